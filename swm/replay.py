@@ -1,0 +1,275 @@
+"""Run a model once, remember how each layer was called, then run any part of it again from any layer upward.
+
+Masks, position embeddings and caches differ by family and by layer; by recording the call instead of rebuilding it,
+none of that has to be known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedModel
+
+from swm.errors import ModelError, PlanError, TextError
+from swm.merge import GrowingMerge, MergedLayer, check_same_shapes, merge_window
+from swm.models import find_decoder
+from swm.plan import DEFAULT_RULE, Window
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Replay:
+    """The calls of one forward pass, with the hidden states to start from.
+
+    Args:
+        model: causal LM in eval mode; not changed.
+        tokens: ids, shape (texts, length), int64, no padding.
+        keep_every: hidden states are kept for every so-manieth layer; for the others the layer below is run again.
+
+    Attributes:
+        reference: final hidden state, after the final norm, shape (texts, length, width).
+        layer_runs: how many times a layer was run for the whole token batch, the recording included.
+
+    Memory: texts * length * width * bytes for each kept layer.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokens: Tensor, keep_every: int = 1) -> None:
+        check_tokens(tokens)
+        self.layers = find_decoder(model).layers
+        self.keep_every = keep_every
+        self.layer_runs = 0
+        self._calls: list[Call] = []
+        self._inputs: dict[int, Tensor] = {}
+        self._tail: list[nn.Module] = []
+        self.reference = self._record(model, tokens)
+        self._check()
+
+    @torch.inference_mode()
+    def run(self, hidden: Tensor, layer: int, parameters: dict[str, Tensor] | None = None) -> Tensor:
+        """Output of one layer for `hidden`, with some of its parameters replaced if given."""
+        args, kwargs = self._calls[layer]
+        module = self.layers[layer]
+        self.layer_runs += 1
+        if parameters:
+            return hidden_of(functional_call(module, parameters, (hidden, *args), kwargs))
+        return hidden_of(module(hidden, *args, **kwargs))
+
+    @torch.inference_mode()
+    def input_of(self, layer: int) -> Tensor:
+        """What the layer was given in the recorded pass."""
+        kept = layer - layer % self.keep_every
+        hidden = self._inputs[kept]
+        for below in range(kept, layer):
+            hidden = self.run(hidden, below)
+        return hidden
+
+    @torch.inference_mode()
+    def finish(self, hidden: Tensor) -> Tensor:
+        """The final hidden state from the last layer's output (final norm and whatever else follows the layers)."""
+        for module in self._tail:
+            hidden = module(hidden)
+        return hidden
+
+    @torch.inference_mode()
+    def _record(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
+        output: Tensor | None = None
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden, call = _split_call(args, kwargs)
+            if output is not None and not (hidden is output or torch.equal(hidden, output)):
+                raise ModelError(
+                    f"{type(model).__name__} changes the hidden state between layers {len(self._calls) - 1} and "
+                    f"{len(self._calls)}, so its layers cannot be run one by one. This architecture is not supported."
+                )
+            if len(self._calls) % self.keep_every == 0:
+                self._inputs[len(self._calls)] = hidden
+            self._calls.append(call)
+
+        def after(module: nn.Module, args: Any, result: Any) -> None:
+            nonlocal output
+            output = hidden_of(result)
+            self.layer_runs += 1
+            _check_finite(output, len(self._calls) - 1)
+
+        def tail(module: nn.Module, args: Any, result: Any) -> None:
+            nonlocal output
+            if len(self._calls) == len(self.layers) and isinstance(result, Tensor):
+                self._tail.append(module)
+                output = result
+
+        parent = find_decoder(model).parent
+        handles = [h for layer in self.layers for h in _layer_hooks(layer, before, after)]
+        handles += [m.register_forward_hook(tail) for m in parent.children() if m is not self.layers]
+        with _removed(handles):
+            run_decoder(model, tokens)
+        if len(self._calls) != len(self.layers) or output is None:
+            raise ModelError(
+                f"{type(model).__name__} ran {len(self._calls)} of its {len(self.layers)} layers, or some twice. "
+                "This architecture is not supported."
+            )
+        return output
+
+    def _check(self) -> None:
+        top = len(self.layers) - 1
+        again = self.finish(self.run(self.input_of(top), top))
+        if not torch.allclose(again.float(), self.reference.float(), rtol=1e-3, atol=1e-3):
+            raise ModelError(
+                "The last layer, run again on its recorded input, gives another result. This architecture keeps "
+                "state between calls and is not supported."
+            )
+
+
+class WindowScorer:
+    """How similar a model with merged windows stays to the original: the score the search asks for.
+
+    Starts at the recorded input of the window's first layer, since everything below is untouched; builds the merged
+    layer step by step while the window grows; never copies the model.
+
+    Source: arXiv:2502.19159, Fig. 2c: cosine of the final hidden states, flattened over a text's tokens, mean over texts.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokens: Tensor, rule: str = DEFAULT_RULE, keep_every: int = 2) -> None:
+        self.rule = rule
+        self._replay = Replay(model, tokens.to(model.device), keep_every)
+        self._growing: GrowingMerge | None = None
+        self._merged: tuple[Window, MergedLayer] | None = None
+        self._committed: dict[Window, MergedLayer] = {}
+
+    @property
+    def layer_runs(self) -> int:
+        """Layers run so far, each for the whole calibration batch."""
+        return self._replay.layer_runs
+
+    @torch.inference_mode()
+    def score(self, merged_above: tuple[Window, ...], window: Window) -> float:
+        """Mean cosine to the original's final hidden state, in [-1, 1]; NaN if the merged model overflows.
+
+        A window whose layers differ in shape cannot be merged: its score is 0, which every threshold rejects.
+        """
+        try:
+            check_same_shapes(self._replay.layers, window)
+        except PlanError:
+            return 0.0
+        hidden = self._replay.input_of(window.first)
+        for base, parameters in self._layers_from(merged_above, window):
+            hidden = self._replay.run(hidden, base, parameters)
+        return mean_cosine(self._replay.finish(hidden), self._replay.reference)
+
+    def _layers_from(self, merged_above: tuple[Window, ...], window: Window) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """The layers of the merged model from the window upward, as (layer to run, parameters to replace)."""
+        layers, known = self._replay.layers, self._committed
+        self._committed = {w: known.get(w) or merge_window(layers, w, self.rule) for w in merged_above}
+        merged = self._grown(window)
+        yield merged.base, merged.parameters
+        layer, by_first = window.last + 1, {w.first: w for w in merged_above}
+        while layer < len(self._replay.layers):
+            above = by_first.get(layer)
+            if above:
+                yield self._committed[above].base, self._committed[above].parameters
+                layer = above.last + 1
+            else:
+                yield layer, {}
+                layer += 1
+
+    def _grown(self, window: Window) -> MergedLayer:
+        """The merged layer; grown by one step when the window asked for last was the same less its first layer."""
+        if self._merged and self._merged[0] == window:
+            return self._merged[1]
+        growing = self._growing
+        if not growing or growing.window.last != window.last or growing.window.first <= window.first:
+            growing = GrowingMerge(self._replay.layers, window.last, self.rule)
+        while growing.window != window:
+            merged = growing.grow()
+        self._growing, self._merged = growing, (window, merged)
+        return merged
+
+
+def mean_cosine(states: Tensor, reference: Tensor) -> float:
+    """Cosine of each text's states, flattened over its tokens, averaged over the texts.
+
+    Args:
+        states, reference: shape (texts, length, width); compared in float32, summed in float64.
+    """
+    x, y = states.float().flatten(1), reference.float().flatten(1)
+    dot, xx, yy = ((a * b).sum(1, dtype=torch.float64) for a, b in ((x, y), (x, x), (y, y)))
+    return float((dot / (xx * yy).sqrt()).mean().clamp(max=1.0))
+
+
+@torch.inference_mode()
+def layer_outputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Input of the first layer, and output of each layer, for every token.
+
+    Args:
+        model: causal LM in eval mode; not changed.
+        tokens: ids, shape (texts, length), int64, no padding.
+
+    Returns:
+        Input, shape (texts, length, width), and outputs, shape (layers, texts, length, width), in the model's dtype.
+        Needs layers * texts * length * width numbers of memory.
+
+    Source: hooks, not `output_hidden_states`: there transformers (5.24) has applied the final norm to the last entry.
+    """
+    check_tokens(tokens)
+    first: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not first:
+            first.append(_split_call(args, kwargs)[0])
+
+    def after(module: nn.Module, args: Any, result: Any) -> None:
+        hidden = hidden_of(result)
+        _check_finite(hidden, len(outputs))
+        outputs.append(hidden)
+
+    with _removed([h for layer in find_decoder(model).layers for h in _layer_hooks(layer, before, after)]):
+        run_decoder(model, tokens.to(model.device))
+    return first[0], torch.stack(outputs)
+
+
+def run_decoder(model: PreTrainedModel, tokens: Tensor) -> None:
+    """One forward pass without the output head, whose logits nobody here needs."""
+    model.base_model(input_ids=tokens, use_cache=False)
+
+
+def hidden_of(result: Any) -> Tensor:
+    """The hidden state in a layer's result: the result itself, or the first of a tuple (older transformers)."""
+    return result[0] if isinstance(result, tuple) else result
+
+
+def check_tokens(tokens: Tensor) -> None:
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise TextError(f"Tokens of shape {tuple(tokens.shape)}: one row for each text is needed. Choose another text.")
+
+
+def _split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+    if args:
+        return args[0], (args[1:], kwargs)
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), ((), rest)
+
+
+def _check_finite(hidden: Tensor, layer: int) -> None:
+    if not torch.isfinite(hidden).all():
+        raise ModelError(
+            f"Layer {layer} gives numbers that are not finite in {str(hidden.dtype).removeprefix('torch.')}. "
+            "Create the experiment again with --dtype float32, or check the model's weights."
+        )
+
+
+def _layer_hooks(layer: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> list[Any]:
+    return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
+
+
+@contextmanager
+def _removed(handles: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

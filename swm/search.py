@@ -1,0 +1,301 @@
+"""Sliding-window search and the exact threshold path. Takes a scoring function, knows no model.
+
+The search walks from the top layer down. A position of the walk is the windows committed so far and the window being
+tried; whether that window is accepted depends on the threshold T only through `similarity >= T`. So the plan is a
+piecewise-constant function of T, and the similarities of the windows tried are all that has to be kept: any plan is
+one walk through that table.
+
+Source: Sliding-Window Merging, arXiv:2502.19159, Fig. 2. Differs from the released code, on purpose: accepts at
+equality, commits a window that is still open at the bottom, never tries a window of one layer, refuses NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from swm.errors import PlanError, SettingsError
+from swm.plan import DEFAULT_RULE, MergePlan, Window, check_rule
+
+Windows = tuple[Window, ...]
+Score = Callable[[Windows, Window], float]
+"""`score(merged_above, window)`: similarity to the original of the model in which `merged_above` (lowest first) and
+`window` are merged and everything below is untouched."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where the walk stands: windows committed so far (lowest first), and the window low..high to try next."""
+
+    committed: Windows
+    high: int
+    low: int
+
+    @property
+    def window(self) -> Window:
+        return Window(self.low, self.high)
+
+    @property
+    def at_bottom(self) -> bool:
+        return self.low < 0
+
+    def accepted(self) -> Position:
+        """The window grows downward by one layer."""
+        return Position(self.committed, self.high, self.low - 1)
+
+    def rejected(self) -> Position:
+        """What was accepted so far is committed, if it is two layers or more; the layer that failed starts anew."""
+        return Position(self._with_pending(), self.low, self.low - 1)
+
+    def _with_pending(self) -> Windows:
+        pending = Window(self.low + 1, self.high)
+        return (pending, *self.committed) if len(pending) >= 2 else self.committed
+
+    def final_windows(self) -> Windows:
+        """The plan's windows once the bottom is reached; a window still open there is committed."""
+        return self._with_pending()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One window tried: its similarity, and what the threshold made of it."""
+
+    window: Window
+    similarity: float
+    accepted: bool
+    committed: Windows = ()
+
+
+@dataclass(frozen=True)
+class PlanAt:
+    """The plan at one threshold, and the interval of thresholds (`low`, `high`] that give the same walk."""
+
+    plan: MergePlan
+    threshold: float
+    low: float
+    high: float
+    similarity: float
+    trace: tuple[Trial, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **self.plan.to_dict(),
+            "threshold": self.threshold,
+            "valid_for": [self.low, self.high],
+            "similarity": self.similarity,
+        }
+
+
+@dataclass
+class ThresholdPath:
+    """Every plan for every threshold in [low, high], as the table of similarities that the walks need.
+
+    `similarities` maps (windows merged above, window tried) to the similarity. It may be incomplete while the search
+    runs: `plan_at` then gives None where the walk needs a similarity that is not there yet.
+    """
+
+    layer_count: int
+    rule: str = DEFAULT_RULE
+    low: float = 0.5
+    high: float = 1.0
+    protect_last: int = 1
+    similarities: dict[tuple[Windows, Window], float] = field(default_factory=dict)
+
+    def plan_at(self, threshold: float) -> PlanAt | None:
+        """Plan, interval and trace at `threshold`; None if a similarity on its way has not been computed yet.
+
+        Raises:
+            SettingsError: if the threshold lies outside the path.
+        """
+        check_threshold(threshold)
+        if not self.low <= threshold <= self.high:
+            raise SettingsError(
+                f"Threshold {threshold:g} lies outside the computed path {self.low:g} - {self.high:g}. "
+                f"Search again with --from {min(threshold, self.low):g}."
+            )
+        walk = self._walk(threshold)
+        if not walk.complete:
+            return None
+        plan = MergePlan(self.layer_count, walk.position.final_windows(), self.rule)
+        accepted = [trial.similarity for trial in walk.trace if trial.accepted]
+        similarity = accepted[-1] if accepted else 1.0
+        low, high = max(walk.low, self.low), min(walk.high, self.high)
+        return PlanAt(plan, threshold, low, high, similarity, tuple(walk.trace))
+
+    def intervals(self) -> list[PlanAt]:
+        """The computed part of the path, from the highest threshold down: one entry for each different walk."""
+        found, threshold = [], self.high
+        while threshold >= self.low:
+            if (step := self.plan_at(threshold)) is not None:
+                found.append(step)
+            threshold = self._walk(threshold).low
+        return found
+
+    def _walk(self, threshold: float) -> _Walk:
+        known = self.similarities.get
+        return _walk(self.layer_count, self.protect_last, threshold, lambda above, window: known((above, window)))
+
+    def covered(self) -> float:
+        """Share of [low, high] for which the plan is known, 0 to 1."""
+        return sum(step.high - step.low for step in self.intervals()) / (self.high - self.low)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "rule": self.rule,
+            "layer_count": self.layer_count,
+            "low": self.low,
+            "high": self.high,
+            "protect_last": self.protect_last,
+            "similarities": [
+                {
+                    "above": [[w.first, w.last] for w in above],
+                    "window": [window.first, window.last],
+                    "similarity": value,
+                }
+                for (above, window), value in self.similarities.items()
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ThresholdPath:
+        path = cls(data["layer_count"], data["rule"], data["low"], data["high"], data["protect_last"])
+        check_rule(path.rule)
+        for row in data["similarities"]:
+            above = tuple(Window(*pair) for pair in row["above"])
+            path.similarities[above, Window(*row["window"])] = float(row["similarity"])
+        return path
+
+
+def find_plan(
+    layer_count: int, score: Score, threshold: float, protect_last: int = 1, rule: str = DEFAULT_RULE
+) -> MergePlan:
+    """The plan of the sliding-window search at one threshold.
+
+    Args:
+        layer_count: layers of the original model.
+        score: see `Score`; called once for each window tried.
+        threshold: in (0, 1]; a window is accepted while its similarity is at least this.
+        protect_last: so many of the top layers are never merged.
+        rule: only written into the plan; `score` has to use the same.
+
+    Raises:
+        SettingsError: if the threshold is not in (0, 1]. PlanError: if a similarity is not a number.
+    """
+    check_threshold(threshold)
+    walk = _walk(layer_count, protect_last, threshold, lambda above, window: _checked(score(above, window), window))
+    return MergePlan(layer_count, walk.position.final_windows(), rule)
+
+
+def threshold_path(
+    layer_count: int,
+    score: Score,
+    low: float,
+    high: float = 1.0,
+    *,
+    protect_last: int = 1,
+    rule: str = DEFAULT_RULE,
+    focus: float | None = None,
+    path: ThresholdPath | None = None,
+    on_step: Callable[[ThresholdPath, float], None] | None = None,
+) -> ThresholdPath:
+    """Every plan for every threshold in [low, high], exactly; each similarity is computed once.
+
+    Args:
+        low, high: ends of the thresholds of interest, in (0, 1].
+        focus: the threshold somebody looks at; the walk at this threshold comes first, then its neighbours.
+        path: an unfinished path to go on from; its similarities are not computed again. It is extended in place.
+        on_step: called after each similarity with the path and the share of [low, high] that is covered.
+
+    Cost: one call of `score` for each branch of the walk (SmolLM2-135M from 0.5: some 800).
+    """
+    check_threshold(low)
+    check_threshold(high)
+    if low >= high:
+        raise SettingsError(f"The path needs a range: --from {low:g} has to be below {high:g}.")
+    path = path or ThresholdPath(layer_count, rule, low, high, protect_last)
+    focus = high if focus is None else min(max(focus, low), high)
+    branches = [(_start(layer_count, protect_last), math.nextafter(path.low, 0.0), path.high)]
+    covered = 0.0
+    while branches:
+        position, a, b = branches.pop(_nearest(branches, focus))
+        if position.at_bottom:
+            covered += b - a
+            continue
+        key = (position.committed, position.window)
+        if key not in path.similarities:
+            path.similarities[key] = _checked(score(*key), position.window)
+            if on_step:
+                on_step(path, covered / (path.high - path.low))
+        similarity = path.similarities[key]
+        if similarity > a:
+            branches.append((position.accepted(), a, min(b, similarity)))
+        if similarity < b:
+            branches.append((position.rejected(), max(a, similarity), b))
+    return path
+
+
+def check_threshold(threshold: float) -> None:
+    """Raise SettingsError unless `threshold` is a number in (0, 1]."""
+    if not 0 < threshold <= 1:  # also false for NaN
+        raise SettingsError(f"Threshold {threshold} is not a similarity. Choose a number above 0 and at most 1.")
+
+
+@dataclass
+class _Walk:
+    """One walk: where it stands, and the thresholds (`low`, `high`] that would have come the same way."""
+
+    position: Position
+    low: float = -math.inf
+    high: float = math.inf
+    trace: list[Trial] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return self.position.at_bottom
+
+
+def _walk(
+    layer_count: int, protect_last: int, threshold: float, similarity_of: Callable[[Windows, Window], float | None]
+) -> _Walk:
+    """Walk from the top to the bottom, or to the first similarity that is None."""
+    walk = _Walk(_start(layer_count, protect_last))
+    while not walk.complete:
+        position = walk.position
+        similarity = similarity_of(position.committed, position.window)
+        if similarity is None:
+            break
+        accepted = similarity >= threshold
+        walk.trace.append(Trial(position.window, similarity, accepted, position.committed))
+        if accepted:
+            walk.high = min(walk.high, similarity)
+            walk.position = position.accepted()
+        else:
+            walk.low = max(walk.low, similarity)
+            walk.position = position.rejected()
+    return walk
+
+
+def _start(layer_count: int, protect_last: int) -> Position:
+    high = layer_count - 1 - protect_last
+    return Position((), high, high - 1)
+
+
+def _checked(similarity: float, window: Window) -> float:
+    if math.isnan(similarity):
+        raise PlanError(
+            f"With layers {window} merged the model's output is not a number. Its weights overflow in this number "
+            "format: create the experiment again with --dtype float32."
+        )
+    return similarity
+
+
+def _nearest(branches: list[tuple[Position, float, float]], focus: float) -> int:
+    """Index of the branch whose interval (a, b] holds the focus, else lies next to it; the latest of equals."""
+
+    def distance(i: int) -> tuple[float, int]:
+        _, a, b = branches[i]
+        return (0.0 if a < focus <= b else min(abs(focus - a), abs(focus - b))), -i
+
+    return min(range(len(branches)), key=distance)

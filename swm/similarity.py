@@ -1,0 +1,205 @@
+"""How alike a model's layers are: CKA and its companions. Tensors in, numbers out.
+
+All pairs at once: each layer gives one vector of features per batch (its centred Gram matrix, or its normalised
+states), and the layers x layers matrix of their products is added up over the batches. Nothing grows with the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from swm.errors import ModelError, SettingsError, TextError
+from swm.replay import layer_outputs
+
+METRICS = {
+    "cka": "Debiased linear CKA: alike up to shift, rotation and scale; 0 for independent layers. Default.",
+    "cka-rbf": "Debiased CKA with a Gaussian kernel (width: half the median distance): looks at near neighbours.",
+    "cka-biased": "Linear CKA as first published: close to 1 whenever tokens are fewer than the width.",
+    "cosine": "Mean cosine between a token's state in both layers: alike without rotation.",
+    "angular": "1 - angle / pi between a token's states, averaged: the distance used by depth pruning of whole blocks.",
+}
+BATCH_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class LayerSimilarity:
+    """Similarity of all layer pairs, and what one pass over the text tells about each layer besides.
+
+    Attributes:
+        matrix: shape (layers, layers), float64, by output of the layer.
+        block_influence: shape (layers,): 1 - mean cosine between a layer's input and output (ShortGPT, arXiv:2403.03853,
+            section 3.2). High means that the layer changes much.
+        norm: shape (layers,): mean length of a token's state after the layer.
+        tokens: how many tokens were measured.
+    """
+
+    matrix: Tensor
+    block_influence: Tensor
+    norm: Tensor
+    tokens: int
+
+
+def layer_similarity(model: PreTrainedModel, tokens: Tensor, metric: str = "cka") -> Tensor:
+    """Similarity of the outputs of all layer pairs.
+
+    Args:
+        model: causal LM in eval mode; not changed.
+        tokens: ids, shape (texts, length), int64, no padding.
+        metric: one of METRICS.
+
+    Returns:
+        Shape (layers, layers), float64, symmetric, ones on the diagonal. CKA and cosine in [-1, 1] (a debiased
+        estimate can fall below 0 by chance), angular in [0, 1].
+
+    Raises:
+        SettingsError: if the metric is unknown. TextError: if there are fewer than 4 tokens in a text batch.
+        ModelError: if a layer's output is not finite, or is the same for every token.
+    """
+    return measure_similarity(model, tokens, metric).matrix
+
+
+def measure_similarity(
+    model: PreTrainedModel, tokens: Tensor, metric: str = "cka", on_batch: Callable[[int, int], None] | None = None
+) -> LayerSimilarity:
+    """As `layer_similarity`, with block influence and norms from the same pass; `on_batch(done, total)` for progress."""
+    check_metric(metric)
+    products: Tensor | None = None
+    influence = norm = torch.zeros(())
+    pair = pair_products(metric)
+    for done, (entry, outputs) in enumerate(_batches(model, tokens), 1):
+        states = outputs.flatten(1, 2)  # (layers, tokens, width)
+        total = pair(states)
+        products = total if products is None else products + total
+        unit = torch.nn.functional.normalize(torch.cat([entry.flatten(0, 1)[None], states]).float(), dim=-1)
+        influence = influence + (1 - (unit[:-1] * unit[1:]).sum(-1).double()).sum(-1).cpu()
+        norm = norm + states.float().norm(dim=-1).double().sum(-1).cpu()
+        if on_batch:
+            on_batch(done, _batch_count(tokens))
+    assert products is not None
+    count = tokens.numel()
+    return LayerSimilarity(normalised(products, metric, count), influence / count, norm / count, count)
+
+
+def pair_products(metric: str) -> Callable[[Tensor], Tensor]:
+    """The function (layers, tokens, width) -> (layers, layers), float64, whose sums over batches `normalised` reads.
+
+    An RBF kernel freezes its width per layer at the first batch, so one function serves one measurement.
+    """
+    if metric == "cka":
+        return lambda states: _gram_products(u_centred(_linear_gram(states)))
+    if metric == "cka-biased":
+        return lambda states: _gram_products(centred(_linear_gram(states)))
+    if metric == "cosine":
+        return lambda states: _token_cosines(states).sum(0)
+    if metric == "angular":
+        return lambda states: (1 - _token_cosines(states).clamp(-1, 1).acos() / torch.pi).sum(0)
+    widths: list[Tensor] = []
+
+    def rbf(states: Tensor) -> Tensor:
+        distances = _squared_distances(states)
+        if not widths:
+            widths.append(_median_distance(distances))
+        sigma = 0.5 * widths[0][:, None, None]
+        return _gram_products(u_centred(torch.exp(-distances / (2 * sigma**2))))
+
+    return rbf
+
+
+def normalised(products: Tensor, metric: str, tokens: int) -> Tensor:
+    """The similarity matrix from the summed products."""
+    if metric in ("cosine", "angular"):
+        matrix = products / tokens
+    else:
+        own = products.diagonal()
+        if not (own > 0).all():
+            layer = int((own <= 0).nonzero()[0])
+            raise ModelError(
+                f"Layer {layer} gives the same output for every token, so its similarity is undefined. "
+                "Use a text with different tokens, or check the model's weights."
+            )
+        matrix = products / (own[:, None] * own[None, :]).sqrt()
+    matrix = (matrix + matrix.T) / 2
+    return matrix.fill_diagonal_(1.0).cpu()
+
+
+def check_metric(metric: str) -> None:
+    if metric not in METRICS:
+        raise SettingsError(f"'{metric}' is not a similarity metric. Choose one of: {', '.join(METRICS)}.")
+
+
+def u_centred(gram: Tensor) -> Tensor:
+    """Gram matrices with zero diagonal, centred so that <K, L> / (n (n-3)) is the unbiased HSIC.
+
+    Args:
+        gram: shape (layers, n, n), n at least 4.
+
+    Source: Song et al. 2012 (JMLR 13) and Nguyen et al. 2020, arXiv:2010.15327, section 2.
+    """
+    n = gram.shape[-1]
+    if n < 4:
+        raise TextError(f"{n} tokens are too few for CKA: at least 4 are needed. Use longer or more texts.")
+    gram = gram.clone()
+    gram.diagonal(dim1=-2, dim2=-1).zero_()
+    means = gram.sum(-1, dtype=torch.float64) / (n - 2)
+    means = means - means.sum(-1, keepdim=True) / (2 * (n - 1))
+    gram = gram - (means[..., :, None] + means[..., None, :]).to(gram.dtype)
+    gram.diagonal(dim1=-2, dim2=-1).zero_()
+    return gram
+
+
+def centred(gram: Tensor) -> Tensor:
+    """HKH with H the centring matrix, for Gram matrices of shape (layers, n, n)."""
+    rows = gram.mean(-1, keepdim=True, dtype=torch.float64)
+    return gram - (rows + rows.transpose(-1, -2) - rows.mean(-2, keepdim=True)).to(gram.dtype)
+
+
+def _linear_gram(states: Tensor) -> Tensor:
+    """X X^T of each layer; float32, of centred states, which loses less precision and changes no CKA."""
+    x = states.float()
+    x = x - x.mean(-2, keepdim=True)
+    return x @ x.transpose(-1, -2)
+
+
+def _gram_products(gram: Tensor) -> Tensor:
+    """n HSIC of all pairs up to one constant: dividing by n - 3 weighs batches of unequal size by their tokens."""
+    vectors = gram.flatten(1).double()
+    return vectors @ vectors.T / (gram.shape[-1] - 3)
+
+
+def _squared_distances(states: Tensor) -> Tensor:
+    gram = _linear_gram(states)
+    square = gram.diagonal(dim1=-2, dim2=-1)
+    return (square[:, :, None] + square[:, None, :] - 2 * gram).clamp_(min=0)
+
+
+def _median_distance(squared: Tensor) -> Tensor:
+    """Median distance between different samples, shape (layers,)."""
+    n = squared.shape[-1]
+    above = torch.triu_indices(n, n, 1, device=squared.device)
+    distances = squared[:, above[0], above[1]].sqrt().double()
+    return (
+        torch.quantile(distances, 0.5, dim=-1).float()
+        if distances.shape[1] <= 2**23
+        else distances.median(-1)[0].float()
+    )
+
+
+def _token_cosines(states: Tensor) -> Tensor:
+    """Cosines between layers, shape (tokens, layers, layers), float64."""
+    unit = torch.nn.functional.normalize(states.float(), dim=-1).transpose(0, 1)
+    return (unit @ unit.transpose(-1, -2)).double()
+
+
+def _batch_count(tokens: Tensor) -> int:
+    return min(len(tokens), max(1, round(tokens.numel() / BATCH_TOKENS)))
+
+
+def _batches(model: PreTrainedModel, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for texts in tokens.tensor_split(_batch_count(tokens)):
+        with torch.inference_mode():
+            yield layer_outputs(model, texts)

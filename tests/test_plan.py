@@ -1,0 +1,41 @@
+import pytest
+
+from swm.errors import PlanError, SettingsError
+from swm.plan import MergePlan, Window, parse_windows
+
+
+def test_layers_left_counts_one_layer_for_each_window():
+    # 30 layers; 22-23 saves one, 25-27 saves two.
+    assert MergePlan(30, (Window(22, 23), Window(25, 27))).layers_left == 27
+    assert MergePlan(30).layers_left == 30
+
+
+def test_kept_layers_name_what_each_merged_layer_was_made_from():
+    kept = MergePlan(5, (Window(1, 2),)).kept_layers()
+    assert [str(w) for w in kept] == ["0-0", "1-2", "3-3", "4-4"]
+
+
+def test_plan_survives_a_round_trip():
+    plan = MergePlan(12, (Window(1, 2), Window(5, 9)), "mean")
+    assert MergePlan.from_dict(plan.to_dict()) == plan
+
+
+@pytest.mark.parametrize("windows", [((3, 3),), ((4, 3),), ((7, 8),), ((1, 3), (3, 4)), ((4, 5), (1, 2))])
+def test_windows_that_do_not_fit_are_refused_with_the_reason(windows):
+    with pytest.raises(PlanError, match="does not fit: it needs two or more of the layers"):
+        MergePlan(8, tuple(Window(*w) for w in windows))
+
+
+def test_windows_are_read_in_any_order():
+    assert parse_windows("27-28, 25-26") == (Window(25, 26), Window(27, 28))
+
+
+@pytest.mark.parametrize("text", ["27", "a-b", "1-2;3-4", "../x", "1--2", "-1-2"])
+def test_what_is_no_window_is_refused_with_an_example(text):
+    with pytest.raises(PlanError, match="27-28,25-26"):
+        parse_windows(text)
+
+
+def test_unknown_rule_names_the_known_ones():
+    with pytest.raises(SettingsError, match="rdsc, replace, mean, keep_first, keep_last"):
+        MergePlan(4, (), "avg")
