@@ -1,4 +1,4 @@
-"""Where things lie on disk, and how they are written so that a crash leaves the old or the new file, never half of one."""
+"""Where things lie on disk, and how they are written: a crash leaves the old or the new file, never half of one."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ class WindowScorer:
     Starts at the recorded input of the window's first layer, since everything below is untouched; builds the merged
     layer step by step while the window grows; never copies the model.
 
-    Source: arXiv:2502.19159, Fig. 2c: cosine of the final hidden states, flattened over a text's tokens, mean over texts.
+    Source: arXiv:2502.19159, Fig. 2c: cosine of the final hidden states, over all tokens of a text, mean of texts.
     """
 
     def __init__(self, model: PreTrainedModel, tokens: Tensor, rule: str = DEFAULT_RULE, keep_every: int = 2) -> None:

@@ -133,6 +133,27 @@ class ThresholdPath:
             threshold = self._walk(threshold).low
         return found
 
+    def extend(self, threshold: float, score: Score, on_step: Callable[[int], None] | None = None) -> PlanAt:
+        """Compute what the walk at one threshold still needs, and give its plan.
+
+        Raises:
+            SettingsError: if the threshold is not in (0, 1]. PlanError: if a similarity is not a number.
+        """
+        check_threshold(threshold)
+        self.low, self.high = min(self.low, threshold), max(self.high, threshold)
+
+        def similarity(above: Windows, window: Window) -> float:
+            if (above, window) not in self.similarities:
+                self.similarities[above, window] = _checked(score(above, window), window)
+                if on_step:
+                    on_step(self.layer_count - 1 - window.first)
+            return self.similarities[above, window]
+
+        _walk(self.layer_count, self.protect_last, threshold, similarity)
+        step = self.plan_at(threshold)
+        assert step is not None
+        return step
+
     def _walk(self, threshold: float) -> _Walk:
         known = self.similarities.get
         return _walk(self.layer_count, self.protect_last, threshold, lambda above, window: known((above, window)))
@@ -183,9 +204,7 @@ def find_plan(
     Raises:
         SettingsError: if the threshold is not in (0, 1]. PlanError: if a similarity is not a number.
     """
-    check_threshold(threshold)
-    walk = _walk(layer_count, protect_last, threshold, lambda above, window: _checked(score(above, window), window))
-    return MergePlan(layer_count, walk.position.final_windows(), rule)
+    return ThresholdPath(layer_count, rule, protect_last=protect_last).extend(threshold, score).plan
 
 
 def threshold_path(

@@ -32,8 +32,8 @@ class LayerSimilarity:
 
     Attributes:
         matrix: shape (layers, layers), float64, by output of the layer.
-        block_influence: shape (layers,): 1 - mean cosine between a layer's input and output (ShortGPT, arXiv:2403.03853,
-            section 3.2). High means that the layer changes much.
+        block_influence: shape (layers,): 1 - mean cosine between a layer's input and output; high means that the layer
+            changes much. Source: ShortGPT, arXiv:2403.03853, section 3.2.
         norm: shape (layers,): mean length of a token's state after the layer.
         tokens: how many tokens were measured.
     """
@@ -66,7 +66,7 @@ def layer_similarity(model: PreTrainedModel, tokens: Tensor, metric: str = "cka"
 def measure_similarity(
     model: PreTrainedModel, tokens: Tensor, metric: str = "cka", on_batch: Callable[[int, int], None] | None = None
 ) -> LayerSimilarity:
-    """As `layer_similarity`, with block influence and norms from the same pass; `on_batch(done, total)` for progress."""
+    """As `layer_similarity`, with block influence and norms from the same pass; calls `on_batch(done, total)`."""
     check_metric(metric)
     products: Tensor | None = None
     influence = norm = torch.zeros(())

