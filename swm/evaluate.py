@@ -1,0 +1,240 @@
+"""Zero-shot tasks and perplexity. The only module that imports lm_eval."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.errors import SettingsError, TextError
+from swm.texts import TASK_DATA, task_dataset
+
+# Metric of each task in the paper's tables: accuracy, or accuracy with the log-likelihood divided by the bytes of the
+# answer ("acc_norm") where answers differ in length.
+PAPER_METRICS = {
+    "boolq": "acc",
+    "piqa": "acc",
+    "hellaswag": "acc_norm",
+    "winogrande": "acc",
+    "arc_easy": "acc",
+    "arc_challenge": "acc_norm",
+    "openbookqa": "acc_norm",
+}
+TASKS = tuple(PAPER_METRICS)
+# Where lm-eval keeps their definitions.
+TASK_FOLDERS = {
+    "boolq": "super_glue/boolq",
+    "piqa": "piqa",
+    "hellaswag": "hellaswag",
+    "winogrande": "winogrande",
+    "arc_easy": "arc",
+    "arc_challenge": "arc",
+    "openbookqa": "openbookqa",
+}
+OnProgress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's score.
+
+    Attributes:
+        value: share of documents answered right, 0 to 1.
+        stderr: standard error of `value` over documents.
+        correct: right or not for each document, in order.
+    """
+
+    task: str
+    value: float
+    stderr: float
+    metric: str
+    documents: int
+    version: str
+    data: str
+    correct: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "value": self.value,
+            "stderr": self.stderr,
+            "metric": self.metric,
+            "documents": self.documents,
+            "version": self.version,
+            "data": self.data,
+        }
+
+
+@torch.inference_mode()
+def perplexity(
+    model: PreTrainedModel, tokens: Tensor, batch: int = 8, on_progress: OnProgress | None = None
+) -> dict[str, Any]:
+    """Perplexity of texts that stand each on their own (no context carried over).
+
+    Args:
+        tokens: ids, shape (texts, length), int64, no padding; the first token of a text is given, not predicted.
+
+    Returns:
+        `value`; `low` and `high`, its 95 % interval over texts (normal, on the mean log-likelihood per text);
+        `texts`, `length_tokens`, `predicted_tokens`.
+
+    Raises:
+        TextError: if a text has fewer than two tokens. ValueError: if the loss is not finite.
+    """
+    if tokens.shape[1] < 2:
+        raise TextError("A text of one token has nothing to predict. Choose longer texts.")
+    losses: list[float] = []
+    for part in tokens.split(batch):
+        ids = part.to(model.device)
+        logits = model(ids, use_cache=False).logits[:, :-1].float()
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        losses += loss.view(len(part), -1).mean(1, dtype=torch.float64).tolist()
+        if on_progress:
+            on_progress(len(losses), len(tokens), "perplexity")
+    mean = math.fsum(losses) / len(losses)
+    spread = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1) / len(losses))
+    # Beyond e^50 the number says no more than "broken", and JSON has no infinity.
+    value, low, high = (math.exp(min(x, 50.0)) for x in (mean, mean - 1.96 * spread, mean + 1.96 * spread))
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "texts": len(losses),
+        "length_tokens": tokens.shape[1],
+        "predicted_tokens": len(losses) * (tokens.shape[1] - 1),
+    }
+
+
+def zero_shot(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str] = TASKS,
+    limit: int | None = 100,
+    on_progress: OnProgress | None = None,
+) -> list[TaskScore]:
+    """Zero-shot scores through lm-eval's own tasks and metrics.
+
+    Args:
+        tasks: names that lm-eval knows. The seven of PAPER_METRICS use the bundled data, others the hub.
+        limit: the first so-many documents of each task; None for all.
+
+    Raises:
+        SettingsError: if a task is unknown, or its data cannot be had.
+    """
+    from lm_eval import simple_evaluate
+
+    from swm.scoring import SharedContextLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--limit {limit} is out of range. Choose 1 or more documents, or none for all.")
+    manager = _task_manager(tasks)
+    check_tasks(tasks, manager.all_subtasks)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    report = on_progress or (lambda done, total, text: None)
+    scores = []
+    for index, name in enumerate(tasks):
+
+        def requests_done(done: int, total: int, index: int = index, name: str = name) -> None:
+            report(100 * index + 100 * done // total, 100 * len(tasks), name)
+
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            # lm-eval warns and draws bars of its own; what matters of it is in the scores.
+            warnings.simplefilter("ignore")
+            results: Any = simple_evaluate(
+                model=SharedContextLM(model, tokenizer, requests_done),
+                tasks=[_task(name, manager, limit)],
+                task_manager=manager,
+                num_fewshot=0,
+                limit=limit,
+                bootstrap_iters=0,
+                random_seed=0,
+                numpy_random_seed=1234,
+                torch_random_seed=1234,
+                fewshot_random_seed=1234,
+            )
+        scores.append(_score(name, results))
+    return scores
+
+
+def _task_manager(tasks: Sequence[str]) -> Any:
+    """lm-eval's index of tasks; for the seven alone only their folders, since indexing all takes 10 seconds."""
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
+    if not all(task in TASK_FOLDERS for task in tasks):
+        return TaskManager()
+    root = Path(lm_eval.tasks.__file__).parent
+    return TaskManager(include_defaults=False, include_path=sorted({str(root / TASK_FOLDERS[task]) for task in tasks}))
+
+
+def check_tasks(tasks: Sequence[str], known: Sequence[str]) -> None:
+    for task in tasks:
+        if task not in known:
+            raise SettingsError(
+                f"'{task}' is not a task that lm-eval knows. Bundled: {', '.join(TASKS)}; all others: lm-eval ls tasks."
+            )
+
+
+def parse_tasks(text: str) -> tuple[str, ...]:
+    """Task names from a comma-separated list; "all" is the seven of the paper."""
+    if text.strip() == "all":
+        return TASKS
+    tasks = tuple(filter(None, (part.strip() for part in text.split(","))))
+    if not tasks:
+        raise SettingsError("No task is named. Write all, or names with commas between, as in boolq,piqa.")
+    return tasks
+
+
+def _task(name: str, manager: Any, limit: int | None) -> Any:
+    """The registered task; for the seven with the bundled documents in place of the hub's."""
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if name not in TASK_DATA:
+        try:
+            return next(iter(manager.load_task_or_group(name).values()))
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise SettingsError(
+                f"The data of task {name} cannot be had ({type(error).__name__}). Without a network only the bundled "
+                f"tasks work: {', '.join(TASKS)}."
+            ) from None
+    # lm-eval has no public way to give a registered task other documents: a dict with its name is not merged with it.
+    config = load_yaml(manager.task_index[name].yaml_path)
+    config = {key: value for key, value in config.items() if key not in ("tag", "group")}
+    config.update(
+        custom_dataset=lambda **_: {"validation": task_dataset(name, limit)},
+        validation_split="validation",
+        test_split=None,
+        training_split=None,
+    )
+    if name == "boolq":
+        config["doc_to_target"] = lambda doc: int(doc["answer"])
+    return ConfigurableTask(config=config)
+
+
+def _score(task: str, results: dict[str, Any]) -> TaskScore:
+    row = results["results"][task]
+    metrics = [key.split(",")[0] for key in row if key.endswith(",none") and "_stderr" not in key]
+    metric = PAPER_METRICS.get(task) or next(
+        (m for m in ("acc_norm", "acc", "exact_match") if m in metrics), metrics[0]
+    )
+    samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+    correct = tuple(float(sample[metric]) for sample in samples)
+    value = math.fsum(correct) / len(correct)
+    # Sample standard error, as lm-eval gives it for a mean.
+    spread = math.sqrt(math.fsum((c - value) ** 2 for c in correct) / max(1, len(correct) - 1) / len(correct))
+    data = "bundled" if task in TASK_DATA else "hub"
+    version = str(results["versions"].get(task, ""))
+    return TaskScore(task, value, spread, metric, len(correct), version, data, correct)

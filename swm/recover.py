@@ -1,0 +1,277 @@
+"""Recovery of a merged model with LoRA. The only module that imports peft."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from swm.errors import Cancelled, ModelError, SettingsError, TextError
+from swm.models import bfloat16_is_faster
+from swm.texts import Example
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100  # label of a token whose loss does not count
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """What LoRA does. One step sees batch * accumulate sequences of at most `length` tokens.
+
+    Attributes:
+        loss_on: "text" packs the examples and learns every token; "response" learns the answer's tokens only.
+        held_out: sequences kept apart; the checkpoint with the lowest loss on them is the result.
+    """
+
+    preset: str = "quick"
+    texts: str = "instructions"
+    loss_on: str = "text"
+    steps: int = 80
+    batch: int = 8
+    accumulate: int = 1
+    length: int = 256
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    learning_rate: float = 2e-3
+    warmup_steps: int = 8
+    schedule: str = "cosine"
+    held_out: int = 16
+    save_every: int = 20
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        limits = {
+            "steps": (1, 1_000_000), "batch": (1, 4096), "accumulate": (1, 4096), "length": (8, 131_072),
+            "rank": (1, 1024), "alpha": (1, 8192), "dropout": (0, 0.9), "learning_rate": (1e-8, 1.0),
+            "warmup_steps": (0, 1_000_000), "held_out": (1, 10_000), "save_every": (1, 1_000_000),
+        }  # fmt: skip
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise SettingsError(f"{name} {value} is out of range. Choose {low:g} to {high:g}.")
+        if self.loss_on not in ("text", "response"):
+            raise SettingsError(f"loss_on '{self.loss_on}' is unknown. Choose text or response.")
+
+
+# "paper": the released settings (LLM-Pruner's recovery): 2 epochs of 51,760 examples in batches of 64.
+PRESETS = {
+    "quick": RecoverySettings(),
+    "paper": RecoverySettings(
+        preset="paper",
+        texts="alpaca-cleaned",
+        loss_on="response",
+        steps=1616,
+        batch=4,
+        accumulate=16,
+        rank=8,
+        alpha=16,
+        dropout=0.05,
+        learning_rate=1e-4,
+        warmup_steps=100,
+        schedule="linear",
+        held_out=2000,
+        save_every=200,
+    ),
+}
+PRESET_HELP = {
+    "quick": "80 steps of 8 x 256 tokens, all tokens, rank 16, learning rate 2e-3: minutes on a processor for 135M.",
+    "paper": "2 epochs of alpaca-cleaned in batches of 64, answers only, rank 8, learning rate 1e-4: hours on a GPU.",
+}
+
+OnStep = Callable[[int, int, dict[str, float]], None]
+
+
+def preset_settings(preset: str, **changes: Any) -> RecoverySettings:
+    """A preset with some settings changed; None leaves a setting as it is."""
+    if preset not in PRESETS:
+        raise SettingsError(f"'{preset}' is not a recovery preset. Choose one of: {', '.join(PRESETS)}.")
+    settings = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
+    return replace(settings, warmup_steps=min(settings.warmup_steps, settings.steps // 4))
+
+
+def recover(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    folder: Path,
+    on_step: OnStep | None = None,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Train LoRA adapters on all linear maps of the layers and fold them in.
+
+    Args:
+        model: the merged model; it is changed.
+        examples: recovery examples in the order to use them.
+        folder: for checkpoints and `adapter/` (a peft folder); a checkpoint found there is gone on from.
+        on_step: called after each step with (step, steps, numbers: loss, learning_rate, held_out_loss, ...); may raise
+            Cancelled, then a checkpoint is written first.
+
+    Returns:
+        The model with the adapters folded in, and a summary: first and last loss, held-out losses, trained parameters.
+
+    Raises:
+        TextError: if there are too few examples. ModelError: if the loss is not finite.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    rows = training_rows(tokenizer, examples, settings)
+    if len(rows) < settings.held_out + settings.batch:
+        raise TextError(
+            f"The recovery text gives {len(rows)} sequences of {settings.length} tokens; {settings.held_out} are held "
+            f"out and a batch needs {settings.batch}. Choose a longer text or lower --length or --batch."
+        )
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        bias="none",
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(settings.seed)
+    adapted: Any = get_peft_model(model, lora)
+    trainer, watch = _trainer(adapted, rows, settings, folder, on_step)
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    if watch.failure:
+        raise watch.failure
+    adapted.save_pretrained(folder / "adapter")
+    summary = {
+        "bfloat16": trainer.args.bf16,
+        "trained_parameters": sum(p.numel() for p in adapted.parameters() if p.requires_grad),
+        "training_tokens": settings.steps * settings.batch * settings.accumulate * settings.length,
+        "sequences": len(rows) - settings.held_out,
+        "held_out_losses": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
+    }
+    folded = adapted.merge_and_unload()
+    return folded.eval(), summary
+
+
+def training_rows(
+    tokenizer: PreTrainedTokenizerBase, examples: list[Example], settings: RecoverySettings
+) -> list[dict[str, list[int]]]:
+    """Token ids with labels, all of `settings.length` tokens.
+
+    Packed ("text"): the examples one after another, end-of-text between them, cut into equal parts. Else ("response"):
+    one example each, cut or padded; the prompt and the padding have no label.
+    """
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+    length = settings.length
+    if settings.loss_on == "text":
+        texts = [example.prompt + example.response for example in examples]
+        stream = [token for ids in _encode(tokenizer, texts) for token in (*ids, end)]
+        parts = [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
+        return [{"input_ids": part, "labels": part, "attention_mask": [1] * length} for part in parts]
+    prompts = _encode(tokenizer, [example.prompt for example in examples])
+    responses = _encode(tokenizer, [example.response for example in examples])
+    rows = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        ids = [*prompt, *response, end][:length]
+        labels = ([IGNORED] * len(prompt) + [*response, end])[:length]
+        if all(label == IGNORED for label in labels):
+            continue  # the prompt alone fills the sequence
+        padding = length - len(ids)
+        rows.append(
+            {
+                "input_ids": ids + [end] * padding,
+                "labels": labels + [IGNORED] * padding,
+                "attention_mask": [1] * len(ids) + [0] * padding,
+            }
+        )
+    return rows
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    return list(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids) if texts else []
+
+
+def _trainer(
+    adapted: Any, rows: list[dict[str, list[int]]], settings: RecoverySettings, folder: Path, on_step: OnStep | None
+) -> tuple[Trainer, _Watch]:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch,
+        per_device_eval_batch_size=settings.batch,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=settings.save_every,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        load_best_model_at_end=settings.steps >= settings.save_every,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        report_to=[],
+        disable_tqdm=True,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        bf16=bfloat16_is_faster(next(adapted.parameters()).device),
+        use_cpu=next(adapted.parameters()).device.type == "cpu",
+        dataloader_pin_memory=False,
+    )
+    watch = _Watch(settings.steps, on_step)
+    held_out, train = rows[: settings.held_out], rows[settings.held_out :]
+    trainer = Trainer(adapted, arguments, train_dataset=train, eval_dataset=held_out, callbacks=[watch])  # type: ignore[arg-type]
+    trainer.remove_callback(_printer())
+    return trainer, watch
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+class _Watch(TrainerCallback):
+    """Passes numbers on, and stops the training in good order: with a checkpoint when the user cancelled."""
+
+    def __init__(self, steps: int, on_step: OnStep | None) -> None:
+        self.failure: BaseException | None = None
+        self._steps, self._on_step = steps, on_step or (lambda step, steps, numbers: None)
+
+    def on_log(  # type: ignore[override]
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        names = {
+            "loss": "loss",
+            "learning_rate": "learning_rate",
+            "eval_loss": "held_out_loss",
+            "grad_norm": "grad_norm",
+        }
+        numbers = {names[key]: float(value) for key, value in logs.items() if key in names}
+        if not numbers:
+            return
+        if not all(math.isfinite(value) for value in numbers.values()):
+            self.failure = ModelError(
+                f"The loss is not a number any more at step {state.global_step}. Recover again with a lower "
+                "--learning-rate, or with --dtype float32."
+            )
+            control.should_training_stop = True
+            return
+        try:
+            self._on_step(state.global_step, self._steps, numbers)
+        except Cancelled as cancelled:
+            self.failure = cancelled
+            control.should_training_stop = control.should_save = True

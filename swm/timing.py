@@ -1,0 +1,164 @@
+"""Latency, throughput and memory of generation. Two models are timed in turn, so that a busy moment hits both."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from swm.models import size_bytes
+
+WARM_UP = 2
+OnProgress = Callable[[int, int, str], None]
+
+
+def time_models(
+    models: Sequence[PreTrainedModel],
+    prompt: Tensor,
+    new_tokens: int = 32,
+    repetitions: int = 7,
+    on_progress: OnProgress | None = None,
+) -> list[dict[str, Any]]:
+    """How fast each model generates, measured in turn: once each, then again.
+
+    Args:
+        models: in eval mode, all on one device.
+        prompt: ids, shape (1, length).
+        new_tokens: generated each time, greedily, with KV cache; an end-of-text token does not stop it.
+
+    Returns:
+        For each model: `latency_ms` (median of a whole generation), `latency_p10_ms`, `latency_p90_ms`,
+        `prefill_ms` (median, the prompt alone), `tokens_per_second` (new tokens after the first, by the median decode
+        time), `peak_memory_bytes` (weights and what generation adds), and for all but the first `speedup`: median of
+        the ratios first / this one in each turn, with `low` and `high` (smallest and largest ratio). Conditions:
+        `prompt_tokens`, `new_tokens`, `repetitions`, `warm_up`, `threads`, `device`, `dtype`.
+    """
+    latencies: list[list[float]] = [[] for _ in models]
+    prefills: list[list[float]] = [[] for _ in models]
+    peaks = [0] * len(models)
+    total = WARM_UP + repetitions
+    for turn in range(total):
+        for index, model in enumerate(models):
+            with _peak_memory(model) as peak:
+                prefill, latency = _generation_seconds(model, prompt, new_tokens)
+            if turn >= WARM_UP:
+                prefills[index].append(prefill)
+                latencies[index].append(latency)
+                peaks[index] = max(peaks[index], peak[0])
+        if on_progress:
+            on_progress(turn + 1, total, "generating")
+    return [
+        _summary(model, prompt, new_tokens, prefills[i], latencies[i], peaks[i], latencies[0] if i else None)
+        for i, model in enumerate(models)
+    ]
+
+
+def _summary(
+    model: PreTrainedModel,
+    prompt: Tensor,
+    new_tokens: int,
+    prefills: list[float],
+    latencies: list[float],
+    peak: int,
+    reference: list[float] | None,
+) -> dict[str, Any]:
+    decode = statistics.median(latency - prefill for latency, prefill in zip(latencies, prefills, strict=True))
+    ordered = sorted(latencies)
+    summary = {
+        "latency_ms": 1000 * statistics.median(latencies),
+        "latency_p10_ms": 1000 * ordered[math.floor(0.1 * (len(ordered) - 1))],
+        "latency_p90_ms": 1000 * ordered[math.ceil(0.9 * (len(ordered) - 1))],
+        "prefill_ms": 1000 * statistics.median(prefills),
+        "tokens_per_second": (new_tokens - 1) / decode,
+        "peak_memory_bytes": size_bytes(model) + peak,
+        "prompt_tokens": prompt.shape[1],
+        "new_tokens": new_tokens,
+        "repetitions": len(latencies),
+        "warm_up": WARM_UP,
+        "threads": torch.get_num_threads(),
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    if reference:
+        ratios = [base / own for base, own in zip(reference, latencies, strict=True)]
+        summary["speedup"] = {"value": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+    return summary
+
+
+@torch.inference_mode()
+def _generation_seconds(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
+    """Seconds until the first token, and until the last."""
+    start = time.perf_counter()
+    times: list[float] = []
+    for _ in generated_tokens(model, prompt, new_tokens):
+        _wait(model)
+        times.append(time.perf_counter() - start)
+    return times[0], times[-1]
+
+
+def generated_tokens(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> Iterator[Tensor]:
+    """Greedy continuation of a prompt, one token at a time, shape (1, 1) each; with KV cache, never stopping early."""
+    result: Any = model(prompt.to(model.device), use_cache=True, logits_to_keep=1)
+    for step in range(new_tokens):
+        token = result.logits[:, -1:].argmax(-1)
+        yield token
+        if step + 1 < new_tokens:
+            result = model(token, use_cache=True, logits_to_keep=1, **{_cache_name(result): _cache(result)})
+
+
+def _cache_name(result: Any) -> str:
+    return "cache" if "cache" in result else "past_key_values"
+
+
+def _cache(result: Any) -> Any:
+    return result[_cache_name(result)]
+
+
+def _wait(model: PreTrainedModel) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+@contextmanager
+def _peak_memory(model: PreTrainedModel) -> Iterator[list[int]]:
+    """A list whose one entry is, after the block, how many bytes it took beyond those in use before."""
+    peak = [0]
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+        before = torch.cuda.memory_allocated(model.device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated(model.device) - before
+        return
+    _return_freed_memory()
+    process, stop = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            peak[0] = max(peak[0], process.memory_info().rss - before)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _return_freed_memory() -> None:
+    """Give freed memory back to the system, else a second generation seems to need none. glibc only."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
