@@ -1,0 +1,233 @@
+"""Plotly figures from plain data; the pages and the report draw the same ones.
+
+Colours: similarity is always cividis from 0 to 1. Blue is better or accepted, orange worse or rejected; colour-blind
+readers can tell them apart. Windows have colours of their own. All else is grey: it has to work on light and dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from swm.plan import MergePlan, Window
+from swm.search import PlanAt
+
+BETTER, WORSE = "#2f6fde", "#d9730d"
+GREY, LINE = "rgba(128,136,150,0.28)", "rgba(128,136,150,0.9)"
+WINDOW_COLOURS = ("#0072b2", "#cc79a7", "#009e73", "#a6761d", "#7b68b5", "#56b4e9")
+
+
+def similarity_heatmap(matrix: Sequence[Sequence[float]], name: str, windows: Sequence[Window] = ()) -> go.Figure:
+    """Similarity of all layer pairs, layer 0 in the lower left corner; windows outlined."""
+    count = len(matrix)
+    layers = list(range(count))
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[round(value, 4) for value in row] for row in matrix],
+            x=layers,
+            y=layers,
+            zmin=0,
+            zmax=1,
+            colorscale="Cividis",
+            colorbar={"title": {"text": name, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            hovertemplate="layer %{y} and layer %{x}<br>" + name + " %{z:.4f}<extra></extra>",
+        )
+    )
+    for index, window in enumerate(windows):
+        low, high = window.first - 0.5, window.last + 0.5
+        colour = WINDOW_COLOURS[index % len(WINDOW_COLOURS)]
+        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": "white", "width": 4})
+        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": colour, "width": 2})
+    axis = {"title": {"text": "layer"}, "range": [-0.5, count - 0.5], "showgrid": False, "zeroline": False}
+    figure.update_layout(
+        xaxis={**axis, "constrain": "domain"},
+        yaxis={**axis, "scaleanchor": "x", "constrain": "domain"},
+        height=560,
+        margin={"l": 50, "r": 10, "t": 10, "b": 45},
+    )
+    return figure
+
+
+def depth_lines(similarity_to_next: Sequence[float], block_influence: Sequence[float]) -> go.Figure:
+    """Along the depth: similarity to the next layer, and how much each layer changes its input."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=list(range(len(similarity_to_next))),
+        y=list(similarity_to_next),
+        name="similarity to the next layer",
+        mode="lines+markers",
+        line={"color": BETTER},
+        hovertemplate="layer %{x}: %{y:.4f}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=list(range(len(block_influence))),
+        y=list(block_influence),
+        name="block influence",
+        mode="lines+markers",
+        line={"color": WORSE, "dash": "dot"},
+        hovertemplate="layer %{x}: %{y:.4f}<extra></extra>",
+    )
+    return _plain(figure, "layer", "", 300, legend=True)
+
+
+def norm_line(norms: Sequence[float]) -> go.Figure:
+    """Mean length of a token's state after each layer."""
+    figure = go.Figure(
+        go.Bar(
+            x=list(range(len(norms))),
+            y=list(norms),
+            marker_color=LINE,
+            hovertemplate="layer %{x}: %{y:,.0f}<extra></extra>",
+        )
+    )
+    return _plain(figure, "layer", "mean length of a token's state", 260)
+
+
+def layer_strip(plan: MergePlan) -> go.Figure:
+    """The layers before and after: each merged layer stands below the window it was made from, as wide as it."""
+    colour = {window: WINDOW_COLOURS[i % len(WINDOW_COLOURS)] for i, window in enumerate(plan.windows)}
+    of_layer = {layer: window for window in plan.windows for layer in range(window.first, window.last + 1)}
+    layers = list(range(plan.layer_count))
+    kept = plan.kept_layers()
+    figure = go.Figure()
+    figure.add_bar(
+        x=layers,
+        y=[1.0] * len(layers),
+        base=1.25,
+        width=0.92,
+        text=[str(layer) for layer in layers],
+        marker_color=[colour.get(of_layer.get(layer, Window(-1, -1)), GREY) for layer in layers],
+        hovertext=[
+            f"layer {layer}" + (f", in window {of_layer[layer]}" if layer in of_layer else "") for layer in layers
+        ],
+    )
+    figure.add_bar(
+        x=[(window.first + window.last) / 2 for window in kept],
+        y=[1.0] * len(kept),
+        base=0,
+        width=[len(window) - 0.08 for window in kept],
+        text=[str(new) for new in range(len(kept))],
+        marker_color=[colour.get(window, GREY) for window in kept],
+        hovertext=[
+            f"new layer {new}: " + (f"layers {window} merged" if len(window) > 1 else f"layer {window.first} as it was")
+            for new, window in enumerate(kept)
+        ],
+    )
+    figure.update_traces(
+        hovertemplate="%{hovertext}<extra></extra>", textposition="inside", insidetextanchor="middle", textangle=0
+    )
+    figure.update_layout(
+        barmode="overlay",
+        bargap=0,
+        showlegend=False,
+        height=150,
+        margin={"l": 55, "r": 5, "t": 5, "b": 5},
+        uniformtext={"minsize": 7, "mode": "hide"},
+        xaxis={"visible": False, "range": [-0.6, plan.layer_count - 0.4], "fixedrange": True},
+        yaxis={
+            "tickvals": [0.5, 1.75],
+            "ticktext": ["after", "before"],
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+            "range": [-0.05, 2.3],
+        },
+    )
+    return figure
+
+
+def staircase(steps: Sequence[PlanAt], threshold: float) -> go.Figure:
+    """Layers left against the threshold, with the current one. Not monotone: it is drawn as it is."""
+    x: list[float | None] = []
+    y: list[int | None] = []
+    for upper, step in zip([None, *steps], steps, strict=False):
+        if upper is not None and upper.low > step.high:
+            x.append(None)  # not computed yet
+            y.append(None)
+        x += [step.high, step.low]
+        y += [step.plan.layers_left] * 2
+    figure = go.Figure(
+        go.Scatter(
+            x=x,
+            y=y,
+            mode="lines",
+            line={"color": LINE, "width": 2},
+            hovertemplate="threshold %{x:.4f}: %{y} layers<extra></extra>",
+        )
+    )
+    figure.add_vline(x=threshold, line={"color": BETTER, "width": 2})
+    return _plain(figure, "threshold", "layers left", 320)
+
+
+def trace_chart(step: PlanAt) -> go.Figure:
+    """Every window tried, in order, against the threshold."""
+    figure = go.Figure()
+    for accepted, name, colour, symbol in ((True, "accepted", BETTER, "circle"), (False, "rejected", WORSE, "x")):
+        chosen = [(i, trial) for i, trial in enumerate(step.trace, 1) if trial.accepted == accepted]
+        figure.add_scatter(
+            x=[i for i, _ in chosen],
+            y=[trial.similarity for _, trial in chosen],
+            mode="markers",
+            name=name,
+            marker={"color": colour, "symbol": symbol, "size": 9},
+            text=[
+                f"layers {t.window}: similarity {t.similarity:.4f}<br>"
+                + ("grows further down" if accepted else f"below the threshold: layer {t.window.first} starts anew")
+                for _, t in chosen
+            ],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    figure.add_hline(y=step.threshold, line={"color": LINE, "dash": "dash"})
+    return _plain(figure, "window tried, in order", "similarity to the original", 320, legend=True)
+
+
+def loss_chart(events: Sequence[dict[str, Any]]) -> go.Figure:
+    """Loss of each recovery step, and on the held-out sequences."""
+    figure = go.Figure()
+    for key, name, colour, mode in (
+        ("loss", "training", BETTER, "lines"),
+        ("held_out_loss", "held out", WORSE, "markers"),
+    ):
+        rows = [event for event in events if key in event]
+        figure.add_scatter(
+            x=[row["step"] for row in rows],
+            y=[row[key] for row in rows],
+            name=name,
+            mode=mode,
+            line={"color": colour},
+            marker={"color": colour, "size": 9},
+            hovertemplate="step %{x}: %{y:.3f}<extra></extra>",
+        )
+    return _plain(figure, "step", "loss", 300, legend=True)
+
+
+def scores_chart(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Figure:
+    """Accuracy by task with standard errors, one group of bars for each task."""
+    colours = (LINE, WORSE, BETTER, *WINDOW_COLOURS)
+    figure = go.Figure()
+    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
+        tasks = list(row["scores"])
+        figure.add_bar(
+            x=tasks,
+            y=[100 * row["scores"][task]["value"] for task in tasks],
+            name=name,
+            marker_color=colours[index % len(colours)],
+            error_y={"array": [100 * row["scores"][t]["stderr"] for t in tasks], "thickness": 1.2, "width": 3},
+            hovertemplate="%{x}: %{y:.1f} %<extra>" + name + "</extra>",
+        )
+    figure.update_layout(barmode="group", bargap=0.25)
+    return _plain(figure, "", "accuracy, %", 340, legend=True)
+
+
+def _plain(figure: go.Figure, x: str, y: str, height: int, legend: bool = False) -> go.Figure:
+    figure.update_layout(
+        height=height,
+        margin={"l": 60, "r": 10, "t": 30 if legend else 10, "b": 45},
+        showlegend=legend,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        xaxis={"title": {"text": x}, "zeroline": False},
+        yaxis={"title": {"text": y}, "zeroline": False},
+    )
+    return figure

@@ -1,0 +1,274 @@
+"""Start, follow, cancel and resume a stage in a child process. The folder of the experiment or run is the interface."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from swm.errors import Cancelled, JobError, SwmError
+from swm.experiments import HEARTBEAT_SECONDS, Experiment, Run, State, this_process
+from swm.files import home
+
+log = logging.getLogger(__name__)
+
+Target = Experiment | Run
+
+
+class Tracker:
+    """Writes the state of a running stage: progress when it comes, a heartbeat when it does not."""
+
+    def __init__(self, target: Target, state: State) -> None:
+        self._target, self.state = target, state
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._written = 0.0
+        self.cancelled = False
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        """Progress of the stage; raises Cancelled when the user asked for that."""
+        if self.cancelled:
+            raise Cancelled
+        self.state = replace(self.state, done=done, total=total, text=text)
+        if time.monotonic() - self._written > 0.5:
+            self.write()
+
+    def write(self, **changes: object) -> None:
+        with self._lock:
+            memory = psutil.Process().memory_info().rss
+            self.state = replace(self.state, heartbeat=time.time(), memory_bytes=memory, **changes)  # type: ignore[arg-type]
+            self._target.write_state(self.state)
+            self._written = time.monotonic()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                self.write()
+            except SwmError as error:  # a full disk must not end the stage's own error handling
+                log.warning("%s", error)
+
+
+@contextmanager
+def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator[Tracker]:
+    """Run a stage in this process with its state on disk: queued, running, then done, failed or cancelled.
+
+    One stage at a time for each target (a second is refused) and for each machine (a second waits). SIGTERM and
+    SIGINT cancel at the next progress report.
+
+    Raises:
+        JobError: if the target has a job already.
+    """
+    target.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.folder / ".job.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.") from None
+    device = FileLock(home() / ".device.lock")
+    now = time.time()
+    state = State(stage, "queued", started=now, heartbeat=now, command=tuple(command), **this_process())
+    tracker = Tracker(target, state)
+    restore = _on_signals(tracker)
+    try:
+        tracker.write()
+        tracker.start()
+        _acquire(device, tracker)
+        tracker.write(status="running", started=time.time(), text="starting")
+        yield tracker
+        tracker.stop()
+        tracker.write(status="done", text="", done=tracker.state.total)
+    except Cancelled:
+        tracker.stop()
+        tracker.write(status="cancelled", error="")
+        raise
+    except SwmError as error:
+        tracker.stop()
+        _write_failure(tracker, str(error))
+        raise
+    except MemoryError:
+        tracker.stop()
+        _write_failure(tracker, "Out of memory. Use shorter or fewer texts, a smaller batch, or --dtype bfloat16.")
+        raise
+    except BaseException as error:
+        tracker.stop()
+        _write_failure(tracker, f"Unexpected error: {type(error).__name__}: {error}. The log has the details.")
+        raise
+    finally:
+        restore()
+        device.release()
+        lock.release()
+
+
+def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
+    """Start `python -m swm ARGUMENTS` for a target in a child process that outlives this one; gives its pid.
+
+    Raises:
+        JobError: if the target has a job already, or is read-only.
+    """
+    if target.read_only:
+        raise JobError(f"{target.name} ships with the program and is read-only. Create an experiment of your own.")
+    if target.state().active:
+        raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.")
+    target.folder.mkdir(parents=True, exist_ok=True)
+    now, command = time.time(), tuple(arguments)
+    # Until the child speaks for itself this process stands for it.
+    first = State(stage, "queued", text="starting", started=now, heartbeat=now, command=command, **this_process())
+    target.write_state(first)
+    with (target.folder / "job.log").open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "swm", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=Path(__file__).parents[1],
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    threading.Thread(target=_wait_for, args=(child, target, first), daemon=True).start()
+    return child.pid
+
+
+def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> None:
+    """Leave no zombie, and tell of a child that ended before it could write its own state."""
+    code = child.wait()
+    try:
+        state = target.state()
+        if state.status == "queued" and state.pid == first.pid:
+            last = target.log_tail(1) or f"exit code {code}"
+            target.write_state(replace(first, status="failed", error=f"The job could not start: {last}"))
+    except SwmError as error:
+        log.warning("%s", error)
+
+
+def call(arguments: Sequence[str], timeout_seconds: float = 900) -> Any:
+    """Run a short command in a child process and give its JSON object.
+
+    Raises:
+        JobError: with the command's own message when it fails.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "swm", *arguments, "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            cwd=Path(__file__).parents[1],
+        )
+    except subprocess.TimeoutExpired:
+        raise JobError(f"No answer within {timeout_seconds:.0f} seconds. Run it in a terminal to see why.") from None
+    if done.returncode:
+        raise JobError("\n".join(done.stderr.strip().splitlines()[-3:]) or f"It ended with {done.returncode}.")
+    return json.loads(done.stdout)
+
+
+def stream(arguments: Sequence[str]) -> Iterator[str]:
+    """Output of a command in a child process, piece by piece; the child ends when nobody listens any more.
+
+    Raises:
+        JobError: with the command's own message when it fails.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "swm", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            while piece := os.read(child.stdout.fileno(), 4096):
+                yield decoder.decode(piece)
+        finally:
+            child.terminate()
+        if child.wait() > 0:
+            message = child.stderr.read().decode("utf-8", "replace").strip()
+            raise JobError(message.splitlines()[-1] if message else f"It ended with {child.returncode}.")
+
+
+def cancel(target: Target) -> None:
+    """Ask the target's job to stop; it ends at its next progress report and keeps what is finished.
+
+    Raises:
+        JobError: if there is no job, or it runs on another machine.
+    """
+    state = target.state()
+    if not state.active:
+        raise JobError(f"{target.name} has no job running.")
+    if state.host != socket.gethostname():
+        raise JobError(f"The job of {target.name} runs on {state.host}. Cancel it there.")
+    if state.pid == os.getpid():
+        raise JobError(f"The job of {target.name} is only starting. Try again in a moment.")
+    os.kill(state.pid, signal.SIGTERM)
+
+
+def active_targets(experiments: Sequence[Experiment]) -> list[tuple[Target, State]]:
+    """Every experiment and run that has a job queued or running."""
+    found: list[tuple[Target, State]] = []
+    for experiment in experiments:
+        targets: list[Target] = [] if experiment.read_only else [experiment, *experiment.runs()]
+        found += [(target, state) for target in targets if (state := target.state()).active]
+    return found
+
+
+def _acquire(device: FileLock, tracker: Tracker) -> None:
+    home().mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            device.acquire(timeout=0.5)
+            return
+        except Timeout:
+            tracker(0, 0, "waiting for another job on this machine")
+
+
+def _write_failure(tracker: Tracker, message: str) -> None:
+    try:
+        tracker.write(status="failed", error=message)
+    except SwmError as error:  # the disk is full: the message on stderr has to do
+        log.warning("%s", error)
+
+
+def _on_signals(tracker: Tracker) -> Callable[[], None]:
+    """Let SIGTERM and SIGINT cancel; gives a function that puts the former handlers back."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if tracker.cancelled and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        tracker.cancelled = True
+
+    former = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, previous in former.items():
+            signal.signal(number, previous)
+
+    return restore

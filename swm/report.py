@@ -1,0 +1,156 @@
+"""One self-contained HTML page for stakeholders, and the model card of an exported model."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from swm import __version__, charts
+from swm.compare import compare, flat_rows, row_name
+from swm.errors import ExperimentError
+from swm.experiments import Experiment, Run
+from swm.files import check_space, disk_errors, replace_file, replaced_folder
+
+METHOD = "Sliding-Window Merging, arXiv:2502.19159"
+
+
+def write_report(experiment: Experiment, file: Path) -> None:
+    """Write the report; it needs no network when it is opened.
+
+    Raises:
+        ExperimentError: if the file cannot be written.
+    """
+    with disk_errors(file, 6 * 2**20):
+        replace_file(file.absolute(), report_html(experiment).encode())
+
+
+def report_html(experiment: Experiment) -> str:
+    """The report: what was done, similarity, plans, scores before and after, caveats, commands."""
+    rows = compare(experiment)
+    flat = flat_rows(rows)
+    measured = [row for row in flat if row["scores"]]
+    metric = next(iter(experiment.metrics_measured()), None)
+    similarity = experiment.similarity(metric) if metric else None
+    runs = [run for run in experiment.runs() if not run.is_baseline]
+    figures: list[tuple[str, go.Figure]] = []
+    if similarity:
+        windows = runs[0].plan.windows if runs else ()
+        title = f"Similarity of all layer pairs ({metric}), windows of the first run outlined"
+        figures.append((title, charts.similarity_heatmap(similarity["matrix"], str(metric), windows)))
+    figures += [(f"Layers of run {run.name}, before and after", charts.layer_strip(run.plan)) for run in runs]
+    figures += [
+        (f"Recovery of run {run.name}", charts.loss_chart(run.events())) for run in runs if run.stage == "recovered"
+    ]
+    if measured:
+        names = [row_name(row) for row in measured]
+        figures.append(("Zero-shot accuracy with standard errors", charts.scores_chart(measured, names)))
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            experiment=experiment,
+            settings=experiment.settings,
+            facts=experiment.model_facts,
+            rows=[(row_name(row), row) for row in flat],
+            texts=list(dict.fromkeys(text for row in flat for text in row["perplexities"])),
+            tasks=list(dict.fromkeys(task for row in flat for task in row["scores"])),
+            figures=[(title, _figure_html(figure, first=i == 0)) for i, (title, figure) in enumerate(figures)],
+            conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
+            commands=commands(experiment),
+            method=METHOD,
+            version=__version__,
+            date=time.strftime("%Y-%m-%d"),
+        )
+    )
+
+
+def commands(experiment: Experiment) -> list[str]:
+    """The commands that repeat the experiment."""
+    s = experiment.settings
+    lines = [
+        f"python -m swm create {experiment.name} --model {s.model} --texts {s.texts} --count {s.count} "
+        f"--length {s.length} --seed {s.seed} --dtype {s.dtype}"
+    ]
+    lines += [f"python -m swm measure {experiment.name} --metric {metric}" for metric in experiment.metrics_measured()]
+    for run in experiment.runs():
+        lines += run_commands(run)
+    return [*lines, f"python -m swm compare {experiment.name}"]
+
+
+def run_commands(run: Run) -> list[str]:
+    """The commands that repeat a run."""
+    name, settings = f"{run.experiment.name} {run.name}", run.settings
+    lines = []
+    if not run.is_baseline:
+        windows = ",".join(map(str, reversed(run.plan.windows)))
+        lines.append(f"python -m swm merge {name} --windows {windows} --rule {run.plan.rule}")
+    if "recovery" in settings:
+        recovery = settings["recovery"]
+        lines.append(f"python -m swm recover {name} --preset {recovery['preset']} --steps {recovery['steps']}")
+    if scores := run.scores():
+        limit = scores["limit"] if scores["limit"] is not None else "none"
+        lines.append(f"python -m swm evaluate {name} --tasks {','.join(scores['tasks'])} --limit {limit}")
+    if run.timing() and not run.is_baseline:
+        lines.append(f"python -m swm time {name}")
+    return lines
+
+
+def export_run(run: Run, folder: Path) -> Path:
+    """Copy a run's model to a folder, with a model card as README.md.
+
+    Raises:
+        ExperimentError: if the run has no model, or the folder exists.
+    """
+    if run.is_baseline or not run.has_model:
+        raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
+    if folder.exists():
+        raise ExperimentError(f"{folder} exists already. Name a new folder.")
+    size = sum(file.stat().st_size for file in run.model_folder.iterdir())
+    check_space(folder.absolute(), size)
+    with disk_errors(folder, size), replaced_folder(folder.absolute()) as new:
+        shutil.copytree(run.model_folder, new, dirs_exist_ok=True)
+        (new / "README.md").write_text(model_card(run), encoding="utf-8")
+    return folder
+
+
+def model_card(run: Run) -> str:
+    """Markdown: what the model is, how it was made, what it scores."""
+    rows = [row for row in compare(run.experiment) if row["run"] in ("baseline", run.name)]
+    return (
+        _environment()
+        .get_template("card.md")
+        .render(
+            run=run,
+            plan=run.plan,
+            settings=run.experiment.settings,
+            recovery=run.settings.get("recovery"),
+            rows=[(row_name(row), row) for row in flat_rows(rows)],
+            tasks=list(dict.fromkeys(task for row in rows for task in row["scores"])),
+            commands=run_commands(run),
+            method=METHOD,
+            version=__version__,
+        )
+    )
+
+
+def _figure_html(figure: go.Figure, first: bool) -> Markup:
+    figure.update_layout(template="plotly_white", font={"family": "system-ui, sans-serif"})
+    html = figure.to_html(full_html=False, include_plotlyjs=first, config={"displaylogo": False, "responsive": True})
+    return Markup(html)  # noqa: S704 - plotly's own output; what the user typed goes through the template
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("swm", "templates"),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = lambda value, digits=1: "–" if value is None else f"{value:,.{digits}f}"
+    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
+    return environment

@@ -1,0 +1,339 @@
+"""One function for each stage: read the experiment or run, call the engine, write the result.
+
+A stage reports through `progress(done, total, text)`, which may raise Cancelled; what was finished is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm import models
+from swm.errors import ExperimentError, PlanError, SettingsError
+from swm.evaluate import perplexity, zero_shot
+from swm.experiments import Experiment, Run, Settings
+from swm.files import check_space
+from swm.merge import apply_plan
+from swm.plan import DEFAULT_RULE, check_rule
+from swm.recover import RecoverySettings, recover
+from swm.replay import WindowScorer
+from swm.search import PlanAt, ThresholdPath, check_threshold, threshold_path
+from swm.similarity import check_metric, measure_similarity
+from swm.texts import calibration_tokens, perplexity_tokens, recovery_examples
+from swm.timing import generated_tokens, time_models
+
+Progress = Callable[[int, int, str], None]
+PERPLEXITY_TEXTS = ("lambada", "squad")
+SAVE_SECONDS = 2.0
+
+
+def no_progress(done: int, total: int, text: str) -> None:
+    """For callers that do not watch."""
+
+
+def create(name: str, settings: Settings) -> Experiment:
+    """A new experiment, once model, number format and text have been found to be usable."""
+    models.check_dtype(settings.dtype)
+    facts = models.config_facts(settings.model)
+    tokenizer = models.load_tokenizer(settings.model)
+    calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
+    return Experiment.create(name, settings, facts)
+
+
+def measure(experiment: Experiment, metric: str = "cka", progress: Progress = no_progress) -> dict[str, Any]:
+    """Similarity of all layer pairs, written to similarity/<metric>.json."""
+    check_metric(metric)
+    progress(0, 0, "loading the model")
+    model, tokenizer = load_original(experiment)
+    tokens = _calibration(experiment, tokenizer)
+    start = time.time()
+    found = measure_similarity(model, tokens, metric, lambda done, total: progress(done, total, "measuring"))
+    data = {
+        "metric": metric,
+        "matrix": found.matrix.tolist(),
+        "block_influence": found.block_influence.tolist(),
+        "norm": found.norm.tolist(),
+        "tokens": found.tokens,
+        "conditions": _conditions(experiment, model, start),
+    }
+    experiment.save_similarity(metric, data)
+    return data
+
+
+def search(
+    experiment: Experiment,
+    rule: str = DEFAULT_RULE,
+    low: float = 0.5,
+    focus: float = 0.9,
+    progress: Progress = no_progress,
+) -> ThresholdPath:
+    """The threshold path from `low` to 1, written to path/<rule>.json as it grows; goes on where it stopped."""
+    check_rule(rule)
+    check_threshold(low)
+    path = experiment.path(rule)
+    if path is not None and path.low > low:
+        path.low = low  # similarities do not depend on the range: they are kept
+    path = path or ThresholdPath(experiment.layer_count, rule, low)
+    progress(0, 0, "loading the model")
+    model, tokenizer = load_original(experiment)
+    scorer = WindowScorer(model, _calibration(experiment, tokenizer), rule)
+    saved = time.monotonic()
+
+    def step(path: ThresholdPath, covered: float) -> None:
+        nonlocal saved
+        if time.monotonic() - saved > SAVE_SECONDS:
+            experiment.save_path(path, scorer.layer_runs)
+            saved = time.monotonic()
+        progress(round(1000 * covered), 1000, f"{len(path.similarities)} windows tried")
+
+    try:
+        threshold_path(
+            experiment.layer_count, scorer.score, path.low, path.high, rule=rule, focus=focus, path=path, on_step=step
+        )
+    finally:
+        experiment.save_path(path, scorer.layer_runs)
+    return path
+
+
+def plan_for(
+    experiment: Experiment,
+    *,
+    threshold: float | None = None,
+    layers: int | None = None,
+    rule: str = DEFAULT_RULE,
+    progress: Progress = no_progress,
+) -> PlanAt:
+    """The plan at a threshold or with a number of layers: from the path where it is computed, else searched now.
+
+    Raises:
+        SettingsError: if threshold, layers or rule cannot be. PlanError: if no threshold of the path leaves so many
+            layers; the message names the nearest depths.
+    """
+    check_rule(rule)
+    if (threshold is None) == (layers is None):
+        raise SettingsError("Say either --threshold or --layers.")
+    if threshold is not None:
+        check_threshold(threshold)
+        path = experiment.path(rule)
+        known = path.plan_at(threshold) if path and path.low <= threshold <= path.high else None
+        return known or _searched_plan(experiment, path, threshold, rule, progress)
+    assert layers is not None
+    if not 2 <= layers <= experiment.layer_count:
+        raise SettingsError(
+            f"--layers {layers} is out of range: the model has {experiment.layer_count} layers. "
+            f"Choose 2 to {experiment.layer_count}."
+        )
+    path = experiment.path(rule)
+    if path is None or path.covered() < 0.999:
+        path = search(experiment, rule, path.low if path else 0.5, progress=progress)
+    return plan_with_layers(path, layers)
+
+
+def _searched_plan(
+    experiment: Experiment, path: ThresholdPath | None, threshold: float, rule: str, progress: Progress
+) -> PlanAt:
+    """The plan at one threshold, searched; the similarities found are kept in the path."""
+    progress(0, 0, "loading the model")
+    model, tokenizer = load_original(experiment)
+    scorer = WindowScorer(model, _calibration(experiment, tokenizer), rule)
+    path = path or ThresholdPath(experiment.layer_count, rule)
+    layers = experiment.layer_count - 1
+    step = path.extend(threshold, scorer.score, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
+    if not experiment.read_only:
+        experiment.save_path(path, scorer.layer_runs)
+    return step
+
+
+def plan_with_layers(path: ThresholdPath, layers: int) -> PlanAt:
+    """The plan of the path with `layers` layers left; of several the one most similar to the original."""
+    steps = path.intervals()
+    fitting = [step for step in steps if step.plan.layers_left == layers]
+    if fitting:
+        return max(fitting, key=lambda step: step.similarity)
+    depths = sorted({step.plan.layers_left for step in steps})
+    below = max((depth for depth in depths if depth < layers), default=None)
+    above = min((depth for depth in depths if depth > layers), default=None)
+    near = " and ".join(str(depth) for depth in (below, above) if depth is not None)
+    raise PlanError(
+        f"No threshold from {path.low:g} to {path.high:g} leaves exactly {layers} layers with rule {path.rule}. "
+        f"The nearest depths are {near}. Choose one of them, search from a lower threshold, or name windows by hand."
+    )
+
+
+def merge(run: Run, progress: Progress = no_progress) -> None:
+    """Apply a run's plan, save the smaller model and check that it reloads with the same logits."""
+    _refuse_baseline(run, "merged")
+    progress(0, 3, "loading the model")
+    model, tokenizer = load_original(run.experiment)
+    check_space(run.folder, models.size_bytes(model))
+    progress(1, 3, "merging")
+    merged = apply_plan(model, run.plan)
+    _save(run, merged, tokenizer, _calibration(run.experiment, tokenizer), progress)
+    run.remember(merge={"parameters": models.parameter_count(merged), "size_bytes": models.size_bytes(merged)})
+
+
+def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_progress) -> dict[str, Any]:
+    """Heal a merged model with LoRA and put the result in the place of the merged one.
+
+    Starts from the plan, so it can be repeated; with the same settings it goes on from its last checkpoint.
+    """
+    _refuse_baseline(run, "recovered")
+    if run.stage == "planned":
+        raise ExperimentError(f"Run {run.name} is not merged yet. Merge it first.")
+    folder = run.folder / "recovery"
+    started = run.settings.get("recovery_started")
+    if started != asdict(settings) or run.stage == "recovered":
+        shutil.rmtree(folder, ignore_errors=True)
+        run.clear_events()
+        run.remember(recovery_started=asdict(settings))
+    progress(0, settings.steps, "loading the model")
+    model, tokenizer = load_original(run.experiment)
+    merged = apply_plan(model, run.plan)
+    del model
+    examples = recovery_examples(settings.texts, settings.seed)
+    start, last = time.time(), ""
+
+    def step(done: int, steps: int, numbers: dict[str, float]) -> None:
+        nonlocal last
+        run.add_event(stage="recover", step=done, steps=steps, **numbers)
+        last = f"loss {numbers['loss']:.3f}" if "loss" in numbers else last
+        progress(done, steps, last)
+
+    healed, summary = recover(merged, tokenizer, examples, settings, folder, step)
+    if run.stage != "recovered":
+        run.set_aside_scores()
+    else:
+        for file in ("scores.json", "timing.json"):
+            (run.folder / file).unlink(missing_ok=True)
+    _save(run, healed, tokenizer, _calibration(run.experiment, tokenizer), no_progress)
+    run.remember(recovery={**asdict(settings), **summary, "seconds": round(time.time() - start, 1)})
+    return summary
+
+
+def evaluate(
+    run: Run, tasks: Sequence[str], limit: int | None = 100, progress: Progress = no_progress
+) -> dict[str, Any]:
+    """Perplexity and zero-shot scores, written to scores.json."""
+    progress(0, 0, "loading the model")
+    model, tokenizer = load_run(run)
+    start = time.time()
+    perplexities = {
+        text: perplexity(model, perplexity_tokens(tokenizer, text), on_progress=progress) for text in PERPLEXITY_TEXTS
+    }
+    scores = zero_shot(model, tokenizer, tasks, limit, progress)
+    data = {
+        "stage": run.stage,
+        "perplexity": perplexities,
+        "tasks": {score.task: score.to_dict() for score in scores},
+        "limit": limit,
+        "fewshot": 0,
+        "conditions": _conditions(run.experiment, model, start),
+    }
+    run.save("scores", data)
+    run.save("documents", {"correct": {score.task: score.correct for score in scores}})
+    return data
+
+
+def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -> dict[str, Any]:
+    """Latency, speed and memory of a run, measured in turn with the original; written to timing.json of both."""
+    progress(0, 0, "loading the models")
+    original, tokenizer = load_original(run.experiment)
+    prompt = _calibration(run.experiment, tokenizer)[:1, :64]
+    pair = [original] if run.is_baseline else [original, load_run(run)[0]]
+    start = time.time()
+    found = time_models(pair, prompt, new_tokens, on_progress=progress)
+    conditions = _conditions(run.experiment, original, start)
+    data = {**found[-1], "conditions": conditions}
+    if not run.is_baseline:
+        data["baseline"] = found[0]
+        run.experiment.run("baseline").save("timing", {**found[0], "conditions": conditions})
+    run.save("timing", data)
+    return data
+
+
+def answer(run: Run, prompt: str, new_tokens: int = 64) -> Iterator[str]:
+    """A run's greedy continuation of a prompt, piece by piece; stops at end of text.
+
+    Raises:
+        SettingsError: if the prompt is empty, or prompt and answer do not fit the model's context.
+    """
+    model, tokenizer = load_run(run)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    if ids.shape[1] == 0:
+        raise SettingsError("The prompt is empty. Write a few words to continue.")
+    if not 1 <= new_tokens <= context - ids.shape[1]:
+        raise SettingsError(
+            f"{ids.shape[1]} prompt tokens and {new_tokens} new ones do not fit: the model reads {context} tokens. "
+            "Shorten the prompt or ask for fewer tokens (at least 1)."
+        )
+    said, found = "", []
+    with torch.inference_mode():
+        for token in generated_tokens(model, ids, new_tokens):
+            if int(token) == tokenizer.eos_token_id:
+                return
+            found.append(int(token))
+            text = str(tokenizer.decode(found, skip_special_tokens=True))
+            if text.endswith("\ufffd"):
+                continue  # half of a character: wait for the rest
+            yield text[len(said) :]
+            said = text
+
+
+def load_original(experiment: Experiment) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    return models.load_model(experiment.settings.model, experiment.settings.dtype)
+
+
+def load_run(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The run's model: the original for the baseline, else the one in its folder."""
+    if run.is_baseline:
+        return load_original(run.experiment)
+    if not run.has_model:
+        raise ExperimentError(
+            f"Run {run.name} has no model. Merge it first: python -m swm merge {run.experiment.name} {run.name} ..."
+        )
+    return models.load_model(str(run.model_folder), run.experiment.settings.dtype)
+
+
+def _save(
+    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Any, progress: Progress
+) -> None:
+    progress(2, 3, "saving and reloading")
+    models.save_model(model, tokenizer, run.model_folder)
+    models.check_reload(run.model_folder, model, tokens)
+
+
+def _calibration(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> Any:
+    settings = experiment.settings
+    return calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
+
+
+def _refuse_baseline(run: Run, verb: str) -> None:
+    if run.is_baseline:
+        raise ExperimentError(f"The baseline is the original model and is not {verb}. Name another run.")
+
+
+def _conditions(experiment: Experiment, model: PreTrainedModel, start: float) -> dict[str, Any]:
+    """What a number was measured with."""
+    packages = ("torch", "transformers", "peft", "lm_eval")
+    return {
+        **asdict(experiment.settings),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "seconds": round(time.time() - start, 1),
+        "versions": {"swm": version_of_swm(), "python": sys.version.split()[0], **{p: version(p) for p in packages}},
+    }
+
+
+def version_of_swm() -> str:
+    from swm import __version__
+
+    return __version__
