@@ -1,0 +1,64 @@
+"""Experiment page: choose a model and a calibration text, measure what the later pages need."""
+
+import streamlit as st
+
+from pages.shared.frame import caption, command_line, job_status, next_step, shown_errors, start_page
+from swm.experiments import Experiment, check_name
+from swm.jobs import call, start
+
+current = start_page("Experiment", "A model and a calibration text: what redundancy is measured with.")
+
+if current:
+    with st.container(border=True):
+        st.subheader(current.name, anchor=False)
+        caption(current)
+        facts = current.model_facts
+        columns = st.columns(4)
+        columns[0].metric("Layers", facts["layers"])
+        columns[1].metric("Parameters", f"{facts['parameters'] / 1e6:,.1f} M")
+        columns[2].metric("Weights", f"{facts['size_bytes'] / 2**20:,.0f} MiB", help=f"In {facts['dtype']}")
+        columns[3].metric("Width", f"{facts['width']:,}", help="Numbers in a token's state")
+        with shown_errors():
+            job_status(current, current.state())
+        next_step("pages/redundancy.py", "See its redundancy")
+
+st.subheader("New experiment", anchor=False)
+with st.form("experiment_form", border=True):
+    left, right = st.columns(2, gap="large")
+    name = left.text_input(
+        "Name", "my-model", max_chars=64, key="experiment_name", help="Lower-case letters, digits and hyphens."
+    )
+    model = left.text_input(
+        "Model",
+        "smollm2-135m",
+        key="experiment_model",
+        help="The bundled smollm2-135m, a Hugging Face folder, a .gguf file, or a hub id such as org/model.",
+    )
+    dtype = left.selectbox(
+        "Number format",
+        ("auto", "float32", "bfloat16", "float16"),
+        key="experiment_dtype",
+        help="auto takes what the checkpoint says; float32 is exact and needs twice the memory of bfloat16.",
+    )
+    texts = right.text_input(
+        "Calibration text",
+        "lambada",
+        key="experiment_texts",
+        help="lambada, squad or coqa (bundled), the path of a .txt or .jsonl file, or a hub data set such as wikitext.",
+    )
+    count = right.number_input(
+        "Texts", 1, 100_000, 10, key="experiment_count", help="More texts: steadier similarities, longer search."
+    )
+    length = right.number_input("Tokens in each", 8, 131_072, 128, key="experiment_length", help="The paper uses 128.")
+    seed = right.number_input("Seed", 0, 2**31 - 1, 1234, key="experiment_seed", help="Chooses the texts.")
+    submitted = st.form_submit_button("Create and measure", type="primary")
+
+arguments = ["create", name, "--model", model, "--texts", texts, "--count", str(count), "--length", str(length)]
+arguments += ["--seed", str(seed), "--dtype", dtype]
+if submitted:
+    with shown_errors(), st.spinner("Reading model and text; the first time this can take half a minute"):
+        check_name(name)
+        call(arguments)
+        start(Experiment.open(name), "measure", ["measure", name])
+    st.switch_page("pages/redundancy.py", query_params={"experiment": name})
+command_line(*arguments)
