@@ -62,8 +62,8 @@ TASK_DATA = {
     "arc_challenge": "ai2_arc/ARC-Challenge/validation",
     "openbookqa": "openbookqa/main/validation",
 }
-# CoQA's passage on New Jersey is the passage of a BoolQ question.
-SHARED_WITH_TASKS = re.compile(r"^New Jersey is a state in the Northeastern and mid-Atlantic regions of the United")
+# CoQA passages that serve another purpose already: a BoolQ question's, and an article of SQuAD.
+SHARED = re.compile("New Jersey is a state in the Northeastern and mid-|Super Bowl 50 was an American football game to")
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def calibration_tokens(
         seed: chooses documents and where in them a text begins.
 
     Returns:
-        Shape (count, length), int64, no padding. Each text comes from one document that is long enough where there
-        are as many; else documents are joined. A BOS token leads if the tokenizer sets one.
+        Shape (count, length), int64, no padding. Each text is a piece of one document that is long enough, where
+        there are as many; else documents are joined. A BOS token leads if the tokenizer sets one.
 
     Raises:
         TextError: if the text is missing, empty or too short. SettingsError: if count or length is out of range.
@@ -154,11 +154,12 @@ def _segments(
         raise SettingsError(f"--length {length} is out of range. Choose 8 to 131,072 tokens.")
     prefix = _prefix(tokenizer)
     inner, rng = length - len(prefix), random.Random(seed)
-    order = sorted(found)
+    piece = 40 * length  # characters: long enough for `length` tokens; a book gives many texts, not one
+    order = sorted(text[i : i + piece] for text in found for i in range(0, len(text), piece))
     rng.shuffle(order)
     segments, short = [], []
     for document in order:
-        ids = _ids(tokenizer, document[: 40 * length])
+        ids = _ids(tokenizer, document)
         if len(ids) >= inner:
             start = rng.randint(0, len(ids) - inner)
             segments.append(ids[start : start + inner])
@@ -208,7 +209,7 @@ def _distinct(grouped: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     seen: set[tuple[str, ...]] = set()
     for group, document in grouped:
         grams = ngrams(document)
-        if not grams & seen and not SHARED_WITH_TASKS.match(document):
+        if not grams & seen:
             yield group, document
         seen |= grams
 
@@ -234,7 +235,8 @@ def _squad() -> Iterator[tuple[str, str]]:
 
 def _coqa_stories() -> Iterator[tuple[str, str]]:
     for story in _coqa_turns():
-        yield story, story
+        if not SHARED.match(story):
+            yield story, story
 
 
 def _coqa_turns() -> dict[str, list[tuple[str, str]]]:

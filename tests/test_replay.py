@@ -1,0 +1,102 @@
+"""Replay against the model's own forward pass; scores against a merged model that is really built and run."""
+
+import pytest
+import torch
+
+from swm.errors import ModelError, TextError
+from swm.merge import apply_plan
+from swm.models import find_decoder
+from swm.plan import RULES, MergePlan, Window
+from swm.replay import Replay, WindowScorer, layer_outputs, mean_cosine
+from swm.search import find_plan
+from tests.conftest import tiny_model
+
+
+@torch.inference_mode()
+def final_state(model, tokens):
+    return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+
+
+@pytest.mark.parametrize("keep_every", [1, 2, 3])
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_replay_from_any_layer_equals_the_models_own_forward(model, tokens, keep_every, start):
+    replay = Replay(model, tokens, keep_every)
+    hidden = replay.input_of(start)
+    for layer in range(start, 4):
+        hidden = replay.run(hidden, layer)
+    assert torch.equal(replay.finish(hidden), final_state(model, tokens))
+    assert torch.equal(replay.reference, final_state(model, tokens))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_score_equals_that_of_a_model_built_by_apply_plan(tokens, rule):
+    model = tiny_model(layers=7)
+    scorer = WindowScorer(model, tokens, rule)
+    cases = [((), Window(4, 5)), ((), Window(3, 5)), ((Window(4, 5),), Window(1, 2)), ((Window(4, 5),), Window(0, 2))]
+    for above, window in cases:
+        small = apply_plan(model, MergePlan(7, tuple(sorted((*above, window))), rule))
+        x, y = (final_state(m, tokens).flatten(1).double() for m in (small, model))
+        expected = torch.nn.functional.cosine_similarity(x, y).mean()
+        assert scorer.score(above, window) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_scores_do_not_depend_on_the_order_they_are_asked_in(tokens):
+    model = tiny_model(layers=6)
+    cases = [((), Window(3, 4)), ((), Window(2, 4)), ((), Window(1, 4)), ((Window(3, 4),), Window(1, 2))]
+    forward = {case: WindowScorer(model, tokens).score(*case) for case in cases}
+    scorer = WindowScorer(model, tokens)
+    assert {case: scorer.score(*case) for case in reversed(cases)} == forward
+
+
+def test_scoring_starts_at_the_window_and_counts_its_layer_runs(tokens):
+    model = tiny_model(layers=8)
+    scorer = WindowScorer(model, tokens, keep_every=1)
+    before = scorer.layer_runs
+    scorer.score((), Window(5, 6))  # the merged layer and layer 7
+    assert scorer.layer_runs - before == 2
+    scorer.score((Window(5, 6),), Window(3, 4))  # two merged layers and layer 7
+    assert scorer.layer_runs - before == 5
+
+
+def test_search_on_identical_layers_accepts_all_the_way_down(tokens):
+    # Layers that add nothing: any merge leaves the output as it is.
+    model = tiny_model(layers=5)
+    for layer in find_decoder(model).layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    plan = find_plan(5, WindowScorer(model, tokens).score, 1 - 1e-6)
+    assert plan.windows == (Window(0, 3),)
+
+
+def test_mean_cosine_is_taken_over_each_text_as_a_whole():
+    states = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    reference = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
+    # First text: (1,0,0,2).(1,0,0,0) / (sqrt 5 * 1); second text: 1.
+    assert mean_cosine(states, reference) == pytest.approx((5**-0.5 + 1) / 2)
+
+
+def test_layer_outputs_are_before_the_final_norm(model, tokens):
+    first, outputs = layer_outputs(model, tokens)
+    with torch.inference_mode():
+        assert torch.equal(first, model.model.embed_tokens(tokens))
+        assert torch.equal(model.model.norm(outputs[-1]), final_state(model, tokens))
+        states = model(tokens, output_hidden_states=True).hidden_states
+    assert all(torch.equal(own, theirs) for own, theirs in zip(outputs[:-1], states[1:-1], strict=True))
+
+
+def test_weights_that_overflow_are_told_with_the_layers_number(model, tokens):
+    find_decoder(model).layers[2].mlp.down_proj.weight.data[0, 0] = float("nan")
+    for run in (layer_outputs, Replay):
+        with pytest.raises(ModelError, match="Layer 2 gives numbers that are not finite in float32"):
+            run(model, tokens)
+
+
+def test_window_across_layers_of_different_shape_scores_zero(model, tokens):
+    layers = find_decoder(model).layers
+    layers[1].mlp = type(layers[1].mlp)(type(model.config)(hidden_size=32, intermediate_size=48))
+    assert WindowScorer(model, tokens).score((), Window(1, 2)) == 0.0
+
+
+def test_no_text_is_refused(model):
+    with pytest.raises(TextError, match="one row for each text"):
+        Replay(model, torch.zeros(0, 16, dtype=torch.int64))
