@@ -295,7 +295,7 @@ def run_all(options: argparse.Namespace) -> Result:
 
 
 def _recovery_settings(options: argparse.Namespace) -> Any:
-    from swm.recover import preset_settings
+    from swm.presets import preset_settings
 
     names = (*RECOVERY_COUNTS, "seed", "learning_rate", "dropout", "texts", "loss_on")
     return preset_settings(options.preset, **{name: getattr(options, name) for name in names})

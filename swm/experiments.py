@@ -120,7 +120,7 @@ class _Tracked:
         with file.open("rb") as stream:
             stream.seek(max(0, file.stat().st_size - 200 * lines))
             text = stream.read().decode("utf-8", "replace")
-        return "\n".join(re.split(r"[\r\n]+", text)[-lines:])
+        return "\n".join(re.split(r"[\r\n]+", text.rstrip())[-lines:])
 
     def _json(self, name: str) -> dict[str, Any] | None:
         file = self.folder / name
@@ -153,9 +153,7 @@ class Experiment(_Tracked):
     @classmethod
     def create(cls, name: str, settings: Settings, model_facts: dict[str, Any]) -> Experiment:
         """A new folder for an experiment; `model_facts` as from `models.config_facts`."""
-        folder = experiments_folder() / check_name(name)
-        if folder.exists():
-            raise ExperimentError(f"There is an experiment {name} already. Choose another name, or delete {folder}.")
+        folder = check_new(name)
         data = {"settings": asdict(settings), "model_facts": model_facts, "created": time.time()}
         write_json(folder / "experiment.json", data)
         return cls(folder)
@@ -347,6 +345,14 @@ def check_name(name: str) -> str:
             "start with a letter or digit."
         )
     return name
+
+
+def check_new(name: str) -> Path:
+    """Folder for a new experiment of that name; raises ExperimentError if there is one already."""
+    folder = experiments_folder() / check_name(name)
+    if folder.exists():
+        raise ExperimentError(f"There is an experiment {name} already. Choose another name, or delete {folder}.")
+    return folder
 
 
 def list_names() -> list[str]:

@@ -76,10 +76,10 @@ def disk_errors(target: Path, needed_bytes: int) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExperimentError(full_disk_message(target, needed_bytes)) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise ExperimentError(
-                f"{target} cannot be written: {error.strerror}. Give yourself the right to write there, or set "
-                "SWM_HOME to another folder."
+                f"{target} cannot be written: {error.strerror}. Choose another place, or give yourself the right "
+                "to write there."
             ) from None
         raise
 

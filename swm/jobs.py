@@ -85,7 +85,7 @@ def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator
     target.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.folder / ".job.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=1)  # a process that was just killed takes a moment to let go
     except Timeout:
         raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.") from None
     device = FileLock(home() / ".device.lock")

@@ -10,7 +10,7 @@ from swm import stages
 from swm.evaluate import TASKS
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, experiments_folder
 from swm.jobs import Target
-from swm.recover import RecoverySettings, preset_settings
+from swm.presets import RecoverySettings, preset_settings
 
 log = logging.getLogger(__name__)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -15,6 +17,7 @@ from swm.compare import compare, flat_rows, row_name
 from swm.errors import ExperimentError
 from swm.experiments import Experiment, Run
 from swm.files import check_space, disk_errors, replace_file, replaced_folder
+from swm.presets import recovery_arguments
 
 METHOD = "Sliding-Window Merging, arXiv:2502.19159"
 
@@ -71,33 +74,32 @@ def report_html(experiment: Experiment) -> str:
 
 def commands(experiment: Experiment) -> list[str]:
     """The commands that repeat the experiment."""
-    s = experiment.settings
-    lines = [
-        f"python -m swm create {experiment.name} --model {s.model} --texts {s.texts} --count {s.count} "
-        f"--length {s.length} --seed {s.seed} --dtype {s.dtype}"
-    ]
-    lines += [f"python -m swm measure {experiment.name} --metric {metric}" for metric in experiment.metrics_measured()]
+    settings = [word for name, value in asdict(experiment.settings).items() for word in (f"--{name}", str(value))]
+    lines = [_command("create", experiment.name, *settings)]
+    lines += [_command("measure", experiment.name, "--metric", metric) for metric in experiment.metrics_measured()]
     for run in experiment.runs():
         lines += run_commands(run)
-    return [*lines, f"python -m swm compare {experiment.name}"]
+    return [*lines, _command("compare", experiment.name)]
 
 
 def run_commands(run: Run) -> list[str]:
     """The commands that repeat a run."""
-    name, settings = f"{run.experiment.name} {run.name}", run.settings
-    lines = []
+    name, settings, lines = (run.experiment.name, run.name), run.settings, []
     if not run.is_baseline:
-        windows = ",".join(map(str, reversed(run.plan.windows)))
-        lines.append(f"python -m swm merge {name} --windows {windows} --rule {run.plan.rule}")
+        windows = ",".join(map(str, run.plan.windows))
+        lines.append(_command("merge", *name, "--windows", windows, "--rule", run.plan.rule))
     if "recovery" in settings:
-        recovery = settings["recovery"]
-        lines.append(f"python -m swm recover {name} --preset {recovery['preset']} --steps {recovery['steps']}")
+        lines.append(_command("recover", *name, *recovery_arguments(settings["recovery"])))
     if scores := run.scores():
         limit = scores["limit"] if scores["limit"] is not None else "none"
-        lines.append(f"python -m swm evaluate {name} --tasks {','.join(scores['tasks'])} --limit {limit}")
+        lines.append(_command("evaluate", *name, "--tasks", ",".join(scores["tasks"]), "--limit", str(limit)))
     if run.timing() and not run.is_baseline:
-        lines.append(f"python -m swm time {name}")
+        lines.append(_command("time", *name))
     return lines
+
+
+def _command(*arguments: str) -> str:
+    return shlex.join(["python", "-m", "swm", *arguments])
 
 
 def export_run(run: Run, folder: Path) -> Path:

@@ -107,21 +107,21 @@ class ThresholdPath:
         """Plan, interval and trace at `threshold`; None if a similarity on its way has not been computed yet.
 
         Raises:
-            SettingsError: if the threshold lies outside the path.
+            SettingsError: if the threshold is not in (0, 1], or lies outside the path and is not known by chance.
         """
         check_threshold(threshold)
-        if not self.low <= threshold <= self.high:
+        walk = self._walk(threshold)
+        if not walk.complete and not self.low <= threshold <= self.high:
             raise SettingsError(
                 f"Threshold {threshold:g} lies outside the computed path {self.low:g} - {self.high:g}. "
                 f"Search again with --from {min(threshold, self.low):g}."
             )
-        walk = self._walk(threshold)
         if not walk.complete:
             return None
         plan = MergePlan(self.layer_count, walk.position.final_windows(), self.rule)
         accepted = [trial.similarity for trial in walk.trace if trial.accepted]
         similarity = accepted[-1] if accepted else 1.0
-        low, high = max(walk.low, self.low), min(walk.high, self.high)
+        low, high = max(walk.low, 0.0), min(walk.high, 1.0)
         return PlanAt(plan, threshold, low, high, similarity, tuple(walk.trace))
 
     def intervals(self) -> list[PlanAt]:
@@ -160,7 +160,8 @@ class ThresholdPath:
 
     def covered(self) -> float:
         """Share of [low, high] for which the plan is known, 0 to 1."""
-        return sum(step.high - step.low for step in self.intervals()) / (self.high - self.low)
+        known = sum(min(step.high, self.high) - max(step.low, self.low) for step in self.intervals())
+        return known / (self.high - self.low)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -229,10 +230,7 @@ def threshold_path(
 
     Cost: one call of `score` for each branch of the walk (SmolLM2-135M from 0.5: some 800).
     """
-    check_threshold(low)
-    check_threshold(high)
-    if low >= high:
-        raise SettingsError(f"The path needs a range: --from {low:g} has to be below {high:g}.")
+    check_range(low, high)
     path = path or ThresholdPath(layer_count, rule, low, high, protect_last)
     focus = high if focus is None else min(max(focus, low), high)
     branches = [(_start(layer_count, protect_last), math.nextafter(path.low, 0.0), path.high)]
@@ -259,6 +257,14 @@ def check_threshold(threshold: float) -> None:
     """Raise SettingsError unless `threshold` is a number in (0, 1]."""
     if not 0 < threshold <= 1:  # also false for NaN
         raise SettingsError(f"Threshold {threshold} is not a similarity. Choose a number above 0 and at most 1.")
+
+
+def check_range(low: float, high: float = 1.0) -> None:
+    """Raise SettingsError unless low < high, both in (0, 1]."""
+    check_threshold(low)
+    check_threshold(high)
+    if low >= high:
+        raise SettingsError(f"The path needs a range: --from {low:g} has to be below {high:g}.")
 
 
 @dataclass

@@ -19,13 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from swm import models
 from swm.errors import ExperimentError, PlanError, SettingsError
 from swm.evaluate import perplexity, zero_shot
-from swm.experiments import Experiment, Run, Settings
+from swm.experiments import Experiment, Run, Settings, check_new
 from swm.files import check_space
 from swm.merge import apply_plan
 from swm.plan import DEFAULT_RULE, check_rule
-from swm.recover import RecoverySettings, recover
+from swm.presets import RecoverySettings
+from swm.recover import recover
 from swm.replay import WindowScorer
-from swm.search import PlanAt, ThresholdPath, check_threshold, threshold_path
+from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, threshold_path
 from swm.similarity import check_metric, measure_similarity
 from swm.texts import calibration_tokens, perplexity_tokens, recovery_examples
 from swm.timing import generated_tokens, time_models
@@ -41,6 +42,7 @@ def no_progress(done: int, total: int, text: str) -> None:
 
 def create(name: str, settings: Settings) -> Experiment:
     """A new experiment, once model, number format and text have been found to be usable."""
+    check_new(name)
     models.check_dtype(settings.dtype)
     facts = models.config_facts(settings.model)
     tokenizer = models.load_tokenizer(settings.model)
@@ -77,7 +79,8 @@ def search(
 ) -> ThresholdPath:
     """The threshold path from `low` to 1, written to path/<rule>.json as it grows; goes on where it stopped."""
     check_rule(rule)
-    check_threshold(low)
+    check_range(low)
+    check_threshold(focus)
     path = experiment.path(rule)
     if path is not None and path.low > low:
         path.low = low  # similarities do not depend on the range: they are kept
@@ -244,6 +247,8 @@ def evaluate(
 
 def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -> dict[str, Any]:
     """Latency, speed and memory of a run, measured in turn with the original; written to timing.json of both."""
+    if not 1 <= new_tokens <= 10_000:
+        raise SettingsError(f"--tokens {new_tokens} is out of range. Choose 1 to 10,000.")
     progress(0, 0, "loading the models")
     original, tokenizer = load_original(run.experiment)
     prompt = _calibration(run.experiment, tokenizer)[:1, :64]

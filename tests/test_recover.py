@@ -1,0 +1,124 @@
+"""LoRA on tiny models: it learns, resumes on the same track, and stops well."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from swm.errors import Cancelled, ModelError, SettingsError, TextError
+from swm.models import find_decoder
+from swm.presets import PRESETS, RecoverySettings, preset_settings
+from swm.recover import IGNORED, recover, training_rows
+from swm.texts import Example
+from tests.conftest import WORDS, tiny_model
+
+SMALL = RecoverySettings(steps=6, batch=2, length=16, rank=4, alpha=8, held_out=2, save_every=2, warmup_steps=1)
+
+
+@pytest.fixture
+def examples():
+    words = WORDS.split()
+    return [Example(" ".join(words[i : i + 5]), " " + " ".join(words[i + 5 : i + 12])) for i in range(30)]
+
+
+def losses_of(model, tokenizer, examples, settings, folder, stop_at=None):
+    """Loss by step of one recovery; cancelled at a step if asked."""
+    losses = {}
+
+    def on_step(step, steps, numbers):
+        if "loss" in numbers:
+            losses[step] = numbers["loss"]
+        if stop_at == step:
+            raise Cancelled
+
+    recover(model, tokenizer, examples, settings, folder, on_step)
+    return losses
+
+
+def test_training_lowers_the_held_out_loss_and_leaves_a_plain_model(model, tokenizer, examples, tmp_path):
+    settings = dataclasses.replace(SMALL, steps=30, learning_rate=2e-2, save_every=10)
+    names = [name for name, _ in model.named_parameters()]
+    before = model.model.layers[0].mlp.up_proj.weight.clone()
+    healed, summary = recover(model, tokenizer, examples, settings, tmp_path)
+    assert summary["held_out_losses"][-1] < summary["held_out_losses"][0] - 0.1
+    assert [name for name, _ in healed.named_parameters()] == names
+    assert not torch.equal(healed.model.layers[0].mlp.up_proj.weight, before)
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
+    # rank * (in + out) of q, k, v, o, gate, up, down in 4 layers of width 32, keys and values 16, hidden 64
+    assert summary["trained_parameters"] == 4 * 4 * (64 + 48 + 48 + 64 + 96 + 96 + 96)
+
+
+def test_folded_adapters_give_the_logits_of_base_and_adapter(tokenizer, examples, tmp_path, tokens):
+    from peft import PeftModel
+
+    settings = dataclasses.replace(SMALL, learning_rate=2e-2)
+    healed, _ = recover(tiny_model(), tokenizer, examples, settings, tmp_path)
+    adapted = PeftModel.from_pretrained(tiny_model(), tmp_path / "adapter").eval()
+    torch.testing.assert_close(healed(tokens).logits, adapted(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_cancelled_recovery_goes_on_with_the_same_losses(tokenizer, examples, tmp_path):
+    whole = losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path / "whole")
+    with pytest.raises(Cancelled):
+        losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path / "cut", stop_at=3)
+    assert (tmp_path / "cut" / "checkpoint-3").is_dir()
+    rest = losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path / "cut")
+    assert sorted(rest) == [4, 5, 6]
+    assert all(rest[step] == pytest.approx(whole[step], abs=1e-5) for step in rest)
+
+
+def test_loss_that_is_not_a_number_is_told(model, tokenizer, examples, tmp_path):
+    find_decoder(model).layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
+    with pytest.raises(ModelError, match=r"not a number any more at step 1.*--learning-rate"):
+        recover(model, tokenizer, examples, SMALL, tmp_path)
+
+
+def test_too_few_examples_are_told_with_the_numbers(model, tokenizer, tmp_path):
+    with pytest.raises(TextError, match=r"gives 1 sequences of 16 tokens; 2 are held out and a batch needs 2"):
+        recover(model, tokenizer, [Example("", WORDS[:50])], SMALL, tmp_path)
+
+
+def test_packed_rows_hold_every_token_in_order_with_an_end_between_examples(tokenizer, examples):
+    rows = training_rows(tokenizer, examples, SMALL)
+    stream = [token for row in rows for token in row["input_ids"]]
+    text = "<end>".join(e.prompt + e.response for e in examples)
+    assert text.startswith(tokenizer.decode(stream))
+    assert all(row["labels"] == row["input_ids"] and len(row["input_ids"]) == 16 for row in rows)
+
+
+def test_response_loss_labels_the_answer_and_the_end_only(tokenizer):
+    settings = dataclasses.replace(SMALL, loss_on="response", length=40)
+    row = training_rows(tokenizer, [Example("the old house", " stood")], settings)[0]
+    learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
+    assert tokenizer.decode(learned) == " stood<end>"
+    assert len(row["input_ids"]) == 40
+    assert sum(row["attention_mask"]) == len(tokenizer("the old house stood").input_ids) + 1
+    assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
+
+
+def test_example_whose_prompt_fills_the_sequence_is_left_out(tokenizer):
+    settings = dataclasses.replace(SMALL, loss_on="response", length=8)
+    assert training_rows(tokenizer, [Example(WORDS, " yes")], settings) == []
+
+
+def test_paper_preset_is_the_released_one():
+    paper = PRESETS["paper"]
+    assert (paper.rank, paper.alpha, paper.dropout, paper.learning_rate) == (8, 16, 0.05, 1e-4)
+    assert (paper.batch * paper.accumulate, paper.warmup_steps, paper.length) == (64, 100, 256)
+    # 51,760 examples less those held out, two epochs
+    assert paper.steps == pytest.approx(2 * 51_760 / 64, rel=0.01)
+    assert (paper.texts, paper.loss_on) == ("alpaca-cleaned", "response")
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 0}, {"rank": 0}, {"learning_rate": math.nan}, {"dropout": 1.5}, {"loss_on": "both"}]
+)
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(SettingsError):
+        preset_settings("quick", **change)
+
+
+def test_unknown_preset_is_refused():
+    with pytest.raises(SettingsError, match="'slow' is not a recovery preset"):
+        preset_settings("slow")

@@ -1,0 +1,39 @@
+"""Timing: generation equals transformers' own, and the numbers fit one another."""
+
+import time
+
+import pytest
+import torch
+
+from swm.merge import apply_plan
+from swm.models import size_bytes
+from swm.plan import MergePlan, Window
+from swm.timing import generated_tokens, time_models
+from tests.conftest import tiny_model
+
+
+def test_generated_tokens_equal_transformers_greedy_generation(model, tokens):
+    prompt = tokens[:1]
+    with torch.inference_mode():
+        own = [int(token) for token in generated_tokens(model, prompt, 12)]
+    theirs = model.generate(prompt, max_new_tokens=12, min_new_tokens=12, do_sample=False)
+    assert own == theirs[0, prompt.shape[1] :].tolist()
+
+
+def test_a_model_of_half_the_layers_is_faster_and_the_ratio_says_so(tokens):
+    model = tiny_model(layers=32)
+    small = apply_plan(model, MergePlan(32, (Window(0, 15),), "keep_first"))
+    start = time.perf_counter()
+    base, other = time_models([model, small], tokens[:1], new_tokens=8, repetitions=5)
+    wall = 1000 * (time.perf_counter() - start)
+    assert "speedup" not in base
+    assert other["speedup"]["low"] <= other["speedup"]["value"] <= other["speedup"]["high"]
+    assert 1.3 < other["speedup"]["value"] < 3
+    assert other["speedup"]["value"] == pytest.approx(base["latency_ms"] / other["latency_ms"], rel=0.3)
+    for row in (base, other):
+        assert 0 < row["prefill_ms"] < row["latency_ms"] < wall
+        assert row["latency_p10_ms"] <= row["latency_ms"] <= row["latency_p90_ms"]
+        decode = row["latency_ms"] - row["prefill_ms"]
+        assert row["tokens_per_second"] == pytest.approx(7000 / decode, rel=0.3)
+    assert base["peak_memory_bytes"] >= size_bytes(model)
+    assert (base["prompt_tokens"], base["new_tokens"], base["repetitions"]) == (16, 8, 5)
