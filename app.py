@@ -2,8 +2,10 @@
 
 import streamlit as st
 
-from pages.shared.frame import STEPS, shown_errors, start_page
+from pages.shared.frame import STEPS, next_step, run_metrics, shown_errors, start_page
 from pages.shared.tables import runs_table
+from swm.charts import layer_strip
+from swm.compare import compare, flat_rows, row_name
 from swm.experiments import list_experiments
 
 experiment = start_page(
@@ -11,8 +13,18 @@ experiment = start_page(
     "See which layers of a language model are redundant, merge them, heal the smaller model, compare both.",
 )
 
-left, right = st.columns([3, 2], gap="large")
-with left, shown_errors():
+with shown_errors():
+    rows = flat_rows(compare(experiment)) if experiment else []
+    if experiment and len(rows) > 1:
+        with st.container(border=True):
+            st.markdown(f"**{experiment.name}**: {row_name(rows[-1])}, and the difference to the original")
+            run_metrics(rows[-1])
+            plan = experiment.run(rows[-1]["run"]).plan
+            st.plotly_chart(layer_strip(plan), key="home_strip", config={"displayModeBar": False})
+            next_step("pages/compare.py", "All scores, before and after")
+
+left, right = st.columns(2, gap="large")
+with left:
     st.subheader("Where to start", anchor=False)
     for number, (page, label, sentence) in enumerate(STEPS[:5], 1):
         name, text = st.columns([1, 2], vertical_alignment="center")
@@ -29,8 +41,7 @@ with right:
 
 with shown_errors():
     st.subheader("Runs", anchor=False)
-    experiments, _ = list_experiments()
-    table = runs_table(experiments)
+    table = runs_table(list_experiments()[0])
     if table.empty:
         st.info("No run yet. Begin with an experiment.", icon=":material/science:")
     else:

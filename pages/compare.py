@@ -2,7 +2,15 @@
 
 import streamlit as st
 
-from pages.shared.frame import caption, command_line, next_step, require_experiment, shown_errors, start_page
+from pages.shared.frame import (
+    caption,
+    command_line,
+    next_step,
+    require_experiment,
+    run_metrics,
+    shown_errors,
+    start_page,
+)
 from pages.shared.tables import comparison_table
 from swm.charts import scores_chart
 from swm.compare import compare, csv_text, flat_rows, row_name
@@ -23,25 +31,8 @@ if not any(row["scores"] for row in flat):
     next_step("pages/run.py", "Evaluate a run")
     st.stop()
 
-last = flat[-1]
-deltas = last["deltas"]
-columns = st.columns(5)
-columns[0].metric("Parameters", f"{last['parameters'] / 1e6:,.1f} M", f"{deltas['parameters'] / 1e6:,.1f} M", "off")
-if deltas["average"] is not None:
-    columns[1].metric(
-        "Average score", f"{100 * last['average']:.1f} %", f"{100 * deltas['average']:+.1f} points", "off"
-    )
-if deltas["perplexity"] is not None:
-    columns[2].metric(
-        "Perplexity", f"{last['perplexity']:.1f}", f"{deltas['perplexity']:+.1f}", "off", help="Lower is better."
-    )
-if deltas["tokens_per_second"] is not None:
-    columns[3].metric(
-        "Tokens per second", f"{last['tokens_per_second']:.1f}", f"{deltas['tokens_per_second']:+.1f}", "off"
-    )
-if deltas["latency_ms"] is not None:
-    columns[4].metric("Latency", f"{last['latency_ms']:,.0f} ms", f"{deltas['latency_ms']:+,.0f} ms", "off")
-st.caption(f"{row_name(last)}, and the difference to the original")
+run_metrics(flat[-1])
+st.caption(f"{row_name(flat[-1])}, and the difference to the original")
 
 st.table(comparison_table(flat))
 st.caption(

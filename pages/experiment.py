@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared.frame import caption, command_line, job_status, next_step, shown_errors, start_page
+from pages.shared.frame import caption, command_line, go_to, job_status, next_step, shown_errors, start_page
 from swm.experiments import Experiment, check_name
 from swm.jobs import call, start
 
@@ -60,5 +60,5 @@ if submitted:
         check_name(name)
         call(arguments)
         start(Experiment.open(name), "measure", ["measure", name])
-    st.switch_page("pages/redundancy.py", query_params={"experiment": name})
+    go_to("pages/redundancy.py", name)
 command_line(*arguments)

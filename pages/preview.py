@@ -36,6 +36,7 @@ rule = controls[1].selectbox(
     format_func=RULE_NAMES.get,
     key="rule",
     bind="query-params",
+    persist_state="session",
     help="How a window becomes one layer.",
 )
 threshold = controls[0].slider(
@@ -47,6 +48,7 @@ threshold = controls[0].slider(
     format="%.3f",
     key="threshold",
     bind="query-params",
+    persist_state="session",
     help="Cosine between the final hidden states of the merged and the original model, averaged over the texts.",
 )
 
@@ -110,4 +112,4 @@ st.caption(
     "perplexity. Evaluate a run before you trust it."
 )
 command_line("plan", experiment.name, "--threshold", f"{threshold:g}", "--rule", rule, "--json")
-next_step("pages/run.py", "Merge these layers")
+next_step("pages/run.py", "Merge these layers", run="new run", merge_at=f"{threshold:g}", merge_by=rule)

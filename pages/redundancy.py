@@ -16,16 +16,17 @@ from swm.charts import depth_lines, norm_line, similarity_heatmap
 from swm.jobs import start
 
 METRICS = {
-    "cka": "CKA (debiased)",
-    "cka-rbf": "CKA, Gaussian kernel",
-    "cka-biased": "CKA as first published",
-    "cosine": "cosine",
-    "angular": "angular",
+    "cka": "CKA",
+    "cka-rbf": "CKA, Gaussian",
+    "cka-biased": "CKA, biased",
+    "cosine": "Cosine",
+    "angular": "Angular",
 }
 
 experiment = require_experiment(start_page("Redundancy", "How alike the outputs of each pair of layers are."))
 caption(experiment)
-metric = st.segmented_control(
+controls = st.columns([3, 2], gap="large", vertical_alignment="bottom")
+metric = controls[0].segmented_control(
     "Metric",
     list(METRICS),
     default="cka",
@@ -33,7 +34,9 @@ metric = st.segmented_control(
     format_func=METRICS.get,
     key="redundancy_metric",
     bind="query-params",
-    help="CKA ignores shift, rotation and scale of the states; cosine and angular compare them as they are.",
+    persist_state="session",
+    help="CKA (debiased, with a linear or Gaussian kernel, or biased as first published) ignores shift, rotation and "
+    "scale of the states; cosine and angular compare them as they are.",
 )
 
 with shown_errors():
@@ -47,7 +50,7 @@ with shown_errors():
         command_line("measure", experiment.name, "--metric", metric)
         st.stop()
     runs = [run for run in experiment.runs() if not run.is_baseline]
-    shown = st.selectbox(
+    shown = controls[1].selectbox(
         "Outline the windows of",
         ["none", *(run.name for run in runs)],
         index=min(1, len(runs)),

@@ -7,6 +7,7 @@ from pages.shared.frame import (
     command_line,
     job_status,
     next_step,
+    number_from_address,
     poll_while_active,
     require_experiment,
     shown_errors,
@@ -16,7 +17,10 @@ from pages.shared.tables import STAGES
 from swm.charts import layer_strip, loss_chart
 from swm.experiments import check_name
 from swm.jobs import cancel, start
-from swm.plan import RULES, MergePlan, parse_windows
+from swm.plan import DEFAULT_RULE, RULES, MergePlan, parse_windows
+
+TUNED = "As tuned on the preview page: a window grows while the similarity is at least this."
+RULE = "How a window becomes one layer; rdsc is the formula printed in the paper."
 
 experiment = require_experiment(start_page("Run", "Merge the windows, heal the smaller model with LoRA, evaluate it."))
 caption(experiment)
@@ -29,11 +33,13 @@ with shown_errors():
     run = next((each for each in runs if each.name == chosen), None)
 
 if run is None:
+    tuned = number_from_address("merge_at", 0.9, 0.01, 1.0)
+    wanted = st.query_params.get("merge_by") if st.query_params.get("merge_by") in RULES else DEFAULT_RULE
     with st.form("run_form", border=True):
         left, right = st.columns(2, gap="large")
         name = left.text_input("Name", f"run-{len(runs) + 1}", max_chars=64, key="run_name")
         threshold = left.number_input(
-            "Threshold", 0.01, 1.0, 0.9, 0.001, format="%.3f", key="run_threshold", help="As tuned on the preview page."
+            "Threshold", 0.01, 1.0, tuned, 0.001, format="%.3f", key="run_threshold", help=TUNED
         )
         windows = left.text_input(
             "or windows by hand",
@@ -42,7 +48,8 @@ if run is None:
             placeholder="27-28,25-26",
             help="Both ends included. Overrules the threshold.",
         )
-        rule = left.selectbox("Merge rule", list(RULES), key="run_rule", help="How a window becomes one layer.")
+        rules = list(RULES)
+        rule = left.selectbox("Merge rule", rules, index=rules.index(wanted), key="run_rule", help=RULE)
         recover = right.toggle(
             "Heal with LoRA", True, key="run_recover", help="Short training of small added matrices."
         )

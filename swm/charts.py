@@ -15,8 +15,8 @@ from swm.plan import MergePlan, Window
 from swm.search import PlanAt
 
 BETTER, WORSE = "#2f6fde", "#d9730d"
-GREY, LINE = "rgba(128,136,150,0.28)", "rgba(128,136,150,0.9)"
-WINDOW_COLOURS = ("#0072b2", "#cc79a7", "#009e73", "#a6761d", "#7b68b5", "#56b4e9")
+GREY, LINE, WHITE = "rgba(128,136,150,0.22)", "rgba(115,124,140,1)", "#ffffff"
+WINDOW_COLOURS = ("#0072b2", "#b5568c", "#00835f", "#a6761d", "#7b68b5", "#3d87b5")
 
 
 def similarity_heatmap(matrix: Sequence[Sequence[float]], name: str, windows: Sequence[Window] = ()) -> go.Figure:
@@ -31,7 +31,16 @@ def similarity_heatmap(matrix: Sequence[Sequence[float]], name: str, windows: Se
             zmin=0,
             zmax=1,
             colorscale="Cividis",
-            colorbar={"title": {"text": name, "side": "right"}, "thickness": 12, "outlinewidth": 0},
+            colorbar={
+                "title": {"text": name, "side": "bottom"},
+                "orientation": "h",
+                "thickness": 10,
+                "outlinewidth": 0,
+                "len": 0.6,
+                "y": -0.1,
+                "yanchor": "top",
+                "tickvals": [0, 0.25, 0.5, 0.75, 1],
+            },
             hovertemplate="layer %{y} and layer %{x}<br>" + name + " %{z:.4f}<extra></extra>",
         )
     )
@@ -44,8 +53,8 @@ def similarity_heatmap(matrix: Sequence[Sequence[float]], name: str, windows: Se
     figure.update_layout(
         xaxis={**axis, "constrain": "domain"},
         yaxis={**axis, "scaleanchor": "x", "constrain": "domain"},
-        height=560,
-        margin={"l": 50, "r": 10, "t": 10, "b": 45},
+        height=600,
+        margin={"l": 40, "r": 0, "t": 0, "b": 95},
     )
     return figure
 
@@ -115,6 +124,8 @@ def layer_strip(plan: MergePlan) -> go.Figure:
             for new, window in enumerate(kept)
         ],
     )
+    figure.data[0].textfont.color = [WHITE if layer in of_layer else LINE for layer in layers]
+    figure.data[1].textfont.color = [WHITE if len(window) > 1 else LINE for window in kept]
     figure.update_traces(
         hovertemplate="%{hovertext}<extra></extra>", textposition="inside", insidetextanchor="middle", textangle=0
     )
@@ -158,6 +169,8 @@ def staircase(steps: Sequence[PlanAt], threshold: float) -> go.Figure:
         )
     )
     figure.add_vline(x=threshold, line={"color": BETTER, "width": 2})
+    depths = [depth for depth in y if depth is not None]
+    figure.update_yaxes(dtick=max(1, (max(depths) - min(depths)) // 8) if depths else 1)
     return _plain(figure, "threshold", "layers left", 320)
 
 

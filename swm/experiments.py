@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from swm.errors import ExperimentError, JobError
+from swm.errors import ExperimentError, JobError, PlanError, SettingsError
 from swm.files import home, read_json, write_json
 from swm.plan import MergePlan
 from swm.search import ThresholdPath
@@ -105,9 +105,13 @@ class _Tracked:
         file = self.folder / "state.json"
         if not file.exists():
             return State()
-        data = read_json(file)
-        known = {name: data[name] for name in asdict(State()) if name in data}
-        return State(**{**known, "command": tuple(known.get("command", ()))}).seen_from_here()
+        try:
+            data = read_json(file)
+            known = {name: data[name] for name in asdict(State()) if name in data}
+            return State(**{**known, "command": tuple(known.get("command", ()))}).seen_from_here()
+        except (ExperimentError, TypeError, ValueError) as error:
+            # The state only tells; what a job made lies in other files.
+            return State("job", "failed", error=f"What it did cannot be read: {error}")
 
     def write_state(self, state: State) -> None:
         write_json(self.folder / "state.json", asdict(state))
@@ -212,9 +216,21 @@ class Experiment(_Tracked):
 
     def runs(self) -> list[Run]:
         """The baseline, then the other runs by name; a damaged one is left out."""
-        folders = sorted(folder for folder in (self.folder / "runs").glob("*") if (folder / "run.json").is_file())
-        names = [folder.name for folder in folders if folder.name != BASELINE and NAME.fullmatch(folder.name)]
-        return [Run(self, name) for name in (BASELINE, *names)]
+        return self.readable_runs()[0]
+
+    def readable_runs(self) -> tuple[list[Run], list[str]]:
+        """The runs that can be read, the baseline first, and one message for each that cannot."""
+        found, broken = [Run(self, BASELINE)], []
+        for file in sorted((self.folder / "runs").glob("*/run.json")):
+            run = Run(self, file.parent.name)
+            if run.is_baseline or not NAME.fullmatch(run.name):
+                continue
+            try:
+                _ = run.plan
+                found.append(run)
+            except ExperimentError as error:
+                broken.append(str(error))
+        return found, broken
 
     def create_run(
         self, name: str, plan: MergePlan, threshold: float | None = None, similarity: float | None = None
@@ -255,7 +271,7 @@ class Run(_Tracked):
             return MergePlan(self.experiment.layer_count)
         try:
             return MergePlan.from_dict(self.settings["plan"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, SettingsError, PlanError) as error:
             raise ExperimentError(
                 f"{self.folder / 'run.json'} is damaged ({error}). Delete the folder {self.folder} and merge again."
             ) from None
@@ -280,6 +296,10 @@ class Run(_Tracked):
             return "original"
         settings = self.settings
         return "recovered" if "recovery" in settings else "merged" if "merge" in settings else "planned"
+
+    @property
+    def is_evaluated(self) -> bool:
+        return (self.folder / "scores.json").is_file()
 
     def scores(self) -> dict[str, Any] | None:
         return self._json("scores.json")

@@ -14,12 +14,15 @@ class RecoverySettings:
 
     Attributes:
         loss_on: "text" packs the examples and learns every token; "response" learns the answer's tokens only.
+        target: "text" learns the text's own next token; "original" learns the original model's probabilities for it
+            (distillation), which teaches no new text but what was lost.
         held_out: sequences kept apart; the checkpoint with the lowest loss on them is the result.
     """
 
     preset: str = "quick"
     texts: str = "instructions"
     loss_on: str = "text"
+    target: str = "original"
     steps: int = 80
     batch: int = 8
     accumulate: int = 1
@@ -44,8 +47,9 @@ class RecoverySettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise SettingsError(f"{name} {value} is out of range. Choose {low:g} to {high:g}.")
-        if self.loss_on not in ("text", "response"):
-            raise SettingsError(f"loss_on '{self.loss_on}' is unknown. Choose text or response.")
+        for name, known in (("loss_on", ("text", "response")), ("target", ("text", "original"))):
+            if getattr(self, name) not in known:
+                raise SettingsError(f"{name} '{getattr(self, name)}' is unknown. Choose {' or '.join(known)}.")
 
 
 # "paper": the released settings (LLM-Pruner's recovery): 2 epochs of 51,760 examples in batches of 64.
@@ -55,6 +59,7 @@ PRESETS = {
         preset="paper",
         texts="alpaca-cleaned",
         loss_on="response",
+        target="text",
         steps=1616,
         batch=4,
         accumulate=16,

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -39,15 +41,17 @@ def recover(
     settings: RecoverySettings,
     folder: Path,
     on_step: OnStep | None = None,
+    original: PreTrainedModel | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Train LoRA adapters on all linear maps of the layers and fold them in.
 
     Args:
-        model: the merged model; it is changed.
+        model: the merged model; it is changed, and so are tensors that it shares with the original.
         examples: recovery examples in the order to use them.
         folder: for checkpoints and `adapter/` (a peft folder); a checkpoint found there is gone on from.
         on_step: called after each step with (step, steps, numbers: loss, learning_rate, held_out_loss, ...); may raise
             Cancelled, then a checkpoint is written first.
+        original: the model to learn from when `settings.target` is "original".
 
     Returns:
         The model with the adapters folded in, and a summary: first and last loss, held-out losses, trained parameters.
@@ -73,7 +77,10 @@ def recover(
     )
     torch.manual_seed(settings.seed)
     adapted: Any = get_peft_model(model, lora)
-    trainer, watch = _trainer(adapted, rows, settings, folder, on_step)
+    if settings.target == "original" and original is None:
+        raise ValueError("The target is the original model's output, and no original model is given.")
+    original = original if settings.target == "original" else None
+    trainer, watch = _trainer(adapted, rows, settings, folder, on_step, original)
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
     if watch.failure:
@@ -129,7 +136,12 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[i
 
 
 def _trainer(
-    adapted: Any, rows: list[dict[str, list[int]]], settings: RecoverySettings, folder: Path, on_step: OnStep | None
+    adapted: Any,
+    rows: list[dict[str, list[int]]],
+    settings: RecoverySettings,
+    folder: Path,
+    on_step: OnStep | None,
+    original: PreTrainedModel | None,
 ) -> tuple[Trainer, _Watch]:
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -154,13 +166,15 @@ def _trainer(
         disable_tqdm=True,
         seed=settings.seed,
         data_seed=settings.seed,
+        label_names=["labels"],
         bf16=_in_bfloat16(next(adapted.parameters()).device, folder),
         use_cpu=next(adapted.parameters()).device.type == "cpu",
         dataloader_pin_memory=False,
     )
     watch = _Watch(settings.steps, on_step)
     held_out, train = rows[: settings.held_out], rows[settings.held_out :]
-    trainer = Trainer(adapted, arguments, train_dataset=train, eval_dataset=held_out, callbacks=[watch])  # type: ignore[arg-type]
+    data: dict[str, Any] = {"train_dataset": train, "eval_dataset": held_out, "callbacks": [watch]}
+    trainer = _Distillation(original, adapted, arguments, **data) if original else Trainer(adapted, arguments, **data)
     trainer.remove_callback(_printer())
     return trainer, watch
 
@@ -178,6 +192,31 @@ def _printer() -> type[TrainerCallback]:
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
+
+
+class _Distillation(Trainer):
+    """A Trainer whose loss is how far the next-token probabilities are from the original's: KL, nats per token.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 2, at temperature 1.
+    """
+
+    def __init__(self, original: PreTrainedModel, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._original = original
+
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        inputs = dict(inputs)
+        counted = inputs.pop("labels")[:, 1:] != IGNORED
+        outputs = model(**inputs, use_cache=False)
+        with torch.no_grad():
+            target = self._original(**inputs, use_cache=False).logits[:, :-1][counted]
+            target = F.log_softmax(target.float(), dim=-1)
+        own = F.log_softmax(outputs.logits[:, :-1][counted].float(), dim=-1)
+        count = counted.sum() if num_items_in_batch is None else num_items_in_batch
+        loss = F.kl_div(own, target, reduction="sum", log_target=True) / count
+        return (loss, outputs) if return_outputs else loss
 
 
 class _Watch(TrainerCallback):

@@ -50,7 +50,7 @@ def time_models(
     total = WARM_UP + repetitions
     for turn in range(total):
         for index, model in enumerate(models):
-            with _peak_memory(model) as peak:
+            with peak_memory(model) as peak:
                 prefill, latency = _generation_seconds(model, prompt, new_tokens)
             if turn >= WARM_UP:
                 prefills[index].append(prefill)
@@ -131,7 +131,7 @@ def _wait(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _peak_memory(model: PreTrainedModel) -> Iterator[list[int]]:
+def peak_memory(model: PreTrainedModel) -> Iterator[list[int]]:
     """A list whose one entry is, after the block, how many bytes it took beyond those in use before."""
     peak = [0]
     if model.device.type == "cuda":

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -13,6 +14,9 @@ from swm.errors import SwmError
 from swm.experiments import Experiment, Run, State, list_experiments
 from swm.jobs import Target, active_targets
 
+AVERAGE = "Mean accuracy of the zero-shot tasks."
+PERPLEXITY = "On held-out text; lower is better."
+SPEED = "While generating, measured in turn with the original."
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS = (
     ("pages/experiment.py", "Experiment", "Choose a model and a calibration text"),
@@ -37,7 +41,7 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
         experiment = _choose(experiments)
         _steps(experiment)
         _running(experiments)
-    for message in broken:
+    for message in [*broken, *(experiment.readable_runs()[1] if experiment else [])]:
         st.warning(message, icon=":material/warning:")
     st.title(title, anchor=False)
     if sentence:
@@ -77,8 +81,43 @@ def command_line(*arguments: str) -> None:
         st.code(shlex.join(["python", "-m", "swm", *arguments]), language="bash", wrap_lines=True)
 
 
-def next_step(page: str, label: str) -> None:
-    st.page_link(page, label=label, icon=":material/arrow_forward:")
+def go_to(page: str, experiment: str) -> None:
+    """Open a page with another experiment; the sidebar's choice is made before it is drawn the next time."""
+    st.session_state["next_experiment"] = experiment
+    st.switch_page(page)
+
+
+def number_from_address(name: str, default: float, low: float, high: float) -> float:
+    """A number that the page before put into the address; the default when there is none that can be."""
+    try:
+        value = float(st.query_params.get(name, default))
+    except ValueError:
+        return default
+    return value if low <= value <= high else default
+
+
+def next_step(page: str, label: str, **query: str) -> None:
+    """A link to the page that comes next; `query` goes into its address beside the experiment."""
+    experiment = st.session_state.get("experiment")
+    params = {**({"experiment": experiment} if experiment else {}), **query}
+    st.page_link(page, label=label, icon=":material/arrow_forward:", query_params=params)
+
+
+def run_metrics(row: dict[str, Any]) -> None:
+    """One line of numbers of a row of `compare`, each with its difference to the original."""
+    deltas = row["deltas"]
+    points = None if deltas["average"] is None else 100 * deltas["average"]
+    shown = [
+        ("Layers", f"{row['layers']}", deltas["layers"], "{:+d}", ""),
+        ("Parameters", f"{row['parameters'] / 1e6:,.1f} M", deltas["parameters"] / 1e6, "{:+,.1f} M", ""),
+        ("Average score", row["average"] and f"{row['average']:.1%}", points, "{:+.1f} points", AVERAGE),
+        ("Perplexity", row["perplexity"] and f"{row['perplexity']:,.1f}", deltas["perplexity"], "{:+,.1f}", PERPLEXITY),
+        ("Tokens per second", row["tokens_per_second"], deltas["tokens_per_second"], "{:+.1f}", SPEED),
+    ]
+    for column, (label, value, delta, form, help_text) in zip(st.columns(len(shown)), shown, strict=True):
+        text = f"{value:,.1f}" if isinstance(value, float) else value or "–"
+        change = None if delta is None else form.format(delta)
+        column.metric(label, text, change, "off", help=help_text or None)
 
 
 def job_status(target: Target, state: State) -> None:
@@ -104,19 +143,20 @@ def duration(seconds: float) -> str:
 def _choose(experiments: list[Experiment]) -> Experiment | None:
     if not experiments:
         return None
-    by_name = {experiment.name: experiment for experiment in experiments}
-    wanted = st.query_params.get("experiment")
-    if wanted is not None and wanted not in by_name:
+    names = [experiment.name for experiment in experiments]
+    wanted = st.session_state.pop("next_experiment", None)
+    if wanted is None and "experiment" not in st.session_state:
+        wanted = st.query_params.get("experiment")
+    if wanted in names:
+        st.session_state["experiment"] = wanted
+    elif wanted is not None:
         st.warning(f"There is no experiment {wanted[:64]}.")
-        st.query_params.pop("experiment")
-    name = st.selectbox(
-        "Experiment",
-        list(by_name),
-        key="experiment",
-        bind="query-params",
-        help="Everything on the pages belongs to it.",
-    )
-    return by_name.get(name) if name else None
+    if st.session_state.get("experiment") not in names:  # deleted meanwhile
+        st.session_state.pop("experiment", None)
+    help_text = "Everything on the pages belongs to it."
+    name = st.selectbox("Experiment", names, key="experiment", persist_state="session", help=help_text)
+    st.query_params["experiment"] = name  # always in the address, so that it can be passed on
+    return experiments[names.index(name)]
 
 
 def _steps(experiment: Experiment | None) -> None:
@@ -137,7 +177,7 @@ def _done(experiment: Experiment, step: str) -> bool:
         "Redundancy": bool(experiment.metrics_measured()),
         "Preview": bool(experiment.rules_searched()),
         "Run": any(run.stage in ("merged", "recovered") for run in runs),
-        "Compare": any(run.scores() for run in runs),
+        "Compare": any(run.is_evaluated for run in runs),
     }.get(step, False)
 
 

@@ -1,0 +1,149 @@
+"""The running app in a real browser; skipped where there is no Chromium."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = ["", *sorted(page.stem for page in (ROOT / "pages").glob("*.py"))]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--no-first-run",
+]
+# A cold deep link asks for its health below the page first; streamlit then finds the right address by itself.
+HARMLESS = re.compile(r"404 \(Not Found\)|Unrecognized feature|allow-scripts and allow-same-origin")
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def chromium():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if not path:
+        pytest.skip("there is no chromium")
+    sync = pytest.importorskip("playwright.sync_api")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def app(free_port, tmp_path):
+    """Address of the app, started for the test and stopped after it."""
+    log = (tmp_path / "app.log").open("wb")
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true"]
+    process = subprocess.Popen([*command, "--server.port", str(free_port)], cwd=ROOT, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{free_port}"
+    try:
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(20)
+        log.close()
+    assert "Traceback" not in (tmp_path / "app.log").read_text()
+
+
+@pytest.fixture
+def page(chromium):
+    """A page of a fresh browser; what it complains about fails the test."""
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+    complaints = []
+    page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    assert [text for text in complaints if not HARMLESS.search(text)] == []
+
+
+def ready(page):
+    page.wait_for_selector("h1", timeout=20_000)
+    page.wait_for_function("!document.querySelector('[data-testid=stStatusWidget]')", timeout=20_000)
+
+
+def test_home_is_drawn_within_two_seconds_of_asking(app, page):
+    page.goto(app)  # the first browser loads the app's files once
+    ready(page)
+    start = time.perf_counter()
+    page.goto(app)
+    page.wait_for_selector("text=Where to start", timeout=10_000)
+    assert time.perf_counter() - start < 2
+
+
+def test_every_page_opens_by_its_address_on_a_fresh_server(app, page):
+    for name in PAGES:
+        page.goto(f"{app}/{name}?experiment=demo")
+        ready(page)
+        assert page.locator("[data-testid=stException]").count() == 0
+        assert page.locator("[data-testid=stAlertContentError]").count() == 0
+
+
+def test_dragging_the_slider_changes_strip_numbers_and_address(app, page):
+    page.goto(f"{app}/preview?experiment=demo&threshold=0.99")
+    ready(page)
+    metric = page.locator("[data-testid=stMetricValue]").first
+    assert metric.inner_text() == "30 of 30"
+    box = page.locator("div:has(> [data-testid=stSliderThumbValue])").last.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.wait_for_timeout(80)
+    page.mouse.move(box["x"] - 90, box["y"] + box["height"] / 2, steps=8)
+    page.wait_for_timeout(80)
+    page.mouse.up()
+    page.wait_for_function(
+        "document.querySelector('[data-testid=stMetricValue]').innerText != '30 of 30'", timeout=10_000
+    )
+    left = int(metric.inner_text().split()[0])
+    assert left < 30
+    # one bar for each layer before, one for each after
+    page.wait_for_function(f"document.querySelectorAll('.bars .point').length == {30 + left}", timeout=10_000)
+    assert 0.5 < float(re.search(r"threshold=([\d.]+)", page.url)[1]) < 0.99
+
+
+def test_the_threshold_goes_along_to_the_run_page(app, page):
+    page.goto(f"{app}/preview?threshold=0.92&rule=rdsc")
+    ready(page)
+    page.get_by_role("link", name="Merge these layers").click()
+    page.wait_for_url("**/run*")
+    ready(page)
+    assert page.get_by_label("Threshold", exact=True).input_value() == "0.920"
+    page.get_by_role("link", name="Preview", exact=True).click()
+    page.wait_for_url("**/preview*")
+    page.wait_for_selector("text=The same plan holds")
+    assert page.locator("[data-testid=stSliderThumbValue]").inner_text() == "0.920"
+
+
+def test_a_study_from_the_pages(app, page, model_folder, text_file, home, monkeypatch):
+    """Create, measure, search: started by clicks, followed on the page, found in the files."""
+    page.goto(f"{app}/experiment")
+    ready(page)
+    for label, value in (("Name", "mine"), ("Model", str(model_folder)), ("Calibration text", str(text_file))):
+        page.get_by_label(label, exact=True).fill(value)
+    page.get_by_label("Tokens in each", exact=True).fill("32")
+    page.get_by_label("Texts", exact=True).fill("3")
+    page.get_by_role("button", name="Create and measure").click()
+    page.wait_for_url("**/redundancy?experiment=mine*", timeout=90_000)
+    page.wait_for_selector(".heatmaplayer", timeout=90_000)
+    page.goto(f"{app}/preview?experiment=mine")
+    ready(page)
+    page.get_by_role("button", name="Search").click()
+    page.wait_for_selector("text=The same plan holds", timeout=90_000)
+    assert (home / "experiments" / "mine" / "path" / "rdsc.json").is_file()
+    assert not os.environ["SWM_HOME"].startswith(str(Path.home() / ".swm"))

@@ -1,0 +1,142 @@
+"""Every page on real files: the shipped demo, an experiment made here, no experiment at all, and odd addresses."""
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from swm import experiments
+from swm.experiments import Experiment, Settings
+from swm.plan import MergePlan, Window
+from swm.search import threshold_path
+from tests.test_compare import FACTS, scores
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "pages").glob("*.py"))
+
+
+def opened(page, **query):
+    test = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    for key, value in query.items():
+        test.query_params[key] = value
+    if page != "app.py":
+        test.run()
+        test.switch_page(page)
+    test.run()
+    assert not test.exception, test.exception
+    return test
+
+
+def texts(test):
+    return " ".join(
+        str(e.value) for kind in ("title", "markdown", "info", "error", "warning") for e in getattr(test, kind)
+    )
+
+
+@pytest.fixture
+def study():
+    """An experiment of 6 layers with a path, a map and an evaluated run, written as the stages write them."""
+    study = Experiment.create("study", Settings("some-model"), {**FACTS, "dtype": "float32", "width": 8})
+    matrix = [[1.0 if i == j else 0.9 for j in range(6)] for i in range(6)]
+    conditions = {"dtype": "float32", "seconds": 1.0}
+    study.save_similarity(
+        "cka",
+        {"matrix": matrix, "block_influence": [0.1] * 6, "norm": [5.0] * 6, "tokens": 99, "conditions": conditions},
+    )
+    study.save_path(threshold_path(6, lambda above, window: 1 - 0.1 * len(window), 0.5), 0)
+    run = study.create_run("first", MergePlan(6, (Window(1, 3),)), 0.7)
+    run.remember(merge={"parameters": 800, "size_bytes": 3200})
+    run.save("scores", scores(50.0, 0.5, 0.6))
+    study.run("baseline").save("scores", scores(20.0, 0.6, 0.8))
+    return study
+
+
+@pytest.fixture
+def no_demo(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "SHIPPED", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("page", ["app.py", *PAGES])
+def test_page_is_filled_by_the_demo_that_ships(page):
+    test = opened(page)
+    assert test.sidebar.selectbox[0].value == "demo"
+    assert len(test.title) == 1
+    assert not test.error
+    if page == "pages/compare.py":
+        assert "first (merged + LoRA)" in test.table[0].value.columns
+
+
+@pytest.mark.parametrize("page", ["app.py", *PAGES])
+def test_page_without_any_experiment_says_how_to_make_one(page, no_demo):
+    test = opened(page)
+    assert page in ("app.py", "pages/experiment.py") or "There is no experiment yet" in texts(test)
+
+
+@pytest.mark.parametrize("page", ["app.py", *PAGES])
+def test_page_shows_an_experiment_of_ones_own(page, study, no_demo):
+    test = opened(page)
+    assert test.sidebar.selectbox[0].value == "study"
+    assert not test.error
+
+
+@pytest.mark.parametrize("page", ["app.py", *PAGES])
+def test_damaged_files_give_a_message_not_a_traceback(page, study, no_demo):
+    for file in (
+        "similarity/cka.json",
+        "path/rdsc.json",
+        "runs/first/run.json",
+        "runs/first/scores.json",
+        "state.json",
+    ):
+        (study.folder / file).write_text('{"schema": 1, "x": [')
+    test = opened(page)
+    assert "cannot be read" in texts(test)
+
+
+def test_slider_changes_layers_left_and_interval(study, no_demo):
+    test = opened("pages/preview.py")
+
+    def layers(threshold):
+        test.slider(key="threshold").set_value(threshold).run()
+        assert not test.exception
+        return next(m.value for m in test.metric if m.label == "Layers")
+
+    # 1 - 0.1 * layers: two layers score 0.8, three 0.7, five 0.5.
+    assert layers(0.85) == "6 of 6"
+    assert layers(0.8) == "4 of 6"  # 3-4 and 1-2
+    assert "above 0.7000 up to 0.8000" in " ".join(c.value for c in test.caption)
+    assert layers(0.5) == "2 of 6"  # 0-4 and the protected layer
+
+
+def test_address_holds_experiment_threshold_and_rule(study):
+    test = opened("pages/preview.py", experiment="study", threshold="0.7")
+    assert test.slider(key="threshold").value == 0.7
+    assert test.sidebar.selectbox[0].value == "study"
+
+
+@pytest.mark.parametrize(
+    "query", [{"experiment": "../../etc"}, {"experiment": "nope"}, {"threshold": "nan"}, {"rule": "<b>"}, {"run": "x"}]
+)
+@pytest.mark.parametrize("page", ["pages/preview.py", "pages/run.py"])
+def test_odd_addresses_are_survived(page, query):
+    test = opened(page, **query)
+    assert len(test.title) == 1
+
+
+def test_new_experiment_with_a_bad_name_or_model_is_told():
+    for name, model, message in (
+        ("../up", "smollm2-135m", "cannot be a name"),
+        ("a", "no/such/place", "no/such/place"),
+    ):
+        test = opened("pages/experiment.py")
+        test.text_input(key="experiment_name").set_value(name)
+        test.text_input(key="experiment_model").set_value(model)
+        test.button[0].click().run(timeout=60)
+        assert message in texts(test)
+
+
+def test_new_run_with_windows_that_do_not_fit_is_told(study, no_demo):
+    test = opened("pages/run.py", run="new run")
+    test.text_input(key="run_windows").set_value("4-9")
+    test.button[0].click().run()
+    assert "Window 4-9 does not fit" in texts(test)

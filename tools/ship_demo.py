@@ -1,0 +1,36 @@
+"""Copy the demo's results, without weights, logs and states, to assets/experiments: what a newcomer sees first.
+
+make demo                                    # on a machine that does nothing else
+python -m swm search demo --from 0.5         # the rest of the path
+python tools/ship_demo.py
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+KEPT = ("experiment.json", "similarity/*.json", "path/*.json", "runs/*/run.json", "runs/*/events.jsonl")
+RESULTS = ("scores.json", "scores-merged.json", "timing.json", "timing-merged.json", "documents.json")
+
+
+def main() -> None:
+    from swm.experiments import SHIPPED, experiments_folder
+
+    source, target = experiments_folder() / "demo", SHIPPED / "demo"
+    shutil.rmtree(target, ignore_errors=True)
+    for pattern in (*KEPT, *(f"runs/*/{name}" for name in RESULTS)):
+        for file in sorted(source.glob(pattern)):
+            place = target / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    print(f"{target}: {size / 2**20:.2f} MiB")
+
+
+if __name__ == "__main__":
+    main()
