@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,10 @@ def recover(
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)
-    adapted: Any = get_peft_model(model, lora)
+    with warnings.catch_warnings():
+        # peft tells what it adapts by itself: GPT-2's Conv1D, experts that it leaves alone.
+        warnings.simplefilter("ignore")
+        adapted: Any = get_peft_model(model, lora)
     if settings.target == "original" and original is None:
         raise ValueError("The target is the original model's output, and no original model is given.")
     original = original if settings.target == "original" else None

@@ -28,6 +28,16 @@ def home(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def threads(request):
+    """One thread for tiny models, whose threads would only wait for one another; all for the bundled one."""
+    before = torch.get_num_threads()
+    if not request.node.get_closest_marker("bundled"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """A byte-level tokenizer of some 300 tokens, trained here; it can write down any text."""
