@@ -20,6 +20,7 @@ from swm.errors import Cancelled, ExperimentError, SwmError
 from swm.experiments import BASELINE, Experiment, Run, Settings, delete, list_experiments
 from swm.jobs import Target, cancel, tracked
 from swm.plan import DEFAULT_RULE, RULES, MergePlan, parse_windows
+from swm.presets import CHOICES, preset_settings
 
 # Names for the help text only; the engine, which checks them, is loaded when a command runs.
 METRIC_NAMES = "cka, cka-rbf, cka-biased, cosine, angular"
@@ -148,7 +149,10 @@ def _add_recovery(command: argparse.ArgumentParser) -> None:
     for name in ("learning-rate", "dropout"):
         command.add_argument(f"--{name}", type=float, help="instead of the preset's")
     command.add_argument("--texts", help="instructions, alpaca-cleaned, a .txt or .jsonl file, or a hub data set")
-    command.add_argument("--loss-on", choices=("text", "response"), help="learn all tokens, or the answers only")
+    command.add_argument("--loss-on", help="learn all tokens (text), or the answers only (response)")
+    command.add_argument("--target", help="learn the text, or the original model's own output (original)")
+    command.add_argument("--adapt", help="adapters in all layers, or in those from the lowest merged one up (above)")
+    command.add_argument("--schedule", help="of the learning rate: cosine, linear or constant")
 
 
 def _limit(text: str) -> int | None:
@@ -295,9 +299,7 @@ def run_all(options: argparse.Namespace) -> Result:
 
 
 def _recovery_settings(options: argparse.Namespace) -> Any:
-    from swm.presets import preset_settings
-
-    names = (*RECOVERY_COUNTS, "seed", "learning_rate", "dropout", "texts", "loss_on")
+    names = (*RECOVERY_COUNTS, "seed", "learning_rate", "dropout", "texts", *CHOICES)
     return preset_settings(options.preset, **{name: getattr(options, name) for name in names})
 
 

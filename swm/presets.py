@@ -7,6 +7,13 @@ from typing import Any
 
 from swm.errors import SettingsError
 
+CHOICES = {
+    "loss_on": ("text", "response"),
+    "target": ("text", "original"),
+    "adapt": ("all", "above"),
+    "schedule": ("cosine", "linear", "constant"),
+}
+
 
 @dataclass(frozen=True)
 class RecoverySettings:
@@ -16,13 +23,16 @@ class RecoverySettings:
         loss_on: "text" packs the examples and learns every token; "response" learns the answer's tokens only.
         target: "text" learns the text's own next token; "original" learns the original model's probabilities for it
             (distillation), which teaches no new text but what was lost.
+        adapt: "all" layers get adapters, or "above": those from two below the lowest merged layer up, since everything
+            below gives what it gave before. Nothing has to be differentiated there: the higher the windows, the faster.
         held_out: sequences kept apart; the checkpoint with the lowest loss on them is the result.
     """
 
     preset: str = "quick"
     texts: str = "instructions"
     loss_on: str = "text"
-    target: str = "original"
+    target: str = "text"
+    adapt: str = "above"
     steps: int = 80
     batch: int = 8
     accumulate: int = 1
@@ -47,7 +57,7 @@ class RecoverySettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise SettingsError(f"{name} {value} is out of range. Choose {low:g} to {high:g}.")
-        for name, known in (("loss_on", ("text", "response")), ("target", ("text", "original"))):
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise SettingsError(f"{name} '{getattr(self, name)}' is unknown. Choose {' or '.join(known)}.")
 
@@ -59,7 +69,7 @@ PRESETS = {
         preset="paper",
         texts="alpaca-cleaned",
         loss_on="response",
-        target="text",
+        adapt="all",
         steps=1616,
         batch=4,
         accumulate=16,

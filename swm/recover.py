@@ -21,9 +21,10 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.pytorch_utils import Conv1D
 
 from swm.errors import Cancelled, ModelError, TextError
-from swm.models import bfloat16_is_faster
+from swm.models import bfloat16_is_faster, find_decoder
 from swm.presets import RecoverySettings
 from swm.texts import Example
 
@@ -42,9 +43,11 @@ def recover(
     settings: RecoverySettings,
     folder: Path,
     on_step: OnStep | None = None,
+    *,
     original: PreTrainedModel | None = None,
+    first_layer: int = 0,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Train LoRA adapters on all linear maps of the layers and fold them in.
+    """Train LoRA adapters on the linear maps of the layers and fold them in.
 
     Args:
         model: the merged model; it is changed, and so are tensors that it shares with the original.
@@ -53,6 +56,7 @@ def recover(
         on_step: called after each step with (step, steps, numbers: loss, learning_rate, held_out_loss, ...); may raise
             Cancelled, then a checkpoint is written first.
         original: the model to learn from when `settings.target` is "original".
+        first_layer: layers from this one up get adapters.
 
     Returns:
         The model with the adapters folded in, and a summary: first and last loss, held-out losses, trained parameters.
@@ -73,7 +77,7 @@ def recover(
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         bias="none",
-        target_modules="all-linear",
+        target_modules=_linear_maps(model, first_layer),
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)
@@ -99,6 +103,13 @@ def recover(
     }
     folded = adapted.merge_and_unload()
     return folded.eval(), summary
+
+
+def _linear_maps(model: PreTrainedModel, first_layer: int) -> list[str]:
+    """Full names of the linear maps in the layers from `first_layer` up."""
+    inside = {id(module) for layer in find_decoder(model).layers[first_layer:] for module in layer.modules()}
+    linear = (nn.Linear, Conv1D)
+    return [name for name, module in model.named_modules() if isinstance(module, linear) and id(module) in inside]
 
 
 def training_rows(

@@ -22,7 +22,7 @@ from swm.evaluate import perplexity, zero_shot
 from swm.experiments import Experiment, Run, Settings, check_new
 from swm.files import check_space
 from swm.merge import apply_plan
-from swm.plan import DEFAULT_RULE, check_rule
+from swm.plan import DEFAULT_RULE, MergePlan, check_rule
 from swm.presets import RecoverySettings
 from swm.recover import recover
 from swm.replay import WindowScorer
@@ -200,7 +200,6 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     progress(0, settings.steps, "loading the model")
     model, tokenizer = load_original(run.experiment)
     merged = apply_plan(model, run.plan)
-    del model
     examples = recovery_examples(settings.texts, settings.seed)
     start, last = time.time(), ""
 
@@ -210,7 +209,10 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
         last = f"loss {numbers['loss']:.3f}" if "loss" in numbers else last
         progress(done, steps, last)
 
-    healed, summary = recover(merged, tokenizer, examples, settings, folder, step)
+    first_layer = _lowest_changed(run.plan) if settings.adapt == "above" else 0
+    healed, summary = recover(
+        merged, tokenizer, examples, settings, folder, step, original=model, first_layer=first_layer
+    )
     if run.stage != "recovered":
         run.set_aside_scores()
     else:
@@ -219,6 +221,11 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     _save(run, healed, tokenizer, _calibration(run.experiment, tokenizer), no_progress)
     run.remember(recovery={**asdict(settings), **summary, "seconds": round(time.time() - start, 1)})
     return summary
+
+
+def _lowest_changed(plan: MergePlan) -> int:
+    """Two layers below the lowest merged one, counted in the merged model; 0 if nothing is merged."""
+    return max(0, plan.windows[0].first - 2) if plan.windows else 0
 
 
 def evaluate(

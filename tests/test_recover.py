@@ -102,6 +102,35 @@ def test_example_whose_prompt_fills_the_sequence_is_left_out(tokenizer):
     assert training_rows(tokenizer, [Example(WORDS, " yes")], settings) == []
 
 
+def test_adapters_from_a_layer_up_leave_those_below_alone(model, tokenizer, examples, tmp_path):
+    weights = [layer.mlp.up_proj.weight.clone() for layer in model.model.layers]
+    healed, _ = recover(model, tokenizer, examples, SMALL, tmp_path, first_layer=2)
+    same = [torch.equal(w, layer.mlp.up_proj.weight) for w, layer in zip(weights, healed.model.layers, strict=True)]
+    assert same == [True, True, False, False]
+
+
+def test_distillation_towards_the_original_itself_has_no_loss(tokenizer, examples, tmp_path):
+    settings = dataclasses.replace(SMALL, target="original", steps=2)
+    losses = []
+
+    def on_step(step, steps, numbers):
+        losses.extend(value for name, value in numbers.items() if name == "loss")
+
+    recover(tiny_model(), tokenizer, examples, settings, tmp_path, on_step, original=tiny_model())
+    assert losses[0] == pytest.approx(0, abs=1e-3)
+
+
+def test_distillation_loss_is_the_divergence_from_the_originals_probabilities(tokenizer, examples, tmp_path):
+    settings = dataclasses.replace(SMALL, target="original", steps=1, held_out=4, save_every=1, learning_rate=1e-8)
+    model, original = tiny_model(seed=1), tiny_model(seed=2)
+    rows = torch.tensor([row["input_ids"] for row in training_rows(tokenizer, examples, settings)[:4]])
+    with torch.inference_mode():
+        own, theirs = (m(rows).logits[:, :-1].double().softmax(-1) for m in (model, original))
+    expected = (theirs * (theirs.log() - own.log())).sum(-1).mean()
+    _, summary = recover(model, tokenizer, examples, settings, tmp_path, original=original)
+    assert summary["held_out_losses"][0] == pytest.approx(float(expected), rel=0.02)
+
+
 def test_paper_preset_is_the_released_one():
     paper = PRESETS["paper"]
     assert (paper.rank, paper.alpha, paper.dropout, paper.learning_rate) == (8, 16, 0.05, 1e-4)
