@@ -9,7 +9,9 @@ from typing import Any
 
 from swm.experiments import BASELINE, Experiment, Run
 
-DELTAS = ("layers", "parameters", "perplexity", "average", "tokens_per_second", "latency_ms", "peak_memory_bytes")
+MISSING = "–"
+SPEED = ("tokens_per_second", "latency_ms", "peak_memory_bytes")
+STAGES = {"original": "original", "planned": "planned", "merged": "merged", "recovered": "merged + LoRA"}
 
 
 def compare(experiment: Experiment) -> list[dict[str, Any]]:
@@ -18,15 +20,28 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
     Returns:
         Rows with `run`, `stage`, `layers`, `parameters`, `size_bytes`, `perplexity` (on LAMBADA unless another text was
         measured first), `perplexities` by text, `scores` by task (`value`, `stderr`, `metric`, `documents`), `average`
-        and `average_stderr`, `tokens_per_second`, `latency_ms`, `peak_memory_bytes`, `deltas` to the baseline. A
-        recovered run that was evaluated before has that row under `before_recovery`. What was not measured is None.
+        and `average_stderr`, `tokens_per_second`, `latency_ms`, `peak_memory_bytes`, `speedup` (with `low` and `high`),
+        `deltas` to the baseline. A recovered run that was evaluated before has that row under `before_recovery`. What
+        was not measured is None. The delta of the average is None unless both were scored on the same documents; those
+        of speed and memory are to the original as it was measured in turn with the run.
     """
     rows = [_row_of(run) for run in experiment.runs()]
-    baseline = rows[0]
     for row in rows:
         for each in filter(None, (row, row.get("before_recovery"))):
-            each["deltas"] = {key: _difference(each[key], baseline[key]) for key in DELTAS}
+            each["deltas"] = _deltas(each, rows[0], each.pop("timed_with"))
     return rows
+
+
+def _deltas(row: dict[str, Any], baseline: dict[str, Any], timed_with: dict[str, Any]) -> dict[str, Any]:
+    names = ("layers", "parameters", "size_bytes", "perplexity", "average")
+    deltas = {name: _difference(row[name], baseline[name]) for name in names}
+    if _documents(row) != _documents(baseline):
+        deltas["average"] = None
+    return {**deltas, **{name: _difference(row[name], timed_with.get(name, baseline[name])) for name in SPEED}}
+
+
+def _documents(row: dict[str, Any]) -> dict[str, int]:
+    return {task: score["documents"] for task, score in row["scores"].items()}
 
 
 def flat_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -50,8 +65,8 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
     scores, timing = scores or {}, timing or {}
     facts = run.experiment.model_facts
     dropped = run.experiment.layer_count - run.plan.layers_left
-    counted = run.settings.get("merge", {}).get("parameters")
-    parameters = counted or facts["parameters"] - dropped * facts["parameters_per_layer"]
+    merged = run.settings.get("merge", {})
+    parameters = merged.get("parameters", facts["parameters"] - dropped * facts["parameters_per_layer"])
     tasks = scores.get("tasks", {})
     perplexities = scores.get("perplexity", {})
     average, stderr = _average(tasks)
@@ -60,7 +75,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "stage": stage,
         "layers": run.plan.layers_left,
         "parameters": parameters,
-        "size_bytes": parameters * facts["size_bytes"] // facts["parameters"],
+        "size_bytes": merged.get("size_bytes", parameters * facts["size_bytes"] // facts["parameters"]),
         "windows": [[window.first, window.last] for window in run.plan.windows],
         "rule": None if run.is_baseline else run.plan.rule,
         "threshold": run.settings.get("threshold"),
@@ -72,6 +87,8 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "tokens_per_second": timing.get("tokens_per_second"),
         "latency_ms": timing.get("latency_ms"),
         "peak_memory_bytes": timing.get("peak_memory_bytes"),
+        "speedup": timing.get("speedup"),
+        "timed_with": timing.get("baseline", {}),
     }
 
 
@@ -108,43 +125,63 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The comparison as plain text, for a terminal."""
-    tasks = list(dict.fromkeys(task for row in rows for task in row["scores"]))
-    texts = list(dict.fromkeys(text for row in rows for text in row["perplexities"]))
-    columns = [row_name(row) for row in flat_rows(rows)]
-    lines: list[tuple[str, list[str]]] = [
-        ("layers", [f"{row['layers']}" for row in flat_rows(rows)]),
-        ("parameters, million", [f"{row['parameters'] / 1e6:.1f}" for row in flat_rows(rows)]),
-    ]
-    for text in texts:
-        lines.append((f"perplexity {text}", [_perplexity(row["perplexities"].get(text)) for row in flat_rows(rows)]))
-    for task in tasks:
-        metric = next(row["scores"][task]["metric"] for row in rows if task in row["scores"])
-        lines.append((f"{task} ({metric})", [_score(row["scores"].get(task)) for row in flat_rows(rows)]))
-    lines.append(("average", [_percent(row["average"], row["average_stderr"]) for row in flat_rows(rows)]))
-    speeds = [row["tokens_per_second"] for row in flat_rows(rows)]
-    lines.append(("tokens per second", ["-" if speed is None else f"{speed:.1f}" for speed in speeds]))
-    widths = [max(len(name), *(len(values[i]) for _, values in lines)) for i, name in enumerate(columns)]
-    head = max(len(label) for label, _ in lines)
-    body = [(" " * head, columns), *((label.ljust(head), values) for label, values in lines)]
+    flat = flat_rows(rows)
+    body = [("", [row_name(row) for row in flat]), *lines(flat)]
+    head = max(len(label) for label, _ in body)
+    widths = [max(len(cells[i]) for _, cells in body) for i in range(len(flat))]
     return "\n".join(
-        "  ".join([label, *(v.rjust(w) for v, w in zip(values, widths, strict=True))]) for label, values in body
+        "  ".join([label.ljust(head), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
+        for label, cells in body
     )
+
+
+def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The comparison as people read it: (what, one cell for each row); for terminal, page, report and model card."""
+    found = [
+        ("layers", [f"{row['layers']}" for row in flat]),
+        ("parameters, million", [f"{row['parameters'] / 1e6:,.1f}" for row in flat]),
+        ("size, MiB", [f"{row['size_bytes'] / 2**20:,.0f}" for row in flat]),
+    ]
+    for text in dict.fromkeys(text for row in flat for text in row["perplexities"]):
+        found.append((f"perplexity, {text}", [_interval(row["perplexities"].get(text)) for row in flat]))
+    for task in dict.fromkeys(task for row in flat for task in row["scores"]):
+        scored = [row["scores"][task] for row in flat if task in row["scores"]]
+        counts = " or ".join(dict.fromkeys(f"{score['documents']:,}" for score in scored))
+        label = f"{task}, % ({scored[0]['metric']}, {counts} documents)"
+        found.append((label, [_score(row["scores"].get(task)) for row in flat]))
+    found.append(("average of tasks, %", [_percent(row["average"], row["average_stderr"]) for row in flat]))
+    found.append(("tokens per second", [_number(row["tokens_per_second"], 1) for row in flat]))
+    found.append(("speed, times the original", [_speedup(row["speedup"]) for row in flat]))
+    found.append(("latency, ms", [_number(row["latency_ms"], 0) for row in flat]))
+    memory = [row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20 for row in flat]
+    found.append(("peak memory, MiB", [_number(value, 0) for value in memory]))
+    return found
 
 
 def row_name(row: dict[str, Any]) -> str:
     """What people call a row: "original", "first (merged)", "first (merged + LoRA)"."""
-    if row["run"] == BASELINE:
-        return "original"
-    return f"{row['run']} ({'merged + LoRA' if row['stage'] == 'recovered' else row['stage']})"
+    return run_name(row["run"], row["stage"])
 
 
-def _perplexity(entry: dict[str, Any] | None) -> str:
-    return f"{entry['value']:.1f} [{entry['low']:.1f}, {entry['high']:.1f}]" if entry else "-"
+def run_name(run: str, stage: str) -> str:
+    return "original" if run == BASELINE else f"{run} ({STAGES[stage]})"
+
+
+def _interval(entry: dict[str, Any] | None) -> str:
+    return f"{entry['value']:,.1f} [{entry['low']:,.1f}, {entry['high']:,.1f}]" if entry else MISSING
+
+
+def _speedup(entry: dict[str, Any] | None) -> str:
+    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]" if entry else MISSING
 
 
 def _score(entry: dict[str, Any] | None) -> str:
-    return _percent(entry["value"], entry["stderr"]) if entry else "-"
+    return _percent(entry["value"], entry["stderr"]) if entry else MISSING
 
 
 def _percent(value: float | None, stderr: float | None) -> str:
-    return "-" if value is None or stderr is None else f"{100 * value:.1f} ±{100 * stderr:.1f}"
+    return MISSING if value is None or stderr is None else f"{100 * value:.1f} ± {100 * stderr:.1f}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:,.{digits}f}"

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm.errors import SettingsError, TextError
+from swm.errors import ModelError, SettingsError, TextError
 from swm.texts import TASK_DATA, task_dataset
 
-# Metric of each task in the paper's tables: accuracy, or accuracy with the log-likelihood divided by the bytes of the
-# answer ("acc_norm") where answers differ in length.
+# Metric of each task as the released evaluation takes it: accuracy, or accuracy with the log-likelihood divided by the
+# bytes of the answer ("acc_norm") where answers differ in length.
 PAPER_METRICS = {
     "boolq": "acc",
     "piqa": "acc",
@@ -89,7 +89,7 @@ def perplexity(
         `texts`, `length_tokens`, `predicted_tokens`.
 
     Raises:
-        TextError: if a text has fewer than two tokens. ValueError: if the loss is not finite.
+        TextError: if a text has fewer than two tokens. ModelError: if the loss is not finite.
     """
     if tokens.shape[1] < 2:
         raise TextError("A text of one token has nothing to predict. Choose longer texts.")
@@ -99,6 +99,11 @@ def perplexity(
         logits = model(ids, use_cache=False).logits[:, :-1].float()
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         losses += loss.view(len(part), -1).mean(1, dtype=torch.float64).tolist()
+        if not math.isfinite(losses[-1]):
+            raise ModelError(
+                f"The model's loss is {losses[-1]} in {str(model.dtype).removeprefix('torch.')}: its weights or its "
+                "number format overflow. Merge with other windows, or create the experiment with --dtype float32."
+            )
         if on_progress:
             on_progress(len(losses), len(tokens), "perplexity")
     mean = math.fsum(losses) / len(losses)
@@ -225,12 +230,13 @@ def _task(name: str, manager: Any, limit: int | None) -> Any:
 
 
 def _score(task: str, results: dict[str, Any]) -> TaskScore:
-    row = results["results"][task]
-    metrics = [key.split(",")[0] for key in row if key.endswith(",none") and "_stderr" not in key]
-    metric = PAPER_METRICS.get(task) or next(
-        (m for m in ("acc_norm", "acc", "exact_match") if m in metrics), metrics[0]
-    )
-    samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
+    # "metric,filter", as in "acc,none" or "exact_match,strict-match"
+    keys = [key for key in results["results"][task] if "," in key and "_stderr" not in key]
+    wanted = [PAPER_METRICS[task]] if task in PAPER_METRICS else ["acc_norm", "acc", "exact_match"]
+    ordered = sorted(keys, key=lambda key: (*(key.split(",")[0] != name for name in wanted), keys.index(key)))
+    metric, chosen = ordered[0].split(",", 1)
+    samples = [sample for sample in results["samples"][task] if sample.get("filter", "none") == chosen]
+    samples.sort(key=lambda sample: sample["doc_id"])
     correct = tuple(float(sample[metric]) for sample in samples)
     value = math.fsum(correct) / len(correct)
     # Sample standard error, as lm-eval gives it for a mean.

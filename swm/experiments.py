@@ -21,6 +21,7 @@ from swm.search import ThresholdPath
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 BASELINE = "baseline"
+RESULTS = ("scores", "documents", "timing")
 SHIPPED = Path(__file__).parents[1] / "assets" / "experiments"
 HEARTBEAT_SECONDS = 3.0
 STALE_SECONDS = 60.0
@@ -178,7 +179,10 @@ class Experiment(_Tracked):
         return self._json(f"similarity/{metric}.json")
 
     def metrics_measured(self) -> list[str]:
-        return sorted(file.stem for file in (self.folder / "similarity").glob("*.json"))
+        """The metrics that are there, the default one first."""
+        return sorted(
+            (file.stem for file in (self.folder / "similarity").glob("*.json")), key=lambda m: (m != "cka", m)
+        )
 
     def save_similarity(self, metric: str, data: dict[str, Any]) -> None:
         self._check_writable()
@@ -318,12 +322,24 @@ class Run(_Tracked):
         self._check_writable()
         write_json(self.folder / f"{name}.json", data)
 
-    def set_aside_scores(self) -> None:
-        """Keep the merged model's scores under another name, since the recovered model takes its place."""
-        for name in ("scores", "timing"):
+    def set_aside_scores(self, keep: bool) -> None:
+        """Another model takes the place of the one these scores are of; keep them under another name, or not at all."""
+        self._check_writable()
+        for name in RESULTS:
             file = self.folder / f"{name}.json"
-            if file.exists():
+            if keep and file.exists():
                 file.replace(self.folder / f"{name}-merged.json")
+            file.unlink(missing_ok=True)
+
+    def forget_recovery(self) -> None:
+        """The run is merged anew: scores, recovery and checkpoints were of another model."""
+        self.set_aside_scores(keep=False)
+        for name in RESULTS:
+            (self.folder / f"{name}-merged.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "recovery", ignore_errors=True)
+        self.clear_events()
+        settings = {key: value for key, value in self.settings.items() if not key.startswith("recovery")}
+        write_json(self.folder / "run.json", settings)
 
     def add_event(self, **event: Any) -> None:
         self._check_writable()
@@ -398,6 +414,9 @@ def list_experiments() -> tuple[list[Experiment], list[str]]:
 def delete(item: Experiment | Run) -> None:
     """Remove an experiment or run with everything in it."""
     item._check_writable()
-    if item.state().active:
-        raise JobError(f"{item.name} has a job running. Cancel it first.")
+    if isinstance(item, Run) and item.is_baseline:
+        raise ExperimentError(f"{BASELINE} is the original model and stays. Delete the whole experiment instead.")
+    for each in [item, *(item.runs() if isinstance(item, Experiment) else [])]:
+        if each.state().active:
+            raise JobError(f"{each.name} has a job running. Cancel it first.")
     shutil.rmtree(item.folder)

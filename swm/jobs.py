@@ -62,7 +62,8 @@ class Tracker:
 
     def stop(self) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
@@ -109,18 +110,24 @@ def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator
         tracker.stop()
         _write_failure(tracker, str(error))
         raise
-    except MemoryError:
-        tracker.stop()
-        _write_failure(tracker, "Out of memory. Use shorter or fewer texts, a smaller batch, or --dtype bfloat16.")
-        raise
     except BaseException as error:
         tracker.stop()
+        if _is_out_of_memory(error):
+            message = "Out of memory. Use shorter or fewer texts, a smaller batch, or --dtype bfloat16."
+            _write_failure(tracker, message)
+            raise JobError(message) from error
         _write_failure(tracker, f"Unexpected error: {type(error).__name__}: {error}. The log has the details.")
         raise
     finally:
         restore()
         device.release()
         lock.release()
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's own, a GPU's (torch.OutOfMemoryError), or torch's on the CPU, which is a plain RuntimeError."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
@@ -157,7 +164,7 @@ def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> N
     code = child.wait()
     try:
         state = target.state()
-        if state.status == "queued" and state.pid == first.pid:
+        if code and state.status == "queued" and state.pid == first.pid:
             last = target.log_tail(1) or f"exit code {code}"
             target.write_state(replace(first, status="failed", error=f"The job could not start: {last}"))
     except SwmError as error:

@@ -341,11 +341,17 @@ def renumber_layers(model: PreTrainedModel, kept: list[int]) -> None:
 # ---- saving -------------------------------------------------------------------------------------------------------
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str) -> None:
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str, check: Tensor | None = None
+) -> None:
     """Write a folder that plain `AutoModelForCausalLM.from_pretrained` loads; it appears whole or not at all.
+
+    Args:
+        check: ids, shape (texts, length): the folder only appears once it gives the model's logits for them.
 
     Raises:
         ExperimentError: if the disk is full or read-only; nothing is left behind then.
+        ModelError: if the reloaded model gives other logits.
     """
     folder, needed = Path(folder), size_bytes(model)
     check_space(folder, needed)
@@ -357,6 +363,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
             if "code: 28" in str(error) or "No space" in str(error):
                 raise ExperimentError(full_disk_message(folder, needed)) from None
             raise
+        if check is not None:
+            check_reload(new, model, check)
 
 
 @torch.inference_mode()
@@ -379,36 +387,24 @@ def check_reload(folder: Path, model: PreTrainedModel, tokens: Tensor) -> float:
     allowed = 1e-4 if model.dtype == torch.float32 else 2e-2
     if not difference <= allowed:
         raise ModelError(
-            f"The saved model in {folder} gives other logits than the model in memory (relative difference "
+            f"The saved {type(model).__name__} gives other logits than the model in memory (relative difference "
             f"{difference:.2g}, allowed {allowed:g}). This architecture keeps something per layer that its config does "
             "not say; it cannot be merged safely."
         )
     return difference
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """Short hash of a saved model's config and weight files (name, size, first and last MiB)."""
-    digest = hashlib.sha256()
-    for file in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]:
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(2**20))
-            stream.seek(max(0, size - 2**20))
-            digest.update(stream.read())
-    return digest.hexdigest()[:16]
-
-
-def config_facts(name: str) -> dict[str, Any]:
-    """What a page shows of a model before it is loaded: architecture, layers, width, parameters, bytes.
+def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
+    """What a page shows of a model before it is loaded: architecture, layers, width, parameters, bytes in `dtype`.
 
     Parameters are counted on the meta device: no weight is read.
     """
+    check_dtype(dtype)
     config = load_config(name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     decoder = find_decoder(model)
-    saved = getattr(config, "dtype", None)
+    saved = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     bytes_each = saved.itemsize if isinstance(saved, torch.dtype) else 4
     return {
         "architecture": type(model).__name__,
@@ -418,7 +414,6 @@ def config_facts(name: str) -> dict[str, Any]:
         "parameters_per_layer": parameter_count(decoder.layers[0]),
         "dtype": str(saved).removeprefix("torch.") if saved else "float32",
         "size_bytes": parameter_count(model) * bytes_each,
-        "vocabulary": config.get_text_config().vocab_size,
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from swm import stages
+from swm.compare import run_name
 from swm.evaluate import TASKS
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, experiments_folder
 from swm.jobs import Target
@@ -20,32 +21,22 @@ DEMO_THRESHOLD = 0.9
 DEMO_PATH_FROM = 0.88
 
 Watched = Callable[[Target, str], AbstractContextManager[stages.Progress]]
-"""Opens a stage of a target (a tracked job) and gives its progress function."""
+"""Opens a job of a target and gives its progress function."""
 
 
-def run_pipeline(run: Run, limit: int | None, recovery: RecoverySettings | None, watched: Watched) -> None:
+def run_pipeline(run: Run, limit: int | None, recovery: RecoverySettings | None, progress: stages.Progress) -> None:
     """Merge, evaluate (also the original), recover, evaluate again, time; `recovery` None leaves healing out."""
     baseline = run.experiment.run(BASELINE)
     if run.stage == "planned":
-        log.info("merge: %s of %s layers left", run.plan.layers_left, run.plan.layer_count)
-        with watched(run, "merge") as progress:
-            stages.merge(run, progress)
+        stages.merge(run, _named("merge", progress))
     for each in (baseline, run):
-        if not each.scores():
-            log.info("evaluate: %s", "original" if each.is_baseline else f"{each.name} ({each.stage})")
-            with watched(each, "evaluate") as progress:
-                stages.evaluate(each, TASKS, limit, progress)
+        if not _is_evaluated(each, limit):
+            stages.evaluate(each, TASKS, limit, _named(f"evaluate {run_name(each.name, each.stage)}", progress))
     if recovery and run.stage == "merged":
-        log.info("recover: LoRA, %s steps of %s x %s tokens", recovery.steps, recovery.batch, recovery.length)
-        with watched(run, "recover") as progress:
-            stages.recover_run(run, recovery, progress)
-        log.info("evaluate: %s (merged + LoRA)", run.name)
-        with watched(run, "evaluate") as progress:
-            stages.evaluate(run, TASKS, limit, progress)
+        stages.recover_run(run, recovery, _named("recover", progress))
+        stages.evaluate(run, TASKS, limit, _named(f"evaluate {run_name(run.name, run.stage)}", progress))
     if not run.timing():
-        log.info("time: %s in turn with the original", run.name)
-        with watched(run, "time") as progress:
-            stages.time_run(run, progress=progress)
+        stages.time_run(run, progress=_named("time", progress))
 
 
 def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) -> Experiment:
@@ -55,17 +46,27 @@ def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) 
     else:
         log.info("create: %s, LAMBADA 10 x 128 tokens", DEMO_MODEL)
         experiment = stages.create(name, Settings(DEMO_MODEL))
-    if not experiment.similarity("cka"):
-        log.info("measure: similarity of all layer pairs")
-        with watched(experiment, "measure") as progress:
-            stages.measure(experiment, "cka", progress)
-    path = experiment.path("rdsc")
-    if path is None or path.covered() < 0.999:
-        log.info("search: every plan for thresholds from %s to 1", DEMO_PATH_FROM)
-        with watched(experiment, "search") as progress:
-            path = stages.search(experiment, "rdsc", DEMO_PATH_FROM, DEMO_THRESHOLD, progress)
+    with watched(experiment, "demo") as progress:
+        if not experiment.similarity("cka"):
+            stages.measure(experiment, "cka", _named("measure", progress))
+        path = experiment.path("rdsc")
+        if path is None or path.covered() < 0.999:
+            path = stages.search(experiment, "rdsc", DEMO_PATH_FROM, DEMO_THRESHOLD, _named("search", progress))
     step = path.plan_at(DEMO_THRESHOLD)
     assert step is not None
     run = experiment.create_run(DEMO_RUN, step.plan, DEMO_THRESHOLD, step.similarity)
-    run_pipeline(run, limit, preset_settings("quick", steps=steps), watched)
+    with watched(run, "run") as progress:
+        run_pipeline(run, limit, preset_settings("quick", steps=steps), progress)
     return experiment
+
+
+def _named(stage: str, progress: stages.Progress) -> stages.Progress:
+    """Progress of one stage of several, with its name in front; the log tells when it begins."""
+    log.info("%s", stage)
+    return lambda done, total, text: progress(done, total, f"{stage}: {text}")
+
+
+def _is_evaluated(run: Run, limit: int | None) -> bool:
+    """Whether it has scores of all tasks on as many documents: else they could not be compared."""
+    scores = run.scores()
+    return scores is not None and scores["limit"] == limit and set(TASKS) <= set(scores["tasks"])

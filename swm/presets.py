@@ -84,8 +84,8 @@ PRESETS = {
     ),
 }
 PRESET_HELP = {
-    "quick": "80 steps of 8 x 256 tokens, all tokens, rank 16, learning rate 2e-3: minutes on a processor for 135M.",
-    "paper": "2 epochs of alpaca-cleaned in batches of 64, answers only, rank 8, learning rate 1e-4: hours on a GPU.",
+    "quick": "minutes on a processor for 135 M parameters",
+    "paper": "the released settings: alpaca-cleaned from the hub, answers only, hours on a GPU",
 }
 
 
@@ -93,14 +93,17 @@ def preset_settings(preset: str, **changes: Any) -> RecoverySettings:
     """A preset with some settings changed; None leaves a setting as it is."""
     if preset not in PRESETS:
         raise SettingsError(f"'{preset}' is not a recovery preset. Choose one of: {', '.join(PRESETS)}.")
-    settings = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
-    return replace(settings, warmup_steps=min(settings.warmup_steps, settings.steps // 4))
+    changes = {name: value for name, value in changes.items() if value is not None}
+    settings = replace(PRESETS[preset], **changes)
+    if "warmup_steps" not in changes:
+        settings = replace(settings, warmup_steps=min(settings.warmup_steps, settings.steps // 4))
+    return settings
 
 
 def recovery_arguments(settings: dict[str, Any]) -> list[str]:
     """The command line's options that give these settings: the preset, and what differs from it."""
     preset = asdict(preset_settings(settings["preset"], steps=settings["steps"]))
-    changed = {name: value for name, value in settings.items() if name in preset and value != preset[name]}
+    changed = {name: settings[name] for name in preset if name in settings and settings[name] != preset[name]}
     changed["steps"] = settings["steps"]
     options = [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", f"{value}")]
     return ["--preset", settings["preset"], *options]

@@ -51,7 +51,7 @@ def recover(
 
     Args:
         model: the merged model; it is changed, and so are tensors that it shares with the original.
-        examples: recovery examples in the order to use them.
+        examples: recovery examples; the first ones are held out, the others are drawn in an order that `seed` fixes.
         folder: for checkpoints and `adapter/` (a peft folder); a checkpoint found there is gone on from.
         on_step: called after each step with (step, steps, numbers: loss, learning_rate, held_out_loss, ...); may raise
             Cancelled, then a checkpoint is written first.
@@ -59,13 +59,15 @@ def recover(
         first_layer: layers from this one up get adapters.
 
     Returns:
-        The model with the adapters folded in, and a summary: first and last loss, held-out losses, trained parameters.
+        The model with the adapters folded in, and a summary: trained parameters and tokens, held-out losses.
 
     Raises:
         TextError: if there are too few examples. ModelError: if the loss is not finite.
     """
     from peft import LoraConfig, get_peft_model
 
+    if settings.target == "original" and original is None:
+        raise ValueError("The target is the original model's output, and no original model is given.")
     rows = training_rows(tokenizer, examples, settings)
     if len(rows) < settings.held_out + settings.batch:
         raise TextError(
@@ -85,24 +87,37 @@ def recover(
         # peft tells what it adapts by itself: GPT-2's Conv1D, experts that it leaves alone.
         warnings.simplefilter("ignore")
         adapted: Any = get_peft_model(model, lora)
-    if settings.target == "original" and original is None:
-        raise ValueError("The target is the original model's output, and no original model is given.")
-    original = original if settings.target == "original" else None
-    trainer, watch = _trainer(adapted, rows, settings, folder, on_step, original)
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    trainer, watch = _trainer(
+        adapted, rows, settings, folder, on_step, original if settings.target == "original" else None
+    )
+    _train(trainer, folder)
     if watch.failure:
         raise watch.failure
     adapted.save_pretrained(folder / "adapter")
     summary = {
         "bfloat16": trainer.args.bf16,
         "trained_parameters": sum(p.numel() for p in adapted.parameters() if p.requires_grad),
-        "training_tokens": settings.steps * settings.batch * settings.accumulate * settings.length,
+        "training_tokens": settings.steps * settings.batch * settings.accumulate * settings.length,  # padding included
         "sequences": len(rows) - settings.held_out,
         "held_out_losses": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
     }
     folded = adapted.merge_and_unload()
     return folded.eval(), summary
+
+
+def _train(trainer: Trainer, folder: Path) -> None:
+    """Train to the last step, from the last checkpoint on if there is one."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    if not checkpoints:
+        trainer.train()
+        return
+    last = checkpoints[-1]
+    state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+    if state.global_step < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=str(last))
+    else:  # it ended between the last step and the folding
+        trainer.state = state
+        trainer._load_from_checkpoint(state.best_model_checkpoint or str(last))
 
 
 def _linear_maps(model: PreTrainedModel, first_layer: int) -> list[str]:
@@ -256,7 +271,7 @@ class _Watch(TrainerCallback):
         if not all(math.isfinite(value) for value in numbers.values()):
             self.failure = ModelError(
                 f"The loss is not a number any more at step {state.global_step}. Recover again with a lower "
-                "--learning-rate, or with --dtype float32."
+                "--learning-rate."
             )
             control.should_training_stop = True
             return

@@ -13,9 +13,9 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from swm import __version__, charts
-from swm.compare import compare, flat_rows, row_name
+from swm.compare import compare, flat_rows, lines, row_name
 from swm.errors import ExperimentError
-from swm.experiments import Experiment, Run
+from swm.experiments import BASELINE, Experiment, Run
 from swm.files import check_space, disk_errors, replace_file, replaced_folder
 from swm.presets import recovery_arguments
 
@@ -59,9 +59,8 @@ def report_html(experiment: Experiment) -> str:
             experiment=experiment,
             settings=experiment.settings,
             facts=experiment.model_facts,
-            rows=[(row_name(row), row) for row in flat],
-            texts=list(dict.fromkeys(text for row in flat for text in row["perplexities"])),
-            tasks=list(dict.fromkeys(task for row in flat for task in row["scores"])),
+            names=[row_name(row) for row in flat],
+            lines=lines(flat),
             figures=[(title, _figure_html(figure, first=i == 0)) for i, (title, figure) in enumerate(figures)],
             conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
             commands=commands(experiment),
@@ -74,28 +73,33 @@ def report_html(experiment: Experiment) -> str:
 
 def commands(experiment: Experiment) -> list[str]:
     """The commands that repeat the experiment."""
-    settings = [word for name, value in asdict(experiment.settings).items() for word in (f"--{name}", str(value))]
-    lines = [_command("create", experiment.name, *settings)]
-    lines += [_command("measure", experiment.name, "--metric", metric) for metric in experiment.metrics_measured()]
+    found = create_commands(experiment)
+    found += [_command("measure", experiment.name, "--metric", metric) for metric in experiment.metrics_measured()]
     for run in experiment.runs():
-        lines += run_commands(run)
-    return [*lines, _command("compare", experiment.name)]
+        found += run_commands(run)
+    return [*found, _command("compare", experiment.name)]
+
+
+def create_commands(experiment: Experiment) -> list[str]:
+    """The command that makes the same experiment."""
+    settings = [word for name, value in asdict(experiment.settings).items() for word in (f"--{name}", str(value))]
+    return [_command("create", experiment.name, *settings)]
 
 
 def run_commands(run: Run) -> list[str]:
     """The commands that repeat a run."""
-    name, settings, lines = (run.experiment.name, run.name), run.settings, []
+    name, settings, found = (run.experiment.name, run.name), run.settings, []
     if not run.is_baseline:
         windows = ",".join(map(str, run.plan.windows))
-        lines.append(_command("merge", *name, "--windows", windows, "--rule", run.plan.rule))
+        found.append(_command("merge", *name, "--windows", windows, "--rule", run.plan.rule))
     if "recovery" in settings:
-        lines.append(_command("recover", *name, *recovery_arguments(settings["recovery"])))
+        found.append(_command("recover", *name, *recovery_arguments(settings["recovery"])))
     if scores := run.scores():
         limit = scores["limit"] if scores["limit"] is not None else "none"
-        lines.append(_command("evaluate", *name, "--tasks", ",".join(scores["tasks"]), "--limit", str(limit)))
+        found.append(_command("evaluate", *name, "--tasks", ",".join(scores["tasks"]), "--limit", str(limit)))
     if run.timing() and not run.is_baseline:
-        lines.append(_command("time", *name))
-    return lines
+        found.append(_command("time", *name))
+    return found
 
 
 def _command(*arguments: str) -> str:
@@ -122,7 +126,7 @@ def export_run(run: Run, folder: Path) -> Path:
 
 def model_card(run: Run) -> str:
     """Markdown: what the model is, how it was made, what it scores."""
-    rows = [row for row in compare(run.experiment) if row["run"] in ("baseline", run.name)]
+    flat = flat_rows([row for row in compare(run.experiment) if row["run"] in (BASELINE, run.name)])
     return (
         _environment()
         .get_template("card.md")
@@ -131,9 +135,9 @@ def model_card(run: Run) -> str:
             plan=run.plan,
             settings=run.experiment.settings,
             recovery=run.settings.get("recovery"),
-            rows=[(row_name(row), row) for row in flat_rows(rows)],
-            tasks=list(dict.fromkeys(task for row in rows for task in row["scores"])),
-            commands=run_commands(run),
+            names=[row_name(row) for row in flat],
+            lines=lines(flat),
+            commands=[*create_commands(run.experiment), *run_commands(run)],
             method=METHOD,
             version=__version__,
         )
@@ -153,6 +157,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = lambda value, digits=1: "–" if value is None else f"{value:,.{digits}f}"
-    environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
+    environment.filters["number"] = lambda value: f"{value:,.1f}"
     return environment

@@ -104,18 +104,13 @@ class ThresholdPath:
     similarities: dict[tuple[Windows, Window], float] = field(default_factory=dict)
 
     def plan_at(self, threshold: float) -> PlanAt | None:
-        """Plan, interval and trace at `threshold`; None if a similarity on its way has not been computed yet.
+        """Plan, interval and trace at `threshold`; None if a similarity on its way has not been computed.
 
         Raises:
-            SettingsError: if the threshold is not in (0, 1], or lies outside the path and is not known by chance.
+            SettingsError: if the threshold is not in (0, 1].
         """
         check_threshold(threshold)
         walk = self._walk(threshold)
-        if not walk.complete and not self.low <= threshold <= self.high:
-            raise SettingsError(
-                f"Threshold {threshold:g} lies outside the computed path {self.low:g} - {self.high:g}. "
-                f"Search again with --from {min(threshold, self.low):g}."
-            )
         if not walk.complete:
             return None
         plan = MergePlan(self.layer_count, walk.position.final_windows(), self.rule)
@@ -133,6 +128,25 @@ class ThresholdPath:
             threshold = self._walk(threshold).low
         return found
 
+    def plan_with_layers(self, layers: int) -> PlanAt:
+        """The plan with `layers` layers left; of several the one most similar to the original.
+
+        Raises:
+            PlanError: if no threshold computed so far leaves so many; the message names the nearest depths.
+        """
+        steps = self.intervals()
+        fitting = [step for step in steps if step.plan.layers_left == layers]
+        if fitting:
+            return max(fitting, key=lambda step: step.similarity)
+        depths = sorted({step.plan.layers_left for step in steps})
+        below = max((depth for depth in depths if depth < layers), default=None)
+        above = min((depth for depth in depths if depth > layers), default=None)
+        near = " and ".join(str(depth) for depth in (below, above) if depth is not None)
+        raise PlanError(
+            f"No threshold from {self.low:g} to {self.high:g} leaves exactly {layers} layers with rule {self.rule}. "
+            f"The nearest depths are {near}. Choose one of them, search from a lower threshold, or name windows."
+        )
+
     def extend(self, threshold: float, score: Score, on_step: Callable[[int], None] | None = None) -> PlanAt:
         """Compute what the walk at one threshold still needs, and give its plan.
 
@@ -140,7 +154,6 @@ class ThresholdPath:
             SettingsError: if the threshold is not in (0, 1]. PlanError: if a similarity is not a number.
         """
         check_threshold(threshold)
-        self.low, self.high = min(self.low, threshold), max(self.high, threshold)
 
         def similarity(above: Windows, window: Window) -> float:
             if (above, window) not in self.similarities:
@@ -223,7 +236,7 @@ def threshold_path(
     """Every plan for every threshold in [low, high], exactly; each similarity is computed once.
 
     Args:
-        low, high: ends of the thresholds of interest, in (0, 1].
+        low, high: ends of the thresholds of interest, in (0, 1]; of a new path, the one given has its own.
         focus: the threshold somebody looks at; the walk at this threshold comes first, then its neighbours.
         path: an unfinished path to go on from; its similarities are not computed again. It is extended in place.
         on_step: called after each similarity with the path and the share of [low, high] that is covered.

@@ -1,7 +1,8 @@
 """How alike a model's layers are: CKA and its companions. Tensors in, numbers out.
 
-All pairs at once: each layer gives one vector of features per batch (its centred Gram matrix, or its normalised
-states), and the layers x layers matrix of their products is added up over the batches. Nothing grows with the text.
+All pairs at once: each layer gives one vector of features per block of tokens (its centred Gram matrix, or its
+normalised states), and the layers x layers matrix of their products is added up over the blocks. Memory grows with the
+length of a text (the states of one), not with the number of texts.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ def measure_similarity(
     pair = pair_products(metric)
     for done, (entry, outputs) in enumerate(_batches(model, tokens), 1):
         states = outputs.flatten(1, 2)  # (layers, tokens, width)
-        total = pair(states)
-        products = total if products is None else products + total
+        for block in states.tensor_split(max(1, round(states.shape[1] / BATCH_TOKENS)), dim=1):
+            products = pair(block) if products is None else products + pair(block)
         unit = torch.nn.functional.normalize(torch.cat([entry.flatten(0, 1)[None], states]).float(), dim=-1)
         influence = influence + (1 - (unit[:-1] * unit[1:]).sum(-1).double()).sum(-1).cpu()
         norm = norm + states.float().norm(dim=-1).double().sum(-1).cpu()

@@ -9,17 +9,18 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm import models
-from swm.errors import ExperimentError, PlanError, SettingsError
+from swm.errors import ExperimentError, SettingsError
 from swm.evaluate import perplexity, zero_shot
-from swm.experiments import Experiment, Run, Settings, check_new
+from swm.experiments import BASELINE, Experiment, Run, Settings, check_new
 from swm.files import check_space
 from swm.merge import apply_plan
 from swm.plan import DEFAULT_RULE, MergePlan, check_rule
@@ -28,11 +29,10 @@ from swm.recover import recover
 from swm.replay import WindowScorer
 from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, threshold_path
 from swm.similarity import check_metric, measure_similarity
-from swm.texts import calibration_tokens, perplexity_tokens, recovery_examples
+from swm.texts import PERPLEXITY_TEXTS, calibration_tokens, perplexity_tokens, recovery_examples
 from swm.timing import generated_tokens, time_models
 
 Progress = Callable[[int, int, str], None]
-PERPLEXITY_TEXTS = ("lambada", "squad")
 SAVE_SECONDS = 2.0
 
 
@@ -44,10 +44,17 @@ def create(name: str, settings: Settings) -> Experiment:
     """A new experiment, once model, number format and text have been found to be usable."""
     check_new(name)
     models.check_dtype(settings.dtype)
-    facts = models.config_facts(settings.model)
+    settings = replace(settings, model=_absolute(settings.model), texts=_absolute(settings.texts))
+    facts = models.config_facts(settings.model, settings.dtype)
     tokenizer = models.load_tokenizer(settings.model)
     calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
     return Experiment.create(name, settings, facts)
+
+
+def _absolute(name: str) -> str:
+    """A file or folder by its full path, since jobs run elsewhere; other names as they are."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.exists() and name not in models.BUNDLED else name
 
 
 def measure(experiment: Experiment, metric: str = "cka", progress: Progress = no_progress) -> dict[str, Any]:
@@ -120,24 +127,33 @@ def plan_for(
         SettingsError: if threshold, layers or rule cannot be. PlanError: if no threshold of the path leaves so many
             layers; the message names the nearest depths.
     """
+    if known := known_plan(experiment, threshold=threshold, layers=layers, rule=rule):
+        return known
+    path = experiment.path(rule)
+    if threshold is not None:
+        return _searched_plan(experiment, path, threshold, rule, progress)
+    assert layers is not None
+    return search(experiment, rule, path.low if path else 0.5, progress=progress).plan_with_layers(layers)
+
+
+def known_plan(
+    experiment: Experiment, *, threshold: float | None = None, layers: int | None = None, rule: str = DEFAULT_RULE
+) -> PlanAt | None:
+    """As `plan_for`, from the path as far as it is computed; None if it has to be searched."""
     check_rule(rule)
     if (threshold is None) == (layers is None):
         raise SettingsError("Say either --threshold or --layers.")
+    path = experiment.path(rule)
     if threshold is not None:
         check_threshold(threshold)
-        path = experiment.path(rule)
-        known = path.plan_at(threshold) if path and path.low <= threshold <= path.high else None
-        return known or _searched_plan(experiment, path, threshold, rule, progress)
+        return path.plan_at(threshold) if path else None
     assert layers is not None
     if not 2 <= layers <= experiment.layer_count:
         raise SettingsError(
             f"--layers {layers} is out of range: the model has {experiment.layer_count} layers. "
             f"Choose 2 to {experiment.layer_count}."
         )
-    path = experiment.path(rule)
-    if path is None or path.covered() < 0.999:
-        path = search(experiment, rule, path.low if path else 0.5, progress=progress)
-    return plan_with_layers(path, layers)
+    return path.plan_with_layers(layers) if path and path.covered() > 0.999 else None
 
 
 def _searched_plan(
@@ -155,31 +171,19 @@ def _searched_plan(
     return step
 
 
-def plan_with_layers(path: ThresholdPath, layers: int) -> PlanAt:
-    """The plan of the path with `layers` layers left; of several the one most similar to the original."""
-    steps = path.intervals()
-    fitting = [step for step in steps if step.plan.layers_left == layers]
-    if fitting:
-        return max(fitting, key=lambda step: step.similarity)
-    depths = sorted({step.plan.layers_left for step in steps})
-    below = max((depth for depth in depths if depth < layers), default=None)
-    above = min((depth for depth in depths if depth > layers), default=None)
-    near = " and ".join(str(depth) for depth in (below, above) if depth is not None)
-    raise PlanError(
-        f"No threshold from {path.low:g} to {path.high:g} leaves exactly {layers} layers with rule {path.rule}. "
-        f"The nearest depths are {near}. Choose one of them, search from a lower threshold, or name windows by hand."
-    )
-
-
 def merge(run: Run, progress: Progress = no_progress) -> None:
-    """Apply a run's plan, save the smaller model and check that it reloads with the same logits."""
+    """Apply a run's plan, save the smaller model and check that it reloads with the same logits.
+
+    A run that was recovered is merged again from its plan: what its recovery and scores said is forgotten.
+    """
     _refuse_baseline(run, "merged")
     progress(0, 3, "loading the model")
     model, tokenizer = load_original(run.experiment)
     check_space(run.folder, models.size_bytes(model))
     progress(1, 3, "merging")
     merged = apply_plan(model, run.plan)
-    _save(run, merged, tokenizer, _calibration(run.experiment, tokenizer), progress)
+    _save(run, merged, tokenizer, progress)
+    run.forget_recovery()
     run.remember(merge={"parameters": models.parameter_count(merged), "size_bytes": models.size_bytes(merged)})
 
 
@@ -192,11 +196,10 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     if run.stage == "planned":
         raise ExperimentError(f"Run {run.name} is not merged yet. Merge it first.")
     folder = run.folder / "recovery"
-    started = run.settings.get("recovery_started")
-    if started != asdict(settings) or run.stage == "recovered":
+    if run.settings.get("recovery_started") != asdict(settings):
+        run.remember(recovery_started=asdict(settings))
         shutil.rmtree(folder, ignore_errors=True)
         run.clear_events()
-        run.remember(recovery_started=asdict(settings))
     progress(0, settings.steps, "loading the model")
     model, tokenizer = load_original(run.experiment)
     merged = apply_plan(model, run.plan)
@@ -213,13 +216,10 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     healed, summary = recover(
         merged, tokenizer, examples, settings, folder, step, original=model, first_layer=first_layer
     )
-    if run.stage != "recovered":
-        run.set_aside_scores()
-    else:
-        for file in ("scores.json", "timing.json"):
-            (run.folder / file).unlink(missing_ok=True)
-    _save(run, healed, tokenizer, _calibration(run.experiment, tokenizer), no_progress)
-    run.remember(recovery={**asdict(settings), **summary, "seconds": round(time.time() - start, 1)})
+    _save(run, healed, tokenizer, no_progress)
+    run.set_aside_scores(keep=run.stage != "recovered")
+    seconds = round(time.time() - start, 1)
+    run.remember(recovery={**asdict(settings), **summary, "seconds": seconds}, recovery_started=None)
     return summary
 
 
@@ -254,8 +254,8 @@ def evaluate(
 
 def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -> dict[str, Any]:
     """Latency, speed and memory of a run, measured in turn with the original; written to timing.json of both."""
-    if not 1 <= new_tokens <= 10_000:
-        raise SettingsError(f"--tokens {new_tokens} is out of range. Choose 1 to 10,000.")
+    if not 2 <= new_tokens <= 10_000:
+        raise SettingsError(f"--tokens {new_tokens} is out of range. Choose 2 to 10,000.")
     progress(0, 0, "loading the models")
     original, tokenizer = load_original(run.experiment)
     prompt = _calibration(run.experiment, tokenizer)[:1, :64]
@@ -266,7 +266,7 @@ def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -
     data = {**found[-1], "conditions": conditions}
     if not run.is_baseline:
         data["baseline"] = found[0]
-        run.experiment.run("baseline").save("timing", {**found[0], "conditions": conditions})
+        run.experiment.run(BASELINE).save("timing", {**found[0], "conditions": conditions})
     run.save("timing", data)
     return data
 
@@ -315,12 +315,9 @@ def load_run(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return models.load_model(str(run.model_folder), run.experiment.settings.dtype)
 
 
-def _save(
-    run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Any, progress: Progress
-) -> None:
+def _save(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> None:
     progress(2, 3, "saving and reloading")
-    models.save_model(model, tokenizer, run.model_folder)
-    models.check_reload(run.model_folder, model, tokens)
+    models.save_model(model, tokenizer, run.model_folder, _calibration(run.experiment, tokenizer))
 
 
 def _calibration(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> Any:

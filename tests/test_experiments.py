@@ -120,6 +120,11 @@ def test_deleting_is_refused_while_a_job_runs(experiment):
     with pytest.raises(JobError, match="has a job running"):
         delete(experiment)
     experiment.write_state(State("search", "done", **this_process()))
+    run = experiment.create_run("a", MergePlan(6))
+    run.write_state(State("recover", "running", heartbeat=time.time(), **this_process()))
+    with pytest.raises(JobError, match="a has a job running"):
+        delete(experiment)
+    run.write_state(State("recover", "done", **this_process()))
     delete(experiment)
     assert not experiment.folder.exists()
 

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from swm import jobs
 from swm.errors import Cancelled, ExperimentError, JobError, SettingsError
@@ -84,9 +85,14 @@ def test_failure_is_told_in_the_state(experiment):
     with pytest.raises(ZeroDivisionError), tracked(experiment, "measure"):
         print(1 / 0)
     assert "Unexpected error: ZeroDivisionError" in experiment.state().error
-    with pytest.raises(MemoryError), tracked(experiment, "measure"):
-        raise MemoryError
-    assert "Out of memory" in experiment.state().error
+    for error in (
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+        with pytest.raises(JobError, match="Out of memory"), tracked(experiment, "measure"):
+            raise error
+        assert "Out of memory" in experiment.state().error
 
 
 def test_child_that_cannot_start_is_reported(experiment):

@@ -20,7 +20,6 @@ from swm.models import (
     pick_device,
     renumber_layers,
     save_model,
-    weights_fingerprint,
 )
 from tests.conftest import tiny_model
 
@@ -169,6 +168,7 @@ def test_config_facts_equal_the_loaded_model(model, model_folder):
     assert facts["parameters"] == sum(p.numel() for p in model.parameters())
     assert facts["parameters_per_layer"] == sum(p.numel() for p in model.model.layers[0].parameters())
     assert (facts["layers"], facts["width"], facts["dtype"]) == (4, 32, "float32")
+    assert config_facts(str(model_folder), "bfloat16")["size_bytes"] == 2 * facts["parameters"]
 
 
 def test_lists_by_layer_in_the_config_keep_the_kept_layers():
@@ -186,6 +186,17 @@ def test_saved_model_that_gives_other_logits_is_refused(model, model_folder, tok
     model.model.layers[0].mlp.up_proj.weight.data.mul_(1.5)
     with pytest.raises(ModelError, match="gives other logits than the model in memory"):
         check_reload(model_folder, model, tokens)
+
+
+def test_model_that_does_not_reload_well_never_takes_the_place_of_a_good_one(model, tokenizer, tokens, tmp_path):
+    folder = tmp_path / "saved"
+    save_model(model, tokenizer, folder, tokens)
+    good = (folder / "model.safetensors").read_bytes()
+    model.model.layers[1].register_forward_hook(lambda module, args, result: result * 1.5)  # what no config says
+    with pytest.raises(ModelError, match="gives other logits"):
+        save_model(model, tokenizer, folder, tokens)
+    assert (folder / "model.safetensors").read_bytes() == good
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
 
 
 def test_saving_takes_the_place_of_the_old_folder(model, tokenizer, tmp_path):
@@ -210,11 +221,3 @@ def test_full_disk_while_saving_leaves_the_old_folder_and_says_how_much_is_neede
             save_model(model, tokenizer, folder)
         assert [p.name for p in small_disk.iterdir()] == ["saved"]
         assert (folder / "old").read_text() == "old"
-
-
-def test_fingerprint_changes_with_the_weights(model, model_folder):
-    before = weights_fingerprint(model_folder)
-    assert weights_fingerprint(model_folder) == before
-    model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 1
-    model.save_pretrained(model_folder)
-    assert weights_fingerprint(model_folder) != before

@@ -140,3 +140,11 @@ def test_new_run_with_windows_that_do_not_fit_is_told(study, no_demo):
     test.text_input(key="run_windows").set_value("4-9")
     test.button[0].click().run()
     assert "Window 4-9 does not fit" in texts(test)
+
+
+def test_new_run_at_a_threshold_that_was_not_searched_is_told(study, no_demo):
+    test = opened("pages/run.py", run="new run", merge_at="0.2")
+    assert test.number_input(key="run_threshold").value == 0.2
+    test.selectbox(key="run_rule").set_value("mean")
+    test.button[0].click().run()
+    assert "has not been searched with rule mean" in texts(test)

@@ -68,6 +68,16 @@ def test_cancelled_recovery_goes_on_with_the_same_losses(tokenizer, examples, tm
     assert all(rest[step] == pytest.approx(whole[step], abs=1e-5) for step in rest)
 
 
+def test_recovery_that_ended_before_the_folding_trains_no_step_more(tokenizer, examples, tmp_path, tokens):
+    healed, _ = recover(tiny_model(), tokenizer, examples, SMALL, tmp_path)
+    losses = []
+    again, _ = recover(
+        tiny_model(), tokenizer, examples, SMALL, tmp_path, lambda step, steps, numbers: losses.append(step)
+    )
+    assert losses == []
+    torch.testing.assert_close(again(tokens).logits, healed(tokens).logits)
+
+
 def test_loss_that_is_not_a_number_is_told(model, tokenizer, examples, tmp_path):
     find_decoder(model).layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
     with pytest.raises(ModelError, match=r"not a number any more at step 1.*--learning-rate"):

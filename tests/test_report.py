@@ -5,9 +5,9 @@ import shlex
 
 import pytest
 
-from swm.cli import build_parser
 from swm.errors import ExperimentError
 from swm.experiments import Experiment, Settings
+from swm.options import build_parser
 from swm.plan import MergePlan, Window
 from swm.report import commands, export_run, model_card, report_html, write_report
 from tests.test_compare import FACTS, scores
@@ -61,16 +61,17 @@ def test_every_changed_recovery_setting_is_in_the_command(experiment):
     experiment.run("first").remember(recovery=asdict(settings))
     line = next(line for line in commands(experiment) if " recover " in line)
     options = build_parser().parse_args(shlex.split(line)[3:])
-    from swm.cli import _recovery_settings
+    from swm.cli import recovery_settings
 
-    assert _recovery_settings(options) == settings
+    assert recovery_settings(options) == settings
 
 
 def test_model_card_says_what_was_merged(experiment):
     card = model_card(experiment.run("first"))
     assert "4 of 6 layers" in card
     assert "counted from 0): 1-3." in card
-    assert "| boolq, % | – | 50.0 ± 3.0 |" in card
+    assert "| boolq, % (acc, 40 documents) | – | 50.0 ± 3.0 |" in card
+    assert "python -m swm create study" in card
 
 
 def test_report_where_nothing_can_be_written_is_told(experiment, tmp_path):

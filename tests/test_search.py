@@ -170,6 +170,10 @@ def test_plan_at_takes_under_a_millisecond_for_80_layers():
     assert (time.perf_counter() - start) / 100 < 0.001
 
 
-def test_a_threshold_outside_the_path_says_how_to_extend_it():
-    with pytest.raises(SettingsError, match="--from 0.4"):
-        threshold_path(4, lambda above, window: 0.45, 0.5).plan_at(0.4)
+def test_a_threshold_outside_the_path_is_known_or_none():
+    path = threshold_path(4, lambda above, window: 0.45, 0.5)
+    assert path.plan_at(0.46).plan.windows == ()
+    assert path.plan_at(0.4) is None
+    path.extend(0.4, lambda above, window: 0.45)
+    assert path.plan_at(0.4).plan.windows == (Window(0, 2),)
+    assert path.covered() == pytest.approx(1)

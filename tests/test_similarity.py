@@ -142,6 +142,21 @@ def test_batches_add_the_three_hsic_sums_and_divide_once():
     torch.testing.assert_close(layer_similarity(model, tokens), expected, rtol=0, atol=2e-5)
 
 
+def test_a_long_text_is_measured_in_blocks_of_bounded_size():
+    model = tiny_model(layers=2, max_position_embeddings=4096)
+    tokens = torch.randint(0, 300, (1, 4 * BATCH_TOKENS), generator=torch.Generator().manual_seed(2))
+    sizes = []
+
+    def spy(metric):
+        pair = pair_products(metric)
+        return lambda states: sizes.append(states.shape[1]) or pair(states)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("swm.similarity.pair_products", spy)
+        measure_similarity(model, tokens)
+    assert sizes == [BATCH_TOKENS] * 4
+
+
 def test_a_layer_with_equal_output_for_every_token_is_refused(model):
     same = torch.full((2, 16), 7)
     for layer in find_decoder(model).layers:

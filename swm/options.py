@@ -1,0 +1,115 @@
+"""What the command line takes: commands, their arguments and help texts. cli.py does what they say."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from swm import __version__
+from swm.plan import DEFAULT_RULE, RULES
+from swm.presets import CHOICES, PRESET_HELP, RecoverySettings
+
+# Names for the help text only; the engine, which checks them, is loaded when a command runs.
+METRIC_NAMES = "cka, cka-rbf, cka-biased, cosine, angular"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m swm",
+        description="See which layers of a language model are redundant, merge them, heal and compare.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, help_text: str, *names: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        for argument in names:
+            command.add_argument(argument.lower(), metavar=argument)
+        command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        return command
+
+    add("models", "Models that load without a network, and how to name others.")
+    add("list", "Experiments and their runs.")
+    _add_experiment(add("create", "A new experiment: model and calibration text.", "EXP"))
+    command = add("measure", "Similarity of all layer pairs.", "EXP")
+    command.add_argument("--metric", default="cka", help=METRIC_NAMES)
+    command = add("search", "Every plan for every threshold; goes on where it stopped.", "EXP")
+    _add_rule(command)
+    command.add_argument("--from", dest="low", type=float, default=0.5, help="lowest threshold of interest (0.5)")
+    command.add_argument("--focus", type=float, default=0.9, help="threshold to compute first (0.9)")
+    _add_plan(add("plan", "Which windows merge at a threshold, or for a number of layers.", "EXP"), windows=False)
+    _add_plan(add("merge", "Merge the windows of a plan into a smaller model.", "EXP", "RUN"))
+    _add_recovery(add("recover", "Heal a merged model with LoRA.", "EXP", "RUN"))
+    command = add("evaluate", "Perplexity and zero-shot scores of a run.", "EXP", "RUN")
+    command.add_argument("--tasks", default="all", help="all (the paper's seven), or names with commas")
+    _add_limit(command, 100)
+    command = add("time", "Latency, speed and memory of a run, in turn with the original.", "EXP", "RUN")
+    command.add_argument("--tokens", type=int, default=32, help="tokens to generate (32)")
+    command = add("run", "One run from plan to scores: merge, evaluate, recover, evaluate again, time.", "EXP", "RUN")
+    _add_plan(command, required=False)
+    _add_recovery(command)
+    _add_limit(command, 100)
+    command.add_argument("--no-recovery", action="store_true", help="leave healing out")
+    command = add("compare", "All runs side by side.", "EXP")
+    command.add_argument("--csv", action="store_true", help="comma-separated values")
+    command = add("report", "One self-contained HTML page.", "EXP")
+    command.add_argument("--output", required=True, type=Path, metavar="FILE")
+    add("export", "Copy a run's model, with a model card, to a folder.", "EXP", "RUN", "FOLDER")
+    command = add("answer", "Continue a prompt with a run's model.", "EXP", "RUN")
+    command.add_argument("--prompt", required=True)
+    command.add_argument("--tokens", type=int, default=64)
+    for name, help_text in (("cancel", "Cancel the job"), ("delete", "Delete all")):
+        command = add(name, f"{help_text} of an experiment, or of one of its runs.", "EXP")
+        command.add_argument("run", nargs="?", metavar="RUN")
+    command = add("demo", "All of it on the bundled model with small settings.")
+    command.add_argument("--name", default="demo", help="name of the experiment (demo)")
+    _add_limit(command, 40)
+    command.add_argument("--steps", type=int, default=None, help="recovery steps, instead of the preset's")
+    return parser
+
+
+def _add_experiment(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", required=True, help="bundled name, Hugging Face folder, .gguf file or hub id")
+    command.add_argument(
+        "--texts", default="lambada", help="lambada, squad, coqa, a .txt or .jsonl file, or a hub data set"
+    )
+    command.add_argument("--count", type=int, default=10, help="calibration texts (10)")
+    command.add_argument("--length", type=int, default=128, help="tokens in each (128)")
+    command.add_argument("--seed", type=int, default=1234)
+    command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+
+
+def _add_plan(command: argparse.ArgumentParser, windows: bool = True, required: bool = True) -> None:
+    group = command.add_mutually_exclusive_group(required=required)
+    group.add_argument("--threshold", type=float, help="merge while similarity is at least this, above 0, at most 1")
+    group.add_argument("--layers", type=int, help="layers to keep")
+    if windows:
+        group.add_argument("--windows", help="windows by hand, both ends included, as in 27-28,25-26")
+    _add_rule(command)
+
+
+def _add_rule(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--rule", default=DEFAULT_RULE, help=", ".join(RULES))
+
+
+def _add_limit(command: argparse.ArgumentParser, limit: int) -> None:
+    help_text = f"documents of each task ({limit}), or none for all"
+    command.add_argument("--limit", type=_number_or_none, default=limit, help=help_text)
+
+
+def _number_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
+def _add_recovery(command: argparse.ArgumentParser) -> None:
+    """One option for each field of RecoverySettings; None leaves it as the preset says."""
+    presets = "; ".join(f"{name}: {text}" for name, text in PRESET_HELP.items())
+    command.add_argument("--preset", default="quick", help=presets)
+    for field in fields(RecoverySettings):
+        if field.name == "preset":
+            continue
+        assert field.default is not MISSING
+        help_text = " or ".join(CHOICES.get(field.name, ())) or f"quick: {field.default}"
+        option = f"--{field.name.replace('_', '-')}"
+        command.add_argument(option, type=type(field.default), help=help_text)
