@@ -15,11 +15,12 @@ experiment = start_page(
 
 with shown_errors():
     rows = flat_rows(compare(experiment)) if experiment else []
+    newest = max(reversed(rows), key=lambda row: row["created"]) if rows else {}
     if experiment and len(rows) > 1:
         with st.container(border=True):
-            st.markdown(f"**{experiment.name}**: {row_name(rows[-1])}, and the difference to the original")
-            run_metrics(rows[-1])
-            plan = experiment.run(rows[-1]["run"]).plan
+            st.markdown(f"**{experiment.name}**: {row_name(newest)}, and the difference to the original")
+            run_metrics(newest)
+            plan = experiment.run(newest["run"]).plan
             st.plotly_chart(layer_strip(plan), key="home_strip", config={"displayModeBar": False})
             next_step("pages/compare.py", "All scores, before and after")
 

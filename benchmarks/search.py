@@ -1,10 +1,14 @@
-"""The search for one plan against the plain procedure, on one machine in one run. Prints one JSON object.
+"""The search against the plain procedure, on one machine in one run. Prints one JSON object.
 
 Plain, as the released code is described: for each window tried a copy of the whole model, the windows merged in it, and
-the whole model run on the text. Both see the same model, text, number format and threshold, and have to find the same
-plan. Each is run in a process of its own, so that memory is its own.
+the whole model run on the text. All see the same model, text and threshold, and have to find the same plan. `fast` is
+in the model's own format like `plain`; `faster` in the format that the machine is fastest with, its plan made sure of
+in the model's own. Each is run in a process of its own, so that memory is its own.
 
-    python benchmarks/search.py [--model smollm2-135m] [--threshold 0.9] [--rule rdsc] [--dtype float32]
+With --path also the whole threshold path, against the plain procedure once for each different plan: a sample of
+thresholds is run, and scaled by the number of plans.
+
+    python benchmarks/search.py [--model smollm2-135m] [--threshold 0.9] [--rule rdsc] [--path 0.5]
 """
 
 from __future__ import annotations
@@ -21,31 +25,55 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+METHODS = ("fast", "faster", "plain")
+SAMPLE = 3  # of the plans of a path, run in the plain way
+
 
 def main() -> None:
     options = parse()
     if options.method:
         print(json.dumps(measured(options)))
         return
-    fast, plain = (in_own_process(method) for method in ("fast", "plain"))
-    print(
-        json.dumps(
-            {
-                "benchmark": "search",
-                "model": options.model,
-                "threshold": options.threshold,
-                "rule": options.rule,
-                "plan": fast["plan"],
-                "same_plan": fast["plan"] == plain["plan"],
-                "seconds": {"fast": fast["seconds"], "plain": plain["seconds"]},
-                "times_faster": round(plain["seconds"] / fast["seconds"], 2),
-                "layer_runs": {"fast": fast["layer_runs"], "plain": plain["layer_runs"]},
-                "memory_in_model_sizes": {"fast": fast["model_sizes"], "plain": plain["model_sizes"]},
-                "conditions": fast["conditions"],
-            },
-            indent=1,
-        )
-    )
+    found = {method: in_own_process(method, options.threshold) for method in METHODS}
+    result = {
+        "benchmark": "search",
+        "model": options.model,
+        "threshold": options.threshold,
+        "rule": options.rule,
+        "plan": found["plain"]["plan"],
+        "same_plan": len({str(one["plan"]) for one in found.values()}) == 1,
+        "seconds": {method: one["seconds"] for method, one in found.items()},
+        "times_faster": {m: round(found["plain"]["seconds"] / found[m]["seconds"], 2) for m in ("fast", "faster")},
+        "layer_runs": {method: one["layer_runs"] for method, one in found.items()},
+        "memory_in_model_sizes": {method: one["model_sizes"] for method, one in found.items()},
+        "largest_difference_of_a_similarity": found["faster"]["difference"],
+        "conditions": found["fast"]["conditions"],
+    }
+    if options.path:
+        result["path"] = whole_path(options, found["plain"]["seconds"])
+    print(json.dumps(result, indent=1))
+
+
+def whole_path(options: argparse.Namespace, seconds_at_threshold: float) -> dict[str, Any]:
+    path = in_own_process("path", options.threshold)
+    step = len(path["thresholds"]) // SAMPLE
+    sample = [in_own_process("plain", threshold) for threshold in path["thresholds"][step // 2 :: step][:SAMPLE]]
+    each = [seconds_at_threshold, *(one["seconds"] for one in sample)]
+    plain = len(path["thresholds"]) * sum(each) / len(each)
+    return {
+        "from": options.path,
+        "plans": len(path["thresholds"]),
+        "windows_tried": path["windows_tried"],
+        "layer_runs": path["layer_runs"],
+        "seconds": path["seconds"],
+        "seconds_to_the_plan_at_the_threshold": path["first_seconds"],
+        "plain_seconds_scaled_from_sample": round(plain, 1),
+        "plain_sample_seconds": each,
+        "times_faster": round(plain / path["seconds"], 2),
+        "memory_in_model_sizes": path["model_sizes"],
+        "plan_at_milliseconds": path["plan_at_milliseconds"],
+        "largest_difference_of_a_similarity": path["difference"],
+    }
 
 
 def parse() -> argparse.Namespace:
@@ -54,12 +82,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--rule", default="rdsc")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--method", choices=("fast", "plain"), help=argparse.SUPPRESS)
+    parser.add_argument("--path", type=float, help="also the whole path from this threshold")
+    parser.add_argument("--method", choices=(*METHODS, "path"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def in_own_process(method: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, *sys.argv[1:], "--method", method]
+def in_own_process(method: str, threshold: float) -> dict[str, Any]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--method", method, "--threshold", str(threshold)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -69,7 +98,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
     from swm.models import layer_count, load_model, size_bytes
     from swm.replay import WindowScorer
-    from swm.search import find_plan
+    from swm.search import ThresholdPath, settle, threshold_path
     from swm.texts import calibration_tokens
     from swm.timing import peak_memory
 
@@ -78,26 +107,52 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     layers = layer_count(model)
     with torch.inference_mode():
         model(tokens[:1])  # what the first run sets up is nobody's
+    path = ThresholdPath(layers, options.rule, options.path or options.threshold)
+    extra: dict[str, Any] = {}
     with peak_memory(model) as peak:
         start = time.perf_counter()
-        scorer = (
-            WindowScorer(model, tokens, options.rule)
-            if options.method == "fast"
-            else Plain(model, tokens, options.rule)
-        )
-        plan = find_plan(layers, scorer.score, options.threshold, rule=options.rule)
+        if options.method == "plain":
+            scorer: Any = Plain(model, tokens, options.rule)
+        else:
+            scorer = WindowScorer(model, tokens, options.rule, fast=options.method != "fast")
+        step = path.extend(options.threshold, scorer.score)
+        if options.method in ("faster", "path"):
+            sure = WindowScorer(model, tokens, options.rule, keep_every=6)
+            step = settle(path, options.threshold, scorer.score, sure.score)
+            del sure
+        if options.method == "path":
+            extra["first_seconds"] = round(time.perf_counter() - start, 2)
+            threshold_path(layers, scorer.score, options.path, focus=options.threshold, path=path)
         seconds = time.perf_counter() - start
+    if options.method == "path":
+        extra |= path_facts(path)
     return {
-        "plan": [str(window) for window in plan.windows],
+        "plan": [str(window) for window in step.plan.windows],
         "seconds": round(seconds, 2),
         "layer_runs": scorer.layer_runs,
         "model_sizes": round(peak[0] / size_bytes(model), 3),
+        "difference": path.difference,
+        **extra,
         "conditions": {
             "texts": list(tokens.shape),
             "dtype": str(model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },
+    }
+
+
+def path_facts(path: Any) -> dict[str, Any]:
+    """One threshold for each different plan, and how long a plan takes to look up."""
+    steps = path.intervals()
+    by_plan = {step.plan: step.high for step in reversed(steps)}
+    start = time.perf_counter()
+    for i in range(200):
+        path.plan_at(path.low + (path.high - path.low) * i / 199)
+    return {
+        "thresholds": list(by_plan.values()),
+        "windows_tried": len(path.similarities),
+        "plan_at_milliseconds": round(1000 * (time.perf_counter() - start) / 200, 3),
     }
 
 

@@ -27,7 +27,8 @@ names = [row_name(row) for row in flat]
 shown = st.multiselect("Runs", names, default=names, key="compare_runs", help="The original is always the reference.")
 flat = [row for row, name in zip(flat, names, strict=True) if name in shown]
 if not any(row["scores"] for row in flat):
-    st.info("Nothing has been evaluated yet. Evaluate a run, and the original.", icon=":material/science:")
+    message = "Nothing has been evaluated yet. Evaluate a run, and the original." if names == shown else "Choose a run."
+    st.info(message, icon=":material/science:")
     next_step("pages/run.py", "Evaluate a run")
     st.stop()
 

@@ -49,7 +49,9 @@ with st.form("experiment_form", border=True):
     count = right.number_input(
         "Texts", 1, 100_000, 10, key="experiment_count", help="More texts: steadier similarities, longer search."
     )
-    length = right.number_input("Tokens in each", 8, 131_072, 128, key="experiment_length", help="The paper uses 128.")
+    length = right.number_input(
+        "Tokens in each", 8, 131_072, 128, key="experiment_length", help="The released code takes 128."
+    )
     seed = right.number_input("Seed", 0, 2**31 - 1, 1234, key="experiment_seed", help="Chooses the texts.")
     submitted = st.form_submit_button("Create and measure", type="primary")
 

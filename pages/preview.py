@@ -25,11 +25,13 @@ RULE_NAMES = {
     "keep_last": "keep the last layer",
 }
 
+ANY = "any"
+
 experiment = require_experiment(
     start_page("Preview", "Which neighbouring layers become one, for the similarity you ask for.")
 )
 caption(experiment)
-controls = st.columns([3, 1], gap="large", vertical_alignment="bottom")
+controls = st.columns([4, 2, 1], gap="large", vertical_alignment="bottom")
 rule = controls[1].selectbox(
     "Merge rule",
     list(RULES),
@@ -49,31 +51,45 @@ threshold = controls[0].slider(
     key="threshold",
     bind="query-params",
     persist_state="session",
+    on_change=lambda: st.session_state.update(preview_depth=ANY),
     help="Cosine between the final hidden states of the merged and the original model, averaged over the texts.",
 )
 
 with shown_errors():
     path = experiment.path(rule)
-    covered = path.covered() if path else 0.0
-    if covered < 0.999 or path.low > threshold:
+    steps = path.intervals() if path else []
+    depths = sorted({each.plan.layers_left for each in steps}, reverse=True)
+    depth = controls[2].selectbox(
+        "or layers left",
+        [ANY, *depths],
+        key="preview_depth",
+        help="Instead of the threshold: of the plans that leave so many layers the one most similar to the original.",
+    )
+    if path is None or path.covered() < 0.999:
+        known = f"{path.covered():.0%} of the thresholds from {path.low:g} up" if path else "No threshold"
         if experiment.state().active:
             poll_while_active(experiment)
         else:
-            low = min(0.5, threshold)
             st.info(
-                f"{covered:.0%} of the thresholds are computed for this rule. The search finds every plan at once, the "
-                "one at this threshold first; for 30 layers and 10 × 128 tokens expect some minutes on a processor."
+                f"{known} is computed for this rule. The search finds every plan at once, the one at this threshold "
+                "first; for 30 layers and 10 × 128 tokens expect some minutes on a processor."
             )
-            arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", f"{threshold:g}"]
-            if st.button("Search", type="primary", disabled=experiment.read_only, key="preview_search"):
-                start(experiment, "search", arguments)
-                st.rerun()
-            command_line(*arguments)
+    step = path.plan_with_layers(depth) if path and depth in depths else path and path.plan_at(threshold)
+    if step is None and path and path.covered() > 0.999:
+        st.info(f"Plans are computed for thresholds from {path.low:g} up. Search for those below, or move the slider.")
+    if step is None or path is None or path.covered() < 0.999:
+        low = min(path.low if path else 0.5, threshold)
+        arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", f"{threshold:g}"]
+        idle = not experiment.state().active
+        if idle and st.button("Search", type="primary", disabled=experiment.read_only, key="preview_search"):
+            start(experiment, "search", arguments)
+            st.rerun()
         job_status(experiment, experiment.state())
-    step = path.plan_at(threshold) if path and path.low <= threshold else None
+        command_line(*arguments)
     if step is None:
         st.stop()
 
+threshold = step.threshold
 plan, facts = step.plan, experiment.model_facts
 saved = (plan.layer_count - plan.layers_left) * facts["parameters_per_layer"]
 columns = st.columns(5)
@@ -84,14 +100,17 @@ columns[3].metric("Windows", len(plan.windows))
 columns[4].metric("Similarity", f"{step.similarity:.4f}", help="Of the model with all windows merged.")
 
 st.plotly_chart(layer_strip(plan), key="preview_strip", config={"displayModeBar": False})
-st.caption(f"The same plan holds for thresholds above {step.low:.4f} up to {step.high:.4f}.")
+interval = f"The same plan holds for thresholds above {step.low:.4f} up to {step.high:.4f}."
+if path.scoring != "exact":
+    interval += f" Similarities in {path.scoring}, off by up to {path.difference:.1g} where they were checked."
+st.caption(interval)
 if not plan.windows:
     st.info("No neighbours are this alike. Lower the threshold to merge some.")
 
 left, right = st.columns(2, gap="large")
 with left:
     st.subheader("Layers left against the threshold", anchor=False)
-    st.plotly_chart(staircase(path.intervals(), threshold), key="preview_stairs")
+    st.plotly_chart(staircase(steps, threshold), key="preview_stairs")
     st.caption("Not monotone: a lower threshold can lead the window another way.")
 with right:
     st.subheader("Every window tried", anchor=False)

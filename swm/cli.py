@@ -123,13 +123,21 @@ def run_search(options: argparse.Namespace) -> Result:
 
     experiment = _own(options.exp)
     with watched(experiment, "search") as progress:
-        path = stages.search(experiment, options.rule, options.low, options.focus, progress)
+        path = stages.search(experiment, options.rule, options.low, options.focus, progress, options.exact)
     steps = path.intervals()
     lines = ["threshold above   up to     layers  similarity  windows"]
     lines += [
         f"{s.low:15.4f} {s.high:7.4f} {s.plan.layers_left:10d} {s.similarity:11.4f}  {_windows(s.plan)}" for s in steps
     ]
-    data = {"rule": path.rule, "windows_tried": len(path.similarities), "plans": [step.to_dict() for step in steps]}
+    if path.scoring != "exact":
+        lines.append(f"similarities in {path.scoring}: off by up to {path.difference:.1g} where they were checked")
+    data = {
+        "rule": path.rule,
+        "windows_tried": len(path.similarities),
+        "scoring": path.scoring,
+        "difference": path.difference,
+        "plans": [step.to_dict() for step in steps],
+    }
     return data, "\n".join(lines)
 
 

@@ -88,6 +88,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "latency_ms": timing.get("latency_ms"),
         "peak_memory_bytes": timing.get("peak_memory_bytes"),
         "speedup": timing.get("speedup"),
+        "created": run.settings.get("created", 0.0),
         "timed_with": timing.get("baseline", {}),
     }
 

@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("search", "Every plan for every threshold; goes on where it stopped.", "EXP")
     _add_rule(command)
     command.add_argument("--from", dest="low", type=float, default=0.5, help="lowest threshold of interest (0.5)")
+    command.add_argument("--exact", action="store_true", help="no faster number format, even where there is one")
     command.add_argument("--focus", type=float, default=0.9, help="threshold to compute first (0.9)")
     _add_plan(add("plan", "Which windows merge at a threshold, or for a number of layers.", "EXP"), windows=False)
     _add_plan(add("merge", "Merge the windows of a plan into a smaller model.", "EXP", "RUN"))

@@ -93,7 +93,9 @@ class ThresholdPath:
     """Every plan for every threshold in [low, high], as the table of similarities that the walks need.
 
     `similarities` maps (windows merged above, window tried) to the similarity. It may be incomplete while the search
-    runs: `plan_at` then gives None where the walk needs a similarity that is not there yet.
+    runs: `plan_at` then gives None where the walk needs a similarity that is not there yet. `scoring` is "exact", or
+    the faster number format that the similarities were computed in; `difference` is then the largest one seen between
+    the two.
     """
 
     layer_count: int
@@ -102,6 +104,8 @@ class ThresholdPath:
     high: float = 1.0
     protect_last: int = 1
     similarities: dict[tuple[Windows, Window], float] = field(default_factory=dict)
+    scoring: str = "exact"
+    difference: float = 0.0
 
     def plan_at(self, threshold: float) -> PlanAt | None:
         """Plan, interval and trace at `threshold`; None if a similarity on its way has not been computed.
@@ -183,6 +187,8 @@ class ThresholdPath:
             "low": self.low,
             "high": self.high,
             "protect_last": self.protect_last,
+            "scoring": self.scoring,
+            "difference": self.difference,
             "similarities": [
                 {
                     "above": [[w.first, w.last] for w in above],
@@ -196,6 +202,7 @@ class ThresholdPath:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ThresholdPath:
         path = cls(data["layer_count"], data["rule"], data["low"], data["high"], data["protect_last"])
+        path.scoring, path.difference = data.get("scoring", "exact"), data.get("difference", 0.0)
         check_rule(path.rule)
         for row in data["similarities"]:
             above = tuple(Window(*pair) for pair in row["above"])
@@ -264,6 +271,31 @@ def threshold_path(
         if similarity < b:
             branches.append((position.rejected(), max(a, similarity), b))
     return path
+
+
+def settle(path: ThresholdPath, threshold: float, score: Score, exact_score: Score, nearest: int = 2) -> PlanAt:
+    """The plan at one threshold, when `score` is fast and only nearly right.
+
+    The windows whose similarity lies nearest to the threshold are scored exactly, and then every other one that lies
+    within five times the largest difference seen: no decision rests on a similarity that could fall on the other side.
+    The exact similarities take their places in the path.
+    """
+    checked: set[tuple[Windows, Window]] = set()
+    while True:
+        step = path.extend(threshold, score)
+        trials = sorted(step.trace, key=lambda trial: abs(trial.similarity - threshold))
+        doubtful = [
+            (trial.committed, trial.window)
+            for place, trial in enumerate(trials)
+            if place < nearest or abs(trial.similarity - threshold) <= 5 * path.difference
+        ]
+        if not (left := [key for key in doubtful if key not in checked]):
+            return step
+        for key in left:
+            exact = _checked(exact_score(*key), key[1])
+            path.difference = max(path.difference, abs(exact - path.similarities[key]))
+            path.similarities[key] = exact
+            checked.add(key)
 
 
 def check_threshold(threshold: float) -> None:

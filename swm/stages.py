@@ -27,7 +27,7 @@ from swm.plan import DEFAULT_RULE, MergePlan, check_rule
 from swm.presets import RecoverySettings
 from swm.recover import recover
 from swm.replay import WindowScorer
-from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, threshold_path
+from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
 from swm.similarity import check_metric, measure_similarity
 from swm.texts import PERPLEXITY_TEXTS, calibration_tokens, perplexity_tokens, recovery_examples
 from swm.timing import generated_tokens, time_models
@@ -83,34 +83,68 @@ def search(
     low: float = 0.5,
     focus: float = 0.9,
     progress: Progress = no_progress,
+    exact: bool = False,
 ) -> ThresholdPath:
-    """The threshold path from `low` to 1, written to path/<rule>.json as it grows; goes on where it stopped."""
+    """The threshold path from `low` to 1, written to path/<rule>.json as it grows; goes on where it stopped.
+
+    Unless `exact`, similarities are computed in bfloat16 where that is faster here; the plan at `focus` is then checked
+    in the model's own format, and the path says how large the difference was.
+    """
     check_rule(rule)
     check_range(low)
     check_threshold(focus)
-    path = experiment.path(rule)
-    if path is not None and path.low > low:
-        path.low = low  # similarities do not depend on the range: they are kept
-    path = path or ThresholdPath(experiment.layer_count, rule, low)
     progress(0, 0, "loading the model")
-    model, tokenizer = load_original(experiment)
-    scorer = WindowScorer(model, _calibration(experiment, tokenizer), rule)
+    path, scorer, settled = _scoring(experiment, rule, low, exact)
+    path.low = min(path.low, low)  # similarities do not depend on the range: they are kept
     saved = time.monotonic()
+
+    def save() -> None:
+        experiment.save_path(path, scorer.layer_runs)
 
     def step(path: ThresholdPath, covered: float) -> None:
         nonlocal saved
         if time.monotonic() - saved > SAVE_SECONDS:
-            experiment.save_path(path, scorer.layer_runs)
+            save()
             saved = time.monotonic()
         progress(round(1000 * covered), 1000, f"{len(path.similarities)} windows tried")
 
+    def first(layer: int) -> None:
+        progress(0, 1000, f"{len(path.similarities)} windows tried")
+
     try:
+        path.extend(focus, scorer.score, first)
+        settled(focus)
+        save()
         threshold_path(
             experiment.layer_count, scorer.score, path.low, path.high, rule=rule, focus=focus, path=path, on_step=step
         )
     finally:
-        experiment.save_path(path, scorer.layer_runs)
+        save()
     return path
+
+
+def _scoring(
+    experiment: Experiment, rule: str, low: float, exact: bool
+) -> tuple[ThresholdPath, WindowScorer, Callable[[float], PlanAt]]:
+    """The path as far as it is there, the scorer it was begun with, and what makes sure of the plan at a threshold."""
+    model, tokenizer = load_original(experiment)
+    tokens = _calibration(experiment, tokenizer)
+    path = experiment.path(rule) or ThresholdPath(experiment.layer_count, rule, low)
+    if not path.similarities:
+        fast = not exact and model.dtype == torch.float32 and models.bfloat16_is_faster(model.device)
+        path.scoring = "bfloat16" if fast else "exact"
+    elif exact and path.scoring != "exact":
+        path = ThresholdPath(experiment.layer_count, rule, path.low)
+    scorer = WindowScorer(model, tokens, rule, fast=path.scoring != "exact")
+
+    def settled(threshold: float) -> PlanAt:
+        if path.scoring == "exact":
+            return path.extend(threshold, scorer.score)
+        # Few windows are scored exactly: it keeps few hidden states.
+        sure = WindowScorer(model, tokens, rule, keep_every=6)
+        return settle(path, threshold, scorer.score, sure.score)
+
+    return path, scorer, settled
 
 
 def plan_for(
@@ -131,7 +165,7 @@ def plan_for(
         return known
     path = experiment.path(rule)
     if threshold is not None:
-        return _searched_plan(experiment, path, threshold, rule, progress)
+        return _searched_plan(experiment, threshold, rule, progress)
     assert layers is not None
     return search(experiment, rule, path.low if path else 0.5, progress=progress).plan_with_layers(layers)
 
@@ -156,16 +190,13 @@ def known_plan(
     return path.plan_with_layers(layers) if path and path.covered() > 0.999 else None
 
 
-def _searched_plan(
-    experiment: Experiment, path: ThresholdPath | None, threshold: float, rule: str, progress: Progress
-) -> PlanAt:
+def _searched_plan(experiment: Experiment, threshold: float, rule: str, progress: Progress) -> PlanAt:
     """The plan at one threshold, searched; the similarities found are kept in the path."""
     progress(0, 0, "loading the model")
-    model, tokenizer = load_original(experiment)
-    scorer = WindowScorer(model, _calibration(experiment, tokenizer), rule)
-    path = path or ThresholdPath(experiment.layer_count, rule)
+    path, scorer, settled = _scoring(experiment, rule, 0.5, exact=False)
     layers = experiment.layer_count - 1
-    step = path.extend(threshold, scorer.score, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
+    path.extend(threshold, scorer.score, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
+    step = settled(threshold)
     if not experiment.read_only:
         experiment.save_path(path, scorer.layer_runs)
     return step

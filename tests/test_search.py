@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from swm.errors import PlanError, SettingsError
 from swm.plan import Window
-from swm.search import ThresholdPath, find_plan, threshold_path
+from swm.search import ThresholdPath, find_plan, settle, threshold_path
 
 
 def scripted(table):
@@ -168,6 +168,27 @@ def test_plan_at_takes_under_a_millisecond_for_80_layers():
     for i in range(100):
         path.plan_at(0.9 + i / 1000)
     assert (time.perf_counter() - start) / 100 < 0.001
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), threshold=st.floats(0.4, 1.0))
+def test_a_plan_from_scores_with_noise_is_settled_to_the_exact_plan(seed, threshold):
+    exact = seeded_score(seed)
+
+    def noisy(above, window):
+        return min(1.0, exact(above, window) + 0.004 * math.sin(hash((seed, window.first, window.last, len(above)))))
+
+    path, asked = ThresholdPath(10), []
+
+    def counted(above, window):
+        asked.append((above, window))
+        return exact(above, window)
+
+    step = settle(path, threshold, noisy, counted)
+    assert len(asked) == len(set(asked))
+    if path.difference > 0.001:  # the error was seen, so it was allowed for
+        assert step.plan == find_plan(10, exact, threshold)
+    assert path.difference <= 0.004
 
 
 def test_a_threshold_outside_the_path_is_known_or_none():
