@@ -32,8 +32,8 @@ class RecoverySettings:
     texts: str = "instructions"
     loss_on: str = "text"
     target: str = "text"
-    adapt: str = "above"
-    steps: int = 80
+    adapt: str = "all"
+    steps: int = 120
     batch: int = 8
     accumulate: int = 1
     length: int = 256
@@ -41,10 +41,10 @@ class RecoverySettings:
     alpha: int = 32
     dropout: float = 0.0
     learning_rate: float = 2e-3
-    warmup_steps: int = 8
+    warmup_steps: int = 10
     schedule: str = "cosine"
     held_out: int = 16
-    save_every: int = 20
+    save_every: int = 30
     seed: int = 1234
 
     def __post_init__(self) -> None:
@@ -69,7 +69,6 @@ PRESETS = {
         preset="paper",
         texts="alpaca-cleaned",
         loss_on="response",
-        adapt="all",
         steps=1616,
         batch=4,
         accumulate=16,

