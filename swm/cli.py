@@ -19,6 +19,7 @@ from tqdm import tqdm
 from swm.errors import Cancelled, ExperimentError, SwmError
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, delete, list_experiments
 from swm.jobs import Target, cancel, tracked
+from swm.metrics import Measure
 from swm.options import build_parser
 from swm.plan import MergePlan, parse_windows
 from swm.presets import RecoverySettings, preset_settings
@@ -109,13 +110,14 @@ def run_create(options: argparse.Namespace) -> Result:
 def run_measure(options: argparse.Namespace) -> Result:
     from swm import stages
 
+    how = Measure(options.metric, options.part, options.samples, options.skip, options.texts)
     experiment = _own(options.exp)
     with watched(experiment, "measure") as progress:
-        data = stages.measure(experiment, options.metric, progress)
+        data = stages.measure(experiment, how, progress)
     matrix = data["matrix"]
     lines = [f"{data['metric']} of each layer and the next, {data['tokens']} tokens"]
     lines += [f"{i:3d} - {i + 1:<3d} {matrix[i][i + 1]:.4f}" for i in range(len(matrix) - 1)]
-    return data, "\n".join(lines)
+    return data, "\n".join([*lines, *filter(None, [data["warning"]])])
 
 
 def run_search(options: argparse.Namespace) -> Result:

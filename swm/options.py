@@ -7,11 +7,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from swm import __version__
+from swm.metrics import METRICS, PARTS, SAMPLES
 from swm.plan import DEFAULT_RULE, RULES
 from swm.presets import CHOICES, PRESET_HELP, RecoverySettings
-
-# Names for the help text only; the engine, which checks them, is loaded when a command runs.
-METRIC_NAMES = "cka, cka-rbf, cka-biased, cosine, angular"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -33,7 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("list", "Experiments and their runs.")
     _add_experiment(add("create", "A new experiment: model and calibration text.", "EXP"))
     command = add("measure", "Similarity of all layer pairs.", "EXP")
-    command.add_argument("--metric", default="cka", help=METRIC_NAMES)
+    command.add_argument("--metric", default="cka", help=", ".join(METRICS))
+    command.add_argument("--part", default="output", help="; ".join(f"{name}: {text}" for name, text in PARTS.items()))
+    samples = "; ".join(f"{name}: {text}" for name, text in SAMPLES.items())
+    command.add_argument("--samples", default="tokens", help=samples)
+    command.add_argument("--skip", type=int, default=0, help="first tokens of each text to leave out (0)")
+    command.add_argument("--texts", default="", help="another text than the experiment's, or task:boolq and the like")
     command = add("search", "Every plan for every threshold; goes on where it stopped.", "EXP")
     _add_rule(command)
     command.add_argument("--from", dest="low", type=float, default=0.5, help="lowest threshold of interest (0.5)")

@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -17,6 +18,7 @@ from swm.compare import compare, flat_rows, lines, row_name
 from swm.errors import ExperimentError
 from swm.experiments import BASELINE, Experiment, Run
 from swm.files import check_space, disk_errors, replace_file, replaced_folder
+from swm.metrics import Measure
 from swm.presets import recovery_arguments
 
 METHOD = "Sliding-Window Merging, arXiv:2502.19159"
@@ -74,10 +76,16 @@ def report_html(experiment: Experiment) -> str:
 def commands(experiment: Experiment) -> list[str]:
     """The commands that repeat the experiment."""
     found = create_commands(experiment)
-    found += [_command("measure", experiment.name, "--metric", metric) for metric in experiment.metrics_measured()]
+    for name in experiment.metrics_measured():
+        found.append(_command("measure", experiment.name, *_measure_options(experiment.similarity(name) or {})))
     for run in experiment.runs():
         found += run_commands(run)
     return [*found, _command("compare", experiment.name)]
+
+
+def _measure_options(data: dict[str, Any]) -> list[str]:
+    changed = {name: data[name] for name, default in asdict(Measure()).items() if data.get(name, default) != default}
+    return [word for name, value in changed.items() for word in (f"--{name.removesuffix('_tokens')}", str(value))]
 
 
 def create_commands(experiment: Experiment) -> list[str]:

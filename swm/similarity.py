@@ -12,19 +12,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from swm.errors import ModelError, SettingsError, TextError
+from swm.metrics import Measure
 from swm.replay import layer_outputs
 
-METRICS = {
-    "cka": "Debiased linear CKA: alike up to shift, rotation and scale; 0 for independent layers. Default.",
-    "cka-rbf": "Debiased CKA with a Gaussian kernel (width: half the median distance): looks at near neighbours.",
-    "cka-biased": "Linear CKA as first published: close to 1 whenever tokens are fewer than the width.",
-    "cosine": "Mean cosine between a token's state in both layers: alike without rotation.",
-    "angular": "1 - angle / pi between a token's states, averaged: the distance used by depth pruning of whole blocks.",
-}
 BATCH_TOKENS = 512
+BLOCK_TEXTS = 256
+NOISE_ALLOWED, BIAS_ALLOWED = 0.05, 0.1
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,14 @@ class LayerSimilarity:
             changes much. Source: ShortGPT, arXiv:2403.03853, section 3.2.
         norm: shape (layers,): mean length of a token's state after the layer.
         tokens: how many tokens were measured.
+        warning: why the sample is too small, and how large it should be; empty if it is not.
     """
 
     matrix: Tensor
     block_influence: Tensor
     norm: Tensor
     tokens: int
+    warning: str = ""
 
 
 def layer_similarity(model: PreTrainedModel, tokens: Tensor, metric: str = "cka") -> Tensor:
@@ -51,7 +50,7 @@ def layer_similarity(model: PreTrainedModel, tokens: Tensor, metric: str = "cka"
     Args:
         model: causal LM in eval mode; not changed.
         tokens: ids, shape (texts, length), int64, no padding.
-        metric: one of METRICS.
+        metric: one of metrics.METRICS.
 
     Returns:
         Shape (layers, layers), float64, symmetric, ones on the diagonal. CKA and cosine in [-1, 1] (a debiased
@@ -65,25 +64,86 @@ def layer_similarity(model: PreTrainedModel, tokens: Tensor, metric: str = "cka"
 
 
 def measure_similarity(
-    model: PreTrainedModel, tokens: Tensor, metric: str = "cka", on_batch: Callable[[int, int], None] | None = None
+    model: PreTrainedModel,
+    tokens: Tensor,
+    measure: Measure | str = "cka",
+    on_batch: Callable[[int, int], None] | None = None,
 ) -> LayerSimilarity:
-    """As `layer_similarity`, with block influence and norms from the same pass; calls `on_batch(done, total)`."""
-    check_metric(metric)
-    products: Tensor | None = None
+    """As `layer_similarity`, with block influence and norms from the same pass; calls `on_batch(done, total)`.
+
+    Args:
+        measure: metric, part of the layers, kind of sample, first tokens to leave out.
+
+    Memory: the states of one text batch (some 512 tokens, at least one text), or of 256 texts' means.
+    """
+    measure = Measure(measure) if isinstance(measure, str) else measure
+    if measure.skip_tokens >= tokens.shape[1]:
+        raise SettingsError(
+            f"--skip {measure.skip_tokens} leaves nothing of texts of {tokens.shape[1]} tokens. Skip fewer."
+        )
+    sums, pair = _Sums(), pair_products(measure.metric)
+    means: list[Tensor] = []
     influence = norm = torch.zeros(())
-    pair = pair_products(metric)
     for done, (entry, outputs) in enumerate(_batches(model, tokens), 1):
-        states = outputs.flatten(1, 2)  # (layers, tokens, width)
-        for block in states.tensor_split(max(1, round(states.shape[1] / BATCH_TOKENS)), dim=1):
-            products = pair(block) if products is None else products + pair(block)
-        unit = torch.nn.functional.normalize(torch.cat([entry.flatten(0, 1)[None], states]).float(), dim=-1)
-        influence = influence + (1 - (unit[:-1] * unit[1:]).sum(-1).double()).sum(-1).cpu()
-        norm = norm + states.float().norm(dim=-1).double().sum(-1).cpu()
+        states = torch.cat([entry[None], outputs])[:, :, measure.skip_tokens :]  # (1 + layers, texts, length, width)
+        unit = F.normalize(states.float(), dim=-1)
+        influence = influence + (1 - (unit[:-1] * unit[1:]).sum(-1).double()).sum((1, 2)).cpu()
+        norm = norm + states[1:].float().norm(dim=-1).double().sum((1, 2)).cpu()
+        parts = states[1:] - states[:-1] if measure.part == "update" else states[1:]
+        if measure.samples == "tokens":
+            flat = parts.flatten(1, 2)
+            for block in flat.tensor_split(max(1, round(flat.shape[1] / BATCH_TOKENS)), dim=1):
+                sums.add(pair(block), block)
+        else:
+            means.append(parts.float().mean(2))
+            if sum(mean.shape[1] for mean in means) >= BLOCK_TEXTS or done == _batch_count(tokens):
+                block = torch.cat(means, dim=1)
+                sums.add(pair(block), block)
+                means.clear()
         if on_batch:
             on_batch(done, _batch_count(tokens))
-    assert products is not None
-    count = tokens.numel()
-    return LayerSimilarity(normalised(products, metric, count), influence / count, norm / count, count)
+    assert sums.products is not None
+    count = len(tokens) * (tokens.shape[1] - measure.skip_tokens)
+    matrix = normalised(sums.products, measure.metric, sums.samples)
+    return LayerSimilarity(matrix, influence / count, norm / count, count, sums.warning(measure))
+
+
+@dataclass
+class _Sums:
+    """Products of all layer pairs, added up over blocks of samples."""
+
+    products: Tensor | None = None
+    samples: int = 0
+    blocks: int = 0
+    width: int = 0
+
+    def add(self, products: Tensor, block: Tensor) -> None:
+        self.products = products if self.products is None else self.products + products
+        self.samples += block.shape[1]
+        self.blocks += 1
+        self.width = block.shape[2]
+
+    def warning(self, measure: Measure) -> str:
+        """Whether independent layers could seem alike by the size of the sample alone.
+
+        For white data of width p and n samples in a block: biased CKA is about p / (p + n); debiased CKA scatters about
+        0 by sqrt(2) / n, less by the root of the number of blocks.
+        """
+        if not measure.metric.startswith("cka"):
+            return ""
+        n = self.samples / self.blocks
+        bias, noise = self.width / (self.width + n), 2**0.5 / n / self.blocks**0.5
+        if measure.metric == "cka-biased" and bias > BIAS_ALLOWED:
+            return (
+                f"Independent layers would seem {bias:.2f} alike: biased CKA sees {n:.0f} samples at a time of width "
+                f"{self.width:,}; {self.width * (1 / BIAS_ALLOWED - 1):,.0f} would do. Take debiased CKA instead."
+            )
+        if measure.metric != "cka-biased" and noise > NOISE_ALLOWED:
+            return (
+                f"{self.samples} samples are few: independent layers would scatter by {noise:.2f} about 0. "
+                f"{2**0.5 / NOISE_ALLOWED:.0f} samples or more would do."
+            )
+        return ""
 
 
 def pair_products(metric: str) -> Callable[[Tensor], Tensor]:
@@ -111,10 +171,10 @@ def pair_products(metric: str) -> Callable[[Tensor], Tensor]:
     return rbf
 
 
-def normalised(products: Tensor, metric: str, tokens: int) -> Tensor:
+def normalised(products: Tensor, metric: str, samples: int) -> Tensor:
     """The similarity matrix from the summed products."""
     if metric in ("cosine", "angular"):
-        matrix = products / tokens
+        matrix = products / samples
     else:
         own = products.diagonal()
         if not (own > 0).all():
@@ -126,11 +186,6 @@ def normalised(products: Tensor, metric: str, tokens: int) -> Tensor:
         matrix = products / (own[:, None] * own[None, :]).sqrt()
     matrix = (matrix + matrix.T) / 2
     return matrix.fill_diagonal_(1.0).cpu()
-
-
-def check_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise SettingsError(f"'{metric}' is not a similarity metric. Choose one of: {', '.join(METRICS)}.")
 
 
 def u_centred(gram: Tensor) -> Tensor:
@@ -192,7 +247,7 @@ def _median_distance(squared: Tensor) -> Tensor:
 
 def _token_cosines(states: Tensor) -> Tensor:
     """Cosines between layers, shape (tokens, layers, layers), float64."""
-    unit = torch.nn.functional.normalize(states.float(), dim=-1).transpose(0, 1)
+    unit = F.normalize(states.float(), dim=-1).transpose(0, 1)
     return (unit @ unit.transpose(-1, -2)).double()
 
 

@@ -18,17 +18,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm import models
-from swm.errors import ExperimentError, SettingsError
+from swm.errors import ExperimentError, SettingsError, TextError
 from swm.evaluate import perplexity, zero_shot
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_new
 from swm.files import check_space
 from swm.merge import apply_plan
+from swm.metrics import Measure
 from swm.plan import DEFAULT_RULE, MergePlan, check_rule
 from swm.presets import RecoverySettings
 from swm.recover import recover
 from swm.replay import WindowScorer
 from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
-from swm.similarity import check_metric, measure_similarity
+from swm.similarity import measure_similarity
 from swm.texts import PERPLEXITY_TEXTS, calibration_tokens, perplexity_tokens, recovery_examples
 from swm.timing import generated_tokens, time_models
 
@@ -44,6 +45,8 @@ def create(name: str, settings: Settings) -> Experiment:
     """A new experiment, once model, number format and text have been found to be usable."""
     check_new(name)
     models.check_dtype(settings.dtype)
+    if settings.texts.startswith("task:"):
+        raise TextError("Prompts of a task cannot calibrate: its scores would not be zero-shot. Choose another text.")
     settings = replace(settings, model=_absolute(settings.model), texts=_absolute(settings.texts))
     facts = models.config_facts(settings.model, settings.dtype)
     tokenizer = models.load_tokenizer(settings.model)
@@ -57,23 +60,24 @@ def _absolute(name: str) -> str:
     return str(path.absolute()) if path.exists() and name not in models.BUNDLED else name
 
 
-def measure(experiment: Experiment, metric: str = "cka", progress: Progress = no_progress) -> dict[str, Any]:
-    """Similarity of all layer pairs, written to similarity/<metric>.json."""
-    check_metric(metric)
+def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progress = no_progress) -> dict[str, Any]:
+    """Similarity of all layer pairs, written to similarity/<name of the measure>.json."""
+    how = Measure(how) if isinstance(how, str) else how
     progress(0, 0, "loading the model")
     model, tokenizer = load_original(experiment)
-    tokens = _calibration(experiment, tokenizer)
+    tokens = _calibration(experiment, tokenizer, how.texts)
     start = time.time()
-    found = measure_similarity(model, tokens, metric, lambda done, total: progress(done, total, "measuring"))
+    found = measure_similarity(model, tokens, how, lambda done, total: progress(done, total, "measuring"))
     data = {
-        "metric": metric,
+        **asdict(how),
         "matrix": found.matrix.tolist(),
         "block_influence": found.block_influence.tolist(),
         "norm": found.norm.tolist(),
         "tokens": found.tokens,
+        "warning": found.warning,
         "conditions": _conditions(experiment, model, start),
     }
-    experiment.save_similarity(metric, data)
+    experiment.save_similarity(how.name, data)
     return data
 
 
@@ -351,9 +355,10 @@ def _save(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     models.save_model(model, tokenizer, run.model_folder, _calibration(run.experiment, tokenizer))
 
 
-def _calibration(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> Any:
+def _calibration(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, texts: str = "") -> Any:
+    """The experiment's calibration tokens, or as many of another text."""
     settings = experiment.settings
-    return calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
+    return calibration_tokens(tokenizer, texts or settings.texts, settings.count, settings.length, settings.seed)
 
 
 def _refuse_baseline(run: Run, verb: str) -> None:

@@ -128,6 +128,8 @@ def recovery_examples(texts: str = "instructions", seed: int = 1234) -> list[Exa
 
 def documents(texts: str, purpose: str) -> list[str]:
     """The documents of a text for one purpose: "calibration", "perplexity" or "recovery"."""
+    if texts.startswith("task:"):
+        return _task_prompts(texts.removeprefix("task:"))
     known = PERPLEXITY_TEXTS if purpose == "perplexity" else CALIBRATION_TEXTS
     if texts in known:
         return _bundled_documents(texts, calibration=purpose == "calibration")
@@ -147,6 +149,14 @@ def task_dataset(task: str, limit: int | None = None) -> Dataset:
 
     found = _bundled_dataset(TASK_DATA[task])
     return datasets.Dataset.from_list(found.select(range(min(limit or len(found), len(found)))).to_list())
+
+
+def _task_prompts(task: str) -> list[str]:
+    """What the documents of a task ask, without the answers: for similarity, never to calibrate with."""
+    if task not in TASK_DATA:
+        raise TextError(f"There are no prompts of a task {task[:80]}. Choose one of: {', '.join(TASK_DATA)}.")
+    columns = ("passage", "ctx", "sentence", "question", "question_stem", "goal")
+    return ["\n".join(row[column] for column in columns if column in row) for row in _bundled_dataset(TASK_DATA[task])]
 
 
 # ---- tokens -------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ ORDER = [
     ["merge"],
     ["models", "texts", "search"],
     ["options"],
-    ["files", "plan", "presets"],
+    ["files", "plan", "presets", "metrics"],
     ["errors"],
 ]
 

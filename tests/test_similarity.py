@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from swm.errors import ModelError, SettingsError, TextError
+from swm.metrics import METRICS, Measure
 from swm.models import find_decoder
 from swm.replay import layer_outputs
 from swm.similarity import (
     BATCH_TOKENS,
-    METRICS,
     centred,
     layer_similarity,
     measure_similarity,
@@ -155,6 +155,63 @@ def test_a_long_text_is_measured_in_blocks_of_bounded_size():
         patch.setattr("swm.similarity.pair_products", spy)
         measure_similarity(model, tokens)
     assert sizes == [BATCH_TOKENS] * 4
+
+
+def song_cka(k, m):
+    return float(hsic_by_song(k, m) / (hsic_by_song(k, k) * hsic_by_song(m, m)).sqrt())
+
+
+def test_update_is_output_minus_input_and_first_tokens_can_be_left_out(model, tokens):
+    with torch.inference_mode():
+        entry, outputs = layer_outputs(model, tokens)
+    states = torch.cat([entry[None], outputs])[:, :, 4:]
+    grams = [x @ x.T for x in (states[1:] - states[:-1]).flatten(1, 2).double()]
+    found = measure_similarity(model, tokens, Measure("cka", "update", skip_tokens=4))
+    assert float(found.matrix[0, 2]) == pytest.approx(song_cka(grams[0], grams[2]), abs=1e-4)
+    assert found.tokens == 3 * 12
+    length = (states[2] ** 2).sum(-1).sqrt().mean()
+    assert float(found.norm[1]) == pytest.approx(float(length), rel=1e-5)
+
+
+def test_texts_as_samples_are_the_means_of_their_tokens(model):
+    tokens = torch.randint(0, 300, (12, 64), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        means = layer_outputs(model, tokens)[1].mean(2).double()
+    found = measure_similarity(model, tokens, Measure("cka", samples="texts"))
+    expected = song_cka(means[0] @ means[0].T, means[3] @ means[3].T)
+    assert float(found.matrix[0, 3]) == pytest.approx(expected, abs=1e-4)
+    assert "12 samples are few" in found.warning
+
+
+def test_warnings_say_how_many_samples_would_do(model, tokens):
+    # Width 32, 48 tokens: 32 / (32 + 48); a bias of 0.1 needs 9 * 32.
+    assert "seem 0.40 alike" in measure_similarity(model, tokens, "cka-biased").warning
+    assert "288 would do" in measure_similarity(model, tokens, "cka-biased").warning
+    assert measure_similarity(model, tokens, "cka").warning == ""
+    assert measure_similarity(model, tokens, "cosine").warning == ""
+
+
+def test_noise_of_independent_layers_is_as_large_as_the_warning_says():
+    generator = torch.Generator().manual_seed(0)
+    pairs = [[torch.randn(12, 256, generator=generator) for _ in range(2)] for _ in range(400)]
+    found = torch.tensor([of_pair(x, y, "cka") for x, y in pairs])
+    assert float(found.std()) == pytest.approx(2**0.5 / 12, rel=0.2)
+
+
+def test_name_of_a_measure_says_what_differs_from_the_default():
+    assert Measure().name == "cka"
+    assert Measure("cosine", "update", "texts", 4, "task:boolq").name == "cosine_update_by-text_skip4_task-boolq"
+
+
+@pytest.mark.parametrize("change", [{"part": "x"}, {"samples": "x"}, {"skip_tokens": -1}, {"metric": "x"}])
+def test_measures_that_cannot_be_are_refused(change):
+    with pytest.raises(SettingsError):
+        Measure(**change)
+
+
+def test_skipping_every_token_is_refused(model, tokens):
+    with pytest.raises(SettingsError, match="leaves nothing of texts of 16 tokens"):
+        measure_similarity(model, tokens, Measure(skip_tokens=16))
 
 
 def test_a_layer_with_equal_output_for_every_token_is_refused(model):
