@@ -63,7 +63,7 @@ with shown_errors():
         "or layers left",
         [ANY, *depths],
         key="preview_depth",
-        help="Instead of the threshold: of the plans that leave so many layers the one most similar to the original.",
+        help="Instead of the threshold: of the plans that leave so many layers the one of lowest perplexity.",
     )
     if path is None or path.covered() < 0.999:
         known = f"{path.covered():.0%} of the thresholds from {path.low:g} up" if path else "No threshold"
@@ -92,12 +92,21 @@ with shown_errors():
 threshold = step.threshold
 plan, facts = step.plan, experiment.model_facts
 saved = (plan.layer_count - plan.layers_left) * facts["parameters_per_layer"]
-columns = st.columns(5)
+columns = st.columns(6)
 columns[0].metric("Layers", f"{plan.layers_left} of {plan.layer_count}")
 columns[1].metric("Parameters", f"{(facts['parameters'] - saved) / 1e6:,.1f} M")
 columns[2].metric("Smaller by", f"{saved / facts['parameters']:.1%}")
 columns[3].metric("Windows", len(plan.windows))
 columns[4].metric("Similarity", f"{step.similarity:.4f}", help="Of the model with all windows merged.")
+original = path.perplexities.get(())
+columns[5].metric(
+    "Perplexity",
+    "–" if step.perplexity is None else f"{step.perplexity:,.0f}",
+    None if step.perplexity is None or original is None else f"× {step.perplexity / original:.2f}",
+    delta_color="off",
+    delta_arrow="off",
+    help="On the calibration text, before healing, and how many times the original's. Lower is better.",
+)
 
 st.plotly_chart(layer_strip(plan), key="preview_strip", config={"displayModeBar": False})
 interval = f"The same plan holds for thresholds above {step.low:.4f} up to {step.high:.4f}."

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from swm.errors import Cancelled, ExperimentError, SwmError
+from swm.errors import Cancelled, ExperimentError, SettingsError, SwmError
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, delete, list_experiments
 from swm.jobs import Target, cancel, tracked
 from swm.metrics import Measure
@@ -150,6 +150,8 @@ def run_plan(options: argparse.Namespace) -> Result:
         f"{step.plan.layers_left} of {step.plan.layer_count} layers; windows {_windows(step.plan)}; similarity "
         f"{step.similarity:.4f}; the same for thresholds above {step.low:.4f} up to {step.high:.4f}"
     )
+    if step.perplexity is not None:
+        text += f"; perplexity {step.perplexity:,.1f} on the calibration text"
     return step.to_dict(), text
 
 
@@ -172,7 +174,12 @@ def _plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
     """The plan that the options name; a search that it needs is a job of the experiment."""
     from swm import stages
 
-    asked = {"threshold": options.threshold, "layers": options.layers, "rule": options.rule}
+    layers = options.layers
+    if options.ratio is not None:
+        if not 0 <= options.ratio < 1:
+            raise SettingsError(f"--ratio {options.ratio} is out of range. Choose 0 or more, and less than 1.")
+        layers = round(experiment.layer_count * (1 - options.ratio))
+    asked = {"threshold": options.threshold, "layers": layers, "rule": options.rule}
     known = stages.known_plan(experiment, **asked)
     if known or experiment.read_only:
         return known or stages.plan_for(experiment, **asked)
@@ -187,7 +194,7 @@ def _planned_run(options: argparse.Namespace) -> Run:
     if options.windows is not None:
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule)
         return experiment.create_run(options.run, plan)
-    if options.threshold is None and options.layers is None:
+    if options.threshold is None and options.layers is None and options.ratio is None:
         return experiment.run(options.run)
     step = _plan(experiment, options)
     return experiment.create_run(options.run, step.plan, step.threshold, step.similarity)

@@ -87,7 +87,8 @@ def _add_experiment(command: argparse.ArgumentParser) -> None:
 def _add_plan(command: argparse.ArgumentParser, windows: bool = True, required: bool = True) -> None:
     group = command.add_mutually_exclusive_group(required=required)
     group.add_argument("--threshold", type=float, help="merge while similarity is at least this, above 0, at most 1")
-    group.add_argument("--layers", type=int, help="layers to keep")
+    group.add_argument("--layers", type=int, help="layers to keep; of several plans the one of lowest perplexity")
+    group.add_argument("--ratio", type=float, help="share of the layers to remove, as in 0.2")
     if windows:
         group.add_argument("--windows", help="windows by hand, both ends included, as in 27-28,25-26")
     _add_rule(command)

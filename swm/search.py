@@ -78,6 +78,7 @@ class PlanAt:
     high: float
     similarity: float
     trace: tuple[Trial, ...]
+    perplexity: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -85,6 +86,7 @@ class PlanAt:
             "threshold": self.threshold,
             "valid_for": [self.low, self.high],
             "similarity": self.similarity,
+            "perplexity": self.perplexity,
         }
 
 
@@ -95,7 +97,7 @@ class ThresholdPath:
     `similarities` maps (windows merged above, window tried) to the similarity. It may be incomplete while the search
     runs: `plan_at` then gives None where the walk needs a similarity that is not there yet. `scoring` is "exact", or
     the faster number format that the similarities were computed in; `difference` is then the largest one seen between
-    the two.
+    the two. `perplexities` are those of plans on the calibration text, as far as they have been measured.
     """
 
     layer_count: int
@@ -106,6 +108,7 @@ class ThresholdPath:
     similarities: dict[tuple[Windows, Window], float] = field(default_factory=dict)
     scoring: str = "exact"
     difference: float = 0.0
+    perplexities: dict[Windows, float] = field(default_factory=dict)
 
     def plan_at(self, threshold: float) -> PlanAt | None:
         """Plan, interval and trace at `threshold`; None if a similarity on its way has not been computed.
@@ -121,7 +124,7 @@ class ThresholdPath:
         accepted = [trial.similarity for trial in walk.trace if trial.accepted]
         similarity = accepted[-1] if accepted else 1.0
         low, high = max(walk.low, 0.0), min(walk.high, 1.0)
-        return PlanAt(plan, threshold, low, high, similarity, tuple(walk.trace))
+        return PlanAt(plan, threshold, low, high, similarity, tuple(walk.trace), self.perplexities.get(plan.windows))
 
     def intervals(self) -> list[PlanAt]:
         """The computed part of the path, from the highest threshold down: one entry for each different walk."""
@@ -133,7 +136,9 @@ class ThresholdPath:
         return found
 
     def plan_with_layers(self, layers: int) -> PlanAt:
-        """The plan with `layers` layers left; of several the one most similar to the original.
+        """The plan with `layers` layers left.
+
+        Of several the one of lowest perplexity on the calibration text; where that is not measured, the most similar.
 
         Raises:
             PlanError: if no threshold computed so far leaves so many; the message names the nearest depths.
@@ -141,6 +146,9 @@ class ThresholdPath:
         steps = self.intervals()
         fitting = [step for step in steps if step.plan.layers_left == layers]
         if fitting:
+            known = [step for step in fitting if step.perplexity is not None]
+            if len(known) == len(fitting):
+                return min(known, key=lambda step: step.perplexity or 0.0)
             return max(fitting, key=lambda step: step.similarity)
         depths = sorted({step.plan.layers_left for step in steps})
         below = max((depth for depth in depths if depth < layers), default=None)
@@ -187,6 +195,10 @@ class ThresholdPath:
             "low": self.low,
             "high": self.high,
             "protect_last": self.protect_last,
+            "perplexities": [
+                {"windows": [[w.first, w.last] for w in windows], "perplexity": value}
+                for windows, value in self.perplexities.items()
+            ],
             "scoring": self.scoring,
             "difference": self.difference,
             "similarities": [
@@ -204,6 +216,8 @@ class ThresholdPath:
         path = cls(data["layer_count"], data["rule"], data["low"], data["high"], data["protect_last"])
         path.scoring, path.difference = data.get("scoring", "exact"), data.get("difference", 0.0)
         check_rule(path.rule)
+        for row in data.get("perplexities", []):
+            path.perplexities[tuple(Window(*pair) for pair in row["windows"])] = float(row["perplexity"])
         for row in data["similarities"]:
             above = tuple(Window(*pair) for pair in row["above"])
             path.similarities[above, Window(*row["window"])] = float(row["similarity"])

@@ -98,7 +98,8 @@ def search(
     check_range(low)
     check_threshold(focus)
     progress(0, 0, "loading the model")
-    path, scorer, settled = _scoring(experiment, rule, low, exact)
+    model, tokens = _model_and_tokens(experiment)
+    path, scorer, settled = _scoring(experiment, model, tokens, rule, low, exact)
     path.low = min(path.low, low)  # similarities do not depend on the range: they are kept
     saved = time.monotonic()
 
@@ -122,17 +123,38 @@ def search(
         threshold_path(
             experiment.layer_count, scorer.score, path.low, path.high, rule=rule, focus=focus, path=path, on_step=step
         )
+        save()
+        _measure_perplexities(path, [step.plan for step in path.intervals()], model, tokens, progress, save)
     finally:
         save()
     return path
 
 
+def _measure_perplexities(
+    path: ThresholdPath,
+    plans: Sequence[MergePlan],
+    model: PreTrainedModel,
+    tokens: Any,
+    progress: Progress,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Perplexity on the calibration text of those of the plans that have none yet; each is kept as it comes."""
+    left = [plan for plan in dict.fromkeys(plans) if plan.windows not in path.perplexities]
+    for done, plan in enumerate(left):
+        progress(done, len(left), f"perplexity of plan {done + 1} of {len(left)}")
+        path.perplexities[plan.windows] = perplexity(apply_plan(model, plan), tokens)["value"]
+        save()
+
+
+def _model_and_tokens(experiment: Experiment) -> tuple[PreTrainedModel, Any]:
+    model, tokenizer = load_original(experiment)
+    return model, _calibration(experiment, tokenizer)
+
+
 def _scoring(
-    experiment: Experiment, rule: str, low: float, exact: bool
+    experiment: Experiment, model: PreTrainedModel, tokens: Any, rule: str, low: float, exact: bool
 ) -> tuple[ThresholdPath, WindowScorer, Callable[[float], PlanAt]]:
     """The path as far as it is there, the scorer it was begun with, and what makes sure of the plan at a threshold."""
-    model, tokenizer = load_original(experiment)
-    tokens = _calibration(experiment, tokenizer)
     path = experiment.path(rule) or ThresholdPath(experiment.layer_count, rule, low)
     if not path.similarities:
         fast = not exact and model.dtype == torch.float32 and models.bfloat16_is_faster(model.device)
@@ -161,6 +183,8 @@ def plan_for(
 ) -> PlanAt:
     """The plan at a threshold or with a number of layers: from the path where it is computed, else searched now.
 
+    Of several plans with that number of layers the one of lowest perplexity on the calibration text.
+
     Raises:
         SettingsError: if threshold, layers or rule cannot be. PlanError: if no threshold of the path leaves so many
             layers; the message names the nearest depths.
@@ -171,7 +195,8 @@ def plan_for(
     if threshold is not None:
         return _searched_plan(experiment, threshold, rule, progress)
     assert layers is not None
-    return search(experiment, rule, path.low if path else 0.5, progress=progress).plan_with_layers(layers)
+    path = search(experiment, rule, path.low if path else 0.5, progress=progress)
+    return path.plan_with_layers(layers)
 
 
 def known_plan(
@@ -191,13 +216,17 @@ def known_plan(
             f"--layers {layers} is out of range: the model has {experiment.layer_count} layers. "
             f"Choose 2 to {experiment.layer_count}."
         )
-    return path.plan_with_layers(layers) if path and path.covered() > 0.999 else None
+    if path is None or path.covered() < 0.999:
+        return None
+    step = path.plan_with_layers(layers)
+    return step if step.perplexity is not None or experiment.read_only else None
 
 
 def _searched_plan(experiment: Experiment, threshold: float, rule: str, progress: Progress) -> PlanAt:
     """The plan at one threshold, searched; the similarities found are kept in the path."""
     progress(0, 0, "loading the model")
-    path, scorer, settled = _scoring(experiment, rule, 0.5, exact=False)
+    model, tokens = _model_and_tokens(experiment)
+    path, scorer, settled = _scoring(experiment, model, tokens, rule, 0.5, exact=False)
     layers = experiment.layer_count - 1
     path.extend(threshold, scorer.score, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
     step = settled(threshold)

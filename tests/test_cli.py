@@ -56,7 +56,8 @@ def test_whole_study_on_a_tiny_model(swm, study, tmp_path, model, tokens):
     depth = min(plan["layers_left"] for plan in path["plans"])
     plan = json_of(swm("plan", study, "--layers", depth, "--json"))
     keys = {"layer_count", "layers_left", "windows", "rule", "threshold", "valid_for", "similarity"}
-    assert plan.keys() == keys
+    assert plan.keys() == keys | {"perplexity"}
+    assert plan == json_of(swm("plan", study, "--ratio", 1 - depth / 4, "--json"))
     assert (plan["layer_count"], plan["layers_left"], plan["rule"]) == (4, depth, "rdsc")
     merged = json_of(swm("merge", study, "first", "--windows", "1-2", "--json"))
     assert merged["layers_left"] == 3
@@ -176,6 +177,8 @@ BAD = {
     "from NaN": (["search", "study", "--from", "nan"], "Threshold nan is not a similarity"),
     "from 1": (["search", "study", "--from", "1"], "path needs a range"),
     "focus NaN": (["search", "study", "--focus", "nan"], "Threshold nan is not a similarity"),
+    "ratio 1": (["plan", "study", "--ratio", "1"], "--ratio 1.0 is out of range"),
+    "ratio NaN": (["plan", "study", "--ratio", "nan"], "--ratio nan is out of range"),
     "more layers than there are": (["plan", "study", "--layers", "5"], "--layers 5 is out of range: the model has 4"),
     "one layer": (["plan", "study", "--layers", "1"], "--layers 1 is out of range"),
     "unknown rule": (["plan", "study", "--threshold", "0.9", "--rule", "sum"], "'sum' is not a merge rule"),

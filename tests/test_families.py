@@ -1,5 +1,6 @@
 """Every family of decoder-only models that we say works, as a tiny random model, through the whole engine."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -84,14 +85,15 @@ def test_score_equals_that_of_a_model_really_built(family, tokens, rule):
         assert scorer.score(above, window) == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_path_equals_the_plain_search_at_many_thresholds(family, tokens):
-    model = made(family)
-    scorer = WindowScorer(model, tokens)
-    path = threshold_path(LAYERS, scorer.score, 0.05)
-    thresholds = torch.linspace(0.05, 1, 200).tolist()
-    for threshold in thresholds[::20]:
-        fresh = WindowScorer(model, tokens)
-        assert path.plan_at(threshold).plan == find_plan(LAYERS, fresh.score, threshold)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("family", "seed"), [("llama", 1), ("llama", 2), ("gemma3_text", 1), ("gpt2", 1)])
+def test_path_gives_the_plain_search_at_200_random_thresholds(family, seed, rule, tokens):
+    model = tiny_model(family, layers=LAYERS, seed=seed, **FAMILIES[family])
+    scorer = WindowScorer(model, tokens, rule)
+    path = threshold_path(LAYERS, scorer.score, 0.02, rule=rule)
+    fresh = functools.cache(WindowScorer(model, tokens, rule).score)
+    for threshold in torch.rand(200, generator=torch.Generator().manual_seed(seed)).mul(0.98).add(0.02).tolist():
+        assert path.plan_at(threshold).plan == find_plan(LAYERS, fresh, threshold, rule=rule)
 
 
 def test_merged_model_generates_with_cache_as_without(family, tokens):

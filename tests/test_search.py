@@ -191,6 +191,21 @@ def test_a_plan_from_scores_with_noise_is_settled_to_the_exact_plan(seed, thresh
     assert path.difference <= 0.004
 
 
+def test_of_several_plans_of_a_depth_the_one_of_lowest_perplexity_is_taken():
+    path = threshold_path(9, seeded_score(3), 0.3)
+    by_depth = {}
+    for step in path.intervals():
+        by_depth.setdefault(step.plan.layers_left, {}).setdefault(step.plan.windows, step)
+    layers, plans = max(by_depth.items(), key=lambda item: len(item[1]))
+    assert len(plans) > 1
+    assert path.plan_with_layers(layers).similarity == max(step.similarity for step in plans.values())
+    for rank, windows in enumerate(plans):
+        path.perplexities[windows] = 50.0 - rank
+    chosen = path.plan_with_layers(layers)
+    assert chosen.plan.windows == list(plans)[-1]
+    assert ThresholdPath.from_dict(json.loads(json.dumps(path.to_dict()))) == path
+
+
 def test_a_threshold_outside_the_path_is_known_or_none():
     path = threshold_path(4, lambda above, window: 0.45, 0.5)
     assert path.plan_at(0.46).plan.windows == ()
