@@ -14,8 +14,9 @@ from pages.shared.frame import (
 )
 from swm.charts import depth_lines, norm_line, similarity_heatmap
 from swm.jobs import start
+from swm.metrics import PARTS, Measure
 
-METRICS = {
+NAMES = {
     "cka": "CKA",
     "cka-rbf": "CKA, Gaussian",
     "cka-biased": "CKA, biased",
@@ -25,32 +26,52 @@ METRICS = {
 
 experiment = require_experiment(start_page("Redundancy", "How alike the outputs of each pair of layers are."))
 caption(experiment)
-controls = st.columns([3, 2], gap="large", vertical_alignment="bottom")
-metric = controls[0].segmented_control(
+controls = st.columns([3, 2, 1, 2], gap="medium", vertical_alignment="bottom")
+metric = controls[0].selectbox(
     "Metric",
-    list(METRICS),
-    default="cka",
-    required=True,
-    format_func=METRICS.get,
+    list(NAMES),
+    format_func=NAMES.get,
     key="redundancy_metric",
     bind="query-params",
     persist_state="session",
     help="CKA (debiased, with a linear or Gaussian kernel, or biased as first published) ignores shift, rotation and "
     "scale of the states; cosine and angular compare them as they are.",
 )
+part = controls[1].segmented_control(
+    "Of each layer",
+    list(PARTS),
+    default="output",
+    required=True,
+    key="redundancy_part",
+    bind="query-params",
+    persist_state="session",
+    help="Its output, which it shares with its neighbours by construction, or what it adds: output minus input.",
+)
+skip = controls[2].number_input(
+    "Skip tokens",
+    0,
+    64,
+    0,
+    key="redundancy_skip",
+    bind="query-params",
+    persist_state="session",
+    help="First tokens of each text to leave out: a few of very large norm can make any two layers alike.",
+)
 
 with shown_errors():
-    data = experiment.similarity(metric)
+    measure = Measure(metric, part, skip_tokens=skip)
+    arguments = ["measure", experiment.name, "--metric", metric, "--part", part, "--skip", str(skip)]
+    data = experiment.similarity(measure.name)
     if data is None:
-        st.info(f"{METRICS[metric]} has not been measured yet. It takes about one pass over the text.")
+        st.info("This has not been measured yet. It takes about one pass over the text.")
         if st.button("Measure", type="primary", disabled=experiment.read_only, key="redundancy_measure"):
-            start(experiment, "measure", ["measure", experiment.name, "--metric", metric])
+            start(experiment, "measure", arguments)
         poll_while_active(experiment)
         job_status(experiment, experiment.state())
-        command_line("measure", experiment.name, "--metric", metric)
+        command_line(*arguments)
         st.stop()
     runs = [run for run in experiment.runs() if not run.is_baseline]
-    shown = controls[1].selectbox(
+    shown = controls[3].selectbox(
         "Outline the windows of",
         ["none", *(run.name for run in runs)],
         index=min(1, len(runs)),
@@ -62,7 +83,7 @@ with shown_errors():
 matrix = data["matrix"]
 left, right = st.columns([3, 2], gap="large")
 with left:
-    st.plotly_chart(similarity_heatmap(matrix, METRICS[metric], windows), key="redundancy_map")
+    st.plotly_chart(similarity_heatmap(matrix, NAMES[metric], windows), key="redundancy_map")
 with right:
     st.subheader("Along the depth", anchor=False)
     next_layer = [matrix[i][i + 1] for i in range(len(matrix) - 1)]
@@ -75,6 +96,8 @@ st.markdown(
     "a few tokens of very large norm (often a text's first) lift any two layers towards 1. The preview shows what "
     "merging really does to the output."
 )
+if data.get("warning"):
+    st.warning(data["warning"], icon=":material/warning:")
 st.caption(f"{data['tokens']:,} tokens, {data['conditions']['dtype']}, {data['conditions']['seconds']} s")
-command_line("measure", experiment.name, "--metric", metric)
+command_line(*arguments)
 next_step("pages/preview.py", "Preview which windows merge")

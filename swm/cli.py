@@ -73,7 +73,7 @@ Result = tuple[Any, str]
 
 
 def run_models(options: argparse.Namespace) -> Result:
-    from swm.models import BUNDLED
+    from swm.models import BUNDLED, TESTED_FAMILIES
 
     rows = {name: {"title": model.title, "licence": model.licence} for name, model in BUNDLED.items()}
     lines = [f"{name}  {model.title} ({model.licence})" for name, model in BUNDLED.items()]
@@ -81,7 +81,9 @@ def run_models(options: argparse.Namespace) -> Result:
         "Besides: a Hugging Face folder (config.json and .safetensors), a .gguf file, or a hub id such as "
         "meta-llama/Llama-2-7b-hf, which needs a network the first time."
     )
-    return {"bundled": rows}, "\n".join([*lines, how])
+    families = [f"  {name:12} {title}" for name, title in TESTED_FAMILIES.items()]
+    table = ["Families that are tested (model_type in config.json); others are tried by structure:", *families]
+    return {"bundled": rows, "families": TESTED_FAMILIES}, "\n".join([*lines, how, *table])
 
 
 def run_list(options: argparse.Namespace) -> Result:

@@ -52,6 +52,28 @@ BUNDLED = {
 }
 
 
+# Each goes through the whole engine in tests/test_families.py. Others are tried by structure.
+TESTED_FAMILIES = {
+    "llama": "Llama 1-3, Vicuna, SmolLM2 and others of that architecture",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2, Qwen2.5 (biases)",
+    "qwen3": "Qwen3 (query and key norms)",
+    "gemma2": "Gemma 2 (sliding and full attention, extra norms)",
+    "gemma3_text": "Gemma 3, text (sliding and full attention, extra norms)",
+    "phi3": "Phi-3, Phi-4 (fused projections)",
+    "olmo2": "OLMo 2",
+    "gpt2": "GPT-2 (Conv1D)",
+    "gpt_neox": "GPT-NeoX, Pythia (fused projections)",
+    "opt": "OPT",
+    "falcon": "Falcon",
+    "stablelm": "StableLM",
+    "granite": "Granite",
+    "smollm3": "SmolLM3 (layers without rotary positions)",
+    "qwen3_moe": "Qwen3-MoE (experts are merged one by one; LoRA leaves them alone)",
+    "mixtral": "Mixtral (experts are merged one by one; LoRA leaves them alone)",
+}
+
+
 def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A decoder-only language model in eval mode, and its tokenizer.
 

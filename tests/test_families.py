@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from swm.merge import apply_plan
-from swm.models import find_decoder, load_model, save_model
+from swm.models import TESTED_FAMILIES, find_decoder, load_model, save_model
 from swm.plan import RULES, MergePlan, Window
 from swm.presets import RecoverySettings
 from swm.recover import recover
@@ -43,6 +43,10 @@ FAMILIES = {
 
 def made(family):
     return tiny_model(family, layers=LAYERS, **FAMILIES[family])
+
+
+def test_the_families_that_are_listed_are_these():
+    assert list(FAMILIES) == list(TESTED_FAMILIES)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -158,6 +162,36 @@ def test_tied_embeddings_stay_tied(tokenizer, tmp_path, tokens):
     assert small.lm_head.weight is small.model.embed_tokens.weight
     save_model(small, tokenizer, tmp_path / "tied")
     assert torch.equal(logits(load_model(str(tmp_path / "tied"))[0], tokens), logits(small, tokens))
+
+
+def test_model_of_two_layers_keeps_its_last_and_merges_nothing(tokens):
+    model = tiny_model(layers=2)
+    path = threshold_path(2, WindowScorer(model, tokens).score, 0.01)
+    assert [step.plan.windows for step in path.intervals()] == [()]
+    assert layer_similarity(model, tokens).shape == (2, 2)
+
+
+def test_texts_that_are_all_the_same_are_no_obstacle():
+    tokens = torch.randint(0, 300, (1, 32), generator=torch.Generator().manual_seed(4)).repeat(5, 1)
+    model = tiny_model(layers=5)
+    assert torch.isfinite(layer_similarity(model, tokens)).all()
+    one, five = (threshold_path(5, WindowScorer(model, t).score, 0.05).similarities for t in (tokens[:1], tokens))
+    assert {key: five[key] for key in one} == pytest.approx(one, abs=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_weights_in_mixed_number_formats_keep_theirs(tokens, rule):
+    model = tiny_model(layers=4)
+    for layer in find_decoder(model).layers:
+        layer.mlp.to(torch.bfloat16)
+        layer.mlp.register_forward_pre_hook(lambda module, args: (args[0].to(torch.bfloat16),))
+        layer.mlp.register_forward_hook(lambda module, args, result: result.float())
+    small = apply_plan(model, MergePlan(4, (Window(0, 2),), rule))
+    merged = find_decoder(small).layers[0]
+    assert merged.mlp.up_proj.weight.dtype == torch.bfloat16
+    assert merged.self_attn.q_proj.weight.dtype == torch.float32
+    assert torch.isfinite(logits(small, tokens)).all()
+    assert abs(WindowScorer(model, tokens, rule).score((), Window(0, 2))) < 1
 
 
 def test_hybrid_model_refuses_windows_across_the_border_by_name(tokens):
