@@ -168,10 +168,11 @@ class Plain:
         from swm.merge import apply_plan
         from swm.models import layer_count
         from swm.plan import MergePlan
-        from swm.replay import mean_cosine
+        from swm.replay import text_cosines
 
         plan = MergePlan(layer_count(self.model), tuple(sorted((*above, window))), self.rule)
-        return mean_cosine(self._run(apply_plan(copy.deepcopy(self.model), plan)), self.reference)
+        merged = apply_plan(copy.deepcopy(self.model), plan)
+        return float(text_cosines(self._run(merged), self.reference).mean())
 
     def _run(self, model: Any) -> Any:
         import torch

@@ -31,7 +31,7 @@ experiment = require_experiment(
     start_page("Preview", "Which neighbouring layers become one, for the similarity you ask for.")
 )
 caption(experiment)
-controls = st.columns([4, 2, 1], gap="large", vertical_alignment="bottom")
+controls = st.columns([4, 2, 1.3], gap="large", vertical_alignment="bottom")
 rule = controls[1].selectbox(
     "Merge rule",
     list(RULES),
@@ -60,7 +60,7 @@ with shown_errors():
     steps = path.intervals() if path else []
     depths = sorted({each.plan.layers_left for each in steps}, reverse=True)
     depth = controls[2].selectbox(
-        "or layers left",
+        "or layers",
         [ANY, *depths],
         key="preview_depth",
         help="Instead of the threshold: of the plans that leave so many layers the one of lowest perplexity.",

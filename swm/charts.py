@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 from swm.plan import MergePlan, Window
 from swm.search import PlanAt
 
+ERROR_BAR = "rgba(90,98,112,1)"
 BETTER, WORSE = "#2f6fde", "#d9730d"
 GREY, LINE, WHITE = "rgba(128,136,150,0.22)", "rgba(115,124,140,1)", "#ffffff"
 WINDOW_COLOURS = ("#0072b2", "#b5568c", "#00835f", "#a6761d", "#7b68b5", "#3d87b5")
@@ -227,7 +228,12 @@ def scores_chart(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Fig
             y=[100 * row["scores"][task]["value"] for task in tasks],
             name=name,
             marker_color=colours[index % len(colours)],
-            error_y={"array": [100 * row["scores"][t]["stderr"] for t in tasks], "thickness": 1.2, "width": 3},
+            error_y={
+                "array": [100 * row["scores"][t]["stderr"] for t in tasks],
+                "thickness": 1.4,
+                "width": 4,
+                "color": ERROR_BAR,
+            },
             hovertemplate="%{x}: %{y:.1f} %<extra>" + name + "</extra>",
         )
     figure.update_layout(barmode="group", bargap=0.25)

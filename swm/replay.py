@@ -20,6 +20,7 @@ from swm.merge import GrowingMerge, MergedLayer, check_same_shapes, merge_window
 from swm.models import find_decoder
 from swm.plan import DEFAULT_RULE, Window
 
+PART_TOKENS = 640  # run together while scoring: enough for matrix products, few enough for memory
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -148,19 +149,22 @@ class WindowScorer:
         model: PreTrainedModel,
         tokens: Tensor,
         rule: str = DEFAULT_RULE,
-        keep_every: int = 2,
+        keep_every: int = 3,
         fast: bool = False,
     ) -> None:
+        check_tokens(tokens)
         self.rule = rule
-        self._replay = Replay(model, tokens.to(model.device), keep_every, fast)
+        parts = tokens.to(model.device).tensor_split(min(len(tokens), max(1, round(tokens.numel() / PART_TOKENS))))
+        self._replays = [Replay(model, part, keep_every, fast) for part in parts]
+        self._layers = self._replays[0].layers
         self._growing: GrowingMerge | None = None
         self._merged: tuple[Window, MergedLayer] | None = None
         self._committed: dict[Window, MergedLayer] = {}
 
     @property
     def layer_runs(self) -> int:
-        """Layers run so far, each for the whole calibration batch."""
-        return self._replay.layer_runs
+        """Layers run so far, each for all calibration texts."""
+        return self._replays[0].layer_runs
 
     @torch.inference_mode()
     def score(self, merged_above: tuple[Window, ...], window: Window) -> float:
@@ -169,22 +173,26 @@ class WindowScorer:
         A window whose layers differ in shape cannot be merged: its score is 0, which every threshold rejects.
         """
         try:
-            check_same_shapes(self._replay.layers, window)
+            check_same_shapes(self._layers, window)
         except PlanError:
             return 0.0
-        hidden = self._replay.input_of(window.first)
-        for base, parameters in self._layers_from(merged_above, window):
-            hidden = self._replay.run(hidden, base, parameters)
-        return mean_cosine(self._replay.finish(hidden), self._replay.reference)
+        layers = list(self._layers_from(merged_above, window))
+        cosines = []
+        for replay in self._replays:
+            hidden = replay.input_of(window.first)
+            for base, parameters in layers:
+                hidden = replay.run(hidden, base, parameters)
+            cosines.append(text_cosines(replay.finish(hidden), replay.reference))
+        return float(torch.cat(cosines).mean().clamp(max=1.0))
 
     def _layers_from(self, merged_above: tuple[Window, ...], window: Window) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """The layers of the merged model from the window upward, as (layer to run, parameters to replace)."""
-        layers, known = self._replay.layers, self._committed
-        self._committed = {w: known.get(w) or merge_window(layers, w, self.rule) for w in merged_above}
+        known = self._committed
+        self._committed = {w: known.get(w) or merge_window(self._layers, w, self.rule) for w in merged_above}
         merged = self._grown(window)
         yield merged.base, merged.parameters
         layer, by_first = window.last + 1, {w.first: w for w in merged_above}
-        while layer < len(self._replay.layers):
+        while layer < len(self._layers):
             above = by_first.get(layer)
             if above:
                 yield self._committed[above].base, self._committed[above].parameters
@@ -197,24 +205,25 @@ class WindowScorer:
         """The merged layer; grown by one step when the window asked for last was the same less its first layer."""
         if self._merged and self._merged[0] == window:
             return self._merged[1]
+        self._merged = None  # its memory is wanted for the next one
         growing = self._growing
         if not growing or growing.window.last != window.last or growing.window.first <= window.first:
-            growing = GrowingMerge(self._replay.layers, window.last, self.rule)
+            growing = GrowingMerge(self._layers, window.last, self.rule)
         while growing.window != window:
             merged = growing.grow()
         self._growing, self._merged = growing, (window, merged)
         return merged
 
 
-def mean_cosine(states: Tensor, reference: Tensor) -> float:
-    """Cosine of each text's states, flattened over its tokens, averaged over the texts.
+def text_cosines(states: Tensor, reference: Tensor) -> Tensor:
+    """Cosine of each text's states, flattened over its tokens, shape (texts,), float64.
 
     Args:
         states, reference: shape (texts, length, width); compared in float32, summed in float64.
     """
     x, y = states.float().flatten(1), reference.float().flatten(1)
     dot, xx, yy = ((a * b).sum(1, dtype=torch.float64) for a, b in ((x, y), (x, x), (y, y)))
-    return float((dot / (xx * yy).sqrt()).mean().clamp(max=1.0))
+    return dot / (xx * yy).sqrt()
 
 
 @torch.inference_mode()

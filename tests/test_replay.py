@@ -7,7 +7,7 @@ from swm.errors import ModelError, TextError
 from swm.merge import apply_plan
 from swm.models import find_decoder
 from swm.plan import RULES, MergePlan, Window
-from swm.replay import Replay, WindowScorer, layer_outputs, mean_cosine
+from swm.replay import Replay, WindowScorer, layer_outputs, text_cosines
 from swm.search import find_plan
 from tests.conftest import tiny_model
 
@@ -78,11 +78,11 @@ def test_fast_scores_are_near_the_exact_ones(tokens):
     assert model.dtype == torch.float32
 
 
-def test_mean_cosine_is_taken_over_each_text_as_a_whole():
+def test_cosine_is_taken_over_each_text_as_a_whole():
     states = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[1.0, 1.0], [1.0, 1.0]]])
     reference = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
     # First text: (1,0,0,2).(1,0,0,0) / (sqrt 5 * 1); second text: 1.
-    assert mean_cosine(states, reference) == pytest.approx((5**-0.5 + 1) / 2)
+    assert text_cosines(states, reference).tolist() == pytest.approx([5**-0.5, 1])
 
 
 def test_layer_outputs_are_before_the_final_norm(model, tokens):
@@ -105,6 +105,16 @@ def test_window_across_layers_of_different_shape_scores_zero(model, tokens):
     layers = find_decoder(model).layers
     layers[1].mlp = type(layers[1].mlp)(type(model.config)(hidden_size=32, intermediate_size=48))
     assert WindowScorer(model, tokens).score((), Window(1, 2)) == 0.0
+
+
+def test_texts_run_in_parts_score_as_all_at_once(tokens, monkeypatch):
+    model = tiny_model(layers=6)
+    cases = [((), Window(3, 4)), ((Window(3, 4),), Window(0, 2))]
+    whole = [WindowScorer(model, tokens).score(*case) for case in cases]
+    monkeypatch.setattr("swm.replay.PART_TOKENS", 16)
+    scorer = WindowScorer(model, tokens)
+    assert [scorer.score(*case) for case in cases] == pytest.approx(whole, abs=1e-6)
+    assert scorer.layer_runs < 6 + 2 * 7
 
 
 def test_no_text_is_refused(model):
