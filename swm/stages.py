@@ -138,11 +138,15 @@ def _measure_perplexities(
     progress: Progress,
     save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Perplexity on the calibration text of those of the plans that have none yet; each is kept as it comes."""
+    """Perplexity on the calibration text of those of the plans that have none yet; each is kept as it comes.
+
+    In the number format of the path's similarities; bfloat16 moves it by some 0.1 %.
+    """
     left = [plan for plan in dict.fromkeys(plans) if plan.windows not in path.perplexities]
     for done, plan in enumerate(left):
         progress(done, len(left), f"perplexity of plan {done + 1} of {len(left)}")
-        path.perplexities[plan.windows] = perplexity(apply_plan(model, plan), tokens)["value"]
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=path.scoring != "exact"):
+            path.perplexities[plan.windows] = perplexity(apply_plan(model, plan), tokens)["value"]
         save()
 
 
