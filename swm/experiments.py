@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from swm.errors import ExperimentError, JobError, PlanError, SettingsError
-from swm.files import home, read_json, write_json
+from swm.files import disk_errors, home, read_json, write_json
 from swm.plan import MergePlan
 from swm.search import ThresholdPath
 
@@ -172,7 +172,8 @@ class Experiment(_Tracked):
                 return cls(parent / name)
         names = ", ".join(list_names()) or "none yet"
         raise ExperimentError(
-            f"There is no experiment {name}. There are: {names}. Create it: python -m swm create {name}"
+            f"There is no experiment {name}. There are: {names}. "
+            f"Create it: python -m swm create {name} --model smollm2-135m"
         )
 
     def similarity(self, metric: str) -> dict[str, Any] | None:
@@ -245,9 +246,10 @@ class Experiment(_Tracked):
             raise ExperimentError(f"{BASELINE} is the original model. Choose another name for the run.")
         run = Run(self, name)
         if (run.folder / "run.json").is_file():
-            if run.plan != plan:
+            if run.plan == plan:
+                return run
+            if run.stage != "planned":
                 raise ExperimentError(f"There is a run {name} with another plan. Choose another name.")
-            return run
         data = {"plan": plan.to_dict(), "threshold": threshold, "similarity": similarity, "created": time.time()}
         write_json(run.folder / "run.json", data)
         return run
@@ -419,4 +421,5 @@ def delete(item: Experiment | Run) -> None:
     for each in [item, *(item.runs() if isinstance(item, Experiment) else [])]:
         if each.state().active:
             raise JobError(f"{each.name} has a job running. Cancel it first.")
-    shutil.rmtree(item.folder)
+    with disk_errors(item.folder, 0):
+        shutil.rmtree(item.folder)

@@ -15,6 +15,10 @@ from typing import Any
 from swm.errors import ExperimentError
 
 SCHEMA = 1
+UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
+    errno.EINVAL,
+)  # fmt: skip
 
 
 def home() -> Path:
@@ -34,7 +38,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write to a temporary neighbour, sync, rename."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     with disk_errors(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -57,7 +61,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ExperimentError(f"{path} does not exist. Run the step that writes it first.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExperimentError(f"{path} cannot be read: {error}. Delete it and repeat the step that wrote it.") from None
     if not isinstance(data, dict) or not isinstance(data.get("schema"), int):
         raise ExperimentError(f"{path} is not a file of this program. Delete it and repeat the step that wrote it.")
@@ -76,7 +80,7 @@ def disk_errors(target: Path, needed_bytes: int) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ExperimentError(full_disk_message(target, needed_bytes)) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in UNWRITABLE:
             raise ExperimentError(
                 f"{target} cannot be written: {error.strerror}. Choose another place, or give yourself the right "
                 "to write there."

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from swm.errors import Cancelled, JobError, SwmError
 from swm.experiments import HEARTBEAT_SECONDS, Experiment, Run, State, this_process
-from swm.files import home
+from swm.files import disk_errors, home
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +83,11 @@ def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator
     Raises:
         JobError: if the target has a job already.
     """
-    target.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.folder / ".job.lock")
     try:
-        lock.acquire(timeout=1)  # a process that was just killed takes a moment to let go
+        with disk_errors(target.folder, 4096):
+            target.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=1)  # a process that was just killed takes a moment to let go
     except Timeout:
         raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.") from None
     device = FileLock(home() / ".device.lock")

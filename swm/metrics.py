@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 
@@ -53,5 +54,8 @@ class Measure:
         parts += [self.part] if self.part != "output" else []
         parts += ["by-text"] if self.samples == "texts" else []
         parts += [f"skip{self.skip_tokens}"] if self.skip_tokens else []
-        parts += [re.sub(r"[^a-z0-9]+", "-", self.texts.lower()).strip("-")[:60]] if self.texts else []
+        plain = re.sub(r"[^a-z0-9]+", "-", self.texts.lower()).strip("-")
+        if self.texts and (len(plain) > 40 or not self.texts.isascii()):
+            plain = f"{plain[-30:].strip('-')}-{hashlib.sha256(self.texts.encode('utf-8', 'replace')).hexdigest()[:8]}"
+        parts += [plain] if self.texts else []
         return "_".join(parts)

@@ -24,11 +24,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from swm.errors import ExperimentError, ModelError, SettingsError
+from swm.errors import ExperimentError, ModelError, SettingsError, TextError
 from swm.files import check_space, disk_errors, full_disk_message, home, replaced_folder
 
 log = logging.getLogger(__name__)
 
+MOST_LAYERS = 4096
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -86,6 +87,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
         ModelError: if it is not there, not decoder-only, damaged, or would need pickle or remote code.
     """
     check_dtype(dtype)
+    transformers_logging.disable_progress_bar()
     folder = model_folder(name)
     config = _decoder_config(folder, name)
     _refuse_pickle(folder, name)
@@ -97,7 +99,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model named as in `load_model`; without loading the weights."""
     try:
         return AutoTokenizer.from_pretrained(model_folder(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except _config_errors() as error:
         raise ModelError(
             f"The tokenizer of {name} cannot be loaded: {_first_line(error)} Put the tokenizer's files "
             "(tokenizer.json, tokenizer_config.json) into the model's folder."
@@ -112,6 +114,29 @@ def load_config(name: str) -> Any:
 def check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
         raise SettingsError(f"'{dtype}' is not a number format. Choose one of: {', '.join(DTYPES)}.")
+
+
+def context_length(config: Any) -> int:
+    """Tokens the model reads at most; very many if its config does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+
+def check_length(config: Any, length: int) -> None:
+    """Raise TextError if texts are longer than the model reads."""
+    if length > context_length(config):
+        raise TextError(
+            f"Texts of {length} tokens do not fit: the model reads {context_length(config)}. Lower --length."
+        )
+
+
+def check_vocabulary(config: Any, tokens: Tensor) -> None:
+    """Raise ModelError if the tokenizer gives ids that the model has no embedding for."""
+    size, highest = config.get_text_config().vocab_size, int(tokens.max())
+    if highest >= size:
+        raise ModelError(
+            f"The tokenizer gives token {highest}, the model knows {size:,}: they do not belong together. "
+            "Put the model's own tokenizer into its folder."
+        )
 
 
 def pick_device(device: str) -> torch.device:
@@ -149,7 +174,7 @@ def model_folder(name: str) -> Path:
     """The local folder of a model; a GGUF file is converted and a hub model downloaded the first time."""
     if name in BUNDLED:
         return _converted(bundled_file(name), home() / "models" / name)
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"There is no file {path}. Check the path of the GGUF file.")
@@ -161,12 +186,28 @@ def model_folder(name: str) -> Path:
         return path
     if path.exists():
         raise ModelError(f"{path} is a file. Name a Hugging Face folder, a .gguf file, or a hub id such as org/model.")
-    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or name.startswith((".", "/")):
+    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name, re.ASCII) or name.startswith((".", "/")):
         raise ModelError(
             f"There is no folder {name[:200]}, and it is not a hub id such as org/model. "
             f"Bundled models: {', '.join(BUNDLED)}."
         )
     return _downloaded(name)
+
+
+def local_path(name: str) -> Path:
+    """The name as a path, `~` resolved.
+
+    Raises:
+        ModelError: if it cannot be a path: empty, too long, or of a user that does not exist.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"'{name[:80]}' cannot be a path: {_first_line(error)} Check it.") from None
+    if not name.strip():
+        raise ModelError("The name is empty. Name a model or a text.")
+    return path
 
 
 def bundled_file(name: str) -> Path:
@@ -233,12 +274,13 @@ def _converted(gguf: Path, folder: Path) -> Path:
 def _decoder_config(folder: Path, name: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _config_errors() as error:
         raise ModelError(
             f"The config of {name} cannot be used: {_first_line(error)} The architecture must be one that "
             "transformers itself knows; code that comes with a model is never run."
         ) from None
-    architectures = getattr(config, "architectures", None) or []
+    named = getattr(config, "architectures", None)
+    architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     causal = not architectures or any(re.search("CausalLM|LMHead", a) for a in architectures)
     if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not causal:
         raise ModelError(
@@ -274,10 +316,15 @@ def _load_weights(folder: Path, name: str, dtype: str, config: Any) -> PreTraine
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, _safetensors_error()) as error:
+    except ImportError as error:
         raise ModelError(
-            f"The weights of {name} cannot be loaded: {_first_line(error)} The files are damaged or incomplete. "
-            "Copy or download them again."
+            f"{name} needs a library that is not there: {_first_line(error)} Quantised models cannot be merged: load "
+            "the one in bfloat16 or float32."
+        ) from None
+    except (*_config_errors(), _safetensors_error()) as error:
+        raise ModelError(
+            f"The weights of {name} cannot be loaded: {_first_line(error)} The files are damaged, incomplete or of "
+            "another config. Copy or download them again."
         ) from None
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -425,8 +472,15 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
     """
     check_dtype(dtype)
     config = load_config(name)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    if not 1 <= config.get_text_config().num_hidden_layers <= MOST_LAYERS:
+        raise ModelError(f"The config of {name} says {config.get_text_config().num_hidden_layers} layers. Correct it.")
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except _config_errors() as error:
+        raise ModelError(
+            f"The config of {name} does not describe a model: {_first_line(error)} Copy or download it again."
+        ) from None
     decoder = find_decoder(model)
     saved = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     bytes_each = saved.itemsize if isinstance(saved, torch.dtype) else 4
@@ -445,6 +499,14 @@ def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     line = lines[0].strip() if lines else type(error).__name__
     return line[:300] + ("" if line.endswith(".") else ".")
+
+
+def _config_errors() -> tuple[type[Exception], ...]:
+    """What transformers raises for a config with wrong values, beside its own checks."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    common = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+    return (*common, AssertionError, ImportError, StrictDataclassError)
 
 
 def _safetensors_error() -> type[Exception]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 from swm.errors import Cancelled, ModelError, TextError
 from swm.models import bfloat16_is_faster, find_decoder
 from swm.presets import RecoverySettings
-from swm.texts import Example
+from swm.texts import Example, whole_characters
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +70,6 @@ def recover(
     if settings.target == "original" and original is None:
         raise ValueError("The target is the original model's output, and no original model is given.")
     rows = training_rows(tokenizer, examples, settings)
-    if len(rows) < settings.held_out + settings.batch:
-        raise TextError(
-            f"The recovery text gives {len(rows)} sequences of {settings.length} tokens; {settings.held_out} are held "
-            f"out and a batch needs {settings.batch}. Choose a longer text or lower --length or --batch."
-        )
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -107,17 +103,33 @@ def recover(
 
 def _train(trainer: Trainer, folder: Path) -> None:
     """Train to the last step, from the last checkpoint on if there is one."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    if not checkpoints:
+    found = _last_checkpoint(folder)
+    if found is None:
         trainer.train()
         return
-    last = checkpoints[-1]
-    state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+    last, state = found
     if state.global_step < trainer.args.max_steps:
         trainer.train(resume_from_checkpoint=str(last))
     else:  # it ended between the last step and the folding
         trainer.state = state
         trainer._load_from_checkpoint(state.best_model_checkpoint or str(last))
+
+
+def _last_checkpoint(folder: Path) -> tuple[Path, TrainerState] | None:
+    """The last checkpoint that was written to its end; those that a killed process left half-written are removed.
+
+    The Trainer writes its state after everything else of a checkpoint, but not at once.
+    """
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            state = TrainerState.load_from_json(str(path / "trainer_state.json"))
+        except (OSError, ValueError, TypeError):
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        if state.best_model_checkpoint and not Path(state.best_model_checkpoint).is_dir():
+            state.best_model_checkpoint = str(path)
+        return path, state
+    return None
 
 
 def _linear_maps(model: PreTrainedModel, first_layer: int) -> list[str]:
@@ -134,7 +146,22 @@ def training_rows(
 
     Packed ("text"): the examples one after another, end-of-text between them, cut into equal parts. Else ("response"):
     one example each, cut or padded; the prompt and the padding have no label.
+
+    Raises:
+        TextError: if there are too few for the held-out ones and one batch.
     """
+    rows = _rows(tokenizer, examples, settings)
+    if len(rows) < settings.held_out + settings.batch:
+        raise TextError(
+            f"The recovery text gives {len(rows)} sequences of {settings.length} tokens; {settings.held_out} are held "
+            f"out and a batch needs {settings.batch}. Choose a longer text or lower --length, --batch or --held-out."
+        )
+    return rows
+
+
+def _rows(
+    tokenizer: PreTrainedTokenizerBase, examples: list[Example], settings: RecoverySettings
+) -> list[dict[str, list[int]]]:
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
     length = settings.length
     if settings.loss_on == "text":
@@ -162,7 +189,8 @@ def training_rows(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    return list(tokenizer(texts, add_special_tokens=False, verbose=False).input_ids) if texts else []
+    whole = [whole_characters(text) for text in texts]
+    return list(tokenizer(whole, add_special_tokens=False, verbose=False).input_ids) if texts else []
 
 
 def _trainer(

@@ -284,7 +284,7 @@ def _check_finite(hidden: Tensor, layer: int) -> None:
     if not torch.isfinite(hidden).all():
         raise ModelError(
             f"Layer {layer} gives numbers that are not finite in {str(hidden.dtype).removeprefix('torch.')}. "
-            "Create the experiment again with --dtype float32, or check the model's weights."
+            "Check the model's weights; if they are sound, create the experiment with --dtype float32."
         )
 
 

@@ -30,8 +30,12 @@ def write_report(experiment: Experiment, file: Path) -> None:
     Raises:
         ExperimentError: if the file cannot be written.
     """
-    with disk_errors(file, 6 * 2**20):
-        replace_file(file.absolute(), report_html(experiment).encode())
+    with disk_errors(file, 0):
+        file = file.absolute().resolve()
+        special = file.exists() and not file.is_file()
+    if special:
+        raise ExperimentError(f"{file} is not a file that can be written over. Name a file, such as report.html.")
+    replace_file(file, report_html(experiment).encode())
 
 
 def report_html(experiment: Experiment) -> str:

@@ -213,8 +213,9 @@ class ThresholdPath:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ThresholdPath:
-        path = cls(data["layer_count"], data["rule"], data["low"], data["high"], data["protect_last"])
-        path.scoring, path.difference = data.get("scoring", "exact"), data.get("difference", 0.0)
+        low, high, protected = float(data["low"]), float(data["high"]), int(data["protect_last"])
+        path = cls(int(data["layer_count"]), str(data["rule"]), low, high, protected)
+        path.scoring, path.difference = str(data.get("scoring", "exact")), float(data.get("difference", 0.0))
         check_rule(path.rule)
         for row in data.get("perplexities", []):
             path.perplexities[tuple(Window(*pair) for pair in row["windows"])] = float(row["perplexity"])

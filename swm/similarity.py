@@ -178,7 +178,7 @@ def normalised(products: Tensor, metric: str, samples: int) -> Tensor:
     else:
         own = products.diagonal()
         if not (own > 0).all():
-            layer = int((own <= 0).nonzero()[0])
+            layer = int((~(own > 0)).nonzero()[0])
             raise ModelError(
                 f"Layer {layer} gives the same output for every token, so its similarity is undefined. "
                 "Use a text with different tokens, or check the model's weights."

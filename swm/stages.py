@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +25,11 @@ from swm.merge import apply_plan
 from swm.metrics import Measure
 from swm.plan import DEFAULT_RULE, MergePlan, check_rule
 from swm.presets import RecoverySettings
-from swm.recover import recover
+from swm.recover import recover, training_rows
 from swm.replay import WindowScorer
 from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
 from swm.similarity import measure_similarity
-from swm.texts import PERPLEXITY_TEXTS, calibration_tokens, perplexity_tokens, recovery_examples
+from swm.texts import PERPLEXITY_TEXTS, calibration_tokens, perplexity_tokens, recovery_examples, whole_characters
 from swm.timing import generated_tokens, time_models
 
 Progress = Callable[[int, int, str], None]
@@ -49,14 +48,16 @@ def create(name: str, settings: Settings) -> Experiment:
         raise TextError("Prompts of a task cannot calibrate: its scores would not be zero-shot. Choose another text.")
     settings = replace(settings, model=_absolute(settings.model), texts=_absolute(settings.texts))
     facts = models.config_facts(settings.model, settings.dtype)
-    tokenizer = models.load_tokenizer(settings.model)
-    calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
+    config, tokenizer = models.load_config(settings.model), models.load_tokenizer(settings.model)
+    models.check_length(config, settings.length)
+    tokens = calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
+    models.check_vocabulary(config, tokens)
     return Experiment.create(name, settings, facts)
 
 
 def _absolute(name: str) -> str:
     """A file or folder by its full path, since jobs run elsewhere; other names as they are."""
-    path = Path(name).expanduser()
+    path = models.local_path(name)
     return str(path.absolute()) if path.exists() and name not in models.BUNDLED else name
 
 
@@ -264,14 +265,16 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     if run.stage == "planned":
         raise ExperimentError(f"Run {run.name} is not merged yet. Merge it first.")
     folder = run.folder / "recovery"
+    progress(0, settings.steps, "loading the model")
+    model, tokenizer = load_original(run.experiment)
+    models.check_length(model.config, settings.length)
+    merged = apply_plan(model, run.plan)
+    examples = recovery_examples(settings.texts, settings.seed)
+    training_rows(tokenizer, examples, settings)  # tells of a text that is too short before anything is forgotten
     if run.settings.get("recovery_started") != asdict(settings):
         run.remember(recovery_started=asdict(settings))
         shutil.rmtree(folder, ignore_errors=True)
         run.clear_events()
-    progress(0, settings.steps, "loading the model")
-    model, tokenizer = load_original(run.experiment)
-    merged = apply_plan(model, run.plan)
-    examples = recovery_examples(settings.texts, settings.seed)
     start, last = time.time(), ""
 
     def step(done: int, steps: int, numbers: dict[str, float]) -> None:
@@ -302,9 +305,10 @@ def evaluate(
     """Perplexity and zero-shot scores, written to scores.json."""
     progress(0, 0, "loading the model")
     model, tokenizer = load_run(run)
-    start = time.time()
+    start, length = time.time(), min(256, models.context_length(model.config))
     perplexities = {
-        text: perplexity(model, perplexity_tokens(tokenizer, text), on_progress=progress) for text in PERPLEXITY_TEXTS
+        text: perplexity(model, perplexity_tokens(tokenizer, text, length=length), on_progress=progress)
+        for text in PERPLEXITY_TEXTS
     }
     scores = zero_shot(model, tokenizer, tasks, limit, progress)
     data = {
@@ -327,6 +331,7 @@ def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -
     progress(0, 0, "loading the models")
     original, tokenizer = load_original(run.experiment)
     prompt = _calibration(run.experiment, tokenizer)[:1, :64]
+    models.check_length(original.config, prompt.shape[1] + new_tokens)
     pair = [original] if run.is_baseline else [original, load_run(run)[0]]
     start = time.time()
     found = time_models(pair, prompt, new_tokens, on_progress=progress)
@@ -346,8 +351,8 @@ def answer(run: Run, prompt: str, new_tokens: int = 64) -> Iterator[str]:
         SettingsError: if the prompt is empty, or prompt and answer do not fit the model's context.
     """
     model, tokenizer = load_run(run)
-    ids = tokenizer(prompt, return_tensors="pt").input_ids
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    ids = tokenizer(whole_characters(prompt), return_tensors="pt").input_ids
+    context = models.context_length(model.config)
     if ids.shape[1] == 0:
         raise SettingsError("The prompt is empty. Write a few words to continue.")
     if not 1 <= new_tokens <= context - ids.shape[1]:
@@ -369,7 +374,13 @@ def answer(run: Run, prompt: str, new_tokens: int = 64) -> Iterator[str]:
 
 
 def load_original(experiment: Experiment) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return models.load_model(experiment.settings.model, experiment.settings.dtype)
+    model, tokenizer = models.load_model(experiment.settings.model, experiment.settings.dtype)
+    if (found := models.layer_count(model)) != experiment.layer_count:
+        raise ExperimentError(
+            f"{experiment.settings.model} has {found} layers now, and had {experiment.layer_count} when "
+            f"{experiment.name} was created. Create a new experiment."
+        )
+    return model, tokenizer
 
 
 def load_run(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -196,7 +196,12 @@ def _segments(
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+    return list(tokenizer(whole_characters(text), add_special_tokens=False, verbose=False).input_ids)
+
+
+def whole_characters(text: str) -> str:
+    """The text with halves of characters (lone surrogates), which no tokenizer takes, replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -346,7 +351,7 @@ def _rows(texts: str, purpose: str) -> Iterator[dict[str, Any]]:
 
 def _txt_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Paragraphs, divided by blank lines."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         paragraph: list[str] = []
         for line in iter(partial(file.readline, MAX_DOCUMENT_CHARACTERS), ""):
             if line.strip():
@@ -358,13 +363,13 @@ def _txt_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(iter(partial(file.readline, MAX_DOCUMENT_CHARACTERS), ""), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise TextError(f"Line {number} of {path} is not JSON. Each line has to be one JSON object.") from None
             yield row if isinstance(row, dict) else {"text": row}
 

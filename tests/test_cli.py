@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from swm.cli import main
 from swm.errors import Cancelled
 from swm.experiments import Experiment
-from tests.conftest import need
+from swm.plan import MergePlan, Window
+from tests.conftest import need, tiny_model
 
 
 @pytest.fixture
@@ -147,6 +148,51 @@ def test_cancelled_recovery_goes_on_also_when_the_run_was_recovered_before(swm, 
         assert [done for done in dict.fromkeys(seen) if done] == list(range(4, steps + 1))
         assert [event["step"] for event in run.events() if "loss" in event] == list(range(1, steps + 1))
         assert run.settings["recovery_started"] is None
+
+
+def test_recovery_that_fails_at_once_loses_nothing_of_the_one_before(swm, study):
+    small = ["--steps", 2, "--batch", 2, "--length", 32, "--save-every", 1]
+    assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
+    assert swm("recover", study, "first", *small)[0] == 0
+    run = Experiment.open(study).run("first")
+    before = (run.events(), run.settings, sorted((run.folder / "recovery").rglob("*")))
+    for wrong in (["--texts", "nosuch.txt"], ["--held-out", 9999, "--length", 256], ["--length", 1000]):
+        assert swm("recover", study, "first", *small, *wrong)[0] == 1
+        assert (run.events(), run.settings, sorted((run.folder / "recovery").rglob("*"))) == before
+
+
+def test_text_longer_than_the_model_reads_and_foreign_tokenizer_are_told(swm, text_file, tmp_path, tokenizer):
+    for name, changes, message in (
+        ("gpt2", {"max_position_embeddings": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}, "the model reads 64"),
+        ("llama", {"vocab_size": 100}, "do not belong together"),
+    ):
+        tiny_model(name, layers=2, **changes).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        code, _, err = swm("create", name, "--model", tmp_path / name, "--texts", text_file, "--count", 2)
+        assert code == 1
+        assert message in err
+
+
+def test_model_that_lost_layers_after_it_was_chosen_is_told(swm, study, model_folder):
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    code, _, err = swm("search", study)
+    assert code == 1
+    assert "has 3 layers now, and had 4" in err
+
+
+def test_plan_of_a_run_that_was_never_merged_can_be_changed(swm, study):
+    experiment = Experiment.open(study)
+    experiment.create_run("first", MergePlan(4, (Window(0, 1),)))
+    assert json_of(swm("merge", study, "first", "--windows", "1-2", "--json"))["windows"] == [[1, 2]]
+    assert swm("merge", study, "first", "--windows", "0-1")[0] == 1
+
+
+def test_odd_characters_are_only_text(swm, study, tmp_path):
+    line = b'{"text": "' + b"\\ud800 the old house " * 40 + b'"}\n'
+    (tmp_path / "odd.jsonl").write_bytes(b"\xef\xbb\xbf" + 3 * line)
+    assert swm("measure", study, "--texts", tmp_path / "odd.jsonl")[0] == 0
+    assert swm("answer", study, "baseline", "--prompt", "\udcff hi", "--tokens", 2)[0] == 0
 
 
 def test_relative_paths_are_kept_as_absolute_ones(swm, model_folder, text_file, monkeypatch, tmp_path):

@@ -52,7 +52,8 @@ def test_run_keeps_its_plan(experiment):
     plan = MergePlan(6, (Window(1, 3),), "mean")
     experiment.create_run("first", plan, 0.9, 0.93)
     run = experiment.run("first")
-    assert (run.plan, run.stage, run.settings["threshold"]) == (plan, "planned", 0.9)
+    run.remember(merge={})
+    assert (run.plan, run.stage, run.settings["threshold"]) == (plan, "merged", 0.9)
     assert experiment.create_run("first", plan).plan == plan
     with pytest.raises(ExperimentError, match="a run first with another plan"):
         experiment.create_run("first", MergePlan(6))

@@ -1,5 +1,6 @@
 """Loading, refusing, saving: on folders made here, and the bundled model."""
 
+import contextlib
 import json
 import shutil
 import time
@@ -128,6 +129,41 @@ def test_code_that_comes_with_a_model_is_never_run(model_folder, tmp_path):
     with pytest.raises(ModelError, match="code that comes with a model is never run"):
         load_model(str(model_folder))
     assert not (tmp_path / "ran").exists()
+
+
+WRONG = [
+    {"num_hidden_layers": "4"},
+    {"num_hidden_layers": 10**6},
+    {"hidden_size": "x"},
+    {"hidden_size": 33},
+    {"hidden_size": -32},
+    {"num_attention_heads": 0},
+    {"hidden_act": "nosuch"},
+    {"vocab_size": -1},
+    {"rope_parameters": "x"},
+]
+
+
+@pytest.mark.parametrize("change", WRONG, ids=str)
+def test_config_with_values_that_cannot_be_gets_a_message(model_folder, change):
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ModelError, match="The config of"):
+        config_facts(str(model_folder))
+
+
+@pytest.mark.parametrize("change", [{"architectures": 5}, {"architectures": [None]}, {"pad_token_id": 9999}], ids=str)
+def test_odd_config_entries_are_survived_or_told(model_folder, change):
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps({**config, **change}))
+    with contextlib.suppress(ModelError):
+        assert load_model(str(model_folder))[0].config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "a" * 300, "日本", "\0", " "])
+def test_names_that_cannot_be_paths_are_refused(name):
+    with pytest.raises(ModelError):
+        load_model(name)
 
 
 def test_tokenizer_that_is_missing_is_told(model_folder):

@@ -78,6 +78,19 @@ def test_recovery_that_ended_before_the_folding_trains_no_step_more(tokenizer, e
     torch.testing.assert_close(again(tokens).logits, healed(tokens).logits)
 
 
+@pytest.mark.parametrize("left", [[], ["README.md"], ["trainer_state.json"]])
+def test_checkpoint_that_a_kill_left_half_written_is_passed_over(tokenizer, examples, tmp_path, left):
+    whole = losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path / "whole")
+    with pytest.raises(Cancelled):
+        losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path / "cut", stop_at=3)
+    (tmp_path / "cut" / "checkpoint-4").mkdir()
+    for name in left:
+        (tmp_path / "cut" / "checkpoint-4" / name).write_text("")
+    rest = losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path / "cut")
+    assert sorted(rest) == [4, 5, 6]
+    assert all(rest[step] == pytest.approx(whole[step], abs=1e-5) for step in rest)
+
+
 def test_loss_that_is_not_a_number_is_told(model, tokenizer, examples, tmp_path):
     find_decoder(model).layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
     with pytest.raises(ModelError, match=r"not a number any more at step 1.*--learning-rate"):
@@ -99,7 +112,7 @@ def test_packed_rows_hold_every_token_in_order_with_an_end_between_examples(toke
 
 def test_response_loss_labels_the_answer_and_the_end_only(tokenizer):
     settings = dataclasses.replace(SMALL, loss_on="response", length=40)
-    row = training_rows(tokenizer, [Example("the old house", " stood")], settings)[0]
+    row = training_rows(tokenizer, [Example("the old house", " stood")] * 4, settings)[0]
     learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
     assert tokenizer.decode(learned) == " stood<end>"
     assert len(row["input_ids"]) == 40
@@ -109,7 +122,8 @@ def test_response_loss_labels_the_answer_and_the_end_only(tokenizer):
 
 def test_example_whose_prompt_fills_the_sequence_is_left_out(tokenizer):
     settings = dataclasses.replace(SMALL, loss_on="response", length=8)
-    assert training_rows(tokenizer, [Example(WORDS, " yes")], settings) == []
+    rows = training_rows(tokenizer, [Example(WORDS, " yes"), *[Example("", " yes")] * 4], settings)
+    assert len(rows) == 4
 
 
 def test_adapters_from_a_layer_up_leave_those_below_alone(model, tokenizer, examples, tmp_path):

@@ -1,5 +1,6 @@
 """The report opens offline and runs nothing that the user typed; the card and commands say how to repeat it."""
 
+import os
 import re
 import shlex
 
@@ -78,6 +79,19 @@ def test_report_where_nothing_can_be_written_is_told(experiment, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ExperimentError, match="cannot be written"):
         write_report(experiment, tmp_path / "file" / "r.html")
+
+
+def test_report_is_never_written_over_what_is_no_file_and_follows_links(experiment, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for target in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ExperimentError, match="not a file that can be written over"):
+            write_report(experiment, target)
+    (tmp_path / "link.html").symlink_to(tmp_path / "real.html")
+    write_report(experiment, tmp_path / "link.html")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "real.html").read_text().startswith("<!doctype html>")
+    with pytest.raises(ExperimentError, match="cannot be written"):
+        write_report(experiment, tmp_path / ("a" * 300))
 
 
 def test_export_refuses_a_folder_that_exists(experiment, tmp_path):
