@@ -141,10 +141,7 @@ def zero_shot(
     from swm.scoring import SharedContextLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if limit is not None and limit < 1:
-        raise SettingsError(f"--limit {limit} is out of range. Choose 1 or more documents, or none for all.")
-    manager = _task_manager(tasks)
-    check_tasks(tasks, manager.all_subtasks)
+    manager = check_request(tasks, limit)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     report = on_progress or (lambda done, total, text: None)
@@ -184,12 +181,21 @@ def _task_manager(tasks: Sequence[str]) -> Any:
     return TaskManager(include_defaults=False, include_path=sorted({str(root / TASK_FOLDERS[task]) for task in tasks}))
 
 
-def check_tasks(tasks: Sequence[str], known: Sequence[str]) -> None:
+def check_request(tasks: Sequence[str], limit: int | None) -> Any:
+    """lm-eval's index of the tasks, once they are found to be known and the limit to be one; loads no model.
+
+    Raises:
+        SettingsError: if a task is unknown or the limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise SettingsError(f"--limit {limit} is out of range. Choose 1 or more documents, or none for all.")
+    manager = _task_manager(tasks)
     for task in tasks:
-        if task not in known:
+        if task not in manager.all_subtasks:
             raise SettingsError(
                 f"'{task}' is not a task that lm-eval knows. Bundled: {', '.join(TASKS)}; all others: lm-eval ls tasks."
             )
+    return manager
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm import models
 from swm.errors import ExperimentError, SettingsError, TextError
-from swm.evaluate import perplexity, zero_shot
+from swm.evaluate import check_request, perplexity, zero_shot
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_new
 from swm.files import check_space
 from swm.merge import apply_plan
@@ -303,6 +303,7 @@ def evaluate(
     run: Run, tasks: Sequence[str], limit: int | None = 100, progress: Progress = no_progress
 ) -> dict[str, Any]:
     """Perplexity and zero-shot scores, written to scores.json."""
+    check_request(tasks, limit)
     progress(0, 0, "loading the model")
     model, tokenizer = load_run(run)
     start, length = time.time(), min(256, models.context_length(model.config))
