@@ -62,7 +62,8 @@ def caption(experiment: Experiment) -> None:
     """What the numbers of the page were measured with."""
     s = experiment.settings
     shipped = " · results that ship with the program" if experiment.read_only else ""
-    st.caption(f"{Path(s.model).name} · {s.texts} {s.count} × {s.length} tokens · seed {s.seed}{shipped}")
+    texts = Path(s.texts).name if Path(s.texts).is_absolute() else s.texts
+    st.caption(f"{Path(s.model).name} · {texts} {s.count} × {s.length} tokens · seed {s.seed}{shipped}")
 
 
 @contextmanager
