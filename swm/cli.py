@@ -238,9 +238,10 @@ def run_evaluate(options: argparse.Namespace) -> Result:
     from swm.evaluate import parse_tasks
 
     tasks = parse_tasks(options.tasks)
+    texts = [text.strip() for text in options.texts.split(",") if text.strip()]
     run = _own(options.exp).run(options.run)
     with watched(run, "evaluate") as progress:
-        data = stages.evaluate(run, tasks, options.limit, progress)
+        data = stages.evaluate(run, tasks, options.limit, progress, texts)
     return data, _table(run.experiment, run)
 
 

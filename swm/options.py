@@ -47,6 +47,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_recovery(add("recover", "Heal a merged model with LoRA.", "EXP", "RUN"))
     command = add("evaluate", "Perplexity and zero-shot scores of a run.", "EXP", "RUN")
     command.add_argument("--tasks", default="all", help="all (the paper's seven), or names with commas")
+    texts = (
+        "texts for perplexity, with commas: lambada, squad, wikitext, ptb, a file, or a hub data set (lambada,squad)"
+    )
+    command.add_argument("--texts", default="lambada,squad", help=texts)
     _add_limit(command, 100)
     command = add("time", "Latency, speed and memory of a run, in turn with the original.", "EXP", "RUN")
     command.add_argument("--tokens", type=int, default=32, help="tokens to generate (32)")

@@ -65,24 +65,10 @@ def recover(
     Raises:
         TextError: if there are too few examples. ModelError: if the loss is not finite.
     """
-    from peft import LoraConfig, get_peft_model
-
     if settings.target == "original" and original is None:
         raise ValueError("The target is the original model's output, and no original model is given.")
     rows = training_rows(tokenizer, examples, settings)
-    lora = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        bias="none",
-        target_modules=_linear_maps(model, first_layer),
-        task_type="CAUSAL_LM",
-    )
-    torch.manual_seed(settings.seed)
-    with warnings.catch_warnings():
-        # peft tells what it adapts by itself: GPT-2's Conv1D, experts that it leaves alone.
-        warnings.simplefilter("ignore")
-        adapted: Any = get_peft_model(model, lora)
+    adapted = _with_adapters(model, settings, first_layer)
     trainer, watch = _trainer(
         adapted, rows, settings, folder, on_step, original if settings.target == "original" else None
     )
@@ -99,6 +85,25 @@ def recover(
     }
     folded = adapted.merge_and_unload()
     return folded.eval(), summary
+
+
+def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, first_layer: int) -> Any:
+    """The model with new LoRA adapters in the layers from `first_layer` up; the same ones for the same seed."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        bias="none",
+        target_modules=_linear_maps(model, first_layer),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(settings.seed)
+    with warnings.catch_warnings():
+        # peft tells what it adapts by itself: GPT-2's Conv1D, experts that it leaves alone.
+        warnings.simplefilter("ignore")
+        return get_peft_model(model, lora)
 
 
 def _train(trainer: Trainer, folder: Path) -> None:

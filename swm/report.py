@@ -108,7 +108,10 @@ def run_commands(run: Run) -> list[str]:
         found.append(_command("recover", *name, *recovery_arguments(settings["recovery"])))
     if scores := run.scores():
         limit = scores["limit"] if scores["limit"] is not None else "none"
-        found.append(_command("evaluate", *name, "--tasks", ",".join(scores["tasks"]), "--limit", str(limit)))
+        texts = ",".join(scores["perplexity"])
+        found.append(
+            _command("evaluate", *name, "--tasks", ",".join(scores["tasks"]), "--limit", str(limit), "--texts", texts)
+        )
     if run.timing() and not run.is_baseline:
         found.append(_command("time", *name))
     return found

