@@ -115,8 +115,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             scorer: Any = Plain(model, tokens, options.rule)
         else:
             scorer = WindowScorer(model, tokens, options.rule, fast=options.method != "fast")
-        step = path.extend(options.threshold, scorer.score)
-        if options.method in ("faster", "path"):
+        if options.method == "plain":
+            step = path.extend(options.threshold, scorer.score)
+        elif options.method == "fast":
+            step = path.extend_quickly(options.threshold, scorer.score)
+        else:
             sure = WindowScorer(model, tokens, options.rule, keep_every=6)
             step = settle(path, options.threshold, scorer.score, sure.score)
             del sure

@@ -187,7 +187,7 @@ def trace_chart(step: PlanAt) -> go.Figure:
             name=name,
             marker={"color": colour, "symbol": symbol, "size": 9},
             text=[
-                f"layers {t.window}: similarity {t.similarity:.4f}<br>"
+                f"layers {t.window}: similarity {'at most ' if t.at_most else ''}{t.similarity:.4f}<br>"
                 + ("grows further down" if accepted else f"below the threshold: layer {t.window.first} starts anew")
                 for _, t in chosen
             ],

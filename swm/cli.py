@@ -133,11 +133,13 @@ def run_search(options: argparse.Namespace) -> Result:
     lines += [
         f"{s.low:15.4f} {s.high:7.4f} {s.plan.layers_left:10d} {s.similarity:11.4f}  {_windows(s.plan)}" for s in steps
     ]
+    lines.append(f"{len(path.similarities)} windows tried in {path.layer_runs:,.0f} runs of a layer")
     if path.scoring != "exact":
         lines.append(f"similarities in {path.scoring}: off by up to {path.difference:.1g} where they were checked")
     data = {
         "rule": path.rule,
         "windows_tried": len(path.similarities),
+        "layer_runs": round(path.layer_runs, 1),
         "scoring": path.scoring,
         "difference": path.difference,
         "plans": [step.to_dict() for step in steps],

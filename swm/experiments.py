@@ -204,9 +204,9 @@ class Experiment(_Tracked):
     def rules_searched(self) -> list[str]:
         return sorted(file.stem for file in (self.folder / "path").glob("*.json"))
 
-    def save_path(self, path: ThresholdPath, layer_runs: int) -> None:
+    def save_path(self, path: ThresholdPath) -> None:
         self._check_writable()
-        write_json(self.folder / "path" / f"{path.rule}.json", {**path.to_dict(), "layer_runs": layer_runs})
+        write_json(self.folder / "path" / f"{path.rule}.json", path.to_dict())
 
     def run(self, name: str) -> Run:
         """A run by name. `baseline`, the original model, is always there."""

@@ -47,40 +47,34 @@ class GrowingMerge:
         check_rule(rule)
         self._layers, self._rule = layers, rule
         self.window = Window(last, last)
-        self._last = projections(layers[last])
-        self._sum: Parameters = {}  # of the layers above the first one, float32
+        self._merged = projections(layers[last])
+        self._owned = False  # as long as nothing was added, these are the layer's own tensors
 
     def grow(self) -> MergedLayer:
-        """Take in the next layer below and give the merged layer of the larger window."""
-        if self._rule in ("rdsc", "mean"):
-            self._add(projections(self._layers[self.window.first]))
+        """Take in the next layer below and give the merged layer of the larger window; it may share memory with this
+        object, and is right until the next step."""
         self.window = Window(self.window.first - 1, self.window.last)
-        first = projections(self._layers[self.window.first])
         check_same_shapes(self._layers, self.window)
-        return MergedLayer(base_layer(self.window, self._rule), self._merged(first))
+        base = base_layer(self.window, self._rule)
+        if self._rule in ("keep_first", "keep_last"):
+            return MergedLayer(base)
+        first = projections(self._layers[self.window.first])
+        if self._rule != "replace":
+            self._add(first, projections(self._layers[self.window.first + 1]))
+        return MergedLayer(base, {name: tensor.to(first[name].dtype) for name, tensor in self._merged.items()})
 
-    def _add(self, layer: Parameters) -> None:
-        if not self._sum:
-            # The first addend is the layer itself: no copy until there is something to add.
-            self._sum = dict(layer)
-        elif len(self.window) == 2:
-            self._sum = {name: tensor.float() + layer[name] for name, tensor in self._sum.items()}
-        else:
-            for name, tensor in self._sum.items():
-                tensor.add_(layer[name])
-
-    def _merged(self, first: Parameters) -> Parameters:
+    def _add(self, first: Parameters, above: Parameters) -> None:
         size = len(self.window)
-        if self._rule == "replace":
-            return dict(self._last)
-        if self._rule == "rdsc":
-            # W_l + sum (W_k - W_l) over the n-1 layers above = (their sum) - (n-2) W_l.
-            if size == 2:
-                return dict(self._sum)
-            return {n: torch.add(self._sum[n], w, alpha=-(size - 2)).to(w.dtype) for n, w in first.items()}
-        if self._rule == "mean":
-            return {n: ((self._sum[n].float() + w) / size).to(w.dtype) for n, w in first.items()}
-        return {}
+        if self._rule == "rdsc" and size == 2:
+            return  # W_l + (W_k - W_l) = W_k
+        if not self._owned:
+            self._merged, self._owned = {n: w.to(torch.float32, copy=True) for n, w in self._merged.items()}, True
+        for name, merged in self._merged.items():
+            if self._rule == "rdsc":
+                # W_l + sum (W_k - W_l) over the layers above: one layer more below changes what is taken off.
+                merged.add_(above[name], alpha=size - 2).sub_(first[name], alpha=size - 2)
+            else:
+                merged.add_((first[name] - merged) / size)
 
 
 def merge_window(layers: Sequence[nn.Module], window: Window, rule: str) -> MergedLayer:

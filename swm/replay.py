@@ -20,7 +20,8 @@ from swm.merge import GrowingMerge, MergedLayer, check_same_shapes, merge_window
 from swm.models import find_decoder
 from swm.plan import DEFAULT_RULE, Window
 
-PART_TOKENS = 1280  # run together while scoring; smaller parts need less memory and are 5 % slower
+CPU_PART_TOKENS = (256, 512)  # least and most run together while scoring: 512 is fastest, 256 17 % slower
+GPU_PART_TOKENS = (4096, 16384)  # a GPU is fast only when it has much to do at once
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -30,7 +31,8 @@ class Replay:
     Args:
         model: causal LM in eval mode; not changed.
         tokens: ids, shape (texts, length), int64, no padding.
-        keep_every: hidden states are kept for every so-manieth layer; for the others the layer below is run again.
+        keep_every: hidden states are kept for every so-manieth layer; those between are computed again when they are
+            asked for, once while the layers asked for lie near each other.
         fast: matrix products in bfloat16 (autocast); the hidden states stay in the model's own format.
 
     Attributes:
@@ -48,6 +50,7 @@ class Replay:
         self.layer_runs = 0
         self._calls: list[Call] = []
         self._inputs: dict[int, Tensor] = {}
+        self._between: dict[int, Tensor] = {}  # of the layers from one kept state to the next
         self._tail: list[nn.Module] = []
         self.reference = self._record(model, tokens)
         self._check()
@@ -66,11 +69,15 @@ class Replay:
     @torch.inference_mode()
     def input_of(self, layer: int) -> Tensor:
         """What the layer was given in the recorded pass."""
-        kept = layer - layer % self.keep_every
-        hidden = self._inputs[kept]
-        for below in range(kept, layer):
-            hidden = self.run(hidden, below)
-        return hidden
+        if layer in self._inputs:
+            return self._inputs[layer]
+        if layer not in self._between:
+            self._between = {}
+            below = layer - layer % self.keep_every
+            hidden = self._inputs[below]
+            for index in range(below, min(below + self.keep_every, len(self.layers)) - 1):
+                hidden = self._between[index + 1] = self.run(hidden, index)
+        return self._between[layer]
 
     @torch.inference_mode()
     def finish(self, hidden: Tensor) -> Tensor:
@@ -95,8 +102,12 @@ class Replay:
                     f"{type(model).__name__} changes the hidden state between layers {len(self._calls) - 1} and "
                     f"{len(self._calls)}, so its layers cannot be run one by one. This architecture is not supported."
                 )
-            if len(self._calls) % self.keep_every == 0:
-                self._inputs[len(self._calls)] = hidden
+            index = len(self._calls)
+            if index % self.keep_every == 0:
+                self._inputs[index] = hidden
+                self._between = {}  # so in the end those above the last one kept: a search begins there
+            else:
+                self._between[index] = hidden
             self._calls.append(call)
 
         def after(module: nn.Module, args: Any, result: Any) -> None:
@@ -149,12 +160,16 @@ class WindowScorer:
         model: PreTrainedModel,
         tokens: Tensor,
         rule: str = DEFAULT_RULE,
-        keep_every: int = 2,
+        keep_every: int = 6,
         fast: bool = False,
     ) -> None:
         check_tokens(tokens)
         self.rule = rule
-        parts = tokens.to(model.device).tensor_split(min(len(tokens), max(1, round(tokens.numel() / PART_TOKENS))))
+        self._texts = len(tokens)
+        least, most = CPU_PART_TOKENS if model.device.type == "cpu" else GPU_PART_TOKENS
+        if fast:
+            least, most = 2 * least, 2 * most  # a layer's weights are converted anew for each part
+        parts = tokens.to(model.device).split(part_sizes(*tokens.shape, least, most))
         self._replays = [Replay(model, part, keep_every, fast) for part in parts]
         self._layers = self._replays[0].layers
         self._growing: GrowingMerge | None = None
@@ -162,13 +177,17 @@ class WindowScorer:
         self._committed: dict[Window, MergedLayer] = {}
 
     @property
-    def layer_runs(self) -> int:
-        """Layers run so far, each for all calibration texts."""
-        return self._replays[0].layer_runs
+    def layer_runs(self) -> float:
+        """Layers run so far; one that was run for some of the texts counts by their share."""
+        return sum(replay.layer_runs * len(replay.reference) for replay in self._replays) / self._texts
 
     @torch.inference_mode()
-    def score(self, merged_above: tuple[Window, ...], window: Window) -> float:
+    def score(self, merged_above: tuple[Window, ...], window: Window, needed: float = -1.0) -> float:
         """Mean cosine to the original's final hidden state, in [-1, 1]; NaN if the merged model overflows.
+
+        Args:
+            needed: texts are left out as soon as the rest of them cannot lift the mean to this, as no cosine is above
+                1. A value below `needed` is then the most that the mean could be.
 
         A window whose layers differ in shape cannot be merged: its score is 0, which every threshold rejects.
         """
@@ -177,13 +196,20 @@ class WindowScorer:
         except PlanError:
             return 0.0
         layers = list(self._layers_from(merged_above, window))
-        cosines = []
+        lost = 0.0  # of the sum of cosines, against all being 1
+        means = {}
         for replay in self._replays:
             hidden = replay.input_of(window.first)
             for base, parameters in layers:
                 hidden = replay.run(hidden, base, parameters)
-            cosines.append(text_cosines(replay.finish(hidden), replay.reference))
-        return float(torch.cat(cosines).mean().clamp(max=1.0))
+            cosines = text_cosines(replay.finish(hidden), replay.reference).clamp(max=1.0)
+            means[replay] = float(cosines.mean())
+            lost += float((1 - cosines).sum())
+            if 1 - lost / self._texts < needed:
+                break
+        # The texts that lost most come first the next time: what fails then fails sooner.
+        self._replays.sort(key=lambda replay: means.get(replay, 1.0))
+        return 1 - lost / self._texts
 
     def _layers_from(self, merged_above: tuple[Window, ...], window: Window) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """The layers of the merged model from the window upward, as (layer to run, parameters to replace)."""
@@ -208,11 +234,25 @@ class WindowScorer:
         self._merged = None  # its memory is wanted for the next one
         growing = self._growing
         if not growing or growing.window.last != window.last or growing.window.first <= window.first:
+            self._growing = None
             growing = GrowingMerge(self._layers, window.last, self.rule)
         while growing.window != window:
             merged = growing.grow()
         self._growing, self._merged = growing, (window, merged)
         return merged
+
+
+def part_sizes(texts: int, length: int, least: int, most: int) -> list[int]:
+    """How many texts to run together: half of those left, within least and most tokens where `length` allows.
+
+    The smaller a part is the less is run in vain when its texts settle the matter, and the slower it is per token.
+    """
+    sizes = []
+    while (left := texts - sum(sizes)) > 0:
+        fewest, many = max(1, least // length), max(1, most // length)
+        half = left if left < 2 * fewest else (left + 1) // 2
+        sizes.append(min(many, half))
+    return sizes
 
 
 def text_cosines(states: Tensor, reference: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from swm.errors import PlanError, SettingsError
@@ -23,6 +23,10 @@ Windows = tuple[Window, ...]
 Score = Callable[[Windows, Window], float]
 """`score(merged_above, window)`: similarity to the original of the model in which `merged_above` (lowest first) and
 `window` are merged and everything below is untouched."""
+QuickScore = Callable[[Windows, Window, float], float]
+"""`score(merged_above, window, needed)`: the same; below `needed` it may be any bound that the similarity is under."""
+
+DOUBT = 0.002  # a window that fails by less is scored in full when the score is only nearly right
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,16 @@ class Position:
 
 @dataclass(frozen=True)
 class Trial:
-    """One window tried: its similarity, and what the threshold made of it."""
+    """One window tried: its similarity, and what the threshold made of it.
+
+    With `at_most` the similarity is that or lower: it was clear that the window fails before all texts were run.
+    """
 
     window: Window
     similarity: float
     accepted: bool
     committed: Windows = ()
+    at_most: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,9 +103,11 @@ class ThresholdPath:
     """Every plan for every threshold in [low, high], as the table of similarities that the walks need.
 
     `similarities` maps (windows merged above, window tried) to the similarity. It may be incomplete while the search
-    runs: `plan_at` then gives None where the walk needs a similarity that is not there yet. `scoring` is "exact", or
+    runs: `plan_at` then gives None where the walk needs a similarity that is not there yet. Those in `bounds` are upper
+    bounds, enough for thresholds above them. `scoring` is "exact", or
     the faster number format that the similarities were computed in; `difference` is then the largest one seen between
-    the two. `perplexities` are those of plans on the calibration text, as far as they have been measured.
+    the two. `perplexities` are those of plans on the calibration text, as far as they have been measured. `layer_runs`
+    is what it cost: how many times a layer was run for all calibration texts.
     """
 
     layer_count: int
@@ -106,9 +116,11 @@ class ThresholdPath:
     high: float = 1.0
     protect_last: int = 1
     similarities: dict[tuple[Windows, Window], float] = field(default_factory=dict)
+    bounds: set[tuple[Windows, Window]] = field(default_factory=set)
     scoring: str = "exact"
     difference: float = 0.0
     perplexities: dict[Windows, float] = field(default_factory=dict)
+    layer_runs: float = 0.0
 
     def plan_at(self, threshold: float) -> PlanAt | None:
         """Plan, interval and trace at `threshold`; None if a similarity on its way has not been computed.
@@ -120,11 +132,12 @@ class ThresholdPath:
         walk = self._walk(threshold)
         if not walk.complete:
             return None
+        trace = tuple(replace(t, at_most=(t.committed, t.window) in self.bounds) for t in walk.trace)
         plan = MergePlan(self.layer_count, walk.position.final_windows(), self.rule)
         accepted = [trial.similarity for trial in walk.trace if trial.accepted]
         similarity = accepted[-1] if accepted else 1.0
         low, high = max(walk.low, 0.0), min(walk.high, 1.0)
-        return PlanAt(plan, threshold, low, high, similarity, tuple(walk.trace), self.perplexities.get(plan.windows))
+        return PlanAt(plan, threshold, low, high, similarity, trace, self.perplexities.get(plan.windows))
 
     def intervals(self) -> list[PlanAt]:
         """The computed part of the path, from the highest threshold down: one entry for each different walk."""
@@ -165,14 +178,46 @@ class ThresholdPath:
         Raises:
             SettingsError: if the threshold is not in (0, 1]. PlanError: if a similarity is not a number.
         """
+        return self._extend(threshold, lambda above, window: self.keep(above, window, score(above, window)), on_step)
+
+    def extend_quickly(
+        self,
+        threshold: float,
+        score: QuickScore,
+        on_step: Callable[[int], None] | None = None,
+        margin: float = 0.0,
+    ) -> PlanAt:
+        """As `extend`; of windows that fail by more than `margin` only a bound is kept, which is sooner known."""
+        needed = threshold - margin
+
+        def known(above: Windows, window: Window) -> float:
+            found = self.keep(above, window, score(above, window, needed))
+            if found < needed:
+                self.bounds.add((above, window))
+            return found
+
+        return self._extend(threshold, known, on_step)
+
+    def keep(self, above: Windows, window: Window, similarity: float) -> float:
+        """Put the exact similarity of a window in the table.
+
+        Raises:
+            PlanError: if it is not a number.
+        """
+        self.similarities[above, window] = _checked(similarity, window)
+        self.bounds.discard((above, window))
+        return similarity
+
+    def _extend(self, threshold: float, score: Score, on_step: Callable[[int], None] | None) -> PlanAt:
         check_threshold(threshold)
 
         def similarity(above: Windows, window: Window) -> float:
-            if (above, window) not in self.similarities:
-                self.similarities[above, window] = _checked(score(above, window), window)
+            known = self._known(above, window, threshold)
+            if known is None:
+                known = score(above, window)
                 if on_step:
                     on_step(self.layer_count - 1 - window.first)
-            return self.similarities[above, window]
+            return known
 
         _walk(self.layer_count, self.protect_last, threshold, similarity)
         step = self.plan_at(threshold)
@@ -180,8 +225,16 @@ class ThresholdPath:
         return step
 
     def _walk(self, threshold: float) -> _Walk:
-        known = self.similarities.get
-        return _walk(self.layer_count, self.protect_last, threshold, lambda above, window: known((above, window)))
+        known = self._known
+        return _walk(
+            self.layer_count, self.protect_last, threshold, lambda above, window: known(above, window, threshold)
+        )
+
+    def _known(self, above: Windows, window: Window, threshold: float) -> float | None:
+        similarity = self.similarities.get((above, window))
+        if similarity is not None and (above, window) in self.bounds and similarity >= threshold:
+            return None
+        return similarity
 
     def covered(self) -> float:
         """Share of [low, high] for which the plan is known, 0 to 1."""
@@ -200,12 +253,14 @@ class ThresholdPath:
                 for windows, value in self.perplexities.items()
             ],
             "scoring": self.scoring,
+            "layer_runs": round(self.layer_runs, 1),
             "difference": self.difference,
             "similarities": [
                 {
                     "above": [[w.first, w.last] for w in above],
                     "window": [window.first, window.last],
                     "similarity": value,
+                    **({"at_most": True} if (above, window) in self.bounds else {}),
                 }
                 for (above, window), value in self.similarities.items()
             ],
@@ -216,12 +271,15 @@ class ThresholdPath:
         low, high, protected = float(data["low"]), float(data["high"]), int(data["protect_last"])
         path = cls(int(data["layer_count"]), str(data["rule"]), low, high, protected)
         path.scoring, path.difference = str(data.get("scoring", "exact")), float(data.get("difference", 0.0))
+        path.layer_runs = float(data.get("layer_runs", 0.0))
         check_rule(path.rule)
         for row in data.get("perplexities", []):
             path.perplexities[tuple(Window(*pair) for pair in row["windows"])] = float(row["perplexity"])
         for row in data["similarities"]:
             above = tuple(Window(*pair) for pair in row["above"])
             path.similarities[above, Window(*row["window"])] = float(row["similarity"])
+            if row.get("at_most"):
+                path.bounds.add((above, Window(*row["window"])))
         return path
 
 
@@ -276,8 +334,8 @@ def threshold_path(
             covered += b - a
             continue
         key = (position.committed, position.window)
-        if key not in path.similarities:
-            path.similarities[key] = _checked(score(*key), position.window)
+        if key not in path.similarities or key in path.bounds:
+            path.keep(*key, score(*key))
             if on_step:
                 on_step(path, covered / (path.high - path.low))
         similarity = path.similarities[key]
@@ -288,7 +346,14 @@ def threshold_path(
     return path
 
 
-def settle(path: ThresholdPath, threshold: float, score: Score, exact_score: Score, nearest: int = 2) -> PlanAt:
+def settle(
+    path: ThresholdPath,
+    threshold: float,
+    score: QuickScore,
+    exact_score: Score,
+    on_step: Callable[[int], None] | None = None,
+    nearest: int = 2,
+) -> PlanAt:
     """The plan at one threshold, when `score` is fast and only nearly right.
 
     The windows whose similarity lies nearest to the threshold are scored exactly, and then every other one that lies
@@ -297,8 +362,8 @@ def settle(path: ThresholdPath, threshold: float, score: Score, exact_score: Sco
     """
     checked: set[tuple[Windows, Window]] = set()
     while True:
-        step = path.extend(threshold, score)
-        trials = sorted(step.trace, key=lambda trial: abs(trial.similarity - threshold))
+        step = path.extend_quickly(threshold, score, on_step, margin=DOUBT)
+        trials = sorted(step.trace, key=lambda trial: (trial.at_most, abs(trial.similarity - threshold)))
         doubtful = [
             (trial.committed, trial.window)
             for place, trial in enumerate(trials)
@@ -307,9 +372,9 @@ def settle(path: ThresholdPath, threshold: float, score: Score, exact_score: Sco
         if not (left := [key for key in doubtful if key not in checked]):
             return step
         for key in left:
-            exact = _checked(exact_score(*key), key[1])
-            path.difference = max(path.difference, abs(exact - path.similarities[key]))
-            path.similarities[key] = exact
+            nearly = score(*key, -1.0) if key in path.bounds else path.similarities[key]
+            path.keep(*key, exact_score(*key))
+            path.difference = max(path.difference, abs(path.similarities[key] - nearly))
             checked.add(key)
 
 

@@ -102,10 +102,11 @@ def search(
     model, tokens = _model_and_tokens(experiment)
     path, scorer, settled = _scoring(experiment, model, tokens, rule, low, exact)
     path.low = min(path.low, low)  # similarities do not depend on the range: they are kept
-    saved = time.monotonic()
+    saved, runs_before = time.monotonic(), path.layer_runs
 
     def save() -> None:
-        experiment.save_path(path, scorer.layer_runs)
+        path.layer_runs = runs_before + scorer.layer_runs
+        experiment.save_path(path)
 
     def step(path: ThresholdPath, covered: float) -> None:
         nonlocal saved
@@ -118,8 +119,7 @@ def search(
         progress(0, 1000, f"{len(path.similarities)} windows tried")
 
     try:
-        path.extend(focus, scorer.score, first)
-        settled(focus)
+        settled(focus, first)
         save()
         threshold_path(
             experiment.layer_count, scorer.score, path.low, path.high, rule=rule, focus=focus, path=path, on_step=step
@@ -158,7 +158,7 @@ def _model_and_tokens(experiment: Experiment) -> tuple[PreTrainedModel, Any]:
 
 def _scoring(
     experiment: Experiment, model: PreTrainedModel, tokens: Any, rule: str, low: float, exact: bool
-) -> tuple[ThresholdPath, WindowScorer, Callable[[float], PlanAt]]:
+) -> tuple[ThresholdPath, WindowScorer, Callable[[float, Callable[[int], None]], PlanAt]]:
     """The path as far as it is there, the scorer it was begun with, and what makes sure of the plan at a threshold."""
     path = experiment.path(rule) or ThresholdPath(experiment.layer_count, rule, low)
     if not path.similarities:
@@ -168,12 +168,12 @@ def _scoring(
         path = ThresholdPath(experiment.layer_count, rule, path.low)
     scorer = WindowScorer(model, tokens, rule, fast=path.scoring != "exact")
 
-    def settled(threshold: float) -> PlanAt:
+    def settled(threshold: float, on_step: Callable[[int], None]) -> PlanAt:
         if path.scoring == "exact":
-            return path.extend(threshold, scorer.score)
+            return path.extend_quickly(threshold, scorer.score, on_step)
         # Few windows are scored exactly: it keeps few hidden states.
         sure = WindowScorer(model, tokens, rule, keep_every=6)
-        return settle(path, threshold, scorer.score, sure.score)
+        return settle(path, threshold, scorer.score, sure.score, on_step)
 
     return path, scorer, settled
 
@@ -233,10 +233,10 @@ def _searched_plan(experiment: Experiment, threshold: float, rule: str, progress
     model, tokens = _model_and_tokens(experiment)
     path, scorer, settled = _scoring(experiment, model, tokens, rule, 0.5, exact=False)
     layers = experiment.layer_count - 1
-    path.extend(threshold, scorer.score, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
-    step = settled(threshold)
+    step = settled(threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
+    path.layer_runs += scorer.layer_runs
     if not experiment.read_only:
-        experiment.save_path(path, scorer.layer_runs)
+        experiment.save_path(path)
     return step
 
 

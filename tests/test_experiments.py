@@ -65,7 +65,7 @@ def test_path_comes_back_as_it_was(experiment):
     path = ThresholdPath(6, "mean", 0.5)
     path.similarities[(Window(3, 4),), Window(1, 2)] = 0.75
     path.similarities[(), Window(3, 4)] = 0.875
-    experiment.save_path(path, 12)
+    experiment.save_path(path)
     assert experiment.path("mean") == path
     assert experiment.path("rdsc") is None
 

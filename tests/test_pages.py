@@ -43,7 +43,7 @@ def study():
         "cka",
         {"matrix": matrix, "block_influence": [0.1] * 6, "norm": [5.0] * 6, "tokens": 99, "conditions": conditions},
     )
-    study.save_path(threshold_path(6, lambda above, window: 1 - 0.1 * len(window), 0.5), 0)
+    study.save_path(threshold_path(6, lambda above, window: 1 - 0.1 * len(window), 0.5))
     run = study.create_run("first", MergePlan(6, (Window(1, 3),)), 0.7)
     run.remember(merge={"parameters": 800, "size_bytes": 3200})
     run.save("scores", scores(50.0, 0.5, 0.6))

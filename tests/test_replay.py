@@ -7,8 +7,8 @@ from swm.errors import ModelError, TextError
 from swm.merge import apply_plan
 from swm.models import find_decoder
 from swm.plan import RULES, MergePlan, Window
-from swm.replay import Replay, WindowScorer, layer_outputs, text_cosines
-from swm.search import find_plan
+from swm.replay import Replay, WindowScorer, layer_outputs, part_sizes, text_cosines
+from swm.search import ThresholdPath, find_plan
 from tests.conftest import tiny_model
 
 
@@ -111,10 +111,34 @@ def test_texts_run_in_parts_score_as_all_at_once(tokens, monkeypatch):
     model = tiny_model(layers=6)
     cases = [((), Window(3, 4)), ((Window(3, 4),), Window(0, 2))]
     whole = [WindowScorer(model, tokens).score(*case) for case in cases]
-    monkeypatch.setattr("swm.replay.PART_TOKENS", 16)
+    monkeypatch.setattr("swm.replay.CPU_PART_TOKENS", (16, 16))
     scorer = WindowScorer(model, tokens)
     assert [scorer.score(*case) for case in cases] == pytest.approx(whole, abs=1e-6)
     assert scorer.layer_runs < 6 + 2 * 7
+
+
+@pytest.mark.parametrize(
+    ("texts", "length", "sizes"),
+    [(10, 128, [5, 3, 1, 1]), (10, 4096, [1] * 10), (3, 16, [3]), (30, 128, [5, 5, 5, 5, 5, 3, 1, 1])],
+)
+def test_parts_halve_what_is_left_within_least_and_most(texts, length, sizes):
+    assert part_sizes(texts, length, 128, 640) == sizes
+
+
+def test_texts_are_left_out_once_they_cannot_change_the_verdict(monkeypatch):
+    model, tokens = tiny_model(layers=6), torch.arange(128).reshape(8, 16) % 64
+    monkeypatch.setattr("swm.replay.CPU_PART_TOKENS", (16, 16))
+    exact, quick = WindowScorer(model, tokens), WindowScorer(model, tokens)
+    cases = [((), Window(3, 4)), ((), Window(1, 4)), ((Window(3, 4),), Window(1, 2))]
+    for case in cases:
+        similarity = exact.score(*case)
+        assert quick.score(*case, needed=similarity - 1e-6) == pytest.approx(similarity, abs=1e-6)
+        needed = (1 + similarity) / 2
+        bound = quick.score(*case, needed=needed)
+        assert similarity <= bound < needed
+    assert quick.layer_runs < 1.8 * exact.layer_runs  # twice as many windows
+    plan = ThresholdPath(6).extend_quickly(0.9, quick.score).plan
+    assert plan == find_plan(6, exact.score, 0.9)
 
 
 def test_no_text_is_refused(model):

@@ -29,6 +29,16 @@ def seeded_score(seed):
     return score
 
 
+def bounded(score):
+    """The same as a quick score: below what is needed some bound between the similarity and that."""
+
+    def quick(above, window, needed):
+        similarity = score(above, window)
+        return similarity if similarity >= needed else similarity + 0.9 * (needed - similarity) * (len(window) % 2)
+
+    return quick
+
+
 def test_window_grows_until_the_threshold_fails_and_the_failing_layer_starts_the_next():
     # Layers 0-5, 5 protected. 3-4 and 2-4 pass, 1-4 fails: commit 2-4. Layer 1 starts anew: 0-1 passes, bottom: commit.
     tried = []
@@ -175,9 +185,10 @@ def test_plan_at_takes_under_a_millisecond_for_80_layers():
 def test_a_plan_from_scores_with_noise_is_settled_to_the_exact_plan(seed, threshold):
     exact = seeded_score(seed)
 
-    def noisy(above, window):
+    def noise(above, window):
         return min(1.0, exact(above, window) + 0.004 * math.sin(hash((seed, window.first, window.last, len(above)))))
 
+    noisy = bounded(noise)
     path, asked = ThresholdPath(10), []
 
     def counted(above, window):
@@ -189,6 +200,34 @@ def test_a_plan_from_scores_with_noise_is_settled_to_the_exact_plan(seed, thresh
     if path.difference > 0.001:  # the error was seen, so it was allowed for
         assert step.plan == find_plan(10, exact, threshold)
     assert path.difference <= 0.004
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), threshold=st.floats(0.4, 1.0), other=st.floats(0.4, 1.0))
+def test_bounds_give_the_same_plan_and_only_for_the_thresholds_they_settle(seed, threshold, other):
+    exact = seeded_score(seed)
+    path = ThresholdPath(10, low=0.4)
+    step = path.extend_quickly(threshold, bounded(exact))
+    assert step.plan == find_plan(10, exact, threshold)
+    assert all(trial.at_most != trial.accepted for trial in step.trace)
+    for t in (other, step.low, step.high):
+        if t > 0 and (found := path.plan_at(t)):
+            assert found.plan == find_plan(10, exact, t)
+    assert ThresholdPath.from_dict(json.loads(json.dumps(path.to_dict()))) == path
+    whole = threshold_path(10, exact, 0.4, path=path)
+    assert not whole.bounds & {key for key in whole.similarities if exact(*key) > 0.4}
+    assert whole.plan_at(other).plan == find_plan(10, exact, other)
+    assert whole.covered() == pytest.approx(1)
+
+
+def test_a_bound_is_never_taken_for_a_similarity():
+    path = ThresholdPath(4)
+    step = path.extend_quickly(0.9, lambda above, window, needed: 0.85)
+    assert (step.low, step.high) == (0.85, 1.0)
+    assert path.plan_at(0.85) is None
+    assert path.plan_at(0.86).trace[0].at_most
+    path.extend(0.85, lambda above, window: 0.7)
+    assert path.plan_at(0.85).low == 0.7
 
 
 def test_of_several_plans_of_a_depth_the_one_of_lowest_perplexity_is_taken():
