@@ -169,7 +169,7 @@ class WindowScorer:
         least, most = CPU_PART_TOKENS if model.device.type == "cpu" else GPU_PART_TOKENS
         if fast:
             least, most = 2 * least, 2 * most  # a layer's weights are converted anew for each part
-        parts = tokens.to(model.device).split(part_sizes(*tokens.shape, least, most))
+        parts = tokens.to(model.device).split(part_sizes(len(tokens), tokens.shape[1], least, most))
         self._replays = [Replay(model, part, keep_every, fast) for part in parts]
         self._layers = self._replays[0].layers
         self._growing: GrowingMerge | None = None
@@ -247,7 +247,7 @@ def part_sizes(texts: int, length: int, least: int, most: int) -> list[int]:
 
     The smaller a part is the less is run in vain when its texts settle the matter, and the slower it is per token.
     """
-    sizes = []
+    sizes: list[int] = []
     while (left := texts - sum(sizes)) > 0:
         fewest, many = max(1, least // length), max(1, most // length)
         half = left if left < 2 * fewest else (left + 1) // 2
