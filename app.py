@@ -3,8 +3,8 @@
 import streamlit as st
 
 from pages.shared.frame import STEPS, next_step, run_metrics, shown_errors, start_page
+from pages.shared.live import layers_picture
 from pages.shared.tables import runs_table
-from swm.charts import layer_strip
 from swm.compare import compare, flat_rows, row_name
 from swm.experiments import list_experiments
 
@@ -21,7 +21,7 @@ with shown_errors():
             st.markdown(f"**{experiment.name}**: {row_name(newest)}, and the difference to the original")
             run_metrics(newest)
             plan = experiment.run(newest["run"]).plan
-            st.plotly_chart(layer_strip(plan), key="home_strip", config={"displayModeBar": False})
+            layers_picture(plan, experiment.model_facts, key="home_layers")
             next_step("pages/compare.py", "All scores, before and after")
 
 left, right = st.columns(2, gap="large")

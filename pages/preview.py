@@ -7,15 +7,19 @@ from pages.shared.frame import (
     command_line,
     job_status,
     next_step,
+    number_from_address,
     poll_while_active,
     require_experiment,
     shown_errors,
     start_page,
 )
+from pages.shared.live import live_preview, path_and_view
 from pages.shared.tables import trace_table
-from swm.charts import layer_strip, similarity_heatmap, staircase, trace_chart
+from swm.charts import similarity_heatmap, trace_chart
+from swm.experiments import BASELINE, Experiment
 from swm.jobs import start
-from swm.plan import RULES
+from swm.plan import RULES, MergePlan, parse_windows
+from swm.view import known_similarity, plan_view
 
 RULE_NAMES = {
     "rdsc": "printed formula",
@@ -24,15 +28,48 @@ RULE_NAMES = {
     "keep_first": "keep the first layer",
     "keep_last": "keep the last layer",
 }
-
 ANY = "any"
+
+
+def take_threshold() -> None:
+    """What the slider says counts from now on; the address says it too."""
+    chosen = st.session_state["preview_live"]["threshold"]
+    if chosen is not None:
+        st.session_state.update(preview_threshold=chosen, preview_windows=None, preview_depth=ANY)
+
+
+def take_windows() -> None:
+    st.session_state["preview_windows"] = st.session_state["preview_live"]["windows"]
+
+
+def search_controls(experiment: Experiment, rule: str, low: float, threshold: float, covered: float) -> None:
+    """How far the path is, and the button that goes on with it."""
+    arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", f"{threshold:g}"]
+    if experiment.state().active:
+        poll_while_active(experiment)
+    elif covered == 0:
+        st.info(
+            "No threshold is computed for this rule yet. The search finds every plan at once, the one at this "
+            "threshold first; for 30 layers and 10 × 128 tokens expect some minutes on a processor."
+        )
+    else:
+        st.info(f"{covered:.0%} of the thresholds from {low:g} up are computed; the hatched ones are not.")
+    if not experiment.state().active and st.button(
+        "Search", type="primary", disabled=experiment.read_only, key="preview_search"
+    ):
+        start(experiment, "search", arguments)
+        st.rerun()
+    job_status(experiment, experiment.state())
+    command_line(*arguments)
+
 
 experiment = require_experiment(
     start_page("Preview", "Which neighbouring layers become one, for the similarity you ask for.")
 )
 caption(experiment)
-controls = st.columns([4, 2, 1.3], gap="large", vertical_alignment="bottom")
-rule = controls[1].selectbox(
+st.session_state.setdefault("preview_threshold", number_from_address("threshold", 0.9, 0.0001, 1.0))
+controls = st.columns([2, 1.3, 4], gap="large", vertical_alignment="bottom")
+rule = controls[0].selectbox(
     "Merge rule",
     list(RULES),
     format_func=RULE_NAMES.get,
@@ -41,94 +78,68 @@ rule = controls[1].selectbox(
     persist_state="session",
     help="How a window becomes one layer.",
 )
-threshold = controls[0].slider(
-    "Merge while similarity is at least",
-    0.5,
-    1.0,
-    0.9,
-    0.001,
-    format="%.3f",
-    key="threshold",
-    bind="query-params",
-    persist_state="session",
-    on_change=lambda: st.session_state.update(preview_depth=ANY),
-    help="Cosine between the final hidden states of the merged and the original model, averaged over the texts.",
-)
 
 with shown_errors():
-    path = experiment.path(rule)
-    steps = path.intervals() if path else []
-    depths = sorted({each.plan.layers_left for each in steps}, reverse=True)
-    depth = controls[2].selectbox(
-        "or layers",
+    path, view = path_and_view(experiment, rule)
+    depths = sorted({plan["left"] for plan in view["plans"]}, reverse=True)
+    depth = controls[1].selectbox(
+        "Layers",
         [ANY, *depths],
         key="preview_depth",
-        help="Instead of the threshold: of the plans that leave so many layers the one of lowest perplexity.",
+        help="Instead of a threshold: of the plans that leave so many layers the one of lowest perplexity.",
     )
-    if path is None or path.covered() < 0.999:
-        known = f"{path.covered():.0%} of the thresholds from {path.low:g} up" if path else "No threshold"
-        if experiment.state().active:
+    if depth in depths:
+        st.session_state["preview_threshold"] = path.plan_with_layers(depth).threshold
+    threshold = st.session_state["preview_threshold"]
+    st.query_params["threshold"] = f"{threshold:g}"
+    facts, timing = experiment.model_facts, experiment.run(BASELINE).timing()
+    by_hand = st.session_state.get("preview_windows")
+    plan, hand, similarity = MergePlan(experiment.layer_count, (), rule), None, None
+    if by_hand is not None:
+        plan = MergePlan(experiment.layer_count, parse_windows(by_hand), rule)
+        similarity = known_similarity(path, plan)
+        hand = plan_view(plan, facts, timing, path.perplexities, similarity)
+    empty = plan_view(MergePlan(experiment.layer_count, (), rule), facts, timing)
+    live_preview(view, empty, threshold, hand, "preview_live", take_threshold, take_windows)
+    covered = path.covered()
+    step = path.plan_at(threshold)
+    if covered < 0.999 or (step is None and hand is None):
+        search_controls(experiment, rule, min(path.low, threshold), threshold, covered)
+
+if hand is not None:
+    arguments = ["plan", experiment.name, "--windows", str(by_hand), "--rule", rule]
+    if similarity is None or plan.windows not in path.perplexities:
+        with shown_errors():
+            st.caption("The search did not come by these windows, so their similarity or perplexity is not known yet.")
+            idle = not experiment.state().active
+            if idle and st.button("Measure them", disabled=experiment.read_only, key="preview_measure"):
+                start(experiment, "plan", arguments)
+                st.rerun()
             poll_while_active(experiment)
-        else:
-            st.info(
-                f"{known} is computed for this rule. The search finds every plan at once, the one at this threshold "
-                "first; for 30 layers and 10 × 128 tokens expect some minutes on a processor."
-            )
-    step = path.plan_with_layers(depth) if path and depth in depths else path and path.plan_at(threshold)
-    if step is None and path and path.covered() > 0.999:
-        st.info(f"Plans are computed for thresholds from {path.low:g} up. Search for those below, or move the slider.")
-    if step is None or path is None or path.covered() < 0.999:
-        low = min(path.low if path else 0.5, threshold)
-        arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", f"{threshold:g}"]
-        idle = not experiment.state().active
-        if idle and st.button("Search", type="primary", disabled=experiment.read_only, key="preview_search"):
-            start(experiment, "search", arguments)
-            st.rerun()
-        job_status(experiment, experiment.state())
-        command_line(*arguments)
-    if step is None:
-        st.stop()
+            job_status(experiment, experiment.state())
+    command_line(*arguments)
+    next_step("pages/run.py", "Merge these windows", run="new run", windows=str(by_hand), merge_by=rule)
+    st.stop()
+if step is None:
+    st.stop()
 
-threshold = step.threshold
-plan, facts = step.plan, experiment.model_facts
-saved = (plan.layer_count - plan.layers_left) * facts["parameters_per_layer"]
-columns = st.columns(6)
-columns[0].metric("Layers", f"{plan.layers_left} of {plan.layer_count}")
-columns[1].metric("Parameters", f"{(facts['parameters'] - saved) / 1e6:,.1f} M")
-columns[2].metric("Smaller by", f"{saved / facts['parameters']:.1%}")
-columns[3].metric("Windows", len(plan.windows))
-columns[4].metric("Similarity", f"{step.similarity:.4f}", help="Of the model with all windows merged.")
-original = path.perplexities.get(())
-columns[5].metric(
-    "Perplexity",
-    "–" if step.perplexity is None else f"{step.perplexity:,.0f}",
-    None if step.perplexity is None or original is None else f"× {step.perplexity / original:.2f}",
-    delta_color="off",
-    delta_arrow="off",
-    help="On the calibration text, before healing, and how many times the original's. Lower is better.",
-)
-
-st.plotly_chart(layer_strip(plan), key="preview_strip", config={"displayModeBar": False})
-interval = f"The same plan holds for thresholds above {step.low:.4f} up to {step.high:.4f}."
+plan = step.plan
 if path.scoring != "exact":
-    interval += f" Similarities in {path.scoring}, off by up to {path.difference:.1g} where they were checked."
-st.caption(interval)
+    st.caption(f"Similarities in {path.scoring}, off by up to {path.difference:.1g} where they were checked.")
 if not plan.windows:
     st.info("No neighbours are this alike. Lower the threshold to merge some.")
-
 left, right = st.columns(2, gap="large")
 with left:
-    st.subheader("Layers left against the threshold", anchor=False)
-    st.plotly_chart(staircase(steps, threshold), key="preview_stairs")
-    st.caption("Not monotone: a lower threshold can lead the window another way.")
-with right:
     st.subheader("Every window tried", anchor=False)
     st.plotly_chart(trace_chart(step), key="preview_trace")
     st.caption("A window grows downward while it stays on or above the line.")
-
-with st.expander("The windows tried, as a table"):
+with right:
+    st.subheader("As a table", anchor=False)
     st.dataframe(
-        trace_table(step), hide_index=True, column_config={"similarity": st.column_config.NumberColumn(format="%.4f")}
+        trace_table(step),
+        hide_index=True,
+        height=320,
+        column_config={"similarity": st.column_config.NumberColumn(format="%.4f")},
     )
 metrics = experiment.metrics_measured()
 if metrics:
@@ -136,8 +147,9 @@ if metrics:
         matrix = experiment.similarity(metrics[0])["matrix"]
         st.plotly_chart(similarity_heatmap(matrix, metrics[0], plan.windows), key="preview_map")
 st.caption(
-    "The similarity of the last hidden states is a weak guide to quality: a plan with a good one can still have a poor "
-    "perplexity. Evaluate a run before you trust it."
+    "Depth is not monotone in the threshold: a lower one can lead a window another way. And the similarity of the last "
+    "hidden states is a weak guide to quality: a plan with a good one can still have a poor perplexity. Evaluate a run "
+    "before you trust it."
 )
 command_line("plan", experiment.name, "--threshold", f"{threshold:g}", "--rule", rule, "--json")
 next_step("pages/run.py", "Merge these layers", run="new run", merge_at=f"{threshold:g}", merge_by=rule)

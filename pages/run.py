@@ -13,7 +13,8 @@ from pages.shared.frame import (
     shown_errors,
     start_page,
 )
-from swm.charts import layer_strip, loss_chart
+from pages.shared.live import layers_picture
+from swm.charts import loss_chart
 from swm.compare import STAGES
 from swm.experiments import Experiment, Run, check_name
 from swm.jobs import cancel, start
@@ -38,7 +39,7 @@ def new_run(experiment: Experiment, count: int) -> None:
         )
         windows = left.text_input(
             "or windows by hand",
-            "",
+            st.query_params.get("windows", "")[:400],
             key="run_windows",
             placeholder="27-28,25-26",
             help="First and last layer, both included. Overrules the threshold.",
@@ -122,7 +123,7 @@ def progress(run: Run) -> None:
     columns[1].metric("Rule", run.plan.rule, help=RULES[run.plan.rule])
     columns[2].metric("Stage", STAGES[run.stage])
     columns[3].metric("Memory of the job", f"{state.memory_bytes / 2**20:,.0f} MiB" if state.memory_bytes else "–")
-    st.plotly_chart(layer_strip(run.plan), key="run_strip", config={"displayModeBar": False})
+    layers_picture(run.plan, run.experiment.model_facts, key="run_layers")
     poll_while_active(run)
     job_status(run, state)
     if state.active and st.button("Cancel", key="run_cancel", icon=":material/cancel:"):

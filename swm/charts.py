@@ -11,13 +11,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from swm.plan import MergePlan, Window
+from swm.plan import Window
 from swm.search import PlanAt
+from swm.view import BETTER, WINDOW_COLOURS, WORSE
 
 ERROR_BAR = "rgba(90,98,112,1)"
-BETTER, WORSE = "#2f6fde", "#d9730d"
-GREY, LINE, WHITE = "rgba(128,136,150,0.22)", "rgba(115,124,140,1)", "#ffffff"
-WINDOW_COLOURS = ("#0072b2", "#b5568c", "#00835f", "#a6761d", "#7b68b5", "#3d87b5")
+LINE = "rgba(115,124,140,1)"
 
 
 def similarity_heatmap(matrix: Sequence[Sequence[float]], name: str, windows: Sequence[Window] = ()) -> go.Figure:
@@ -93,86 +92,6 @@ def norm_line(norms: Sequence[float]) -> go.Figure:
         )
     )
     return _plain(figure, "layer", "mean length of a token's state", 260)
-
-
-def layer_strip(plan: MergePlan) -> go.Figure:
-    """The layers before and after: each merged layer stands below the window it was made from, as wide as it."""
-    colour = {window: WINDOW_COLOURS[i % len(WINDOW_COLOURS)] for i, window in enumerate(plan.windows)}
-    of_layer = {layer: window for window in plan.windows for layer in range(window.first, window.last + 1)}
-    layers = list(range(plan.layer_count))
-    kept = plan.kept_layers()
-    figure = go.Figure()
-    figure.add_bar(
-        x=layers,
-        y=[1.0] * len(layers),
-        base=1.25,
-        width=0.92,
-        text=[str(layer) for layer in layers],
-        marker_color=[colour.get(of_layer.get(layer, Window(-1, -1)), GREY) for layer in layers],
-        hovertext=[
-            f"layer {layer}" + (f", in window {of_layer[layer]}" if layer in of_layer else "") for layer in layers
-        ],
-    )
-    figure.add_bar(
-        x=[(window.first + window.last) / 2 for window in kept],
-        y=[1.0] * len(kept),
-        base=0,
-        width=[len(window) - 0.08 for window in kept],
-        text=[str(new) for new in range(len(kept))],
-        marker_color=[colour.get(window, GREY) for window in kept],
-        hovertext=[
-            f"new layer {new}: " + (f"layers {window} merged" if len(window) > 1 else f"layer {window.first} as it was")
-            for new, window in enumerate(kept)
-        ],
-    )
-    figure.data[0].textfont.color = [WHITE if layer in of_layer else LINE for layer in layers]
-    figure.data[1].textfont.color = [WHITE if len(window) > 1 else LINE for window in kept]
-    figure.update_traces(
-        hovertemplate="%{hovertext}<extra></extra>", textposition="inside", insidetextanchor="middle", textangle=0
-    )
-    figure.update_layout(
-        barmode="overlay",
-        bargap=0,
-        showlegend=False,
-        height=150,
-        margin={"l": 55, "r": 5, "t": 5, "b": 5},
-        uniformtext={"minsize": 7, "mode": "hide"},
-        xaxis={"visible": False, "range": [-0.6, plan.layer_count - 0.4], "fixedrange": True},
-        yaxis={
-            "tickvals": [0.5, 1.75],
-            "ticktext": ["after", "before"],
-            "showgrid": False,
-            "zeroline": False,
-            "fixedrange": True,
-            "range": [-0.05, 2.3],
-        },
-    )
-    return figure
-
-
-def staircase(steps: Sequence[PlanAt], threshold: float) -> go.Figure:
-    """Layers left against the threshold, with the current one. Not monotone: it is drawn as it is."""
-    x: list[float | None] = []
-    y: list[int | None] = []
-    for upper, step in zip([None, *steps], steps, strict=False):
-        if upper is not None and upper.low > step.high:
-            x.append(None)  # not computed yet
-            y.append(None)
-        x += [step.high, step.low]
-        y += [step.plan.layers_left] * 2
-    figure = go.Figure(
-        go.Scatter(
-            x=x,
-            y=y,
-            mode="lines",
-            line={"color": LINE, "width": 2},
-            hovertemplate="threshold %{x:.4f}: %{y} layers<extra></extra>",
-        )
-    )
-    figure.add_vline(x=threshold, line={"color": BETTER, "width": 2})
-    depths = [depth for depth in y if depth is not None]
-    figure.update_yaxes(dtick=max(1, (max(depths) - min(depths)) // 8) if depths else 1)
-    return _plain(figure, "threshold", "layers left", 320)
 
 
 def trace_chart(step: PlanAt) -> go.Figure:

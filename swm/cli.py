@@ -149,6 +149,8 @@ def run_search(options: argparse.Namespace) -> Result:
 
 def run_plan(options: argparse.Namespace) -> Result:
     experiment = Experiment.open(options.exp)
+    if options.windows is not None:
+        return _measured_plan(experiment, options)
     step = _plan(experiment, options)
     text = (
         f"{step.plan.layers_left} of {step.plan.layer_count} layers; windows {_windows(step.plan)}; similarity "
@@ -157,6 +159,23 @@ def run_plan(options: argparse.Namespace) -> Result:
     if step.perplexity is not None:
         text += f"; perplexity {step.perplexity:,.1f} on the calibration text"
     return step.to_dict(), text
+
+
+def _measured_plan(experiment: Experiment, options: argparse.Namespace) -> Result:
+    from swm import stages
+
+    plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule)
+    if experiment.read_only:
+        data = stages.measure_plan(experiment, plan)
+    else:
+        with watched(experiment, "plan") as progress:
+            data = stages.measure_plan(experiment, plan, progress)
+    text = (
+        f"{plan.layers_left} of {plan.layer_count} layers; windows {_windows(plan)}; similarity "
+        f"{data['similarity']:.4f}; perplexity {data['perplexity']:,.1f} on the calibration text, the original's "
+        f"{data['perplexity_original']:,.1f}"
+    )
+    return data, text
 
 
 def run_merge(options: argparse.Namespace) -> Result:

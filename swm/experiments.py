@@ -201,6 +201,11 @@ class Experiment(_Tracked):
                 f"{self.folder / 'path' / rule}.json is damaged ({error}). Delete it and search again."
             ) from None
 
+    def path_changed(self, rule: str) -> int:
+        """When the path was written last, in nanoseconds; 0 if there is none."""
+        file = self.folder / "path" / f"{rule}.json"
+        return file.stat().st_mtime_ns if file.is_file() else 0
+
     def rules_searched(self) -> list[str]:
         return sorted(file.stem for file in (self.folder / "path").glob("*.json"))
 

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--from", dest="low", type=float, default=0.5, help="lowest threshold of interest (0.5)")
     command.add_argument("--exact", action="store_true", help="no faster number format, even where there is one")
     command.add_argument("--focus", type=float, default=0.9, help="threshold to compute first (0.9)")
-    _add_plan(add("plan", "Which windows merge at a threshold, or for a number of layers.", "EXP"), windows=False)
+    _add_plan(add("plan", "Which windows merge at a threshold or for a number of layers; how good a plan is.", "EXP"))
     _add_plan(add("merge", "Merge the windows of a plan into a smaller model.", "EXP", "RUN"))
     _add_recovery(add("recover", "Heal a merged model with LoRA.", "EXP", "RUN"))
     command = add("evaluate", "Perplexity and zero-shot scores of a run.", "EXP", "RUN")
@@ -88,13 +88,12 @@ def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
 
 
-def _add_plan(command: argparse.ArgumentParser, windows: bool = True, required: bool = True) -> None:
+def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
     group = command.add_mutually_exclusive_group(required=required)
     group.add_argument("--threshold", type=float, help="merge while similarity is at least this, above 0, at most 1")
     group.add_argument("--layers", type=int, help="layers to keep; of several plans the one of lowest perplexity")
     group.add_argument("--ratio", type=float, help="share of the layers to remove, as in 0.2")
-    if windows:
-        group.add_argument("--windows", help="windows by hand, both ends included, as in 27-28,25-26")
+    group.add_argument("--windows", help="windows by hand, both ends included, as in 27-28,25-26")
     _add_rule(command)
 
 

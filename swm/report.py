@@ -20,6 +20,7 @@ from swm.experiments import BASELINE, Experiment, Run
 from swm.files import check_space, disk_errors, replace_file, replaced_folder
 from swm.metrics import Measure
 from swm.presets import recovery_arguments
+from swm.view import TEMPLATES, plan_view
 
 METHOD = "Sliding-Window Merging, arXiv:2502.19159"
 
@@ -51,7 +52,6 @@ def report_html(experiment: Experiment) -> str:
         windows = runs[0].plan.windows if runs else ()
         title = f"Similarity of all layer pairs ({metric}), windows of the first run outlined"
         figures.append((title, charts.similarity_heatmap(similarity["matrix"], str(metric), windows)))
-    figures += [(f"Layers of run {run.name}, before and after", charts.layer_strip(run.plan)) for run in runs]
     figures += [
         (f"Recovery of run {run.name}", charts.loss_chart(run.events())) for run in runs if run.stage == "recovered"
     ]
@@ -67,6 +67,7 @@ def report_html(experiment: Experiment) -> str:
             facts=experiment.model_facts,
             names=[row_name(row) for row in flat],
             lines=lines(flat),
+            plans=[(run.name, plan_view(run.plan, experiment.model_facts)) for run in runs],
             figures=[(title, _figure_html(figure, first=i == 0)) for i, (title, figure) in enumerate(figures)],
             conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
             commands=commands(experiment),
@@ -172,5 +173,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["layers_css"] = Markup((TEMPLATES / "layers.css").read_text(encoding="utf-8"))  # noqa: S704
+    environment.globals["layers_js"] = Markup((TEMPLATES / "layers.js").read_text(encoding="utf-8"))  # noqa: S704
     environment.filters["number"] = lambda value: f"{value:,.1f}"
     return environment

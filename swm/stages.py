@@ -31,6 +31,7 @@ from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, sett
 from swm.similarity import measure_similarity
 from swm.texts import PERPLEXITY_TEXTS, calibration_tokens, perplexity_tokens, recovery_examples, whole_characters
 from swm.timing import generated_tokens, time_models
+from swm.view import known_similarity
 
 Progress = Callable[[int, int, str], None]
 SAVE_SECONDS = 2.0
@@ -129,6 +130,27 @@ def search(
     finally:
         save()
     return path
+
+
+def measure_plan(experiment: Experiment, plan: MergePlan, progress: Progress = no_progress) -> dict[str, Any]:
+    """Similarity and perplexity on the calibration text of a plan, however it came about; kept with the path."""
+    progress(0, 2, "loading the model")
+    model, tokens = _model_and_tokens(experiment)
+    path, scorer, _ = _scoring(experiment, model, tokens, plan.rule, 0.5, exact=False)
+    if plan.windows and known_similarity(path, plan) is None:
+        progress(0, 2, "similarity")
+        path.keep(plan.windows[1:], plan.windows[0], scorer.score(plan.windows[1:], plan.windows[0]))
+        path.layer_runs += scorer.layer_runs
+    _measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], model, tokens, progress)
+    if not experiment.read_only:
+        experiment.save_path(path)
+    perplexities = path.perplexities
+    return {
+        **plan.to_dict(),
+        "similarity": known_similarity(path, plan),
+        "perplexity": perplexities[plan.windows],
+        "perplexity_original": perplexities[()],
+    }
 
 
 def _measure_perplexities(

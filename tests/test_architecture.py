@@ -16,7 +16,7 @@ ORDER = [
     ["stages"],
     ["recover", "evaluate", "timing", "report"],
     ["scoring", "compare", "charts", "jobs"],
-    ["similarity", "experiments"],
+    ["similarity", "experiments", "view"],
     ["replay"],
     ["merge"],
     ["models", "texts", "search"],

@@ -98,23 +98,53 @@ def test_every_page_opens_by_its_address_on_a_fresh_server(app, page):
 def test_dragging_the_slider_changes_strip_numbers_and_address(app, page):
     page.goto(f"{app}/preview?experiment=demo&threshold=0.99")
     ready(page)
-    metric = page.locator("[data-testid=stMetricValue]").first
-    assert metric.inner_text() == "30 of 30"
-    box = page.locator("div:has(> [data-testid=stSliderThumbValue])").last.bounding_box()
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    number = page.locator(".number .value").first
+    page.wait_for_selector("text=30 of 30")
+    box = page.locator("input.slider").bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.97 * box["width"], y)
     page.mouse.down()
-    page.wait_for_timeout(80)
-    page.mouse.move(box["x"] - 90, box["y"] + box["height"] / 2, steps=8)
-    page.wait_for_timeout(80)
+    seen = []
+    for share in (0.9, 0.8, 0.7):
+        page.mouse.move(box["x"] + share * box["width"], y, steps=3)
+        page.wait_for_timeout(80)
+        left = int(number.inner_text().split()[0])
+        # one bar for each layer before, one for each after, while the button is still down
+        assert page.locator(".layer").count() == 30 + left
+        seen.append(left)
+    assert len(set(seen)) > 1  # the picture follows before the button is let go
+    assert max(seen) < 30
+    assert "threshold=0.99" in page.url
     page.mouse.up()
-    page.wait_for_function(
-        "document.querySelector('[data-testid=stMetricValue]')?.innerText.split(' ')[0] < 30", timeout=10_000
-    )
-    left = int(metric.inner_text().split()[0])
-    assert left < 30
-    # one bar for each layer before, one for each after
-    page.wait_for_function(f"document.querySelectorAll('.bars .point').length == {30 + left}", timeout=10_000)
-    assert 0.5 < float(re.search(r"threshold=([\d.]+)", page.url)[1]) < 0.99
+    page.wait_for_url(re.compile(r"threshold=0\.8"))
+
+
+def test_a_click_on_the_staircase_and_a_pinned_plan(app, page):
+    page.goto(f"{app}/preview?experiment=demo&threshold=0.99")
+    ready(page)
+    page.wait_for_selector("text=30 of 30")
+    page.get_by_role("button", name="Pin").click()
+    box = page.locator(".stairs").bounding_box()
+    page.mouse.click(box["x"] + box["width"] * 0.8, box["y"] + 40)
+    page.wait_for_url(re.compile(r"threshold=0\.8"))
+    values = page.locator(".number .value")
+    assert int(values.nth(0).inner_text().split()[0]) < 30
+    assert values.nth(6).inner_text() == "30 of 30"
+
+
+def test_windows_edited_by_hand_go_along_to_the_run_page(app, page):
+    page.goto(f"{app}/preview?experiment=demo&threshold=0.99")
+    ready(page)
+    page.get_by_role("button", name="Edit by hand").click()
+    page.locator(".border").nth(10).click()
+    page.locator(".border").nth(11).click()
+    page.locator(".border").nth(20).click()
+    page.wait_for_selector("text=Merge these windows")
+    assert page.locator(".number .value").first.inner_text() == "27 of 30"
+    page.get_by_role("link", name="Merge these windows").click()
+    page.wait_for_url("**/run*")
+    ready(page)
+    assert page.get_by_role("textbox", name="or windows by hand").input_value() == "10-12,20-21"
 
 
 def test_the_threshold_goes_along_to_the_run_page(app, page):
@@ -127,7 +157,7 @@ def test_the_threshold_goes_along_to_the_run_page(app, page):
     page.get_by_role("link", name="Preview", exact=True).click()
     page.wait_for_url("**/preview*")
     page.wait_for_selector("text=The same plan holds")
-    assert page.locator("[data-testid=stSliderThumbValue]").inner_text() == "0.920"
+    assert page.get_by_label("Threshold", exact=True).input_value() == "0.92"
 
 
 def test_a_study_from_the_pages(app, page, model_folder, text_file, home, monkeypatch):

@@ -93,24 +93,30 @@ def test_damaged_files_give_a_message_not_a_traceback(page, study, no_demo):
     assert "cannot be read" in texts(test)
 
 
-def test_slider_changes_layers_left_and_interval(study, no_demo):
-    test = opened("pages/preview.py")
-
-    def layers(threshold):
-        test.slider(key="threshold").set_value(threshold).run()
-        assert not test.exception
-        return next(m.value for m in test.metric if m.label == "Layers")
-
+def test_preview_shows_the_windows_tried_at_the_threshold(study, no_demo):
     # 1 - 0.1 * layers: two layers score 0.8, three 0.7, five 0.5.
-    assert layers(0.85) == "6 of 6"
-    assert layers(0.8) == "4 of 6"  # 3-4 and 1-2
-    assert "above 0.7000 up to 0.8000" in " ".join(c.value for c in test.caption)
-    assert layers(0.5) == "2 of 6"  # 0-4 and the protected layer
+    accepted = {
+        threshold: list(
+            opened("pages/preview.py", threshold=threshold).dataframe[0].value.query("verdict == 'accepted'").window
+        )
+        for threshold in ("0.85", "0.8", "0.5")
+    }
+    assert accepted == {"0.85": [], "0.8": ["3-4", "1-2"], "0.5": ["3-4", "2-4", "1-4", "0-4"]}
+
+
+def test_windows_by_hand_are_carried_to_a_run(study, no_demo):
+    test = opened("pages/preview.py")
+    test.session_state["preview_windows"] = "0-1"
+    test.run()
+    assert not test.exception
+    assert "is not known yet" in " ".join(c.value for c in test.caption)
+    test = opened("pages/run.py", run="new run", windows="0-1,3-4")
+    assert test.text_input(key="run_windows").value == "0-1,3-4"
 
 
 def test_address_holds_experiment_threshold_and_rule(study):
     test = opened("pages/preview.py", experiment="study", threshold="0.7")
-    assert test.slider(key="threshold").value == 0.7
+    assert test.session_state["preview_threshold"] == 0.7
     assert test.sidebar.selectbox[0].value == "study"
 
 

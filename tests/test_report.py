@@ -29,7 +29,8 @@ def experiment():
 def test_report_needs_no_network(experiment):
     html = report_html(experiment)
     assert not re.search(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"']?(?:https?:)?//", html)
-    assert html.count("Plotly.newPlot") == 3
+    assert html.count("Plotly.newPlot") == 2
+    assert html.count("data-plan=") == 1
 
 
 def test_what_the_user_typed_is_escaped(experiment):

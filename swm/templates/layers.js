@@ -1,0 +1,321 @@
+// The layers before and after merging, and the threshold that decides: drawn in the browser, so that it follows the
+// slider at once. Data: swm/view.py. All text that is not ours is set as text, never as HTML.
+
+const LABELS = 54; // pixels left of the bars
+const BAR = 32;
+const GAP = 30;
+
+function svg(tag, attributes, text) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+function html(tag, name, text = "") {
+  const node = document.createElement(tag);
+  node.className = name;
+  node.textContent = text;
+  return node;
+}
+
+function titled(node, text) {
+  node.append(svg("title", {}, text));
+  return node;
+}
+
+// What each layer of the merged model was made from: [first, last].
+function keptLayers(plan) {
+  const byFirst = new Map(plan.windows.map((window) => [window[0], window]));
+  const kept = [];
+  for (let layer = 0; layer < plan.layers; layer = kept.at(-1)[1] + 1) kept.push(byFirst.get(layer) ?? [layer, layer]);
+  return kept;
+}
+
+// Layers before above layers after, a ribbon from each window to the layer it becomes.
+export function strip(plan, width) {
+  const cell = Math.min(64, (width - LABELS) / plan.layers);
+  const every = cell >= 15 ? 1 : cell >= 8 ? 5 : 10;
+  const below = BAR + GAP;
+  const size = { width, height: below + BAR };
+  const root = svg("svg", { ...size, viewBox: `0 0 ${width} ${size.height}`, role: "img" });
+  const merged = plan.windows.map(([a, b]) => `${a} to ${b}`).join(", ");
+  titled(root, `${plan.layers} layers before, ${plan.left} after; merged: ${merged || "none"}`);
+  root.append(svg("text", { x: 0, y: BAR / 2, class: "row" }, "before"));
+  root.append(svg("text", { x: 0, y: below + BAR / 2, class: "row" }, "after"));
+  const bar = (index, y, colour, label, number) => {
+    const x = LABELS + index * cell;
+    const group = svg("g", { class: colour ? "layer merged" : "layer" });
+    group.append(svg("rect", { x: x + 1, y, width: Math.max(1, cell - 2), height: BAR, rx: 3, ...(colour && { fill: colour }) }));
+    if (number % every === 0) group.append(svg("text", { x: x + cell / 2, y: y + BAR / 2 }, number));
+    root.append(titled(group, label));
+    return x + cell / 2;
+  };
+  let used = 0;
+  keptLayers(plan).forEach(([first, last], after) => {
+    const isMerged = last > first;
+    const colour = isMerged ? plan.colours[used++ % plan.colours.length] : "";
+    const [x0, x1] = [LABELS + first * cell + 1, LABELS + (last + 1) * cell - 1];
+    const [y0, y1] = [LABELS + after * cell + 1, LABELS + (after + 1) * cell - 1];
+    const points = `${x0},${BAR} ${x1},${BAR} ${y1},${below} ${y0},${below}`;
+    root.append(svg("polygon", { points, class: isMerged ? "ribbon merged" : "ribbon", ...(isMerged && { fill: colour, "fill-opacity": 0.3 }) }));
+    const base = plan.base === "last" ? last : first;
+    for (let layer = first; layer <= last; layer++) {
+      const role = !isMerged ? "" : `, in window ${first}-${last}${layer === base ? ": its base, whose norms stay" : ""}`;
+      const middle = bar(layer, 0, colour, `layer ${layer}${role}`, layer);
+      if (isMerged && layer === base) root.append(svg("circle", { cx: middle, cy: BAR - 5, r: 2.5, class: "base" }));
+    }
+    bar(after, below, colour, `new layer ${after}: ` + (isMerged ? `layers ${first}-${last} merged` : `layer ${first} as it was`), after);
+  });
+  return root;
+}
+
+// Two neighbours are in one window when the border between them is joined; a click changes that.
+function toggled(plan, border) {
+  const joined = new Set(plan.windows.flatMap(([a, b]) => Array.from({ length: b - a }, (_, i) => a + i)));
+  joined.has(border) ? joined.delete(border) : joined.add(border);
+  const windows = [];
+  for (const at of [...joined].sort((a, b) => a - b)) {
+    if (windows.length && windows.at(-1)[1] === at) windows.at(-1)[1] = at + 1;
+    else windows.push([at, at + 1]);
+  }
+  return windows;
+}
+
+const asText = (windows) => windows.map((window) => window.join("-")).join(",");
+
+function editable(root, plan, onWindows) {
+  const cell = Math.min(64, (root.getAttribute("width") - LABELS) / plan.layers);
+  for (let border = 0; border + 1 < plan.layers; border++) {
+    const joined = plan.windows.some(([a, b]) => a <= border && border < b);
+    const x = LABELS + (border + 1) * cell;
+    const handle = svg("g", { class: joined ? "border joined" : "border", tabindex: 0, role: "button" });
+    handle.append(svg("rect", { x: x - cell / 4, y: 0, width: cell / 2, height: BAR, class: "area" }));
+    handle.append(svg("rect", { x: x - 2.5, y: 6, width: 5, height: BAR - 12, rx: 2, class: "mark" }));
+    titled(handle, joined ? `split layers ${border} and ${border + 1}` : `join layers ${border} and ${border + 1}`);
+    const change = () => onWindows(toggled(plan, border));
+    handle.addEventListener("click", change);
+    handle.addEventListener("keydown", (event) => event.key === "Enter" && change());
+    root.append(handle);
+  }
+  return root;
+}
+
+function numbers(plan, similarity, help) {
+  const row = html("div", "numbers");
+  for (const [label, value] of Object.entries(plan?.numbers ?? help)) {
+    const shown = !plan ? "–" : label === "Similarity" && similarity ? similarity : value;
+    const tile = html("div", "number");
+    tile.title = help[label] ?? "";
+    tile.append(html("div", "label", label), html("div", "value", shown));
+    if (plan?.more[label]) tile.lastChild.append(html("span", "more", plan.more[label]));
+    row.append(tile);
+  }
+  return row;
+}
+
+// Layers left against the threshold; where nothing is computed yet it is hatched.
+function staircase(data, threshold, width, step) {
+  const height = 120;
+  const [top, bottom] = [8, height - 20];
+  const depths = data.plans.map((plan) => plan.left);
+  const [least, most] = [Math.min(...depths, data.layers - 1), data.layers];
+  const x = (t) => LABELS + ((t - data.low) / (data.high - data.low)) * (width - LABELS - 8);
+  const y = (depth) => bottom - ((depth - least) / Math.max(1, most - least)) * (bottom - top);
+  const root = svg("svg", { width, height, class: "stairs" });
+  root.append(svg("rect", { x: LABELS, y: 0, width: width - LABELS - 8, height: bottom + 6, class: "unknown" }));
+  for (const depth of [least, most]) root.append(svg("text", { x: LABELS - 8, y: y(depth), class: "tick" }, depth));
+  root.append(svg("text", { x: 0, y: (top + bottom) / 2, class: "row" }, "layers"));
+  let line = "";
+  let before = null;
+  for (const [low, high, index] of data.steps) {
+    const [a, b] = [Math.max(low, data.low), Math.min(high, data.high)];
+    if (b <= a) continue;
+    root.append(svg("rect", { x: x(a), y: 0, width: x(b) - x(a), height: bottom + 6, class: "known" }));
+    const depth = y(data.plans[index].left);
+    line += `${before === high ? "L" : "M"}${x(b)},${depth}L${x(a)},${depth}`;
+    before = low;
+  }
+  if (step) {
+    const [a, b] = [Math.max(step[0], data.low), Math.min(step[1], data.high)];
+    root.append(svg("rect", { x: x(a), y: 0, width: Math.max(2, x(b) - x(a)), height: bottom + 6, class: "now" }));
+  }
+  root.append(svg("path", { d: line, class: "line" }));
+  root.append(svg("line", { x1: x(threshold), x2: x(threshold), y1: 0, y2: bottom + 6, class: "cursor" }));
+  if (step) root.append(svg("circle", { cx: x(threshold), cy: y(data.plans[step[2]].left), r: 5, class: "cursor" }));
+  for (let t = Math.ceil(data.low * 10) / 10; t <= data.high + 1e-9; t += 0.1)
+    root.append(svg("text", { x: x(t), y: height - 5, class: "tick under" }, t.toFixed(1)));
+  root.toThreshold = (at) => data.low + ((at - LABELS) / (width - LABELS - 8)) * (data.high - data.low);
+  return root;
+}
+
+class Preview {
+  constructor(parent) {
+    this.root = parent.querySelector(".layer-view");
+    this.root.replaceChildren();
+    this.asked = {}; // what was sent and not answered yet
+    this.slider = Object.assign(html("input", "slider"), { type: "range", step: "any" });
+    this.slider.setAttribute("aria-label", "Merge while similarity is at least");
+    this.field = Object.assign(html("input", "field"), { type: "number", step: 0.001 });
+    this.field.setAttribute("aria-label", "Threshold");
+    const label = html("div", "head");
+    this.buttons = Object.fromEntries(
+      [
+        ["lower", "‹ previous plan", "The next other plan below this threshold"],
+        ["higher", "next plan ›", "The next other plan above this threshold"],
+        ["pin", "Pin", "Keep this plan below, to compare it with others"],
+        ["edit", "Edit by hand", "Click a border between two layers to join or split them"],
+      ].map(([name, text, title]) => [name, Object.assign(html("button", name, text), { title })]),
+    );
+    label.append(html("label", "", "Merge while similarity is at least"), this.field, ...Object.values(this.buttons));
+    [this.stairs, this.shown, this.pinned] = [html("div", "stairs-box"), html("div", "shown"), html("div", "pinned")];
+    this.root.append(label, this.slider, this.stairs, this.shown, this.pinned);
+    this.listen();
+    new ResizeObserver(() => this.data && this.draw()).observe(this.root);
+  }
+
+  listen() {
+    this.slider.addEventListener("input", () => this.move(() => 1 * this.slider.value));
+    this.slider.addEventListener("change", () => this.commit());
+    this.slider.addEventListener("keydown", (event) => {
+      const by = { ArrowRight: 0.001, ArrowUp: 0.001, ArrowLeft: -0.001, ArrowDown: -0.001, PageUp: 0.01, PageDown: -0.01 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      this.move(() => Math.round(1000 * (this.threshold + by)) / 1000);
+      clearTimeout(this.later);
+      this.later = setTimeout(() => this.commit(), 300);
+    });
+    this.field.addEventListener("change", () => {
+      if (this.field.value) this.move(() => 1 * this.field.value);
+      this.commit();
+    });
+    const drag = (event) => {
+      const svgBox = this.stairs.firstChild;
+      this.move(() => Math.round(1000 * svgBox.toThreshold(event.clientX - svgBox.getBoundingClientRect().left)) / 1000);
+    };
+    this.stairs.addEventListener("pointerdown", (event) => {
+      this.stairs.setPointerCapture(event.pointerId);
+      this.dragging = true;
+      drag(event);
+    });
+    this.stairs.addEventListener("pointermove", (event) => this.dragging && drag(event));
+    this.stairs.addEventListener("pointerup", () => this.dragging && ((this.dragging = false), this.commit()));
+    this.buttons.higher.addEventListener("click", () => this.neighbour(-1));
+    this.buttons.lower.addEventListener("click", () => this.neighbour(1));
+    this.buttons.pin.addEventListener("click", () => {
+      this.pin = this.pin ? null : { plan: this.plan(), similarity: this.similarity(), threshold: this.threshold, byHand: this.editing };
+      this.draw();
+    });
+    this.buttons.edit.addEventListener("click", () => this.edited(this.editing ? null : (this.plan()?.windows ?? [])));
+  }
+
+  update(data, send) {
+    [this.data, this.send] = [data, send];
+    // An answer to something older than the last change is not taken over.
+    const hand = data.hand ?? null;
+    if (this.isAnswer("threshold", data.threshold) && !this.dragging) this.threshold = data.threshold;
+    if (this.isAnswer("windows", hand && asText(hand.windows))) [this.hand, this.editing] = [hand, hand !== null];
+    Object.assign(this.slider, { min: data.low, max: data.high });
+    Object.assign(this.field, { min: data.low, max: data.high });
+    this.draw();
+  }
+
+  isAnswer(name, value) {
+    if (!(name in this.asked)) return true;
+    const [wanted, until] = this.asked[name];
+    if (wanted !== value && Date.now() < until) return false;
+    delete this.asked[name];
+    return true;
+  }
+
+  ask(name, value) {
+    this.asked[name] = [value, Date.now() + 3000];
+    this.send(name, value);
+  }
+
+  step() {
+    const t = Math.min(this.threshold, this.data.high);
+    return this.data.steps.find(([low, high]) => low < t && t <= high);
+  }
+
+  plan() {
+    if (this.editing) return this.hand;
+    const step = this.step();
+    return step && this.data.plans[step[2]];
+  }
+
+  similarity() {
+    return this.editing ? undefined : this.step()?.[3];
+  }
+
+  move(to) {
+    this.threshold = Math.min(this.data.high, Math.max(this.data.low, to()));
+    if (this.editing) this.edited(null);
+    this.draw();
+  }
+
+  commit() {
+    if (this.threshold === this.data.threshold) return;
+    this.ask("threshold", this.threshold);
+  }
+
+  // The next interval with another plan.
+  neighbour(by) {
+    const { steps } = this.data;
+    const here = steps.indexOf(this.step());
+    let at = here + by;
+    while (here >= 0 && steps[at] && steps[at][2] === steps[here][2]) at += by;
+    if (here < 0 || !steps[at] || steps[at][1] <= this.data.low) return;
+    this.move(() => steps[at][1]);
+    this.commit();
+  }
+
+  edited(windows) {
+    this.editing = windows !== null;
+    const left = windows && this.data.layers - windows.reduce((sum, [a, b]) => sum + b - a, 0);
+    const numbers = windows && Object.fromEntries(Object.keys(this.data.help).map((name) => [name, "…"]));
+    this.hand = windows && { ...this.data.empty, windows, left, numbers: { ...numbers, Layers: `${left} of ${this.data.layers}` }, more: {} };
+    this.ask("windows", windows && asText(windows));
+    this.draw();
+  }
+
+  draw() {
+    const width = this.root.clientWidth;
+    if (!width || !this.data) return;
+    const [step, plan] = [this.step(), this.plan()];
+    this.slider.value = this.threshold;
+    if (this.root.getRootNode().activeElement !== this.field) this.field.value = +this.threshold.toFixed(4);
+    this.stairs.replaceChildren(staircase(this.data, this.threshold, width, this.editing ? null : step));
+    this.shown.replaceChildren(numbers(plan, this.similarity(), this.data.help));
+    if (plan) {
+      const picture = strip(plan, width);
+      this.shown.append(this.editing ? editable(picture, plan, (windows) => this.edited(windows)) : picture);
+      const holds = step && `The same plan holds for thresholds above ${step[0].toFixed(4)} up to ${step[1].toFixed(4)}.`;
+      const hint = "Click a border between two layers to join or split them. A dot marks the base layer, whose norms stay.";
+      this.shown.append(html("div", "note", this.editing ? hint : `${holds} A dot marks the base layer, whose norms stay.`));
+    } else this.shown.append(html("div", "note", "The plan at this threshold is not computed yet."));
+    this.buttons.edit.textContent = this.editing ? "Back to the threshold" : "Edit by hand";
+    this.buttons.pin.textContent = this.pin ? "Unpin" : "Pin";
+    this.buttons.pin.disabled = !this.pin && !plan;
+    this.pinned.replaceChildren();
+    if (this.pin) {
+      const name = this.pin.byHand ? "windows by hand" : `threshold ${this.pin.threshold.toFixed(4)}`;
+      this.pinned.append(html("div", "note", `Pinned: ${name}`), numbers(this.pin.plan, this.pin.similarity, this.data.help), strip(this.pin.plan, width));
+    }
+  }
+}
+
+const views = new WeakMap();
+
+export default function ({ data, parentElement, setStateValue }) {
+  if (data.plan) {
+    const root = parentElement.querySelector(".layer-view");
+    const draw = () => root.clientWidth && root.replaceChildren(strip(data.plan, root.clientWidth));
+    if (!views.has(parentElement)) new ResizeObserver(() => views.get(parentElement)()).observe(root);
+    views.set(parentElement, draw);
+    draw();
+    return;
+  }
+  if (!views.has(parentElement)) views.set(parentElement, new Preview(parentElement));
+  views.get(parentElement).update(data, setStateValue);
+}

@@ -1,0 +1,93 @@
+"""What the preview draws: every plan of a threshold path with its numbers, ready for the browser. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from swm.plan import MergePlan, Window
+from swm.search import ThresholdPath
+
+BETTER, WORSE = "#2f6fde", "#d9730d"
+WINDOW_COLOURS = ("#0072b2", "#b5568c", "#00835f", "#a6761d", "#7b68b5", "#3d87b5")
+TEMPLATES = Path(__file__).parent / "templates"
+
+HELP = {
+    "Layers": "Decoder layers after merging.",
+    "Parameters": "Of the merged model, embeddings included.",
+    "Smaller by": "Share of the parameters that goes.",
+    "Speed": "Expected while generating, from how much of the original's time its layers took when it was timed.",
+    "Similarity": "Cosine between the final hidden states of merged and original model, mean of the texts.",
+    "Perplexity": "On the calibration text, before healing, and how many times the original's. Lower is better.",
+}
+
+
+def path_view(path: ThresholdPath, facts: dict[str, Any], timing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Every interval of thresholds with its plan; plans that hold on several intervals stand once.
+
+    Returns:
+        `steps`: [low, high, index of the plan, similarity], from the highest threshold down, gaps where the path is not
+        computed. `plans`: as `plan_view`, without the similarity, which belongs to the step.
+    """
+    plans: dict[MergePlan, int] = {}
+    steps = []
+    for step in path.intervals():
+        index = plans.setdefault(step.plan, len(plans))
+        steps.append([step.low, step.high, index, f"{step.similarity:.4f}"])
+    views = [plan_view(plan, facts, timing, path.perplexities) for plan in plans]
+    return {"low": path.low, "high": path.high, "steps": steps, "plans": views}
+
+
+def plan_view(
+    plan: MergePlan,
+    facts: dict[str, Any],
+    timing: dict[str, Any] | None = None,
+    perplexities: dict[tuple[Window, ...], float] | None = None,
+    similarity: float | None = None,
+) -> dict[str, Any]:
+    """A plan's windows and its numbers as people read them.
+
+    Args:
+        facts: of the original model: `parameters`, `parameters_per_layer`.
+        timing: of the original model, for the expected speed.
+        perplexities: of plans on the calibration text, that of the original under ().
+    """
+    known = perplexities or {}
+    saved = (plan.layer_count - plan.layers_left) * facts["parameters_per_layer"]
+    perplexity, original = known.get(plan.windows), known.get(())
+    speed = expected_speedup(plan, timing)
+    numbers = {
+        "Layers": f"{plan.layers_left} of {plan.layer_count}",
+        "Parameters": f"{(facts['parameters'] - saved) / 1e6:,.1f} M",
+        "Smaller by": f"{saved / facts['parameters']:.1%}",
+        "Speed": f"× {speed:.2f}" if speed else "–",
+        "Similarity": "–" if similarity is None else f"{similarity:.4f}",
+        "Perplexity": "–" if perplexity is None else f"{perplexity:,.0f}",
+    }
+    more = {"Perplexity": f"× {perplexity / original:,.2f}"} if perplexity and original else {}
+    return {
+        "layers": plan.layer_count,
+        "left": plan.layers_left,
+        "windows": [[window.first, window.last] for window in plan.windows],
+        "base": "last" if plan.rule == "keep_last" else "first",
+        "numbers": numbers,
+        "more": more,
+        "colours": WINDOW_COLOURS,
+    }
+
+
+def expected_speedup(plan: MergePlan, timing: dict[str, Any] | None) -> float | None:
+    """How many times faster the plan's model generates, when each layer takes its share of the original's time.
+
+    None if the original has not been timed.
+    """
+    share = (timing or {}).get("layer_share")
+    return 1 / (1 - share * (1 - plan.layers_left / plan.layer_count)) if share else None
+
+
+def known_similarity(path: ThresholdPath, plan: MergePlan) -> float | None:
+    """The similarity of a plan, however it came about, if it has been computed."""
+    if not plan.windows:
+        return 1.0
+    key = (plan.windows[1:], plan.windows[0])
+    return None if key in path.bounds else path.similarities.get(key)
