@@ -1,0 +1,173 @@
+"""The preview in a real browser, on a path of a model of 80 layers. Prints one JSON object.
+
+Times from the browser's own event to the picture that follows it on the screen; then from letting the slider go to the
+chart of windows tried, which the server draws; the first page; the app's memory with many experiments; and ten browsers
+that move their sliders at once.
+
+    python benchmarks/preview.py [--layers 80] [--experiments 50]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic", "--no-first-run"]
+MOVES = 60
+BROWSERS = 10
+WATCH = """slider => {
+  window.lags = [];
+  slider.addEventListener("input", event => requestAnimationFrame(() => setTimeout(() =>
+    window.lags.push(performance.now() - event.timeStamp))));
+}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=80)
+    parser.add_argument("--experiments", type=int, default=50)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["SWM_HOME"] = home
+        tried = make_experiments(options.layers, options.experiments)
+        with running_app() as (address, process):
+            print(json.dumps({"benchmark": "preview", **tried, **measured(address, process)}, indent=1))
+
+
+def make_experiments(layers: int, count: int) -> dict[str, int]:
+    """Experiments as the stages write them; similarities fall with the window's length, plus noise."""
+    from swm.experiments import Experiment, Settings
+    from swm.search import threshold_path
+
+    def score(above: Any, window: Any) -> float:
+        noise = random.Random(f"{above}{window}").uniform(-0.04, 0.0)
+        return max(0.0, 1 - 0.03 * (len(window) - 1) - 0.01 * len(above) + noise)
+
+    facts = {"architecture": "Random", "layers": layers, "parameters": 7e10, "parameters_per_layer": 8e8}
+    facts |= {"size_bytes": 14e10, "dtype": "bfloat16", "width": 8192}
+    path = threshold_path(layers, score, 0.5)
+    for number in range(count):
+        experiment = Experiment.create(f"bench-{number}", Settings("some-model"), facts)
+    experiment.save_path(path)
+    return {
+        "layers": layers,
+        "experiments": count,
+        "windows_tried": len(path.similarities),
+        "intervals": len(path.intervals()),
+    }
+
+
+def measured(address: str, process: psutil.Process) -> dict[str, Any]:
+    from playwright.sync_api import sync_playwright
+
+    page_address = f"{address}/preview?threshold=0.9"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        page.wait_for_selector("text=Where to start")
+        start = time.perf_counter()
+        page.goto(address)
+        page.wait_for_selector("text=Where to start")
+        first_page = time.perf_counter() - start
+        page.goto(page_address)
+        lags = drag(page)
+        released = [release(page, share) for share in (0.9, 0.7, 0.5, 0.8, 0.6)]
+        alone = process.memory_info().rss
+        errors: list[str] = []
+        pages = [browser.new_context().new_page() for _ in range(BROWSERS)]
+        for each in pages:
+            each.on("pageerror", lambda error: errors.append(str(error)))
+            each.goto(page_address)
+        together = [lag for each in pages for lag in drag(each)]
+        waited = [release(each, 0.3 + 0.06 * number) for number, each in enumerate(pages)]
+        errors += [text for each in pages for text in each.locator("[data-testid=stAlert]").all_inner_texts()]
+        browser.close()
+    return {
+        "moved_to_picture_ms": quantiles(lags),
+        "released_to_windows_tried_ms": quantiles(released),
+        "first_page_seconds": round(first_page, 2),
+        "app_memory_mib": round(alone / 2**20),
+        "ten_browsers": {
+            "moved_to_picture_ms": quantiles(together),
+            "released_to_windows_tried_ms": quantiles(waited),
+            "errors": errors,
+            "app_memory_mib": round(process.memory_info().rss / 2**20),
+        },
+    }
+
+
+def drag(page: Any) -> list[float]:
+    """Milliseconds from each move of the slider to its picture; the button stays down until the end."""
+    slider = page.locator("input.slider")
+    slider.wait_for(timeout=30_000)
+    slider.evaluate(WATCH)
+    box = slider.bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.8 * box["width"], y)
+    page.mouse.down()
+    for move in range(MOVES):
+        page.mouse.move(box["x"] + box["width"] * (0.2 + 0.75 * (move * 7 % MOVES) / MOVES), y)
+    page.mouse.up()
+    page.wait_for_timeout(600)
+    lags: list[float] = page.evaluate("window.lags")
+    return lags
+
+
+def release(page: Any, share: float) -> float:
+    """Milliseconds from a click on the slider to the server's answer in the address."""
+    box = page.locator("input.slider").bounding_box()
+    before = page.url
+    start = time.perf_counter()
+    page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+    page.wait_for_function("before => location.href !== before", arg=before, timeout=30_000)
+    return 1000 * (time.perf_counter() - start)
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
+    return {"median": round(statistics.median(ordered), 1), "p95": round(p95, 1), "count": len(ordered)}
+
+
+@contextmanager
+def running_app() -> Iterator[tuple[str, psutil.Process]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true"]
+    app = subprocess.Popen([*command, "--server.port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(200):
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield address, psutil.Process(app.pid)
+    finally:
+        app.terminate()
+        app.wait(20)
+
+
+if __name__ == "__main__":
+    main()
