@@ -12,9 +12,12 @@ from pages.shared.frame import (
     shown_errors,
     start_page,
 )
-from swm.charts import depth_lines, norm_line, similarity_heatmap
+from pages.shared.tables import similarity_maps
+from swm.charts import depth_lines, difference_heatmap, norm_line, similarity_heatmap
+from swm.experiments import list_experiments
 from swm.jobs import start
-from swm.metrics import PARTS, Measure
+from swm.metrics import PARTS, TASKS, Measure
+from swm.view import pair_sentence, similar_patches
 
 NAMES = {
     "cka": "CKA",
@@ -23,10 +26,11 @@ NAMES = {
     "cosine": "Cosine",
     "angular": "Angular",
 }
+OWN, NONE = "calibration text", "none"
 
 experiment = require_experiment(start_page("Redundancy", "How alike the outputs of each pair of layers are."))
 caption(experiment)
-controls = st.columns([3, 2, 1, 2], gap="medium", vertical_alignment="bottom")
+controls = st.columns([2.2, 2.1, 1.6, 2.1], gap="medium", vertical_alignment="bottom")
 metric = controls[0].selectbox(
     "Metric",
     list(NAMES),
@@ -57,10 +61,19 @@ skip = controls[2].number_input(
     persist_state="session",
     help="First tokens of each text to leave out: a few of very large norm can make any two layers alike.",
 )
+text = controls[3].selectbox(
+    "Text",
+    [OWN, *(f"task:{task}" for task in TASKS)],
+    key="redundancy_text",
+    bind="query-params",
+    persist_state="session",
+    help="The experiment's own text, or the prompts of a zero-shot task.",
+)
 
 with shown_errors():
-    measure = Measure(metric, part, skip_tokens=skip)
+    measure = Measure(metric, part, skip_tokens=skip, texts="" if text == OWN else text)
     arguments = ["measure", experiment.name, "--metric", metric, "--part", part, "--skip", str(skip)]
+    arguments += ["--texts", measure.texts] if measure.texts else []
     data = experiment.similarity(measure.name)
     if data is None:
         st.info("This has not been measured yet. It takes about one pass over the text.")
@@ -70,25 +83,63 @@ with shown_errors():
         job_status(experiment, experiment.state())
         command_line(*arguments)
         st.stop()
+    matrix = data["matrix"]
     runs = [run for run in experiment.runs() if not run.is_baseline]
-    shown = controls[3].selectbox(
+    maps = similarity_maps(list_experiments()[0], len(matrix))
+    marks = st.columns([2.2, 2.1, 1.6 + 2.1], gap="medium", vertical_alignment="bottom")
+    shown = marks[0].selectbox(
         "Outline the windows of",
-        ["none", *(run.name for run in runs)],
+        [NONE, *(run.name for run in runs)],
         index=min(1, len(runs)),
         key="redundancy_run",
         help="Layers inside an outline become one layer in that run.",
     )
+    level = marks[1].number_input(
+        "Mark patches from",
+        0.0,
+        1.0,
+        0.99,
+        0.005,
+        format="%.3f",
+        key="redundancy_level",
+        help="Dotted: runs of neighbours of which every pair is at least this similar.",
+    )
+    other = marks[2].selectbox(
+        "Compare with",
+        [NONE, *maps],
+        key="redundancy_other",
+        help="A second map beside this one, and the difference; of any experiment with as many layers.",
+    )
     windows = next((run.plan.windows for run in runs if run.name == shown), ())
+    second = maps[other]() if other in maps else None
 
-matrix = data["matrix"]
-left, right = st.columns([3, 2], gap="large")
-with left:
-    st.plotly_chart(similarity_heatmap(matrix, NAMES[metric], windows), key="redundancy_map")
-with right:
+patches = similar_patches(matrix, level)
+chosen = st.session_state.get("redundancy_map", {}).get("selection", {}).get("points", [])
+pair = (int(chosen[0]["x"]), int(chosen[0]["y"])) if chosen else None
+figure = similarity_heatmap(matrix, NAMES[metric], windows, patches, pair)
+maps_beside = [st.columns(3, gap="medium")] if second else [st.columns([3, 2], gap="large")]
+with maps_beside[0][0]:
+    st.plotly_chart(figure, key="redundancy_map", on_select="rerun", selection_mode="points")
+    if pair:
+        st.markdown(f"**{pair_sentence(matrix, min(pair), max(pair), NAMES[metric])}**")
+    else:
+        st.caption("Click a cell to read a pair.")
+    if patches:
+        st.caption(f"Patches of {level:g} and more: {', '.join(map(str, patches))}")
+if second:
+    with maps_beside[0][1]:
+        st.plotly_chart(similarity_heatmap(second["matrix"], other), key="redundancy_second")
+    with maps_beside[0][2]:
+        st.plotly_chart(
+            difference_heatmap(matrix, second["matrix"], "this minus the other"), key="redundancy_difference"
+        )
+beside = st.columns(2, gap="large") if second else [maps_beside[0][1]] * 2
+with beside[0]:
     st.subheader("Along the depth", anchor=False)
     next_layer = [matrix[i][i + 1] for i in range(len(matrix) - 1)]
     st.plotly_chart(depth_lines(next_layer, data["block_influence"]), key="redundancy_depth")
     st.caption("Block influence: 1 − mean cosine between a layer's input and output. Low: the layer changes little.")
+with beside[1]:
     st.plotly_chart(norm_line(data["norm"]), key="redundancy_norm")
 st.markdown(
     "**How to read it.** A bright square along the diagonal is a run of layers whose outputs carry nearly the same "

@@ -17,10 +17,21 @@ from swm.view import BETTER, WINDOW_COLOURS, WORSE
 
 ERROR_BAR = "rgba(90,98,112,1)"
 LINE = "rgba(115,124,140,1)"
+COLOUR_BAR = {"orientation": "h", "thickness": 10, "outlinewidth": 0, "len": 0.6, "y": -0.1, "yanchor": "top"}
 
 
-def similarity_heatmap(matrix: Sequence[Sequence[float]], name: str, windows: Sequence[Window] = ()) -> go.Figure:
-    """Similarity of all layer pairs, layer 0 in the lower left corner; windows outlined."""
+def similarity_heatmap(
+    matrix: Sequence[Sequence[float]],
+    name: str,
+    windows: Sequence[Window] = (),
+    patches: Sequence[Window] = (),
+    pair: tuple[int, int] | None = None,
+) -> go.Figure:
+    """Similarity of all layer pairs, layer 0 in the lower left corner.
+
+    Windows are outlined in their colours, patches dashed, the chosen pair ringed. Plotly tells of clicks on
+    points alone, so each cell has one that is not seen.
+    """
     count = len(matrix)
     layers = list(range(count))
     figure = go.Figure(
@@ -32,29 +43,66 @@ def similarity_heatmap(matrix: Sequence[Sequence[float]], name: str, windows: Se
             zmax=1,
             colorscale="Cividis",
             colorbar={
+                **COLOUR_BAR,
                 "title": {"text": name, "side": "bottom"},
-                "orientation": "h",
-                "thickness": 10,
-                "outlinewidth": 0,
-                "len": 0.6,
-                "y": -0.1,
-                "yanchor": "top",
                 "tickvals": [0, 0.25, 0.5, 0.75, 1],
             },
-            hovertemplate="layer %{y} and layer %{x}<br>" + name + " %{z:.4f}<extra></extra>",
+            hoverinfo="skip",
         )
     )
+    for patch in patches:
+        low, high = patch.first - 0.5, patch.last + 0.5
+        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": "white", "width": 3})
+        dashed = {"color": "black", "width": 1.5, "dash": "dot"}
+        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line=dashed)
+    cells = [(x, y) for y in layers for x in layers]
+    figure.add_scatter(
+        x=[x for x, _ in cells],
+        y=[y for _, y in cells],
+        mode="markers",
+        marker={"symbol": "square", "size": max(3, 420 // count), "opacity": 0},
+        selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+        customdata=[round(matrix[y][x], 4) for x, y in cells],
+        hovertemplate="layer %{y} and layer %{x}<br>" + name + " %{customdata:.4f}<extra></extra>",
+        showlegend=False,
+    )
+    if pair:
+        ring = {"symbol": "square-open", "size": max(8, 420 // count), "color": "white", "line": {"width": 3}}
+        figure.add_scatter(x=pair, y=pair[::-1], mode="markers", marker=ring, hoverinfo="skip", showlegend=False)
     for index, window in enumerate(windows):
         low, high = window.first - 0.5, window.last + 0.5
         colour = WINDOW_COLOURS[index % len(WINDOW_COLOURS)]
         figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": "white", "width": 4})
         figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": colour, "width": 2})
+    return _square(figure, count)
+
+
+def difference_heatmap(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], names: str) -> go.Figure:
+    """First minus second similarity of all layer pairs: blue where the first is higher, orange where the second is."""
+    values = [[round(a - b, 4) for a, b in zip(x, y, strict=True)] for x, y in zip(first, second, strict=True)]
+    most = max(max(map(abs, row)) for row in values) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            zmin=-most,
+            zmax=most,
+            colorscale=[[0, WORSE], [0.5, "#f2f2f2"], [1, BETTER]],
+            colorbar={**COLOUR_BAR, "title": {"text": names, "side": "bottom"}},
+            hovertemplate="layer %{y} and layer %{x}<br>difference %{z:+.4f}<extra></extra>",
+        )
+    )
+    return _square(figure, len(values))
+
+
+def _square(figure: go.Figure, count: int) -> go.Figure:
     axis = {"title": {"text": "layer"}, "range": [-0.5, count - 0.5], "showgrid": False, "zeroline": False}
     figure.update_layout(
         xaxis={**axis, "constrain": "domain"},
         yaxis={**axis, "scaleanchor": "x", "constrain": "domain"},
         height=600,
         margin={"l": 40, "r": 0, "t": 0, "b": 95},
+        dragmode=False,
     )
     return figure
 

@@ -18,20 +18,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ModelError, SettingsError, TextError
+from swm.metrics import PAPER_METRICS, TASKS
 from swm.texts import TASK_DATA, task_dataset
 
-# Metric of each task as the released evaluation takes it: accuracy, or accuracy with the log-likelihood divided by the
-# bytes of the answer ("acc_norm") where answers differ in length.
-PAPER_METRICS = {
-    "boolq": "acc",
-    "piqa": "acc",
-    "hellaswag": "acc_norm",
-    "winogrande": "acc",
-    "arc_easy": "acc",
-    "arc_challenge": "acc_norm",
-    "openbookqa": "acc_norm",
-}
-TASKS = tuple(PAPER_METRICS)
 # Where lm-eval keeps their definitions.
 TASK_FOLDERS = {
     "boolq": "super_glue/boolq",

@@ -21,6 +21,19 @@ PARTS = {
 }
 SAMPLES = {"tokens": "each token is a sample", "texts": "each text is one: the mean of its tokens' states"}
 
+# Metric of each task as the released evaluation takes it: accuracy, or accuracy with the log-likelihood divided by the
+# bytes of the answer ("acc_norm") where answers differ in length.
+PAPER_METRICS = {
+    "boolq": "acc",
+    "piqa": "acc",
+    "hellaswag": "acc_norm",
+    "winogrande": "acc",
+    "arc_easy": "acc",
+    "arc_challenge": "acc_norm",
+    "openbookqa": "acc_norm",
+}
+TASKS = tuple(PAPER_METRICS)
+
 
 @dataclass(frozen=True)
 class Measure:

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 
 from swm import stages
 from swm.compare import run_name
-from swm.evaluate import TASKS
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, experiments_folder
 from swm.jobs import Target
+from swm.metrics import TASKS
 from swm.presets import RecoverySettings, preset_settings
 
 log = logging.getLogger(__name__)

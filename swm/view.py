@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,33 @@ def expected_speedup(plan: MergePlan, timing: dict[str, Any] | None) -> float | 
     """
     share = (timing or {}).get("layer_share")
     return 1 / (1 - share * (1 - plan.layers_left / plan.layer_count)) if share else None
+
+
+def similar_patches(matrix: Sequence[Sequence[float]], level: float) -> tuple[Window, ...]:
+    """Runs of two or more neighbouring layers of which every pair is at least this similar, from the lowest up.
+
+    Each run is as long as it can be from where it starts; the next begins above it.
+    """
+    found, first = [], 0
+    while first < len(matrix):
+        last = first
+        while last + 1 < len(matrix) and min(matrix[layer][last + 1] for layer in range(first, last + 1)) >= level:
+            last += 1
+        if last > first:
+            found.append(Window(first, last))
+        first = last + 1
+    return tuple(found)
+
+
+def pair_sentence(matrix: Sequence[Sequence[float]], low: int, high: int, metric: str) -> str:
+    """What the similarity of two layers says, in words."""
+    value = matrix[low][high]
+    rows = sorted((matrix[i][j] for i in range(len(matrix)) for j in range(i)), reverse=True)
+    place = sum(other > value for other in rows) + 1
+    return (
+        f"Layers {low} and {high}: {metric} {value:.4f}, the {place:,}. highest of {len(rows):,} pairs. Their outputs "
+        + ("carry nearly the same information." if value >= 0.95 else "share a part." if value >= 0.5 else "differ.")
+    )
 
 
 def known_similarity(path: ThresholdPath, plan: MergePlan) -> float | None:

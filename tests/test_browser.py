@@ -177,3 +177,18 @@ def test_a_study_from_the_pages(app, page, model_folder, text_file, home, monkey
     page.wait_for_selector("text=The same plan holds", timeout=90_000)
     assert (home / "experiments" / "mine" / "path" / "rdsc.json").is_file()
     assert not os.environ["SWM_HOME"].startswith(str(Path.home() / ".swm"))
+
+
+def test_a_click_on_the_heat_map_selects_the_pair(app, page):
+    page.goto(f"{app}/redundancy?experiment=demo")
+    ready(page)
+    chart = page.locator("[data-testid=stPlotlyChart]").first
+    chart.locator(".heatmaplayer").wait_for()
+    page.wait_for_timeout(500)
+    box = chart.locator(".heatmaplayer").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 20.5 / 30, box["y"] + box["height"] * (1 - 5.5 / 30), steps=4)
+    page.wait_for_timeout(200)
+    page.mouse.down()
+    page.wait_for_timeout(80)
+    page.mouse.up()
+    page.wait_for_selector("text=Layers 5 and 20: CKA", timeout=10_000)

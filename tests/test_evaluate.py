@@ -7,7 +7,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from swm.errors import ModelError, SettingsError, TextError
-from swm.evaluate import PAPER_METRICS, TASKS, parse_tasks, perplexity, zero_shot
+from swm.evaluate import parse_tasks, perplexity, zero_shot
+from swm.metrics import PAPER_METRICS, TASKS
 from swm.scoring import SharedContextLM
 from tests.conftest import WORDS, need, tiny_model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -45,3 +46,13 @@ def trace_table(step: PlanAt) -> pd.DataFrame:
             "known as": ["upper bound" if trial.at_most else "value" for trial in step.trace],
         }
     )
+
+
+def similarity_maps(experiments: list[Experiment], layers: int) -> dict[str, Callable[[], dict[str, Any] | None]]:
+    """What reads each similarity map of models with so many layers, by "experiment: measure"."""
+    return {
+        f"{experiment.name}: {name}": lambda experiment=experiment, name=name: experiment.similarity(name)
+        for experiment in experiments
+        if experiment.layer_count == layers
+        for name in experiment.metrics_measured()
+    }
