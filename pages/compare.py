@@ -1,4 +1,4 @@
-"""Compare page: scores, perplexity, speed and size before and after."""
+"""Compare page: scores, perplexity, speed and size before and after, of any runs of any experiments."""
 
 import streamlit as st
 
@@ -11,9 +11,11 @@ from pages.shared.frame import (
     shown_errors,
     start_page,
 )
-from pages.shared.tables import comparison_table
-from swm.charts import scores_chart
-from swm.compare import compare, csv_text, flat_rows, row_name
+from pages.shared.tables import comparison_table, paired_table, runs_figures
+from swm.charts import differences_chart, score_against_speed, scores_chart
+from swm.compare import compare, csv_text, documents_of, flat_rows, row_name
+from swm.experiments import list_experiments
+from swm.paired import flipped, paired
 
 experiment = require_experiment(
     start_page("Compare", "The original and the merged models: what it cost and what it gained.")
@@ -21,13 +23,30 @@ experiment = require_experiment(
 caption(experiment)
 
 with shown_errors():
-    rows = compare(experiment)
+    by_name = {each.name: each for each in list_experiments()[0]}
+    chosen = st.columns([1, 2], gap="large")
+    experiments = chosen[0].multiselect(
+        "Experiments",
+        list(by_name),
+        default=[experiment.name],
+        key=f"compare_experiments_{experiment.name}",
+        help="Runs of several experiments can stand side by side; each difference is to its own original.",
+    )
+    rows = [row for name in experiments for row in compare(by_name[name])]
 flat = flat_rows(rows)
-names = [row_name(row) for row in flat]
-shown = st.multiselect("Runs", names, default=names, key="compare_runs", help="The original is always the reference.")
-flat = [row for row, name in zip(flat, names, strict=True) if name in shown]
+several = len(experiments) > 1
+labels = {f"{row['experiment']}: {row_name(row)}" if several else row_name(row): row for row in flat}
+shown = chosen[1].multiselect(
+    "Runs",
+    list(labels),
+    default=list(labels)[:12],
+    key=f"compare_runs_{'_'.join(experiments)}",
+    help="What the page shows.",
+)
+labels = {label: row for label, row in labels.items() if label in shown}
+flat = list(labels.values())
 if not any(row["scores"] for row in flat):
-    message = "Nothing has been evaluated yet. Evaluate a run, and the original." if names == shown else "Choose a run."
+    message = "Nothing has been evaluated yet. Evaluate a run, and the original." if not shown else "Choose a run."
     st.info(message, icon=":material/science:")
     next_step("pages/run.py", "Evaluate a run")
     st.stop()
@@ -35,12 +54,60 @@ if not any(row["scores"] for row in flat):
 run_metrics(flat[-1])
 st.caption(f"{row_name(flat[-1])}, and the difference to the original")
 
-st.table(comparison_table(flat))
+st.table(comparison_table(list(labels), flat))
 st.caption(
     "± is one standard error over the documents; brackets are 95 % intervals over the texts. Low perplexity is better."
 )
-scored = [row for row in flat if row["scores"]]
-st.plotly_chart(scores_chart(scored, [row_name(row) for row in scored]), key="compare_scores")
+scored = {label: row for label, row in labels.items() if row["scores"]}
+left, right = st.columns(2, gap="large")
+with left:
+    st.subheader("Accuracy by task", anchor=False)
+    st.plotly_chart(scores_chart(list(scored.values()), list(scored)), key="compare_scores")
+with right:
+    st.subheader("Score against speed", anchor=False)
+    st.plotly_chart(score_against_speed(list(scored.values()), list(scored)), key="compare_pareto")
+
+if len(scored) > 1:
+    st.subheader("Is the difference more than noise?", anchor=False)
+    ends = st.columns(2, gap="large")
+    first = ends[0].selectbox("From", list(scored), key="compare_first", help="Usually the original.")
+    second = ends[1].selectbox("to", list(scored), index=len(scored) - 1, key="compare_second", help="What changed.")
+    with shown_errors():
+        before, after = documents_of(scored[first]), documents_of(scored[second])
+    compared = paired(before, after)
+    if compared:
+        left, right = st.columns([2, 3], gap="large", vertical_alignment="center")
+        left.plotly_chart(differences_chart(compared), key="compare_differences")
+        right.dataframe(paired_table(compared), hide_index=True)
+        st.caption(
+            "Both models answered the same documents. p: chance of a difference as large when there is none (exact "
+            "McNemar test; normal for the average). Of twenty comparisons one falls below 0.05 by chance."
+        )
+        changed = flipped(before, after)
+        with st.expander(f"The {len(changed)} documents whose answer changed between right and wrong"):
+            st.dataframe(
+                changed,
+                hide_index=True,
+                column_config={
+                    "first": first,
+                    "second": second,
+                    "question": st.column_config.TextColumn(width="large"),
+                },
+            )
+    else:
+        st.info("These two were not evaluated on the same documents. Evaluate both with the same number of documents.")
+
+st.subheader("All figures", anchor=False)
+st.dataframe(
+    runs_figures(flat),
+    column_config={"run": st.column_config.Column(pinned=True)}
+    | {
+        name: st.column_config.NumberColumn(format="%.1f")
+        for name in runs_figures(flat).columns
+        if name not in ("experiment", "layers")
+    },
+)
+st.caption("Click a column's head to sort or pin it; the magnifying glass finds a run.")
 st.download_button(
     "Download as CSV",
     lambda: csv_text(rows),

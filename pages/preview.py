@@ -16,7 +16,7 @@ from pages.shared.frame import (
 from pages.shared.live import live_preview, path_and_view
 from pages.shared.tables import trace_table
 from swm.charts import similarity_heatmap, trace_chart
-from swm.experiments import BASELINE, Experiment
+from swm.experiments import Experiment
 from swm.jobs import start
 from swm.plan import RULES, MergePlan, parse_windows
 from swm.view import known_similarity, plan_view
@@ -92,14 +92,14 @@ with shown_errors():
         st.session_state["preview_threshold"] = path.plan_with_layers(depth).threshold
     threshold = st.session_state["preview_threshold"]
     st.query_params["threshold"] = f"{threshold:g}"
-    facts, timing = experiment.model_facts, experiment.run(BASELINE).timing()
+    facts, cost = experiment.model_facts, experiment.cost()
     by_hand = st.session_state.get("preview_windows")
     plan, hand, similarity = MergePlan(experiment.layer_count, (), rule), None, None
     if by_hand is not None:
         plan = MergePlan(experiment.layer_count, parse_windows(by_hand), rule)
         similarity = known_similarity(path, plan)
-        hand = plan_view(plan, facts, timing, path.perplexities, similarity)
-    empty = plan_view(MergePlan(experiment.layer_count, (), rule), facts, timing)
+        hand = plan_view(plan, facts, cost, path.perplexities, similarity)
+    empty = plan_view(MergePlan(experiment.layer_count, (), rule), facts, cost)
     live_preview(view, empty, threshold, hand, "preview_live", take_threshold, take_windows)
     covered = path.covered()
     step = path.plan_at(threshold)

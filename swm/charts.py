@@ -11,6 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from swm.paired import VERDICTS, Paired
 from swm.plan import Window
 from swm.search import PlanAt
 from swm.view import BETTER, WINDOW_COLOURS, WORSE
@@ -205,6 +206,65 @@ def scores_chart(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Fig
         )
     figure.update_layout(barmode="group", bargap=0.25)
     return _plain(figure, "", "accuracy, %", 340, legend=True)
+
+
+def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Figure:
+    """Average score against tokens per second; the line joins the rows that no other beats in both (Pareto front)."""
+    placed = [
+        (row["tokens_per_second"], 100 * row["average"], 100 * row["average_stderr"], name)
+        for row, name in zip(rows, names, strict=True)
+        if row["tokens_per_second"] and row["average"] is not None
+    ]
+    best = [p for p in placed if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in placed)]
+    best.sort()
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[p[0] for p in best],
+        y=[p[1] for p in best],
+        mode="lines",
+        line={"color": LINE, "dash": "dot"},
+        name="not beaten in both",
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=[p[0] for p in placed],
+        y=[p[1] for p in placed],
+        error_y={"array": [p[2] for p in placed], "thickness": 1.4, "width": 4, "color": ERROR_BAR},
+        mode="markers+text",
+        text=[p[3] for p in placed],
+        textposition="top center",
+        marker={"color": [BETTER if p in best else WORSE for p in placed], "size": 10},
+        hovertemplate="%{text}<br>%{x:.1f} tokens per second, %{y:.1f} %<extra></extra>",
+        showlegend=False,
+        cliponaxis=False,
+    )
+    return _plain(figure, "tokens per second", "average accuracy, %", 340, legend=True)
+
+
+def differences_chart(compared: Sequence[Paired]) -> go.Figure:
+    """Difference on each task with its 95 % interval; grey where it is no more than noise."""
+    figure = go.Figure()
+    for verdict, colour in zip(VERDICTS, (LINE, BETTER, WORSE), strict=True):
+        rows = [one for one in compared if one.verdict == verdict]
+        figure.add_scatter(
+            x=[100 * one.difference for one in rows],
+            y=[one.task for one in rows],
+            error_x={
+                "array": [100 * (one.high - one.difference) for one in rows],
+                "thickness": 2,
+                "width": 5,
+                "color": colour,
+            },
+            mode="markers",
+            name=verdict,
+            marker={"color": colour, "size": 9},
+            customdata=[(one.p_value, one.gained, one.lost) for one in rows],
+            hovertemplate="%{y}: %{x:+.1f} points<br>p = %{customdata[0]:.3f}, %{customdata[1]} gained, "
+            "%{customdata[2]} lost<extra></extra>",
+        )
+    figure.add_vline(x=0, line={"color": LINE, "width": 1})
+    figure.update_yaxes(categoryorder="array", categoryarray=[one.task for one in reversed(compared)])
+    return _plain(figure, "difference, points", "", 80 + 34 * len(compared), legend=True)
 
 
 def _plain(figure: go.Figure, x: str, y: str, height: int, legend: bool = False) -> go.Figure:

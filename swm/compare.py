@@ -44,6 +44,12 @@ def _documents(row: dict[str, Any]) -> dict[str, int]:
     return {task: score["documents"] for task, score in row["scores"].items()}
 
 
+def documents_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The answers that a row's scores are of."""
+    run = Experiment.open(row["experiment"]).run(row["run"])
+    return run.documents(before_recovery=row["stage"] == "merged" and run.stage == "recovered")
+
+
 def flat_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows in the order people read them: a run before its recovery, then after."""
     flat = []
@@ -71,6 +77,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
     perplexities = scores.get("perplexity", {})
     average, stderr = _average(tasks)
     return {
+        "experiment": run.experiment.name,
         "run": run.name,
         "stage": stage,
         "layers": run.plan.layers_left,
@@ -108,7 +115,7 @@ def _difference(value: float | None, baseline: float | None) -> float | None:
 def csv_text(rows: list[dict[str, Any]]) -> str:
     """The comparison as comma-separated values, one line for each run and stage."""
     flat = flat_rows(rows)
-    plain = ["run", "stage", "layers", "parameters", "size_bytes", "average", "average_stderr"]
+    plain = ["experiment", "run", "stage", "layers", "parameters", "size_bytes", "average", "average_stderr"]
     plain += ["tokens_per_second", "latency_ms", "peak_memory_bytes"]
     texts = list(dict.fromkeys(text for row in flat for text in row["perplexities"]))
     tasks = list(dict.fromkeys(task for row in flat for task in row["scores"]))

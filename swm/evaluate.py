@@ -32,6 +32,7 @@ TASK_FOLDERS = {
     "openbookqa": "openbookqa",
 }
 OnProgress = Callable[[int, int, str], None]
+QUESTION_LETTERS = 400  # of a question and an answer are kept
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class TaskScore:
     Attributes:
         value: share of documents answered right, 0 to 1.
         stderr: standard error of `value` over documents.
-        correct: right or not for each document, in order.
+        answers: for each document, in order: `id` (hash of the document), `correct` (1 or 0), `question` (its end),
+            `right` and `picked`, the right answer and the model's.
     """
 
     task: str
@@ -51,7 +53,11 @@ class TaskScore:
     documents: int
     version: str
     data: str
-    correct: tuple[float, ...]
+    answers: tuple[dict[str, Any], ...]
+
+    @property
+    def correct(self) -> tuple[float, ...]:
+        return tuple(answer["correct"] for answer in self.answers)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -232,10 +238,38 @@ def _score(task: str, results: dict[str, Any]) -> TaskScore:
     metric, chosen = ordered[0].split(",", 1)
     samples = [sample for sample in results["samples"][task] if sample.get("filter", "none") == chosen]
     samples.sort(key=lambda sample: sample["doc_id"])
-    correct = tuple(float(sample[metric]) for sample in samples)
+    answers = tuple(_answer(sample, metric) for sample in samples)
+    correct = [answer["correct"] for answer in answers]
     value = math.fsum(correct) / len(correct)
     # Sample standard error, as lm-eval gives it for a mean.
     spread = math.sqrt(math.fsum((c - value) ** 2 for c in correct) / max(1, len(correct) - 1) / len(correct))
     data = "bundled" if task in TASK_DATA else "hub"
     version = str(results["versions"].get(task, ""))
-    return TaskScore(task, value, spread, metric, len(correct), version, data, correct)
+    return TaskScore(task, value, spread, metric, len(correct), version, data, answers)
+
+
+def _answer(sample: dict[str, Any], metric: str) -> dict[str, Any]:
+    """A document's question, right answer and the model's, from what lm-eval keeps of it."""
+    requests, target, responses = sample["arguments"], sample["target"], sample["filtered_resps"]
+    question = str(requests[0][0])
+    choices = [str(request[1]).strip() for request in requests]
+    if len({str(request[0]) for request in requests}) > 1:  # the choices stand in the context, as in winogrande
+        question = "…" + choices[0]
+        choices = [str(request[0]) for request in requests]
+        target = sample["doc"].get("answer", target)
+        target = int(target) - 1 if str(target).isdigit() else target
+    right, picked = str(target), str(responses[0])
+    if len(choices) > 1:
+        scores = [
+            response[0] / (len(choice) if metric == "acc_norm" else 1)
+            for response, choice in zip(responses, choices, strict=True)
+        ]
+        picked = choices[scores.index(max(scores))]
+        right = choices[int(target)] if str(target).isdigit() and int(target) < len(choices) else str(target)
+    return {
+        "id": str(sample["doc_hash"])[:16],
+        "correct": float(sample[metric]),
+        "question": question[-QUESTION_LETTERS:],
+        "right": right[:QUESTION_LETTERS],
+        "picked": picked[:QUESTION_LETTERS],
+    }

@@ -201,6 +201,14 @@ class Experiment(_Tracked):
                 f"{self.folder / 'path' / rule}.json is damaged ({error}). Delete it and search again."
             ) from None
 
+    def cost(self) -> dict[str, Any] | None:
+        """What a generated token of the original costs; None if that was not measured."""
+        return self._json("cost.json")
+
+    def save_cost(self, cost: dict[str, Any]) -> None:
+        self._check_writable()
+        write_json(self.folder / "cost.json", cost)
+
     def path_changed(self, rule: str) -> int:
         """When the path was written last, in nanoseconds; 0 if there is none."""
         file = self.folder / "path" / f"{rule}.json"
@@ -317,6 +325,10 @@ class Run(_Tracked):
 
     def timing(self) -> dict[str, Any] | None:
         return self._json("timing.json")
+
+    def documents(self, before_recovery: bool = False) -> dict[str, Any]:
+        """The answers to each document of each task; empty if the run was not evaluated."""
+        return self._json(f"documents{'-merged' if before_recovery else ''}.json") or {}
 
     def scores_before_recovery(self) -> dict[str, Any] | None:
         return self._json("scores-merged.json")

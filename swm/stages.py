@@ -30,7 +30,7 @@ from swm.replay import WindowScorer
 from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
 from swm.similarity import measure_similarity
 from swm.texts import PERPLEXITY_TEXTS, calibration_tokens, perplexity_tokens, recovery_examples, whole_characters
-from swm.timing import generated_tokens, time_models
+from swm.timing import decode_cost, generated_tokens, time_models
 from swm.view import known_similarity
 
 Progress = Callable[[int, int, str], None]
@@ -80,6 +80,9 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
         "conditions": _conditions(experiment, model, start),
     }
     experiment.save_similarity(how.name, data)
+    if not experiment.cost():
+        progress(0, 0, "timing a token")
+        experiment.save_cost(decode_cost(model, _calibration(experiment, tokenizer)[:1, :64]))
     return data
 
 
@@ -345,7 +348,7 @@ def evaluate(
         "conditions": _conditions(run.experiment, model, start),
     }
     run.save("scores", data)
-    run.save("documents", {"correct": {score.task: score.correct for score in scores}})
+    run.save("documents", {"tasks": {score.task: score.answers for score in scores}})
     return data
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from swm.models import size_bytes
+from swm.models import find_decoder, size_bytes
 
 WARM_UP = 2
 OnProgress = Callable[[int, int, str], None]
@@ -94,6 +94,46 @@ def _summary(
         ratios = [base / own for base, own in zip(reference, latencies, strict=True)]
         summary["speedup"] = {"value": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
     return summary
+
+
+@torch.inference_mode()
+def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) -> dict[str, Any]:
+    """Where the time of a generated token goes: `layers_ms` in all decoder layers, `rest_ms` in embedding, norm, head.
+
+    Args:
+        prompt: ids, shape (1, length).
+
+    Medians over `new_tokens` - 1 tokens, after the same number to warm up. What a plan's model will cost follows from
+    it: layers cost alike.
+    """
+    layers = find_decoder(model).layers
+    in_layers, began = [0.0], [0.0]
+
+    def before(*_: Any) -> None:
+        _wait(model)
+        began[0] = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        _wait(model)
+        in_layers[0] += time.perf_counter() - began[0]
+
+    handles = [
+        h for layer in layers for h in (layer.register_forward_pre_hook(before), layer.register_forward_hook(after))
+    ]
+    try:
+        costs: list[tuple[float, float]] = []
+        for _ in range(2):
+            costs, last = [], time.perf_counter()
+            for _ in generated_tokens(model, prompt, new_tokens):
+                _wait(model)
+                now = time.perf_counter()
+                costs.append((in_layers[0], now - last - in_layers[0]))
+                in_layers[0], last = 0.0, time.perf_counter()
+    finally:
+        for handle in handles:
+            handle.remove()
+    layers_ms, rest_ms = (1000 * statistics.median(values) for values in zip(*costs[1:], strict=True))
+    return {"layers_ms": layers_ms, "rest_ms": rest_ms, "layers": len(layers), "prompt_tokens": prompt.shape[1]}
 
 
 @torch.inference_mode()

@@ -17,13 +17,13 @@ HELP = {
     "Layers": "Decoder layers after merging.",
     "Parameters": "Of the merged model, embeddings included.",
     "Smaller by": "Share of the parameters that goes.",
-    "Speed": "Expected while generating, from how much of the original's time its layers took when it was timed.",
+    "Speed": "Expected while generating, times the original, from what its layers cost it.",
     "Similarity": "Cosine between the final hidden states of merged and original model, mean of the texts.",
     "Perplexity": "On the calibration text, before healing, and how many times the original's. Lower is better.",
 }
 
 
-def path_view(path: ThresholdPath, facts: dict[str, Any], timing: dict[str, Any] | None = None) -> dict[str, Any]:
+def path_view(path: ThresholdPath, facts: dict[str, Any], cost: dict[str, Any] | None = None) -> dict[str, Any]:
     """Every interval of thresholds with its plan; plans that hold on several intervals stand once.
 
     Returns:
@@ -35,14 +35,14 @@ def path_view(path: ThresholdPath, facts: dict[str, Any], timing: dict[str, Any]
     for step in path.intervals():
         index = plans.setdefault(step.plan, len(plans))
         steps.append([step.low, step.high, index, f"{step.similarity:.4f}"])
-    views = [plan_view(plan, facts, timing, path.perplexities) for plan in plans]
+    views = [plan_view(plan, facts, cost, path.perplexities) for plan in plans]
     return {"low": path.low, "high": path.high, "steps": steps, "plans": views}
 
 
 def plan_view(
     plan: MergePlan,
     facts: dict[str, Any],
-    timing: dict[str, Any] | None = None,
+    cost: dict[str, Any] | None = None,
     perplexities: dict[tuple[Window, ...], float] | None = None,
     similarity: float | None = None,
 ) -> dict[str, Any]:
@@ -50,13 +50,13 @@ def plan_view(
 
     Args:
         facts: of the original model: `parameters`, `parameters_per_layer`.
-        timing: of the original model, for the expected speed.
+        cost: of one generated token of the original, for the expected speed; see `swm.timing.decode_cost`.
         perplexities: of plans on the calibration text, that of the original under ().
     """
     known = perplexities or {}
     saved = (plan.layer_count - plan.layers_left) * facts["parameters_per_layer"]
     perplexity, original = known.get(plan.windows), known.get(())
-    speed = expected_speedup(plan, timing)
+    speed = expected_speedup(plan, cost)
     numbers = {
         "Layers": f"{plan.layers_left} of {plan.layer_count}",
         "Parameters": f"{(facts['parameters'] - saved) / 1e6:,.1f} M",
@@ -77,13 +77,15 @@ def plan_view(
     }
 
 
-def expected_speedup(plan: MergePlan, timing: dict[str, Any] | None) -> float | None:
-    """How many times faster the plan's model generates, when each layer takes its share of the original's time.
+def expected_speedup(plan: MergePlan, cost: dict[str, Any] | None) -> float | None:
+    """How many times faster the plan's model generates when a layer costs what it costs in the original.
 
-    None if the original has not been timed.
+    None if that was not measured.
     """
-    share = (timing or {}).get("layer_share")
-    return 1 / (1 - share * (1 - plan.layers_left / plan.layer_count)) if share else None
+    if not cost:
+        return None
+    layers, rest = cost["layers_ms"], cost["rest_ms"]
+    return float((layers + rest) / (layers * plan.layers_left / plan.layer_count + rest))
 
 
 def similar_patches(matrix: Sequence[Sequence[float]], level: float) -> tuple[Window, ...]:

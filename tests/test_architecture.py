@@ -15,7 +15,7 @@ ORDER = [
     ["cli", "pipeline"],
     ["stages"],
     ["recover", "evaluate", "timing", "report"],
-    ["scoring", "compare", "charts", "jobs"],
+    ["scoring", "compare", "charts", "jobs", "paired"],
     ["similarity", "experiments", "view"],
     ["replay"],
     ["merge"],

@@ -74,6 +74,8 @@ def test_all_seven_tasks_score_as_with_lm_evals_own_class(tokenizer, monkeypatch
     theirs = zero_shot(model, tokenizer, TASKS, 3)
     assert [s.correct for s in ours] == [s.correct for s in theirs]
     assert {s.task: s.metric for s in ours} == PAPER_METRICS
+    for answer in (answer for s in ours for answer in s.answers):
+        assert (answer["picked"] == answer["right"]) == bool(answer["correct"])
     for score in ours:
         assert score.documents == 3
         assert score.value == pytest.approx(sum(score.correct) / 3)

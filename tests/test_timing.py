@@ -8,7 +8,8 @@ import torch
 from swm.merge import apply_plan
 from swm.models import size_bytes
 from swm.plan import MergePlan, Window
-from swm.timing import generated_tokens, time_models
+from swm.timing import decode_cost, generated_tokens, time_models
+from swm.view import expected_speedup
 from tests.conftest import tiny_model
 
 
@@ -37,3 +38,20 @@ def test_a_model_of_half_the_layers_is_faster_and_the_ratio_says_so(tokens):
         assert row["tokens_per_second"] == pytest.approx(7000 / decode, rel=0.3)
     assert base["peak_memory_bytes"] >= size_bytes(model)
     assert (base["prompt_tokens"], base["new_tokens"], base["repetitions"]) == (16, 8, 5)
+
+
+def test_cost_of_layers_and_rest_add_up_to_a_token(tokens):
+    model = tiny_model(layers=32)
+    cost = decode_cost(model, tokens[:1])
+    base = time_models([model], tokens[:1], new_tokens=24, repetitions=3)[0]
+    assert cost["layers_ms"] > 4 * cost["rest_ms"]
+    # the hooks cost a little themselves
+    assert cost["layers_ms"] + cost["rest_ms"] == pytest.approx(1000 / base["tokens_per_second"], rel=0.35)
+    assert cost["layers"] == 32
+
+
+def test_expected_speed_follows_from_the_cost_of_a_layer():
+    plan = MergePlan(10, (Window(0, 4),))
+    # 10 layers cost 20 ms, the rest 4: 6 layers 12 + 4.
+    assert expected_speedup(plan, {"layers_ms": 20.0, "rest_ms": 4.0}) == pytest.approx(24 / 16)
+    assert expected_speedup(plan, None) is None

@@ -14,8 +14,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-KEPT = ("experiment.json", "similarity/*.json", "path/*.json", "runs/*/run.json", "runs/*/events.jsonl")
-RESULTS = ("scores.json", "scores-merged.json", "timing.json", "timing-merged.json", "documents.json")
+KEPT = ("experiment.json", "cost.json", "similarity/*.json", "path/*.json", "runs/*/run.json", "runs/*/events.jsonl")
+RESULTS = (
+    "scores.json",
+    "scores-merged.json",
+    "timing.json",
+    "timing-merged.json",
+    "documents.json",
+    "documents-merged.json",
+)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from swm.experiments import BASELINE, Experiment
+from swm.experiments import Experiment
 from swm.plan import MergePlan
 from swm.search import ThresholdPath
 from swm.view import HELP, TEMPLATES, path_view, plan_view
@@ -23,7 +23,7 @@ def _path_and_view(
     folder: str, rule: str, changed: int, _experiment: Experiment
 ) -> tuple[ThresholdPath, dict[str, Any]]:
     path = _experiment.path(rule) or ThresholdPath(_experiment.layer_count, rule)
-    return path, path_view(path, _experiment.model_facts, _experiment.run(BASELINE).timing())
+    return path, path_view(path, _experiment.model_facts, _experiment.cost())
 
 
 def layers_picture(plan: MergePlan, facts: dict[str, Any], key: str) -> None:

@@ -9,12 +9,52 @@ import pandas as pd
 
 from swm.compare import STAGES, lines, row_name
 from swm.experiments import Experiment
+from swm.paired import Paired
 from swm.search import PlanAt
 
 
-def comparison_table(flat: list[dict[str, Any]]) -> pd.DataFrame:
+def comparison_table(labels: list[str], flat: list[dict[str, Any]]) -> pd.DataFrame:
     """One line for each figure, one column for each row, as text with error bars."""
-    return pd.DataFrame.from_dict(dict(lines(flat)), orient="index", columns=[row_name(row) for row in flat])
+    return pd.DataFrame.from_dict(dict(lines(flat)), orient="index", columns=labels)
+
+
+def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One line for each row of `compare`, numbers as numbers: to sort and to filter."""
+    table = pd.DataFrame(
+        {
+            "run": row_name(row),
+            "experiment": row["experiment"],
+            "layers": row["layers"],
+            "parameters, M": row["parameters"] / 1e6,
+            "size, MiB": row["size_bytes"] / 2**20,
+            "average, %": None if row["average"] is None else 100 * row["average"],
+            "± %": None if row["average_stderr"] is None else 100 * row["average_stderr"],
+            "perplexity": row["perplexity"],
+            "tokens per second": row["tokens_per_second"],
+            "latency, ms": row["latency_ms"],
+            "peak memory, MiB": row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20,
+            **{f"{task}, %": 100 * score["value"] for task, score in row["scores"].items()},
+        }
+        for row in rows
+    )
+    return table.set_index("run")
+
+
+def paired_table(compared: list[Paired]) -> pd.DataFrame:
+    """One line for each task: the difference, its interval, and whether it is more than noise."""
+    return pd.DataFrame(
+        {
+            "task": one.task,
+            "documents": one.documents,
+            "difference, points": f"{100 * one.difference:+.1f}",
+            "95 % interval": f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]",
+            "p": f"{one.p_value:.3f}",
+            "gained": one.gained,
+            "lost": one.lost,
+            "verdict": one.verdict,
+        }
+        for one in compared
+    )
 
 
 def runs_table(experiments: list[Experiment]) -> pd.DataFrame:
