@@ -4,6 +4,7 @@ import streamlit as st
 
 from pages.shared.frame import caption, command_line, go_to, job_status, next_step, shown_errors, start_page
 from swm.experiments import Experiment, check_name
+from swm.files import demo_experiment
 from swm.jobs import call, start
 
 current = start_page("Experiment", "A model and a calibration text: what redundancy is measured with.")
@@ -22,6 +23,9 @@ if current:
             job_status(current, current.state())
         next_step("pages/redundancy.py", "See its redundancy")
 
+if demo_experiment():
+    st.info("This is a demo: everything can be looked at, nothing started or changed.", icon=":material/visibility:")
+    st.stop()
 st.subheader("New experiment", anchor=False)
 with st.form("experiment_form", border=True):
     left, right = st.columns(2, gap="large")

@@ -1,4 +1,6 @@
-"""Playground page: one prompt, two models, answers as they come; each model lives in a child process until then."""
+"""Playground page: one prompt, up to three models; each lives in a child process until it has answered."""
+
+from itertools import chain
 
 import streamlit as st
 
@@ -9,15 +11,17 @@ PROMPTS = (
     "The capital of France is",
     "Once upon a time there was a little bear who",
     "Question: What do plants need to grow?\nAnswer:",
+    "The three most important inventions of the last century are",
 )
+MOST = 3
 
-experiment = require_experiment(start_page("Playground", "One prompt, two models: how the merged model writes."))
+experiment = require_experiment(start_page("Playground", "One prompt, up to three models: how each of them writes."))
 caption(experiment)
 with shown_errors():
     usable = [run.name for run in experiment.runs() if run.is_baseline or run.has_model]
 if experiment.read_only:
     st.info(
-        "The results that ship with the program have no weights. Make your own with the same settings: "
+        "Results that are read-only have no weights to answer with. Make your own with the same settings: "
         "`python -m swm demo`, or create an experiment.",
         icon=":material/info:",
     )
@@ -26,14 +30,29 @@ if experiment.read_only:
 
 example = st.selectbox("Start from", PROMPTS, key="playground_example", help="Or write your own below.")
 prompt = st.text_area("Prompt", example, key=f"playground_prompt_{PROMPTS.index(example)}", max_chars=20_000)
-left, right, third = st.columns(3)
-first = left.selectbox("Model", usable, key="playground_first")
-second = right.selectbox("and model", usable, index=len(usable) - 1, key="playground_second")
-tokens = third.number_input("Tokens", 1, 1000, 48, key="playground_tokens", help="Greedy decoding, at most so many.")
-if st.button("Answer", type="primary", disabled=not prompt.strip(), key="playground_go"):
-    for column, name in zip(st.columns(2, gap="large"), (first, second), strict=True):
+left, right = st.columns([3, 1], gap="large")
+names = left.multiselect(
+    "Models",
+    usable,
+    default=list(dict.fromkeys([usable[0], usable[-1]])),
+    max_selections=MOST,
+    key="playground_models",
+    help=f"Two or three, at most {MOST}: they answer one after the other, so that each is timed alone.",
+)
+tokens = right.number_input("Tokens", 1, 1000, 48, key="playground_tokens", help="Greedy decoding, at most so many.")
+if st.button("Answer", type="primary", disabled=not (prompt.strip() and names), key="playground_go"):
+    columns = st.columns(len(names), gap="large")
+    for column, name in zip(columns, names, strict=True):
+        column.subheader(name, anchor=False)
+    for name, column in zip(names, columns, strict=True):
         with column, shown_errors():
-            st.subheader(name, anchor=False)
-            st.write_stream(stream(["answer", experiment.name, name, "--prompt", prompt, "--tokens", str(tokens)]))
-command_line("answer", experiment.name, second, "--prompt", prompt, "--tokens", str(tokens))
+            arguments = ["answer", experiment.name, name, "--prompt", prompt, "--tokens", str(tokens)]
+            speed: list[str] = []
+            with st.spinner("Loading the model", show_time=True):
+                pieces = stream(arguments, speed.append)
+                first = next(pieces, "")
+            st.write_stream(chain([first], pieces))
+            st.caption("".join(speed))
+for name in names[-1:]:
+    command_line("answer", experiment.name, name, "--prompt", prompt, "--tokens", str(tokens))
 next_step("pages/report.py", "Make the report")

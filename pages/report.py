@@ -3,7 +3,8 @@
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
-from swm.report import commands, model_card, report_html
+from swm.recipe import mergekit_yaml
+from swm.report import commands, model_card, recipe_json, report_html
 
 experiment = require_experiment(
     start_page("Report", "One file that opens without a network: what was done, and what it gave.")
@@ -22,6 +23,25 @@ with shown_errors():
     )
     runs = [run for run in experiment.runs() if not run.is_baseline]
     for run in runs:
+        right.download_button(
+            f"Recipe of {run.name} (JSON)",
+            lambda run=run: recipe_json(run),
+            f"{run.name}-recipe.json",
+            "application/json",
+            key=f"report_recipe_{run.name}",
+            icon=":material/receipt_long:",
+            help="Makes the run again: python -m swm repeat FILE",
+        )
+        if run.plan.rule in ("keep_first", "keep_last"):
+            right.download_button(
+                f"{run.name} for mergekit (YAML)",
+                lambda run=run: mergekit_yaml(experiment, run.plan),
+                f"{run.name}-mergekit.yaml",
+                "application/yaml",
+                key=f"report_mergekit_{run.name}",
+                icon=":material/receipt_long:",
+                help="The same layers kept by mergekit's passthrough merge; without healing.",
+            )
         right.download_button(
             f"Model card of {run.name} (Markdown)",
             lambda run=run: model_card(run),

@@ -1,10 +1,13 @@
 """Run page: merge, recover and evaluate; what runs is read from the run's own files."""
 
+from typing import Any
+
 import streamlit as st
 
 from pages.shared.frame import (
     caption,
     command_line,
+    duration,
     job_status,
     next_step,
     number_from_address,
@@ -16,10 +19,11 @@ from pages.shared.frame import (
 from pages.shared.live import layers_picture
 from swm.charts import loss_chart
 from swm.compare import STAGES
-from swm.experiments import Experiment, Run, check_name
+from swm.estimate import estimate_run, gib
+from swm.experiments import BASELINE, Experiment, Run, check_name
 from swm.jobs import cancel, start
 from swm.plan import DEFAULT_RULE, RULES, MergePlan, parse_windows
-from swm.presets import PRESET_HELP, PRESETS, recovery_arguments
+from swm.presets import PRESET_HELP, PRESETS, RecoverySettings, preset_settings, recovery_arguments, training_speed
 
 NEW = "new run"
 TUNED = "As tuned on the preview page: a window grows while the similarity is at least this."
@@ -27,71 +31,137 @@ RULE = "How a window becomes one layer; rdsc is the formula printed in the paper
 
 
 def new_run(experiment: Experiment, count: int) -> None:
-    """The form for a new run, and the job it starts."""
-    tuned = number_from_address("merge_at", 0.9, 0.01, 1.0)
-    wanted = st.query_params.get("merge_by") if st.query_params.get("merge_by") in RULES else DEFAULT_RULE
+    """The settings of a new run, what it will need, and the job it starts."""
+    asked = st.query_params
+    wanted = asked.get("merge_by") if asked.get("merge_by") in RULES else DEFAULT_RULE
     rules, presets = list(RULES), list(PRESETS)
-    with st.form("run_form", border=True):
+    with st.container(border=True):
         left, right = st.columns(2, gap="large")
         name = left.text_input("Name", f"run-{count + 1}", max_chars=64, key="run_name", help="For you; a-z, 0-9, -")
+        tuned = number_from_address("merge_at", 0.9, 0.01, 1.0)
         threshold = left.number_input(
             "Threshold", 0.01, 1.0, tuned, 0.001, format="%.3f", key="run_threshold", help=TUNED
         )
         windows = left.text_input(
             "or windows by hand",
-            st.query_params.get("windows", "")[:400],
+            asked.get("windows", "")[:400],
             key="run_windows",
             placeholder="27-28,25-26",
             help="First and last layer, both included. Overrules the threshold.",
         )
         rule = left.selectbox("Merge rule", rules, index=rules.index(wanted), key="run_rule", help=RULE)
-        heal = right.toggle("Heal with LoRA", True, key="run_recover", help="Short training of small added matrices.")
-        preset = right.selectbox(
-            "Preset",
-            presets,
-            format_func=preset_label,
-            key="run_preset",
-            help="Settings of LoRA.",
-        )
-        steps = right.number_input(
-            "Steps of preset quick",
+        limit = left.number_input(
+            "Documents of each task",
             1,
-            100_000,
-            PRESETS["quick"].steps,
-            key="run_steps",
-            help=f"Of {PRESETS['quick'].batch} × {PRESETS['quick'].length} tokens each.",
+            20_000,
+            int(number_from_address("limit", 100, 1, 20_000)),
+            key="run_limit",
+            help="More: smaller error bars, longer waits.",
         )
-        limit = right.number_input(
-            "Documents of each task", 1, 20_000, 100, key="run_limit", help="More: smaller error bars, longer waits."
+        with right:
+            recovery, healing = healing_settings(presets)
+    plan_words = ["--windows", windows] if windows.strip() else ["--threshold", f"{threshold:g}"]
+    plan = planned(experiment, windows, threshold, rule)
+    if plan is None:
+        st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it first.")
+        next_step("pages/preview.py", "Search on the preview page")
+    else:
+        layers_picture(plan[0], experiment.model_facts, key="run_planned")
+        evaluated = experiment.run(BASELINE).scores()
+        evaluations = 1 + (recovery is not None) + (not evaluated or evaluated.get("limit") != limit)
+        needs = estimate_run(
+            experiment.model_facts,
+            experiment.cost(),
+            plan[0],
+            recovery,
+            limit,
+            experiment.folder,
+            evaluations=evaluations,
         )
-        submitted = st.form_submit_button("Merge, heal and evaluate", type="primary", disabled=experiment.read_only)
-    plan = ["--windows", windows] if windows.strip() else ["--threshold", f"{threshold:g}"]
-    quick = ["--steps", str(steps)] if preset == "quick" else []
-    healing = ["--preset", preset, *quick] if heal else ["--no-recovery"]
-    if submitted:
-        check_name(name)
-        run = planned(experiment, name, windows, threshold, rule)
-        if run is None:
-            st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it first.")
-            next_step("pages/preview.py", "Search on the preview page")
-        else:
+        for problem in needs.problems():
+            st.error(problem, icon=":material/memory:")
+        times = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in needs.seconds.items())
+        st.caption(
+            (f"About {duration(needs.total_seconds)} ({times}), " if times else "Needs ")
+            + f"{gib(needs.memory_bytes)} of memory ({gib(needs.free_memory_bytes)} free), "
+            f"{gib(needs.disk_bytes)} of disk ({gib(needs.free_disk_bytes)} free)."
+        )
+        blocked = experiment.read_only or bool(needs.problems())
+        if st.button("Merge, heal and evaluate", type="primary", disabled=blocked, key="run_start"):
+            run = experiment.create_run(check_name(name), *plan)
             start(run, "run", ["run", experiment.name, name, *healing, "--limit", str(limit)])
             st.session_state["run_next"] = name
             st.rerun()
-    command_line("run", experiment.name, name, *plan, "--rule", rule, *healing, "--limit", str(limit))
+    command_line("run", experiment.name, name, *plan_words, "--rule", rule, *healing, "--limit", str(limit))
 
 
-def preset_label(preset: str) -> str:
-    return f"{preset}: {PRESET_HELP[preset]}"
+def healing_settings(presets: list[str]) -> tuple[RecoverySettings | None, list[str]]:
+    """LoRA's settings, and the same as arguments; None when healing is left out."""
+    heal = st.toggle("Heal with LoRA", True, key="run_recover", help="Short training of small added matrices.")
+    wanted = st.query_params.get("preset")
+    preset = st.selectbox(
+        "Preset",
+        presets,
+        index=presets.index(wanted) if wanted in presets else 0,
+        format_func=lambda preset: f"{preset}: {PRESET_HELP[preset]}",
+        key="run_preset",
+        help="Settings of LoRA to start from.",
+    )
+    base = PRESETS[preset]
+    with st.expander("Change settings"):
+        columns = st.columns(2)
+        steps = columns[0].number_input(
+            "Steps",
+            1,
+            1_000_000,
+            int(number_from_address("steps", base.steps, 1, 1_000_000)) if wanted == preset else base.steps,
+            key=f"run_steps_{preset}",
+            help="Each sees batch × length tokens.",
+        )
+        rank = columns[1].number_input(
+            "Rank", 1, 1024, base.rank, key=f"run_rank_{preset}", help="Width of the added matrices."
+        )
+        batch = columns[0].number_input("Batch", 1, 4096, base.batch, key=f"run_batch_{preset}", help="Texts a step.")
+        length = columns[1].number_input(
+            "Tokens in each", 8, 131_072, base.length, key=f"run_length_{preset}", help="Longer: more memory."
+        )
+        rate = columns[0].number_input(
+            "Learning rate",
+            1e-8,
+            1.0,
+            base.learning_rate,
+            format="%.1e",
+            key=f"run_rate_{preset}",
+            help="Lower it when the loss jumps.",
+        )
+        target = columns[1].selectbox(
+            "Learn from",
+            ["text", "original"],
+            key=f"run_target_{preset}",
+            help="The recovery text itself, or the original model's probabilities on it (distillation).",
+        )
+    settings = preset_settings(
+        preset,
+        steps=steps,
+        rank=rank,
+        alpha=base.alpha * rank // base.rank,
+        batch=batch,
+        length=length,
+        learning_rate=rate,
+        target=target,
+    )
+    return (settings, recovery_arguments(vars(settings))) if heal else (None, ["--no-recovery"])
 
 
-def planned(experiment: Experiment, name: str, windows: str, threshold: float, rule: str) -> Run | None:
-    """A new run with its plan; None if the threshold's plan is not known yet."""
+def planned(
+    experiment: Experiment, windows: str, threshold: float, rule: str
+) -> tuple[MergePlan, float | None, float | None] | None:
+    """Plan, threshold and similarity; None if the threshold's plan is not known yet."""
     if windows.strip():
-        return experiment.create_run(name, MergePlan(experiment.layer_count, parse_windows(windows), rule))
+        return MergePlan(experiment.layer_count, parse_windows(windows), rule), None, None
     path = experiment.path(rule)
     step = path.plan_at(threshold) if path else None
-    return step and experiment.create_run(name, step.plan, threshold, step.similarity)
+    return step and (step.plan, threshold, step.similarity)
 
 
 def controls(run: Run) -> None:
@@ -107,35 +177,62 @@ def controls(run: Run) -> None:
         "Time": ["time", *name],
         "All that is left": ["run", *name, *heal],
     }
-    for column, (label, arguments) in zip(st.columns(len(actions)), actions.items(), strict=True):
+    columns = st.columns(len(actions) + 1)
+    for column, (label, arguments) in zip(columns, actions.items(), strict=False):
         allowed = run.stage == "planned" if label == "Merge" else run.stage != "planned" or label == "All that is left"
         if column.button(label, key=f"run_do_{label}", disabled=not allowed, width="stretch"):
             start(run, arguments[0], arguments)
             st.rerun()
+    if columns[-1].button("Duplicate and edit", key="run_duplicate", width="stretch"):
+        duplicate(run, windows)
     command_line(*actions["Merge" if run.stage == "planned" else "Evaluate"])
+
+
+def duplicate(run: Run, windows: str) -> None:
+    """The form of a new run, filled with this one's settings."""
+    recovery = run.settings.get("recovery") or run.settings.get("recovery_started") or {}
+    st.query_params.update(windows=windows, merge_by=run.plan.rule)
+    if recovery:
+        st.query_params.update(preset=recovery["preset"], steps=recovery["steps"])
+    if scores := run.scores():
+        st.query_params["limit"] = scores.get("limit") or 20_000
+    for key in [key for key in st.session_state if str(key).startswith("run_")]:
+        del st.session_state[key]
+    st.session_state["run_next"] = NEW
+    st.rerun()
 
 
 def progress(run: Run) -> None:
     """The run's numbers, its job, its loss and its log."""
-    state, settings = run.state(), run.settings
+    state = run.state()
     columns = st.columns(4)
     columns[0].metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}")
     columns[1].metric("Rule", run.plan.rule, help=RULES[run.plan.rule])
     columns[2].metric("Stage", STAGES[run.stage])
-    columns[3].metric("Memory of the job", f"{state.memory_bytes / 2**20:,.0f} MiB" if state.memory_bytes else "–")
+    columns[3].metric(
+        "Memory of the job",
+        gib(state.memory_bytes) if state.memory_bytes else "–",
+        f"{state.cpu_percent:.0f} % of a core" if state.active else None,
+        delta_color="off",
+        delta_arrow="off",
+    )
     layers_picture(run.plan, run.experiment.model_facts, key="run_layers")
     poll_while_active(run)
     job_status(run, state)
     if state.active and st.button("Cancel", key="run_cancel", icon=":material/cancel:"):
         cancel(run)
         st.toast("It stops after the step it is in; what is finished is kept.")
+    unfinished = run.settings.get("recovery_started")
+    if unfinished and not state.active:
+        st.info(partial_checkpoint(run, unfinished), icon=":material/info:")
     if not state.active and not run.read_only:
         controls(run)
     events = [event for event in run.events() if event.get("stage") == "recover"]
     if events:
         st.subheader("Loss while healing", anchor=False)
+        healing_numbers(events, unfinished or run.settings.get("recovery") or {})
         st.plotly_chart(loss_chart(events), key="run_loss")
-    if recovery := settings.get("recovery"):
+    if recovery := run.settings.get("recovery"):
         st.caption(
             f"{recovery['steps']} steps of {recovery['batch'] * recovery['accumulate']} × {recovery['length']} tokens "
             f"of {recovery['texts']}, rank {recovery['rank']}, learning rate {recovery['learning_rate']:g}, "
@@ -146,11 +243,41 @@ def progress(run: Run) -> None:
             st.code(log, language=None)
 
 
+def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+    """Where the training stands: step, loss, learning rate, speed, time left."""
+    last = next((event for event in reversed(events) if "loss" in event), events[-1])
+    held_out = next((event["held_out_loss"] for event in reversed(events) if "held_out_loss" in event), None)
+    speed, left = training_speed(events, settings)
+    columns = st.columns(5)
+    columns[0].metric("Step", f"{last['step']:,} of {last['steps']:,}")
+    columns[1].metric("Loss", f"{last.get('loss', 0):.3f}")
+    columns[2].metric("Held-out loss", "–" if held_out is None else f"{held_out:.3f}")
+    columns[3].metric("Learning rate", f"{last.get('learning_rate', 0):.1e}")
+    columns[4].metric(
+        "Tokens per second",
+        "–" if speed is None else f"{speed:,.0f}",
+        f"{duration(left)} left" if left else None,
+        delta_color="off",
+        delta_arrow="off",
+    )
+
+
+def partial_checkpoint(run: Run, started: dict[str, Any]) -> str:
+    """What an unfinished recovery left, and whether it can be used."""
+    model = f"The model in the run's folder is the {STAGES[run.stage]} one, whole and usable."
+    if step := run.checkpoint_step():
+        return (
+            f"Healing stopped before its end; a checkpoint holds step {step:,} of {started['steps']:,}. Go on healing "
+            f"continues there. The checkpoint is not yet a model. {model}"
+        )
+    return f"Healing stopped before its first checkpoint; it begins anew. {model}"
+
+
 experiment = require_experiment(start_page("Run", "Merge the windows, heal the smaller model with LoRA, evaluate it."))
 caption(experiment)
 with shown_errors():
     runs = {run.name: run for run in experiment.runs() if not run.is_baseline}
-    if st.session_state.get("run_next") in runs:
+    if st.session_state.get("run_next") in (NEW, *runs):
         st.session_state["run"] = st.session_state.pop("run_next")
     chosen = st.selectbox("Run", [NEW, *runs], index=min(1, len(runs)), key="run", bind="query-params")
     if chosen in runs:

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from swm.errors import Cancelled, ExperimentError, SettingsError, SwmError
-from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, delete, list_experiments
+from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, delete, list_experiments, read_only_message
 from swm.jobs import Target, cancel, tracked
 from swm.metrics import Measure
 from swm.options import build_parser
@@ -300,16 +300,29 @@ def run_export(options: argparse.Namespace) -> Result:
     return {"folder": str(folder)}, f"Model and model card in {folder}"
 
 
+def run_repeat(options: argparse.Namespace) -> Result:
+    from swm.pipeline import repeat
+    from swm.recipe import read_recipe
+
+    run = repeat(read_recipe(Path(options.file)), options.name, watched)
+    from swm.compare import compare
+
+    return {"runs": compare(run.experiment)}, _table(run.experiment, run)
+
+
 def run_answer(options: argparse.Namespace) -> Result:
     from swm import stages
 
     run = Experiment.open(options.exp).run(options.run)
+    answer = stages.Answer(run)
     pieces = []
-    for piece in stages.answer(run, options.prompt, options.tokens):
+    for piece in answer.pieces(options.prompt, options.tokens):
         pieces.append(piece)
         if not options.json:
             print(piece, end="", flush=True)
-    return {"run": run.name, "prompt": options.prompt, "answer": "".join(pieces)}, ""
+    if not options.json:
+        print(answer.speed, file=sys.stderr)
+    return {"run": run.name, "prompt": options.prompt, "answer": "".join(pieces), "speed": answer.speed}, ""
 
 
 def run_cancel(options: argparse.Namespace) -> Result:
@@ -343,10 +356,7 @@ def _own(name: str) -> Experiment:
     """An experiment that may be written to."""
     experiment = Experiment.open(name)
     if experiment.read_only:
-        raise ExperimentError(
-            f"{name} holds results that ship with the program and is read-only. "
-            f"Create your own: python -m swm create {name} --model {experiment.settings.model}"
-        )
+        raise ExperimentError(read_only_message(name))
     return experiment
 
 
@@ -375,6 +385,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "compare": run_compare,
     "report": run_report,
     "export": run_export,
+    "repeat": run_repeat,
     "answer": run_answer,
     "cancel": run_cancel,
     "delete": run_delete,

@@ -115,8 +115,8 @@ def _difference(value: float | None, baseline: float | None) -> float | None:
 def csv_text(rows: list[dict[str, Any]]) -> str:
     """The comparison as comma-separated values, one line for each run and stage."""
     flat = flat_rows(rows)
-    plain = ["experiment", "run", "stage", "layers", "parameters", "size_bytes", "average", "average_stderr"]
-    plain += ["tokens_per_second", "latency_ms", "peak_memory_bytes"]
+    plain = ["run", "stage", "layers", "parameters", "size_bytes", "average", "average_stderr"]
+    plain += ["tokens_per_second", "latency_ms", "peak_memory_bytes", "experiment"]
     texts = list(dict.fromkeys(text for row in flat for text in row["perplexities"]))
     tasks = list(dict.fromkeys(task for row in flat for task in row["scores"]))
     heads = [*plain, *(f"perplexity_{text}" for text in texts)]

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from swm.errors import ExperimentError, JobError, PlanError, SettingsError
-from swm.files import disk_errors, home, read_json, write_json
+from swm.files import demo_experiment, disk_errors, home, read_json, write_json
 from swm.plan import MergePlan
 from swm.search import ThresholdPath
 
@@ -59,6 +59,7 @@ class State:
     process_started: float = 0.0
     host: str = ""
     memory_bytes: int = 0
+    cpu_percent: float = 0.0
     command: tuple[str, ...] = ()
 
     @property
@@ -100,7 +101,7 @@ class _Tracked:
 
     @property
     def read_only(self) -> bool:
-        return SHIPPED in self.folder.parents
+        return SHIPPED in self.folder.parents or bool(demo_experiment())
 
     def state(self) -> State:
         file = self.folder / "state.json"
@@ -133,10 +134,7 @@ class _Tracked:
 
     def _check_writable(self) -> None:
         if self.read_only:
-            raise ExperimentError(
-                f"{self.folder.name} belongs to the results that ship with the program and cannot be changed. "
-                "Create an experiment of your own."
-            )
+            raise ExperimentError(read_only_message(self.folder.name))
 
 
 class Experiment(_Tracked):
@@ -159,6 +157,8 @@ class Experiment(_Tracked):
     def create(cls, name: str, settings: Settings, model_facts: dict[str, Any]) -> Experiment:
         """A new folder for an experiment; `model_facts` as from `models.config_facts`."""
         folder = check_new(name)
+        if demo_experiment():
+            raise ExperimentError(read_only_message(name))
         data = {"settings": asdict(settings), "model_facts": model_facts, "created": time.time()}
         write_json(folder / "experiment.json", data)
         return cls(folder)
@@ -320,6 +320,13 @@ class Run(_Tracked):
     def is_evaluated(self) -> bool:
         return (self.folder / "scores.json").is_file()
 
+    def checkpoint_step(self) -> int:
+        """The last step of an unfinished recovery that a checkpoint holds; 0 if there is none."""
+        steps = [
+            int(file.parent.name.split("-")[1]) for file in self.folder.glob("recovery/checkpoint-*/trainer_state.json")
+        ]
+        return max(steps, default=0) if self.settings.get("recovery_started") else 0
+
     def scores(self) -> dict[str, Any] | None:
         return self._json("scores.json")
 
@@ -382,6 +389,15 @@ def _json_lines(text: str) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(row, dict):
             yield row
+
+
+def read_only_message(name: str) -> str:
+    if demo_experiment():
+        return f"{name} cannot be changed: this is a demo, started with SWM_DEMO, and everything in it is read-only."
+    return (
+        f"{name} belongs to the results that ship with the program and cannot be changed. Create an experiment of your own: "
+        f"python -m swm create NAME --model smollm2-135m"
+    )
 
 
 def experiments_folder() -> Path:

@@ -26,6 +26,11 @@ def home() -> Path:
     return Path(os.environ.get("SWM_HOME") or Path.home() / ".swm").expanduser()
 
 
+def demo_experiment() -> str:
+    """The experiment to show while everything is read-only: `SWM_DEMO`; empty when it is not set."""
+    return os.environ.get("SWM_DEMO", "")
+
+
 def write_json(path: Path, data: dict[str, Any]) -> None:
     """Write one JSON object so that readers see the old or the new file.
 

@@ -23,8 +23,8 @@ import psutil
 from filelock import FileLock, Timeout
 
 from swm.errors import Cancelled, JobError, SwmError
-from swm.experiments import HEARTBEAT_SECONDS, Experiment, Run, State, this_process
-from swm.files import disk_errors, home
+from swm.experiments import HEARTBEAT_SECONDS, Experiment, Run, State, read_only_message, this_process
+from swm.files import demo_experiment, disk_errors, home
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Tracker:
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._written = 0.0
+        self._process = psutil.Process()
         self.cancelled = False
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
@@ -52,8 +53,8 @@ class Tracker:
 
     def write(self, **changes: object) -> None:
         with self._lock:
-            memory = psutil.Process().memory_info().rss
-            self.state = replace(self.state, heartbeat=time.time(), memory_bytes=memory, **changes)  # type: ignore[arg-type]
+            used = {"memory_bytes": self._process.memory_info().rss, "cpu_percent": self._process.cpu_percent()}
+            self.state = replace(self.state, heartbeat=time.time(), **used, **changes)  # type: ignore[arg-type]
             self._target.write_state(self.state)
             self._written = time.monotonic()
 
@@ -83,6 +84,8 @@ def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator
     Raises:
         JobError: if the target has a job already.
     """
+    if target.read_only:
+        raise JobError(read_only_message(target.name))
     lock = FileLock(target.folder / ".job.lock")
     try:
         with disk_errors(target.folder, 4096):
@@ -138,7 +141,7 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
         JobError: if the target has a job already, or is read-only.
     """
     if target.read_only:
-        raise JobError(f"{target.name} ships with the program and is read-only. Create an experiment of your own.")
+        raise JobError(read_only_message(target.name))
     if target.state().active:
         raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.")
     target.folder.mkdir(parents=True, exist_ok=True)
@@ -194,8 +197,11 @@ def call(arguments: Sequence[str], timeout_seconds: float = 900) -> Any:
     return json.loads(done.stdout)
 
 
-def stream(arguments: Sequence[str]) -> Iterator[str]:
+def stream(arguments: Sequence[str], on_end: Callable[[str], None] | None = None) -> Iterator[str]:
     """Output of a command in a child process, piece by piece; the child ends when nobody listens any more.
+
+    Args:
+        on_end: given the last line that the command wrote to stderr, when it ended well.
 
     Raises:
         JobError: with the command's own message when it fails.
@@ -216,8 +222,10 @@ def stream(arguments: Sequence[str]) -> Iterator[str]:
                 yield decoder.decode(piece)
         finally:
             child.terminate()
-        if child.wait() > 0:
-            message = child.stderr.read().decode("utf-8", "replace").strip()
+        code, message = child.wait(), child.stderr.read().decode("utf-8", "replace").strip()
+        if on_end and code <= 0 and message:
+            on_end(message.splitlines()[-1])
+        if code > 0:
             raise JobError(message.splitlines()[-1] if message else f"It ended with {child.returncode}.")
 
 
@@ -228,6 +236,8 @@ def cancel(target: Target) -> None:
         JobError: if there is no job, or it runs on another machine.
     """
     state = target.state()
+    if demo_experiment():
+        raise JobError("This is a demo: it is read-only.")
     if not state.active:
         raise JobError(f"{target.name} has no job running.")
     if state.host != socket.gethostname():

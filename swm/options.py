@@ -64,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("report", "One self-contained HTML page.", "EXP")
     command.add_argument("--output", required=True, type=Path, metavar="FILE")
     add("export", "Copy a run's model, with a model card, to a folder.", "EXP", "RUN", "FOLDER")
+    command = add("repeat", "Make a run again from its recipe.json, in an experiment of its own.", "FILE")
+    command.add_argument("--name", help="name of the new experiment (the recipe's)")
     command = add("answer", "Continue a prompt with a run's model.", "EXP", "RUN")
     command.add_argument("--prompt", required=True)
     command.add_argument("--tokens", type=int, default=64)

@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager
 
 from swm import stages
 from swm.compare import run_name
+from swm.errors import ExperimentError
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, experiments_folder
 from swm.jobs import Target
 from swm.metrics import TASKS
 from swm.presets import RecoverySettings, preset_settings
+from swm.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,21 @@ def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) 
     with watched(run, "run") as progress:
         run_pipeline(run, limit, preset_settings("quick", steps=steps), progress)
     return experiment
+
+
+def repeat(recipe: Recipe, name: str | None, watched: Watched) -> Run:
+    """The run of a recipe, in a new experiment; one that is there already with the same settings is gone on with."""
+    name = check_name(name or recipe.experiment)
+    if (experiments_folder() / name).is_dir():
+        experiment = Experiment.open(name)
+        if experiment.settings != recipe.settings:
+            raise ExperimentError(f"There is an experiment {name} with other settings. Choose another --name.")
+    else:
+        experiment = stages.create(name, recipe.settings)
+    run = experiment.create_run(recipe.run, recipe.plan)
+    with watched(run, "run") as progress:
+        run_pipeline(run, recipe.limit, recipe.recovery, progress)
+    return run
 
 
 def _named(stage: str, progress: stages.Progress) -> stages.Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -66,6 +67,7 @@ class RecoverySettings:
 # "paper": the released settings (LLM-Pruner's recovery): 2 epochs of 51,760 examples in batches of 64.
 PRESETS = {
     "quick": RecoverySettings(),
+    "standard": RecoverySettings(preset="standard", steps=480, learning_rate=1e-3, warmup_steps=30, save_every=60),
     "paper": RecoverySettings(
         preset="paper",
         texts="alpaca-cleaned",
@@ -85,6 +87,7 @@ PRESETS = {
 }
 PRESET_HELP = {
     "quick": "minutes on a processor for 135 M parameters",
+    "standard": "four times as long at half the learning rate",
     "paper": "the released settings: alpaca-cleaned from the hub, answers only, hours on a GPU",
 }
 
@@ -107,3 +110,18 @@ def recovery_arguments(settings: dict[str, Any]) -> list[str]:
     changed["steps"] = settings["steps"]
     options = [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", f"{value}")]
     return ["--preset", settings["preset"], *options]
+
+
+def training_speed(events: Sequence[dict[str, Any]], settings: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Tokens per second over the last steps of a recovery, and seconds left; None while too few are done.
+
+    Args:
+        events: with `time`, `step` and `steps`, oldest first; those with a loss count.
+        settings: `batch`, `accumulate` and `length`.
+    """
+    steps = [event for event in events if "loss" in event][-20:]
+    if len(steps) < 2 or not settings or steps[-1]["time"] <= steps[0]["time"]:
+        return None, None
+    seconds = (steps[-1]["time"] - steps[0]["time"]) / (steps[-1]["step"] - steps[0]["step"] or 1)
+    tokens = settings["batch"] * settings["accumulate"] * settings["length"]
+    return tokens / seconds, seconds * (steps[-1]["steps"] - steps[-1]["step"])

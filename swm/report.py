@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import time
@@ -17,9 +18,10 @@ from swm import __version__, charts
 from swm.compare import compare, flat_rows, lines, row_name
 from swm.errors import ExperimentError
 from swm.experiments import BASELINE, Experiment, Run
-from swm.files import check_space, disk_errors, replace_file, replaced_folder
+from swm.files import SCHEMA, check_space, disk_errors, replace_file, replaced_folder
 from swm.metrics import Measure
 from swm.presets import recovery_arguments
+from swm.recipe import mergekit_yaml, recipe_of
 from swm.view import TEMPLATES, plan_view
 
 METHOD = "Sliding-Window Merging, arXiv:2502.19159"
@@ -123,7 +125,7 @@ def _command(*arguments: str) -> str:
 
 
 def export_run(run: Run, folder: Path) -> Path:
-    """Copy a run's model to a folder, with a model card as README.md.
+    """Copy a run's model to a folder, with model card (README.md), recipe, and mergekit's form where there is one.
 
     Raises:
         ExperimentError: if the run has no model, or the folder exists.
@@ -137,7 +139,15 @@ def export_run(run: Run, folder: Path) -> Path:
     with disk_errors(folder, size), replaced_folder(folder.absolute()) as new:
         shutil.copytree(run.model_folder, new, dirs_exist_ok=True)
         (new / "README.md").write_text(model_card(run), encoding="utf-8")
+        (new / "recipe.json").write_text(recipe_json(run), encoding="utf-8")
+        if run.plan.rule in ("keep_first", "keep_last"):
+            (new / "mergekit.yaml").write_text(mergekit_yaml(run.experiment, run.plan), encoding="utf-8")
     return folder
+
+
+def recipe_json(run: Run) -> str:
+    """What `python -m swm repeat FILE` makes the same run from."""
+    return json.dumps({"schema": SCHEMA, **recipe_of(run).to_dict()}, indent=1)
 
 
 def model_card(run: Run) -> str:

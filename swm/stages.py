@@ -372,13 +372,31 @@ def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -
     return data
 
 
-def answer(run: Run, prompt: str, new_tokens: int = 64) -> Iterator[str]:
-    """A run's greedy continuation of a prompt, piece by piece; stops at end of text.
+class Answer:
+    """A run's greedy continuation of a prompt; `speed` says, once it has ended, how fast it came."""
 
-    Raises:
-        SettingsError: if the prompt is empty, or prompt and answer do not fit the model's context.
-    """
-    model, tokenizer = load_run(run)
+    def __init__(self, run: Run) -> None:
+        self.run, self.speed = run, ""
+
+    def pieces(self, prompt: str, new_tokens: int = 64) -> Iterator[str]:
+        """The answer piece by piece; stops at end of text.
+
+        Raises:
+            SettingsError: if the prompt is empty, or prompt and answer do not fit the model's context.
+        """
+        model, tokenizer = load_run(self.run)
+        times = [time.perf_counter()]
+        yield from _pieces(model, tokenizer, prompt, new_tokens, times)
+        if len(times) > 1:
+            rest = times[-1] - times[1]
+            rate = f", then {(len(times) - 2) / rest:.1f} tokens per second" if rest > 0 else ""
+            self.speed = f"{len(times) - 1} tokens: the first after {times[1] - times[0]:.2f} s{rate}"
+
+
+def _pieces(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int, times: list[float]
+) -> Iterator[str]:
+    """Pieces of text; the moment of each token goes into `times`."""
     ids = tokenizer(whole_characters(prompt), return_tensors="pt").input_ids
     context = models.context_length(model.config)
     if ids.shape[1] == 0:
@@ -391,6 +409,7 @@ def answer(run: Run, prompt: str, new_tokens: int = 64) -> Iterator[str]:
     said, found = "", []
     with torch.inference_mode():
         for token in generated_tokens(model, ids, new_tokens):
+            times.append(time.perf_counter())
             if int(token) == tokenizer.eos_token_id:
                 return
             found.append(int(token))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from swm.models import find_decoder, size_bytes
+from swm.models import bfloat16_is_faster, find_decoder, size_bytes
 
 WARM_UP = 2
 OnProgress = Callable[[int, int, str], None]
@@ -104,7 +104,8 @@ def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) ->
         prompt: ids, shape (1, length).
 
     Medians over `new_tokens` - 1 tokens, after the same number to warm up. What a plan's model will cost follows from
-    it: layers cost alike.
+    it: layers cost alike. Also how many tokens per second a forward pass reads, in the model's format and in the one
+    that training would take: for estimates.
     """
     layers = find_decoder(model).layers
     in_layers, began = [0.0], [0.0]
@@ -133,7 +134,27 @@ def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) ->
         for handle in handles:
             handle.remove()
     layers_ms, rest_ms = (1000 * statistics.median(values) for values in zip(*costs[1:], strict=True))
-    return {"layers_ms": layers_ms, "rest_ms": rest_ms, "layers": len(layers), "prompt_tokens": prompt.shape[1]}
+    return {
+        "layers_ms": layers_ms,
+        "rest_ms": rest_ms,
+        "layers": len(layers),
+        "prompt_tokens": prompt.shape[1],
+        "forward_tokens_per_second": _forward_rate(model, prompt, fast=False),
+        "training_tokens_per_second": _forward_rate(model, prompt, fast=bfloat16_is_faster(model.device)),
+    }
+
+
+def _forward_rate(model: PreTrainedModel, prompt: Tensor, fast: bool, texts: int = 8) -> float:
+    """Tokens per second of a forward pass with logits, the better of two; `fast` in bfloat16 as when training."""
+    ids = prompt.to(model.device).repeat(texts, 1)
+    seconds = []
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=fast):
+        for _ in range(2):
+            start = time.perf_counter()
+            model(ids, use_cache=False)
+            _wait(model)
+            seconds.append(time.perf_counter() - start)
+    return ids.numel() / min(seconds)
 
 
 @torch.inference_mode()

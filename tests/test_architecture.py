@@ -15,13 +15,15 @@ ORDER = [
     ["cli", "pipeline"],
     ["stages"],
     ["recover", "evaluate", "timing", "report"],
-    ["scoring", "compare", "charts", "jobs", "paired"],
+    ["recipe"],
+    ["scoring", "compare", "charts", "jobs"],
     ["similarity", "experiments", "view"],
     ["replay"],
     ["merge"],
     ["models", "texts", "search"],
     ["options"],
-    ["files", "plan", "presets", "metrics"],
+    ["estimate"],
+    ["files", "plan", "presets", "metrics", "paired"],
     ["errors"],
 ]
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from swm import jobs
-from swm.errors import Cancelled, ExperimentError, JobError, SettingsError
-from swm.experiments import Experiment, Settings, State, this_process
+from swm.errors import Cancelled, ExperimentError, JobError, SettingsError, SwmError
+from swm.experiments import Experiment, Settings, State, delete, this_process
 from swm.jobs import active_targets, call, cancel, start, stream, tracked
+from swm.plan import MergePlan
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_stream_gives_an_answer_piece_by_piece(experiment):
     said = "".join(stream(["answer", "study", "baseline", "--prompt", "the old house", "--tokens", "6"]))
     from swm import stages
 
-    assert said == "".join(stages.answer(experiment.run("baseline"), "the old house", 6)) + "\n"
+    assert said == "".join(stages.Answer(experiment.run("baseline")).pieces("the old house", 6)) + "\n"
     with pytest.raises(JobError, match="The prompt is empty"):
         list(stream(["answer", "study", "baseline", "--prompt", ""]))
 
@@ -158,3 +159,19 @@ def test_shipped_experiment_takes_no_jobs(experiment, monkeypatch):
     with pytest.raises(ExperimentError, match="cannot be changed"):
         experiment.save_similarity("cka", {})
     assert isinstance(experiment, Experiment)
+
+
+def test_a_demo_starts_cancels_deletes_and_writes_nothing(experiment, monkeypatch):
+    monkeypatch.setenv("SWM_DEMO", experiment.name)
+    before = sorted(experiment.folder.rglob("*"))
+    for act in (
+        lambda: start(experiment, "measure", ["measure", experiment.name]),
+        lambda: cancel(experiment),
+        lambda: delete(experiment),
+        lambda: Experiment.create("new", Settings("some-model"), experiment.model_facts),
+        lambda: experiment.create_run("new", MergePlan(experiment.layer_count)),
+        lambda: tracked(experiment, "measure").__enter__(),
+    ):
+        with pytest.raises(SwmError, match="demo"):
+            act()
+    assert sorted(experiment.folder.rglob("*")) == before

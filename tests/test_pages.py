@@ -1,5 +1,6 @@
 """Every page on real files: the shipped demo, an experiment made here, no experiment at all, and odd addresses."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 from swm import experiments
 from swm.experiments import Experiment, Settings
 from swm.plan import MergePlan, Window
+from swm.presets import PRESETS
 from swm.search import threshold_path
 from tests.test_compare import FACTS, scores
 
@@ -154,3 +156,53 @@ def test_new_run_at_a_threshold_that_was_not_searched_is_told(study, no_demo):
     test.selectbox(key="run_rule").set_value("mean")
     test.button[0].click().run()
     assert "has not been searched with rule mean" in texts(test)
+
+
+def test_new_run_says_what_it_needs_and_refuses_what_cannot_fit(study, no_demo, monkeypatch):
+    study.save_cost(
+        {"layers_ms": 8.0, "rest_ms": 2.0, "forward_tokens_per_second": 900.0, "training_tokens_per_second": 900.0}
+    )
+    said = lambda test: " ".join(c.value for c in test.caption)  # noqa: E731
+    test = opened("pages/run.py", run="new run", windows="1-3")
+    assert "of memory" in said(test)
+    assert "heal" in said(test)
+    assert not test.button(key="run_start").disabled
+    monkeypatch.setattr("swm.estimate.PROCESS_BYTES", 2**50)
+    test = opened("pages/run.py", run="new run", windows="1-3")
+    assert "1,048,576.0 GiB of memory" in texts(test)
+    assert test.button(key="run_start").disabled
+
+
+def test_a_run_is_duplicated_with_its_settings(study, no_demo):
+    study.run("first").remember(
+        recovery={**asdict(PRESETS["standard"]), "steps": 77, "trained_parameters": 1, "seconds": 1}
+    )
+    test = opened("pages/run.py", run="first")
+    test.button(key="run_duplicate").click().run()
+    assert not test.exception
+    assert test.selectbox(key="run").value == "new run"
+    assert test.text_input(key="run_windows").value == "1-3"
+    assert test.selectbox(key="run_preset").value == "standard"
+    assert test.number_input(key="run_steps_standard").value == 77
+    assert test.number_input(key="run_limit").value == 40
+
+
+def test_an_unfinished_recovery_says_what_can_be_used(study, no_demo):
+    run = study.run("first")
+    run.remember(recovery_started=asdict(PRESETS["quick"]))
+    assert "begins anew" in texts(opened("pages/run.py", run="first"))
+    checkpoint = run.folder / "recovery" / "checkpoint-30"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    assert "step 30 of 120" in texts(opened("pages/run.py", run="first"))
+    assert "merged one, whole and usable" in texts(opened("pages/run.py", run="first"))
+
+
+@pytest.mark.parametrize("page", ["app.py", *PAGES])
+def test_a_demo_shows_its_experiment_and_changes_nothing(page, study, no_demo, monkeypatch):
+    Experiment.create("another", Settings("some-model"), study.model_facts)
+    monkeypatch.setenv("SWM_DEMO", "study")
+    test = opened(page)
+    assert test.sidebar.selectbox[0].value == "study"
+    assert [button.label for button in test.button if not button.disabled] == []
+    assert page == "app.py" or "read-only demo" in " ".join(c.value for c in test.caption)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import streamlit as st
 
 from swm.errors import SwmError
 from swm.experiments import Experiment, Run, State, list_experiments
+from swm.files import demo_experiment
 from swm.jobs import Target, active_targets
 
 AVERAGE = "Mean accuracy of the zero-shot tasks."
@@ -36,6 +39,8 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
     )
     st.html(ASSETS / "style.css")
     st.logo(ASSETS / "logo.svg", icon_image=ASSETS / "icon.svg", size="large")
+    if "--demo" in sys.argv[1:]:  # streamlit run app.py -- --demo [EXPERIMENT]
+        os.environ.setdefault("SWM_DEMO", (sys.argv[sys.argv.index("--demo") + 1 :] or ["demo"])[0])
     experiments, broken = list_experiments()
     with st.sidebar:
         experiment = _choose(experiments)
@@ -62,6 +67,7 @@ def caption(experiment: Experiment) -> None:
     """What the numbers of the page were measured with."""
     s = experiment.settings
     shipped = " · results that ship with the program" if experiment.read_only else ""
+    shipped = " · read-only demo" if demo_experiment() else shipped
     texts = Path(s.texts).name if Path(s.texts).is_absolute() else s.texts
     st.caption(f"{Path(s.model).name} · {texts} {s.count} × {s.length} tokens · seed {s.seed}{shipped}")
 
@@ -144,10 +150,11 @@ def duration(seconds: float) -> str:
 def _choose(experiments: list[Experiment]) -> Experiment | None:
     if not experiments:
         return None
+    experiments = sorted(experiments, key=lambda experiment: experiment.name != demo_experiment())
     names = [experiment.name for experiment in experiments]
     wanted = st.session_state.pop("next_experiment", None)
     if wanted is None and "experiment" not in st.session_state:
-        wanted = st.query_params.get("experiment")
+        wanted = st.query_params.get("experiment") or demo_experiment() or None
     if wanted in names:
         st.session_state["experiment"] = wanted
     elif wanted is not None:

@@ -1,0 +1,109 @@
+"""What a run will need: time by stage, memory, disk. From the model's size and rates measured once here. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from swm.files import free_bytes
+from swm.metrics import TASKS
+from swm.plan import MergePlan
+from swm.presets import RecoverySettings
+
+PROCESS_BYTES = 700 * 2**20  # Python with torch and transformers, before any model
+TASK_TOKENS = 97  # read for one document, mean of the seven tasks with SmolLM2's tokenizer
+PERPLEXITY_TOKENS = 2 * 32 * 256
+SCORED_TOKENS = 4096  # logits that an evaluation holds at once
+LOADING_BYTES_PER_SECOND = 150 * 2**20
+BACKWARD = 3  # a training step costs so many forward passes
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds by stage (empty if nothing was measured here yet), and bytes needed and free."""
+
+    seconds: dict[str, float]
+    memory_bytes: int
+    disk_bytes: int
+    free_memory_bytes: int
+    free_disk_bytes: int
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds.values())
+
+    def problems(self) -> list[str]:
+        """Why it cannot run here, with the numbers and what to change."""
+        found = []
+        if self.memory_bytes > self.free_memory_bytes:
+            found.append(
+                f"It needs about {gib(self.memory_bytes)} of memory and {gib(self.free_memory_bytes)} are free. "
+                "Lower the recovery's batch or length, create the experiment with --dtype bfloat16, or close programs."
+            )
+        if self.disk_bytes > self.free_disk_bytes:
+            found.append(
+                f"It needs about {gib(self.disk_bytes)} of disk and {gib(self.free_disk_bytes)} are free. Delete runs "
+                "that are not needed, or set SWM_HOME to another disk."
+            )
+        return found
+
+
+def estimate_run(
+    facts: dict[str, Any],
+    cost: dict[str, Any] | None,
+    plan: MergePlan,
+    recovery: RecoverySettings | None,
+    limit: int | None,
+    folder: Path,
+    tasks: Sequence[str] = TASKS,
+    evaluations: int = 3,
+) -> Estimate:
+    """What merging, healing and evaluating a plan needs.
+
+    Args:
+        facts: of the original model. cost: its measured rates, see `swm.timing.decode_cost`; None gives no times.
+        recovery: None leaves healing out. limit: documents of each task, None for all (some 2,000).
+        folder: on the disk that the run is written to.
+        evaluations: of models: the original unless it is evaluated already, before healing, after it.
+
+    Source of the memory: weights of both models, of the reloaded one while saving, and for training LoRA's weights with
+    gradient and two moments, and the activations of a batch (some 24 numbers of the width for each layer and token)
+    and its logits three times.
+    """
+    size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
+    vocabulary = max(0, facts["parameters"] - layers * facts["parameters_per_layer"]) / width
+    small = size * (1 - (layers - plan.layers_left) * facts["parameters_per_layer"] / facts["parameters"])
+    memory = [2.2 * size, size + SCORED_TOKENS * 4 * (3 * vocabulary + 12 * width)]
+    disk = small
+    if recovery:
+        tokens = recovery.batch * recovery.length
+        lora = 16 * recovery.rank * plan.layers_left * 16 * width
+        memory.append(1.3 * size + lora + 4 * tokens * (24 * width * plan.layers_left + 3 * vocabulary))
+        disk += small + 3 * lora
+    seconds = {}
+    if cost and "forward_tokens_per_second" in cost:
+        read = PERPLEXITY_TOKENS + TASK_TOKENS * len(tasks) * (limit or 2000)
+        seconds["merge"] = 5 + 3 * size / LOADING_BYTES_PER_SECOND
+        seconds["evaluate"] = evaluations * (8 + read / cost["forward_tokens_per_second"])
+        if recovery:
+            trained = recovery.steps * recovery.batch * recovery.accumulate * recovery.length
+            trained += recovery.steps // recovery.save_every * recovery.held_out * recovery.length // BACKWARD
+            seconds["heal"] = 10 + BACKWARD * trained / cost["training_tokens_per_second"]
+        token = (cost["layers_ms"] + cost["rest_ms"]) / 1000
+        seconds["time"] = 10 + 2 * 9 * 33 * token
+    return Estimate(
+        seconds,
+        PROCESS_BYTES + round(max(memory)),
+        round(disk),
+        psutil.virtual_memory().available,
+        free_bytes(folder),
+    )
+
+
+def gib(size: float) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"

@@ -1,0 +1,94 @@
+"""A run in one file: model, texts, plan, recovery, evaluation, for `swm repeat`; and mergekit's form of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from swm import __version__
+from swm.errors import PlanError, SettingsError, SwmError
+from swm.experiments import Experiment, Run, Settings
+from swm.files import read_json
+from swm.plan import MergePlan
+from swm.presets import RecoverySettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What makes a run; `recovery` None leaves healing out, `limit` None takes all documents."""
+
+    experiment: str
+    run: str
+    settings: Settings
+    plan: MergePlan
+    recovery: RecoverySettings | None
+    limit: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "made_with": f"Sliding-Window Merging Studio {__version__}",
+            "experiment": self.experiment,
+            "run": self.run,
+            "settings": asdict(self.settings),
+            "plan": self.plan.to_dict(),
+            "recovery": asdict(self.recovery) if self.recovery else None,
+            "limit": self.limit,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Recipe:
+        """Raises SettingsError, naming what is missing or wrong."""
+        try:
+            recovery, limit = data["recovery"], data["limit"]
+            return cls(
+                str(data["experiment"]),
+                str(data["run"]),
+                Settings(**data["settings"]),
+                MergePlan.from_dict(data["plan"]),
+                RecoverySettings(**recovery) if recovery else None,
+                None if limit is None else int(limit),
+            )
+        except SwmError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise SettingsError(f"This is not a recipe: {error}. Take the recipe.json of an exported model.") from None
+
+
+def recipe_of(run: Run) -> Recipe:
+    """The recipe of a run as it stands."""
+    recovery = run.settings.get("recovery")
+    fields = asdict(RecoverySettings())
+    settings = RecoverySettings(**{name: recovery[name] for name in fields if name in recovery}) if recovery else None
+    scores = run.scores() or {}
+    return Recipe(run.experiment.name, run.name, run.experiment.settings, run.plan, settings, scores.get("limit", 100))
+
+
+def read_recipe(file: Path) -> Recipe:
+    """Raises ExperimentError or SettingsError, if the file cannot be read or is no recipe."""
+    return Recipe.from_dict(read_json(file))
+
+
+def mergekit_yaml(experiment: Experiment, plan: MergePlan) -> str:
+    """The plan as a `passthrough` merge of mergekit; ranges there leave the last layer out.
+
+    Raises:
+        PlanError: if the rule adds layers up, which mergekit's slices cannot say.
+    """
+    if plan.rule not in ("keep_first", "keep_last"):
+        raise PlanError(
+            f"Rule {plan.rule} computes new weights; mergekit's slices only keep or drop layers. "
+            "Merge with keep_first or keep_last for this form."
+        )
+    kept = [window.last if plan.rule == "keep_last" else window.first for window in plan.kept_layers()]
+    ranges: list[list[int]] = []
+    for layer in kept:
+        if ranges and ranges[-1][1] == layer:
+            ranges[-1][1] = layer + 1
+        else:
+            ranges.append([layer, layer + 1])
+    slices = [{"sources": [{"model": experiment.settings.model, "layer_range": each}]} for each in ranges]
+    dtype = experiment.model_facts.get("dtype", "float32")
+    return str(yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": dtype}, sort_keys=False))
