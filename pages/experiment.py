@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared.frame import caption, command_line, go_to, job_status, next_step, shown_errors, start_page
+from pages.shared.frame import caption, command_line, go_to, job_panel, next_step, shown_errors, start_page
 from swm.experiments import Experiment, check_name
 from swm.files import demo_experiment
 from swm.jobs import call, start
@@ -20,7 +20,7 @@ if current:
         columns[2].metric("Weights", f"{facts['size_bytes'] / 2**20:,.0f} MiB", help=f"In {facts['dtype']}")
         columns[3].metric("Width", f"{facts['width']:,}", help="Numbers in a token's state")
         with shown_errors():
-            job_status(current, current.state())
+            job_panel(current)
         next_step("pages/redundancy.py", "See its redundancy")
 
 if demo_experiment():

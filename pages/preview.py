@@ -5,10 +5,9 @@ import streamlit as st
 from pages.shared.frame import (
     caption,
     command_line,
-    job_status,
+    job_panel,
     next_step,
     number_from_address,
-    poll_while_active,
     require_experiment,
     shown_errors,
     start_page,
@@ -45,21 +44,19 @@ def take_windows() -> None:
 def search_controls(experiment: Experiment, rule: str, low: float, threshold: float, covered: float) -> None:
     """How far the path is, and the button that goes on with it."""
     arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", f"{threshold:g}"]
-    if experiment.state().active:
-        poll_while_active(experiment)
-    elif covered == 0:
+    if not experiment.state().active and covered == 0:
         st.info(
             "No threshold is computed for this rule yet. The search finds every plan at once, the one at this "
             "threshold first; for 30 layers and 10 × 128 tokens expect some minutes on a processor."
         )
-    else:
+    elif not experiment.state().active:
         st.info(f"{covered:.0%} of the thresholds from {low:g} up are computed; the hatched ones are not.")
     if not experiment.state().active and st.button(
         "Search", type="primary", disabled=experiment.read_only, key="preview_search"
     ):
         start(experiment, "search", arguments)
         st.rerun()
-    job_status(experiment, experiment.state())
+    job_panel(experiment, version=lambda: experiment.path_changed(rule))
     command_line(*arguments)
 
 
@@ -115,8 +112,7 @@ if hand is not None:
             if idle and st.button("Measure them", disabled=experiment.read_only, key="preview_measure"):
                 start(experiment, "plan", arguments)
                 st.rerun()
-            poll_while_active(experiment)
-            job_status(experiment, experiment.state())
+            job_panel(experiment)
     command_line(*arguments)
     next_step("pages/run.py", "Merge these windows", run="new run", windows=str(by_hand), merge_by=rule)
     st.stop()

@@ -5,9 +5,8 @@ import streamlit as st
 from pages.shared.frame import (
     caption,
     command_line,
-    job_status,
+    job_panel,
     next_step,
-    poll_while_active,
     require_experiment,
     shown_errors,
     start_page,
@@ -79,8 +78,8 @@ with shown_errors():
         st.info("This has not been measured yet. It takes about one pass over the text.")
         if st.button("Measure", type="primary", disabled=experiment.read_only, key="redundancy_measure"):
             start(experiment, "measure", arguments)
-        poll_while_active(experiment)
-        job_status(experiment, experiment.state())
+            st.rerun()
+        job_panel(experiment)
         command_line(*arguments)
         st.stop()
     matrix = data["matrix"]

@@ -8,10 +8,9 @@ from pages.shared.frame import (
     caption,
     command_line,
     duration,
-    job_status,
+    job_panel,
     next_step,
     number_from_address,
-    poll_while_active,
     require_experiment,
     shown_errors,
     start_page,
@@ -20,8 +19,8 @@ from pages.shared.live import layers_picture
 from swm.charts import loss_chart
 from swm.compare import STAGES
 from swm.estimate import estimate_run, gib
-from swm.experiments import BASELINE, Experiment, Run, check_name
-from swm.jobs import cancel, start
+from swm.experiments import BASELINE, Experiment, Run, State, check_name
+from swm.jobs import start
 from swm.plan import DEFAULT_RULE, RULES, MergePlan, parse_windows
 from swm.presets import PRESET_HELP, PRESETS, RecoverySettings, preset_settings, recovery_arguments, training_speed
 
@@ -108,7 +107,7 @@ def healing_settings(presets: list[str]) -> tuple[RecoverySettings | None, list[
         help="Settings of LoRA to start from.",
     )
     base = PRESETS[preset]
-    with st.expander("Change settings"):
+    with st.expander("Change settings", expanded=True):
         columns = st.columns(2)
         steps = columns[0].number_input(
             "Steps",
@@ -203,8 +202,18 @@ def duplicate(run: Run, windows: str) -> None:
 
 
 def progress(run: Run) -> None:
-    """The run's numbers, its job, its loss and its log."""
-    state = run.state()
+    """The run's layers, its job, its loss and its log."""
+    layers_picture(run.plan, run.experiment.model_facts, key="run_layers")
+    job_panel(run, lambda state: follow(run, state))
+    state, unfinished = run.state(), run.settings.get("recovery_started")
+    if unfinished and not state.active:
+        st.info(partial_checkpoint(run, unfinished), icon=":material/info:")
+    if not state.active and not run.read_only:
+        controls(run)
+
+
+def follow(run: Run, state: State) -> None:
+    """What changes while the run's job goes on."""
     columns = st.columns(4)
     columns[0].metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}")
     columns[1].metric("Rule", run.plan.rule, help=RULES[run.plan.rule])
@@ -216,23 +225,13 @@ def progress(run: Run) -> None:
         delta_color="off",
         delta_arrow="off",
     )
-    layers_picture(run.plan, run.experiment.model_facts, key="run_layers")
-    poll_while_active(run)
-    job_status(run, state)
-    if state.active and st.button("Cancel", key="run_cancel", icon=":material/cancel:"):
-        cancel(run)
-        st.toast("It stops after the step it is in; what is finished is kept.")
-    unfinished = run.settings.get("recovery_started")
-    if unfinished and not state.active:
-        st.info(partial_checkpoint(run, unfinished), icon=":material/info:")
-    if not state.active and not run.read_only:
-        controls(run)
+    recovery = run.settings.get("recovery_started") or run.settings.get("recovery") or {}
     events = [event for event in run.events() if event.get("stage") == "recover"]
     if events:
         st.subheader("Loss while healing", anchor=False)
-        healing_numbers(events, unfinished or run.settings.get("recovery") or {})
+        healing_numbers(events, recovery)
         st.plotly_chart(loss_chart(events), key="run_loss")
-    if recovery := run.settings.get("recovery"):
+    if "trained_parameters" in recovery:
         st.caption(
             f"{recovery['steps']} steps of {recovery['batch'] * recovery['accumulate']} × {recovery['length']} tokens "
             f"of {recovery['texts']}, rank {recovery['rank']}, learning rate {recovery['learning_rate']:g}, "

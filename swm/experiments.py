@@ -395,7 +395,8 @@ def read_only_message(name: str) -> str:
     if demo_experiment():
         return f"{name} cannot be changed: this is a demo, started with SWM_DEMO, and everything in it is read-only."
     return (
-        f"{name} belongs to the results that ship with the program and cannot be changed. Create an experiment of your own: "
+        f"{name} belongs to the results that ship with the program: it is read-only and cannot be changed. "
+        "Create an experiment of your own: "
         f"python -m swm create NAME --model smollm2-135m"
     )
 

@@ -168,7 +168,8 @@ def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> N
     code = child.wait()
     try:
         state = target.state()
-        if code and state.status == "queued" and state.pid == first.pid:
+        mine = (state.pid, state.started) == (first.pid, first.started)  # not of a job started since
+        if code and state.status == "queued" and mine:
             last = target.log_tail(1) or f"exit code {code}"
             target.write_state(replace(first, status="failed", error=f"The job could not start: {last}"))
     except SwmError as error:

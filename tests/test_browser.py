@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from swm import stages
+from swm.experiments import Settings
+from tests.conftest import need
+
 ROOT = Path(__file__).parents[1]
 PAGES = ["", *sorted(page.stem for page in (ROOT / "pages").glob("*.py"))]
 FLAGS = [
@@ -139,12 +143,12 @@ def test_windows_edited_by_hand_go_along_to_the_run_page(app, page):
     page.locator(".border").nth(10).click()
     page.locator(".border").nth(11).click()
     page.locator(".border").nth(20).click()
-    page.wait_for_selector("text=Merge these windows")
+    page.wait_for_selector("a[href*='windows=10-12%2C20-21']:has-text('Merge these windows')")
     assert page.locator(".number .value").first.inner_text() == "27 of 30"
     page.get_by_role("link", name="Merge these windows").click()
     page.wait_for_url("**/run*")
-    ready(page)
-    assert page.get_by_role("textbox", name="or windows by hand").input_value() == "10-12,20-21"
+    by_hand = "document.querySelector('input[placeholder=\"27-28,25-26\"]')?.value"
+    page.wait_for_function(f"{by_hand} === '10-12,20-21'", timeout=20_000)
 
 
 def test_the_threshold_goes_along_to_the_run_page(app, page):
@@ -177,6 +181,54 @@ def test_a_study_from_the_pages(app, page, model_folder, text_file, home, monkey
     page.wait_for_selector("text=The same plan holds", timeout=90_000)
     assert (home / "experiments" / "mine" / "path" / "rdsc.json").is_file()
     assert not os.environ["SWM_HOME"].startswith(str(Path.home() / ".swm"))
+
+
+@pytest.mark.bundled
+def test_a_run_is_followed_from_another_browser_cancelled_and_gone_on_with(
+    app, page, chromium, model_folder, text_file
+):
+    """Started by a click; the tab closed; found again elsewhere; cancelled; gone on with to its scores."""
+    need("olmo_eval")
+    experiment = stages.create("mine", Settings(str(model_folder), str(text_file), 3, 32))
+    page.goto(f"{app}/run?experiment=mine&run=new+run&windows=1-2&limit=2&preset=quick&steps=3000")
+    ready(page)
+    page.get_by_role("button", name="Merge, heal and evaluate").click()
+    page.wait_for_selector("text=Cancel", timeout=30_000)
+    page.goto("about:blank")
+    other = chromium.new_context().new_page()
+    other.goto(f"{app}/run?experiment=mine&run=run-1")
+    other.wait_for_selector("text=Held-out loss", timeout=120_000)
+    other.get_by_role("button", name="Cancel").click()
+    other.wait_for_selector("text=was cancelled; what was finished is kept", timeout=60_000)
+    run = experiment.run("run-1")
+    assert (run.state().status, run.stage) == ("cancelled", "merged")
+    other.wait_for_selector(f"text=a checkpoint holds step {run.checkpoint_step():,} of 3,000")
+    done = run.checkpoint_step()
+    other.get_by_role("button", name="Go on healing").click()
+    other.wait_for_selector("text=Cancel", timeout=30_000)
+    progressed = "n => document.body.innerText.match(/([\\d,]+) of 3,000/)?.[1].replace(',', '') > n"
+    other.wait_for_function(progressed, arg=done, timeout=120_000)
+    other.get_by_role("button", name="Cancel").click()
+    other.wait_for_selector("text=was cancelled; what was finished is kept", timeout=60_000)
+    steps = [event["step"] for event in run.events() if "loss" in event]
+    assert steps == sorted(steps)  # nothing was trained twice
+    other.close()
+
+
+def test_the_report_is_downloaded_and_opens_without_a_network(app, page, chromium, tmp_path):
+    page.goto(f"{app}/report?experiment=demo")
+    ready(page)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the report").click()
+    download.value.save_as(tmp_path / "report.html")
+    offline = chromium.new_context(offline=True).new_page()
+    complaints = []
+    offline.on("pageerror", lambda error: complaints.append(str(error)))
+    offline.goto((tmp_path / "report.html").as_uri())
+    offline.wait_for_selector(".layer-view svg .layer")
+    assert offline.locator(".layer-view svg .merged.layer").count() == 6  # two windows of two, and what they became
+    assert offline.locator(".js-plotly-plot .main-svg").count() > 2
+    assert complaints == []
 
 
 def test_a_click_on_the_heat_map_selects_the_pair(app, page):

@@ -175,3 +175,19 @@ def test_a_demo_starts_cancels_deletes_and_writes_nothing(experiment, monkeypatc
         with pytest.raises(SwmError, match="demo"):
             act()
     assert sorted(experiment.folder.rglob("*")) == before
+
+
+def test_the_end_of_a_job_says_nothing_of_the_one_started_after_it(experiment):
+    class Ended:
+        def wait(self):
+            return 1
+
+    now = time.time()
+    first = State("measure", "queued", started=now, heartbeat=now, **this_process())
+    second = State("measure", "queued", started=now + 1, heartbeat=now + 1, **this_process())
+    experiment.write_state(second)
+    jobs._wait_for(Ended(), experiment, first)
+    assert experiment.state() == second
+    experiment.write_state(first)
+    jobs._wait_for(Ended(), experiment, first)
+    assert experiment.state().status == "failed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import streamlit as st
 from swm.errors import SwmError
 from swm.experiments import Experiment, Run, State, list_experiments
 from swm.files import demo_experiment
-from swm.jobs import Target, active_targets
+from swm.jobs import Target, active_targets, cancel
 
 AVERAGE = "Mean accuracy of the zero-shot tasks."
 PERPLEXITY = "On held-out text; lower is better."
@@ -127,7 +127,36 @@ def run_metrics(row: dict[str, Any]) -> None:
         column.metric(label, text, change, "off", help=help_text or None)
 
 
-def job_status(target: Target, state: State) -> None:
+def job_panel(
+    target: Target, draw: Callable[[State], None] | None = None, version: Callable[[], int] | None = None
+) -> None:
+    """What a job does or how it ended, with a button to cancel it; follows the job by itself.
+
+    Only this part of the page is drawn anew each second, so that clicks elsewhere are never lost in a page that is
+    just being drawn. The whole page follows when the job ends, or when `version` changes.
+
+    Args:
+        draw: what else follows the job, below it.
+        version: of the files that the rest of the page shows.
+    """
+    active, drawn = target.state().active, version() if version else 0
+
+    @st.fragment(run_every=1.0 if active else None)
+    def panel() -> None:
+        state = target.state()
+        job_status(state)
+        if state.active and st.button("Cancel", key=f"cancel_{target.folder}", icon=":material/cancel:"):
+            cancel(target)
+            st.toast("It stops after the step it is in; what is finished is kept.")
+        if draw:
+            draw(state)
+        if active and (not state.active or (version and version() != drawn)):
+            st.rerun()
+
+    panel()
+
+
+def job_status(state: State) -> None:
     """One line and a bar on what a job does, or how it ended."""
     if state.active:
         share = min(1.0, state.done / state.total) if state.total else 0.0
@@ -198,20 +227,3 @@ def _running(experiments: list[Experiment]) -> None:
         name = f"{target.experiment.name} / {target.name}" if isinstance(target, Run) else target.name
         share = min(1.0, state.done / state.total) if state.total else 0.0
         st.progress(share, text=f"{name}: {state.stage}, {state.text or state.status}")
-
-
-def poll_while_active(target: Target) -> None:
-    """Draw the page again every second while the target has a job, and once when it ends."""
-    if not target.state().active:
-        return
-
-    @st.fragment(run_every=1.0)
-    def watch() -> None:
-        state = target.state()
-        key = f"poll_{target.folder}"
-        seen = st.session_state.get(key)
-        st.session_state[key] = (state.status, state.done, state.text)
-        if seen is not None and seen != st.session_state[key]:
-            st.rerun()
-
-    watch()
