@@ -17,6 +17,14 @@ from swm.compare import compare, csv_text, documents_of, flat_rows, row_name
 from swm.experiments import list_experiments
 from swm.paired import flipped, paired
 
+MOST = 12  # runs shown at first
+
+
+def asked(name: str, options: list[str], default: list[str]) -> list[str]:
+    """What the address asks for, of what there is."""
+    return [value for value in st.query_params.get_all(name) if value in options] or default
+
+
 experiment = require_experiment(
     start_page("Compare", "The original and the merged models: what it cost and what it gained.")
 )
@@ -28,7 +36,7 @@ with shown_errors():
     experiments = chosen[0].multiselect(
         "Experiments",
         list(by_name),
-        default=[experiment.name],
+        default=asked("experiments", list(by_name), [experiment.name]),
         key=f"compare_experiments_{experiment.name}",
         help="Runs of several experiments can stand side by side; each difference is to its own original.",
     )
@@ -39,10 +47,11 @@ labels = {f"{row['experiment']}: {row_name(row)}" if several else row_name(row):
 shown = chosen[1].multiselect(
     "Runs",
     list(labels),
-    default=list(labels)[:12],
+    default=asked("runs", list(labels), list(labels)[:MOST]),
     key=f"compare_runs_{'_'.join(experiments)}",
     help="What the page shows.",
 )
+st.query_params["experiments"], st.query_params["runs"] = experiments, shown  # the address can be passed on
 labels = {label: row for label, row in labels.items() if label in shown}
 flat = list(labels.values())
 if not any(row["scores"] for row in flat):

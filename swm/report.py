@@ -15,11 +15,12 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from swm import __version__, charts
-from swm.compare import compare, flat_rows, lines, row_name
+from swm.compare import compare, documents_of, flat_rows, lines, row_name
 from swm.errors import ExperimentError
 from swm.experiments import BASELINE, Experiment, Run
 from swm.files import SCHEMA, check_space, disk_errors, replace_file, replaced_folder
 from swm.metrics import Measure
+from swm.paired import paired
 from swm.presets import recovery_arguments
 from swm.recipe import mergekit_yaml, recipe_of
 from swm.view import TEMPLATES, plan_view
@@ -60,6 +61,7 @@ def report_html(experiment: Experiment) -> str:
     if measured:
         names = [row_name(row) for row in measured]
         figures.append(("Zero-shot accuracy with standard errors", charts.scores_chart(measured, names)))
+        figures += _differences(measured)
     return (
         _environment()
         .get_template("report.html")
@@ -78,6 +80,14 @@ def report_html(experiment: Experiment) -> str:
             date=time.strftime("%Y-%m-%d"),
         )
     )
+
+
+def _differences(measured: list[dict[str, Any]]) -> list[tuple[str, go.Figure]]:
+    """Each row against the original, over the same documents."""
+    before = documents_of(measured[0]) if measured[0]["run"] == BASELINE else {}
+    compared = [(row_name(row), paired(before, documents_of(row))) for row in measured[1:]]
+    title = "Difference of {} to the original, with its 95 % interval over the same documents"
+    return [(title.format(name), charts.differences_chart(found)) for name, found in compared if found]
 
 
 def commands(experiment: Experiment) -> list[str]:
