@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from swm import stages
-from swm.experiments import Settings
+from swm.experiments import Settings, list_experiments
+from swm.jobs import active_targets
 from tests.conftest import need
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +77,15 @@ def page(chromium):
     page.on("pageerror", lambda error: complaints.append(str(error)))
     yield page
     assert [text for text in complaints if not HARMLESS.search(text)] == []
+
+
+@pytest.fixture
+def no_job_left():
+    """Ends what a test that failed left running."""
+    yield
+    for _, state in active_targets(list_experiments()[0]):
+        if state.pid != os.getpid():
+            os.kill(state.pid, signal.SIGKILL)
 
 
 def ready(page):
@@ -164,7 +175,7 @@ def test_the_threshold_goes_along_to_the_run_page(app, page):
     assert page.get_by_label("Threshold", exact=True).input_value() == "0.92"
 
 
-def test_a_study_from_the_pages(app, page, model_folder, text_file, home, monkeypatch):
+def test_a_study_from_the_pages(app, page, model_folder, text_file, home, no_job_left):
     """Create, measure, search: started by clicks, followed on the page, found in the files."""
     page.goto(f"{app}/experiment")
     ready(page)
@@ -185,7 +196,7 @@ def test_a_study_from_the_pages(app, page, model_folder, text_file, home, monkey
 
 @pytest.mark.bundled
 def test_a_run_is_followed_from_another_browser_cancelled_and_gone_on_with(
-    app, page, chromium, model_folder, text_file
+    app, page, chromium, model_folder, text_file, no_job_left
 ):
     """Started by a click; the tab closed; found again elsewhere; cancelled; gone on with to its scores."""
     need("olmo_eval")
