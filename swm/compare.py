@@ -89,12 +89,14 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "perplexity": next((p["value"] for p in perplexities.values()), None),
         "perplexities": perplexities,
         "scores": tasks,
+        "samples": scores.get("samples", []),
         "average": average,
         "average_stderr": stderr,
         "tokens_per_second": timing.get("tokens_per_second"),
         "latency_ms": timing.get("latency_ms"),
         "peak_memory_bytes": timing.get("peak_memory_bytes"),
         "speedup": timing.get("speedup"),
+        "throughput": timing.get("throughput", {}),
         "created": run.settings.get("created", 0.0),
         "timed_with": timing.get("baseline", {}),
     }
@@ -159,6 +161,9 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         found.append((label, [_score(row["scores"].get(task)) for row in flat]))
     found.append(("average of tasks, %", [_percent(row["average"], row["average_stderr"]) for row in flat]))
     found.append(("tokens per second", [_number(row["tokens_per_second"], 1) for row in flat]))
+    for batch in dict.fromkeys(batch for row in flat for batch in row["throughput"] if batch != "1"):
+        rates = [_number(row["throughput"].get(batch), 0) for row in flat]
+        found.append((f"tokens per second, batch of {batch}", rates))
     found.append(("speed, times the original", [_speedup(row["speedup"]) for row in flat]))
     found.append(("latency, ms", [_number(row["latency_ms"], 0) for row in flat]))
     memory = [row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20 for row in flat]

@@ -8,7 +8,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,12 @@ class TaskScore:
     @property
     def correct(self) -> tuple[float, ...]:
         return tuple(answer["correct"] for answer in self.answers)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TaskScore:
+        """From `asdict`."""
+        names = [field.name for field in fields(cls) if field.name != "answers"]
+        return cls(**{name: data[name] for name in names}, answers=tuple(data["answers"]))
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,17 @@ def full_disk_message(target: Path, needed_bytes: int) -> str:
         f"No space left for {target}: {needed_bytes / 2**20:,.1f} MiB needed, {free_bytes(target) / 2**20:,.1f} MiB "
         "free. Nothing was changed. Make space, or set SWM_HOME to a folder on another disk, and start again."
     )
+
+
+def content_hash(folder: Path, patterns: Iterable[str]) -> str:
+    """SHA-256 of the files of a folder that match, by name and content: the same files give the same hash anywhere."""
+    digest = hashlib.sha256()
+    for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(2**22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def check_space(target: Path, needed_bytes: int) -> None:

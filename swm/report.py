@@ -73,6 +73,7 @@ def report_html(experiment: Experiment) -> str:
             lines=lines(flat),
             plans=[(run.name, plan_view(run.plan, experiment.model_facts)) for run in runs],
             figures=[(title, _figure_html(figure, first=i == 0)) for i, (title, figure) in enumerate(figures)],
+            samples=[(row_name(row), row["samples"]) for row in flat if row["samples"]],
             conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
             commands=commands(experiment),
             method=METHOD,

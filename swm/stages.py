@@ -5,6 +5,7 @@ A stage reports through `progress(done, total, text)`, which may raise Cancelled
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import sys
 import time
@@ -18,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm import models
 from swm.errors import ExperimentError, SettingsError, TextError
-from swm.evaluate import check_request, perplexity, zero_shot
+from swm.evaluate import TaskScore, check_request, perplexity, zero_shot
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_new
-from swm.files import check_space
+from swm.files import check_space, content_hash, home, read_json, write_json
 from swm.merge import apply_plan
 from swm.metrics import Measure
 from swm.plan import DEFAULT_RULE, MergePlan, check_rule
@@ -30,11 +31,17 @@ from swm.replay import WindowScorer
 from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
 from swm.similarity import measure_similarity
 from swm.texts import PERPLEXITY_TEXTS, calibration_tokens, perplexity_tokens, recovery_examples, whole_characters
-from swm.timing import decode_cost, generated_tokens, time_models
+from swm.timing import decode_cost, generated_tokens, throughput, time_models
 from swm.view import known_similarity
 
 Progress = Callable[[int, int, str], None]
 SAVE_SECONDS = 2.0
+SAMPLE_PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was a little bear who",
+    "Question: What do plants need to grow?\nAnswer:",
+)
+SAMPLE_TOKENS = 32
 
 
 def no_progress(done: int, total: int, text: str) -> None:
@@ -338,18 +345,48 @@ def evaluate(
     start, length = time.time(), min(256, models.context_length(model.config))
     tokens = {text: perplexity_tokens(tokenizer, text, length=length) for text in texts}
     perplexities = {text: perplexity(model, ids, on_progress=progress) for text, ids in tokens.items()}
-    scores = zero_shot(model, tokenizer, tasks, limit, progress)
+    scores = _scores(run, model, tokenizer, tasks, limit, progress)
     data = {
         "stage": run.stage,
         "perplexity": perplexities,
         "tasks": {score.task: score.to_dict() for score in scores},
         "limit": limit,
         "fewshot": 0,
+        "samples": [
+            {"prompt": prompt, "answer": "".join(_pieces(model, tokenizer, prompt, SAMPLE_TOKENS, []))}
+            for prompt in SAMPLE_PROMPTS
+        ],
         "conditions": _conditions(run.experiment, model, start),
     }
     run.save("scores", data)
     run.save("documents", {"tasks": {score.task: score.answers for score in scores}})
     return data
+
+
+def _scores(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    limit: int | None,
+    progress: Progress,
+) -> list[TaskScore]:
+    """Scores of the tasks; those of the same weights, task, limit and versions are taken from the cache.
+
+    Source: what the score depends on is hashed by content, so that a model under another name is found too.
+    """
+    folder = models.model_folder(run.experiment.settings.model) if run.is_baseline else run.model_folder
+    weights = content_hash(folder, ("*.safetensors", "*.json"))
+    how = (str(model.dtype), model.device.type, limit, version("lm_eval"), version("transformers"), version("torch"))
+    files = {task: home() / "cache" / "scores" / f"{_digest(weights, task, *how)}.json" for task in tasks}
+    missing = [task for task in tasks if not files[task].is_file()]
+    for score in zero_shot(model, tokenizer, missing, limit, progress) if missing else []:
+        write_json(files[score.task], asdict(score))
+    return [TaskScore.from_dict(read_json(files[task])) for task in tasks]
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -> dict[str, Any]:
@@ -363,6 +400,9 @@ def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -
     pair = [original] if run.is_baseline else [original, load_run(run)[0]]
     start = time.time()
     found = time_models(pair, prompt, new_tokens, on_progress=progress)
+    progress(0, 0, "throughput by batch size")
+    for one, rates in zip(found, throughput(pair, prompt), strict=True):
+        one["throughput"] = rates
     conditions = _conditions(run.experiment, original, start)
     data = {**found[-1], "conditions": conditions}
     if not run.is_baseline:

@@ -64,6 +64,21 @@ def time_models(
     ]
 
 
+def throughput(
+    models: Sequence[PreTrainedModel], prompt: Tensor, batches: Sequence[int] = (1, 4, 16), new_tokens: int = 12
+) -> list[dict[str, float]]:
+    """Generated tokens per second of each model by batch size, the models in turn, the better of two."""
+    found: list[dict[str, float]] = [{} for _ in models]
+    for batch in batches:
+        ids = prompt.repeat(batch, 1)
+        for _ in range(2):
+            for model, rates in zip(models, found, strict=True):
+                prefill, latency = _generation_seconds(model, ids, new_tokens)
+                rate = batch * (new_tokens - 1) / (latency - prefill)
+                rates[str(batch)] = max(rate, rates.get(str(batch), 0.0))
+    return found
+
+
 def _summary(
     model: PreTrainedModel,
     prompt: Tensor,

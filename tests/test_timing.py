@@ -8,7 +8,7 @@ import torch
 from swm.merge import apply_plan
 from swm.models import size_bytes
 from swm.plan import MergePlan, Window
-from swm.timing import decode_cost, generated_tokens, time_models
+from swm.timing import decode_cost, generated_tokens, throughput, time_models
 from swm.view import expected_speedup
 from tests.conftest import tiny_model
 
@@ -55,3 +55,9 @@ def test_expected_speed_follows_from_the_cost_of_a_layer():
     # 10 layers cost 20 ms, the rest 4: 6 layers 12 + 4.
     assert expected_speedup(plan, {"layers_ms": 20.0, "rest_ms": 4.0}) == pytest.approx(24 / 16)
     assert expected_speedup(plan, None) is None
+
+
+def test_throughput_grows_with_the_batch(tokens):
+    (rates,) = throughput([tiny_model(layers=8)], tokens[:1], batches=(1, 8))
+    assert list(rates) == ["1", "8"]
+    assert rates["8"] > 1.5 * rates["1"]

@@ -1,0 +1,65 @@
+"""Expected against measured: size and speed of merged models, before and after they are made. Prints one JSON object.
+
+The expected speed comes from the original alone (what a token costs in its layers, and beside them); the measured one
+from generating with the original and the merged model in turn.
+
+    python benchmarks/timing.py [--model smollm2-135m] [--layers 28,24,20,15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> None:
+    import torch
+
+    from swm.merge import apply_plan
+    from swm.models import config_facts, layer_count, load_model, parameter_count
+    from swm.plan import MergePlan, Window
+    from swm.texts import calibration_tokens
+    from swm.timing import decode_cost, time_models
+    from swm.view import expected_speedup
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--layers", default="28,24,20,15", help="layers left, with commas")
+    options = parser.parse_args()
+    model, tokenizer = load_model(options.model)
+    facts, layers = config_facts(options.model), layer_count(model)
+    prompt = calibration_tokens(tokenizer)[:1, :64]
+    cost = decode_cost(model, prompt)
+    rows = []
+    for left in map(int, options.layers.split(",")):
+        plan = MergePlan(layers, (Window(layers - 2 - (layers - left), layers - 2),), "keep_first")
+        small = apply_plan(model, plan)
+        expected = expected_speedup(plan, cost) or 0.0
+        measured = time_models([model, small], prompt, 32)[1]["speedup"]
+        size = facts["parameters"] - (layers - plan.layers_left) * facts["parameters_per_layer"]
+        rows.append(
+            {
+                "layers_left": plan.layers_left,
+                "expected_speedup": round(expected, 3),
+                "measured_speedup": {name: round(value, 3) for name, value in measured.items()},
+                "expected_over_measured": round(expected / measured["value"], 3),
+                "expected_over_real_parameters": size / parameter_count(small),
+            }
+        )
+    result = {
+        "benchmark": "timing",
+        "model": options.model,
+        "cost_of_a_token": cost,
+        "plans": rows,
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
