@@ -123,11 +123,11 @@ def run_measure(options: argparse.Namespace) -> Result:
 
 
 def run_search(options: argparse.Namespace) -> Result:
-    from swm import stages
+    from swm import planning
 
     experiment = _own(options.exp)
     with watched(experiment, "search") as progress:
-        path = stages.search(experiment, options.rule, options.low, options.focus, progress, options.exact)
+        path = planning.search(experiment, options.rule, options.low, options.focus, progress, options.exact)
     steps = path.intervals()
     lines = ["threshold above   up to     layers  similarity  windows"]
     lines += [
@@ -162,14 +162,14 @@ def run_plan(options: argparse.Namespace) -> Result:
 
 
 def _measured_plan(experiment: Experiment, options: argparse.Namespace) -> Result:
-    from swm import stages
+    from swm import planning
 
     plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule)
     if experiment.read_only:
-        data = stages.measure_plan(experiment, plan)
+        data = planning.measure_plan(experiment, plan)
     else:
         with watched(experiment, "plan") as progress:
-            data = stages.measure_plan(experiment, plan, progress)
+            data = planning.measure_plan(experiment, plan, progress)
     text = (
         f"{plan.layers_left} of {plan.layer_count} layers; windows {_windows(plan)}; similarity "
         f"{data['similarity']:.4f}; perplexity {data['perplexity']:,.1f} on the calibration text, the original's "
@@ -195,7 +195,7 @@ def run_merge(options: argparse.Namespace) -> Result:
 
 def _plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
     """The plan that the options name; a search that it needs is a job of the experiment."""
-    from swm import stages
+    from swm import planning
 
     layers = options.layers
     if options.ratio is not None:
@@ -203,11 +203,11 @@ def _plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
             raise SettingsError(f"--ratio {options.ratio} is out of range. Choose 0 or more, and less than 1.")
         layers = round(experiment.layer_count * (1 - options.ratio))
     asked = {"threshold": options.threshold, "layers": layers, "rule": options.rule}
-    known = stages.known_plan(experiment, **asked)
+    known = planning.known_plan(experiment, **asked)
     if known or experiment.read_only:
-        return known or stages.plan_for(experiment, **asked)
+        return known or planning.plan_for(experiment, **asked)
     with watched(experiment, "search") as progress:
-        return stages.plan_for(experiment, **asked, progress=progress)
+        return planning.plan_for(experiment, **asked, progress=progress)
 
 
 def _planned_run(options: argparse.Namespace) -> Run:
@@ -312,9 +312,10 @@ def run_repeat(options: argparse.Namespace) -> Result:
 
 def run_answer(options: argparse.Namespace) -> Result:
     from swm import stages
+    from swm.answers import Answer
 
     run = Experiment.open(options.exp).run(options.run)
-    answer = stages.Answer(run)
+    answer = Answer(*stages.load_run(run))
     pieces = []
     for piece in answer.pieces(options.prompt, options.tokens):
         pieces.append(piece)

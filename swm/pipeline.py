@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from swm import stages
+from swm import planning, stages
 from swm.compare import run_name
 from swm.errors import ExperimentError
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, experiments_folder
@@ -53,7 +53,7 @@ def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) 
             stages.measure(experiment, "cka", _named("measure", progress))
         path = experiment.path("rdsc")
         if path is None or path.covered() < 0.999:
-            path = stages.search(experiment, "rdsc", DEMO_PATH_FROM, DEMO_THRESHOLD, _named("search", progress))
+            path = planning.search(experiment, "rdsc", DEMO_PATH_FROM, DEMO_THRESHOLD, _named("search", progress))
     step = path.plan_at(DEMO_THRESHOLD)
     assert step is not None
     run = experiment.create_run(DEMO_RUN, step.plan, DEMO_THRESHOLD, step.similarity)

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from swm.errors import SettingsError
+from swm.plan import MergePlan
 
 CHOICES = {
     "loss_on": ("text", "response"),
     "target": ("text", "original"),
-    "adapt": ("all", "above"),
+    "adapt": ("all", "above", "near"),
+    "checkpointing": ("auto", "on", "off"),
     "schedule": ("cosine", "linear", "constant"),
 }
 
@@ -26,6 +28,9 @@ class RecoverySettings:
             (distillation), which teaches no new text but what was lost.
         adapt: "all" layers get adapters, or "above": those from two below the lowest merged layer up, since everything
             below gives what it gave before. Nothing has to be differentiated there: the higher the windows, the faster.
+            "near": the merged layers and their neighbours.
+        checkpointing: "on" computes activations again in the backward pass instead of keeping them: a third slower,
+            much less memory; "auto" when they would take more than half of what is free.
         held_out: sequences kept apart; the checkpoint with the lowest loss on them is the result.
     """
 
@@ -34,6 +39,7 @@ class RecoverySettings:
     loss_on: str = "text"
     target: str = "text"
     adapt: str = "all"
+    checkpointing: str = "auto"
     steps: int = 120
     batch: int = 8
     accumulate: int = 1
@@ -101,6 +107,17 @@ def preset_settings(preset: str, **changes: Any) -> RecoverySettings:
     if "warmup_steps" not in changes:
         settings = replace(settings, warmup_steps=min(settings.warmup_steps, settings.steps // 4))
     return settings
+
+
+def adapted_layers(plan: MergePlan, adapt: str) -> list[int]:
+    """The layers of the merged model that get adapters."""
+    everything = range(plan.layers_left)
+    merged = [new for new, window in enumerate(plan.kept_layers()) if len(window) > 1]
+    if adapt == "all" or not merged:
+        return list(everything)
+    if adapt == "above":
+        return [layer for layer in everything if layer >= merged[0] - 2]
+    return [layer for layer in everything if any(abs(layer - new) <= 1 for new in merged)]
 
 
 def recovery_arguments(settings: dict[str, Any]) -> list[str]:

@@ -6,10 +6,11 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -25,6 +26,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from swm.errors import Cancelled, ModelError, TextError
+from swm.estimate import activation_bytes
 from swm.models import bfloat16_is_faster, find_decoder
 from swm.presets import RecoverySettings
 from swm.texts import Example, whole_characters
@@ -46,7 +48,7 @@ def recover(
     on_step: OnStep | None = None,
     *,
     original: PreTrainedModel | None = None,
-    first_layer: int = 0,
+    layers: Sequence[int] | None = None,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Train LoRA adapters on the linear maps of the layers and fold them in.
 
@@ -57,7 +59,7 @@ def recover(
         on_step: called after each step with (step, steps, numbers: loss, learning_rate, held_out_loss, ...); may raise
             Cancelled, then a checkpoint is written first.
         original: the model to learn from when `settings.target` is "original".
-        first_layer: layers from this one up get adapters.
+        layers: indexes of those that get adapters; None for all.
 
     Returns:
         The model with the adapters folded in, and a summary: trained parameters and tokens, held-out losses.
@@ -68,7 +70,7 @@ def recover(
     if settings.target == "original" and original is None:
         raise ValueError("The target is the original model's output, and no original model is given.")
     rows = training_rows(tokenizer, examples, settings)
-    adapted = _with_adapters(model, settings, first_layer)
+    adapted = _with_adapters(model, settings, layers)
     trainer, watch = _trainer(
         adapted, rows, settings, folder, on_step, original if settings.target == "original" else None
     )
@@ -87,8 +89,8 @@ def recover(
     return folded.eval(), summary
 
 
-def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, first_layer: int) -> Any:
-    """The model with new LoRA adapters in the layers from `first_layer` up; the same ones for the same seed."""
+def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: Sequence[int] | None) -> Any:
+    """The model with new LoRA adapters in some layers; the same ones for the same seed."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
@@ -96,7 +98,7 @@ def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, first_lay
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         bias="none",
-        target_modules=_linear_maps(model, first_layer),
+        target_modules=_linear_maps(model, layers),
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)
@@ -137,9 +139,11 @@ def _last_checkpoint(folder: Path) -> tuple[Path, TrainerState] | None:
     return None
 
 
-def _linear_maps(model: PreTrainedModel, first_layer: int) -> list[str]:
-    """Full names of the linear maps in the layers from `first_layer` up."""
-    inside = {id(module) for layer in find_decoder(model).layers[first_layer:] for module in layer.modules()}
+def _linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[str]:
+    """Full names of the linear maps in these layers."""
+    decoder = find_decoder(model).layers
+    chosen = range(len(decoder)) if layers is None else layers
+    inside = {id(module) for index in chosen for module in decoder[index].modules()}
     linear = (nn.Linear, Conv1D)
     return [name for name, module in model.named_modules() if isinstance(module, linear) and id(module) in inside]
 
@@ -231,6 +235,8 @@ def _trainer(
         data_seed=settings.seed,
         label_names=["labels"],
         bf16=_in_bfloat16(next(adapted.parameters()).device, folder),
+        gradient_checkpointing=_checkpoints(adapted, settings),
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=next(adapted.parameters()).device.type == "cpu",
         dataloader_pin_memory=False,
     )
@@ -249,6 +255,15 @@ def _in_bfloat16(device: torch.device, folder: Path) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text("bfloat16" if bfloat16_is_faster(device) else "float32")
     return file.read_text() == "bfloat16"
+
+
+def _checkpoints(adapted: Any, settings: RecoverySettings) -> bool:
+    """Whether activations are computed again instead of kept."""
+    if settings.checkpointing != "auto":
+        return settings.checkpointing == "on"
+    device, config = next(adapted.parameters()).device, adapted.config.get_text_config()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return activation_bytes(settings.batch * settings.length, config.num_hidden_layers, config.hidden_size) > free / 2
 
 
 def _printer() -> type[TrainerCallback]:

@@ -13,7 +13,9 @@ ONLY_IN = {"peft": "recover", "datasets": "texts", "lm_eval": "evaluate"}
 # Left may import right, never back.
 ORDER = [
     ["cli", "pipeline"],
+    ["planning"],
     ["stages"],
+    ["answers"],
     ["recover", "evaluate", "timing", "report"],
     ["recipe"],
     ["scoring", "compare", "charts", "jobs"],
@@ -23,7 +25,8 @@ ORDER = [
     ["models", "texts", "search"],
     ["options"],
     ["estimate"],
-    ["files", "plan", "presets", "metrics", "paired"],
+    ["presets"],
+    ["files", "plan", "metrics", "paired"],
     ["errors"],
 ]
 

@@ -62,18 +62,18 @@ def test_job_of_another_target_waits_for_the_machine_and_can_be_cancelled_while_
 
 
 def test_cancelled_search_keeps_what_it_found_and_goes_on(experiment, monkeypatch):
-    from swm import stages
+    from swm import planning
 
     def impatient(done, total, text):
         if text.startswith("3 windows"):
             raise Cancelled
 
     with pytest.raises(Cancelled), tracked(experiment, "search"):
-        stages.search(experiment, low=0.1, progress=impatient)
+        planning.search(experiment, low=0.1, progress=impatient)
     assert experiment.state().status == "cancelled"
     kept = experiment.path("rdsc").similarities
     assert len(kept) == 3
-    whole = stages.search(experiment, low=0.1)
+    whole = planning.search(experiment, low=0.1)
     assert whole.covered() == pytest.approx(1)
     assert {key: whole.similarities[key] for key in kept} == kept
 
@@ -146,8 +146,9 @@ def test_call_gives_the_json_object_or_the_commands_own_message(experiment):
 def test_stream_gives_an_answer_piece_by_piece(experiment):
     said = "".join(stream(["answer", "study", "baseline", "--prompt", "the old house", "--tokens", "6"]))
     from swm import stages
+    from swm.answers import Answer
 
-    assert said == "".join(stages.Answer(experiment.run("baseline")).pieces("the old house", 6)) + "\n"
+    assert said == "".join(Answer(*stages.load_run(experiment.run("baseline"))).pieces("the old house", 6)) + "\n"
     with pytest.raises(JobError, match="The prompt is empty"):
         list(stream(["answer", "study", "baseline", "--prompt", ""]))
 

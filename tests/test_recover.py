@@ -8,7 +8,8 @@ import torch
 
 from swm.errors import Cancelled, ModelError, SettingsError, TextError
 from swm.models import find_decoder
-from swm.presets import PRESETS, RecoverySettings, preset_settings
+from swm.plan import MergePlan, Window
+from swm.presets import PRESETS, RecoverySettings, adapted_layers, preset_settings
 from swm.recover import IGNORED, recover, training_rows
 from swm.texts import Example
 from tests.conftest import WORDS, tiny_model
@@ -128,7 +129,7 @@ def test_example_whose_prompt_fills_the_sequence_is_left_out(tokenizer):
 
 def test_adapters_from_a_layer_up_leave_those_below_alone(model, tokenizer, examples, tmp_path):
     weights = [layer.mlp.up_proj.weight.clone() for layer in model.model.layers]
-    healed, _ = recover(model, tokenizer, examples, SMALL, tmp_path, first_layer=2)
+    healed, _ = recover(model, tokenizer, examples, SMALL, tmp_path, layers=[2, 3])
     same = [torch.equal(w, layer.mlp.up_proj.weight) for w, layer in zip(weights, healed.model.layers, strict=True)]
     assert same == [True, True, False, False]
 
@@ -175,3 +176,19 @@ def test_settings_out_of_range_are_refused(change):
 def test_unknown_preset_is_refused():
     with pytest.raises(SettingsError, match="'slow' is not a recovery preset"):
         preset_settings("slow")
+
+
+def test_checkpointing_changes_memory_not_losses(tokenizer, examples, tmp_path):
+    off, on = (
+        losses_of(tiny_model(), tokenizer, examples, dataclasses.replace(SMALL, checkpointing=how), tmp_path / how)
+        for how in ("off", "on")
+    )
+    assert on == pytest.approx(off, rel=1e-4)
+
+
+def test_adapters_go_where_the_settings_say():
+    plan = MergePlan(12, (Window(4, 6), Window(9, 10)))  # 9 layers left; merged ones are 4 and 7
+    assert adapted_layers(plan, "all") == list(range(9))
+    assert adapted_layers(plan, "above") == [2, 3, 4, 5, 6, 7, 8]
+    assert adapted_layers(plan, "near") == [3, 4, 5, 6, 7, 8]
+    assert adapted_layers(MergePlan(4), "near") == [0, 1, 2, 3]

@@ -1,0 +1,202 @@
+"""The search on an experiment: its threshold path on disk, the plan at a threshold, with a depth, or by hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from swm import models
+from swm.errors import SettingsError
+from swm.evaluate import perplexity
+from swm.experiments import Experiment
+from swm.merge import apply_plan
+from swm.plan import DEFAULT_RULE, MergePlan, check_rule
+from swm.replay import WindowScorer
+from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
+from swm.stages import Progress, calibration_of, load_original, no_progress
+from swm.view import known_similarity
+
+SAVE_SECONDS = 2.0
+
+
+def search(
+    experiment: Experiment,
+    rule: str = DEFAULT_RULE,
+    low: float = 0.5,
+    focus: float = 0.9,
+    progress: Progress = no_progress,
+    exact: bool = False,
+) -> ThresholdPath:
+    """The threshold path from `low` to 1, written to path/<rule>.json as it grows; goes on where it stopped.
+
+    Unless `exact`, similarities are computed in bfloat16 where that is faster here; the plan at `focus` is then checked
+    in the model's own format, and the path says how large the difference was.
+    """
+    check_rule(rule)
+    check_range(low)
+    check_threshold(focus)
+    progress(0, 0, "loading the model")
+    model, tokens = _model_and_tokens(experiment)
+    path, scorer, settled = _scoring(experiment, model, tokens, rule, low, exact)
+    path.low = min(path.low, low)  # similarities do not depend on the range: they are kept
+    saved, runs_before = time.monotonic(), path.layer_runs
+
+    def save() -> None:
+        path.layer_runs = runs_before + scorer.layer_runs
+        experiment.save_path(path)
+
+    def step(path: ThresholdPath, covered: float) -> None:
+        nonlocal saved
+        if time.monotonic() - saved > SAVE_SECONDS:
+            save()
+            saved = time.monotonic()
+        progress(round(1000 * covered), 1000, f"{len(path.similarities)} windows tried")
+
+    def first(layer: int) -> None:
+        progress(0, 1000, f"{len(path.similarities)} windows tried")
+
+    try:
+        settled(focus, first)
+        save()
+        threshold_path(
+            experiment.layer_count, scorer.score, path.low, path.high, rule=rule, focus=focus, path=path, on_step=step
+        )
+        save()
+        _measure_perplexities(path, [step.plan for step in path.intervals()], model, tokens, progress, save)
+    finally:
+        save()
+    return path
+
+
+def measure_plan(experiment: Experiment, plan: MergePlan, progress: Progress = no_progress) -> dict[str, Any]:
+    """Similarity and perplexity on the calibration text of a plan, however it came about; kept with the path."""
+    progress(0, 2, "loading the model")
+    model, tokens = _model_and_tokens(experiment)
+    path, scorer, _ = _scoring(experiment, model, tokens, plan.rule, 0.5, exact=False)
+    if plan.windows and known_similarity(path, plan) is None:
+        progress(0, 2, "similarity")
+        path.keep(plan.windows[1:], plan.windows[0], scorer.score(plan.windows[1:], plan.windows[0]))
+        path.layer_runs += scorer.layer_runs
+    _measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], model, tokens, progress)
+    if not experiment.read_only:
+        experiment.save_path(path)
+    perplexities = path.perplexities
+    return {
+        **plan.to_dict(),
+        "similarity": known_similarity(path, plan),
+        "perplexity": perplexities[plan.windows],
+        "perplexity_original": perplexities[()],
+    }
+
+
+def _measure_perplexities(
+    path: ThresholdPath,
+    plans: Sequence[MergePlan],
+    model: PreTrainedModel,
+    tokens: Any,
+    progress: Progress,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Perplexity on the calibration text of those of the plans that have none yet; each is kept as it comes.
+
+    In the number format of the path's similarities; bfloat16 moves it by some 0.1 %.
+    """
+    left = [plan for plan in dict.fromkeys(plans) if plan.windows not in path.perplexities]
+    for done, plan in enumerate(left):
+        progress(done, len(left), f"perplexity of plan {done + 1} of {len(left)}")
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=path.scoring != "exact"):
+            path.perplexities[plan.windows] = perplexity(apply_plan(model, plan), tokens)["value"]
+        save()
+
+
+def _model_and_tokens(experiment: Experiment) -> tuple[PreTrainedModel, Any]:
+    model, tokenizer = load_original(experiment)
+    return model, calibration_of(experiment, tokenizer)
+
+
+def _scoring(
+    experiment: Experiment, model: PreTrainedModel, tokens: Any, rule: str, low: float, exact: bool
+) -> tuple[ThresholdPath, WindowScorer, Callable[[float, Callable[[int], None]], PlanAt]]:
+    """The path as far as it is there, the scorer it was begun with, and what makes sure of the plan at a threshold."""
+    path = experiment.path(rule) or ThresholdPath(experiment.layer_count, rule, low)
+    if not path.similarities:
+        fast = not exact and model.dtype == torch.float32 and models.bfloat16_is_faster(model.device)
+        path.scoring = "bfloat16" if fast else "exact"
+    elif exact and path.scoring != "exact":
+        path = ThresholdPath(experiment.layer_count, rule, path.low)
+    scorer = WindowScorer(model, tokens, rule, fast=path.scoring != "exact")
+
+    def settled(threshold: float, on_step: Callable[[int], None]) -> PlanAt:
+        if path.scoring == "exact":
+            return path.extend_quickly(threshold, scorer.score, on_step)
+        # Few windows are scored exactly: it keeps few hidden states.
+        sure = WindowScorer(model, tokens, rule, keep_every=6)
+        return settle(path, threshold, scorer.score, sure.score, on_step)
+
+    return path, scorer, settled
+
+
+def plan_for(
+    experiment: Experiment,
+    *,
+    threshold: float | None = None,
+    layers: int | None = None,
+    rule: str = DEFAULT_RULE,
+    progress: Progress = no_progress,
+) -> PlanAt:
+    """The plan at a threshold or with a number of layers: from the path where it is computed, else searched now.
+
+    Of several plans with that number of layers the one of lowest perplexity on the calibration text.
+
+    Raises:
+        SettingsError: if threshold, layers or rule cannot be. PlanError: if no threshold of the path leaves so many
+            layers; the message names the nearest depths.
+    """
+    if known := known_plan(experiment, threshold=threshold, layers=layers, rule=rule):
+        return known
+    path = experiment.path(rule)
+    if threshold is not None:
+        return _searched_plan(experiment, threshold, rule, progress)
+    assert layers is not None
+    path = search(experiment, rule, path.low if path else 0.5, progress=progress)
+    return path.plan_with_layers(layers)
+
+
+def known_plan(
+    experiment: Experiment, *, threshold: float | None = None, layers: int | None = None, rule: str = DEFAULT_RULE
+) -> PlanAt | None:
+    """As `plan_for`, from the path as far as it is computed; None if it has to be searched."""
+    check_rule(rule)
+    if (threshold is None) == (layers is None):
+        raise SettingsError("Say either --threshold or --layers.")
+    path = experiment.path(rule)
+    if threshold is not None:
+        check_threshold(threshold)
+        return path.plan_at(threshold) if path else None
+    assert layers is not None
+    if not 2 <= layers <= experiment.layer_count:
+        raise SettingsError(
+            f"--layers {layers} is out of range: the model has {experiment.layer_count} layers. "
+            f"Choose 2 to {experiment.layer_count}."
+        )
+    if path is None or path.covered() < 0.999:
+        return None
+    step = path.plan_with_layers(layers)
+    return step if step.perplexity is not None or experiment.read_only else None
+
+
+def _searched_plan(experiment: Experiment, threshold: float, rule: str, progress: Progress) -> PlanAt:
+    """The plan at one threshold, searched; the similarities found are kept in the path."""
+    progress(0, 0, "loading the model")
+    model, tokens = _model_and_tokens(experiment)
+    path, scorer, settled = _scoring(experiment, model, tokens, rule, 0.5, exact=False)
+    layers = experiment.layer_count - 1
+    step = settled(threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
+    path.layer_runs += scorer.layer_runs
+    if not experiment.read_only:
+        experiment.save_path(path)
+    return step
