@@ -17,6 +17,7 @@ import psutil
 from swm.errors import ExperimentError, JobError, PlanError, SettingsError
 from swm.files import demo_experiment, disk_errors, home, read_json, write_json
 from swm.plan import MergePlan
+from swm.schemas import SHAPES, check_like, is_like
 from swm.search import ThresholdPath
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -109,6 +110,7 @@ class _Tracked:
             return State()
         try:
             data = read_json(file)
+            check_like(data, "state.json", str(file))
             known = {name: data[name] for name in asdict(State()) if name in data}
             return State(**{**known, "command": tuple(known.get("command", ()))}).seen_from_here()
         except (ExperimentError, TypeError, ValueError) as error:
@@ -129,8 +131,14 @@ class _Tracked:
         return "\n".join(re.split(r"[\r\n]+", text.rstrip())[-lines:])
 
     def _json(self, name: str) -> dict[str, Any] | None:
+        """One of our files, if it is there and what it should be."""
         file = self.folder / name
-        return read_json(file) if file.exists() else None
+        if not file.exists():
+            return None
+        data = read_json(file)
+        if (kind := name.split("/")[0]) in SHAPES:
+            check_like(data, kind, str(file))
+        return data
 
     def _check_writable(self) -> None:
         if self.read_only:
@@ -143,6 +151,7 @@ class Experiment(_Tracked):
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
         data = read_json(folder / "experiment.json")
+        check_like(data, "experiment.json", str(folder / "experiment.json"))
         try:
             self.settings = Settings(**data["settings"])
             self.model_facts: dict[str, Any] = dict(data["model_facts"])
@@ -177,7 +186,10 @@ class Experiment(_Tracked):
         )
 
     def similarity(self, metric: str) -> dict[str, Any] | None:
-        return self._json(f"similarity/{metric}.json")
+        data = self._json(f"similarity/{metric}.json")
+        if data and {len(row) for row in [data["matrix"], *data["matrix"]]} != {self.layer_count}:
+            raise ExperimentError(f"Similarity {metric} of {self.name} is not of its model's layers. Measure it again.")
+        return data
 
     def metrics_measured(self) -> list[str]:
         """The metrics that are there, the default one first."""
@@ -195,8 +207,11 @@ class Experiment(_Tracked):
         if data is None:
             return None
         try:
-            return ThresholdPath.from_dict(data)
-        except (KeyError, TypeError, ValueError) as error:
+            path = ThresholdPath.from_dict(data)
+            if (path.layer_count, path.rule) != (self.layer_count, rule):
+                raise ValueError(f"it is of {path.layer_count} layers and rule {path.rule}")
+            return path
+        except (KeyError, TypeError, ValueError, AttributeError, SettingsError) as error:
             raise ExperimentError(
                 f"{self.folder / 'path' / rule}.json is damaged ({error}). Delete it and search again."
             ) from None
@@ -387,7 +402,7 @@ def _json_lines(text: str) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict):
+        if is_like(row, "event"):
             yield row
 
 

@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ExperimentError: if it is missing, damaged, or written by a newer release.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise ExperimentError(f"{path} does not exist. Run the step that writes it first.") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -76,6 +76,10 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} has schema {data['schema']}, this release reads up to {SCHEMA}. Update the program to open it."
         )
     return data
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 @contextmanager

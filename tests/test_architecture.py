@@ -26,7 +26,7 @@ ORDER = [
     ["options"],
     ["estimate"],
     ["presets"],
-    ["files", "plan", "metrics", "paired"],
+    ["files", "plan", "metrics", "paired", "schemas"],
     ["errors"],
 ]
 

@@ -1,0 +1,136 @@
+"""What our files on disk have to hold, so that a damaged one is told of by name and never breaks a page."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from swm.errors import ExperimentError
+
+Shape = dict[str, Any]
+
+NUMBER: Shape = {"type": "number"}
+WHOLE: Shape = {"type": "integer"}
+TEXT: Shape = {"type": "string"}
+
+
+def an(required: dict[str, Shape], **optional: Shape) -> Shape:
+    """An object with these entries; others are allowed."""
+    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
+
+
+def every(shape: Shape) -> Shape:
+    return {"type": "object", "additionalProperties": shape}
+
+
+def many(shape: Shape) -> Shape:
+    return {"type": "array", "items": shape}
+
+
+def maybe(shape: Shape) -> Shape:
+    return {"anyOf": [shape, {"type": "null"}]}
+
+
+INTERVAL = an({"value": NUMBER, "low": NUMBER, "high": NUMBER})
+RECOVERY = {
+    **an(
+        {"preset": TEXT, "texts": TEXT, "steps": WHOLE, "batch": WHOLE, "accumulate": WHOLE, "length": WHOLE},
+        rank=WHOLE,
+        learning_rate=NUMBER,
+        trained_parameters=WHOLE,
+        seconds=NUMBER,
+    ),
+    "dependentRequired": {"trained_parameters": ["seconds", "rank", "learning_rate"]},
+}
+TASK = an({"value": NUMBER, "stderr": NUMBER, "metric": TEXT, "documents": WHOLE})
+SCORES = an(
+    {"tasks": every(TASK), "perplexity": every(INTERVAL)},
+    limit=maybe(WHOLE),
+    samples=many(an({"prompt": TEXT, "answer": TEXT})),
+    conditions=an({"versions": every(TEXT), "dtype": TEXT, "device": TEXT}),
+)
+RATES = dict.fromkeys(("tokens_per_second", "latency_ms", "peak_memory_bytes"), NUMBER)
+TIMING = an({}, **RATES, speedup=INTERVAL, throughput=every(NUMBER), baseline=an({}, **RATES))
+DOCUMENTS = an(
+    {},
+    tasks=every(many(an({"id": TEXT, "correct": NUMBER, "question": TEXT, "right": TEXT, "picked": TEXT}))),
+)
+SHAPES: dict[str, Shape] = {
+    "experiment.json": an(
+        {
+            "settings": an(
+                {"model": TEXT, "texts": TEXT, "count": WHOLE, "length": WHOLE, "seed": WHOLE, "dtype": TEXT}
+            ),
+            "model_facts": an(
+                {"layers": {**WHOLE, "minimum": 1}, "parameters": NUMBER, "parameters_per_layer": NUMBER},
+                size_bytes=NUMBER,
+                width=WHOLE,
+                dtype=TEXT,
+                architecture=TEXT,
+            ),
+            "created": NUMBER,
+        }
+    ),
+    "state.json": an(
+        {},
+        **dict.fromkeys(("stage", "status", "text", "error", "host"), TEXT),
+        **dict.fromkeys(("done", "total", "pid", "memory_bytes"), WHOLE),
+        **dict.fromkeys(("started", "heartbeat", "process_started", "cpu_percent"), NUMBER),
+        command=many(TEXT),
+    ),
+    "run.json": an(
+        {"plan": an({})},
+        threshold=maybe(NUMBER),
+        similarity=maybe(NUMBER),
+        created=NUMBER,
+        merge=an({}, parameters=WHOLE, size_bytes=WHOLE),
+        recovery=RECOVERY,
+        recovery_started=maybe(RECOVERY),
+    ),
+    "cost.json": an({"layers_ms": NUMBER, "rest_ms": NUMBER}, forward_tokens_per_second=NUMBER),
+    "scores.json": SCORES,
+    "scores-merged.json": SCORES,
+    "timing.json": TIMING,
+    "timing-merged.json": TIMING,
+    "documents.json": DOCUMENTS,
+    "documents-merged.json": DOCUMENTS,
+    "similarity": an(
+        {
+            "matrix": many(many(NUMBER)),
+            "block_influence": many(NUMBER),
+            "norm": many(NUMBER),
+            "tokens": WHOLE,
+            "conditions": an({"dtype": TEXT, "seconds": NUMBER}),
+        },
+        warning=TEXT,
+    ),
+    "event": an(
+        {"step": WHOLE, "steps": WHOLE, "time": NUMBER},
+        stage=TEXT,
+        loss=NUMBER,
+        held_out_loss=NUMBER,
+        learning_rate=NUMBER,
+    ),
+}
+
+
+def is_like(data: Any, name: str) -> bool:
+    """Whether data are what a file of that name holds."""
+    return _validator(name).is_valid(data)
+
+
+def check_like(data: Any, name: str, where: str) -> None:
+    """Raise ExperimentError, naming the file and the entry, unless data are what a file of that name holds."""
+    error = next(iter(_validator(name).iter_errors(data)), None)
+    if error is not None:
+        place = ".".join(map(str, error.absolute_path)) or "the whole"
+        raise ExperimentError(
+            f"{where} cannot be read: {place}: {error.message[:200]}. Delete it and repeat the step that wrote it."
+        )
+
+
+@cache
+def _validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(SHAPES[name])
