@@ -26,6 +26,7 @@ from swm.presets import PRESET_HELP, PRESETS, RecoverySettings, preset_settings,
 
 NEW = "new run"
 TUNED = "As tuned on the preview page: a window grows while the similarity is at least this."
+ADAPT = {"all": "all layers", "above": "layers above the lowest merged", "near": "merged layers and neighbours"}
 RULE = "How a window becomes one layer; rdsc is the formula printed in the paper."
 
 
@@ -139,6 +140,19 @@ def healing_settings(presets: list[str]) -> tuple[RecoverySettings | None, list[
             key=f"run_target_{preset}",
             help="The recovery text itself, or the original model's probabilities on it (distillation).",
         )
+        adapt = columns[0].selectbox(
+            "Adapters in",
+            list(ADAPT),
+            format_func=ADAPT.get,
+            key=f"run_adapt_{preset}",
+            help="All layers heal most; those above the lowest merged one train faster.",
+        )
+        checkpointing = columns[1].selectbox(
+            "Save memory",
+            ["auto", "on", "off"],
+            key=f"run_checkpointing_{preset}",
+            help="Activations computed again instead of kept: slower, much less memory. auto: when memory is short.",
+        )
     settings = preset_settings(
         preset,
         steps=steps,
@@ -148,6 +162,8 @@ def healing_settings(presets: list[str]) -> tuple[RecoverySettings | None, list[
         length=length,
         learning_rate=rate,
         target=target,
+        adapt=adapt,
+        checkpointing=checkpointing,
     )
     return (settings, recovery_arguments(vars(settings))) if heal else (None, ["--no-recovery"])
 
@@ -221,7 +237,7 @@ def follow(run: Run, state: State) -> None:
     columns[3].metric(
         "Memory of the job",
         gib(state.memory_bytes) if state.memory_bytes else "–",
-        f"{state.cpu_percent:.0f} % of a core" if state.active else None,
+        meters(state) if state.active else None,
         delta_color="off",
         delta_arrow="off",
     )
@@ -240,6 +256,12 @@ def follow(run: Run, state: State) -> None:
     if log := run.log_tail():
         with st.expander("Log"):
             st.code(log, language=None)
+
+
+def meters(state: State) -> str:
+    """Processor, and the GPU's memory where there is one."""
+    gpu = f", GPU {gib(state.gpu_memory_bytes)}" if state.gpu_memory_bytes else ""
+    return f"{state.cpu_percent:.0f} % of a core{gpu}"
 
 
 def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> None:

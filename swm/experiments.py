@@ -61,6 +61,7 @@ class State:
     host: str = ""
     memory_bytes: int = 0
     cpu_percent: float = 0.0
+    gpu_memory_bytes: int = 0
     command: tuple[str, ...] = ()
 
     @property

@@ -53,7 +53,11 @@ class Tracker:
 
     def write(self, **changes: object) -> None:
         with self._lock:
-            used = {"memory_bytes": self._process.memory_info().rss, "cpu_percent": self._process.cpu_percent()}
+            used = {
+                "memory_bytes": self._process.memory_info().rss,
+                "cpu_percent": self._process.cpu_percent(),
+                "gpu_memory_bytes": _gpu_memory_bytes(),
+            }
             self.state = replace(self.state, heartbeat=time.time(), **used, **changes)  # type: ignore[arg-type]
             self._target.write_state(self.state)
             self._written = time.monotonic()
@@ -126,6 +130,12 @@ def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator
         restore()
         device.release()
         lock.release()
+
+
+def _gpu_memory_bytes() -> int:
+    """What this process has allocated on its GPU; torch is asked only when the stage has loaded it."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.memory_allocated()) if torch and torch.cuda.is_initialized() else 0
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

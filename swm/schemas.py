@@ -76,7 +76,7 @@ SHAPES: dict[str, Shape] = {
     "state.json": an(
         {},
         **dict.fromkeys(("stage", "status", "text", "error", "host"), TEXT),
-        **dict.fromkeys(("done", "total", "pid", "memory_bytes"), WHOLE),
+        **dict.fromkeys(("done", "total", "pid", "memory_bytes", "gpu_memory_bytes"), WHOLE),
         **dict.fromkeys(("started", "heartbeat", "process_started", "cpu_percent"), NUMBER),
         command=many(TEXT),
     ),
