@@ -21,7 +21,9 @@ MOST = 12  # runs shown at first
 
 
 def asked(name: str, options: list[str], default: list[str]) -> list[str]:
-    """What the address asks for, of what there is."""
+    """What the address asks for when the app is opened, of what there is; later the default."""
+    if "compare_opened" in st.session_state:
+        return default
     return [value for value in st.query_params.get_all(name) if value in options] or default
 
 
@@ -52,6 +54,7 @@ shown = chosen[1].multiselect(
     help="What the page shows.",
 )
 st.query_params["experiments"], st.query_params["runs"] = experiments, shown  # the address can be passed on
+st.session_state["compare_opened"] = True
 labels = {label: row for label, row in labels.items() if label in shown}
 flat = list(labels.values())
 if not any(row["scores"] for row in flat):

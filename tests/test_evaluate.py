@@ -134,3 +134,26 @@ def test_a_hash_is_of_names_and_content(tmp_path):
         (tmp_path / folder / "notes.txt").write_text(folder)
     a, b, c = (content_hash(tmp_path / folder, ("*.safetensors", "*.json")) for folder in "abc")
     assert a == b != c
+
+
+@pytest.mark.bundled
+def test_a_saved_merged_model_goes_on_elsewhere(model, tokenizer, tokens, tmp_path, monkeypatch):
+    """lm-eval loads the folder by itself and scores the same; transformers' own pipeline writes the same."""
+    need("olmo_eval")
+    from transformers import pipeline
+
+    from swm.answers import Answer
+    from swm.merge import apply_plan
+    from swm.models import load_model, save_model
+    from swm.plan import MergePlan, Window
+
+    save_model(apply_plan(model, MergePlan(4, (Window(1, 2),))), tokenizer, tmp_path / "merged", tokens)
+    small, own = load_model(str(tmp_path / "merged"))
+    ours = zero_shot(small, own, ["openbookqa"], 4)[0]
+    elsewhere = lambda *_: HFLM(pretrained=str(tmp_path / "merged"), device="cpu")  # noqa: E731
+    monkeypatch.setattr("swm.scoring.SharedContextLM", elsewhere)
+    assert zero_shot(small, own, ["openbookqa"], 4)[0].answers == ours.answers
+    prompt = " ".join(WORDS.split()[:4])
+    writer = pipeline("text-generation", model=str(tmp_path / "merged"), device="cpu")
+    written = writer(prompt, max_new_tokens=6, do_sample=False, return_full_text=False)[0]["generated_text"]
+    assert written == "".join(Answer(small, own).pieces(prompt, 6))

@@ -206,3 +206,13 @@ def test_a_demo_shows_its_experiment_and_changes_nothing(page, study, no_demo, m
     assert test.sidebar.selectbox[0].value == "study"
     assert [button.label for button in test.button if not button.disabled] == []
     assert page == "app.py" or "read-only demo" in " ".join(c.value for c in test.caption)
+
+
+def test_compare_takes_runs_from_the_address_once(study, no_demo):
+    test = opened("pages/compare.py", experiments="study", runs="first (merged)")
+    assert test.multiselect[1].value == ["first (merged)"]
+    other = Experiment.create("other", Settings("some-model"), study.model_facts)
+    other.run("baseline").save("scores", scores(20.0, 0.6, 0.8))
+    test.sidebar.selectbox[0].set_value("other").run()
+    assert test.multiselect[0].value == ["other"]
+    assert test.multiselect[1].value == ["original"]
