@@ -58,7 +58,7 @@ st.session_state["compare_opened"] = True
 labels = {label: row for label, row in labels.items() if label in shown}
 flat = list(labels.values())
 if not any(row["scores"] for row in flat):
-    message = "Nothing has been evaluated yet. Evaluate a run, and the original." if not shown else "Choose a run."
+    message = "Nothing has been evaluated yet. Evaluate a run, and the original." if shown else "Choose a run."
     st.info(message, icon=":material/science:")
     next_step("pages/run.py", "Evaluate a run")
     st.stop()
@@ -110,15 +110,10 @@ if len(scored) > 1:
         st.info("These two were not evaluated on the same documents. Evaluate both with the same number of documents.")
 
 st.subheader("All figures", anchor=False)
-st.dataframe(
-    runs_figures(flat),
-    column_config={"run": st.column_config.Column(pinned=True)}
-    | {
-        name: st.column_config.NumberColumn(format="%.1f")
-        for name in runs_figures(flat).columns
-        if name not in ("experiment", "layers")
-    },
-)
+figures = runs_figures(flat)
+number = st.column_config.NumberColumn(format="%.1f")
+columns = {name: number for name in figures.columns if name not in ("experiment", "layers")}
+st.dataframe(figures, column_config={"run": st.column_config.Column(pinned=True), **columns})
 st.caption("Click a column's head to sort or pin it; the magnifying glass finds a run.")
 st.download_button(
     "Download as CSV",

@@ -53,6 +53,6 @@ if st.button("Answer", type="primary", disabled=not (prompt.strip() and names), 
                 first = next(pieces, "")
             st.write_stream(chain([first], pieces))
             st.caption("".join(speed))
-for name in names[-1:]:
-    command_line("answer", experiment.name, name, "--prompt", prompt, "--tokens", str(tokens))
+if names:
+    command_line("answer", experiment.name, names[-1], "--prompt", prompt, "--tokens", str(tokens))
 next_step("pages/report.py", "Make the report")

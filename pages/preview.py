@@ -18,6 +18,7 @@ from swm.charts import similarity_heatmap, trace_chart
 from swm.experiments import Experiment
 from swm.jobs import start
 from swm.plan import RULES, MergePlan, parse_windows
+from swm.search import ThresholdPath
 from swm.view import known_similarity, plan_view
 
 RULE_NAMES = {
@@ -30,33 +31,47 @@ RULE_NAMES = {
 ANY = "any"
 
 
+def hand_key(experiment: Experiment) -> str:
+    """Where the windows set by hand stand; they are of one experiment."""
+    return f"preview_windows_{experiment.name}"
+
+
 def take_threshold() -> None:
     """What the slider says counts from now on; the address says it too."""
     chosen = st.session_state["preview_live"]["threshold"]
     if chosen is not None:
-        st.session_state.update(preview_threshold=chosen, preview_windows=None, preview_depth=ANY)
+        st.session_state.update(preview_threshold=chosen, preview_depth=ANY)
+        st.session_state.pop(hand_key(experiment), None)
 
 
 def take_windows() -> None:
-    st.session_state["preview_windows"] = st.session_state["preview_live"]["windows"]
+    """Windows set by hand, or none any more."""
+    chosen = st.session_state["preview_live"]["windows"]
+    if chosen is not None:
+        st.session_state[hand_key(experiment)] = chosen["by_hand"]
 
 
-def search_controls(experiment: Experiment, rule: str, low: float, threshold: float, covered: float) -> None:
+def take_depth() -> None:
+    st.session_state.pop(hand_key(experiment), None)
+
+
+def search_controls(experiment: Experiment, rule: str, low: float, threshold: float, path: ThresholdPath) -> None:
     """How far the path is, and the button that goes on with it."""
-    arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", f"{threshold:g}"]
+    arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", str(threshold)]
+    covered = path.covered()
     if not experiment.state().active and covered == 0:
         st.info(
             "No threshold is computed for this rule yet. The search finds every plan at once, the one at this "
             "threshold first; for 30 layers and 10 × 128 tokens expect some minutes on a processor."
         )
     elif not experiment.state().active:
-        st.info(f"{covered:.0%} of the thresholds from {low:g} up are computed; the hatched ones are not.")
+        st.info(f"{covered:.0%} of the thresholds from {path.low:g} up are computed; the hatched ones are not.")
     if not experiment.state().active and st.button(
         "Search", type="primary", disabled=experiment.read_only, key="preview_search"
     ):
         start(experiment, "search", arguments)
         st.rerun()
-    job_panel(experiment, version=lambda: experiment.path_changed(rule))
+    job_panel(experiment, version=lambda: experiment.changed(f"path/{rule}.json"))
     command_line(*arguments)
 
 
@@ -83,25 +98,27 @@ with shown_errors():
         "Layers",
         [ANY, *depths],
         key="preview_depth",
+        on_change=take_depth,
         help="Instead of a threshold: of the plans that leave so many layers the one of lowest perplexity.",
     )
     if depth in depths:
         st.session_state["preview_threshold"] = path.plan_with_layers(depth).threshold
     threshold = st.session_state["preview_threshold"]
-    st.query_params["threshold"] = f"{threshold:g}"
+    st.query_params["threshold"] = str(threshold)  # in full: an interval can end anywhere
     facts, cost = experiment.model_facts, experiment.cost()
-    by_hand = st.session_state.get("preview_windows")
+    by_hand = st.session_state.get(hand_key(experiment))
     plan, hand, similarity = MergePlan(experiment.layer_count, (), rule), None, None
     if by_hand is not None:
         plan = MergePlan(experiment.layer_count, parse_windows(by_hand), rule)
         similarity = known_similarity(path, plan)
         hand = plan_view(plan, facts, cost, path.perplexities, similarity)
     empty = plan_view(MergePlan(experiment.layer_count, (), rule), facts, cost)
-    live_preview(view, empty, threshold, hand, "preview_live", take_threshold, take_windows)
+    view = {**view, "name": f"{experiment.name} {rule}", "threshold": threshold, "hand": hand, "empty": empty}
+    live_preview(view, "preview_live", take_threshold, take_windows)
     covered = path.covered()
     step = path.plan_at(threshold)
-    if covered < 0.999 or (step is None and hand is None):
-        search_controls(experiment, rule, min(path.low, threshold), threshold, covered)
+    if hand is None and (covered < 0.999 or step is None):
+        search_controls(experiment, rule, min(path.low, threshold), threshold, path)
 
 if hand is not None:
     arguments = ["plan", experiment.name, "--windows", str(by_hand), "--rule", rule]
@@ -114,7 +131,8 @@ if hand is not None:
                 st.rerun()
             job_panel(experiment)
     command_line(*arguments)
-    next_step("pages/run.py", "Merge these windows", run="new run", windows=str(by_hand), merge_by=rule)
+    if plan.windows:
+        next_step("pages/run.py", "Merge these windows", run="new run", windows=str(by_hand), merge_by=rule)
     st.stop()
 if step is None:
     st.stop()
@@ -147,5 +165,5 @@ st.caption(
     "hidden states is a weak guide to quality: a plan with a good one can still have a poor perplexity. Evaluate a run "
     "before you trust it."
 )
-command_line("plan", experiment.name, "--threshold", f"{threshold:g}", "--rule", rule, "--json")
-next_step("pages/run.py", "Merge these layers", run="new run", merge_at=f"{threshold:g}", merge_by=rule)
+command_line("plan", experiment.name, "--threshold", str(threshold), "--rule", rule, "--json")
+next_step("pages/run.py", "Merge these layers", run="new run", merge_at=str(threshold), merge_by=rule)

@@ -113,11 +113,13 @@ with shown_errors():
     second = maps[other]() if other in maps else None
 
 patches = similar_patches(matrix, level)
-chosen = st.session_state.get("redundancy_map", {}).get("selection", {}).get("points", [])
-pair = (int(chosen[0]["x"]), int(chosen[0]["y"])) if chosen else None
+pair_key = f"redundancy_pair_{experiment.name}"
+if chosen := st.session_state.get("redundancy_map", {}).get("selection", {}).get("points"):
+    st.session_state[pair_key] = (int(chosen[0]["x"]), int(chosen[0]["y"]))
+pair = st.session_state.get(pair_key)
 figure = similarity_heatmap(matrix, NAMES[metric], windows, patches, pair)
-maps_beside = [st.columns(3, gap="medium")] if second else [st.columns([3, 2], gap="large")]
-with maps_beside[0][0]:
+maps_beside = st.columns(3, gap="medium") if second else st.columns([3, 2], gap="large")
+with maps_beside[0]:
     st.plotly_chart(figure, key="redundancy_map", on_select="rerun", selection_mode="points")
     if pair:
         st.markdown(f"**{pair_sentence(matrix, min(pair), max(pair), NAMES[metric])}**")
@@ -126,13 +128,13 @@ with maps_beside[0][0]:
     if patches:
         st.caption(f"Patches of {level:g} and more: {', '.join(map(str, patches))}")
 if second:
-    with maps_beside[0][1]:
+    with maps_beside[1]:
         st.plotly_chart(similarity_heatmap(second["matrix"], other), key="redundancy_second")
-    with maps_beside[0][2]:
+    with maps_beside[2]:
         st.plotly_chart(
             difference_heatmap(matrix, second["matrix"], "this minus the other"), key="redundancy_difference"
         )
-beside = st.columns(2, gap="large") if second else [maps_beside[0][1]] * 2
+beside = st.columns(2, gap="large") if second else [maps_beside[1]] * 2
 with beside[0]:
     st.subheader("Along the depth", anchor=False)
     next_layer = [matrix[i][i + 1] for i in range(len(matrix) - 1)]

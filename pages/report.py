@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
-from swm.recipe import mergekit_yaml
+from swm.recipe import fits_mergekit, mergekit_yaml
 from swm.report import commands, model_card, recipe_json, report_html
 
 experiment = require_experiment(
@@ -32,7 +32,7 @@ with shown_errors():
             icon=":material/receipt_long:",
             help="Makes the run again: python -m swm repeat FILE",
         )
-        if run.plan.rule in ("keep_first", "keep_last"):
+        if fits_mergekit(experiment, run.plan):
             right.download_button(
                 f"{run.name} for mergekit (YAML)",
                 lambda run=run: mergekit_yaml(experiment, run.plan),

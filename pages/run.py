@@ -1,5 +1,6 @@
 """Run page: merge, recover and evaluate; what runs is read from the run's own files."""
 
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -22,17 +23,26 @@ from swm.estimate import estimate_run, gib
 from swm.experiments import BASELINE, Experiment, Run, State, check_name
 from swm.jobs import start
 from swm.plan import DEFAULT_RULE, RULES, MergePlan, parse_windows
-from swm.presets import PRESET_HELP, PRESETS, RecoverySettings, preset_settings, recovery_arguments, training_speed
+from swm.presets import (
+    CHOICES,
+    PRESET_HELP,
+    PRESETS,
+    RecoverySettings,
+    recovery_arguments,
+    training_speed,
+)
 
 NEW = "new run"
 TUNED = "As tuned on the preview page: a window grows while the similarity is at least this."
 ADAPT = {"all": "all layers", "above": "layers above the lowest merged", "near": "merged layers and neighbours"}
+TARGETS, CHECKPOINTING = CHOICES["target"], CHOICES["checkpointing"]
 RULE = "How a window becomes one layer; rdsc is the formula printed in the paper."
 
 
 def new_run(experiment: Experiment, count: int) -> None:
     """The settings of a new run, what it will need, and the job it starts."""
-    asked = st.query_params
+    template = st.session_state.get("run_template", {})
+    asked = template or st.query_params
     wanted = asked.get("merge_by") if asked.get("merge_by") in RULES else DEFAULT_RULE
     rules, presets = list(RULES), list(PRESETS)
     with st.container(border=True):
@@ -54,13 +64,13 @@ def new_run(experiment: Experiment, count: int) -> None:
             "Documents of each task",
             1,
             20_000,
-            int(number_from_address("limit", 100, 1, 20_000)),
+            template.get("limit", 100),
             key="run_limit",
             help="More: smaller error bars, longer waits.",
         )
         with right:
-            recovery, healing = healing_settings(presets)
-    plan_words = ["--windows", windows] if windows.strip() else ["--threshold", f"{threshold:g}"]
+            recovery, healing = healing_settings(presets, template)
+    plan_words = ["--windows", windows] if windows.strip() else ["--threshold", str(threshold)]
     plan = planned(experiment, windows, threshold, rule)
     if plan is None:
         st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it first.")
@@ -91,14 +101,21 @@ def new_run(experiment: Experiment, count: int) -> None:
             run = experiment.create_run(check_name(name), *plan)
             start(run, "run", ["run", experiment.name, name, *healing, "--limit", str(limit)])
             st.session_state["run_next"] = name
+            st.session_state.pop("run_template", None)
             st.rerun()
     command_line("run", experiment.name, name, *plan_words, "--rule", rule, *healing, "--limit", str(limit))
 
 
-def healing_settings(presets: list[str]) -> tuple[RecoverySettings | None, list[str]]:
+def healing_settings(presets: list[str], template: dict[str, Any]) -> tuple[RecoverySettings | None, list[str]]:
     """LoRA's settings, and the same as arguments; None when healing is left out."""
-    heal = st.toggle("Heal with LoRA", True, key="run_recover", help="Short training of small added matrices.")
-    wanted = st.query_params.get("preset")
+    copied = template.get("recovery") or {}
+    heal = st.toggle(
+        "Heal with LoRA",
+        bool(copied) or not template,
+        key="run_recover",
+        help="Short training of small added matrices.",
+    )
+    wanted = copied.get("preset")
     preset = st.selectbox(
         "Preset",
         presets,
@@ -108,13 +125,15 @@ def healing_settings(presets: list[str]) -> tuple[RecoverySettings | None, list[
         help="Settings of LoRA to start from.",
     )
     base = PRESETS[preset]
+    if preset == wanted:
+        base = RecoverySettings(**{name: copied.get(name, value) for name, value in vars(base).items()})
     with st.expander("Change settings", expanded=True):
         columns = st.columns(2)
         steps = columns[0].number_input(
             "Steps",
             1,
             1_000_000,
-            int(number_from_address("steps", base.steps, 1, 1_000_000)) if wanted == preset else base.steps,
+            base.steps,
             key=f"run_steps_{preset}",
             help="Each sees batch × length tokens.",
         )
@@ -136,25 +155,29 @@ def healing_settings(presets: list[str]) -> tuple[RecoverySettings | None, list[
         )
         target = columns[1].selectbox(
             "Learn from",
-            ["text", "original"],
+            TARGETS,
+            index=TARGETS.index(base.target),
             key=f"run_target_{preset}",
             help="The recovery text itself, or the original model's probabilities on it (distillation).",
         )
         adapt = columns[0].selectbox(
             "Adapters in",
             list(ADAPT),
+            index=list(ADAPT).index(base.adapt),
             format_func=ADAPT.get,
             key=f"run_adapt_{preset}",
             help="All layers heal most; those above the lowest merged one train faster.",
         )
         checkpointing = columns[1].selectbox(
             "Save memory",
-            ["auto", "on", "off"],
+            CHECKPOINTING,
+            index=CHECKPOINTING.index(base.checkpointing),
             key=f"run_checkpointing_{preset}",
             help="Activations computed again instead of kept: slower, much less memory. auto: when memory is short.",
         )
-    settings = preset_settings(
-        preset,
+    settings = replace(
+        base,
+        warmup_steps=min(base.warmup_steps, steps // 4),
         steps=steps,
         rank=rank,
         alpha=base.alpha * rank // base.rank,
@@ -205,15 +228,14 @@ def controls(run: Run) -> None:
 
 def duplicate(run: Run, windows: str) -> None:
     """The form of a new run, filled with this one's settings."""
-    recovery = run.settings.get("recovery") or run.settings.get("recovery_started") or {}
-    st.query_params.update(windows=windows, merge_by=run.plan.rule)
-    if recovery:
-        st.query_params.update(preset=recovery["preset"], steps=recovery["steps"])
-    if scores := run.scores():
-        st.query_params["limit"] = scores.get("limit") or 20_000
+    recovery = run.settings.get("recovery") or run.settings.get("recovery_started")
+    limit = (run.scores() or {}).get("limit") or 100
     for key in [key for key in st.session_state if str(key).startswith("run_")]:
         del st.session_state[key]
-    st.session_state["run_next"] = NEW
+    st.session_state.update(
+        run_next=NEW,
+        run_template={"windows": windows, "merge_by": run.plan.rule, "limit": limit, "recovery": recovery},
+    )
     st.rerun()
 
 
@@ -300,7 +322,7 @@ with shown_errors():
     runs = {run.name: run for run in experiment.runs() if not run.is_baseline}
     if st.session_state.get("run_next") in (NEW, *runs):
         st.session_state["run"] = st.session_state.pop("run_next")
-    chosen = st.selectbox("Run", [NEW, *runs], index=min(1, len(runs)), key="run", bind="query-params")
+    chosen = st.selectbox("Run", [*runs, NEW], key="run", bind="query-params", help="Or a new one.")
     if chosen in runs:
         progress(runs[chosen])
         next_step("pages/compare.py", "Compare with the original")

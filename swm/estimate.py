@@ -42,7 +42,7 @@ class Estimate:
         if self.memory_bytes > self.free_memory_bytes:
             found.append(
                 f"It needs about {gib(self.memory_bytes)} of memory and {gib(self.free_memory_bytes)} are free. "
-                "Lower the recovery's batch or length, create the experiment with --dtype bfloat16, or close programs."
+                "Lower the recovery's batch or length, save memory, choose --dtype bfloat16, or close programs."
             )
         if self.disk_bytes > self.free_disk_bytes:
             found.append(
@@ -74,6 +74,7 @@ def estimate_run(
     gradient and two moments, and the activations of a batch (some 24 numbers of the width for each layer and token)
     and its logits three times.
     """
+    free = psutil.virtual_memory().available
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
     vocabulary = max(0, facts["parameters"] - layers * facts["parameters_per_layer"]) / width
     small = size * (1 - (layers - plan.layers_left) * facts["parameters_per_layer"] / facts["parameters"])
@@ -83,6 +84,8 @@ def estimate_run(
         tokens = recovery.batch * recovery.length
         lora = 16 * recovery.rank * plan.layers_left * 16 * width
         kept = activation_bytes(tokens, plan.layers_left, width)
+        if recovery.checkpointing == "on" or (recovery.checkpointing == "auto" and kept > free / 2):
+            kept = activation_bytes(tokens, 1, width) + 4 * tokens * width * plan.layers_left
         memory.append(1.3 * size + lora + kept + 4 * tokens * 3 * vocabulary)
         disk += small + 3 * lora
     seconds = {}
@@ -100,7 +103,7 @@ def estimate_run(
         seconds,
         PROCESS_BYTES + round(max(memory)),
         round(disk),
-        psutil.virtual_memory().available,
+        free,
         free_bytes(folder),
     )
 

@@ -225,9 +225,9 @@ class Experiment(_Tracked):
         self._check_writable()
         write_json(self.folder / "cost.json", cost)
 
-    def path_changed(self, rule: str) -> int:
-        """When the path was written last, in nanoseconds; 0 if there is none."""
-        file = self.folder / "path" / f"{rule}.json"
+    def changed(self, name: str) -> int:
+        """When one of its files was written last, in nanoseconds; 0 if there is none."""
+        file = self.folder / name
         return file.stat().st_mtime_ns if file.is_file() else 0
 
     def rules_searched(self) -> list[str]:

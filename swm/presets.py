@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from swm.errors import SettingsError
@@ -136,9 +138,10 @@ def training_speed(events: Sequence[dict[str, Any]], settings: dict[str, Any]) -
         events: with `time`, `step` and `steps`, oldest first; those with a loss count.
         settings: `batch`, `accumulate` and `length`.
     """
-    steps = [event for event in events if "loss" in event][-20:]
-    if len(steps) < 2 or not settings or steps[-1]["time"] <= steps[0]["time"]:
+    trained = [event for event in events if "loss" in event][-20:]
+    each = [(b["time"] - a["time"]) / (b["step"] - a["step"]) for a, b in pairwise(trained) if b["step"] > a["step"]]
+    seconds = statistics.median(each) if each else 0.0  # a pause, or steps done again, are single ones among many
+    if seconds <= 0 or not settings:
         return None, None
-    seconds = (steps[-1]["time"] - steps[0]["time"]) / (steps[-1]["step"] - steps[0]["step"] or 1)
     tokens = settings["batch"] * settings["accumulate"] * settings["length"]
-    return tokens / seconds, seconds * (steps[-1]["steps"] - steps[-1]["step"])
+    return tokens / seconds, seconds * (trained[-1]["steps"] - trained[-1]["step"])

@@ -71,16 +71,23 @@ def read_recipe(file: Path) -> Recipe:
     return Recipe.from_dict(read_json(file))
 
 
+def fits_mergekit(experiment: Experiment, plan: MergePlan) -> bool:
+    """Whether mergekit can say this plan of this model."""
+    model = experiment.settings.model
+    return plan.rule in ("keep_first", "keep_last") and "/" in model and not model.endswith(".gguf")
+
+
 def mergekit_yaml(experiment: Experiment, plan: MergePlan) -> str:
     """The plan as a `passthrough` merge of mergekit; ranges there leave the last layer out.
 
     Raises:
-        PlanError: if the rule adds layers up, which mergekit's slices cannot say.
+        PlanError: if the rule adds layers up, which mergekit's slices cannot say, or mergekit cannot load the model.
     """
-    if plan.rule not in ("keep_first", "keep_last"):
+    model = experiment.settings.model
+    if not fits_mergekit(experiment, plan):
         raise PlanError(
-            f"Rule {plan.rule} computes new weights; mergekit's slices only keep or drop layers. "
-            "Merge with keep_first or keep_last for this form."
+            f"Rule {plan.rule} on {model} cannot be said in mergekit's slices: they only keep or drop layers "
+            "(keep_first, keep_last), of a hub id or a Hugging Face folder."
         )
     kept = [window.last if plan.rule == "keep_last" else window.first for window in plan.kept_layers()]
     ranges: list[list[int]] = []
@@ -89,6 +96,6 @@ def mergekit_yaml(experiment: Experiment, plan: MergePlan) -> str:
             ranges[-1][1] = layer + 1
         else:
             ranges.append([layer, layer + 1])
-    slices = [{"sources": [{"model": experiment.settings.model, "layer_range": each}]} for each in ranges]
+    slices = [{"sources": [{"model": model, "layer_range": each}]} for each in ranges]
     dtype = experiment.model_facts.get("dtype", "float32")
     return str(yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": dtype}, sort_keys=False))

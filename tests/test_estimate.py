@@ -1,5 +1,7 @@
 """Estimates against pencil; what cannot fit is told with both numbers."""
 
+from dataclasses import replace
+
 import psutil
 import pytest
 
@@ -60,3 +62,17 @@ def test_speed_of_training_is_that_of_the_last_steps():
 
 def test_standard_trains_longer_than_quick():
     assert PRESETS["standard"].steps > PRESETS["quick"].steps
+
+
+def test_a_pause_and_steps_done_again_do_not_bend_the_speed():
+    events = [{"time": float(step), "step": step, "steps": 100, "loss": 1.0} for step in range(1, 16)]
+    events += [{"time": 9000.0 + step, "step": step, "steps": 100, "loss": 1.0} for step in range(11, 20)]
+    assert training_speed(events, {"batch": 1, "accumulate": 1, "length": 10}) == (10.0, 81.0)
+
+
+def test_saving_memory_is_counted(tmp_path):
+    settings = preset_settings("quick", batch=64, length=1024)
+    off, on = (
+        estimate_run(FACTS, COST, PLAN, replace(settings, checkpointing=how), 10, tmp_path) for how in ("off", "on")
+    )
+    assert on.memory_bytes < 0.75 * off.memory_bytes

@@ -110,7 +110,7 @@ def test_task_names_are_read_from_a_list():
 
 
 @pytest.mark.bundled
-def test_the_same_weights_are_scored_once_whatever_they_are_called(model_folder, text_file, monkeypatch):
+def test_the_same_weights_are_scored_once_whatever_they_are_called(model_folder, text_file, home, monkeypatch):
     need("olmo_eval")
     asked = []
     whole = stages.zero_shot
@@ -124,6 +124,10 @@ def test_the_same_weights_are_scored_once_whatever_they_are_called(model_folder,
     assert second.run("baseline").documents()["tasks"]["piqa"] == first.run("baseline").documents()["tasks"]["piqa"]
     stages.evaluate(second.run("baseline"), ("piqa",), 3)  # other documents
     assert asked[2:] == [["piqa"]]
+    for file in (home / "cache" / "scores").glob("*.json"):
+        file.write_text('{"schema": 1, "task": "piqa"}')  # of another release
+    stages.evaluate(second.run("baseline"), ("piqa",), 3)
+    assert asked[3:] == [["piqa"]]
     assert [sample["prompt"] for sample in scores["samples"]] == list(stages.SAMPLE_PROMPTS)
 
 

@@ -1,5 +1,6 @@
 """Every page on real files: the shipped demo, an experiment made here, no experiment at all, and odd addresses."""
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from swm import experiments
-from swm.experiments import Experiment, Settings
+from swm.experiments import Experiment, Settings, State
 from swm.plan import MergePlan, Window
 from swm.presets import PRESETS
 from swm.search import threshold_path
@@ -108,7 +109,7 @@ def test_preview_shows_the_windows_tried_at_the_threshold(study, no_demo):
 
 def test_windows_by_hand_are_carried_to_a_run(study, no_demo):
     test = opened("pages/preview.py")
-    test.session_state["preview_windows"] = "0-1"
+    test.session_state["preview_windows_study"] = "0-1"
     test.run()
     assert not test.exception
     assert "is not known yet" in " ".join(c.value for c in test.caption)
@@ -174,9 +175,8 @@ def test_new_run_says_what_it_needs_and_refuses_what_cannot_fit(study, no_demo, 
 
 
 def test_a_run_is_duplicated_with_its_settings(study, no_demo):
-    study.run("first").remember(
-        recovery={**asdict(PRESETS["standard"]), "steps": 77, "trained_parameters": 1, "seconds": 1}
-    )
+    recovery = {**asdict(PRESETS["standard"]), "steps": 77, "rank": 5, "target": "original", "adapt": "near"}
+    study.run("first").remember(recovery={**recovery, "trained_parameters": 1, "seconds": 1})
     test = opened("pages/run.py", run="first")
     test.button(key="run_duplicate").click().run()
     assert not test.exception
@@ -184,7 +184,16 @@ def test_a_run_is_duplicated_with_its_settings(study, no_demo):
     assert test.text_input(key="run_windows").value == "1-3"
     assert test.selectbox(key="run_preset").value == "standard"
     assert test.number_input(key="run_steps_standard").value == 77
+    assert test.number_input(key="run_rank_standard").value == 5
+    assert test.selectbox(key="run_target_standard").value == "original"
+    assert test.selectbox(key="run_adapt_standard").value == "near"
     assert test.number_input(key="run_limit").value == 40
+
+
+def test_a_run_without_healing_is_duplicated_without(study, no_demo):
+    test = opened("pages/run.py", run="first")
+    test.button(key="run_duplicate").click().run()
+    assert not test.toggle(key="run_recover").value
 
 
 def test_an_unfinished_recovery_says_what_can_be_used(study, no_demo):
@@ -213,6 +222,37 @@ def test_compare_takes_runs_from_the_address_once(study, no_demo):
     assert test.multiselect[1].value == ["first (merged)"]
     other = Experiment.create("other", Settings("some-model"), study.model_facts)
     other.run("baseline").save("scores", scores(20.0, 0.6, 0.8))
+    test.run()
     test.sidebar.selectbox[0].set_value("other").run()
     assert test.multiselect[0].value == ["other"]
     assert test.multiselect[1].value == ["original"]
+
+
+def test_windows_by_hand_stay_with_their_experiment(study, no_demo):
+    Experiment.create("smaller", Settings("some-model"), {**study.model_facts, "layers": 3})
+    test = opened("pages/preview.py", experiment="study")
+    test.session_state["preview_windows_study"] = "4-5"
+    test.run()
+    assert not test.error
+    test.sidebar.selectbox[0].set_value("smaller").run()
+    assert not test.error
+    assert not test.exception
+
+
+def test_a_depth_is_carried_to_the_run_page_as_the_very_same_plan():
+    demo = Experiment.open("demo")
+    path = demo.path("rdsc")
+    for step in path.intervals():
+        assert path.plan_at(float(str(step.high))).plan == step.plan  # as the address holds it
+
+
+def test_errors_in_what_follows_a_job_are_shown_kindly(study, no_demo):
+    (study.folder / "runs" / "first" / "events.jsonl").write_text('{"step": 1}\n')
+    test = opened("pages/run.py", run="first")
+    assert not test.error
+    state = {"stage": "run", "status": "running", "pid": 1, "host": "elsewhere", "heartbeat": time.time()}
+    study.run("first").write_state(State(**state))
+    test = opened("pages/run.py", run="first")
+    next(button for button in test.button if button.label == "Cancel").click().run()
+    assert not test.exception
+    assert "Cancel it there" in texts(test)

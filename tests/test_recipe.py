@@ -19,7 +19,7 @@ PLAN = MergePlan(6, (Window(0, 1), Window(3, 5)), "keep_first")
 
 @pytest.fixture
 def run():
-    experiment = Experiment.create("study", Settings("some-model", seed=7), FACTS)
+    experiment = Experiment.create("study", Settings("org/some-model", seed=7), FACTS)
     run = experiment.create_run("first", PLAN)
     run.remember(recovery={**asdict(preset_settings("quick", steps=3)), "trained_parameters": 5, "seconds": 1.0})
     run.save("scores", scores(20.0, 0.6, 0.8))

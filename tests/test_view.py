@@ -60,7 +60,8 @@ def test_patches_are_runs_of_which_every_pair_is_alike():
 
 def test_a_pair_is_told_with_its_place():
     matrix = [[1, 0.9, 0.2], [0.9, 1, 0.97], [0.2, 0.97, 1]]
-    assert pair_sentence(matrix, 0, 1, "CKA").startswith("Layers 0 and 1: CKA 0.9000, the 2. highest of 3 pairs.")
+    assert pair_sentence(matrix, 0, 1, "CKA").startswith("Layers 0 and 1: CKA 0.9000, rank 2 of 3 pairs.")
+    assert "with itself" in pair_sentence(matrix, 1, 1, "CKA")
     assert "nearly the same" in pair_sentence(matrix, 1, 2, "CKA")
 
 

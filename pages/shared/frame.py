@@ -27,7 +27,7 @@ STEPS = (
     ("pages/preview.py", "Preview", "Tune the threshold, see which windows merge"),
     ("pages/run.py", "Run", "Merge, heal with LoRA, evaluate"),
     ("pages/compare.py", "Compare", "Scores, perplexity, speed and size before and after"),
-    ("pages/playground.py", "Playground", "One prompt, two models"),
+    ("pages/playground.py", "Playground", "One prompt, up to three models"),
     ("pages/report.py", "Report", "One page for stakeholders, and the downloads"),
 )
 
@@ -144,12 +144,13 @@ def job_panel(
     @st.fragment(run_every=1.0 if active else None)
     def panel() -> None:
         state = target.state()
-        job_status(state)
-        if state.active and st.button("Cancel", key=f"cancel_{target.folder}", icon=":material/cancel:"):
-            cancel(target)
-            st.toast("It stops after the step it is in; what is finished is kept.")
-        if draw:
-            draw(state)
+        with shown_errors():
+            job_status(state)
+            if state.active and st.button("Cancel", key=f"cancel_{target.folder}", icon=":material/cancel:"):
+                cancel(target)
+                st.toast("It stops after the step it is in; what is finished is kept.")
+            if draw:
+                draw(state)
         if active and (not state.active or (version and version() != drawn)):
             st.rerun()
 

@@ -15,12 +15,13 @@ from swm.view import HELP, TEMPLATES, path_view, plan_view
 
 def path_and_view(experiment: Experiment, rule: str) -> tuple[ThresholdPath, dict[str, Any]]:
     """The path as far as it is computed, and what `live_preview` draws of it; read again only when it has changed."""
-    return _path_and_view(str(experiment.folder), rule, experiment.path_changed(rule), experiment)
+    changed = experiment.changed(f"path/{rule}.json"), experiment.changed("cost.json")
+    return _path_and_view(str(experiment.folder), rule, changed, experiment)
 
 
 @st.cache_resource(max_entries=6, show_spinner=False)
 def _path_and_view(
-    folder: str, rule: str, changed: int, _experiment: Experiment
+    folder: str, rule: str, changed: tuple[int, int], _experiment: Experiment
 ) -> tuple[ThresholdPath, dict[str, Any]]:
     path = _experiment.path(rule) or ThresholdPath(_experiment.layer_count, rule)
     return path, path_view(path, _experiment.model_facts, _experiment.cost())
@@ -32,20 +33,17 @@ def layers_picture(plan: MergePlan, facts: dict[str, Any], key: str) -> None:
 
 
 def live_preview(
-    view: dict[str, Any],
-    empty: dict[str, Any],
-    threshold: float,
-    hand: dict[str, Any] | None,
-    key: str,
-    on_threshold: Callable[[], None],
-    on_windows: Callable[[], None],
+    view: dict[str, Any], key: str, on_threshold: Callable[[], None], on_windows: Callable[[], None]
 ) -> None:
     """Slider, staircase, numbers and layers of every plan of a path.
 
-    What the user chose stands in `st.session_state[key]`: `threshold`, and `windows` as text while they are edited by
-    hand.
+    Args:
+        view: as `path_and_view` gives it, and `name` (of experiment and rule: a pinned plan is let go when it changes),
+            `threshold`, `hand` (the plan set by hand, or None) and `empty` (the plan without windows).
+        on_threshold, on_windows: called when the user chose; `st.session_state[key]` then has what: `threshold`, or
+            `windows` with the text under `by_hand`.
     """
-    data = {**view, "layers": empty["layers"], "empty": empty, "threshold": threshold, "hand": hand, "help": HELP}
+    data = {**view, "layers": view["empty"]["layers"], "help": HELP}
     _component()(data=data, key=key, on_threshold_change=on_threshold, on_windows_change=on_windows)
 
 

@@ -199,11 +199,12 @@ class Preview {
       drag(event);
     });
     this.stairs.addEventListener("pointermove", (event) => this.dragging && drag(event));
-    this.stairs.addEventListener("pointerup", () => this.dragging && ((this.dragging = false), this.commit()));
+    for (const end of ["pointerup", "pointercancel"])
+      this.stairs.addEventListener(end, () => this.dragging && ((this.dragging = false), this.commit()));
     this.buttons.higher.addEventListener("click", () => this.neighbour(-1));
     this.buttons.lower.addEventListener("click", () => this.neighbour(1));
     this.buttons.pin.addEventListener("click", () => {
-      this.pin = this.pin ? null : { plan: this.plan(), similarity: this.similarity(), threshold: this.threshold, byHand: this.editing };
+      this.pin = this.pin ? null : { plan: this.plan(), similarity: this.similarity(), threshold: this.threshold, byHand: this.editing, of: this.data.name };
       this.draw();
     });
     this.buttons.edit.addEventListener("click", () => this.edited(this.editing ? null : (this.plan()?.windows ?? [])));
@@ -230,7 +231,7 @@ class Preview {
 
   ask(name, value) {
     this.asked[name] = [value, Date.now() + 3000];
-    this.send(name, value);
+    this.send(name, name === "windows" ? { by_hand: value } : value);
   }
 
   step() {
@@ -255,7 +256,8 @@ class Preview {
   }
 
   commit() {
-    if (this.threshold === this.data.threshold) return;
+    const last = this.asked.threshold?.[0] ?? this.data.threshold;
+    if (this.threshold === last && !this.data.hand) return;
     this.ask("threshold", this.threshold);
   }
 
@@ -298,6 +300,7 @@ class Preview {
     this.buttons.pin.textContent = this.pin ? "Unpin" : "Pin";
     this.buttons.pin.disabled = !this.pin && !plan;
     this.pinned.replaceChildren();
+    if (this.pin?.of !== this.data.name) this.pin = null;
     if (this.pin) {
       const name = this.pin.byHand ? "windows by hand" : `threshold ${this.pin.threshold.toFixed(4)}`;
       this.pinned.append(html("div", "note", `Pinned: ${name}`), numbers(this.pin.plan, this.pin.similarity, this.data.help), strip(this.pin.plan, width));
@@ -307,7 +310,7 @@ class Preview {
 
 const views = new WeakMap();
 
-export default function ({ data, parentElement, setStateValue }) {
+export default function ({ data, parentElement, setTriggerValue }) {
   if (data.plan) {
     const root = parentElement.querySelector(".layer-view");
     const draw = () => root.clientWidth && root.replaceChildren(strip(data.plan, root.clientWidth));
@@ -317,5 +320,5 @@ export default function ({ data, parentElement, setStateValue }) {
     return;
   }
   if (!views.has(parentElement)) views.set(parentElement, new Preview(parentElement));
-  views.get(parentElement).update(data, setStateValue);
+  views.get(parentElement).update(data, setTriggerValue);
 }
