@@ -17,8 +17,8 @@ PLAN = MergePlan(10, (Window(2, 4),))
 def test_seconds_follow_from_the_tokens_and_the_rates(tmp_path):
     recovery = preset_settings("quick", steps=30, batch=4, length=100, save_every=30, held_out=3)
     found = estimate_run(FACTS, COST, PLAN, recovery, 10, tmp_path)
-    # 30 x 4 x 100 tokens, a held-out pass of 3 x 100 that goes forward only; three times a forward pass at 3000.
-    assert found.seconds["heal"] == pytest.approx(10 + 3 * (12_000 + 100) / 3000)
+    # 30 x 4 x 100 tokens, four forward passes each at 3000 a second, and a held-out pass of 3 x 100 forward only
+    assert found.seconds["heal"] == pytest.approx(10 + (4 * 12_000 + 300) / 3000)
     # seven tasks of 10 documents, and 2 x 32 x 256 tokens of perplexity, three times
     assert found.seconds["evaluate"] == pytest.approx(3 * (8 + (97 * 70 + 16384) / 1000))
     assert found.total_seconds == sum(found.seconds.values())
