@@ -201,8 +201,12 @@ def test_a_run_is_followed_from_another_browser_cancelled_and_gone_on_with(
     """Started by a click; the tab closed; found again elsewhere; cancelled; gone on with to its scores."""
     need("olmo_eval")
     experiment = stages.create("mine", Settings(str(model_folder), str(text_file), 3, 32))
-    page.goto(f"{app}/run?experiment=mine&run=new+run&windows=1-2&limit=2&preset=quick&steps=3000")
+    page.goto(f"{app}/run?experiment=mine&run=new+run&windows=1-2")
     ready(page)
+    for label, value in (("Steps", "3000"), ("Documents of each task", "2")):
+        page.get_by_label(label, exact=True).fill(value)
+        page.get_by_label(label, exact=True).press("Enter")
+        page.wait_for_timeout(1500)
     page.get_by_role("button", name="Merge, heal and evaluate").click()
     page.wait_for_selector("text=Cancel", timeout=30_000)
     page.goto("about:blank")
