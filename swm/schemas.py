@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import cache
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
 from swm.errors import ExperimentError
+from swm.presets import RecoverySettings
 
 Shape = dict[str, Any]
 
 NUMBER: Shape = {"type": "number"}
+SHARE: Shape = {"type": "number", "minimum": 0, "maximum": 1}
+POSITIVE: Shape = {"type": "number", "exclusiveMinimum": 0}
 WHOLE: Shape = {"type": "integer"}
 TEXT: Shape = {"type": "string"}
 
@@ -34,28 +38,29 @@ def maybe(shape: Shape) -> Shape:
 
 
 INTERVAL = an({"value": NUMBER, "low": NUMBER, "high": NUMBER})
+NEEDED = ("preset", "texts", "steps", "batch", "accumulate", "length")
+KINDS = {"str": TEXT, "int": WHOLE, "float": NUMBER}
 RECOVERY = {
     **an(
-        {"preset": TEXT, "texts": TEXT, "steps": WHOLE, "batch": WHOLE, "accumulate": WHOLE, "length": WHOLE},
-        rank=WHOLE,
-        learning_rate=NUMBER,
+        {f.name: KINDS[str(f.type)] for f in fields(RecoverySettings) if f.name in NEEDED},
         trained_parameters=WHOLE,
         seconds=NUMBER,
+        **{f.name: KINDS[str(f.type)] for f in fields(RecoverySettings) if f.name not in NEEDED},
     ),
     "dependentRequired": {"trained_parameters": ["seconds", "rank", "learning_rate"]},
 }
-TASK = an({"value": NUMBER, "stderr": NUMBER, "metric": TEXT, "documents": WHOLE})
+TASK = an({"value": SHARE, "stderr": SHARE, "metric": TEXT, "documents": WHOLE})
 SCORES = an(
-    {"tasks": every(TASK), "perplexity": every(INTERVAL)},
-    limit=maybe(WHOLE),
+    {"tasks": every(TASK), "perplexity": every(INTERVAL), "limit": maybe(WHOLE)},
     samples=many(an({"prompt": TEXT, "answer": TEXT})),
     conditions=an({"versions": every(TEXT), "dtype": TEXT, "device": TEXT}),
 )
+COSTS = ("layers_ms", "rest_ms", "forward_tokens_per_second", "training_tokens_per_second")
 RATES = dict.fromkeys(("tokens_per_second", "latency_ms", "peak_memory_bytes"), NUMBER)
 TIMING = an({}, **RATES, speedup=INTERVAL, throughput=every(NUMBER), baseline=an({}, **RATES))
 DOCUMENTS = an(
     {},
-    tasks=every(many(an({"id": TEXT, "correct": NUMBER, "question": TEXT, "right": TEXT, "picked": TEXT}))),
+    tasks=every(many(an({"id": TEXT, "correct": SHARE, "question": TEXT, "right": TEXT, "picked": TEXT}))),
 )
 SHAPES: dict[str, Shape] = {
     "experiment.json": an(
@@ -64,10 +69,12 @@ SHAPES: dict[str, Shape] = {
                 {"model": TEXT, "texts": TEXT, "count": WHOLE, "length": WHOLE, "seed": WHOLE, "dtype": TEXT}
             ),
             "model_facts": an(
-                {"layers": {**WHOLE, "minimum": 1}, "parameters": NUMBER, "parameters_per_layer": NUMBER},
-                size_bytes=NUMBER,
-                width=WHOLE,
-                dtype=TEXT,
+                {
+                    "layers": {**WHOLE, "minimum": 1},
+                    "width": {**WHOLE, "minimum": 1},
+                    "dtype": TEXT,
+                    **dict.fromkeys(("parameters", "parameters_per_layer", "size_bytes"), POSITIVE),
+                },
                 architecture=TEXT,
             ),
             "created": NUMBER,
@@ -89,7 +96,7 @@ SHAPES: dict[str, Shape] = {
         recovery=RECOVERY,
         recovery_started=maybe(RECOVERY),
     ),
-    "cost.json": an({"layers_ms": NUMBER, "rest_ms": NUMBER}, forward_tokens_per_second=NUMBER),
+    "cost.json": an({}, **dict.fromkeys(COSTS, POSITIVE)) | {"required": ["layers_ms", "rest_ms"]},
     "scores.json": SCORES,
     "scores-merged.json": SCORES,
     "timing.json": TIMING,

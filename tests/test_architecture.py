@@ -25,8 +25,9 @@ ORDER = [
     ["models", "texts", "search"],
     ["options"],
     ["estimate"],
+    ["schemas"],
     ["presets"],
-    ["files", "plan", "metrics", "paired", "schemas"],
+    ["files", "plan", "metrics", "paired"],
     ["errors"],
 ]
 

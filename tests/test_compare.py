@@ -2,14 +2,23 @@
 
 import csv
 import io
+from dataclasses import asdict
 
 import pytest
 
 from swm.compare import compare, csv_text, flat_rows, row_name, table
 from swm.experiments import Experiment, Settings
 from swm.plan import MergePlan, Window
+from swm.presets import preset_settings
 
-FACTS = {"layers": 6, "parameters": 1000, "parameters_per_layer": 100, "size_bytes": 4000}
+FACTS = {
+    "layers": 6,
+    "parameters": 1000,
+    "parameters_per_layer": 100,
+    "size_bytes": 4000,
+    "width": 8,
+    "dtype": "float32",
+}
 
 
 def scores(perplexity, boolq, piqa):
@@ -48,7 +57,7 @@ def test_differences_are_to_the_baseline(experiment):
 def test_recovered_run_shows_the_merged_model_before_it(experiment):
     run = experiment.run("first")
     run.set_aside_scores(keep=True)
-    run.remember(recovery={"steps": 3})
+    run.remember(recovery=asdict(preset_settings("quick", steps=3)))
     run.save("scores", scores(25.0, 0.6, 0.7))
     rows = compare(experiment)
     assert [row_name(row) for row in flat_rows(rows)] == ["original", "first (merged)", "first (merged + LoRA)"]

@@ -68,6 +68,7 @@ def read_all(name):
     if path := tried(lambda: study.path("rdsc")):
         tried(lambda: path_view(path, study.model_facts, study.cost()))
         tried(lambda: path.plan_with_layers(4))
+    refused += study.readable_runs()[1]
     for run in study.runs():
         run.state().seconds  # noqa: B018
         for read in (recipe_of, model_card):

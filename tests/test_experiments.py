@@ -15,7 +15,14 @@ from swm.files import SCHEMA, read_json, replaced_folder, write_json
 from swm.plan import MergePlan, Window
 from swm.search import ThresholdPath
 
-FACTS = {"layers": 6, "parameters": 1000, "parameters_per_layer": 100, "size_bytes": 4000}
+FACTS = {
+    "layers": 6,
+    "parameters": 1000,
+    "parameters_per_layer": 100,
+    "size_bytes": 4000,
+    "width": 8,
+    "dtype": "float32",
+}
 
 
 @pytest.fixture
@@ -93,8 +100,8 @@ def test_damaged_run_does_not_hide_the_others(experiment):
     (experiment.run("a").folder / "run.json").write_text('{"schema": 1}')
     found, broken = experiment.readable_runs()
     assert [run.name for run in found] == ["baseline", "b"]
-    assert "run.json is damaged" in broken[0]
-    with pytest.raises(ExperimentError, match=r"run.json is damaged"):
+    assert "run.json cannot be read" in broken[0]
+    with pytest.raises(ExperimentError, match=r"run.json cannot be read"):
         _ = experiment.run("a").plan
 
 
@@ -144,7 +151,7 @@ def test_shipped_experiments_are_read_only(experiment, monkeypatch):
 
 def test_events_half_written_are_left_out(experiment):
     run = experiment.create_run("a", MergePlan(6))
-    run.add_event(step=1, loss=2.5)
+    run.add_event(step=1, steps=3, loss=2.5)
     with (run.folder / "events.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
     assert [event["loss"] for event in run.events()] == [2.5]

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+from dataclasses import asdict
 
 import pytest
 
@@ -10,6 +11,7 @@ from swm.errors import ExperimentError
 from swm.experiments import Experiment, Settings
 from swm.options import build_parser
 from swm.plan import MergePlan, Window
+from swm.presets import preset_settings
 from swm.report import commands, export_run, model_card, report_html, write_report
 from tests.test_compare import FACTS, scores
 
@@ -21,7 +23,9 @@ def experiment():
     facts = {**FACTS, "architecture": "LlamaForCausalLM"}
     experiment = Experiment.create("study", Settings(f"models/{EVIL}", f"{EVIL}.txt"), facts)
     matrix = [[1.0 if i == j else 0.9 for j in range(6)] for i in range(6)]
-    experiment.save_similarity("cka", {"metric": "cka", "matrix": matrix})
+    lists = {"block_influence": [0.1] * 6, "norm": [1.0] * 6, "tokens": 9}
+    conditions = {"dtype": "float32", "seconds": 1.0}
+    experiment.save_similarity("cka", {"metric": "cka", "matrix": matrix, **lists, "conditions": conditions})
     experiment.create_run("first", MergePlan(6, (Window(1, 3),), "mean"), 0.9).save("scores", scores(50.0, 0.5, 0.6))
     return experiment
 
@@ -45,7 +49,7 @@ def test_report_of_an_empty_experiment_says_so():
 
 
 def test_commands_are_ones_that_the_command_line_takes(experiment):
-    experiment.run("first").remember(merge={"parameters": 800}, recovery={"preset": "quick", "steps": 80})
+    experiment.run("first").remember(merge={"parameters": 800}, recovery=asdict(preset_settings("quick", steps=80)))
     lines = commands(experiment)
     for line in lines:
         words = shlex.split(line)
