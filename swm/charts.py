@@ -217,6 +217,7 @@ def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) ->
     ]
     best = [p for p in placed if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in placed)]
     best.sort()
+    middle = sum(p[0] for p in placed) / max(1, len(placed))  # names stand on the side that has room
     figure = go.Figure()
     figure.add_scatter(
         x=[p[0] for p in best],
@@ -232,7 +233,7 @@ def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) ->
         error_y={"array": [p[2] for p in placed], "thickness": 1.4, "width": 4, "color": ERROR_BAR},
         mode="markers+text",
         text=[p[3] for p in placed],
-        textposition="top center",
+        textposition=["middle left" if p[0] > middle else "middle right" for p in placed],
         marker={"color": [BETTER if p in best else WORSE for p in placed], "size": 10},
         hovertemplate="%{text}<br>%{x:.1f} tokens per second, %{y:.1f} %<extra></extra>",
         showlegend=False,

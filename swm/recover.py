@@ -235,11 +235,14 @@ def _trainer(
         data_seed=settings.seed,
         label_names=["labels"],
         bf16=_in_bfloat16(next(adapted.parameters()).device, folder),
-        gradient_checkpointing=_checkpoints(adapted, settings),
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=next(adapted.parameters()).device.type == "cpu",
         dataloader_pin_memory=False,
     )
+    if _checkpoints(adapted, settings):
+        # The name changed between releases of transformers, that of the setting too.
+        enable = getattr(adapted, "activation_checkpointing_enable", None) or adapted.gradient_checkpointing_enable
+        enable()
+        adapted.enable_input_require_grads()
     watch = _Watch(settings.steps, on_step)
     held_out, train = rows[: settings.held_out], rows[settings.held_out :]
     data: dict[str, Any] = {"train_dataset": train, "eval_dataset": held_out, "callbacks": [watch]}

@@ -160,4 +160,5 @@ def test_a_saved_merged_model_goes_on_elsewhere(model, tokenizer, tokens, tmp_pa
     prompt = " ".join(WORDS.split()[:4])
     writer = pipeline("text-generation", model=str(tmp_path / "merged"), device="cpu")
     written = writer(prompt, max_new_tokens=6, do_sample=False, return_full_text=False)[0]["generated_text"]
-    assert written == "".join(Answer(small, own).pieces(prompt, 6))
+    said = "".join(Answer(small, own).pieces(prompt, 6))
+    assert said == written.rstrip("\ufffd")  # half of a character is kept back

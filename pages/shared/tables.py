@@ -45,13 +45,13 @@ def paired_table(compared: list[Paired]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "task": one.task,
-            "documents": one.documents,
             "difference, points": f"{100 * one.difference:+.1f}",
             "95 % interval": f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]",
+            "verdict": one.verdict,
             "p": f"{one.p_value:.3f}",
             "gained": one.gained,
             "lost": one.lost,
-            "verdict": one.verdict,
+            "documents": one.documents,
         }
         for one in compared
     )
