@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared.frame import STEPS, next_step, run_metrics, shown_errors, start_page
+from pages.shared.frame import STEPS, command_line, next_step, run_metrics, shown_errors, start_page
 from pages.shared.live import layers_picture
 from pages.shared.tables import runs_table
 from swm.compare import compare, flat_rows, row_name
@@ -47,3 +47,4 @@ with shown_errors():
         st.info("No run yet. Begin with an experiment.", icon=":material/science:")
     else:
         st.dataframe(table, hide_index=True)
+command_line("list")

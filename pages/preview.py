@@ -12,7 +12,7 @@ from pages.shared.frame import (
     shown_errors,
     start_page,
 )
-from pages.shared.live import live_preview, path_and_view
+from pages.shared.live import DEFAULT_THRESHOLD, hand_key, live_preview, path_and_view
 from pages.shared.tables import trace_table
 from swm.charts import similarity_heatmap, trace_chart
 from swm.experiments import Experiment
@@ -29,11 +29,6 @@ RULE_NAMES = {
     "keep_last": "keep the last layer",
 }
 ANY = "any"
-
-
-def hand_key(experiment: Experiment) -> str:
-    """Where the windows set by hand stand; they are of one experiment."""
-    return f"preview_windows_{experiment.name}"
 
 
 def take_threshold() -> None:
@@ -79,7 +74,7 @@ experiment = require_experiment(
     start_page("Preview", "Which neighbouring layers become one, for the similarity you ask for.")
 )
 caption(experiment)
-st.session_state.setdefault("preview_threshold", number_from_address("threshold", 0.9, 0.0001, 1.0))
+st.session_state.setdefault("preview_threshold", number_from_address("threshold", DEFAULT_THRESHOLD, 0.0001, 1.0))
 controls = st.columns([2, 1.3, 4], gap="large", vertical_alignment="bottom")
 rule = controls[0].selectbox(
     "Merge rule",

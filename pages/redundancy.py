@@ -11,6 +11,7 @@ from pages.shared.frame import (
     shown_errors,
     start_page,
 )
+from pages.shared.live import current_windows
 from pages.shared.tables import similarity_maps
 from swm.charts import depth_lines, difference_heatmap, norm_line, similarity_heatmap
 from swm.experiments import list_experiments
@@ -25,7 +26,7 @@ NAMES = {
     "cosine": "Cosine",
     "angular": "Angular",
 }
-OWN, NONE = "calibration text", "none"
+OWN, NONE, CURRENT = "calibration text", "none", "the preview"
 
 experiment = require_experiment(start_page("Redundancy", "How alike the outputs of each pair of layers are."))
 caption(experiment)
@@ -88,10 +89,9 @@ with shown_errors():
     marks = st.columns([2.2, 2.1, 1.6 + 2.1], gap="medium", vertical_alignment="bottom")
     shown = marks[0].selectbox(
         "Outline the windows of",
-        [NONE, *(run.name for run in runs)],
-        index=min(1, len(runs)),
+        [CURRENT, *(run.name for run in runs), NONE],
         key="redundancy_run",
-        help="Layers inside an outline become one layer in that run.",
+        help="Layers inside an outline become one layer: in the plan tuned on the preview page, or in a run.",
     )
     level = marks[1].number_input(
         "Mark patches from",
@@ -110,6 +110,8 @@ with shown_errors():
         help="A second map beside this one, and the difference; of any experiment with as many layers.",
     )
     windows = next((run.plan.windows for run in runs if run.name == shown), ())
+    if shown == CURRENT:
+        windows = current_windows(experiment)
     second = maps[other]() if other in maps else None
 
 patches = similar_patches(matrix, level)

@@ -31,6 +31,7 @@ from swm.presets import (
     recovery_arguments,
     training_speed,
 )
+from swm.report import run_commands
 
 NEW = "new run"
 TUNED = "As tuned on the preview page: a window grows while the similarity is at least this."
@@ -223,7 +224,6 @@ def controls(run: Run) -> None:
             st.rerun()
     if columns[-1].button("Duplicate and edit", key="run_duplicate", width="stretch"):
         duplicate(run, windows)
-    command_line(*actions["Merge" if run.stage == "planned" else "Evaluate"])
 
 
 def duplicate(run: Run, windows: str) -> None:
@@ -248,6 +248,8 @@ def progress(run: Run) -> None:
         st.info(partial_checkpoint(run, unfinished), icon=":material/info:")
     if not state.active and not run.read_only:
         controls(run)
+    with st.expander("The same from the command line"):
+        st.code("\n".join(run_commands(run)), language="bash", wrap_lines=True)
 
 
 def follow(run: Run, state: State) -> None:

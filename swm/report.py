@@ -17,6 +17,7 @@ from markupsafe import Markup
 from swm import __version__, charts
 from swm.compare import compare, documents_of, flat_rows, lines, row_name
 from swm.errors import ExperimentError
+from swm.estimate import gib
 from swm.experiments import BASELINE, Experiment, Run
 from swm.files import SCHEMA, check_space, disk_errors, replace_file, replaced_folder
 from swm.metrics import Measure
@@ -73,6 +74,7 @@ def report_html(experiment: Experiment) -> str:
             lines=lines(flat),
             plans=[(run.name, plan_view(run.plan, experiment.model_facts)) for run in runs],
             figures=[(title, _figure_html(figure, first=i == 0)) for i, (title, figure) in enumerate(figures)],
+            costs=[(run.name, cost) for run in runs if (cost := _cost(run))],
             samples=[(row_name(row), row["samples"]) for row in flat if row["samples"]],
             conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
             commands=commands(experiment),
@@ -81,6 +83,20 @@ def report_html(experiment: Experiment) -> str:
             date=time.strftime("%Y-%m-%d"),
         )
     )
+
+
+def _cost(run: Run) -> list[str]:
+    """What the run took: healing, evaluation, space."""
+    recovery, scores = run.settings.get("recovery", {}), run.scores() or {}
+    found = []
+    if "seconds" in recovery:
+        tokens = recovery["steps"] * recovery["batch"] * recovery["accumulate"] * recovery["length"]
+        found.append(f"healing {recovery['seconds'] / 60:,.1f} min ({tokens:,} tokens)")
+    if seconds := scores.get("conditions", {}).get("seconds"):
+        found.append(f"evaluation {seconds:,.0f} s")
+    if size := run.settings.get("merge", {}).get("size_bytes"):
+        found.append(f"{gib(size)} on disk")
+    return found
 
 
 def _differences(measured: list[dict[str, Any]]) -> list[tuple[str, go.Figure]]:

@@ -53,7 +53,7 @@ TASK = an({"value": SHARE, "stderr": SHARE, "metric": TEXT, "documents": WHOLE})
 SCORES = an(
     {"tasks": every(TASK), "perplexity": every(INTERVAL), "limit": maybe(WHOLE)},
     samples=many(an({"prompt": TEXT, "answer": TEXT})),
-    conditions=an({"versions": every(TEXT), "dtype": TEXT, "device": TEXT}),
+    conditions=an({"versions": every(TEXT), "dtype": TEXT, "device": TEXT}, seconds=NUMBER),
 )
 COSTS = ("layers_ms", "rest_ms", "forward_tokens_per_second", "training_tokens_per_second")
 RATES = dict.fromkeys(("tokens_per_second", "latency_ms", "peak_memory_bytes"), NUMBER)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swm.estimate import gib
 from swm.plan import MergePlan, Window
 from swm.search import ThresholdPath
 
@@ -17,7 +18,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 HELP = {
     "Layers": "Decoder layers after merging.",
     "Parameters": "Of the merged model, embeddings included.",
-    "Smaller by": "Share of the parameters that goes.",
+    "Memory": "Of the weights, in the experiment's number format; generation adds its cache.",
     "Speed": "Expected while generating, times the original, from what its layers cost it.",
     "Similarity": "Cosine between the final hidden states of merged and original model, mean of the texts.",
     "Perplexity": "On the calibration text, before healing, and how many times the original's. Lower is better.",
@@ -50,7 +51,7 @@ def plan_view(
     """A plan's windows and its numbers as people read them.
 
     Args:
-        facts: of the original model: `parameters`, `parameters_per_layer`.
+        facts: of the original model: `parameters`, `parameters_per_layer`, `size_bytes`.
         cost: of one generated token of the original, for the expected speed; see `swm.timing.decode_cost`.
         perplexities: of plans on the calibration text, that of the original under ().
     """
@@ -61,12 +62,14 @@ def plan_view(
     numbers = {
         "Layers": f"{plan.layers_left} of {plan.layer_count}",
         "Parameters": f"{(facts['parameters'] - saved) / 1e6:,.1f} M",
-        "Smaller by": f"{saved / facts['parameters']:.1%}",
+        "Memory": gib(facts["size_bytes"] * (1 - saved / facts["parameters"])),
         "Speed": f"× {speed:.2f}" if speed else "–",
         "Similarity": "–" if similarity is None else f"{similarity:.4f}",
         "Perplexity": "–" if perplexity is None else f"{perplexity:,.0f}",
     }
-    more = {"Perplexity": f"× {perplexity / original:,.2f}"} if perplexity and original else {}
+    more = {"Parameters": f"−{saved / facts['parameters']:.1%}"} if saved else {}
+    if perplexity and original:
+        more["Perplexity"] = f"× {perplexity / original:,.2f}"
     return {
         "layers": plan.layer_count,
         "left": plan.layers_left,

@@ -65,7 +65,9 @@ def app(free_port, tmp_path):
         process.terminate()
         process.wait(20)
         log.close()
-    assert "Traceback" not in (tmp_path / "app.log").read_text()
+    said = (tmp_path / "app.log").read_text()
+    assert "Traceback" not in said
+    assert "Warning" not in said
 
 
 @pytest.fixture
@@ -259,3 +261,4 @@ def test_a_click_on_the_heat_map_selects_the_pair(app, page):
     page.wait_for_timeout(80)
     page.mouse.up()
     page.wait_for_selector("text=Layers 5 and 20: CKA", timeout=10_000)
+    assert page.locator("text=rank").count() == 1

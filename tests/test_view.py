@@ -7,7 +7,7 @@ from swm.search import ThresholdPath, threshold_path
 from swm.view import known_similarity, pair_sentence, path_view, plan_view, similar_patches
 from tests.test_search import seeded_score
 
-FACTS = {"parameters": 1_000_000, "parameters_per_layer": 50_000}
+FACTS = {"parameters": 1_000_000, "parameters_per_layer": 50_000, "size_bytes": 100 * 2**20}
 
 
 def test_every_threshold_finds_its_plan_in_the_view():
@@ -28,12 +28,12 @@ def test_numbers_of_a_plan_are_as_people_read_them():
     assert view["numbers"] == {
         "Layers": "7 of 10",
         "Parameters": "0.8 M",
-        "Smaller by": "15.0%",
+        "Memory": "85 MiB",
         "Speed": "× 1.32",  # 10 / (8 * 0.7 + 2)
         "Similarity": "0.9100",
         "Perplexity": "50",
     }
-    assert view["more"] == {"Perplexity": "× 2.50"}
+    assert view["more"] == {"Parameters": "−15.0%", "Perplexity": "× 2.50"}
     unknown = plan_view(plan, FACTS)["numbers"]
     assert [unknown[name] for name in ("Speed", "Similarity", "Perplexity")] == ["–"] * 3
 

@@ -8,9 +8,11 @@ from typing import Any
 import streamlit as st
 
 from swm.experiments import Experiment
-from swm.plan import MergePlan
+from swm.plan import DEFAULT_RULE, MergePlan, Window, parse_windows
 from swm.search import ThresholdPath
 from swm.view import HELP, TEMPLATES, path_view, plan_view
+
+DEFAULT_THRESHOLD = 0.9
 
 
 def path_and_view(experiment: Experiment, rule: str) -> tuple[ThresholdPath, dict[str, Any]]:
@@ -30,6 +32,21 @@ def _path_and_view(
 def layers_picture(plan: MergePlan, facts: dict[str, Any], key: str) -> None:
     """A plan's layers before and after."""
     _component()(data={"plan": plan_view(plan, facts)}, key=key)
+
+
+def current_windows(experiment: Experiment) -> tuple[Window, ...]:
+    """The windows that the preview page shows now; none while they are not computed."""
+    rule = st.session_state.get("rule", DEFAULT_RULE)
+    by_hand = st.session_state.get(hand_key(experiment))
+    if by_hand is not None:
+        return parse_windows(by_hand)
+    step = path_and_view(experiment, rule)[0].plan_at(st.session_state.get("preview_threshold", DEFAULT_THRESHOLD))
+    return step.plan.windows if step else ()
+
+
+def hand_key(experiment: Experiment) -> str:
+    """Where the windows set by hand stand; they are of one experiment."""
+    return f"preview_windows_{experiment.name}"
 
 
 def live_preview(
