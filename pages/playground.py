@@ -5,6 +5,7 @@ from itertools import chain
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, next_step, require_experiment, shown_errors, start_page
+from swm.experiments import BASELINE
 from swm.jobs import stream
 
 PROMPTS = (
@@ -36,6 +37,7 @@ names = left.multiselect(
     usable,
     default=list(dict.fromkeys([usable[0], usable[-1]])),
     max_selections=MOST,
+    format_func=lambda name: "original" if name == BASELINE else name,
     key="playground_models",
     help=f"Two or three, at most {MOST}: they answer one after the other, so that each is timed alone.",
 )
@@ -43,7 +45,7 @@ tokens = right.number_input("Tokens", 1, 1000, 48, key="playground_tokens", help
 if st.button("Answer", type="primary", disabled=not (prompt.strip() and names), key="playground_go"):
     columns = st.columns(len(names), gap="large")
     for column, name in zip(columns, names, strict=True):
-        column.subheader(name, anchor=False)
+        column.subheader("original" if name == BASELINE else name, anchor=False)
     for name, column in zip(names, columns, strict=True):
         with column, shown_errors():
             arguments = ["answer", experiment.name, name, "--prompt", prompt, "--tokens", str(tokens)]

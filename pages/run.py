@@ -1,6 +1,5 @@
 """Run page: merge, recover and evaluate; what runs is read from the run's own files."""
 
-from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -16,6 +15,7 @@ from pages.shared.frame import (
     shown_errors,
     start_page,
 )
+from pages.shared.healing import healing_settings
 from pages.shared.live import layers_picture
 from swm.charts import loss_chart
 from swm.compare import STAGES
@@ -24,10 +24,6 @@ from swm.experiments import BASELINE, Experiment, Run, State, check_name
 from swm.jobs import start
 from swm.plan import DEFAULT_RULE, RULES, MergePlan, parse_windows
 from swm.presets import (
-    CHOICES,
-    PRESET_HELP,
-    PRESETS,
-    RecoverySettings,
     recovery_arguments,
     training_speed,
 )
@@ -35,8 +31,6 @@ from swm.report import run_commands
 
 NEW = "new run"
 TUNED = "As tuned on the preview page: a window grows while the similarity is at least this."
-ADAPT = {"all": "all layers", "above": "layers above the lowest merged", "near": "merged layers and neighbours"}
-TARGETS, CHECKPOINTING = CHOICES["target"], CHOICES["checkpointing"]
 RULE = "How a window becomes one layer; rdsc is the formula printed in the paper."
 
 
@@ -45,7 +39,7 @@ def new_run(experiment: Experiment, count: int) -> None:
     template = st.session_state.get("run_template", {})
     asked = template or st.query_params
     wanted = asked.get("merge_by") if asked.get("merge_by") in RULES else DEFAULT_RULE
-    rules, presets = list(RULES), list(PRESETS)
+    rules = list(RULES)
     with st.container(border=True):
         left, right = st.columns(2, gap="large")
         name = left.text_input("Name", f"run-{count + 1}", max_chars=64, key="run_name", help="For you; a-z, 0-9, -")
@@ -70,7 +64,7 @@ def new_run(experiment: Experiment, count: int) -> None:
             help="More: smaller error bars, longer waits.",
         )
         with right:
-            recovery, healing = healing_settings(presets, template)
+            recovery, healing = healing_settings(template)
     plan_words = ["--windows", windows] if windows.strip() else ["--threshold", str(threshold)]
     plan = planned(experiment, windows, threshold, rule)
     if plan is None:
@@ -105,91 +99,6 @@ def new_run(experiment: Experiment, count: int) -> None:
             st.session_state.pop("run_template", None)
             st.rerun()
     command_line("run", experiment.name, name, *plan_words, "--rule", rule, *healing, "--limit", str(limit))
-
-
-def healing_settings(presets: list[str], template: dict[str, Any]) -> tuple[RecoverySettings | None, list[str]]:
-    """LoRA's settings, and the same as arguments; None when healing is left out."""
-    copied = template.get("recovery") or {}
-    heal = st.toggle(
-        "Heal with LoRA",
-        bool(copied) or not template,
-        key="run_recover",
-        help="Short training of small added matrices.",
-    )
-    wanted = copied.get("preset")
-    preset = st.selectbox(
-        "Preset",
-        presets,
-        index=presets.index(wanted) if wanted in presets else 0,
-        format_func=lambda preset: f"{preset}: {PRESET_HELP[preset]}",
-        key="run_preset",
-        help="Settings of LoRA to start from.",
-    )
-    base = PRESETS[preset]
-    if preset == wanted:
-        base = RecoverySettings(**{name: copied.get(name, value) for name, value in vars(base).items()})
-    with st.expander("Change settings", expanded=True):
-        columns = st.columns(2)
-        steps = columns[0].number_input(
-            "Steps",
-            1,
-            1_000_000,
-            base.steps,
-            key=f"run_steps_{preset}",
-            help="Each sees batch × length tokens.",
-        )
-        rank = columns[1].number_input(
-            "Rank", 1, 1024, base.rank, key=f"run_rank_{preset}", help="Width of the added matrices."
-        )
-        batch = columns[0].number_input("Batch", 1, 4096, base.batch, key=f"run_batch_{preset}", help="Texts a step.")
-        length = columns[1].number_input(
-            "Tokens in each", 8, 131_072, base.length, key=f"run_length_{preset}", help="Longer: more memory."
-        )
-        rate = columns[0].number_input(
-            "Learning rate",
-            1e-8,
-            1.0,
-            base.learning_rate,
-            format="%.1e",
-            key=f"run_rate_{preset}",
-            help="Lower it when the loss jumps.",
-        )
-        target = columns[1].selectbox(
-            "Learn from",
-            TARGETS,
-            index=TARGETS.index(base.target),
-            key=f"run_target_{preset}",
-            help="The recovery text itself, or the original model's probabilities on it (distillation).",
-        )
-        adapt = columns[0].selectbox(
-            "Adapters in",
-            list(ADAPT),
-            index=list(ADAPT).index(base.adapt),
-            format_func=ADAPT.get,
-            key=f"run_adapt_{preset}",
-            help="All layers heal most; those above the lowest merged one train faster.",
-        )
-        checkpointing = columns[1].selectbox(
-            "Save memory",
-            CHECKPOINTING,
-            index=CHECKPOINTING.index(base.checkpointing),
-            key=f"run_checkpointing_{preset}",
-            help="Activations computed again instead of kept: slower, much less memory. auto: when memory is short.",
-        )
-    settings = replace(
-        base,
-        warmup_steps=min(base.warmup_steps, steps // 4),
-        steps=steps,
-        rank=rank,
-        alpha=base.alpha * rank // base.rank,
-        batch=batch,
-        length=length,
-        learning_rate=rate,
-        target=target,
-        adapt=adapt,
-        checkpointing=checkpointing,
-    )
-    return (settings, recovery_arguments(vars(settings))) if heal else (None, ["--no-recovery"])
 
 
 def planned(

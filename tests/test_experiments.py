@@ -14,15 +14,7 @@ from swm.experiments import Experiment, Settings, State, check_name, delete, lis
 from swm.files import SCHEMA, read_json, replaced_folder, write_json
 from swm.plan import MergePlan, Window
 from swm.search import ThresholdPath
-
-FACTS = {
-    "layers": 6,
-    "parameters": 1000,
-    "parameters_per_layer": 100,
-    "size_bytes": 4000,
-    "width": 8,
-    "dtype": "float32",
-}
+from tests.test_compare import FACTS
 
 
 @pytest.fixture
