@@ -14,15 +14,10 @@ import json
 import os
 import random
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +25,9 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-quic", "--no-first-run"]
+
+from tools.running import CHROMIUM_FLAGS, running_app  # noqa: E402
+
 MOVES = 60
 BROWSERS = 10
 WATCH = """slider => {
@@ -48,8 +45,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["SWM_HOME"] = home
         tried = make_experiments(options.layers, options.experiments)
-        with running_app() as (address, process):
-            print(json.dumps({"benchmark": "preview", **tried, **measured(address, process)}, indent=1))
+        with running_app() as (address, pid):
+            print(json.dumps({"benchmark": "preview", **tried, **measured(address, psutil.Process(pid))}, indent=1))
 
 
 def make_experiments(layers: int, count: int) -> dict[str, int]:
@@ -80,7 +77,7 @@ def measured(address: str, process: psutil.Process) -> dict[str, Any]:
 
     page_address = f"{address}/preview?threshold=0.9"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(address)
         page.wait_for_selector("text=Where to start")
@@ -146,27 +143,6 @@ def quantiles(values: list[float]) -> dict[str, float]:
     ordered = sorted(values)
     p95 = ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))]
     return {"median": round(statistics.median(ordered), 1), "p95": round(p95, 1), "count": len(ordered)}
-
-
-@contextmanager
-def running_app() -> Iterator[tuple[str, psutil.Process]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true"]
-    app = subprocess.Popen([*command, "--server.port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield address, psutil.Process(app.pid)
-    finally:
-        app.terminate()
-        app.wait(20)
 
 
 if __name__ == "__main__":

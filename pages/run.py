@@ -24,6 +24,7 @@ from swm.experiments import BASELINE, Experiment, Run, State, check_name
 from swm.jobs import start
 from swm.plan import DEFAULT_RULE, RULES, MergePlan, parse_windows
 from swm.presets import (
+    RecoverySettings,
     recovery_arguments,
     training_speed,
 )
@@ -72,26 +73,8 @@ def new_run(experiment: Experiment, count: int) -> None:
         next_step("pages/preview.py", "Search on the preview page")
     else:
         layers_picture(plan[0], experiment.model_facts, key="run_planned")
-        evaluated = experiment.run(BASELINE).scores()
-        evaluations = 1 + (recovery is not None) + (not evaluated or evaluated.get("limit") != limit)
-        needs = estimate_run(
-            experiment.model_facts,
-            experiment.cost(),
-            plan[0],
-            recovery,
-            limit,
-            experiment.folder,
-            evaluations=evaluations,
-        )
-        for problem in needs.problems():
-            st.error(problem, icon=":material/memory:")
-        times = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in needs.seconds.items())
-        st.caption(
-            (f"About {duration(needs.total_seconds)} ({times}), " if times else "Needs ")
-            + f"{gib(needs.memory_bytes)} of memory ({gib(needs.free_memory_bytes)} free), "
-            f"{gib(needs.disk_bytes)} of disk ({gib(needs.free_disk_bytes)} free)."
-        )
-        blocked = experiment.read_only or bool(needs.problems())
+        fits = shown_needs(experiment, plan[0], recovery, limit)
+        blocked = experiment.read_only or not fits
         if st.button("Merge, heal and evaluate", type="primary", disabled=blocked, key="run_start"):
             run = experiment.create_run(check_name(name), *plan)
             start(run, "run", ["run", experiment.name, name, *healing, "--limit", str(limit)])
@@ -99,6 +82,23 @@ def new_run(experiment: Experiment, count: int) -> None:
             st.session_state.pop("run_template", None)
             st.rerun()
     command_line("run", experiment.name, name, *plan_words, "--rule", rule, *healing, "--limit", str(limit))
+
+
+def shown_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int) -> bool:
+    """Time, memory and disk of the run; whether it fits."""
+    evaluated = experiment.run(BASELINE).scores()
+    evaluations = 1 + (recovery is not None) + (not evaluated or evaluated.get("limit") != limit)
+    facts, cost = experiment.model_facts, experiment.cost()
+    needs = estimate_run(facts, cost, plan, recovery, limit, experiment.folder, evaluations=evaluations)
+    for problem in needs.problems():
+        st.error(problem, icon=":material/memory:")
+    times = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in needs.seconds.items())
+    st.caption(
+        (f"About {duration(needs.total_seconds)} ({times}), " if times else "Needs ")
+        + f"{gib(needs.memory_bytes)} of memory ({gib(needs.free_memory_bytes)} free), "
+        f"{gib(needs.disk_bytes)} of disk ({gib(needs.free_disk_bytes)} free)."
+    )
+    return not needs.problems()
 
 
 def planned(

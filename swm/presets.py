@@ -18,6 +18,12 @@ CHOICES = {
     "checkpointing": ("auto", "on", "off"),
     "schedule": ("cosine", "linear", "constant"),
 }
+LIMITS: dict[str, tuple[float, float]] = {
+    "steps": (1, 1_000_000), "batch": (1, 4096), "accumulate": (1, 4096), "length": (8, 131_072),
+    "rank": (1, 1024), "alpha": (1, 8192), "dropout": (0, 0.9), "learning_rate": (1e-8, 1.0),
+    "warmup_steps": (0, 1_000_000), "held_out": (1, 10_000), "save_every": (1, 1_000_000),
+    "seed": (0, 2**32 - 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,13 +63,7 @@ class RecoverySettings:
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        limits = {
-            "steps": (1, 1_000_000), "batch": (1, 4096), "accumulate": (1, 4096), "length": (8, 131_072),
-            "rank": (1, 1024), "alpha": (1, 8192), "dropout": (0, 0.9), "learning_rate": (1e-8, 1.0),
-            "warmup_steps": (0, 1_000_000), "held_out": (1, 10_000), "save_every": (1, 1_000_000),
-            "seed": (0, 2**32 - 1),
-        }  # fmt: skip
-        for name, (low, high) in limits.items():
+        for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise SettingsError(f"{name} {value} is out of range. Choose {low:g} to {high:g}.")

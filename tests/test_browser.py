@@ -4,10 +4,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -16,18 +13,10 @@ from swm import stages
 from swm.experiments import Settings, list_experiments
 from swm.jobs import active_targets
 from tests.conftest import need
+from tools.running import CHROMIUM_FLAGS, running_app
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["", *sorted(page.stem for page in (ROOT / "pages").glob("*.py"))]
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-quic",
-    "--no-first-run",
-]
 # A cold deep link asks for its health below the page first; streamlit then finds the right address by itself.
 HARMLESS = re.compile(r"404 \(Not Found\)|Unrecognized feature|allow-scripts and allow-same-origin")
 
@@ -41,30 +30,16 @@ def chromium():
         pytest.skip("there is no chromium")
     sync = pytest.importorskip("playwright.sync_api")
     with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
         yield browser
         browser.close()
 
 
 @pytest.fixture
-def app(free_port, tmp_path):
+def app(tmp_path):
     """Address of the app, started for the test and stopped after it."""
-    log = (tmp_path / "app.log").open("wb")
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true"]
-    process = subprocess.Popen([*command, "--server.port", str(free_port)], cwd=ROOT, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{free_port}"
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.1)
+    with (tmp_path / "app.log").open("wb") as log, running_app(log) as (address, _):
         yield address
-    finally:
-        process.terminate()
-        process.wait(20)
-        log.close()
     said = (tmp_path / "app.log").read_text()
     assert "Traceback" not in said
     assert "Warning" not in said
@@ -262,3 +237,14 @@ def test_a_click_on_the_heat_map_selects_the_pair(app, page):
     page.mouse.up()
     page.wait_for_selector("text=Layers 5 and 20: CKA", timeout=10_000)
     assert page.locator("text=rank").count() == 1
+
+
+def test_the_demo_flag_opens_one_experiment_read_only(page, tmp_path):
+    with running_app(arguments=("--demo", "demo")) as (address, _):
+        page.goto(f"{address}/experiment")
+        ready(page)
+        page.wait_for_selector("text=everything can be looked at")
+        assert page.get_by_role("button", name="Create and measure").count() == 0
+        page.goto(f"{address}/preview")
+        ready(page)
+        page.wait_for_selector("text=read-only demo")

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from swm.presets import CHOICES, PRESET_HELP, PRESETS, RecoverySettings, recovery_arguments
+from swm.presets import CHOICES, LIMITS, PRESET_HELP, PRESETS, RecoverySettings, recovery_arguments
 
 ADAPT = {"all": "all layers", "above": "layers above the lowest merged", "near": "merged layers and neighbours"}
 NUMBERS = {
@@ -16,7 +16,6 @@ NUMBERS = {
     "batch": ("Batch", "Texts a step."),
     "length": ("Tokens in each", "Longer: more memory."),
 }
-LIMITS = {"steps": (1, 1_000_000), "rank": (1, 1024), "batch": (1, 4096), "length": (8, 131_072)}
 CHOSEN = {
     "target": ("Learn from", "The recovery text itself, or the original model's probabilities on it (distillation)."),
     "adapt": ("Adapters in", "All layers heal most; those above the lowest merged one train faster."),
@@ -62,14 +61,13 @@ def changed(base: RecoverySettings, preset: str) -> RecoverySettings:
     columns = st.columns(2)
     values: dict[str, Any] = {}
     for place, (name, (label, sentence)) in enumerate(NUMBERS.items()):
-        low, high = LIMITS[name]
+        low, high = map(int, LIMITS[name])
         values[name] = columns[place % 2].number_input(
             label, low, high, getattr(base, name), key=f"run_{name}_{preset}", help=sentence
         )
     values["learning_rate"] = columns[0].number_input(
         "Learning rate",
-        1e-8,
-        1.0,
+        *LIMITS["learning_rate"],
         base.learning_rate,
         format="%.1e",
         key=f"run_learning_rate_{preset}",

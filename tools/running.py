@@ -1,0 +1,60 @@
+"""The app, started for a while and stopped again: for pictures, benchmarks and tests in a browser."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).parents[1]
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--no-first-run",
+]
+
+
+@contextmanager
+def running_app(
+    log: IO[bytes] | int = subprocess.DEVNULL, arguments: tuple[str, ...] = (), **environment: str
+) -> Iterator[tuple[str, int]]:
+    """Address and process id of the app, once it answers.
+
+    Args:
+        log: takes what it says. arguments: for the app itself, as in ("--demo", "demo").
+        environment: set on top of the process's own, as in SWM_HOME.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true"]
+    command += ["--server.port", str(port), "--", *arguments]
+    app = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **environment})
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(f"{address}/_stcore/health")
+        yield address, app.pid
+    finally:
+        app.terminate()
+        app.wait(20)
+
+
+def _wait_for(address: str) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(address, timeout=1)
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError(f"{address} does not answer")
