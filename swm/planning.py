@@ -63,7 +63,16 @@ def search(
         settled(focus, first)
         save()
         threshold_path(
-            experiment.layer_count, scorer.score, path.low, path.high, rule=rule, focus=focus, path=path, on_step=step
+            experiment.layer_count,
+            scorer.score,
+            path.low,
+            path.high,
+            rule=rule,
+            focus=focus,
+            path=path,
+            on_step=step,
+            score_together=scorer.score_together,
+            at_once=scorer.at_once,
         )
         save()
         _measure_perplexities(path, [step.plan for step in path.intervals()], model, tokens, progress, save)

@@ -6,7 +6,8 @@ none of that has to be known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,13 +21,18 @@ from swm.merge import GrowingMerge, MergedLayer, check_same_shapes, merge_window
 from swm.models import find_decoder
 from swm.plan import DEFAULT_RULE, Window
 
-CPU_PART_TOKENS = (256, 512)  # least and most run together while scoring: 512 is fastest, 256 17 % slower
-GPU_PART_TOKENS = (4096, 16384)  # a GPU is fast only when it has much to do at once
+CPU_PART_TOKENS = 384  # run together at most: more is hardly faster and needs more memory
+GPU_PART_TOKENS = 16384  # a GPU is fast only when it has much to do at once
+GPU_TOGETHER = 4  # windows scored in one batch at most: each needs a merged layer of its own
+Windows = tuple[Window, ...]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Replay:
     """The calls of one forward pass, with the hidden states to start from.
+
+    How a layer is called depends on how many texts there are, not on what they say: so any of the texts, and any number
+    of rows, can be run from any layer upward.
 
     Args:
         model: causal LM in eval mode; not changed.
@@ -34,33 +40,39 @@ class Replay:
         keep_every: hidden states are kept for every so-manieth layer; those between are computed again when they are
             asked for, once while the layers asked for lie near each other.
         fast: matrix products in bfloat16 (autocast); the hidden states stay in the model's own format.
+        part: texts run together at most, here; None for all.
 
     Attributes:
         reference: final hidden state, after the final norm, shape (texts, length, width).
-        layer_runs: how many times a layer was run for the whole token batch, the recording included.
+        layer_runs: how many times a layer was run for the whole token batch, the recording included; a run for some of
+            the texts counts by their share.
 
     Memory: texts * length * width * bytes for each kept layer.
     """
 
-    def __init__(self, model: PreTrainedModel, tokens: Tensor, keep_every: int = 1, fast: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokens: Tensor, keep_every: int = 1, fast: bool = False, part: int | None = None
+    ) -> None:
         check_tokens(tokens)
-        self._fast, self._device = fast, model.device.type
+        self._model, self._tokens, self._fast = model, tokens, fast
         self.layers = find_decoder(model).layers
         self.keep_every = keep_every
-        self.layer_runs = 0
-        self._calls: list[Call] = []
+        self.layer_runs = 0.0
+        self._parts = list(torch.arange(len(tokens)).split(part or len(tokens)))
+        self._calls: dict[int, list[Call]] = {}  # by the number of texts
         self._inputs: dict[int, Tensor] = {}
         self._between: dict[int, Tensor] = {}  # of the layers from one kept state to the next
         self._tail: list[nn.Module] = []
-        self.reference = self._record(model, tokens)
+        self._tuples = False  # whether layers give their output in one
+        self.reference = self._recorded()
         self._check()
 
     @torch.inference_mode()
     def run(self, hidden: Tensor, layer: int, parameters: dict[str, Tensor] | None = None) -> Tensor:
-        """Output of one layer for `hidden`, with some of its parameters replaced if given."""
-        args, kwargs = self._calls[layer]
+        """Output of one layer for `hidden`, shape (rows, length, width); some of its parameters replaced if given."""
+        args, kwargs = self._calls_for(len(hidden))[layer]
         module = self.layers[layer]
-        self.layer_runs += 1
+        self.layer_runs += len(hidden) / len(self._tokens)
         with self._precision():
             if parameters:
                 return hidden_of(functional_call(module, parameters, (hidden, *args), kwargs))
@@ -68,15 +80,17 @@ class Replay:
 
     @torch.inference_mode()
     def input_of(self, layer: int) -> Tensor:
-        """What the layer was given in the recorded pass."""
+        """What the layer was given in the recorded pass, for all texts."""
         if layer in self._inputs:
             return self._inputs[layer]
         if layer not in self._between:
             self._between = {}
             below = layer - layer % self.keep_every
-            hidden = self._inputs[below]
-            for index in range(below, min(below + self.keep_every, len(self.layers)) - 1):
-                hidden = self._between[index + 1] = self.run(hidden, index)
+            for rows in self._parts:
+                hidden = self._inputs[below][rows]
+                for index in range(below, min(below + self.keep_every, len(self.layers)) - 1):
+                    hidden = self.run(hidden, index)
+                    self._put(self._between, index + 1, rows, hidden)
         return self._between[layer]
 
     @torch.inference_mode()
@@ -89,58 +103,95 @@ class Replay:
 
     def _precision(self) -> torch.autocast:
         # No cache: it would keep a second copy of the weights.
-        return torch.autocast(self._device, torch.bfloat16, enabled=self._fast, cache_enabled=False)
+        return torch.autocast(self._tokens.device.type, torch.bfloat16, enabled=self._fast, cache_enabled=False)
+
+    def _put(self, states: dict[int, Tensor], layer: int, rows: Tensor, hidden: Tensor) -> None:
+        if len(rows) == len(self._tokens):
+            states[layer] = hidden
+            return
+        if layer not in states:
+            states[layer] = hidden.new_empty(len(self._tokens), *hidden.shape[1:])
+        states[layer][rows] = hidden
 
     @torch.inference_mode()
-    def _record(self, model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    def _recorded(self) -> Tensor:
+        reference: dict[int, Tensor] = {}
+        for rows in self._parts:
+            self._put(reference, 0, rows, self._record(rows))
+        return reference[0]
+
+    def _record(self, rows: Tensor) -> Tensor:
+        """Run the model on some of the texts; keep the calls, the inputs and the modules after the layers."""
+        calls: list[Call] = []
+        tail: list[nn.Module] = []
         output: Tensor | None = None
+        top_kept = (len(self.layers) - 1) // self.keep_every * self.keep_every
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden, call = _split_call(args, kwargs)
+            index = len(calls)
             if output is not None and not (hidden is output or torch.equal(hidden, output)):
                 raise ModelError(
-                    f"{type(model).__name__} changes the hidden state between layers {len(self._calls) - 1} and "
-                    f"{len(self._calls)}, so its layers cannot be run one by one. This architecture is not supported."
+                    f"{type(self._model).__name__} changes the hidden state between layers {index - 1} and {index}, so "
+                    "its layers cannot be run one by one. This architecture is not supported."
                 )
-            index = len(self._calls)
             if index % self.keep_every == 0:
-                self._inputs[index] = hidden
-                self._between = {}  # so in the end those above the last one kept: a search begins there
-            else:
-                self._between[index] = hidden
-            self._calls.append(call)
+                self._put(self._inputs, index, rows, hidden)
+            elif index > top_kept:  # a search begins there
+                self._put(self._between, index, rows, hidden)
+            calls.append(call)
 
         def after(module: nn.Module, args: Any, result: Any) -> None:
             nonlocal output
             output = hidden_of(result)
-            self.layer_runs += 1
-            _check_finite(output, len(self._calls) - 1)
+            self._tuples = isinstance(result, tuple)
+            self.layer_runs += len(rows) / len(self._tokens)
+            _check_finite(output, len(calls) - 1)
 
-        def tail(module: nn.Module, args: Any, result: Any) -> None:
+        def follow(module: nn.Module, args: Any, result: Any) -> None:
             nonlocal output
-            if len(self._calls) == len(self.layers) and isinstance(result, Tensor):
-                self._tail.append(module)
+            if len(calls) == len(self.layers) and isinstance(result, Tensor):
+                tail.append(module)
                 output = result
 
-        parent = find_decoder(model).parent
+        parent = find_decoder(self._model).parent
         handles = [h for layer in self.layers for h in _layer_hooks(layer, before, after)]
-        handles += [m.register_forward_hook(tail) for m in parent.children() if m is not self.layers]
+        handles += [m.register_forward_hook(follow) for m in parent.children() if m is not self.layers]
         with _removed(handles), self._precision():
-            run_decoder(model, tokens)
-        if len(self._calls) != len(self.layers) or output is None:
+            run_decoder(self._model, self._tokens[rows])
+        if len(calls) != len(self.layers) or output is None:
             raise ModelError(
-                f"{type(model).__name__} ran {len(self._calls)} of its {len(self.layers)} layers, or some twice. "
+                f"{type(self._model).__name__} ran {len(calls)} of its {len(self.layers)} layers, or some twice. "
                 "This architecture is not supported."
             )
+        self._calls.setdefault(len(rows), calls)
+        self._tail = tail
         return output
 
+    def _calls_for(self, rows: int) -> list[Call]:
+        """How each layer is called with so many texts: the model itself is asked, its layers doing nothing."""
+        if rows not in self._calls:
+            calls: list[Call] = []
+
+            def hand_on(*args: Any, **kwargs: Any) -> Any:
+                hidden, call = _split_call(args, kwargs)
+                calls.append(call)
+                return (hidden,) if self._tuples else hidden
+
+            with _forward_replaced(self.layers, hand_on), self._precision():
+                run_decoder(self._model, self._tokens[torch.arange(rows) % len(self._tokens)])
+            self._calls[rows] = calls
+        return self._calls[rows]
+
     def _check(self) -> None:
-        top = len(self.layers) - 1
-        again = self.finish(self.run(self.input_of(top), top))
-        if not torch.allclose(again.float(), self.reference.float(), rtol=1e-3, atol=1e-3):
+        """The last layer on the last texts, called as it was for the first ones."""
+        top, rows = len(self.layers) - 1, torch.arange(len(self._tokens)).flip(0)[: len(self._parts[0])]
+        again, before = self.finish(self.run(self.input_of(top)[rows], top)).float(), self.reference[rows].float()
+        rounding = 1e-3 if self.reference.dtype == torch.float32 and not self._fast else 2e-2
+        if not (again - before).norm() <= rounding * before.norm():
             raise ModelError(
-                "The last layer, run again on its recorded input, gives another result. This architecture keeps "
-                "state between calls and is not supported."
+                "The last layer, run again on its recorded input, gives another result. This architecture keeps state "
+                "between calls, or calls its layers by what the text says, and is not supported."
             )
 
 
@@ -165,13 +216,14 @@ class WindowScorer:
     ) -> None:
         check_tokens(tokens)
         self.rule = rule
-        self._texts = len(tokens)
-        least, most = CPU_PART_TOKENS if model.device.type == "cpu" else GPU_PART_TOKENS
+        most = CPU_PART_TOKENS if model.device.type == "cpu" else GPU_PART_TOKENS
         if fast:
-            least, most = 2 * least, 2 * most  # a layer's weights are converted anew for each part
-        parts = tokens.to(model.device).split(part_sizes(len(tokens), tokens.shape[1], least, most))
-        self._replays = [Replay(model, part, keep_every, fast) for part in parts]
-        self._layers = self._replays[0].layers
+            most *= 2  # a layer's weights are converted anew for each part
+        self._part = max(1, most // tokens.shape[1])
+        self.at_once = 1 if model.device.type == "cpu" else min(GPU_TOGETHER, max(1, most // tokens.numel()))
+        self._replay = Replay(model, tokens.to(model.device), keep_every, fast, self._part)
+        self._layers = self._replay.layers
+        self._lost: Tensor | None = None  # of each text's cosine, against 1, when a window was last scored
         self._growing: GrowingMerge | None = None
         self._merged: tuple[Window, MergedLayer] | None = None
         self._committed: dict[Window, MergedLayer] = {}
@@ -179,10 +231,10 @@ class WindowScorer:
     @property
     def layer_runs(self) -> float:
         """Layers run so far; one that was run for some of the texts counts by their share."""
-        return sum(replay.layer_runs * len(replay.reference) for replay in self._replays) / self._texts
+        return round(self._replay.layer_runs, 1)
 
     @torch.inference_mode()
-    def score(self, merged_above: tuple[Window, ...], window: Window, needed: float = -1.0) -> float:
+    def score(self, merged_above: Windows, window: Window, needed: float = -1.0) -> float:
         """Mean cosine to the original's final hidden state, in [-1, 1]; NaN if the merged model overflows.
 
         Args:
@@ -191,41 +243,80 @@ class WindowScorer:
 
         A window whose layers differ in shape cannot be merged: its score is 0, which every threshold rejects.
         """
-        try:
-            check_same_shapes(self._layers, window)
-        except PlanError:
+        if not _can_merge(self._layers, window):
             return 0.0
-        layers = list(self._layers_from(merged_above, window))
-        lost = 0.0  # of the sum of cosines, against all being 1
-        means = {}
-        for replay in self._replays:
-            hidden = replay.input_of(window.first)
+        merged = self._grown(window)
+        layers = [(merged.base, merged.parameters), *self._layers_above(merged_above, window.last + 1)]
+        replay, texts = self._replay, len(self._replay.reference)
+        left, mean = texts, 1.0
+        lost = torch.zeros(texts, dtype=torch.float64)
+        order = torch.arange(texts) if needed <= -1.0 or self._lost is None else self._lost.argsort(descending=True)
+        while left and not mean < needed:
+            done = texts - left
+            rows = order[done : done + self._next_part(order, lost, done, needed)]
+            hidden = replay.input_of(window.first)[rows]
             for base, parameters in layers:
                 hidden = replay.run(hidden, base, parameters)
-            cosines = text_cosines(replay.finish(hidden), replay.reference).clamp(max=1.0)
-            means[replay] = float(cosines.mean())
-            lost += float((1 - cosines).sum())
-            if 1 - lost / self._texts < needed:
-                break
-        # The texts that lost most come first the next time: what fails then fails sooner.
-        self._replays.sort(key=lambda replay: means.get(replay, 1.0))
-        return 1 - lost / self._texts
+            lost[rows] = 1 - text_cosines(replay.finish(hidden), replay.reference[rows]).clamp(max=1.0).cpu()
+            left -= len(rows)
+            mean = 1 - float(lost.sum()) / texts
+        self._lost = self._expected(order, lost, texts - left)
+        return mean
 
-    def _layers_from(self, merged_above: tuple[Window, ...], window: Window) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """The layers of the merged model from the window upward, as (layer to run, parameters to replace)."""
+    @torch.inference_mode()
+    def score_together(self, merged_above: Windows, windows: Sequence[Window]) -> list[float]:
+        """As `score` for each window; the layers above them, which they share, are run once for all in one batch.
+
+        For a GPU, which small batches leave idle; on a CPU it takes as long as one after the other. Memory: one merged
+        layer and the hidden states of all texts for each window.
+        """
+        found = dict.fromkeys(windows, 0.0)
+        fitting = sorted((w for w in windows if _can_merge(self._layers, w)), key=lambda window: window.last)
+        replay, batch = self._replay, torch.empty(0)
+        for place, window in enumerate(fitting):
+            for layer in range(fitting[place - 1].last + 1 if place else 0, window.last + 1 if place else 0):
+                batch = replay.run(batch, layer)  # those that start lower, up to where this one ends
+            merged = merge_window(self._layers, window, self.rule)
+            own = replay.run(replay.input_of(window.first), merged.base, merged.parameters)
+            batch = torch.cat([batch, own]) if place else own
+        if fitting:
+            for base, parameters in self._layers_above(merged_above, fitting[-1].last + 1):
+                batch = replay.run(batch, base, parameters)
+            for window, states in zip(fitting, replay.finish(batch).split(len(replay.reference)), strict=True):
+                found[window] = float(text_cosines(states, replay.reference).clamp(max=1.0).mean())
+        return [found[window] for window in windows]
+
+    def _expected(self, order: Tensor, lost: Tensor, done: int) -> Tensor:
+        """What each text loses: those run as found, the others as with the window before, in proportion."""
+        ran, others = order[:done], order[done:]
+        before = torch.ones_like(lost) if self._lost is None else self._lost
+        expected = lost.clone()
+        expected[others] = before[others] * (lost[ran].sum() / before[ran].sum().clamp(min=1e-12))
+        return expected
+
+    def _next_part(self, order: Tensor, lost: Tensor, done: int, needed: float) -> int:
+        """How many texts to run together next, so that in all as few are run as will likely settle the matter."""
+        texts = len(order)
+        enough = texts - done
+        if self._lost is not None and needed > -1.0:
+            expected = self._expected(order, lost, done) if done else self._lost
+            sums = lost[order[:done]].sum() + expected[order[done:]].cumsum(0)
+            enough = min(enough, int((sums <= texts * (1 - needed)).sum()) + 1)
+        return math.ceil(enough / math.ceil(enough / self._part))  # in parts of one size
+
+    def _layers_above(self, merged_above: Windows, layer: int) -> list[tuple[int, dict[str, Tensor]]]:
+        """The layers of the merged model from an original one upward, as (layer to run, parameters to replace)."""
         known = self._committed
         self._committed = {w: known.get(w) or merge_window(self._layers, w, self.rule) for w in merged_above}
-        merged = self._grown(window)
-        yield merged.base, merged.parameters
-        layer, by_first = window.last + 1, {w.first: w for w in merged_above}
+        found, by_first = [], {w.first: w for w in merged_above}
         while layer < len(self._layers):
-            above = by_first.get(layer)
-            if above:
-                yield self._committed[above].base, self._committed[above].parameters
+            if above := by_first.get(layer):
+                found.append((self._committed[above].base, self._committed[above].parameters))
                 layer = above.last + 1
             else:
-                yield layer, {}
+                found.append((layer, {}))
                 layer += 1
+        return found
 
     def _grown(self, window: Window) -> MergedLayer:
         """The merged layer; grown by one step when the window asked for last was the same less its first layer."""
@@ -242,17 +333,12 @@ class WindowScorer:
         return merged
 
 
-def part_sizes(texts: int, length: int, least: int, most: int) -> list[int]:
-    """How many texts to run together: half of those left, within least and most tokens where `length` allows.
-
-    The smaller a part is the less is run in vain when its texts settle the matter, and the slower it is per token.
-    """
-    sizes: list[int] = []
-    while (left := texts - sum(sizes)) > 0:
-        fewest, many = max(1, least // length), max(1, most // length)
-        half = left if left < 2 * fewest else (left + 1) // 2
-        sizes.append(min(many, half))
-    return sizes
+def _can_merge(layers: Sequence[nn.Module], window: Window) -> bool:
+    try:
+        check_same_shapes(layers, window)
+    except PlanError:
+        return False
+    return True
 
 
 def text_cosines(states: Tensor, reference: Tensor) -> Tensor:
@@ -330,6 +416,21 @@ def _check_finite(hidden: Tensor, layer: int) -> None:
 
 def _layer_hooks(layer: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> list[Any]:
     return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
+
+
+@contextmanager
+def _forward_replaced(layers: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    own = [(layer, layer.__dict__.get("forward")) for layer in layers]
+    try:
+        for layer, _ in own:
+            layer.__dict__["forward"] = forward
+        yield
+    finally:
+        for layer, before in own:
+            if before is None:
+                del layer.__dict__["forward"]
+            else:
+                layer.__dict__["forward"] = before
 
 
 @contextmanager

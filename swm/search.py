@@ -25,6 +25,8 @@ Score = Callable[[Windows, Window], float]
 `window` are merged and everything below is untouched."""
 QuickScore = Callable[[Windows, Window, float], float]
 """`score(merged_above, window, needed)`: the same; below `needed` it may be any bound that the similarity is under."""
+ScoreTogether = Callable[[Windows, list[Window]], list[float]]
+"""`score_together(merged_above, windows)`: the same for several windows, none of them above a merged one."""
 
 DOUBT = 0.002  # a window that fails by less is scored in full when the score is only nearly right
 
@@ -208,6 +210,10 @@ class ThresholdPath:
         self.bounds.discard((above, window))
         return similarity
 
+    def knows(self, above: Windows, window: Window) -> bool:
+        """Whether the exact similarity of a window is in the table."""
+        return (above, window) in self.similarities and (above, window) not in self.bounds
+
     def _extend(self, threshold: float, score: Score, on_step: Callable[[int], None] | None) -> PlanAt:
         check_threshold(threshold)
 
@@ -312,6 +318,8 @@ def threshold_path(
     focus: float | None = None,
     path: ThresholdPath | None = None,
     on_step: Callable[[ThresholdPath, float], None] | None = None,
+    score_together: ScoreTogether | None = None,
+    at_once: int = 1,
 ) -> ThresholdPath:
     """Every plan for every threshold in [low, high], exactly; each similarity is computed once.
 
@@ -319,7 +327,9 @@ def threshold_path(
         low, high: ends of the thresholds of interest, in (0, 1]; of a new path, the one given has its own.
         focus: the threshold somebody looks at; the walk at this threshold comes first, then its neighbours.
         path: an unfinished path to go on from; its similarities are not computed again. It is extended in place.
-        on_step: called after each similarity with the path and the share of [low, high] that is covered.
+        on_step: called after each batch of similarities with the path and the share of [low, high] that is covered.
+        score_together, at_once: windows that wait to be tried below the same merged ones are scored together, so many
+            at most, and those that come next if they fail; a few are then scored that the path does not need.
 
     Cost: one call of `score` for each branch of the walk (SmolLM2-135M from 0.5: some 800).
     """
@@ -334,8 +344,13 @@ def threshold_path(
             covered += b - a
             continue
         key = (position.committed, position.window)
-        if key not in path.similarities or key in path.bounds:
-            path.keep(*key, score(*key))
+        if not path.knows(*key):
+            windows = _batch(path, position, branches, at_once) if score_together else []
+            if score_together and len(windows) > 1:
+                for window, similarity in zip(windows, score_together(position.committed, windows), strict=True):
+                    path.keep(position.committed, window, similarity)
+            else:
+                path.keep(*key, score(*key))
             if on_step:
                 on_step(path, covered / (path.high - path.low))
         similarity = path.similarities[key]
@@ -344,6 +359,20 @@ def threshold_path(
         if similarity < b:
             branches.append((position.rejected(), max(a, similarity), b))
     return path
+
+
+def _batch(
+    path: ThresholdPath, position: Position, branches: list[tuple[Position, float, float]], at_once: int
+) -> list[Window]:
+    """The window to try and others below the same merged ones: those that wait, and those next if each one fails.
+
+    Nine of ten windows fail, so few are scored in vain.
+    """
+    wanted = [position, *(waiting for waiting, *_ in reversed(branches) if waiting.committed == position.committed)]
+    while (position := position.rejected()).committed == wanted[0].committed and not position.at_bottom:
+        wanted.append(position)
+    windows = dict.fromkeys(one.window for one in wanted if not one.at_bottom)
+    return [window for window in windows if not path.knows(wanted[0].committed, window)][:at_once]
 
 
 def settle(

@@ -7,8 +7,8 @@ from swm.errors import ModelError, TextError
 from swm.merge import apply_plan
 from swm.models import find_decoder
 from swm.plan import RULES, MergePlan, Window
-from swm.replay import Replay, WindowScorer, layer_outputs, part_sizes, text_cosines
-from swm.search import ThresholdPath, find_plan
+from swm.replay import Replay, WindowScorer, layer_outputs, text_cosines
+from swm.search import ThresholdPath, find_plan, threshold_path
 from tests.conftest import tiny_model
 
 
@@ -111,23 +111,68 @@ def test_texts_run_in_parts_score_as_all_at_once(tokens, monkeypatch):
     model = tiny_model(layers=6)
     cases = [((), Window(3, 4)), ((Window(3, 4),), Window(0, 2))]
     whole = [WindowScorer(model, tokens).score(*case) for case in cases]
-    monkeypatch.setattr("swm.replay.CPU_PART_TOKENS", (16, 16))
+    monkeypatch.setattr("swm.replay.CPU_PART_TOKENS", 16)
     scorer = WindowScorer(model, tokens)
     assert [scorer.score(*case) for case in cases] == pytest.approx(whole, abs=1e-6)
     assert scorer.layer_runs < 6 + 2 * 7
 
 
-@pytest.mark.parametrize(
-    ("texts", "length", "sizes"),
-    [(10, 128, [5, 3, 1, 1]), (10, 4096, [1] * 10), (3, 16, [3]), (30, 128, [5, 5, 5, 5, 5, 3, 1, 1])],
-)
-def test_parts_halve_what_is_left_within_least_and_most(texts, length, sizes):
-    assert part_sizes(texts, length, 128, 640) == sizes
+def test_windows_scored_together_score_as_one_by_one(tokens):
+    model = tiny_model(layers=8)
+    scorer = WindowScorer(model, tokens)
+    for above, windows in (
+        ((), [Window(5, 6), Window(2, 4), Window(1, 4), Window(3, 5)]),
+        ((Window(5, 6),), [Window(0, 1), Window(3, 4)]),
+    ):
+        alone = [WindowScorer(model, tokens).score(above, window) for window in windows]
+        assert scorer.score_together(above, windows) == pytest.approx(alone, abs=1e-6)
+    layer = find_decoder(model).layers[1]
+    layer.mlp = type(layer.mlp)(type(model.config)(hidden_size=32, intermediate_size=48))
+    odd = WindowScorer(model, tokens).score_together((), [Window(1, 2), Window(5, 6)])
+    assert odd[0] == 0.0 < odd[1]
+
+
+def test_a_path_of_a_real_model_is_the_same_in_batches(tokens):
+    model = tiny_model(layers=7)
+    single, batched = WindowScorer(model, tokens), WindowScorer(model, tokens)
+    one = threshold_path(7, single.score, 0.2)
+    many = threshold_path(7, batched.score, 0.2, score_together=batched.score_together, at_once=3)
+    assert [step.plan for step in many.intervals()] == [step.plan for step in one.intervals()]
+    for key, similarity in one.similarities.items():
+        assert many.similarities[key] == pytest.approx(similarity, abs=1e-6)
+
+
+def test_any_rows_in_any_number_run_as_they_were_recorded(tokens):
+    model = tiny_model(layers=4)
+    replay = Replay(model, tokens, keep_every=3, part=2)
+    for rows in ([2], [2, 0], [1, 0, 2, 0, 1]):
+        hidden = replay.input_of(2)[rows]
+        for layer in (2, 3):
+            hidden = replay.run(hidden, layer)
+        assert torch.allclose(replay.finish(hidden), final_state(model, tokens)[rows], atol=1e-6)
+    assert "forward" not in vars(replay.layers[0])  # asking for other numbers of rows has left nothing behind
+
+
+def test_layers_called_by_what_the_text_says_are_refused(tokens, monkeypatch):
+    model = tiny_model(layers=3)
+    last = find_decoder(model).layers[2]
+    plain = last.forward
+    monkeypatch.setattr(last, "forward", lambda hidden, *args, extra, **kwargs: plain(hidden, *args, **kwargs) + extra)
+
+    def with_text(module, args, kwargs):
+        # As Gemma 3n does: each layer is given something of the tokens themselves.
+        return args, {"extra": seen[0][..., None].float()} | kwargs
+
+    seen = []
+    model.model.register_forward_pre_hook(lambda m, a, k: seen.insert(0, k["input_ids"]), with_kwargs=True)
+    last.register_forward_pre_hook(with_text, with_kwargs=True, prepend=True)
+    with pytest.raises(ModelError, match="by what the text says"):
+        Replay(model, tokens, part=1)
 
 
 def test_texts_are_left_out_once_they_cannot_change_the_verdict(monkeypatch):
     model, tokens = tiny_model(layers=6), torch.arange(128).reshape(8, 16) % 64
-    monkeypatch.setattr("swm.replay.CPU_PART_TOKENS", (16, 16))
+    monkeypatch.setattr("swm.replay.CPU_PART_TOKENS", 16)
     exact, quick = WindowScorer(model, tokens), WindowScorer(model, tokens)
     cases = [((), Window(3, 4)), ((), Window(1, 4)), ((Window(3, 4),), Window(1, 2))]
     for case in cases:

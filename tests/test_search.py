@@ -252,3 +252,19 @@ def test_a_threshold_outside_the_path_is_known_or_none():
     path.extend(0.4, lambda above, window: 0.45)
     assert path.plan_at(0.4).plan.windows == (Window(0, 2),)
     assert path.covered() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_path_scored_in_batches_is_the_same_path(seed):
+    score, batches = seeded_score(seed), []
+
+    def together(above, windows):
+        batches.append(len(windows))
+        return [score(above, window) for window in windows]
+
+    one_by_one = threshold_path(12, score, 0.5)
+    batched = threshold_path(12, score, 0.5, score_together=together, at_once=4)
+    assert batched.intervals() == one_by_one.intervals()
+    assert one_by_one.similarities.items() <= batched.similarities.items()
+    assert max(batches) <= 4
+    assert sum(batches) > 0.3 * len(batched.similarities)
