@@ -120,7 +120,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         elif options.method == "fast":
             step = path.extend_quickly(options.threshold, scorer.score)
         else:
-            sure = WindowScorer(model, tokens, options.rule, keep_every=6)
+            sure = WindowScorer(model, tokens, options.rule)
             step = settle(path, options.threshold, scorer.score, sure.score)
             del sure
         if options.method == "path":

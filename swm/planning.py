@@ -142,8 +142,7 @@ def _scoring(
     def settled(threshold: float, on_step: Callable[[int], None]) -> PlanAt:
         if path.scoring == "exact":
             return path.extend_quickly(threshold, scorer.score, on_step)
-        # Few windows are scored exactly: it keeps few hidden states.
-        sure = WindowScorer(model, tokens, rule, keep_every=6)
+        sure = WindowScorer(model, tokens, rule)
         return settle(path, threshold, scorer.score, sure.score, on_step)
 
     return path, scorer, settled

@@ -62,6 +62,7 @@ class Replay:
         self._calls: dict[int, list[Call]] = {}  # by the number of texts
         self._inputs: dict[int, Tensor] = {}
         self._between: dict[int, Tensor] = {}  # of the layers from one kept state to the next
+        self._ready = torch.ones(len(tokens), dtype=torch.bool)  # the texts that `_between` is computed for
         self._tail: list[nn.Module] = []
         self._tuples = False  # whether layers give their output in one
         self.reference = self._recorded()
@@ -79,19 +80,25 @@ class Replay:
             return hidden_of(module(hidden, *args, **kwargs))
 
     @torch.inference_mode()
-    def input_of(self, layer: int) -> Tensor:
-        """What the layer was given in the recorded pass, for all texts."""
-        if layer in self._inputs:
-            return self._inputs[layer]
-        if layer not in self._between:
-            self._between = {}
-            below = layer - layer % self.keep_every
-            for rows in self._parts:
-                hidden = self._inputs[below][rows]
-                for index in range(below, min(below + self.keep_every, len(self.layers)) - 1):
-                    hidden = self.run(hidden, index)
-                    self._put(self._between, index + 1, rows, hidden)
-        return self._between[layer]
+    def input_of(self, layer: int, rows: Tensor | None = None) -> Tensor:
+        """What the layer was given in the recorded pass: for the texts with these indexes, or for all."""
+        if layer not in self._inputs:
+            self._compute_between(layer - layer % self.keep_every, rows)
+        states = self._inputs[layer] if layer in self._inputs else self._between[layer]
+        return states if rows is None else states[rows]
+
+    def _compute_between(self, below: int, rows: Tensor | None) -> None:
+        """The inputs of the layers from a kept one to the next, for those of the texts that have none yet."""
+        if below + 1 not in self._between:
+            self._between, self._ready = {}, torch.zeros(len(self._tokens), dtype=torch.bool)
+        wanted = torch.arange(len(self._tokens)) if rows is None else rows
+        missing = wanted[~self._ready[wanted]]
+        for part in missing.split(len(self._parts[0])) if len(missing) else ():
+            hidden = self._inputs[below][part]
+            for index in range(below, min(below + self.keep_every, len(self.layers)) - 1):
+                hidden = self.run(hidden, index)
+                self._put(self._between, index + 1, part, hidden)
+        self._ready[missing] = True
 
     @torch.inference_mode()
     def finish(self, hidden: Tensor) -> Tensor:
@@ -168,25 +175,36 @@ class Replay:
         self._tail = tail
         return output
 
+    @torch.inference_mode()
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """What the first layer is given for other texts of the same length, shape (texts, length, width)."""
+        return self._idle_pass(tokens)[0]
+
     def _calls_for(self, rows: int) -> list[Call]:
-        """How each layer is called with so many texts: the model itself is asked, its layers doing nothing."""
+        """How each layer is called with so many texts."""
         if rows not in self._calls:
-            calls: list[Call] = []
-
-            def hand_on(*args: Any, **kwargs: Any) -> Any:
-                hidden, call = _split_call(args, kwargs)
-                calls.append(call)
-                return (hidden,) if self._tuples else hidden
-
-            with _forward_replaced(self.layers, hand_on), self._precision():
-                run_decoder(self._model, self._tokens[torch.arange(rows) % len(self._tokens)])
-            self._calls[rows] = calls
+            self._calls[rows] = self._idle_pass(self._tokens[torch.arange(rows) % len(self._tokens)])[1]
         return self._calls[rows]
+
+    def _idle_pass(self, tokens: Tensor) -> tuple[Tensor, list[Call]]:
+        """The layers' input, and how the model calls each of them when none does anything."""
+        inputs: list[Tensor] = []
+        calls: list[Call] = []
+
+        def hand_on(*args: Any, **kwargs: Any) -> Any:
+            hidden, call = _split_call(args, kwargs)
+            inputs.append(hidden)
+            calls.append(call)
+            return (hidden,) if self._tuples else hidden
+
+        with _forward_replaced(self.layers, hand_on), self._precision():
+            run_decoder(self._model, tokens)
+        return inputs[0], calls
 
     def _check(self) -> None:
         """The last layer on the last texts, called as it was for the first ones."""
         top, rows = len(self.layers) - 1, torch.arange(len(self._tokens)).flip(0)[: len(self._parts[0])]
-        again, before = self.finish(self.run(self.input_of(top)[rows], top)).float(), self.reference[rows].float()
+        again, before = self.finish(self.run(self.input_of(top, rows), top)).float(), self.reference[rows].float()
         rounding = 1e-3 if self.reference.dtype == torch.float32 and not self._fast else 2e-2
         if not (again - before).norm() <= rounding * before.norm():
             raise ModelError(
@@ -211,7 +229,7 @@ class WindowScorer:
         model: PreTrainedModel,
         tokens: Tensor,
         rule: str = DEFAULT_RULE,
-        keep_every: int = 6,
+        keep_every: int = 4,
         fast: bool = False,
     ) -> None:
         check_tokens(tokens)
@@ -254,7 +272,7 @@ class WindowScorer:
         while left and not mean < needed:
             done = texts - left
             rows = order[done : done + self._next_part(order, lost, done, needed)]
-            hidden = replay.input_of(window.first)[rows]
+            hidden = replay.input_of(window.first, rows)
             for base, parameters in layers:
                 hidden = replay.run(hidden, base, parameters)
             lost[rows] = 1 - text_cosines(replay.finish(hidden), replay.reference[rows]).clamp(max=1.0).cpu()
