@@ -10,7 +10,7 @@ Source of the rules: Sliding-Window Merging, arXiv:2502.19159 (`rdsc` as printed
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from swm.errors import ModelError, PlanError
 from swm.models import find_decoder, renumber_layers
-from swm.plan import MergePlan, Window, check_rule
+from swm.plan import WEIGHT_RULES, MergePlan, Window, check_rule
 
 Parameters = dict[str, Tensor]
 
@@ -45,6 +45,8 @@ class GrowingMerge:
 
     def __init__(self, layers: Sequence[nn.Module], last: int, rule: str) -> None:
         check_rule(rule)
+        if rule not in WEIGHT_RULES:
+            raise ValueError(f"Rule {rule} needs text: see swm.fit.")
         self._layers, self._rule = layers, rule
         self.window = Window(last, last)
         self._merged = projections(layers[last])
@@ -118,17 +120,21 @@ def _shapes(layer: nn.Module) -> dict[str, torch.Size]:
 
 
 @torch.no_grad()
-def apply_plan(model: PreTrainedModel, plan: MergePlan) -> PreTrainedModel:
+def apply_plan(
+    model: PreTrainedModel, plan: MergePlan, make: Callable[[Window], MergedLayer] | None = None
+) -> PreTrainedModel:
     """A new model with the plan's windows merged.
 
     Args:
         model: not changed; every tensor that the plan leaves alone is shared with it, not copied.
+        make: makes the merged layer of a window; by default the plan's rule does, from the weights alone.
 
     Returns:
         A model of the same class with `plan.layers_left` layers, its config and layer numbers adapted.
 
     Raises:
         PlanError: if the plan was made for another layer count, or a window crosses layers of different shape.
+        ValueError: for rule `fit`, which needs text: see `swm.fit.apply_fitted_plan`.
 
     Memory: one layer for each window.
     """
@@ -137,7 +143,8 @@ def apply_plan(model: PreTrainedModel, plan: MergePlan) -> PreTrainedModel:
         raise PlanError(
             f"The plan is for {plan.layer_count} layers, the model has {len(layers)}. Make the plan for this model."
         )
-    merged = {window: merge_window(layers, window, plan.rule) for window in plan.windows}
+    make = make or (lambda window: merge_window(layers, window, plan.rule))
+    merged = {window: make(window) for window in plan.windows}
     kept = [merged[window].base if window in merged else window.first for window in plan.kept_layers()]
     tensors = [*model.parameters(), *model.buffers()]
     small = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

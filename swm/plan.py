@@ -15,8 +15,10 @@ RULES = {
     "mean": "The average of the window's layers.",
     "keep_first": "The first layer as it is; the others are dropped.",
     "keep_last": "The last layer as it is, norms included; the others are dropped.",
+    "fit": "The first layer, its last projection solved on text to give what the window gave. Not in the paper.",
 }
 DEFAULT_RULE = "rdsc"
+WEIGHT_RULES = tuple(rule for rule in RULES if rule != "fit")  # those that need the weights alone, and no text
 
 
 @dataclass(frozen=True, order=True)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from swm import models
 from swm.errors import SettingsError
 from swm.evaluate import perplexity
 from swm.experiments import Experiment
-from swm.merge import apply_plan
-from swm.plan import DEFAULT_RULE, MergePlan, check_rule
+from swm.fit import WindowFitter
+from swm.merge import MergedLayer, apply_plan
+from swm.plan import DEFAULT_RULE, WEIGHT_RULES, MergePlan, Window, check_rule
 from swm.replay import WindowScorer
 from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
-from swm.stages import Progress, calibration_of, load_original, no_progress
+from swm.stages import Progress, calibration_of, fit_tokens_of, load_original, no_progress
 from swm.view import known_similarity
 
 SAVE_SECONDS = 2.0
+WINDOW_FIT_TOKENS = 4096  # to fit a window while searching; the plan chosen is fitted on more when it is merged
 
 
 def search(
@@ -40,8 +44,8 @@ def search(
     check_range(low)
     check_threshold(focus)
     progress(0, 0, "loading the model")
-    model, tokens = _model_and_tokens(experiment)
-    path, scorer, settled = _scoring(experiment, model, tokens, rule, low, exact)
+    bench = _bench(experiment, rule)
+    path, scorer, settled = _scoring(experiment, bench, rule, low, exact)
     path.low = min(path.low, low)  # similarities do not depend on the range: they are kept
     saved, runs_before = time.monotonic(), path.layer_runs
 
@@ -75,7 +79,7 @@ def search(
             at_once=scorer.at_once,
         )
         save()
-        _measure_perplexities(path, [step.plan for step in path.intervals()], model, tokens, progress, save)
+        _measure_perplexities(path, [step.plan for step in path.intervals()], bench, progress, save)
     finally:
         save()
     return path
@@ -84,13 +88,13 @@ def search(
 def measure_plan(experiment: Experiment, plan: MergePlan, progress: Progress = no_progress) -> dict[str, Any]:
     """Similarity and perplexity on the calibration text of a plan, however it came about; kept with the path."""
     progress(0, 2, "loading the model")
-    model, tokens = _model_and_tokens(experiment)
-    path, scorer, _ = _scoring(experiment, model, tokens, plan.rule, 0.5, exact=False)
+    bench = _bench(experiment, plan.rule)
+    path, scorer, _ = _scoring(experiment, bench, plan.rule, 0.5, exact=False)
     if plan.windows and known_similarity(path, plan) is None:
         progress(0, 2, "similarity")
         path.keep(plan.windows[1:], plan.windows[0], scorer.score(plan.windows[1:], plan.windows[0]))
         path.layer_runs += scorer.layer_runs
-    _measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], model, tokens, progress)
+    _measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], bench, progress)
     if not experiment.read_only:
         experiment.save_path(path)
     perplexities = path.perplexities
@@ -105,8 +109,7 @@ def measure_plan(experiment: Experiment, plan: MergePlan, progress: Progress = n
 def _measure_perplexities(
     path: ThresholdPath,
     plans: Sequence[MergePlan],
-    model: PreTrainedModel,
-    tokens: Any,
+    bench: _Bench,
     progress: Progress,
     save: Callable[[], None] = lambda: None,
 ) -> None:
@@ -117,32 +120,46 @@ def _measure_perplexities(
     left = [plan for plan in dict.fromkeys(plans) if plan.windows not in path.perplexities]
     for done, plan in enumerate(left):
         progress(done, len(left), f"perplexity of plan {done + 1} of {len(left)}")
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=path.scoring != "exact"):
-            path.perplexities[plan.windows] = perplexity(apply_plan(model, plan), tokens)["value"]
+        merged = apply_plan(bench.model, plan, bench.make)
+        with torch.autocast(bench.model.device.type, torch.bfloat16, enabled=path.scoring != "exact"):
+            path.perplexities[plan.windows] = perplexity(merged, bench.tokens)["value"]
         save()
 
 
-def _model_and_tokens(experiment: Experiment) -> tuple[PreTrainedModel, Any]:
+@dataclass(frozen=True)
+class _Bench:
+    """What windows are tried on; `make` gives the merged layer where the rule needs more than the weights."""
+
+    model: PreTrainedModel
+    tokens: Tensor
+    make: Callable[[Window], MergedLayer] | None
+
+
+def _bench(experiment: Experiment, rule: str) -> _Bench:
     model, tokenizer = load_original(experiment)
-    return model, calibration_of(experiment, tokenizer)
+    tokens = calibration_of(experiment, tokenizer)
+    if rule in WEIGHT_RULES:
+        return _Bench(model, tokens, None)
+    return _Bench(model, tokens, WindowFitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS)).merged)
 
 
 def _scoring(
-    experiment: Experiment, model: PreTrainedModel, tokens: Any, rule: str, low: float, exact: bool
+    experiment: Experiment, bench: _Bench, rule: str, low: float, exact: bool
 ) -> tuple[ThresholdPath, WindowScorer, Callable[[float, Callable[[int], None]], PlanAt]]:
     """The path as far as it is there, the scorer it was begun with, and what makes sure of the plan at a threshold."""
+    model = bench.model
     path = experiment.path(rule) or ThresholdPath(experiment.layer_count, rule, low)
     if not path.similarities:
         fast = not exact and model.dtype == torch.float32 and models.bfloat16_is_faster(model.device)
         path.scoring = "bfloat16" if fast else "exact"
     elif exact and path.scoring != "exact":
         path = ThresholdPath(experiment.layer_count, rule, path.low)
-    scorer = WindowScorer(model, tokens, rule, fast=path.scoring != "exact")
+    scorer = WindowScorer(model, bench.tokens, rule, fast=path.scoring != "exact", merged=bench.make)
 
     def settled(threshold: float, on_step: Callable[[int], None]) -> PlanAt:
         if path.scoring == "exact":
             return path.extend_quickly(threshold, scorer.score, on_step)
-        sure = WindowScorer(model, tokens, rule)
+        sure = WindowScorer(model, bench.tokens, rule, merged=bench.make)
         return settle(path, threshold, scorer.score, sure.score, on_step)
 
     return path, scorer, settled
@@ -200,8 +217,8 @@ def known_plan(
 def _searched_plan(experiment: Experiment, threshold: float, rule: str, progress: Progress) -> PlanAt:
     """The plan at one threshold, searched; the similarities found are kept in the path."""
     progress(0, 0, "loading the model")
-    model, tokens = _model_and_tokens(experiment)
-    path, scorer, settled = _scoring(experiment, model, tokens, rule, 0.5, exact=False)
+    bench = _bench(experiment, rule)
+    path, scorer, settled = _scoring(experiment, bench, rule, 0.5, exact=False)
     layers = experiment.layer_count - 1
     step = settled(threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
     path.layer_runs += scorer.layer_runs

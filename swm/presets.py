@@ -13,10 +13,11 @@ from swm.plan import MergePlan
 
 CHOICES = {
     "loss_on": ("text", "response"),
-    "target": ("text", "original"),
+    "target": ("text", "original", "hidden"),
     "adapt": ("all", "above", "near"),
     "checkpointing": ("auto", "on", "off"),
     "schedule": ("cosine", "linear", "constant"),
+    "repair": ("fit", "none"),
 }
 LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, 1_000_000), "batch": (1, 4096), "accumulate": (1, 4096), "length": (8, 131_072),
@@ -33,12 +34,14 @@ class RecoverySettings:
     Attributes:
         loss_on: "text" packs the examples and learns every token; "response" learns the answer's tokens only.
         target: "text" learns the text's own next token; "original" learns the original model's probabilities for it
-            (distillation), which teaches no new text but what was lost.
+            (distillation), which teaches no new text but what was lost; "hidden" also its states behind merged layers.
         adapt: "all" layers get adapters, or "above": those from two below the lowest merged layer up, since everything
             below gives what it gave before. Nothing has to be differentiated there: the higher the windows, the faster.
             "near": the merged layers and their neighbours.
         checkpointing: "on" computes activations again in the backward pass instead of keeping them: a third slower,
             much less memory; "auto" when they would take more than half of what is free.
+        repair: "fit" solves the last projection of each merged layer by least squares before the training, see
+            `swm.fit`: a minute that makes up for most of the loss.
         held_out: sequences kept apart; the checkpoint with the lowest loss on them is the result.
     """
 
@@ -48,6 +51,7 @@ class RecoverySettings:
     target: str = "text"
     adapt: str = "all"
     checkpointing: str = "auto"
+    repair: str = "fit"
     steps: int = 120
     batch: int = 8
     accumulate: int = 1
@@ -80,6 +84,7 @@ PRESETS = {
         preset="paper",
         texts="alpaca-cleaned",
         loss_on="response",
+        repair="none",
         steps=1616,
         batch=4,
         accumulate=16,

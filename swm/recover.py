@@ -6,13 +6,15 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     PreTrainedModel,
@@ -29,6 +31,7 @@ from swm.errors import Cancelled, ModelError, TextError
 from swm.estimate import activation_bytes
 from swm.models import bfloat16_is_faster, find_decoder
 from swm.presets import RecoverySettings
+from swm.replay import hidden_of
 from swm.texts import Example, whole_characters
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ def recover(
     *,
     original: PreTrainedModel | None = None,
     layers: Sequence[int] | None = None,
+    behind: Sequence[tuple[int, int]] = (),
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Train LoRA adapters on the linear maps of the layers and fold them in.
 
@@ -58,8 +62,9 @@ def recover(
         folder: for checkpoints and `adapter/` (a peft folder); a checkpoint found there is gone on from.
         on_step: called after each step with (step, steps, numbers: loss, learning_rate, held_out_loss, ...); may raise
             Cancelled, then a checkpoint is written first.
-        original: the model to learn from when `settings.target` is "original".
+        original: the model to learn from when `settings.target` is not "text".
         layers: indexes of those that get adapters; None for all.
+        behind: (layer of the merged model, layer of the original) whose outputs are to be alike with target "hidden".
 
     Returns:
         The model with the adapters folded in, and a summary: trained parameters and tokens, held-out losses.
@@ -67,13 +72,14 @@ def recover(
     Raises:
         TextError: if there are too few examples. ModelError: if the loss is not finite.
     """
-    if settings.target == "original" and original is None:
-        raise ValueError("The target is the original model's output, and no original model is given.")
+    teacher = None
+    if settings.target != "text":
+        if original is None:
+            raise ValueError("The target is the original model's output, and no original model is given.")
+        teacher = _Teacher(original, _layer_pairs(model, original, behind if settings.target == "hidden" else ()))
     rows = training_rows(tokenizer, examples, settings)
     adapted = _with_adapters(model, settings, layers)
-    trainer, watch = _trainer(
-        adapted, rows, settings, folder, on_step, original if settings.target == "original" else None
-    )
+    trainer, watch = _trainer(adapted, rows, settings, folder, on_step, teacher)
     _train(trainer, folder)
     if watch.failure:
         raise watch.failure
@@ -208,7 +214,7 @@ def _trainer(
     settings: RecoverySettings,
     folder: Path,
     on_step: OnStep | None,
-    original: PreTrainedModel | None,
+    teacher: _Teacher | None,
 ) -> tuple[Trainer, _Watch]:
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -246,7 +252,7 @@ def _trainer(
     watch = _Watch(settings.steps, on_step)
     held_out, train = rows[: settings.held_out], rows[settings.held_out :]
     data: dict[str, Any] = {"train_dataset": train, "eval_dataset": held_out, "callbacks": [watch]}
-    trainer = _Distillation(original, adapted, arguments, **data) if original else Trainer(adapted, arguments, **data)
+    trainer = _Distillation(teacher, adapted, arguments, **data) if teacher else Trainer(adapted, arguments, **data)
     trainer.remove_callback(_printer())
     return trainer, watch
 
@@ -275,29 +281,69 @@ def _printer() -> type[TrainerCallback]:
     return PrinterCallback
 
 
+@dataclass(frozen=True)
+class _Teacher:
+    """The original model, and the pairs of layers (trained, original) whose outputs are to be alike."""
+
+    model: PreTrainedModel
+    pairs: Sequence[tuple[nn.Module, nn.Module]]
+
+
+def _layer_pairs(
+    model: PreTrainedModel, original: PreTrainedModel, behind: Sequence[tuple[int, int]]
+) -> list[tuple[nn.Module, nn.Module]]:
+    ours, theirs = find_decoder(model).layers, find_decoder(original).layers
+    return [(ours[own], theirs[other]) for own, other in behind]
+
+
 class _Distillation(Trainer):
     """A Trainer whose loss is how far the next-token probabilities are from the original's: KL, nats per token.
 
-    Source: Hinton et al. 2015, arXiv:1503.02531, section 2, at temperature 1.
+    With pairs of layers, the mean squared relative distance of their outputs is added.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531, section 2, at temperature 1; hidden states: Jiao et al. 2020
+    (TinyBERT), arXiv:1909.10351, section 3, there absolute and for every layer.
     """
 
-    def __init__(self, original: PreTrainedModel, *arguments: Any, **named: Any) -> None:
+    def __init__(self, teacher: _Teacher, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._original = original
+        self._teacher = teacher
 
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         inputs = dict(inputs)
         counted = inputs.pop("labels")[:, 1:] != IGNORED
-        outputs = model(**inputs, use_cache=False)
-        with torch.no_grad():
-            target = self._original(**inputs, use_cache=False).logits[:, :-1][counted]
+        with _outputs([own for own, _ in self._teacher.pairs]) as states:
+            outputs = model(**inputs, use_cache=False)
+        with torch.no_grad(), _outputs([other for _, other in self._teacher.pairs]) as wanted:
+            target = self._teacher.model(**inputs, use_cache=False).logits[:, :-1][counted]
             target = F.log_softmax(target.float(), dim=-1)
         own = F.log_softmax(outputs.logits[:, :-1][counted].float(), dim=-1)
         count = counted.sum() if num_items_in_batch is None else num_items_in_batch
         loss = F.kl_div(own, target, reduction="sum", log_target=True) / count
+        if states:
+            apart = [_relative_distance(a, b)[:, :-1][counted].sum() for a, b in zip(states, wanted, strict=True)]
+            loss = loss + torch.stack(apart).mean() / count
         return (loss, outputs) if return_outputs else loss
+
+
+def _relative_distance(states: Tensor, wanted: Tensor) -> Tensor:
+    """Squared distance over the squared norm of what is wanted, for each token."""
+    states, wanted = states.float(), wanted.float()
+    return (states - wanted).square().sum(-1) / wanted.square().sum(-1).clamp(min=1e-6)
+
+
+@contextmanager
+def _outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """What each of the layers gives in one forward pass, in their order."""
+    found: list[Tensor] = []
+    handles = [layer.register_forward_hook(lambda m, args, result: found.append(hidden_of(result))) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Watch(TrainerCallback):

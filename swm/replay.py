@@ -219,6 +219,9 @@ class WindowScorer:
     Starts at the recorded input of the window's first layer, since everything below is untouched; builds the merged
     layer step by step while the window grows; never copies the model.
 
+    Args:
+        merged: makes the merged layer of a window; by default `rule` does, which has to be one of WEIGHT_RULES.
+
     With `fast`, in bfloat16: a similarity then differs by some 0.0001 from the one in the model's own format.
 
     Source: arXiv:2502.19159, Fig. 2c: cosine of the final hidden states, over all tokens of a text, mean of texts.
@@ -231,9 +234,10 @@ class WindowScorer:
         rule: str = DEFAULT_RULE,
         keep_every: int = 4,
         fast: bool = False,
+        merged: Callable[[Window], MergedLayer] | None = None,
     ) -> None:
         check_tokens(tokens)
-        self.rule = rule
+        self.rule, self._make = rule, merged
         most = CPU_PART_TOKENS if model.device.type == "cpu" else GPU_PART_TOKENS
         if fast:
             most *= 2  # a layer's weights are converted anew for each part
@@ -294,7 +298,7 @@ class WindowScorer:
         for place, window in enumerate(fitting):
             for layer in range(fitting[place - 1].last + 1 if place else 0, window.last + 1 if place else 0):
                 batch = replay.run(batch, layer)  # those that start lower, up to where this one ends
-            merged = merge_window(self._layers, window, self.rule)
+            merged = self._whole(window)
             own = replay.run(replay.input_of(window.first), merged.base, merged.parameters)
             batch = torch.cat([batch, own]) if place else own
         if fitting:
@@ -325,7 +329,7 @@ class WindowScorer:
     def _layers_above(self, merged_above: Windows, layer: int) -> list[tuple[int, dict[str, Tensor]]]:
         """The layers of the merged model from an original one upward, as (layer to run, parameters to replace)."""
         known = self._committed
-        self._committed = {w: known.get(w) or merge_window(self._layers, w, self.rule) for w in merged_above}
+        self._committed = {w: known.get(w) or self._whole(w) for w in merged_above}
         found, by_first = [], {w.first: w for w in merged_above}
         while layer < len(self._layers):
             if above := by_first.get(layer):
@@ -336,11 +340,17 @@ class WindowScorer:
                 layer += 1
         return found
 
+    def _whole(self, window: Window) -> MergedLayer:
+        return self._make(window) if self._make else merge_window(self._layers, window, self.rule)
+
     def _grown(self, window: Window) -> MergedLayer:
         """The merged layer; grown by one step when the window asked for last was the same less its first layer."""
         if self._merged and self._merged[0] == window:
             return self._merged[1]
         self._merged = None  # its memory is wanted for the next one
+        if self._make:
+            self._merged = window, self._make(window)
+            return self._merged[1]
         growing = self._growing
         if not growing or growing.window.last != window.last or growing.window.first <= window.first:
             self._growing = None

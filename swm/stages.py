@@ -16,20 +16,32 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm import models
 from swm.answers import Answer
-from swm.errors import ExperimentError, SettingsError, TextError
+from swm.errors import ExperimentError, ModelError, SettingsError, TextError
 from swm.evaluate import TaskScore, check_request, perplexity, zero_shot
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_new
 from swm.files import check_space, content_hash, home, read_json, write_json
+from swm.fit import apply_fitted_plan
 from swm.merge import apply_plan
 from swm.metrics import Measure
+from swm.plan import WEIGHT_RULES, MergePlan
 from swm.presets import RecoverySettings, adapted_layers
 from swm.recover import recover, training_rows
 from swm.similarity import measure_similarity
-from swm.texts import PERPLEXITY_TEXTS, calibration_tokens, perplexity_tokens, recovery_examples
+from swm.texts import (
+    FIT_TOKENS,
+    PERPLEXITY_TEXTS,
+    Example,
+    calibration_tokens,
+    fit_tokens,
+    perplexity_tokens,
+    recovery_examples,
+)
 from swm.timing import decode_cost, throughput, time_models
 
 Progress = Callable[[int, int, str], None]
@@ -101,7 +113,7 @@ def merge(run: Run, progress: Progress = no_progress) -> None:
     model, tokenizer = load_original(run.experiment)
     check_space(run.folder, models.size_bytes(model))
     progress(1, 3, "merging")
-    merged = apply_plan(model, run.plan)
+    merged = merged_model(run.experiment, model, tokenizer, run.plan, progress)
     _save(run, merged, tokenizer, progress)
     run.forget_recovery()
     run.remember(merge={"parameters": models.parameter_count(merged), "size_bytes": models.size_bytes(merged)})
@@ -119,7 +131,6 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     progress(0, settings.steps, "loading the model")
     model, tokenizer = load_original(run.experiment)
     models.check_length(model.config, settings.length)
-    merged = apply_plan(model, run.plan)
     examples = recovery_examples(settings.texts, settings.seed)
     training_rows(tokenizer, examples, settings)  # tells of a text that is too short before anything is forgotten
     if run.settings.get("recovery_started") != asdict(settings):
@@ -127,6 +138,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
         shutil.rmtree(folder, ignore_errors=True)
         run.clear_events()
     start, last = time.time(), ""
+    merged, repaired = _repaired(run, model, tokenizer, examples, settings, progress)
 
     def step(done: int, steps: int, numbers: dict[str, float]) -> None:
         nonlocal last
@@ -135,7 +147,11 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
         progress(done, steps, last)
 
     layers = adapted_layers(run.plan, settings.adapt)
-    healed, summary = recover(merged, tokenizer, examples, settings, folder, step, original=model, layers=layers)
+    behind = [(own, window.last) for own, window in enumerate(run.plan.kept_layers()) if len(window) > 1]
+    healed, summary = recover(
+        merged, tokenizer, examples, settings, folder, step, original=model, layers=layers, behind=behind
+    )
+    summary["repaired"] = repaired
     _save(run, healed, tokenizer, no_progress)
     run.set_aside_scores(keep=run.stage != "recovered")
     seconds = round(time.time() - start, 1)
@@ -233,6 +249,49 @@ def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -
         run.experiment.run(BASELINE).save("timing", {**found[0], "conditions": conditions})
     run.save("timing", data)
     return data
+
+
+def merged_model(
+    experiment: Experiment,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: MergePlan,
+    progress: Progress = no_progress,
+) -> PreTrainedModel:
+    """The plan applied; with rule `fit` on text of the experiment's kind."""
+    if plan.rule in WEIGHT_RULES or not plan.windows:
+        return apply_plan(model, plan)
+    return apply_fitted_plan(model, plan, fit_tokens_of(experiment, tokenizer), _fitting(progress))
+
+
+def fit_tokens_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, tokens: int = FIT_TOKENS) -> Tensor:
+    """Text to fit merged layers on: of the experiment's kind, and none that its windows are scored on."""
+    settings = experiment.settings
+    return fit_tokens(tokenizer, settings.texts, settings.length, settings.seed, tokens, settings.count)
+
+
+def _repaired(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    progress: Progress,
+) -> tuple[PreTrainedModel, str]:
+    """The merged model to train, its layers fitted on the text it will be trained on, and how that went."""
+    if settings.repair == "none" or run.plan.rule == "fit" or not run.plan.windows:
+        return merged_model(run.experiment, model, tokenizer, run.plan, progress), "none"
+    packed = training_rows(tokenizer, examples, replace(settings, loss_on="text"))[settings.held_out :]
+    count = -(-FIT_TOKENS // settings.length)
+    tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
+    try:
+        return apply_fitted_plan(model, run.plan, tokens, _fitting(progress)), "fit"
+    except ModelError as error:  # not every family can be; training alone heals it too
+        return apply_plan(model, run.plan), f"none: {error}"
+
+
+def _fitting(progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(0, 0, f"fitting merged layers, {done} of {total}")
 
 
 def load_original(experiment: Experiment) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

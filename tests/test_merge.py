@@ -10,7 +10,7 @@ import torch
 from swm.errors import ModelError, PlanError, SettingsError
 from swm.merge import GrowingMerge, apply_plan, base_layer, merge_window, projections
 from swm.models import check_reload, find_decoder, save_model
-from swm.plan import RULES, MergePlan, Window
+from swm.plan import WEIGHT_RULES, MergePlan, Window
 from tests.conftest import tiny_model
 
 PROJECTIONS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
@@ -32,7 +32,7 @@ def expected(rule, w):
     }[rule]
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", WEIGHT_RULES)
 def test_rule_gives_its_formula_for_every_projection(rule):
     model = tiny_model(layers=5)
     layers = find_decoder(model).layers
@@ -43,7 +43,7 @@ def test_rule_gives_its_formula_for_every_projection(rule):
         torch.testing.assert_close(weight(merged, name), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", WEIGHT_RULES)
 def test_norms_come_from_the_base_layer(rule):
     model = tiny_model(layers=4)
     for index, layer in enumerate(find_decoder(model).layers):
@@ -88,7 +88,7 @@ def test_for_three_layers_they_differ():
     assert not torch.allclose(printed["mlp.up_proj.weight"], released["mlp.up_proj.weight"])
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", WEIGHT_RULES)
 def test_growing_gives_the_same_as_merging_at_once(rule):
     layers = find_decoder(tiny_model(layers=6)).layers
     growing = GrowingMerge(layers, 5, rule)

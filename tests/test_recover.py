@@ -156,6 +156,25 @@ def test_distillation_loss_is_the_divergence_from_the_originals_probabilities(to
     assert summary["held_out_losses"][0] == pytest.approx(float(expected), rel=0.02)
 
 
+def test_hidden_states_behind_merged_layers_add_their_relative_distance(tokenizer, examples, tmp_path):
+    change = {"steps": 1, "held_out": 4, "save_every": 1, "learning_rate": 1e-8}
+    rows = torch.tensor([row["input_ids"] for row in training_rows(tokenizer, examples, SMALL)[:4]])
+    losses, states = {}, []
+    for target in ("original", "hidden"):
+        model, original = tiny_model(layers=3, seed=1), tiny_model(layers=4, seed=2)
+        if not states:
+            with torch.inference_mode():
+                pair = (m(rows, output_hidden_states=True).hidden_states for m in (model, original))
+                own, theirs = next(pair)[2], next(pair)[3]  # hidden_states[0] is the embedding
+            states = [own.double()[:, :-1], theirs.double()[:, :-1]]
+        settings = dataclasses.replace(SMALL, target=target, **change)
+        folder = tmp_path / target
+        _, summary = recover(model, tokenizer, examples, settings, folder, original=original, behind=[(1, 2)])
+        losses[target] = summary["held_out_losses"][0]
+    distance = ((states[0] - states[1]) ** 2).sum(-1) / (states[1] ** 2).sum(-1)
+    assert losses["hidden"] - losses["original"] == pytest.approx(float(distance.mean()), rel=0.05)
+
+
 def test_paper_preset_is_the_released_one():
     paper = PRESETS["paper"]
     assert (paper.rank, paper.alpha, paper.dropout, paper.learning_rate) == (8, 16, 0.05, 1e-4)

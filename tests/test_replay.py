@@ -6,7 +6,7 @@ import torch
 from swm.errors import ModelError, TextError
 from swm.merge import apply_plan
 from swm.models import find_decoder
-from swm.plan import RULES, MergePlan, Window
+from swm.plan import WEIGHT_RULES, MergePlan, Window
 from swm.replay import Replay, WindowScorer, layer_outputs, text_cosines
 from swm.search import ThresholdPath, find_plan, threshold_path
 from tests.conftest import tiny_model
@@ -28,7 +28,7 @@ def test_replay_from_any_layer_equals_the_models_own_forward(model, tokens, keep
     assert torch.equal(replay.reference, final_state(model, tokens))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", WEIGHT_RULES)
 def test_score_equals_that_of_a_model_built_by_apply_plan(tokens, rule):
     model = tiny_model(layers=7)
     scorer = WindowScorer(model, tokens, rule)

@@ -17,6 +17,7 @@ NUMBERS = {
     "length": ("Tokens in each", "Longer: more memory."),
 }
 CHOSEN = {
+    "repair": ("Repair first", "Solve the merged layers' last projection on text before training: about a minute."),
     "target": ("Learn from", "The recovery text itself, or the original model's probabilities on it (distillation)."),
     "adapt": ("Adapters in", "All layers heal most; those above the lowest merged one train faster."),
     "checkpointing": (
