@@ -27,6 +27,7 @@ RULE_NAMES = {
     "mean": "average",
     "keep_first": "keep the first layer",
     "keep_last": "keep the last layer",
+    "fit": "solved on text",
 }
 ANY = "any"
 
