@@ -13,11 +13,13 @@ import plotly.graph_objects as go
 
 from swm.paired import VERDICTS, Paired
 from swm.plan import Window
-from swm.search import PlanAt
+from swm.search import PlanAt, ThresholdPath
 from swm.view import BETTER, WINDOW_COLOURS, WORSE
 
 ERROR_BAR = "rgba(90,98,112,1)"
 LINE = "rgba(115,124,140,1)"
+COLOURS = (BETTER, WORSE, *WINDOW_COLOURS)  # of methods and rules
+SYMBOLS = ("circle", "diamond", "x")
 COLOUR_BAR = {"orientation": "h", "thickness": 10, "outlinewidth": 0, "len": 0.6, "y": -0.1, "yanchor": "top"}
 
 
@@ -240,6 +242,77 @@ def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) ->
         cliponaxis=False,
     )
     return _plain(figure, "tokens per second", "average accuracy, %", 340, legend=True)
+
+
+def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
+    """One figure of every method against the layers left, with its error bars; dashed after LoRA.
+
+    Args:
+        rows: of `compare.study_rows`. figure_of: "average", or a text for perplexity (drawn on a log axis).
+    """
+    figure, original = go.Figure(), next((row for row in rows if row["method"] == "original"), None)
+    lines: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row is not original and _studied(row, figure_of):
+            lines.setdefault((row["method"], row["stage"] == "recovered"), []).append(row)
+    methods = list(dict.fromkeys(method for method, _ in lines))
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
+    symbols = {method: SYMBOLS[i // len(COLOURS) % len(SYMBOLS)] for i, method in enumerate(methods)}
+    for (method, healed), points in lines.items():
+        values = [value for row in points if (value := _studied(row, figure_of))]
+        name = f"{method}{' + LoRA' if healed else ''}"
+        figure.add_scatter(
+            x=[row["layers"] for row in points],
+            y=[value for value, _, _ in values],
+            error_y={
+                "array": [high - value for value, _, high in values],
+                "arrayminus": [value - low for value, low, _ in values],
+                "thickness": 1.4,
+                "width": 4,
+            },
+            mode="lines+markers",
+            name=name,
+            line={"color": colours[method], "dash": "dot" if healed else "solid"},
+            marker={"size": 8, "symbol": symbols[method]},
+            hovertemplate="%{x} layers: %{y:,.1f}<extra>" + name + "</extra>",
+        )
+    if original and (value := _studied(original, figure_of)):
+        figure.add_hline(y=value[0], line={"color": LINE, "dash": "dash"}, annotation_text="original")
+    title = "average accuracy, %" if figure_of == "average" else f"perplexity, {figure_of}"
+    figure = _plain(figure, "layers left", title, 420, legend=True)
+    figure.update_xaxes(autorange="reversed")
+    figure.update_yaxes(type="linear" if figure_of == "average" else "log")
+    figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
+    return figure
+
+
+def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] | None:
+    """Value, low and high of a row's figure: one standard error of the average, the 95 % interval of perplexity."""
+    if figure_of == "average":
+        value, stderr = row["average"], row["average_stderr"]
+        return None if value is None else (100 * value, 100 * (value - stderr), 100 * (value + stderr))
+    entry = row["perplexities"].get(figure_of)
+    return entry and (entry["value"], entry["low"], entry["high"])
+
+
+def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str) -> go.Figure:
+    """Layers left, or perplexity on the calibration text, against threshold: one line for each merge rule."""
+    figure = go.Figure()
+    for index, path in enumerate(paths):
+        steps = [step for step in path.intervals() if figure_of == "layers" or step.perplexity is not None]
+        values = [step.plan.layers_left if figure_of == "layers" else step.perplexity for step in steps]
+        figure.add_scatter(
+            x=[threshold for step in steps for threshold in (step.high, step.low)],
+            y=[value for value in values for _ in range(2)],
+            mode="lines",
+            name=path.rule,
+            line={"color": COLOURS[index % len(COLOURS)], "width": 2},
+            hovertemplate="%{x:.3f}: %{y:,.1f}<extra>" + path.rule + "</extra>",
+        )
+    title = "layers left" if figure_of == "layers" else "perplexity of the calibration text"
+    figure = _plain(figure, "threshold", title, 380, legend=True)
+    figure.update_yaxes(type="linear" if figure_of == "layers" else "log")
+    return figure
 
 
 def differences_chart(compared: Sequence[Paired]) -> go.Figure:

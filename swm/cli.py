@@ -10,18 +10,20 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
 from swm.errors import Cancelled, ExperimentError, SettingsError, SwmError
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, delete, list_experiments, read_only_message
+from swm.grids import KINDS, OF_RUNS, read_grid
 from swm.jobs import Target, cancel, tracked
-from swm.metrics import Measure
+from swm.metrics import Measure, parse_tasks
 from swm.options import build_parser
-from swm.plan import MergePlan, parse_windows
+from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, parse_windows
 from swm.presets import RecoverySettings, preset_settings
 from swm.search import PlanAt
 
@@ -149,8 +151,14 @@ def run_search(options: argparse.Namespace) -> Result:
 
 def run_plan(options: argparse.Namespace) -> Result:
     experiment = Experiment.open(options.exp)
-    if options.windows is not None:
-        return _measured_plan(experiment, options)
+    if options.windows is not None or options.planner:
+        data = _measured_plan(experiment, options)
+        plan = MergePlan.from_dict(data)
+        return data, (
+            f"{plan.layers_left} of {plan.layer_count} layers; windows {_windows(plan)}; rule {plan.rule}; similarity "
+            f"{data['similarity']:.4f}; perplexity {data['perplexity']:,.1f} on the calibration text, the original's "
+            f"{data['perplexity_original']:,.1f}"
+        )
     step = _plan(experiment, options)
     text = (
         f"{step.plan.layers_left} of {step.plan.layer_count} layers; windows {_windows(step.plan)}; similarity "
@@ -161,21 +169,37 @@ def run_plan(options: argparse.Namespace) -> Result:
     return step.to_dict(), text
 
 
-def _measured_plan(experiment: Experiment, options: argparse.Namespace) -> Result:
+def _measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
+    """A plan by hand, or of a planner, with its similarity and perplexity."""
     from swm import planning
 
-    plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule)
-    if experiment.read_only:
-        data = planning.measure_plan(experiment, plan)
+    if not options.planner:
+        plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
+        measured = partial(planning.measure_plan, experiment, plan)
     else:
-        with watched(experiment, "plan") as progress:
-            data = planning.measure_plan(experiment, plan, progress)
-    text = (
-        f"{plan.layers_left} of {plan.layer_count} layers; windows {_windows(plan)}; similarity "
-        f"{data['similarity']:.4f}; perplexity {data['perplexity']:,.1f} on the calibration text, the original's "
-        f"{data['perplexity_original']:,.1f}"
-    )
-    return data, text
+        measured = partial(
+            planning.plan_by,
+            experiment,
+            options.planner,
+            cast(int, _layers(experiment, options)),
+            planning.BEST_BUDGET if options.budget is None else options.budget,
+            rule=options.rule,
+        )
+    if experiment.read_only:
+        return measured()
+    with watched(experiment, "plan") as progress:
+        return measured(progress=progress)
+
+
+def _layers(experiment: Experiment, options: argparse.Namespace) -> int | None:
+    """How many layers are to be left, where the options say it."""
+    if options.planner and options.layers is None and options.ratio is None:
+        raise SettingsError("A planner needs to know how many layers to leave. Say --layers or --ratio.")
+    if options.ratio is None:
+        return cast("int | None", options.layers)
+    if not 0 <= options.ratio < 1:
+        raise SettingsError(f"--ratio {options.ratio} is out of range. Choose 0 or more, and less than 1.")
+    return round(experiment.layer_count * (1 - options.ratio))
 
 
 def run_merge(options: argparse.Namespace) -> Result:
@@ -197,12 +221,8 @@ def _plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
     """The plan that the options name; a search that it needs is a job of the experiment."""
     from swm import planning
 
-    layers = options.layers
-    if options.ratio is not None:
-        if not 0 <= options.ratio < 1:
-            raise SettingsError(f"--ratio {options.ratio} is out of range. Choose 0 or more, and less than 1.")
-        layers = round(experiment.layer_count * (1 - options.ratio))
-    asked = {"threshold": options.threshold, "layers": layers, "rule": options.rule}
+    rule = options.rule or DEFAULT_RULE
+    asked = {"threshold": options.threshold, "layers": _layers(experiment, options), "rule": rule}
     known = planning.known_plan(experiment, **asked)
     if known or experiment.read_only:
         return known or planning.plan_for(experiment, **asked)
@@ -214,13 +234,20 @@ def _planned_run(options: argparse.Namespace) -> Run:
     """The run with the plan that the options name, made if it is new; without a plan the run that is there."""
     experiment = _own(options.exp)
     check_name(options.run)
-    if options.windows is not None:
-        plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule)
-        return experiment.create_run(options.run, plan)
-    if options.threshold is None and options.layers is None and options.ratio is None:
+    width = WidthCut(options.width, options.width_by) if options.width else WHOLE
+    threshold: float | None = None
+    similarity: float | None = None
+    if options.planner:
+        data = _measured_plan(experiment, options)
+        plan, similarity = MergePlan.from_dict(data), data["similarity"]
+    elif options.windows is not None:
+        plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
+    elif options.threshold is None and options.layers is None and options.ratio is None:
         return experiment.run(options.run)
-    step = _plan(experiment, options)
-    return experiment.create_run(options.run, step.plan, step.threshold, step.similarity)
+    else:
+        step = _plan(experiment, options)
+        plan, threshold, similarity = step.plan, step.threshold, step.similarity
+    return experiment.create_run(options.run, replace(plan, width=width), threshold, similarity)
 
 
 def run_all(options: argparse.Namespace) -> Result:
@@ -234,6 +261,20 @@ def run_all(options: argparse.Namespace) -> Result:
 
     rows = [row for row in compare(run.experiment) if row["run"] in (BASELINE, run.name)]
     return {"runs": rows}, _table(run.experiment, run)
+
+
+def run_study(options: argparse.Namespace) -> Result:
+    from swm.compare import csv_text, study_rows
+    from swm.study import run_study
+
+    experiment, grid = _own(options.exp), read_grid(options.kind, options.grid)
+    with watched(experiment, "study") as progress:
+        failed = run_study(experiment, options.kind, grid, progress)
+    told = "".join(f"\n{cell}: {reason}" for cell, reason in failed.items())
+    if options.kind not in OF_RUNS:
+        return {"study": options.kind, "failed": failed}, f"Done: {KINDS[options.kind]}{told}"
+    rows = study_rows(experiment)
+    return {"study": options.kind, "failed": failed, "rows": rows}, csv_text(rows) + told
 
 
 def recovery_settings(options: argparse.Namespace) -> RecoverySettings:
@@ -256,7 +297,6 @@ def run_recover(options: argparse.Namespace) -> Result:
 
 def run_evaluate(options: argparse.Namespace) -> Result:
     from swm import stages
-    from swm.evaluate import parse_tasks
 
     tasks = parse_tasks(options.tasks)
     texts = [text.strip() for text in options.texts.split(",") if text.strip()]
@@ -383,6 +423,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "evaluate": run_evaluate,
     "time": run_time,
     "run": run_all,
+    "study": run_study,
     "compare": run_compare,
     "report": run_report,
     "export": run_export,

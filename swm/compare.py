@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import asdict
 from typing import Any
 
 from swm.experiments import BASELINE, Experiment, Run
@@ -86,6 +87,8 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "windows": [[window.first, window.last] for window in run.plan.windows],
         "rule": None if run.is_baseline else run.plan.rule,
         "threshold": run.settings.get("threshold"),
+        "width": asdict(run.plan.width),
+        "method": _method(run),
         "perplexity": next((p["value"] for p in perplexities.values()), None),
         "perplexities": perplexities,
         "scores": tasks,
@@ -102,6 +105,14 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
     }
 
 
+def _method(run: Run) -> str | None:
+    """What found the run's plan, where a study made it, and how its width was cut."""
+    if run.is_baseline:
+        return "original"
+    method, width = run.settings.get("method"), run.plan.width
+    return f"{method} + {width.method}" if method and width.ratio else method
+
+
 def _average(tasks: dict[str, Any]) -> tuple[float | None, float | None]:
     """Mean of the tasks' values and its standard error, the tasks taken as independent."""
     if not tasks:
@@ -114,11 +125,17 @@ def _difference(value: float | None, baseline: float | None) -> float | None:
     return None if value is None or baseline is None else value - baseline
 
 
+def study_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """Rows of the original and of the runs of studies, the deepest cut last; of equal depth in order of perplexity."""
+    rows = [row for row in flat_rows(compare(experiment)) if row["method"]]
+    return sorted(rows, key=lambda row: (-row["layers"], row["stage"] == "recovered", row["perplexity"] or math.inf))
+
+
 def csv_text(rows: list[dict[str, Any]]) -> str:
     """The comparison as comma-separated values, one line for each run and stage."""
     flat = flat_rows(rows)
     plain = ["run", "stage", "layers", "parameters", "size_bytes", "average", "average_stderr"]
-    plain += ["tokens_per_second", "latency_ms", "peak_memory_bytes", "experiment"]
+    plain += ["tokens_per_second", "latency_ms", "peak_memory_bytes", "experiment", "method"]
     texts = list(dict.fromkeys(text for row in flat for text in row["perplexities"]))
     tasks = list(dict.fromkeys(task for row in flat for task in row["scores"]))
     heads = [*plain, *(f"perplexity_{text}" for text in texts)]
@@ -153,18 +170,18 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("size, MiB", [f"{row['size_bytes'] / 2**20:,.0f}" for row in flat]),
     ]
     for text in dict.fromkeys(text for row in flat for text in row["perplexities"]):
-        found.append((f"perplexity, {text}", [_interval(row["perplexities"].get(text)) for row in flat]))
+        found.append((f"perplexity, {text}", [interval(row["perplexities"].get(text)) for row in flat]))
     for task in dict.fromkeys(task for row in flat for task in row["scores"]):
         scored = [row["scores"][task] for row in flat if task in row["scores"]]
         counts = " or ".join(dict.fromkeys(f"{score['documents']:,}" for score in scored))
         label = f"{task}, % ({scored[0]['metric']}, {counts} documents)"
         found.append((label, [_score(row["scores"].get(task)) for row in flat]))
-    found.append(("average of tasks, %", [_percent(row["average"], row["average_stderr"]) for row in flat]))
+    found.append(("average of tasks, %", [percent(row["average"], row["average_stderr"]) for row in flat]))
     found.append(("tokens per second", [_number(row["tokens_per_second"], 1) for row in flat]))
     for batch in dict.fromkeys(batch for row in flat for batch in row["throughput"] if batch != "1"):
         rates = [_number(row["throughput"].get(batch), 0) for row in flat]
         found.append((f"tokens per second, batch of {batch}", rates))
-    found.append(("speed, times the original", [_speedup(row["speedup"]) for row in flat]))
+    found.append(("speed, times the original", [speedup(row["speedup"]) for row in flat]))
     found.append(("latency, ms", [_number(row["latency_ms"], 0) for row in flat]))
     memory = [row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20 for row in flat]
     found.append(("peak memory, MiB", [_number(value, 0) for value in memory]))
@@ -180,19 +197,19 @@ def run_name(run: str, stage: str) -> str:
     return "original" if run == BASELINE else f"{run} ({STAGES[stage]})"
 
 
-def _interval(entry: dict[str, Any] | None) -> str:
+def interval(entry: dict[str, Any] | None) -> str:
     return f"{entry['value']:,.1f} [{entry['low']:,.1f}, {entry['high']:,.1f}]" if entry else MISSING
 
 
-def _speedup(entry: dict[str, Any] | None) -> str:
+def speedup(entry: dict[str, Any] | None) -> str:
     return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]" if entry else MISSING
 
 
 def _score(entry: dict[str, Any] | None) -> str:
-    return _percent(entry["value"], entry["stderr"]) if entry else MISSING
+    return percent(entry["value"], entry["stderr"]) if entry else MISSING
 
 
-def _percent(value: float | None, stderr: float | None) -> str:
+def percent(value: float | None, stderr: float | None) -> str:
     return MISSING if value is None or stderr is None else f"{100 * value:.1f} ± {100 * stderr:.1f}"
 
 

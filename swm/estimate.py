@@ -10,8 +10,9 @@ from typing import Any
 import psutil
 
 from swm.files import free_bytes
+from swm.grids import Grid
 from swm.metrics import TASKS
-from swm.plan import MergePlan
+from swm.plan import MergePlan, Window
 from swm.presets import RecoverySettings
 
 PROCESS_BYTES = 700 * 2**20  # Python with torch and transformers, before any model
@@ -106,6 +107,18 @@ def estimate_run(
         free,
         free_bytes(folder),
     )
+
+
+def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid, folder: Path) -> float:
+    """What all cells of a study take when none is there yet, the planners' searches left out; 0 if unknown."""
+    total = 0.0
+    for cell in grid.cells(facts["layers"]):
+        dropped = facts["layers"] - cell.layers
+        plan = MergePlan(facts["layers"], (Window(0, dropped),) if dropped else ())
+        evaluations = 2 if cell.recovery else 1
+        needs = estimate_run(facts, cost, plan, cell.recovery, grid.limit, folder, grid.tasks, evaluations)
+        total += needs.total_seconds - (0 if grid.time else needs.seconds.get("time", 0))
+    return total
 
 
 def activation_bytes(tokens: int, layers: int, width: int) -> int:

@@ -201,16 +201,6 @@ def check_request(tasks: Sequence[str], limit: int | None) -> Any:
     return manager
 
 
-def parse_tasks(text: str) -> tuple[str, ...]:
-    """Task names from a comma-separated list; "all" is the seven of the paper."""
-    if text.strip() == "all":
-        return TASKS
-    tasks = tuple(filter(None, (part.strip() for part in text.split(","))))
-    if not tasks:
-        raise SettingsError("No task is named. Write all, or names with commas between, as in boolq,piqa.")
-    return tasks
-
-
 def _task(name: str, manager: Any, limit: int | None) -> Any:
     """The registered task; for the seven with the bundled documents in place of the hub's."""
     from lm_eval.api.task import ConfigurableTask

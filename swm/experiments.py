@@ -237,6 +237,22 @@ class Experiment(_Tracked):
         self._check_writable()
         write_json(self.folder / "path" / f"{path.rule}.json", path.to_dict())
 
+    def planned(self, planner: str, layers: int) -> dict[str, Any] | None:
+        """A planner's plan with so many layers, if it was found before."""
+        return self._json(f"plans/{planner}-{layers}.json")
+
+    def save_planned(self, planner: str, layers: int, data: dict[str, Any]) -> None:
+        self._check_writable()
+        write_json(self.folder / "plans" / f"{planner}-{layers}.json", data)
+
+    def study(self, kind: str) -> dict[str, Any] | None:
+        """What a study's last pass left: its grid, and the cells that cannot be."""
+        return self._json(f"studies/{kind}.json")
+
+    def save_study(self, kind: str, data: dict[str, Any]) -> None:
+        self._check_writable()
+        write_json(self.folder / "studies" / f"{kind}.json", data)
+
     def run(self, name: str) -> Run:
         """A run by name. `baseline`, the original model, is always there."""
         check_name(name)
@@ -267,9 +283,14 @@ class Experiment(_Tracked):
         return found, broken
 
     def create_run(
-        self, name: str, plan: MergePlan, threshold: float | None = None, similarity: float | None = None
+        self,
+        name: str,
+        plan: MergePlan,
+        threshold: float | None = None,
+        similarity: float | None = None,
+        method: str | None = None,
     ) -> Run:
-        """A new run with its plan; an existing one with the same plan is given back."""
+        """A new run with its plan, and the method that found it; an existing one with the same plan is given back."""
         self._check_writable()
         if check_name(name) == BASELINE:
             raise ExperimentError(f"{BASELINE} is the original model. Choose another name for the run.")
@@ -280,7 +301,7 @@ class Experiment(_Tracked):
             if run.stage != "planned":
                 raise ExperimentError(f"There is a run {name} with another plan. Choose another name.")
         data = {"plan": plan.to_dict(), "threshold": threshold, "similarity": similarity, "created": time.time()}
-        write_json(run.folder / "run.json", data)
+        write_json(run.folder / "run.json", {**data, **({"method": method} if method else {})})
         return run
 
 

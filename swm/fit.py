@@ -106,10 +106,16 @@ class WindowFitter:
         check_same_shapes(self._replay.layers, window)
         replay, first = self._replay, window.first
         projection = last_projection(replay, first, replay.input_of(first)[:1])
-        wanted = replay.input_of(window.last + 1)
+        wanted = self._output_of(window.last)
         states = ((replay.input_of(first, some), wanted[some]) for some in self._rows)
         change = _solved(replay, first, projection, states, len(self._rows))
         return MergedLayer(first, {f"{projection.name}.weight": projection.weight_with(change)})
+
+    def _output_of(self, layer: int) -> Tensor:
+        if layer + 1 < len(self._replay.layers):
+            return self._replay.input_of(layer + 1)
+        replay = self._replay
+        return torch.cat([replay.run(replay.input_of(layer, some), layer) for some in self._rows])
 
 
 @dataclass(frozen=True)

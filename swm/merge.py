@@ -115,6 +115,15 @@ def check_same_shapes(layers: Sequence[nn.Module], window: Window) -> None:
             )
 
 
+def can_merge(layers: Sequence[nn.Module], window: Window) -> bool:
+    """Whether the window's layers are alike in shape."""
+    try:
+        check_same_shapes(layers, window)
+    except PlanError:
+        return False
+    return True
+
+
 def _shapes(layer: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in layer.named_parameters()}
 

@@ -72,3 +72,13 @@ class Measure:
             plain = f"{plain[-30:].strip('-')}-{hashlib.sha256(self.texts.encode('utf-8', 'replace')).hexdigest()[:8]}"
         parts += [plain] if self.texts else []
         return "_".join(parts)
+
+
+def parse_tasks(text: str) -> tuple[str, ...]:
+    """Task names from a comma-separated list; "all" is the seven of the paper."""
+    if text.strip() == "all":
+        return TASKS
+    tasks = tuple(filter(None, (part.strip() for part in text.split(","))))
+    if not tasks:
+        raise SettingsError("No task is named. Write all, or names with commas between, as in boolq,piqa.")
+    return tasks

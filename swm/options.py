@@ -7,8 +7,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from swm import __version__
+from swm.grids import KINDS
 from swm.metrics import METRICS, PARTS, SAMPLES
-from swm.plan import DEFAULT_RULE, RULES
+from swm.plan import DEFAULT_RULE, PLANNERS, RULES, WIDTH_METHODS
 from swm.presets import CHOICES, PRESET_HELP, RecoverySettings
 
 
@@ -38,12 +39,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--skip", type=int, default=0, help="first tokens of each text to leave out (0)")
     command.add_argument("--texts", default="", help="another text than the experiment's, or task:boolq and the like")
     command = add("search", "Every plan for every threshold; goes on where it stopped.", "EXP")
-    _add_rule(command)
+    command.add_argument("--rule", default=DEFAULT_RULE, help=", ".join(RULES))
     command.add_argument("--from", dest="low", type=float, default=0.5, help="lowest threshold of interest (0.5)")
     command.add_argument("--exact", action="store_true", help="no faster number format, even where there is one")
     command.add_argument("--focus", type=float, default=0.9, help="threshold to compute first (0.9)")
     _add_plan(add("plan", "Which windows merge at a threshold or for a number of layers; how good a plan is.", "EXP"))
-    _add_plan(add("merge", "Merge the windows of a plan into a smaller model.", "EXP", "RUN"))
+    command = add("merge", "Merge the windows of a plan into a smaller model.", "EXP", "RUN")
+    _add_plan(command)
+    _add_width(command)
     _add_recovery(add("recover", "Heal a merged model with LoRA.", "EXP", "RUN"))
     command = add("evaluate", "Perplexity and zero-shot scores of a run.", "EXP", "RUN")
     command.add_argument("--tasks", default="all", help="all (the paper's seven), or names with commas")
@@ -56,9 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--tokens", type=int, default=32, help="tokens to generate (32)")
     command = add("run", "One run from plan to scores: merge, evaluate, recover, evaluate again, time.", "EXP", "RUN")
     _add_plan(command, required=False)
+    _add_width(command)
     _add_recovery(command)
     _add_limit(command, 100)
     command.add_argument("--no-recovery", action="store_true", help="leave healing out")
+    kinds = " ".join(f"{kind}: {text}" for kind, text in KINDS.items())
+    command = add("study", f"Every method at several depths; goes on where it stopped. {kinds}", "EXP", "KIND")
+    command.add_argument("--grid", type=Path, metavar="FILE", help="a copy of assets/studies.yaml, edited")
     command = add("compare", "All runs side by side.", "EXP")
     command.add_argument("--csv", action="store_true", help="comma-separated values")
     command = add("report", "One self-contained HTML page.", "EXP")
@@ -96,11 +103,17 @@ def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument("--layers", type=int, help="layers to keep; of several plans the one of lowest perplexity")
     group.add_argument("--ratio", type=float, help="share of the layers to remove, as in 0.2")
     group.add_argument("--windows", help="windows by hand, both ends included, as in 27-28,25-26")
-    _add_rule(command)
+    planners = "; ".join(f"{name}: {text}" for name, text in PLANNERS.items())
+    command.add_argument("--planner", choices=PLANNERS, metavar="PLANNER", help=f"with --layers or --ratio; {planners}")
+    command.add_argument("--budget", type=int, help="plans that planner best tries at most (400)")
+    rules = f"{', '.join(RULES)} ({DEFAULT_RULE}, or what the planner's method does)"
+    command.add_argument("--rule", help=rules)
 
 
-def _add_rule(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--rule", default=DEFAULT_RULE, help=", ".join(RULES))
+def _add_width(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--width", type=float, default=0.0, help="share of the layers' weights to cut by width (0)")
+    ways = "; ".join(f"{name}: {text}" for name, text in WIDTH_METHODS.items())
+    command.add_argument("--width-by", default="flap", help=ways)
 
 
 def _add_limit(command: argparse.ArgumentParser, limit: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from swm.errors import PlanError, SettingsError
@@ -18,7 +18,40 @@ RULES = {
     "fit": "The first layer, its last projection solved on text to give what the window gave. Not in the paper.",
 }
 DEFAULT_RULE = "rdsc"
+PLANNERS = {
+    "best": "Layers dropped by beam search, each merged layer fitted on text (rule fit), scored by perplexity. Ours.",
+    "sleb": "Layers dropped one by one, each time the one that costs least perplexity (SLEB).",
+    "shortgpt": "The layers that turn the hidden state least are dropped at once (ShortGPT's block influence).",
+    "perplexity": "The layers without which perplexity is lowest are dropped at once (Shortened LLaMA, PPL).",
+    "taylor": "The layers of lowest weight times gradient are dropped at once (Shortened LLaMA, Taylor+).",
+    "angular": "The one run of layers whose ends are nearest in angle at the last token is dropped (Gromov et al.).",
+    "laco": "Windows of a fixed size merged from the top while the final hidden state stays alike (LaCo).",
+    "random": "Layers dropped by chance: what any method has to beat.",
+}
 WEIGHT_RULES = tuple(rule for rule in RULES if rule != "fit")  # those that need the weights alone, and no text
+
+
+WIDTH_METHODS = {
+    "flap": "What changes least over the text, times the weights that read it; its mean becomes a bias (FLAP).",
+    "taylor": "What the loss depends on least: weight times gradient (LLM-Pruner).",
+}
+
+
+@dataclass(frozen=True)
+class WidthCut:
+    """Share of every layer's weights to remove by width, and how what goes is chosen."""
+
+    ratio: float = 0.0
+    method: str = "flap"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio <= 0.9:
+            raise SettingsError(f"--width {self.ratio} is out of range. Choose 0 to 0.9.")
+        if self.method not in WIDTH_METHODS:
+            raise SettingsError(f"'{self.method}' is not a way to cut width. Choose {' or '.join(WIDTH_METHODS)}.")
+
+
+WHOLE = WidthCut()
 
 
 @dataclass(frozen=True, order=True)
@@ -37,11 +70,12 @@ class Window:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """The windows to merge in a model of `layer_count` layers, lowest first, none overlapping."""
+    """The windows to merge in a model of `layer_count` layers, lowest first, none overlapping; then a cut in width."""
 
     layer_count: int
     windows: tuple[Window, ...] = ()
     rule: str = DEFAULT_RULE
+    width: WidthCut = WHOLE
 
     def __post_init__(self) -> None:
         check_rule(self.rule)
@@ -74,11 +108,13 @@ class MergePlan:
             "layers_left": self.layers_left,
             "windows": [[window.first, window.last] for window in self.windows],
             "rule": self.rule,
+            **({"width": asdict(self.width)} if self.width.ratio else {}),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MergePlan:
-        return cls(int(data["layer_count"]), windows_from(data["windows"]), str(data["rule"]))
+        width = WidthCut(**data["width"]) if data.get("width") else WHOLE
+        return cls(int(data["layer_count"]), windows_from(data["windows"]), str(data["rule"]), width)
 
 
 def windows_from(pairs: Iterable[Iterable[int]]) -> tuple[Window, ...]:
@@ -108,3 +144,17 @@ def check_rule(rule: str) -> None:
     """Raise SettingsError unless `rule` is one of RULES."""
     if rule not in RULES:
         raise SettingsError(f"'{rule}' is not a merge rule. Choose one of: {', '.join(RULES)}.")
+
+
+def check_planner(planner: str) -> None:
+    """Raise SettingsError unless `planner` is one of PLANNERS."""
+    if planner not in PLANNERS:
+        raise SettingsError(f"'{planner}' is not a planner. Choose one of: {', '.join(PLANNERS)}.")
+
+
+def check_layers(layers: int, layer_count: int) -> None:
+    """Raise SettingsError unless a model of `layer_count` layers can be left with so many."""
+    if not 2 <= layers <= layer_count:
+        raise SettingsError(
+            f"--layers {layers} is out of range: the model has {layer_count} layers. Choose 2 to {layer_count}."
+        )

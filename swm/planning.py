@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm import models
 from swm.errors import SettingsError
 from swm.evaluate import perplexity
 from swm.experiments import Experiment
-from swm.fit import WindowFitter
+from swm.fit import WindowFitter, apply_fitted_plan
 from swm.merge import MergedLayer, apply_plan
-from swm.plan import DEFAULT_RULE, WEIGHT_RULES, MergePlan, Window, check_rule
+from swm.plan import DEFAULT_RULE, WEIGHT_RULES, MergePlan, Window, check_layers, check_planner, check_rule
+from swm.planners import DropLoss, PlanLoss, beam_drops, dropped_plan, plan_with
 from swm.replay import WindowScorer
 from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
 from swm.stages import Progress, calibration_of, fit_tokens_of, load_original, no_progress
 from swm.view import known_similarity
 
 SAVE_SECONDS = 2.0
+BEST_BUDGET, BEST_WIDTH = 400, 3  # plans that planner `best` tries; sets that it goes on with, and fits in full at last
 WINDOW_FIT_TOKENS = 4096  # to fit a window while searching; the plan chosen is fitted on more when it is merged
 
 
@@ -203,11 +206,7 @@ def known_plan(
         check_threshold(threshold)
         return path.plan_at(threshold) if path else None
     assert layers is not None
-    if not 2 <= layers <= experiment.layer_count:
-        raise SettingsError(
-            f"--layers {layers} is out of range: the model has {experiment.layer_count} layers. "
-            f"Choose 2 to {experiment.layer_count}."
-        )
+    check_layers(layers, experiment.layer_count)
     if path is None or path.covered() < 0.999:
         return None
     step = path.plan_with_layers(layers)
@@ -225,3 +224,81 @@ def _searched_plan(experiment: Experiment, threshold: float, rule: str, progress
     if not experiment.read_only:
         experiment.save_path(path)
     return step
+
+
+def plan_by(
+    experiment: Experiment,
+    planner: str,
+    layers: int,
+    budget: int = BEST_BUDGET,
+    progress: Progress = no_progress,
+    *,
+    rule: str | None = None,
+) -> dict[str, Any]:
+    """A planner's plan with so many layers, what it measures, and what finding it took; kept, so it is found once.
+
+    Args:
+        rule: how its windows merge, instead of what the planner's method does.
+
+    Returns:
+        The plan's entries, `planner`, `seconds`, and similarity and perplexities as from `measure_plan`.
+
+    Raises:
+        SettingsError: if planner, layers or budget cannot be. PlanError: if the planner finds no such plan.
+    """
+    check_planner(planner)
+    check_layers(layers, experiment.layer_count)
+    if not 1 <= budget <= 1_000_000:
+        raise SettingsError(f"--budget {budget} is out of range. Choose 1 to 1,000,000 plans.")
+    data = experiment.planned(planner, layers)
+    if data is None or data.get("budget") not in (None, budget):
+        data = _found_plan(experiment, planner, layers, budget, progress)
+    if rule and rule != data["rule"]:
+        plan = replace(MergePlan.from_dict(data), rule=rule)
+        return {**data, **measure_plan(experiment, plan, progress)}
+    return data
+
+
+def _found_plan(experiment: Experiment, planner: str, layers: int, budget: int, progress: Progress) -> dict[str, Any]:
+    start = time.time()
+    progress(0, 0, "loading the model")
+    model, tokenizer = load_original(experiment)
+    tokens = calibration_of(experiment, tokenizer)
+
+    def on_try(done: int, total: int) -> None:
+        progress(done, total, f"{planner}: {done} plans tried")
+
+    if planner == "best":
+        plan = _best_plan(experiment, model, tokenizer, layers, budget, progress, on_try)
+    else:
+        plan = plan_with(planner, model, tokens, layers, experiment.settings.seed, on_try)
+    seconds = round(time.time() - start, 1)
+    data = {**measure_plan(experiment, plan, progress), "planner": planner, "seconds": seconds}
+    if planner == "best":
+        data["budget"] = budget
+    if not experiment.read_only:
+        experiment.save_planned(planner, layers, data)
+    return data
+
+
+def _best_plan(
+    experiment: Experiment,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: int,
+    budget: int,
+    progress: Progress,
+    on_try: Callable[[int, int], None],
+) -> MergePlan:
+    """Layers to drop by beam search over quickly fitted plans; the last ones are fitted in full and compared."""
+    count, tokens = experiment.layer_count, calibration_of(experiment, tokenizer)
+    fitter = WindowFitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS))
+    loss = DropLoss(PlanLoss(model, tokens, lru_cache(2 * count)(fitter.merged)), count, "fit")
+    found = beam_drops(range(1, count), count - layers, loss, BEST_WIDTH, budget, on_try)
+    plans = [replace(dropped_plan(count, gone), rule="fit") for gone in found]
+    text = fit_tokens_of(experiment, tokenizer)
+    perplexities = []
+    for done, plan in enumerate(plans):
+        progress(done, len(plans), f"fitting plan {done + 1} of {len(plans)} in full")
+        perplexities.append(perplexity(apply_fitted_plan(model, plan, text), tokens)["value"])
+    return plans[perplexities.index(min(perplexities))]

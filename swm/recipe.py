@@ -74,7 +74,8 @@ def read_recipe(file: Path) -> Recipe:
 def fits_mergekit(experiment: Experiment, plan: MergePlan) -> bool:
     """Whether mergekit can say this plan of this model."""
     model = experiment.settings.model
-    return plan.rule in ("keep_first", "keep_last") and "/" in model and not model.endswith(".gguf")
+    whole = plan.rule in ("keep_first", "keep_last") and not plan.width.ratio
+    return whole and "/" in model and not model.endswith(".gguf")
 
 
 def mergekit_yaml(experiment: Experiment, plan: MergePlan) -> str:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from swm.errors import ModelError, PlanError, TextError
-from swm.merge import GrowingMerge, MergedLayer, check_same_shapes, merge_window
+from swm.errors import ModelError, TextError
+from swm.merge import GrowingMerge, MergedLayer, can_merge, merge_window
 from swm.models import find_decoder
 from swm.plan import DEFAULT_RULE, Window
 
@@ -180,6 +180,18 @@ class Replay:
         """What the first layer is given for other texts of the same length, shape (texts, length, width)."""
         return self._idle_pass(tokens)[0]
 
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the model makes of the last layer's output, shape (rows, length, vocabulary)."""
+
+        def hand_on(*args: Any, **kwargs: Any) -> Any:
+            return (hidden,) if self._tuples else hidden
+
+        with _forward_replaced(self.layers, hand_on), self._precision():
+            tokens = self._tokens[torch.arange(len(hidden)) % len(self._tokens)]
+            logits: Tensor = self._model(input_ids=tokens, use_cache=False).logits
+        return logits
+
     def _calls_for(self, rows: int) -> list[Call]:
         """How each layer is called with so many texts."""
         if rows not in self._calls:
@@ -265,7 +277,7 @@ class WindowScorer:
 
         A window whose layers differ in shape cannot be merged: its score is 0, which every threshold rejects.
         """
-        if not _can_merge(self._layers, window):
+        if not can_merge(self._layers, window):
             return 0.0
         merged = self._grown(window)
         layers = [(merged.base, merged.parameters), *self._layers_above(merged_above, window.last + 1)]
@@ -293,7 +305,7 @@ class WindowScorer:
         layer and the hidden states of all texts for each window.
         """
         found = dict.fromkeys(windows, 0.0)
-        fitting = sorted((w for w in windows if _can_merge(self._layers, w)), key=lambda window: window.last)
+        fitting = sorted((w for w in windows if can_merge(self._layers, w)), key=lambda window: window.last)
         replay, batch = self._replay, torch.empty(0)
         for place, window in enumerate(fitting):
             for layer in range(fitting[place - 1].last + 1 if place else 0, window.last + 1 if place else 0):
@@ -359,14 +371,6 @@ class WindowScorer:
             merged = growing.grow()
         self._growing, self._merged = growing, (window, merged)
         return merged
-
-
-def _can_merge(layers: Sequence[nn.Module], window: Window) -> bool:
-    try:
-        check_same_shapes(layers, window)
-    except PlanError:
-        return False
-    return True
 
 
 def text_cosines(states: Tensor, reference: Tensor) -> Tensor:

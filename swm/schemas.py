@@ -92,6 +92,7 @@ SHAPES: dict[str, Shape] = {
         threshold=maybe(NUMBER),
         similarity=maybe(NUMBER),
         created=NUMBER,
+        method=TEXT,
         merge=an({}, parameters=WHOLE, size_bytes=WHOLE),
         recovery=RECOVERY,
         recovery_started=maybe(RECOVERY),
@@ -113,6 +114,20 @@ SHAPES: dict[str, Shape] = {
         },
         warning=TEXT,
     ),
+    "plans": an(
+        {
+            "layer_count": WHOLE,
+            "windows": many({"type": "array", "items": WHOLE, "minItems": 2, "maxItems": 2}),
+            "rule": TEXT,
+            "planner": TEXT,
+            "similarity": maybe(NUMBER),
+            "perplexity": NUMBER,
+            "perplexity_original": NUMBER,
+            "seconds": NUMBER,
+        },
+        budget=WHOLE,
+    ),
+    "studies": an({"failed": every(TEXT), "grid": an({})}),
     "event": an(
         {"step": WHOLE, "steps": WHOLE, "time": NUMBER},
         stage=TEXT,

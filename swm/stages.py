@@ -43,6 +43,7 @@ from swm.texts import (
     recovery_examples,
 )
 from swm.timing import decode_cost, throughput, time_models
+from swm.width import prune_width
 
 Progress = Callable[[int, int, str], None]
 SAMPLE_PROMPTS = (
@@ -260,8 +261,23 @@ def merged_model(
 ) -> PreTrainedModel:
     """The plan applied; with rule `fit` on text of the experiment's kind."""
     if plan.rule in WEIGHT_RULES or not plan.windows:
-        return apply_plan(model, plan)
-    return apply_fitted_plan(model, plan, fit_tokens_of(experiment, tokenizer), _fitting(progress))
+        merged = apply_plan(model, plan)
+    else:
+        merged = apply_fitted_plan(model, plan, fit_tokens_of(experiment, tokenizer), _fitting(progress))
+    return _narrowed(experiment, merged, tokenizer, plan, progress)
+
+
+def _narrowed(
+    experiment: Experiment,
+    merged: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: MergePlan,
+    progress: Progress,
+) -> PreTrainedModel:
+    if not plan.width.ratio:
+        return merged
+    told = lambda done, total: progress(0, 0, f"cutting width, text {done} of {total}")  # noqa: E731
+    return prune_width(merged, plan.width, fit_tokens_of(experiment, tokenizer), told)
 
 
 def fit_tokens_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, tokens: int = FIT_TOKENS) -> Tensor:
@@ -285,9 +301,10 @@ def _repaired(
     count = -(-FIT_TOKENS // settings.length)
     tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
     try:
-        return apply_fitted_plan(model, run.plan, tokens, _fitting(progress)), "fit"
+        merged, how = apply_fitted_plan(model, run.plan, tokens, _fitting(progress)), "fit"
     except ModelError as error:  # not every family can be; training alone heals it too
-        return apply_plan(model, run.plan), f"none: {error}"
+        merged, how = apply_plan(model, run.plan), f"none: {error}"
+    return _narrowed(run.experiment, merged, tokenizer, run.plan, progress), how
 
 
 def _fitting(progress: Progress) -> Callable[[int, int], None]:

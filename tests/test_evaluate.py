@@ -8,10 +8,10 @@ from lm_eval.models.huggingface import HFLM
 
 from swm import stages
 from swm.errors import ModelError, SettingsError, TextError
-from swm.evaluate import parse_tasks, perplexity, zero_shot
+from swm.evaluate import perplexity, zero_shot
 from swm.experiments import Settings
 from swm.files import content_hash
-from swm.metrics import PAPER_METRICS, TASKS
+from swm.metrics import PAPER_METRICS, TASKS, parse_tasks
 from swm.scoring import SharedContextLM
 from tests.conftest import WORDS, need, tiny_model
 from tests.test_families import FAMILIES

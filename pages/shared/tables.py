@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from swm.compare import STAGES, lines, row_name
+from swm.compare import STAGES, interval, lines, percent, row_name, speedup
 from swm.experiments import Experiment
 from swm.paired import Paired
 from swm.search import PlanAt
@@ -38,6 +38,26 @@ def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
         for row in rows
     )
     return table.set_index("run")
+
+
+def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One line for each row of `study_rows`, as text with error bars."""
+    texts = list(dict.fromkeys(text for row in rows for text in row["perplexities"]))
+    return pd.DataFrame(
+        {
+            "layers": row["layers"],
+            "method": row["method"],
+            "rule": row["rule"] or "",
+            "stage": STAGES[row["stage"]],
+            "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
+            **{f"perplexity, {text}": interval(row["perplexities"].get(text)) for text in texts},
+            "average, %": percent(row["average"], row["average_stderr"]),
+            **{task: percent(score["value"], score["stderr"]) for task, score in row["scores"].items()},
+            "times as fast": speedup(row["speedup"]),
+            "windows": " ".join(f"{first}-{last}" for first, last in row["windows"]),
+        }
+        for row in rows
+    )
 
 
 def paired_table(compared: list[Paired]) -> pd.DataFrame:

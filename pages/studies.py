@@ -1,0 +1,128 @@
+"""Studies page: every method at several depths, on the experiment's own model."""
+
+import streamlit as st
+
+from pages.shared.frame import (
+    caption,
+    command_line,
+    duration,
+    job_panel,
+    next_step,
+    require_experiment,
+    shown_errors,
+    start_page,
+)
+from pages.shared.tables import similarity_maps, study_table
+from swm.charts import depths_chart, similarity_heatmap, staircase_chart
+from swm.compare import csv_text, study_rows
+from swm.estimate import study_seconds
+from swm.experiments import BASELINE, Experiment
+from swm.grids import KINDS, OF_RUNS, Grid, grid_text, read_grid
+from swm.jobs import start
+
+NAMES = {
+    "methods": "Methods",
+    "healing": "Healing",
+    "width": "Depth and width",
+    "thresholds": "Thresholds",
+    "texts": "Task texts",
+}
+FIGURES = {"lambada": "Perplexity, novels", "squad": "Perplexity, Wikipedia", "average": "Average score"}
+
+
+def show_runs(experiment: Experiment, grid: Grid) -> None:
+    """Every method against depth, and the same as a table."""
+    names = {BASELINE, *(cell.run for cell in grid.cells(experiment.layer_count))}
+    rows = [row for row in study_rows(experiment) if row["run"] in names]
+    measured = [name for name in FIGURES if any(name in row["perplexities"] or name == "average" for row in rows)]
+    if not any(row["perplexities"] for row in rows):
+        st.info("Nothing of this study has been measured yet.", icon=":material/science:")
+        return
+    figure_of = st.segmented_control(
+        "Figure", measured, format_func=FIGURES.get, default=measured[0], required=True, key="studies_figure"
+    )
+    st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")
+    st.caption(
+        "Bars: the 95 % interval over texts (perplexity), one standard error over documents (score). Dotted: after "
+        "LoRA. A method that finds no plan of that depth has no point."
+    )
+    st.dataframe(study_table(rows), hide_index=True)
+    st.download_button(
+        "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
+    )
+
+
+def show_thresholds(experiment: Experiment, rules: list[str]) -> None:
+    paths = [path for rule in rules if (path := experiment.path(rule))]
+    if not paths:
+        st.info("No threshold path has been searched yet.", icon=":material/science:")
+        return
+    left, right = st.columns(2, gap="large")
+    left.plotly_chart(staircase_chart(paths, "layers"), key="studies_layers")
+    right.plotly_chart(staircase_chart(paths, "perplexity"), key="studies_perplexity")
+    st.caption(
+        "The same threshold leaves different depths with different rules; compare rules at equal depth. Perplexity of "
+        "rule fit is that of its quick fit while searching."
+    )
+
+
+def show_texts(experiment: Experiment, metric: str, texts: list[str]) -> None:
+    maps = {name: get for name, get in similarity_maps([experiment], experiment.layer_count).items() if "task" in name}
+    if not maps:
+        st.info("No heat map of a task's prompts has been measured yet.", icon=":material/science:")
+        return
+    for name, column in zip(maps, [column for _ in maps for column in st.columns(3, gap="medium")], strict=False):
+        data = maps[name]()
+        if data:
+            column.plotly_chart(similarity_heatmap(data["matrix"], name), key=f"studies_{name}")
+
+
+experiment = require_experiment(
+    start_page("Studies", "Every method at several depths, before and after healing, on this model.")
+)
+caption(experiment)
+kind = st.segmented_control(
+    "Study",
+    list(KINDS),
+    format_func=NAMES.get,
+    default="methods",
+    required=True,
+    key="studies_kind",
+    bind="query-params",
+    persist_state="session",
+)
+st.caption(KINDS[kind])
+with shown_errors():
+    grid = read_grid(kind)
+    if kind in OF_RUNS:
+        show_runs(experiment, Grid.from_dict(grid))
+    elif kind == "thresholds":
+        show_thresholds(experiment, grid["rules"])
+    else:
+        show_texts(experiment, grid["metric"], grid["texts"])
+    last = experiment.study(kind)
+    for cell, reason in (last or {"failed": {}})["failed"].items():
+        st.caption(f"{cell}: {reason}")
+
+with st.expander("What it runs"):
+    st.code(grid_text(kind), language="yaml")
+    st.caption(
+        "Another grid: copy assets/studies.yaml, change it, and name the copy with --grid. Each cell is a run of this "
+        "experiment, and what is there is not computed again."
+    )
+if kind in OF_RUNS:
+    seconds = study_seconds(experiment.model_facts, experiment.cost(), Grid.from_dict(grid), experiment.folder)
+    if seconds:
+        st.caption(f"About {duration(seconds)} in all when nothing is there yet, and the methods' own searches.")
+arguments = ["study", experiment.name, kind]
+if not experiment.state().active and st.button(
+    "Go on with this study" if last else "Run this study",
+    type="primary",
+    disabled=experiment.read_only,
+    key="studies_start",
+):
+    start(experiment, "study", arguments)
+    st.rerun()
+job_panel(experiment)
+command_line(*arguments)
+next_step("pages/compare.py", "Compare single runs, with paired tests")

@@ -1,0 +1,142 @@
+"""Grids of studies, declared in assets/studies.yaml: which methods, at which depths, scored how. No torch."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from swm.errors import SettingsError
+from swm.metrics import parse_tasks
+from swm.plan import WHOLE, WidthCut, check_planner, check_rule
+from swm.presets import RecoverySettings, preset_settings
+
+GRIDS = Path(__file__).parents[1] / "assets" / "studies.yaml"
+KINDS = {
+    "methods": "All methods at several depths: perplexity, scores, speed (the paper's tables 1 and 2).",
+    "healing": "Before and after LoRA at several depths (figure 4).",
+    "width": "Depth against score with width cut as well, at equal numbers of parameters (figure 3).",
+    "thresholds": "Layers left and perplexity against threshold, for every merge rule (figure 5).",
+    "texts": "Heat maps of the zero-shot tasks' prompts (figure 1).",
+}
+OF_RUNS = ("methods", "healing", "width")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one depth, and a cut in width after it. A method is a planner, or a rule of the threshold walk."""
+
+    method: str
+    layers: int
+    recovery: RecoverySettings | None = None  # None leaves healing out
+    width: WidthCut = WHOLE
+
+    @property
+    def run(self) -> str:
+        """Name of its run."""
+        name = f"{self.method.replace('_', '-')}-{self.layers}"
+        return f"{name}-{self.width.method}-{1000 * self.width.ratio:.0f}" if self.width.ratio else name
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a study of runs asks of each; see assets/studies.yaml.
+
+    Attributes:
+        total: share of the layers' weights to remove in all: what depth leaves of it goes by width, `width_by`. None
+            leaves width alone.
+    """
+
+    ratios: tuple[float, ...]
+    planners: tuple[str, ...]
+    rules: tuple[str, ...]
+    heal: tuple[str, ...]
+    recovery: RecoverySettings
+    tasks: tuple[str, ...]
+    limit: int | None
+    time: bool
+    keep_models: bool
+    total: float | None = None
+    width_by: tuple[str, ...] = ("flap",)
+
+    def __post_init__(self) -> None:
+        for planner in self.planners:
+            check_planner(planner)
+        for rule in self.rules:
+            check_rule(rule)
+        unknown = sorted({*self.heal} - {*self.planners, *self.rules})
+        if unknown:
+            raise SettingsError(
+                f"The grid heals {', '.join(unknown)}, but does not plan it. Name it as planner or rule."
+            )
+        for method in self.width_by:
+            WidthCut(0.0, method)
+        for ratio in (*self.ratios, self.total or 0.0):
+            if not 0 <= ratio < 1:
+                raise SettingsError(f"Ratio {ratio} is out of range. Choose 0 or more, and less than 1.")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Grid:
+        """From an entry of the file."""
+        tasks, recovery = data["tasks"], dict(data["recovery"])
+        return cls(
+            ratios=tuple(float(ratio) for ratio in data["ratios"]),
+            planners=tuple(data["planners"]),
+            rules=tuple(data["rules"]),
+            heal=tuple(data["heal"]),
+            recovery=preset_settings(recovery.pop("preset"), **recovery),
+            tasks=() if tasks == "none" else parse_tasks(tasks),
+            limit=None if data["limit"] == "none" else int(data["limit"]),
+            time=bool(data["time"]),
+            keep_models=bool(data["keep_models"]),
+            total=data.get("total"),
+            width_by=tuple(data.get("width_by", ("flap",))),
+        )
+
+    def cells(self, layer_count: int) -> list[Cell]:
+        """Depth by depth, so that all methods can be compared at the first before the next begins."""
+        return [
+            Cell(method, layers, self.recovery if method in self.heal else None, width)
+            for layers in dict.fromkeys(round(layer_count * (1 - ratio)) for ratio in self.ratios)
+            for method in (*self.planners, *self.rules)
+            for width in self._widths(layers / layer_count)
+        ]
+
+    def _widths(self, left: float) -> list[WidthCut]:
+        """The cuts after which so many of the layers' weights are gone as `total` says; none if depth took more."""
+        if self.total is None:
+            return [WHOLE]
+        ratio = round(1 - (1 - self.total) / left, 3)
+        return list(dict.fromkeys(WidthCut(ratio, by) if ratio > 0 else WHOLE for by in self.width_by))
+
+
+def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
+    """A study's grid as the file says it, checked.
+
+    Raises:
+        SettingsError: if there is no such study, or the file has no grid for it that can be.
+    """
+    if kind not in KINDS:
+        raise SettingsError(f"'{kind}' is not a study. Choose one of: {', '.join(KINDS)}.")
+    file = file or GRIDS
+    try:
+        grid: dict[str, Any] = dict(yaml.safe_load(file.read_text(encoding="utf-8"))[kind])
+        if kind in OF_RUNS:
+            Grid.from_dict(grid)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise SettingsError(
+            f"{file} has no grid '{kind}' that can be read ({reason}). Compare it with {GRIDS}."
+        ) from None
+    return grid
+
+
+def grid_text(kind: str) -> str:
+    """The part of assets/studies.yaml that declares a study."""
+    lines = GRIDS.read_text(encoding="utf-8").splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"{kind}:"))
+    rest = itertools.takewhile(lambda line: not line or line[0] == " ", lines[first + 1 :])
+    return "\n".join([lines[first], *rest]).rstrip()

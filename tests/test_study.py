@@ -1,0 +1,188 @@
+import pytest
+import yaml
+
+from swm import stages, study
+from swm.cli import main
+from swm.compare import study_rows
+from swm.errors import Cancelled, SettingsError
+from swm.experiments import Settings
+from swm.grids import GRIDS, KINDS, Cell, Grid, grid_text, read_grid
+from swm.plan import PLANNERS, RULES
+
+SMALL = {
+    "ratios": [0.25, 0.5],
+    "planners": ["sleb", "random"],
+    "rules": ["keep_first"],
+    "tasks": "none",
+    "limit": 3,
+    "heal": ["sleb"],
+    "recovery": {"preset": "quick", "steps": 2, "batch": 2, "length": 16, "held_out": 2, "repair": "none"},
+    "time": False,
+    "keep_models": False,
+}
+
+
+@pytest.fixture
+def experiment(model_folder, text_file, home):
+    SMALL["recovery"]["texts"] = str(text_file)
+    return stages.create("e", Settings(str(model_folder), str(text_file), 4, 32))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What the study asked of the stages, in order."""
+    asked = []
+    for name in ("merge", "evaluate", "recover_run"):
+        whole = getattr(study, name)
+
+        def told(run, *arguments, name=name, whole=whole):
+            asked.append((name, run.name, run.stage))
+            return whole(run, *arguments)
+
+        monkeypatch.setattr(study, name, told)
+    return asked
+
+
+def test_the_grids_that_ship_can_be_read():
+    assert list(yaml.safe_load(GRIDS.read_text())) == list(KINDS)
+    for kind in KINDS:
+        assert read_grid(kind) == yaml.safe_load(grid_text(kind))[kind]
+    grid = Grid.from_dict(read_grid("methods"))
+    assert grid.planners == tuple(PLANNERS)
+    assert grid.rules == tuple(RULES)
+    assert [cell.layers for cell in grid.cells(30)][:: len(PLANNERS) + len(RULES)] == [27, 24, 20]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"planners": ["chess"]}, "'chess' is not a planner"),
+        ({"rules": ["chess"]}, "'chess' is not a merge rule"),
+        ({"ratios": [1.0]}, "Ratio 1.0 is out of range"),
+        ({"heal": ["best"]}, "heals best, but does not plan it"),
+        ({"ratios": None}, "has no grid 'methods' that can be read"),
+        ({"recovery": {"preset": "quick", "stepz": 3}}, "has no grid 'methods' that can be read"),
+        ({"limit": "many"}, "has no grid 'methods' that can be read"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(tmp_path, change, message):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"methods": {**SMALL, **change}}))
+    with pytest.raises(SettingsError, match=message):
+        read_grid("methods", tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "methods", "methods: [", "other: {}", "!!python/object:os.system {}"])
+def test_a_file_that_is_no_grid_is_refused(tmp_path, text):
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(SettingsError, match="that can be read"):
+        read_grid("methods", tmp_path / "grid.yaml")
+    with pytest.raises(SettingsError, match="'chess' is not a study"):
+        read_grid("chess")
+
+
+def test_cells_go_depth_by_depth():
+    cells = Grid.from_dict(SMALL).cells(4)
+    assert [cell.run for cell in cells] == ["sleb-3", "random-3", "keep-first-3", "sleb-2", "random-2", "keep-first-2"]
+    assert [cell.recovery is not None for cell in cells] == [True, False, False] * 2
+    assert cells[1] == Cell("random", 3)
+
+
+def test_width_makes_up_what_depth_leaves():
+    grid = Grid.from_dict({**SMALL, "ratios": [0, 0.25, 0.5], "total": 0.4, "planners": ["sleb"], "rules": []})
+    cells = grid.cells(4)
+    assert [(cell.layers, cell.width.ratio) for cell in cells] == [(4, 0.4), (3, 0.2), (2, 0.0)]
+    assert [cell.run for cell in cells] == ["sleb-4-flap-400", "sleb-3-flap-200", "sleb-2"]
+
+
+def test_a_study_computes_each_cell_once_whenever_it_is_stopped(experiment, made, monkeypatch):
+    stop_after = 1
+    whole = study.evaluate
+
+    def stopped(run, *arguments):
+        if len([one for one in made if one[0] == "evaluate"]) == stop_after:
+            raise Cancelled
+        return whole(run, *arguments)
+
+    monkeypatch.setattr(study, "evaluate", stopped)
+    passes = 0
+    while True:
+        passes += 1
+        try:
+            failed = study.run_study(experiment, "methods", SMALL)
+            break
+        except Cancelled:
+            stop_after += 1
+    assert passes == 9 - len(failed)  # the original, six cells, two of them healed
+    assert len(made) == len(set(made))
+    assert [one for one in made if one[0] == "evaluate" and one[2] == "recovered"] == [
+        ("evaluate", "sleb-3", "recovered"),
+        ("evaluate", "sleb-2", "recovered"),
+    ]
+    assert set(failed) <= {"keep-first-3", "keep-first-2"}
+    rows = study_rows(experiment)
+    assert rows[0]["method"] == "original"
+    assert {(row["method"], row["layers"], row["stage"]) for row in rows} >= {
+        ("sleb", 3, "merged"), ("sleb", 3, "recovered"), ("random", 2, "merged"), ("sleb", 2, "recovered"),
+    }  # fmt: skip
+    assert not any(run.has_model for run in experiment.runs())
+    made.clear()
+    study.run_study(experiment, "methods", SMALL)
+    assert made == []
+
+
+def test_another_grid_makes_what_it_needs_again(experiment, made):
+    grid = {**SMALL, "ratios": [0.25], "planners": ["sleb"], "rules": []}
+    study.run_study(experiment, "methods", grid)
+    made.clear()
+    study.run_study(experiment, "methods", {**grid, "limit": 4})
+    assert [name for name, run, _ in made if run == "sleb-3"] == ["recover_run", "evaluate"]
+    made.clear()
+    study.run_study(
+        experiment, "methods", {**grid, "limit": 4, "heal": [], "planners": ["random"], "keep_models": True}
+    )
+    assert [name for name, _, _ in made] == ["merge", "evaluate"]
+    assert experiment.run("random-3").has_model
+
+
+def test_a_method_that_finds_no_plan_is_told_of(experiment):
+    grid = {**SMALL, "ratios": [0.25], "planners": ["taylor", "random"], "rules": [], "heal": []}
+    failed = study.run_study(experiment, "methods", grid)
+    assert list(failed) == ["taylor-3"]
+    assert "at most" in failed["taylor-3"]
+    assert experiment.study("methods")["failed"] == failed
+    assert experiment.run("random-3").is_evaluated
+
+
+def test_depth_and_width_together(experiment):
+    changes = {"ratios": [0, 0.25], "total": 0.5, "width_by": ["flap", "taylor"], "planners": ["sleb"], "rules": []}
+    assert study.run_study(experiment, "width", {**SMALL, **changes, "heal": ["sleb"]}) == {}
+    rows = [row for row in study_rows(experiment) if row["stage"] == "merged"]
+    assert {(row["layers"], row["method"]) for row in rows} == {
+        (4, "sleb + flap"), (4, "sleb + taylor"), (3, "sleb + flap"), (3, "sleb + taylor"),
+    }  # fmt: skip
+    whole = experiment.model_facts["parameters"]
+    assert all(row["parameters"] < 0.7 * whole for row in rows)
+    assert experiment.run("sleb-3-taylor-333").stage == "recovered"
+
+
+def test_thresholds_and_texts(experiment, text_file):
+    assert study.run_study(experiment, "thresholds", {"rules": ["keep_first", "mean"], "from": 0.9}) == {}
+    assert experiment.rules_searched() == ["keep_first", "mean"]
+    told = []
+    grid = {"metric": "cosine", "texts": [str(text_file)]}
+    study.run_study(experiment, "texts", grid, lambda done, total, text: told.append(done / total))
+    assert len(experiment.metrics_measured()) == 1
+    assert told == sorted(told)
+    assert told[-1] <= 1
+
+
+def test_a_study_from_the_command_line(experiment, tmp_path, capsys):
+    grid = {**SMALL, "ratios": [0.25], "planners": ["sleb", "taylor"], "rules": [], "heal": []}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"methods": grid}))
+    main(["study", "e", "methods", "--grid", str(tmp_path / "grid.yaml")])
+    out = capsys.readouterr().out
+    assert "sleb-3,merged,3," in out
+    assert "taylor-3: This method can drop" in out
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", "e", "chess"])
+    assert stopped.value.code == 1
