@@ -1,5 +1,7 @@
 """Preview page: choose a threshold, see which layers would merge."""
 
+from typing import Any
+
 import streamlit as st
 
 from pages.shared.frame import (
@@ -17,7 +19,7 @@ from pages.shared.tables import trace_table
 from swm.charts import similarity_heatmap, trace_chart
 from swm.experiments import Experiment
 from swm.jobs import start
-from swm.plan import RULES, MergePlan, parse_windows
+from swm.plan import PLANNERS, RULES, MergePlan, parse_windows
 from swm.search import ThresholdPath
 from swm.view import known_similarity, plan_view
 
@@ -71,6 +73,40 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
     command_line(*arguments)
 
 
+def show_planned(data: dict[str, Any]) -> None:
+    """A planner's windows and rule in place of the threshold's."""
+    st.session_state[hand_key(experiment)] = ",".join(f"{first}-{last}" for first, last in data["windows"])
+    st.session_state["rule"] = data["rule"]
+
+
+def other_methods(experiment: Experiment) -> None:
+    """Another method's choice of layers, found in a job, shown like windows set by hand."""
+    with st.expander("Let another method choose the layers"):
+        inputs = st.columns([2, 1, 3], gap="large", vertical_alignment="bottom")
+        planner = inputs[0].selectbox(
+            "Method", list(PLANNERS), key="preview_planner", help="Each finds a plan for a number of layers."
+        )
+        most = experiment.layer_count
+        layers = inputs[1].number_input("Layers left", 2, most, max(2, round(0.8 * most)), key="preview_planner_layers")
+        st.caption(PLANNERS[planner])
+        arguments = ["plan", experiment.name, "--planner", planner, "--layers", str(layers)]
+        found = experiment.planned(planner, layers)
+        if found:
+            windows = ", ".join(f"{first}-{last}" for first, last in found["windows"])
+            st.markdown(
+                f"Windows {windows or 'none'} with rule {RULE_NAMES[found['rule']]}: perplexity "
+                f"{found['perplexity']:,.1f} on the calibration text; the original has "
+                f"{found['perplexity_original']:,.1f}."
+            )
+            st.button("Show these windows", on_click=show_planned, args=(found,), key="preview_show_planned")
+        elif not experiment.state().active and st.button(
+            "Find it", disabled=experiment.read_only, key="preview_find_planned"
+        ):
+            start(experiment, "plan", arguments)
+            st.rerun()
+        command_line(*arguments)
+
+
 experiment = require_experiment(
     start_page("Preview", "Which neighbouring layers become one, for the similarity you ask for.")
 )
@@ -116,6 +152,8 @@ with shown_errors():
     if hand is None and (covered < 0.999 or step is None):
         search_controls(experiment, rule, min(path.low, threshold), threshold, path)
 
+with shown_errors():
+    other_methods(experiment)
 if hand is not None:
     arguments = ["plan", experiment.name, "--windows", str(by_hand), "--rule", rule]
     if similarity is None or plan.windows not in path.perplexities:

@@ -167,6 +167,11 @@ def bfloat16_is_faster(device: torch.device) -> bool:
     return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
 
 
+def fast_format(model: PreTrainedModel) -> bool:
+    """Whether trying things out on the model goes faster in bfloat16 than in its own format."""
+    return model.dtype == torch.float32 and bfloat16_is_faster(model.device)
+
+
 # ---- where a model comes from -------------------------------------------------------------------------------------
 
 

@@ -113,7 +113,7 @@ class MergePlan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MergePlan:
-        width = WidthCut(**data["width"]) if data.get("width") else WHOLE
+        width = WidthCut(**data["width"]) if "width" in data else WHOLE
         return cls(int(data["layer_count"]), windows_from(data["windows"]), str(data["rule"]), width)
 
 

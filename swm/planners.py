@@ -250,14 +250,19 @@ class PlanLoss:
     Args:
         model: not changed.
         make: makes the merged layer of a window; by default the plan's rule does.
+        fast: matrix products in bfloat16; moves a loss by some 0.001.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokens: Tensor, make: Callable[[Window], MergedLayer] | None = None
+        self,
+        model: PreTrainedModel,
+        tokens: Tensor,
+        make: Callable[[Window], MergedLayer] | None = None,
+        fast: bool = False,
     ) -> None:
         part = max(1, PART_TOKENS // tokens.shape[1])
         self._tokens = tokens.to(model.device)
-        self._replay = Replay(model, self._tokens, keep_every=4, part=part)
+        self._replay = Replay(model, self._tokens, keep_every=4, fast=fast, part=part)
         self._rows = torch.arange(len(tokens)).split(part)
         self._make = make
 

@@ -23,6 +23,7 @@ from swm.planners import DropLoss, PlanLoss, beam_drops, dropped_plan, plan_with
 from swm.replay import WindowScorer
 from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
 from swm.stages import Progress, calibration_of, fit_tokens_of, load_original, no_progress
+from swm.texts import FIT_TOKENS
 from swm.view import known_similarity
 
 SAVE_SECONDS = 2.0
@@ -153,7 +154,7 @@ def _scoring(
     model = bench.model
     path = experiment.path(rule) or ThresholdPath(experiment.layer_count, rule, low)
     if not path.similarities:
-        fast = not exact and model.dtype == torch.float32 and models.bfloat16_is_faster(model.device)
+        fast = not exact and models.fast_format(model)
         path.scoring = "bfloat16" if fast else "exact"
     elif exact and path.scoring != "exact":
         path = ThresholdPath(experiment.layer_count, rule, path.low)
@@ -290,15 +291,18 @@ def _best_plan(
     progress: Progress,
     on_try: Callable[[int, int], None],
 ) -> MergePlan:
-    """Layers to drop by beam search over quickly fitted plans; the last ones are fitted in full and compared."""
+    """Layers to drop by beam search over quickly fitted plans; the last ones are fitted in full and judged on new text."""
     count, tokens = experiment.layer_count, calibration_of(experiment, tokenizer)
     fitter = WindowFitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS))
-    loss = DropLoss(PlanLoss(model, tokens, lru_cache(2 * count)(fitter.merged)), count, "fit")
+    made = lru_cache(2 * count)(fitter.merged)
+    loss = DropLoss(PlanLoss(model, tokens, made, models.fast_format(model)), count, "fit")
     found = beam_drops(range(1, count), count - layers, loss, BEST_WIDTH, budget, on_try)
     plans = [replace(dropped_plan(count, gone), rule="fit") for gone in found]
-    text = fit_tokens_of(experiment, tokenizer)
+    rows = fit_tokens_of(experiment, tokenizer, FIT_TOKENS * 4 // 3)
+    apart = len(rows) // 4  # what a plan is fitted on does not judge it
     perplexities = []
     for done, plan in enumerate(plans):
         progress(done, len(plans), f"fitting plan {done + 1} of {len(plans)} in full")
-        perplexities.append(perplexity(apply_fitted_plan(model, plan, text), tokens)["value"])
+        fitted = apply_fitted_plan(model, plan, rows[apart:])
+        perplexities.append(perplexity(fitted, rows[:apart])["value"])
     return plans[perplexities.index(min(perplexities))]

@@ -117,6 +117,39 @@ def test_windows_by_hand_are_carried_to_a_run(study, no_demo):
     assert test.text_input(key="run_windows").value == "0-1,3-4"
 
 
+def test_another_methods_plan_is_shown_like_windows_by_hand(study, no_demo):
+    plan = {**MergePlan(6, (Window(1, 2),), "keep_first").to_dict(), "planner": "sleb", "similarity": 0.9}
+    study.save_planned("sleb", 5, {**plan, "perplexity": 40.0, "perplexity_original": 30.0, "seconds": 1.0})
+    test = opened("pages/preview.py")
+    test.selectbox(key="preview_planner").select("sleb")
+    test.number_input(key="preview_planner_layers").set_value(5)
+    test.run()
+    assert "Windows 1-2 with rule keep the first layer: perplexity 40.0" in texts(test)
+    test.button(key="preview_show_planned").click().run()
+    assert not test.exception
+    assert test.session_state["preview_windows_study"] == "1-2"
+    assert test.session_state["rule"] == "keep_first"
+    test.number_input(key="preview_planner_layers").set_value(4).run()
+    assert test.button(key="preview_find_planned").label == "Find it"
+
+
+def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
+    test = opened("pages/studies.py")
+    assert "Nothing of this study has been measured yet" not in texts(test)  # the original was
+    for name, method, layers in (("sleb-5", "sleb", 5), ("rdsc-5", "rdsc", 5)):
+        run = study.create_run(name, MergePlan(6, (Window(1, 6 - layers + 1),)), method=method)
+        run.remember(merge={"parameters": 800, "size_bytes": 3200})
+        run.save("scores", scores(50.0 if method == "sleb" else 60.0, 0.5, 0.6))
+    study.save_study("methods", {"failed": {"taylor-5": "No such plan."}, "grid": {}})
+    test = opened("pages/studies.py")
+    table = test.dataframe[0].value
+    assert list(table["method"]) == ["original", "sleb", "rdsc"]
+    assert table["average, %"][1].count("±") == 1
+    assert "taylor-5: No such plan." in " ".join(c.value for c in test.caption)
+    for kind in ("healing", "width", "thresholds", "texts"):
+        assert opened("pages/studies.py", studies_kind=kind).session_state["studies_kind"] == kind
+
+
 def test_address_holds_experiment_threshold_and_rule(study):
     test = opened("pages/preview.py", experiment="study", threshold="0.7")
     assert test.session_state["preview_threshold"] == 0.7

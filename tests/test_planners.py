@@ -9,11 +9,12 @@ from swm import planning, stages
 from swm.cli import main
 from swm.errors import PlanError, SettingsError
 from swm.experiments import Settings
-from swm.fit import WindowFitter
+from swm.fit import WindowFitter, apply_fitted_plan
 from swm.merge import apply_plan
 from swm.models import find_decoder
 from swm.plan import PLANNERS, MergePlan, Window
 from swm.planners import DropLoss, PlanLoss, beam_drops, dropped_plan, laco_plan, plan_with, taylor_importances
+from swm.texts import FIT_TOKENS
 from tests.conftest import tiny_model
 from tests.test_families import FAMILIES, made
 
@@ -207,15 +208,13 @@ def test_each_planner_plans_and_is_asked_once(planner, experiment, monkeypatch):
     assert MergePlan.from_dict(other) == replace(plan, rule="mean")
 
 
-def test_best_is_no_worse_than_fitting_any_single_drop(experiment):
+def test_best_is_no_worse_on_new_text_than_fitting_any_single_drop(experiment):
     data = planning.plan_by(experiment, "best", 3, 100)
     model, tokenizer = stages.load_original(experiment)
-    tokens = stages.calibration_of(experiment, tokenizer)
-    text = stages.fit_tokens_of(experiment, tokenizer)
-    from swm.fit import apply_fitted_plan
-
+    rows = stages.fit_tokens_of(experiment, tokenizer, 4 * FIT_TOKENS // 3)
+    judge, text = rows[: len(rows) // 4], rows[len(rows) // 4 :]
     losses = {
-        drop: own_loss(apply_fitted_plan(model, replace(dropped_plan(4, {drop}), rule="fit"), text), tokens)
+        drop: own_loss(apply_fitted_plan(model, replace(dropped_plan(4, {drop}), rule="fit"), text), judge)
         for drop in (1, 2, 3)
     }
     assert data["windows"] == [[min(losses, key=losses.get) - 1, min(losses, key=losses.get)]]
