@@ -291,7 +291,7 @@ def _best_plan(
     progress: Progress,
     on_try: Callable[[int, int], None],
 ) -> MergePlan:
-    """Layers to drop by beam search over quickly fitted plans; the last ones are fitted in full and judged on new text."""
+    """Layers to drop by beam search over quickly fitted plans; the last are fitted in full and judged on new text."""
     count, tokens = experiment.layer_count, calibration_of(experiment, tokenizer)
     fitter = WindowFitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS))
     made = lru_cache(2 * count)(fitter.merged)
