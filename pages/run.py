@@ -1,5 +1,6 @@
 """Run page: merge, recover and evaluate; what runs is read from the run's own files."""
 
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -22,7 +23,17 @@ from swm.compare import STAGES
 from swm.estimate import estimate_run, gib
 from swm.experiments import BASELINE, Experiment, Run, State, check_name
 from swm.jobs import start
-from swm.plan import DEFAULT_RULE, RULES, MergePlan, parse_windows
+from swm.plan import (
+    DEFAULT_RULE,
+    RULES,
+    WHOLE,
+    WIDTH_METHODS,
+    MergePlan,
+    WidthCut,
+    parse_windows,
+    plan_arguments,
+    width_arguments,
+)
 from swm.presets import (
     RecoverySettings,
     recovery_arguments,
@@ -32,6 +43,7 @@ from swm.report import run_commands
 
 NEW = "new run"
 TUNED = "As tuned on the preview page: a window grows while the similarity is at least this."
+WIDTH = "Share of the layers' weights to remove besides: groups of attention heads and channels of the MLP."
 RULE = "How a window becomes one layer; rdsc is the formula printed in the paper."
 
 
@@ -56,6 +68,21 @@ def new_run(experiment: Experiment, count: int) -> None:
             help="First and last layer, both included. Overrules the threshold.",
         )
         rule = left.selectbox("Merge rule", rules, index=rules.index(wanted), key="run_rule", help=RULE)
+        cut = left.columns([2, 3], gap="small")
+        copied = template.get("width", WHOLE)
+        percent = cut[0].number_input(
+            "Cut width, %", 0.0, 90.0, 100 * copied.ratio, 5.0, format="%.1f", key="run_width", help=WIDTH
+        )
+        ways = list(WIDTH_METHODS)
+        by = cut[1].selectbox(
+            "chosen by",
+            ways,
+            index=ways.index(copied.method),
+            format_func=lambda way: f"{way}: {WIDTH_METHODS[way]}",
+            disabled=not percent,
+            key="run_width_by",
+        )
+        width = WidthCut(percent / 100, by) if percent else WHOLE
         limit = left.number_input(
             "Documents of each task",
             1,
@@ -67,7 +94,7 @@ def new_run(experiment: Experiment, count: int) -> None:
         with right:
             recovery, healing = healing_settings(template)
     plan_words = ["--windows", windows] if windows.strip() else ["--threshold", str(threshold)]
-    plan = planned(experiment, windows, threshold, rule)
+    plan = planned(experiment, windows, threshold, rule, width)
     if plan is None:
         st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it first.")
         next_step("pages/preview.py", "Search on the preview page")
@@ -81,7 +108,8 @@ def new_run(experiment: Experiment, count: int) -> None:
             st.session_state["run_next"] = name
             st.session_state.pop("run_template", None)
             st.rerun()
-    command_line("run", experiment.name, name, *plan_words, "--rule", rule, *healing, "--limit", str(limit))
+    plan_words += ["--rule", rule, *width_arguments(width)]
+    command_line("run", experiment.name, name, *plan_words, *healing, "--limit", str(limit))
 
 
 def shown_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int) -> bool:
@@ -102,14 +130,14 @@ def shown_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySetti
 
 
 def planned(
-    experiment: Experiment, windows: str, threshold: float, rule: str
+    experiment: Experiment, windows: str, threshold: float, rule: str, width: WidthCut
 ) -> tuple[MergePlan, float | None, float | None] | None:
     """Plan, threshold and similarity; None if the threshold's plan is not known yet."""
     if windows.strip():
-        return MergePlan(experiment.layer_count, parse_windows(windows), rule), None, None
+        return MergePlan(experiment.layer_count, parse_windows(windows), rule, width), None, None
     path = experiment.path(rule)
     step = path.plan_at(threshold) if path else None
-    return step and (step.plan, threshold, step.similarity)
+    return step and (replace(step.plan, width=width), threshold, step.similarity)
 
 
 def controls(run: Run) -> None:
@@ -119,7 +147,7 @@ def controls(run: Run) -> None:
     unfinished = run.settings.get("recovery_started")
     heal = recovery_arguments(unfinished) if unfinished else ["--preset", "quick"]
     actions = {
-        "Merge": ["merge", *name, "--windows", windows, "--rule", run.plan.rule],
+        "Merge": ["merge", *name, *plan_arguments(run.plan)],
         "Go on healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal],
         "Evaluate": ["evaluate", *name],
         "Time": ["time", *name],
@@ -143,7 +171,13 @@ def duplicate(run: Run, windows: str) -> None:
         del st.session_state[key]
     st.session_state.update(
         run_next=NEW,
-        run_template={"windows": windows, "merge_by": run.plan.rule, "limit": limit, "recovery": recovery},
+        run_template={
+            "windows": windows,
+            "merge_by": run.plan.rule,
+            "width": run.plan.width,
+            "limit": limit,
+            "recovery": recovery,
+        },
     )
     st.rerun()
 

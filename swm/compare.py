@@ -71,9 +71,9 @@ def _row_of(run: Run) -> dict[str, Any]:
 def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, Any] | None) -> dict[str, Any]:
     scores, timing = scores or {}, timing or {}
     facts = run.experiment.model_facts
-    dropped = run.experiment.layer_count - run.plan.layers_left
+    dropped = run.experiment.layer_count - run.plan.worth_layers
     merged = run.settings.get("merge", {})
-    parameters = merged.get("parameters", facts["parameters"] - dropped * facts["parameters_per_layer"])
+    parameters = merged.get("parameters", round(facts["parameters"] - dropped * facts["parameters_per_layer"]))
     tasks = scores.get("tasks", {})
     perplexities = scores.get("perplexity", {})
     average, stderr = _average(tasks)

@@ -78,7 +78,7 @@ def estimate_run(
     free = psutil.virtual_memory().available
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
     vocabulary = max(0, facts["parameters"] - layers * facts["parameters_per_layer"]) / width
-    small = size * (1 - (layers - plan.layers_left) * facts["parameters_per_layer"] / facts["parameters"])
+    small = size * (1 - (layers - plan.worth_layers) * facts["parameters_per_layer"] / facts["parameters"])
     memory = [2.2 * size, size + SCORED_TOKENS * 4 * (3 * vocabulary + 12 * width)]
     disk = small
     if recovery:

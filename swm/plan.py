@@ -92,6 +92,11 @@ class MergePlan:
     def layers_left(self) -> int:
         return self.layer_count - sum(len(window) - 1 for window in self.windows)
 
+    @property
+    def worth_layers(self) -> float:
+        """How many whole layers the weights of those left are."""
+        return self.layers_left * (1 - self.width.ratio)
+
     def kept_layers(self) -> tuple[Window, ...]:
         """What each layer of the merged model was made from, lowest first; an unmerged layer is a window of one."""
         by_first = {window.first: window for window in self.windows}
@@ -138,6 +143,16 @@ def parse_windows(text: str) -> tuple[Window, ...]:
             )
         pairs.append((int(match[1]), int(match[2])))
     return windows_from(pairs)
+
+
+def plan_arguments(plan: MergePlan) -> list[str]:
+    """The command line's options that give this plan."""
+    found = ["--windows", ",".join(map(str, plan.windows)), "--rule", plan.rule]
+    return [*found, *width_arguments(plan.width)]
+
+
+def width_arguments(width: WidthCut) -> list[str]:
+    return ["--width", f"{width.ratio:g}", "--width-by", width.method] if width.ratio else []
 
 
 def check_rule(rule: str) -> None:

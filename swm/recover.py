@@ -78,6 +78,7 @@ def recover(
             raise ValueError("The target is the original model's output, and no original model is given.")
         teacher = _Teacher(original, _layer_pairs(model, original, behind if settings.target == "hidden" else ()))
     rows = training_rows(tokenizer, examples, settings)
+    uses_cache = model.config.use_cache  # training switches it off, and a saved model would stay slow
     adapted = _with_adapters(model, settings, layers)
     trainer, watch = _trainer(adapted, rows, settings, folder, on_step, teacher)
     _train(trainer, folder)
@@ -92,6 +93,7 @@ def recover(
         "held_out_losses": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
     }
     folded = adapted.merge_and_unload()
+    folded.config.use_cache = uses_cache
     return folded.eval(), summary
 
 

@@ -22,6 +22,7 @@ from swm.experiments import BASELINE, Experiment, Run
 from swm.files import SCHEMA, check_space, disk_errors, replace_file, replaced_folder
 from swm.metrics import Measure
 from swm.paired import paired
+from swm.plan import plan_arguments
 from swm.presets import recovery_arguments
 from swm.recipe import fits_mergekit, mergekit_yaml, recipe_of
 from swm.view import TEMPLATES, plan_view
@@ -132,8 +133,7 @@ def run_commands(run: Run) -> list[str]:
     """The commands that repeat a run."""
     name, settings, found = (run.experiment.name, run.name), run.settings, []
     if not run.is_baseline:
-        windows = ",".join(map(str, run.plan.windows))
-        found.append(_command("merge", *name, "--windows", windows, "--rule", run.plan.rule))
+        found.append(_command("merge", *name, *plan_arguments(run.plan)))
     if "recovery" in settings:
         found.append(_command("recover", *name, *recovery_arguments(settings["recovery"])))
     if scores := run.scores():

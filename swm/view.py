@@ -56,7 +56,7 @@ def plan_view(
         perplexities: of plans on the calibration text, that of the original under ().
     """
     known = perplexities or {}
-    saved = (plan.layer_count - plan.layers_left) * facts["parameters_per_layer"]
+    saved = (plan.layer_count - plan.worth_layers) * facts["parameters_per_layer"]
     perplexity, original = known.get(plan.windows), known.get(())
     speed = expected_speedup(plan, cost)
     numbers = {

@@ -343,3 +343,24 @@ def test_results_go_to_stdout_and_progress_to_stderr(model_folder, text_file, ho
 
 def test_models_lists_the_bundled_one(swm):
     assert "smollm2-135m" in json_of(swm("models", "--json"))["bundled"]
+
+
+def test_width_is_cut_after_merging_and_healing_repeats_it(swm, study, tmp_path):
+    assert swm("merge", study, "narrow", "--windows", "1-2", "--width", 0.5, "--width-by", "taylor")[0] == 0
+    run = Experiment.open(study).run("narrow")
+    merged = run.settings["merge"]["parameters"]
+    config = json.loads((run.model_folder / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["num_key_value_heads"]) == (3, 1)
+    assert swm("recover", study, "narrow", "--steps", 2, "--batch", 2, "--length", 32)[0] == 0
+    assert json.loads((run.model_folder / "config.json").read_text()) == config  # use_cache too
+    assert swm("export", study, "narrow", tmp_path / "out")[0] == 0
+    assert "50 % of the layers' weights were cut by width" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text())["plan"]["width"] == {
+        "ratio": 0.5,
+        "method": "taylor",
+    }
+    rows = json.loads(swm("compare", study, "--json")[1])["runs"]
+    assert rows[-1]["parameters"] == merged
+    code, _, err = swm("merge", study, "wide", "--windows", "1-2", "--width", 2)
+    assert code == 1
+    assert "--width 2.0 is out of range" in err

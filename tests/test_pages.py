@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from swm import experiments
 from swm.experiments import Experiment, Settings, State
+from swm.grids import KINDS
 from swm.plan import MergePlan, Window
 from swm.presets import PRESETS
 from swm.search import threshold_path
@@ -147,7 +148,18 @@ def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
     assert table["average, %"][1].count("±") == 1
     assert "taylor-5: No such plan." in " ".join(c.value for c in test.caption)
     for kind in ("healing", "width", "thresholds", "texts"):
-        assert opened("pages/studies.py", studies_kind=kind).session_state["studies_kind"] == kind
+        test.segmented_control(key="studies_kind").select(kind).run()
+        assert not test.exception
+        assert KINDS[kind] in [c.value for c in test.caption]
+
+
+def test_a_cut_in_width_goes_into_the_plan_and_the_command(study, no_demo):
+    test = opened("pages/run.py", run="new run", windows="1-3")
+    test.number_input(key="run_width").set_value(20.0).run()
+    test.selectbox(key="run_width_by").select("taylor")
+    test.run()
+    assert not test.exception
+    assert any("--width 0.2 --width-by taylor" in code.value for code in test.code)
 
 
 def test_address_holds_experiment_threshold_and_rule(study):
