@@ -69,8 +69,14 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
     ):
         start(experiment, "search", arguments)
         st.rerun()
-    job_panel(experiment, version=lambda: experiment.changed(f"path/{rule}.json"))
+    if not by_planner(experiment):
+        job_panel(experiment, version=lambda: experiment.changed(f"path/{rule}.json"))
     command_line(*arguments)
+
+
+def by_planner(experiment: Experiment) -> bool:
+    """Whether the experiment's job is, or was, another method's search."""
+    return "--planner" in experiment.state().command
 
 
 def show_planned(data: dict[str, Any]) -> None:
@@ -81,7 +87,7 @@ def show_planned(data: dict[str, Any]) -> None:
 
 def other_methods(experiment: Experiment) -> None:
     """Another method's choice of layers, found in a job, shown like windows set by hand."""
-    with st.expander("Let another method choose the layers"):
+    with st.expander("Let another method choose the layers", expanded=by_planner(experiment)):
         inputs = st.columns([2, 1, 3], gap="large", vertical_alignment="bottom")
         planner = inputs[0].selectbox(
             "Method", list(PLANNERS), key="preview_planner", help="Each finds a plan for a number of layers."
@@ -104,6 +110,8 @@ def other_methods(experiment: Experiment) -> None:
         ):
             start(experiment, "plan", arguments)
             st.rerun()
+        if by_planner(experiment):
+            job_panel(experiment)
         command_line(*arguments)
 
 
@@ -163,7 +171,8 @@ if hand is not None:
             if idle and st.button("Measure them", disabled=experiment.read_only, key="preview_measure"):
                 start(experiment, "plan", arguments)
                 st.rerun()
-            job_panel(experiment)
+            if not by_planner(experiment):
+                job_panel(experiment)
     command_line(*arguments)
     if plan.windows:
         next_step("pages/run.py", "Merge these windows", run="new run", windows=str(by_hand), merge_by=rule)

@@ -12,13 +12,14 @@ from pages.shared.frame import (
     shown_errors,
     start_page,
 )
-from pages.shared.tables import similarity_maps, study_table
+from pages.shared.tables import study_table
 from swm.charts import depths_chart, similarity_heatmap, staircase_chart
 from swm.compare import csv_text, study_rows
 from swm.estimate import study_seconds
 from swm.experiments import BASELINE, Experiment
 from swm.grids import KINDS, OF_RUNS, Grid, grid_text, read_grid
 from swm.jobs import start
+from swm.metrics import Measure
 
 NAMES = {
     "methods": "Methods",
@@ -27,6 +28,7 @@ NAMES = {
     "thresholds": "Thresholds",
     "texts": "Task texts",
 }
+SHIPPED_STUDY = "study"
 FIGURES = {"lambada": "Perplexity, novels", "squad": "Perplexity, Wikipedia", "average": "Average score"}
 
 
@@ -35,8 +37,14 @@ def show_runs(experiment: Experiment, grid: Grid) -> None:
     names = {BASELINE, *(cell.run for cell in grid.cells(experiment.layer_count))}
     rows = [row for row in study_rows(experiment) if row["run"] in names]
     measured = [name for name in FIGURES if any(name in row["perplexities"] or name == "average" for row in rows)]
-    if not any(row["perplexities"] for row in rows):
+    if len(rows) < 2 or not any(row["perplexities"] for row in rows):
         st.info("Nothing of this study has been measured yet.", icon=":material/science:")
+        if experiment.name != SHIPPED_STUDY:
+            st.page_link(
+                "pages/studies.py",
+                label="See the results on SmolLM2-135M that ship with the program",
+                query_params={"experiment": SHIPPED_STUDY},
+            )
         return
     figure_of = st.segmented_control(
         "Figure", measured, format_func=FIGURES.get, default=measured[0], required=True, key="studies_figure"
@@ -67,14 +75,13 @@ def show_thresholds(experiment: Experiment, rules: list[str]) -> None:
 
 
 def show_texts(experiment: Experiment, metric: str, texts: list[str]) -> None:
-    maps = {name: get for name, get in similarity_maps([experiment], experiment.layer_count).items() if "task" in name}
+    maps = {text: data for text in texts if (data := experiment.similarity(Measure(metric, texts=text).name))}
     if not maps:
         st.info("No heat map of a task's prompts has been measured yet.", icon=":material/science:")
         return
-    for name, column in zip(maps, [column for _ in maps for column in st.columns(3, gap="medium")], strict=False):
-        data = maps[name]()
-        if data:
-            column.plotly_chart(similarity_heatmap(data["matrix"], name), key=f"studies_{name}")
+    columns = [column for _ in range(0, len(maps), 3) for column in st.columns(3, gap="medium")]
+    for (text, data), column in zip(maps.items(), columns, strict=False):
+        column.plotly_chart(similarity_heatmap(data["matrix"], text), key=f"studies_{text}")
 
 
 experiment = require_experiment(

@@ -6,6 +6,7 @@ readers can tell them apart. Windows have colours of their own. All else is grey
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -277,7 +278,11 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
             hovertemplate="%{x} layers: %{y:,.1f}<extra>" + name + "</extra>",
         )
     if original and (value := _studied(original, figure_of)):
-        figure.add_hline(y=value[0], line={"color": LINE, "dash": "dash"}, annotation_text="original")
+        figure.add_hline(y=value[0], line={"color": LINE, "dash": "dash"})
+        figure.add_annotation(  # plotly places an annotation on a log axis by the logarithm
+            x=1, xref="paper", xanchor="right", yanchor="bottom", text="original", font={"color": LINE},
+            showarrow=False, y=value[0] if figure_of == "average" else math.log10(value[0]),
+        )  # fmt: skip
     title = "average accuracy, %" if figure_of == "average" else f"perplexity, {figure_of}"
     figure = _plain(figure, "layers left", title, 420, legend=True)
     figure.update_xaxes(autorange="reversed")

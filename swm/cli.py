@@ -173,6 +173,8 @@ def _measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[
     """A plan by hand, or of a planner, with its similarity and perplexity."""
     from swm import planning
 
+    if options.budget is not None and options.planner != "best":
+        raise SettingsError("--budget goes with --planner best alone. Leave it out.")
     if not options.planner:
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
         measured = partial(planning.measure_plan, experiment, plan)
@@ -243,6 +245,8 @@ def _planned_run(options: argparse.Namespace) -> Run:
     elif options.windows is not None:
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
     elif options.threshold is None and options.layers is None and options.ratio is None:
+        if options.width:
+            raise SettingsError('--width is a part of a plan. Say --windows "" for width alone, or name a plan.')
         return experiment.run(options.run)
     else:
         step = _plan(experiment, options)

@@ -127,7 +127,7 @@ def _difference(value: float | None, baseline: float | None) -> float | None:
 
 def study_rows(experiment: Experiment) -> list[dict[str, Any]]:
     """Rows of the original and of the runs of studies, the deepest cut last; of equal depth in order of perplexity."""
-    rows = [row for row in flat_rows(compare(experiment)) if row["method"]]
+    rows = [{**row, "before_recovery": None} for row in flat_rows(compare(experiment)) if row["method"]]
     return sorted(rows, key=lambda row: (-row["layers"], row["stage"] == "recovered", row["perplexity"] or math.inf))
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from swm.errors import ModelError
+
 
 def loss_gradients(
     model: PreTrainedModel,
@@ -15,22 +17,25 @@ def loss_gradients(
     weights: Sequence[nn.Parameter],
     on_text: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Tensor]:
-    """Gradient of the mean next-token loss by each of the weights; zeros where it does not depend on one.
+    """Gradient of the mean next-token loss by each of the weights, float32; zeros where it does not depend on one.
 
     Args:
         model: not changed.
         tokens: ids, shape (texts, length), int64, no padding.
 
-    Memory: twice the weights.
+    Raises:
+        ModelError: if one is not finite.
+
+    Memory: twice the weights, half of it in float32.
     """
     needed = [weight.requires_grad for weight in weights]
-    sums = [torch.zeros_like(weight) for weight in weights]
+    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     try:
         for weight in weights:
             weight.requires_grad_(True)
         with torch.enable_grad():
             for done, text in enumerate(tokens.to(model.device).split(1), 1):
-                loss = model(input_ids=text, labels=text, use_cache=False).loss / len(tokens)
+                loss = model(input_ids=text, labels=text, use_cache=False).loss
                 for total, gradient in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
                     if gradient is not None:  # an expert that no token was sent to
                         total.add_(gradient)
@@ -38,4 +43,11 @@ def loss_gradients(
     finally:
         for weight, before in zip(weights, needed, strict=True):
             weight.requires_grad_(before)
+    for total in sums:
+        total.div_(len(tokens))
+    if not all(bool(total.isfinite().all()) for total in sums):
+        raise ModelError(
+            f"Gradients overflow in {str(model.dtype).removeprefix('torch.')}. "
+            "Create the experiment with --dtype float32."
+        )
     return sums

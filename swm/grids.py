@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from swm.errors import SettingsError
-from swm.metrics import parse_tasks
+from swm.metrics import Measure, parse_tasks
 from swm.plan import WHOLE, WidthCut, check_planner, check_rule
 from swm.presets import RecoverySettings, preset_settings
 
@@ -100,7 +100,7 @@ class Grid:
         """Depth by depth, so that all methods can be compared at the first before the next begins."""
         return [
             Cell(method, layers, self.recovery if method in self.heal else None, width)
-            for layers in dict.fromkeys(round(layer_count * (1 - ratio)) for ratio in self.ratios)
+            for layers in dict.fromkeys(max(1, round(layer_count * (1 - ratio))) for ratio in self.ratios)
             for method in (*self.planners, *self.rules)
             for width in self._widths(layers / layer_count)
         ]
@@ -126,6 +126,13 @@ def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
         grid: dict[str, Any] = dict(yaml.safe_load(file.read_text(encoding="utf-8"))[kind])
         if kind in OF_RUNS:
             Grid.from_dict(grid)
+        elif kind == "thresholds":
+            float(grid["from"])
+            for rule in grid["rules"]:
+                check_rule(rule)
+        else:
+            for text in grid["texts"]:
+                Measure(grid["metric"], texts=text)
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise SettingsError(

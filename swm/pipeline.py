@@ -31,7 +31,8 @@ def run_pipeline(run: Run, limit: int | None, recovery: RecoverySettings | None,
     baseline = run.experiment.run(BASELINE)
     if run.stage == "planned":
         stages.merge(run, _named("merge", progress))
-    for each in (baseline, run):
+    healing = run.settings.get("recovery_started")  # its model may be the healed one already
+    for each in (baseline,) if healing else (baseline, run):
         if not _is_evaluated(each, limit):
             stages.evaluate(each, TASKS, limit, _named(f"evaluate {run_name(each.name, each.stage)}", progress))
     if recovery and run.stage == "merged":

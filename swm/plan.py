@@ -32,7 +32,7 @@ WEIGHT_RULES = tuple(rule for rule in RULES if rule != "fit")  # those that need
 
 
 WIDTH_METHODS = {
-    "flap": "What changes least over the text, times the weights that read it; its mean becomes a bias (FLAP).",
+    "flap": "What changes least, times the weights that read it; its mean becomes a bias, if there can be one (FLAP).",
     "taylor": "What the loss depends on least: weight times gradient (LLM-Pruner).",
 }
 

@@ -68,8 +68,8 @@ def plan_with(
         return dropped_plan(count, _lowest([math.inf if i in kept else v for i, v in enumerate(values)], drop))
     if planner in ("perplexity", "sleb"):
         loss = DropLoss(PlanLoss(model, tokens), count)
-        if planner == "sleb":
-            return dropped_plan(count, beam_drops(range(count), drop, loss, on_try=on_try)[0])
+        if planner == "sleb":  # as in its released code, the first and the last layer stay
+            return dropped_plan(count, beam_drops(range(1, count - 1), drop, loss, on_try=on_try)[0])
         return dropped_plan(count, _lowest(_losses_without(count, loss, on_try), drop))
     if planner == "laco":
         return laco_plan(count, layers, WindowScorer(model, tokens, "rdsc").score, on_try)
@@ -141,7 +141,7 @@ def taylor_importances(model: PreTrainedModel, tokens: Tensor) -> list[float]:
     weights = [weight for matrices in layers for weight in matrices]
     gradients = iter(loss_gradients(model, tokens, weights))
     return [
-        sum(float((weight.detach() * next(gradients)).abs().sum(dtype=torch.float64)) for weight in matrices)
+        sum(float((weight.detach().float() * next(gradients)).abs().sum(dtype=torch.float64)) for weight in matrices)
         for matrices in layers
     ]
 
@@ -270,7 +270,7 @@ class PlanLoss:
     def __call__(self, plan: MergePlan) -> float:
         """Infinite where windows cannot be merged or the model overflows."""
         layers = self._replay.layers
-        if not all(can_merge(layers, window) for window in plan.windows):
+        if not all(can_merge(layers, window, plan.rule) for window in plan.windows):
             return math.inf
         make = self._make or (lambda window: merge_window(layers, window, plan.rule))
         lowest = min((window.first for window in plan.windows), default=plan.layer_count - 1)

@@ -26,7 +26,9 @@ from swm.stages import Progress, calibration_of, fit_tokens_of, load_original, n
 from swm.texts import FIT_TOKENS
 from swm.view import known_similarity
 
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SAVE_SECONDS = 2.0
+PLANS_VERSION = 2  # of what planners do: plans found by another are found anew
 BEST_BUDGET, BEST_WIDTH = 400, 3  # plans that planner `best` tries; sets that it goes on with, and fits in full at last
 WINDOW_FIT_TOKENS = 4096  # to fit a window while searching; the plan chosen is fitted on more when it is merged
 
@@ -89,10 +91,12 @@ def search(
     return path
 
 
-def measure_plan(experiment: Experiment, plan: MergePlan, progress: Progress = no_progress) -> dict[str, Any]:
+def measure_plan(
+    experiment: Experiment, plan: MergePlan, progress: Progress = no_progress, loaded: Loaded | None = None
+) -> dict[str, Any]:
     """Similarity and perplexity on the calibration text of a plan, however it came about; kept with the path."""
     progress(0, 2, "loading the model")
-    bench = _bench(experiment, plan.rule)
+    bench = _bench(experiment, plan.rule, loaded)
     path, scorer, _ = _scoring(experiment, bench, plan.rule, 0.5, exact=False)
     if plan.windows and known_similarity(path, plan) is None:
         progress(0, 2, "similarity")
@@ -139,8 +143,8 @@ class _Bench:
     make: Callable[[Window], MergedLayer] | None
 
 
-def _bench(experiment: Experiment, rule: str) -> _Bench:
-    model, tokenizer = load_original(experiment)
+def _bench(experiment: Experiment, rule: str, loaded: Loaded | None = None) -> _Bench:
+    model, tokenizer = loaded or load_original(experiment)
     tokens = calibration_of(experiment, tokenizer)
     if rule in WEIGHT_RULES:
         return _Bench(model, tokens, None)
@@ -249,15 +253,24 @@ def plan_by(
     """
     check_planner(planner)
     check_layers(layers, experiment.layer_count)
-    if not 1 <= budget <= 1_000_000:
-        raise SettingsError(f"--budget {budget} is out of range. Choose 1 to 1,000,000 plans.")
+    if planner == "best" and experiment.layer_count > layers:
+        _check_budget(budget, experiment.layer_count, layers)
     data = experiment.planned(planner, layers)
-    if data is None or data.get("budget") not in (None, budget):
+    if data is None or data["version"] != PLANS_VERSION or data.get("budget", budget) != budget:
         data = _found_plan(experiment, planner, layers, budget, progress)
     if rule and rule != data["rule"]:
         plan = replace(MergePlan.from_dict(data), rule=rule)
         return {**data, **measure_plan(experiment, plan, progress)}
     return data
+
+
+def _check_budget(budget: int, layer_count: int, layers: int) -> None:
+    least = layer_count - 1 + BEST_WIDTH * (layer_count - layers - 1)
+    if not least <= budget <= 1_000_000:
+        raise SettingsError(
+            f"--budget {budget} is out of range. To leave {layers} of {layer_count} layers choose {least:,} to "
+            "1,000,000 plans: each layer once, and some for every further one that goes."
+        )
 
 
 def _found_plan(experiment: Experiment, planner: str, layers: int, budget: int, progress: Progress) -> dict[str, Any]:
@@ -274,7 +287,8 @@ def _found_plan(experiment: Experiment, planner: str, layers: int, budget: int, 
     else:
         plan = plan_with(planner, model, tokens, layers, experiment.settings.seed, on_try)
     seconds = round(time.time() - start, 1)
-    data = {**measure_plan(experiment, plan, progress), "planner": planner, "seconds": seconds}
+    found = measure_plan(experiment, plan, progress, (model, tokenizer))
+    data = {**found, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
     if planner == "best":
         data["budget"] = budget
     if not experiment.read_only:

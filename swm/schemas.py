@@ -124,6 +124,7 @@ SHAPES: dict[str, Shape] = {
             "perplexity": NUMBER,
             "perplexity_original": NUMBER,
             "seconds": NUMBER,
+            "version": WHOLE,
         },
         budget=WHOLE,
     ),

@@ -58,8 +58,9 @@ class _Question:
         self.scored.append((index, path[-len(continuation) :], continuation))
 
     @property
-    def branches(self) -> bool:
-        return len(self.tokens) > max(self.depths) + 1
+    def hardness(self) -> tuple[bool, int]:
+        """Whether it branches (else any causal model gets it right), and its tokens."""
+        return len(self.tokens) > max(self.depths) + 1, len(self.tokens)
 
     def takes(self, context: str, tokens: list[int]) -> bool:
         """Whether a request is a choice of this question: the same context, or half of its tokens."""
@@ -83,7 +84,7 @@ class SharedContextLM(HFLM):
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
         # A window of attention narrower than the question would need a mask for each layer.
         self._longest = min(TREE_TOKENS, getattr(self.model.config, "sliding_window", None) or TREE_TOKENS)
-        self._tried = 0  # tokens of the longest question that both ways gave the same for
+        self._tried = (False, 0)  # whether it branched, and tokens, of the hardest question that both ways agreed on
 
     @torch.inference_mode()
     def _loglikelihood_tokens(
@@ -91,8 +92,8 @@ class SharedContextLM(HFLM):
     ) -> list[Result]:
         questions = sorted(self._questions(requests), key=lambda question: -len(question.tokens))
         trees = [question for question in questions if len(question.tokens) <= self._longest]
-        hardest = max(trees, key=lambda question: (question.branches, len(question.tokens)), default=None)
-        if hardest and len(hardest.tokens) > self._tried and not self._takes_trees(hardest, requests):
+        hardest = max(trees, key=lambda question: question.hardness, default=None)
+        if hardest and hardest.hardness > self._tried and not self._takes_trees(hardest, requests):
             trees = []
         results: dict[int, Result] = {}
         for batch in _batches(trees, BATCH_TOKENS.get(self.device.type, 4096)):
@@ -133,7 +134,7 @@ class SharedContextLM(HFLM):
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             reason, found = str(error).partition("\n")[0][:200], math.nan
         if abs(found - expected) <= allowed * max(1.0, abs(expected)):
-            self._tried = len(question.tokens)
+            self._tried = question.hardness
             return True
         logger.info("Scoring one choice at a time, since this model does not go with the fast way: %s.", reason)
         self._longest = 0

@@ -187,8 +187,8 @@ def evaluate(
         ],
         "conditions": _conditions(run.experiment, model, start),
     }
-    run.save("scores", data)
     run.save("documents", {"tasks": {score.task: score.answers for score in scores}})
+    run.save("scores", data)  # last: it says that the run is evaluated
     return data
 
 

@@ -9,13 +9,18 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from swm.errors import ModelError, PlanError
+from swm.errors import ModelError, PlanError, SettingsError, TextError
 from swm.experiments import BASELINE, Experiment, Run
 from swm.grids import OF_RUNS, Cell, Grid
 from swm.metrics import Measure
 from swm.plan import PLANNERS, MergePlan
 from swm.planning import plan_by, plan_for, search
+from swm.presets import RecoverySettings
+from swm.recipe import recipe_of
 from swm.stages import Progress, evaluate, measure, merge, no_progress, recover_run, time_run
+from swm.texts import PERPLEXITY_TEXTS
+
+CELL_ERRORS = (PlanError, ModelError, TextError, SettingsError)  # the other cells can go on
 
 
 def run_study(
@@ -49,7 +54,7 @@ def _study_thresholds(experiment: Experiment, rules: list[str], low: float, prog
     for place, rule in enumerate(rules):
         try:
             search(experiment, rule, low, progress=_part(progress, place, len(rules), rule))
-        except ModelError as error:
+        except CELL_ERRORS as error:
             failed[rule] = str(error)
     return failed
 
@@ -61,29 +66,46 @@ def _study_runs(experiment: Experiment, grid: Grid, progress: Progress) -> dict[
     for place, cell in enumerate(cells, 1):
         try:
             _run_cell(experiment, cell, grid, _part(progress, place, len(cells) + 1, cell.run))
-        except (PlanError, ModelError) as error:
+        except CELL_ERRORS as error:
             failed[cell.run] = str(error)
     return failed
 
 
 def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress) -> None:
+    """Merge, score, heal, score again: what of it is not there yet, or is of another grid."""
     run = _planned(experiment, cell, progress)
-    lost = not run.has_model and not _is_scored(run, grid)  # another grid asks for more, and the weights are gone
-    if run.stage == "planned" or (run.stage == "merged" and lost):
+    recovery = cell.recovery or recipe_of(run).recovery  # one that another grid healed stays healed
+    begin = _has_to_begin(run, grid, recovery)
+    if not begin and _is_scored(run, grid) and (run.stage == "recovered" or not recovery):
+        return
+    if begin:
         merge(run, progress)
-    if run.stage == "merged":
+    if run.stage == "merged" and not run.settings.get("recovery_started"):
         _score(run, grid, progress)
-    if cell.recovery and (run.stage == "merged" or lost):
-        recover_run(run, cell.recovery, progress)
+    if recovery and (run.stage == "merged" or not (run.has_model or _is_scored(run, grid))):
+        recover_run(run, recovery, progress)
     _score(run, grid, progress)
     if not grid.keep_models:
         shutil.rmtree(run.model_folder, ignore_errors=True)
         shutil.rmtree(run.folder / "recovery", ignore_errors=True)
 
 
+def _has_to_begin(run: Run, grid: Grid, recovery: RecoverySettings | None) -> bool:
+    if run.stage == "merged":
+        return not run.has_model and not _is_scored(run, grid)
+    if run.stage == "recovered":
+        return recovery != recipe_of(run).recovery or not _fits(run.scores_before_recovery(), grid)
+    return True
+
+
 def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
     if (experiment.folder / "runs" / cell.run / "run.json").is_file():
-        return experiment.run(cell.run)
+        run = experiment.run(cell.run)
+        if run.settings.get("method") != cell.method:
+            raise SettingsError(
+                f"There is a run {cell.run} that no study made. Delete it, or leave it out of the grid."
+            )
+        return run
     if cell.method in PLANNERS:
         data = plan_by(experiment, cell.method, cell.layers, progress=progress)
         plan, threshold, similarity = MergePlan.from_dict(data), None, data["similarity"]
@@ -94,19 +116,21 @@ def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
 
 
 def _score(run: Run, grid: Grid, progress: Progress) -> None:
-    if not _has_scores(run, grid):
+    if not _fits(run.scores(), grid):
         evaluate(run, grid.tasks, grid.limit, progress)
     if grid.time and not run.timing():
         time_run(run, progress=progress)
 
 
 def _is_scored(run: Run, grid: Grid) -> bool:
-    return _has_scores(run, grid) and not (grid.time and not run.timing())
+    return _fits(run.scores(), grid) and not (grid.time and not run.timing())
 
 
-def _has_scores(run: Run, grid: Grid) -> bool:
-    scores = run.scores()
-    return scores is not None and scores["limit"] == grid.limit and set(grid.tasks) <= set(scores["tasks"])
+def _fits(scores: dict[str, Any] | None, grid: Grid) -> bool:
+    """Whether scores are of the grid's tasks, documents and texts: only then can they stand in one chart."""
+    if scores is None or scores["limit"] != grid.limit:
+        return False
+    return set(scores["tasks"]) == set(grid.tasks) and set(PERPLEXITY_TEXTS) <= set(scores["perplexity"])
 
 
 def _part(progress: Progress, place: int, parts: int, name: str) -> Progress:

@@ -6,6 +6,7 @@ A model's config says its widths once for all layers, so only uniform shapes loa
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -19,6 +20,8 @@ from swm.gradients import loss_gradients
 from swm.models import find_decoder
 from swm.plan import WidthCut
 from swm.replay import check_tokens, run_decoder
+
+log = logging.getLogger(__name__)
 
 STEP = 8  # channels are kept in multiples of it where there are many: matrix products are fastest so
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -58,7 +61,8 @@ def prune_width(
 
     Source: LLM-Pruner, arXiv:2305.11627, sections 3.1 and 3.2 (coupled structures, |weight * gradient| summed); FLAP,
     arXiv:2312.11983, sections 3.2 and 3.4 (variance of a channel times the weights that read it, the mean of what goes
-    as a bias). Differs: every layer loses the same number, where FLAP's search gives each its own.
+    as a bias). Differs: every layer loses the same number, where FLAP's search gives each its own; there is no bias
+    where the config cannot say one (all but Llama's kind); heads stay where it cannot say their size.
     """
     check_tokens(tokens)
     heads, channels = coupled_structures(model)
@@ -71,6 +75,8 @@ def prune_width(
         keep = (groups, _kept_channels(model, heads, channels, cut.ratio, groups))
         small = _cut_model(model, (heads, channels), keep, scores, means if biased else {})
         if _is_as_configured(small):
+            if means and not biased:
+                log.info("The config of %s says no biases: the means of what goes are lost.", type(model).__name__)
             return small
     raise _uncuttable(model, "its config cannot say other widths")
 
@@ -158,15 +164,15 @@ def _taylor_scores(
     names = [(i, name) for i in range(len(layers)) for c in both for name in (*c.makers, c.reader)]
     weights = [cast(nn.Parameter, _map(layers[index], name).weight) for index, name in names]
     gradients = loss_gradients(model, tokens, weights, on_text)
-    matter = {
-        place: (weight.detach() * gradient).abs().double()
-        for place, weight, gradient in zip(names, weights, gradients, strict=True)
-    }
+    sums = {}  # over the rows and over the columns of a map: a copy of all would be as large as the model
+    for place, weight, gradient in zip(names, weights, gradients, strict=True):
+        matters = (weight.detach().float() * gradient).abs()
+        sums[place] = (matters.sum(0, dtype=torch.float64), matters.sum(1, dtype=torch.float64))
     scores: Scores = {}
     for index in range(len(layers)):
         for coupled in both:
-            by_reader = matter[index, coupled.reader].sum(0).view(coupled.count, -1).sum(1)
-            by_makers = [matter[index, name].sum(1).view(coupled.count, -1).sum(1) for name in coupled.makers]
+            by_reader = sums[index, coupled.reader][0].view(coupled.count, -1).sum(1)
+            by_makers = [sums[index, name][1].view(coupled.count, -1).sum(1) for name in coupled.makers]
             scores[index, coupled.reader] = by_reader + torch.stack(by_makers).sum(0)
     return scores, {}
 

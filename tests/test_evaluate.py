@@ -74,12 +74,12 @@ def test_log_likelihoods_equal_those_of_lm_evals_own_class(tokenizer, kind):
     config = {"max_position_embeddings": 128, **FAMILIES[kind]}
     if "sliding_window" in config:
         config["sliding_window"] = 256
-    assert compared(tiny_model(kind, **config), tokenizer)._tried > 50
+    assert compared(tiny_model(kind, **config), tokenizer)._tried > (True, 50)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "gemma3_text"])
 def test_questions_wider_than_the_window_of_attention_are_scored_the_plain_way(tokenizer, kind):
-    assert compared(tiny_model(kind, max_position_embeddings=128, **FAMILIES[kind]), tokenizer)._tried <= 8
+    assert compared(tiny_model(kind, max_position_embeddings=128, **FAMILIES[kind]), tokenizer)._tried <= (True, 8)
 
 
 @pytest.mark.parametrize("fault", ["mask is not used", "positions are not used", "no such argument"])
@@ -96,7 +96,8 @@ def test_a_model_that_takes_no_trees_is_scored_the_plain_way(tokenizer, caplog, 
 
     model.forward = forward
     with caplog.at_level("INFO"):
-        assert compared(model, tokenizer)._tried == 0
+        lm = compared(model, tokenizer)
+    assert not lm._tried[0]
     assert len([line for line in caplog.messages if line.startswith("Scoring one choice at a time")]) == 1
 
 
@@ -126,6 +127,18 @@ def test_the_limit_takes_the_first_documents(tokenizer):
     model = tiny_model(max_position_embeddings=2048)
     few, more = (zero_shot(model, tokenizer, ["openbookqa"], limit)[0].correct for limit in (4, 6))
     assert more[:4] == few
+
+
+def test_questions_without_branches_do_not_vouch_for_those_with(tokenizer):
+    model = tiny_model(max_position_embeddings=128)
+    whole = model.forward
+    model.forward = lambda input_ids, attention_mask=None, **others: whole(input_ids, **others)  # causal at least
+    asked = requests(tokenizer, model)
+    lm = SharedContextLM(model, tokenizer)
+    lm._loglikelihood_tokens([max(asked, key=lambda request: len(request[1]))])  # one choice, the longest
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)._loglikelihood_tokens(asked, disable_tqdm=True)
+    for (a, _), (b, _) in zip(lm._loglikelihood_tokens(asked), theirs, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
 
 
 def test_unknown_task_and_limit_are_refused(model, tokenizer):

@@ -120,7 +120,9 @@ def test_windows_by_hand_are_carried_to_a_run(study, no_demo):
 
 def test_another_methods_plan_is_shown_like_windows_by_hand(study, no_demo):
     plan = {**MergePlan(6, (Window(1, 2),), "keep_first").to_dict(), "planner": "sleb", "similarity": 0.9}
-    study.save_planned("sleb", 5, {**plan, "perplexity": 40.0, "perplexity_original": 30.0, "seconds": 1.0})
+    study.save_planned(
+        "sleb", 5, {**plan, "perplexity": 40.0, "perplexity_original": 30.0, "seconds": 1.0, "version": 2}
+    )
     test = opened("pages/preview.py")
     test.selectbox(key="preview_planner").select("sleb")
     test.number_input(key="preview_planner_layers").set_value(5)

@@ -7,7 +7,7 @@ from swm.compare import study_rows
 from swm.errors import Cancelled, SettingsError
 from swm.experiments import Settings
 from swm.grids import GRIDS, KINDS, Cell, Grid, grid_text, read_grid
-from swm.plan import PLANNERS, RULES
+from swm.plan import PLANNERS, RULES, MergePlan, Window
 
 SMALL = {
     "ratios": [0.25, 0.5],
@@ -135,13 +135,46 @@ def test_another_grid_makes_what_it_needs_again(experiment, made):
     study.run_study(experiment, "methods", grid)
     made.clear()
     study.run_study(experiment, "methods", {**grid, "limit": 4})
-    assert [name for name, run, _ in made if run == "sleb-3"] == ["recover_run", "evaluate"]
+    assert [name for name, run, _ in made if run == "sleb-3"] == ["merge", "evaluate", "recover_run", "evaluate"]
+    run = experiment.run("sleb-3")
+    assert (run.scores()["limit"], run.scores_before_recovery()["limit"]) == (4, 4)
+    made.clear()
+    study.run_study(experiment, "methods", {**grid, "limit": 4, "heal": []})  # what is healed stays healed
+    assert made == []
+    more = {**SMALL["recovery"], "steps": 3}
+    study.run_study(experiment, "methods", {**grid, "limit": 4, "recovery": more})
+    assert experiment.run("sleb-3").settings["recovery"]["steps"] == 3
+    made.clear()
+    experiment.create_run("sleb-2", MergePlan(4, (Window(0, 1), Window(2, 3)), "keep_first"))
+    failed = study.run_study(experiment, "methods", {**grid, "limit": 4, "recovery": more, "ratios": [0.25, 0.5]})
+    assert list(failed) == ["sleb-2"]
+    assert "that no study made" in failed["sleb-2"]
     made.clear()
     study.run_study(
         experiment, "methods", {**grid, "limit": 4, "heal": [], "planners": ["random"], "keep_models": True}
     )
     assert [name for name, _, _ in made] == ["merge", "evaluate"]
     assert experiment.run("random-3").has_model
+
+
+def test_a_study_of_all_kinds_in_any_order(experiment):
+    small = {**SMALL, "ratios": [0.25], "planners": ["sleb"], "rules": []}
+    for heal, time in ((["sleb"], False), ([], True), (["sleb"], False)):
+        assert study.run_study(experiment, "methods", {**small, "heal": heal, "time": time}) == {}
+    assert experiment.run("sleb-3").timing()
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid"),
+    [("thresholds", {"rules": ["rdsc"]}), ("texts", {"texts": []}), ("thresholds", {"rules": 3, "from": 0.5})],
+)
+def test_other_grids_are_checked_too(tmp_path, kind, grid):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({kind: grid}))
+    if kind == "texts":
+        grid["texts"] = None
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump({kind: grid}))
+    with pytest.raises(SettingsError, match="that can be read"):
+        read_grid(kind, tmp_path / "grid.yaml")
 
 
 def test_a_method_that_finds_no_plan_is_told_of(experiment):
