@@ -1,12 +1,13 @@
-"""Copy the demo's results, without weights, logs and states, to assets/experiments: what a newcomer sees first.
+"""Copy an experiment's results, without weights, logs and states, to assets/experiments: what a newcomer sees first.
 
 make demo                                    # on a machine that does nothing else
 python -m swm search demo --from 0.5         # the rest of the path
-python tools/ship_demo.py
+python tools/ship.py demo
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-KEPT = ("experiment.json", "cost.json", "similarity/*.json", "path/*.json", "runs/*/run.json", "runs/*/events.jsonl")
+KEPT = (
+    "experiment.json",
+    "cost.json",
+    "similarity/*.json",
+    "path/*.json",
+    "plans/*.json",
+    "studies/*.json",
+    "runs/*/run.json",
+    "runs/*/events.jsonl",
+)
 RESULTS = (
     "scores.json",
     "scores-merged.json",
@@ -28,7 +38,10 @@ RESULTS = (
 def main() -> None:
     from swm.experiments import SHIPPED, experiments_folder
 
-    source, target = experiments_folder() / "demo", SHIPPED / "demo"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment")
+    options = parser.parse_args()
+    source, target = experiments_folder() / options.experiment, SHIPPED / options.experiment
     shutil.rmtree(target, ignore_errors=True)
     for pattern in (*KEPT, *(f"runs/*/{name}" for name in RESULTS)):
         for file in sorted(source.glob(pattern)):
