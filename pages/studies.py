@@ -52,7 +52,8 @@ def show_runs(experiment: Experiment, grid: Grid) -> None:
     st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")
     st.caption(
         "Bars: the 95 % interval over texts (perplexity), one standard error over documents (score). Dotted: after "
-        "LoRA. A method that finds no plan of that depth has no point."
+        "LoRA. A method that finds no plan of that depth has no point; perplexities above 20 times the original's are "
+        "in the table alone."
     )
     st.dataframe(study_table(rows), hide_index=True)
     st.download_button(

@@ -19,7 +19,8 @@ from swm.view import BETTER, WINDOW_COLOURS, WORSE
 
 ERROR_BAR = "rgba(90,98,112,1)"
 LINE = "rgba(115,124,140,1)"
-COLOURS = (BETTER, WORSE, *WINDOW_COLOURS)  # of methods and rules
+COLOURS = (BETTER, WORSE, "#00835f", "#b5568c", "#a6761d", "#7b68b5", "#17a2a2", "#8a8f98")  # of methods and rules
+TALLEST = 20  # times the original's perplexity: what lies above is broken, and would press the rest together
 SYMBOLS = ("circle", "diamond", "x")
 COLOUR_BAR = {"orientation": "h", "thickness": 10, "outlinewidth": 0, "len": 0.6, "y": -0.1, "yanchor": "top"}
 
@@ -277,18 +278,30 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
             marker={"size": 8, "symbol": symbols[method]},
             hovertemplate="%{x} layers: %{y:,.1f}<extra>" + name + "</extra>",
         )
-    if original and (value := _studied(original, figure_of)):
-        figure.add_hline(y=value[0], line={"color": LINE, "dash": "dash"})
+    level = original and _studied(original, figure_of)
+    if level:
+        figure.add_hline(y=level[0], line={"color": LINE, "dash": "dash"})
         figure.add_annotation(  # plotly places an annotation on a log axis by the logarithm
-            x=1, xref="paper", xanchor="right", yanchor="bottom", text="original", font={"color": LINE},
-            showarrow=False, y=value[0] if figure_of == "average" else math.log10(value[0]),
+            x=0.5, xref="paper", xanchor="center", yanchor="top", text="original", font={"color": LINE},
+            showarrow=False, y=level[0] if figure_of == "average" else math.log10(level[0]),
         )  # fmt: skip
     title = "average accuracy, %" if figure_of == "average" else f"perplexity, {figure_of}"
     figure = _plain(figure, "layers left", title, 420, legend=True)
     figure.update_xaxes(autorange="reversed")
-    figure.update_yaxes(type="linear" if figure_of == "average" else "log")
+    if figure_of != "average":
+        _log_axis(figure, level[0] if level else None)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
     return figure
+
+
+def _log_axis(figure: go.Figure, lowest: float | None) -> None:
+    """Perplexities on a log axis, from the original's up to TALLEST times that."""
+    ticks = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
+    values = [value for line in figure.data for value in line.y]
+    if lowest and values:
+        highest = min(max(values), TALLEST * lowest)
+        figure.update_yaxes(range=[math.log10(0.8 * lowest), math.log10(1.15 * highest)])
 
 
 def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] | None:
