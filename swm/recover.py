@@ -123,11 +123,19 @@ def _train(trainer: Trainer, folder: Path) -> None:
         trainer.train()
         return
     last, state = found
-    if state.global_step < trainer.args.max_steps:
-        trainer.train(resume_from_checkpoint=str(last))
-    else:  # it ended between the last step and the folding
-        trainer.state = state
-        trainer._load_from_checkpoint(state.best_model_checkpoint or str(last))
+    try:
+        if state.global_step < trainer.args.max_steps:
+            trainer.train(resume_from_checkpoint=str(last))
+        else:  # it ended between the last step and the folding
+            trainer.state = state
+            trainer._load_from_checkpoint(state.best_model_checkpoint or str(last))
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise ModelError(
+            f"The checkpoint {last} is of another model or other settings: its adapters have other shapes. Delete the "
+            f"folder {folder} and recover again."
+        ) from None
 
 
 def _last_checkpoint(folder: Path) -> tuple[Path, TrainerState] | None:

@@ -92,6 +92,13 @@ def test_checkpoint_that_a_kill_left_half_written_is_passed_over(tokenizer, exam
     assert all(rest[step] == pytest.approx(whole[step], abs=1e-5) for step in rest)
 
 
+def test_adapters_of_another_model_are_told(tokenizer, examples, tmp_path):
+    with pytest.raises(Cancelled):
+        losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path, stop_at=2)
+    with pytest.raises(ModelError, match="is of another model or other settings"):
+        losses_of(tiny_model(hidden_size=64), tokenizer, examples, SMALL, tmp_path)
+
+
 def test_loss_that_is_not_a_number_is_told(model, tokenizer, examples, tmp_path):
     find_decoder(model).layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
     with pytest.raises(ModelError, match=r"not a number any more at step 1.*--learning-rate"):
