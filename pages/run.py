@@ -68,21 +68,8 @@ def new_run(experiment: Experiment, count: int) -> None:
             help="First and last layer, both included. Overrules the threshold.",
         )
         rule = left.selectbox("Merge rule", rules, index=rules.index(wanted), key="run_rule", help=RULE)
-        cut = left.columns([2, 3], gap="small")
-        copied = template.get("width", WHOLE)
-        percent = cut[0].number_input(
-            "Cut width, %", 0.0, 90.0, 100 * copied.ratio, 5.0, format="%.1f", key="run_width", help=WIDTH
-        )
-        ways = list(WIDTH_METHODS)
-        by = cut[1].selectbox(
-            "chosen by",
-            ways,
-            index=ways.index(copied.method),
-            format_func=lambda way: f"{way}: {WIDTH_METHODS[way]}",
-            disabled=not percent,
-            key="run_width_by",
-        )
-        width = WidthCut(percent / 100, by) if percent else WHOLE
+        with left:
+            width = width_cut(template.get("width", WHOLE))
         limit = left.number_input(
             "Documents of each task",
             1,
@@ -110,6 +97,23 @@ def new_run(experiment: Experiment, count: int) -> None:
             st.rerun()
     plan_words += ["--rule", rule, *width_arguments(width)]
     command_line("run", experiment.name, name, *plan_words, *healing, "--limit", str(limit))
+
+
+def width_cut(copied: WidthCut) -> WidthCut:
+    """How much to cut by width, and how it is chosen."""
+    columns, ways = st.columns([2, 3], gap="small"), list(WIDTH_METHODS)
+    percent = columns[0].number_input(
+        "Cut width, %", 0.0, 90.0, 100 * copied.ratio, 5.0, format="%.1f", key="run_width", help=WIDTH
+    )
+    by = columns[1].selectbox(
+        "chosen by",
+        ways,
+        index=ways.index(copied.method),
+        format_func=lambda way: f"{way}: {WIDTH_METHODS[way]}",
+        disabled=not percent,
+        key="run_width_by",
+    )
+    return WidthCut(percent / 100, by) if percent else WHOLE
 
 
 def shown_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int) -> bool:

@@ -13,7 +13,7 @@ from swm.files import free_bytes
 from swm.grids import Grid
 from swm.metrics import TASKS
 from swm.plan import MergePlan, Window
-from swm.presets import RecoverySettings
+from swm.presets import FIT_TOKENS, RecoverySettings
 
 PROCESS_BYTES = 700 * 2**20  # Python with torch and transformers, before any model
 TASK_TOKENS = 97  # read for one document, mean of the seven tasks with SmolLM2's tokenizer
@@ -92,12 +92,14 @@ def estimate_run(
     seconds = {}
     if cost and "forward_tokens_per_second" in cost:
         read = PERPLEXITY_TOKENS + TASK_TOKENS * len(tasks) * (limit or 2000)
-        seconds["merge"] = 5 + 3 * size / LOADING_BYTES_PER_SECOND
+        fitting = 2 * FIT_TOKENS / cost["forward_tokens_per_second"] if plan.windows else 0  # both models read it
+        seconds["merge"] = 5 + 3 * size / LOADING_BYTES_PER_SECOND + (fitting if plan.rule == "fit" else 0)
         seconds["evaluate"] = evaluations * (8 + read / cost["forward_tokens_per_second"])
         if recovery:
             trained = recovery.steps * recovery.batch * recovery.accumulate * recovery.length
             trained += recovery.steps // recovery.save_every * recovery.held_out * recovery.length // BACKWARD
             seconds["heal"] = 10 + BACKWARD * trained / cost["training_tokens_per_second"]
+            seconds["heal"] += fitting if recovery.repair == "fit" and plan.rule != "fit" else 0
         token = (cost["layers_ms"] + cost["rest_ms"]) / 1000
         seconds["time"] = 10 + 2 * 9 * 33 * token
     return Estimate(

@@ -22,7 +22,6 @@ from swm.models import find_decoder, renumber_layers
 from swm.plan import WEIGHT_RULES, MergePlan, Window, check_rule
 
 Parameters = dict[str, Tensor]
-ENDS = ("keep_first", "keep_last")  # the others of the window are dropped: they need not be alike
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,10 @@ class GrowingMerge:
         """Take in the next layer below and give the merged layer of the larger window; it may share memory with this
         object, and is right until the next step."""
         self.window = Window(self.window.first - 1, self.window.last)
-        base = base_layer(self.window, self._rule)
-        if self._rule in ENDS:
-            return MergedLayer(base)
         check_same_shapes(self._layers, self.window)
+        base = base_layer(self.window, self._rule)
+        if self._rule in ("keep_first", "keep_last"):
+            return MergedLayer(base)
         first = projections(self._layers[self.window.first])
         if self._rule != "replace":
             self._add(first, projections(self._layers[self.window.first + 1]))
@@ -116,10 +115,8 @@ def check_same_shapes(layers: Sequence[nn.Module], window: Window) -> None:
             )
 
 
-def can_merge(layers: Sequence[nn.Module], window: Window, rule: str) -> bool:
-    """Whether the window's layers are alike in shape, or need not be since one of them is kept as it is."""
-    if rule in ENDS:
-        return True
+def can_merge(layers: Sequence[nn.Module], window: Window) -> bool:
+    """Whether the window's layers are alike in shape."""
     try:
         check_same_shapes(layers, window)
     except PlanError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from swm.grids import KINDS
 from swm.metrics import METRICS, PARTS, SAMPLES
 from swm.plan import DEFAULT_RULE, PLANNERS, RULES, WIDTH_METHODS
 from swm.presets import CHOICES, PRESET_HELP, RecoverySettings
+
+Add = Callable[..., argparse.ArgumentParser]  # a command: its name, its help, the names of its arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,6 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="one JSON object on stdout")
         return command
 
+    _add_looking(add)
+    _add_running(add)
+    _add_showing(add)
+    return parser
+
+
+def _add_looking(add: Add) -> None:
     add("models", "Models that load without a network, and how to name others.")
     add("list", "Experiments and their runs.")
     _add_experiment(add("create", "A new experiment: model and calibration text.", "EXP"))
@@ -44,6 +54,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--exact", action="store_true", help="no faster number format, even where there is one")
     command.add_argument("--focus", type=float, default=0.9, help="threshold to compute first (0.9)")
     _add_plan(add("plan", "Which windows merge at a threshold or for a number of layers; how good a plan is.", "EXP"))
+
+
+def _add_running(add: Add) -> None:
     command = add("merge", "Merge the windows of a plan into a smaller model.", "EXP", "RUN")
     _add_plan(command)
     _add_width(command)
@@ -63,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_recovery(command)
     _add_limit(command, 100)
     command.add_argument("--no-recovery", action="store_true", help="leave healing out")
+
+
+def _add_showing(add: Add) -> None:
     kinds = " ".join(f"{kind}: {text}" for kind, text in KINDS.items())
     command = add("study", f"Every method at several depths; goes on where it stopped. {kinds}", "EXP", "KIND")
     command.add_argument("--grid", type=Path, metavar="FILE", help="a copy of assets/studies.yaml, edited")
@@ -83,7 +99,6 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--name", default="demo", help="name of the experiment (demo)")
     _add_limit(command, 40)
     command.add_argument("--steps", type=int, default=None, help="recovery steps, instead of the preset's")
-    return parser
 
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:

