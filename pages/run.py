@@ -109,8 +109,8 @@ def width_cut(copied: WidthCut) -> WidthCut:
         "chosen by",
         ways,
         index=ways.index(copied.method),
-        format_func=lambda way: f"{way}: {WIDTH_METHODS[way]}",
         disabled=not percent,
+        help=" ".join(f"{way}: {text}" for way, text in WIDTH_METHODS.items()),
         key="run_width_by",
     )
     return WidthCut(percent / 100, by) if percent else WHOLE

@@ -16,7 +16,7 @@ import psutil
 
 from swm.errors import ExperimentError, JobError, PlanError, SettingsError
 from swm.files import demo_experiment, disk_errors, home, read_json, write_json
-from swm.plan import MergePlan
+from swm.plan import PLANS_VERSION, MergePlan
 from swm.schemas import SHAPES, check_like, is_like
 from swm.search import ThresholdPath
 
@@ -239,7 +239,8 @@ class Experiment(_Tracked):
 
     def planned(self, planner: str, layers: int) -> dict[str, Any] | None:
         """A planner's plan with so many layers, if it was found before."""
-        return self._json(f"plans/{planner}-{layers}.json")
+        data = self._json(f"plans/{planner}-{layers}.json")
+        return data if data and data.get("version") == PLANS_VERSION else None
 
     def save_planned(self, planner: str, layers: int, data: dict[str, Any]) -> None:
         self._check_writable()

@@ -18,7 +18,16 @@ from swm.evaluate import perplexity
 from swm.experiments import Experiment
 from swm.fit import WindowFitter, apply_fitted_plan
 from swm.merge import MergedLayer, apply_plan
-from swm.plan import DEFAULT_RULE, WEIGHT_RULES, MergePlan, Window, check_layers, check_planner, check_rule
+from swm.plan import (
+    DEFAULT_RULE,
+    PLANS_VERSION,
+    WEIGHT_RULES,
+    MergePlan,
+    Window,
+    check_layers,
+    check_planner,
+    check_rule,
+)
 from swm.planners import DropLoss, PlanLoss, beam_drops, dropped_plan, plan_with
 from swm.presets import FIT_TOKENS
 from swm.replay import WindowScorer
@@ -28,7 +37,6 @@ from swm.view import known_similarity
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SAVE_SECONDS = 2.0
-PLANS_VERSION = 2  # of what planners do: plans found by another are found anew
 BEST_BUDGET, BEST_WIDTH = 400, 3  # plans that planner `best` tries; sets that it goes on with, and fits in full at last
 WINDOW_FIT_TOKENS = 4096  # to fit a window while searching; the plan chosen is fitted on more when it is merged
 
@@ -256,7 +264,7 @@ def plan_by(
     if planner == "best" and experiment.layer_count > layers:
         _check_budget(budget, experiment.layer_count, layers)
     data = experiment.planned(planner, layers)
-    if data is None or data["version"] != PLANS_VERSION or data.get("budget", budget) != budget:
+    if data is None or data.get("budget", budget) != budget:
         data = _found_plan(experiment, planner, layers, budget, progress)
     if rule and rule != data["rule"]:
         plan = replace(MergePlan.from_dict(data), rule=rule)

@@ -124,9 +124,9 @@ SHAPES: dict[str, Shape] = {
             "perplexity": NUMBER,
             "perplexity_original": NUMBER,
             "seconds": NUMBER,
-            "version": WHOLE,
         },
         budget=WHOLE,
+        version=WHOLE,
     ),
     "studies": an({"failed": every(TEXT), "grid": an({})}),
     "event": an(

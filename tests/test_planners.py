@@ -205,6 +205,8 @@ def test_each_planner_plans_and_is_asked_once(planner, experiment, monkeypatch):
     monkeypatch.setattr(planning, "_found_plan", None)
     assert data.items() <= planning.plan_by(experiment, planner, 3, 20).items()
     other = planning.plan_by(experiment, planner, 3, 20, rule="mean")
+    experiment.save_planned(planner, 3, {**data, "version": 1})  # found by an earlier release
+    assert experiment.planned(planner, 3) is None
     assert MergePlan.from_dict(other) == replace(plan, rule="mean")
 
 
