@@ -105,7 +105,9 @@ def other_methods(experiment: Experiment) -> None:
                 f"{found['perplexity_original']:,.1f}."
             )
             if found["rule"] == "fit":
-                st.caption("Of a quick fit, for comparing plans. The merged model is fitted on more text and does better.")
+                st.caption(
+                    "Of a quick fit, for comparing plans. The merged model is fitted on more text and does better."
+                )
             st.button("Show these windows", on_click=show_planned, args=(found,), key="preview_show_planned")
         elif not experiment.state().active and st.button(
             "Find it", disabled=experiment.read_only, key="preview_find_planned"
