@@ -21,7 +21,7 @@ from pages.shared.live import layers_picture
 from swm.charts import loss_chart
 from swm.compare import STAGES
 from swm.estimate import estimate_run, gib
-from swm.experiments import BASELINE, Experiment, Run, State, check_name
+from swm.experiments import BASELINE, Experiment, Run, check_name
 from swm.jobs import start
 from swm.plan import (
     DEFAULT_RULE,
@@ -40,6 +40,7 @@ from swm.presets import (
     training_speed,
 )
 from swm.report import run_commands
+from swm.states import State
 
 NEW = "new run"
 TUNED = "As tuned on the preview page: a window grows while the similarity is at least this."

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from swm.files import free_bytes
 from swm.grids import Grid
+from swm.machine import free_memory_bytes
 from swm.metrics import TASKS
 from swm.plan import MergePlan, Window
 from swm.presets import FIT_TOKENS, RecoverySettings
@@ -75,7 +74,7 @@ def estimate_run(
     gradient and two moments, and the activations of a batch (some 24 numbers of the width for each layer and token)
     and its logits three times.
     """
-    free = psutil.virtual_memory().available
+    free = free_memory_bytes()
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
     vocabulary = max(0, facts["parameters"] - layers * facts["parameters_per_layer"]) / width
     small = size * (1 - (layers - plan.worth_layers) * facts["parameters_per_layer"] / facts["parameters"])
@@ -83,7 +82,7 @@ def estimate_run(
     disk = small
     if recovery:
         tokens = recovery.batch * recovery.length
-        lora = 16 * recovery.rank * plan.layers_left * 16 * width
+        lora = adapter_bytes(recovery.rank, plan.layers_left, width)
         kept = activation_bytes(tokens, plan.layers_left, width)
         if recovery.checkpointing == "on" or (recovery.checkpointing == "auto" and kept > free / 2):
             kept = activation_bytes(tokens, 1, width) + 4 * tokens * width * plan.layers_left
@@ -121,6 +120,11 @@ def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid
         needs = estimate_run(facts, cost, plan, cell.recovery, grid.limit, folder, grid.tasks, evaluations)
         total += needs.total_seconds - (0 if grid.time else needs.seconds.get("time", 0))
     return total
+
+
+def adapter_bytes(rank: int, layers: int, width: int) -> int:
+    """LoRA's weights in all linear maps with gradient and two moments, about; no checkpoint needs more on disk."""
+    return 16 * rank * layers * 16 * width
 
 
 def activation_bytes(tokens: int, layers: int, width: int) -> int:

@@ -5,28 +5,28 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import time
+import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from filelock import FileLock, Timeout
 
 from swm.errors import ExperimentError, JobError, PlanError, SettingsError
-from swm.files import demo_experiment, disk_errors, home, read_json, write_json
+from swm.files import demo_experiment, disk_errors, home, read_json, remove_folder, sweep, write_json
 from swm.plan import PLANS_VERSION, MergePlan
 from swm.schemas import SHAPES, check_like, is_like
 from swm.search import ThresholdPath
+from swm.states import State
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 BASELINE = "baseline"
 RESULTS = ("scores", "documents", "timing")
+PROMISED = ".promised"  # in a model folder whose run.json does not know it yet
 SHIPPED = Path(__file__).parents[1] / "assets" / "experiments"
-HEARTBEAT_SECONDS = 3.0
-STALE_SECONDS = 60.0
-ACTIVE = ("queued", "running")
 
 
 @dataclass(frozen=True)
@@ -39,60 +39,6 @@ class Settings:
     length: int = 128
     seed: int = 1234
     dtype: str = "auto"
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a stage stands; written by the job, read by everybody.
-
-    Times are seconds since the epoch. `pid` and `process_started` name the process on `host`.
-    """
-
-    stage: str = ""
-    status: str = ""
-    done: int = 0
-    total: int = 0
-    text: str = ""
-    error: str = ""
-    started: float = 0.0
-    heartbeat: float = 0.0
-    pid: int = 0
-    process_started: float = 0.0
-    host: str = ""
-    memory_bytes: int = 0
-    cpu_percent: float = 0.0
-    gpu_memory_bytes: int = 0
-    command: tuple[str, ...] = ()
-
-    @property
-    def active(self) -> bool:
-        return self.status in ACTIVE
-
-    @property
-    def seconds(self) -> float:
-        return max(0.0, self.heartbeat - self.started)
-
-    def seen_from_here(self) -> State:
-        """The same state, `interrupted` if its process has ended without saying so."""
-        if self.active and not self._process_lives():
-            return replace(self, status="interrupted", error="The process ended before the stage did. Start it again.")
-        return self
-
-    def _process_lives(self) -> bool:
-        if self.host != socket.gethostname():
-            return time.time() - self.heartbeat < STALE_SECONDS
-        try:
-            process = psutil.Process(self.pid)
-            # A finished child that nobody has waited for still has a pid; a reused pid has another start time.
-            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.process_started) < 2
-        except psutil.Error:
-            return False
-
-
-def this_process() -> dict[str, Any]:
-    """The fields of State that name the process that calls."""
-    process = psutil.Process()
-    return {"pid": process.pid, "process_started": process.create_time(), "host": socket.gethostname()}
 
 
 class _Tracked:
@@ -119,7 +65,16 @@ class _Tracked:
             return State("job", "failed", error=f"What it did cannot be read: {error}")
 
     def write_state(self, state: State) -> None:
+        self.check_there()
         write_json(self.folder / "state.json", asdict(state))
+
+    def check_there(self) -> None:
+        """Raise JobError if the folder was deleted or renamed: nothing may grow in its place."""
+        if not self._is_there():
+            raise JobError(f"{self.name} was deleted or renamed meanwhile: there is nowhere to write to.")
+
+    def _is_there(self) -> bool:
+        raise NotImplementedError
 
     def log_tail(self, lines: int = 40) -> str:
         """The last lines of the job's log."""
@@ -144,6 +99,7 @@ class _Tracked:
     def _check_writable(self) -> None:
         if self.read_only:
             raise ExperimentError(read_only_message(self.folder.name))
+        self.check_there()
 
 
 class Experiment(_Tracked):
@@ -166,12 +122,25 @@ class Experiment(_Tracked):
     @classmethod
     def create(cls, name: str, settings: Settings, model_facts: dict[str, Any]) -> Experiment:
         """A new folder for an experiment; `model_facts` as from `models.config_facts`."""
-        folder = check_new(name)
+        check_name(name)
         if demo_experiment():
             raise ExperimentError(read_only_message(name))
         data = {"settings": asdict(settings), "model_facts": model_facts, "created": time.time()}
-        write_json(folder / "experiment.json", data)
+        with _names_locked():
+            folder = check_new(name)
+            write_json(folder / "experiment.json", data)
         return cls(folder)
+
+    def _is_there(self) -> bool:
+        return (self.folder / "experiment.json").is_file()
+
+    def mend(self) -> None:
+        """Put right what killed jobs left in it and in its runs; to be called by a job, which keeps others waiting."""
+        for folder in (self.folder, self.folder / "runs", self.folder / "path", self.folder / "plans"):
+            sweep(folder)
+        for run in self.runs():
+            if not run.state().active:
+                run.mend()
 
     @classmethod
     def open(cls, name: str) -> Experiment:
@@ -296,13 +265,16 @@ class Experiment(_Tracked):
         if check_name(name) == BASELINE:
             raise ExperimentError(f"{BASELINE} is the original model. Choose another name for the run.")
         run = Run(self, name)
-        if (run.folder / "run.json").is_file():
-            if run.plan == plan:
-                return run
-            if run.stage != "planned":
-                raise ExperimentError(f"There is a run {name} with another plan. Choose another name.")
         data = {"plan": plan.to_dict(), "threshold": threshold, "similarity": similarity, "created": time.time()}
-        write_json(run.folder / "run.json", {**data, **({"method": method} if method else {})})
+        with _names_locked():
+            if (run.folder / "run.json").is_file():
+                if run.plan == plan:
+                    return run
+                if run.stage != "planned":
+                    raise ExperimentError(f"There is a run {name} with another plan. Choose another name.")
+                if run.state().active:
+                    raise JobError(f"{name} has a job running with another plan. Wait for it, or choose another name.")
+            write_json(run.folder / "run.json", {**data, **({"method": method} if method else {})})
         return run
 
 
@@ -316,6 +288,9 @@ class Run(_Tracked):
     @property
     def is_baseline(self) -> bool:
         return self.name == BASELINE
+
+    def _is_there(self) -> bool:
+        return self.experiment._is_there() and (self.is_baseline or (self.folder / "run.json").is_file())
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -386,24 +361,55 @@ class Run(_Tracked):
         self._check_writable()
         write_json(self.folder / f"{name}.json", data)
 
-    def set_aside_scores(self, keep: bool) -> None:
-        """Another model takes the place of the one these scores are of; keep them under another name, or not at all."""
-        self._check_writable()
-        for name in RESULTS:
-            file = self.folder / f"{name}.json"
-            if keep and file.exists():
-                file.replace(self.folder / f"{name}-merged.json")
-            file.unlink(missing_ok=True)
+    def promise(self, new_model: Path, settings: dict[str, Any], scores: str) -> None:
+        """Say what will hold once `new_model`, a finished folder, has taken the place of the run's model.
 
-    def forget_recovery(self) -> None:
-        """The run is merged anew: scores, recovery and checkpoints were of another model."""
-        self.set_aside_scores(keep=False)
-        for name in RESULTS:
-            (self.folder / f"{name}-merged.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "recovery", ignore_errors=True)
-        self.clear_events()
-        settings = {key: value for key, value in self.settings.items() if not key.startswith("recovery")}
+        A model, what run.json says of it and its scores lie in several files. So that a kill leaves the old or the new
+        of all of them, the new model carries a token, and `settle` finds by it whether the change took place.
+
+        Args:
+            settings: to be added to run.json; those of a recovery before are forgotten.
+            scores: what becomes of the former model's: "aside" keeps them as those before recovery, "drop" keeps what
+                was set aside before and drops the others, "forget" drops both, and the recovery's checkpoints.
+        """
+        self._check_writable()
+        token = uuid.uuid4().hex
+        (new_model / PROMISED).write_text(token, encoding="utf-8")
+        self.remember(pending={"token": token, "scores": scores, "settings": settings})
+
+    def settle(self) -> None:
+        """Carry out what was promised if the new model is there, else forget it. Can be repeated from any point."""
+        settings = self.settings
+        pending = settings.pop("pending", None)
+        if pending is None:
+            return
+        token = self.model_folder / PROMISED
+        if token.is_file() and token.read_text(encoding="utf-8") == pending["token"]:
+            self.let_go_of_scores(pending["scores"])
+            settings = {name: value for name, value in settings.items() if not name.startswith("recovery")}
+            settings |= pending["settings"]
         write_json(self.folder / "run.json", settings)
+        token.unlink(missing_ok=True)
+
+    def let_go_of_scores(self, what: str) -> None:
+        """Another model takes the place of the one these scores are of; `what` as in `promise`."""
+        for name in RESULTS:
+            file, aside = self.folder / f"{name}.json", self.folder / f"{name}-merged.json"
+            if what == "aside" and file.exists():
+                file.replace(aside)
+            file.unlink(missing_ok=True)
+            if what == "forget":
+                aside.unlink(missing_ok=True)
+        if what == "forget":
+            shutil.rmtree(self.folder / "recovery", ignore_errors=True)
+            self.clear_events()
+
+    def mend(self) -> None:
+        """Put right what a killed job left; to be called by a job, which keeps others waiting."""
+        if self.read_only:
+            return
+        sweep(self.folder)
+        self.settle()
 
     def add_event(self, **event: Any) -> None:
         self._check_writable()
@@ -460,7 +466,7 @@ def check_name(name: str) -> str:
 def check_new(name: str) -> Path:
     """Folder for a new experiment of that name; raises ExperimentError if there is one already."""
     folder = experiments_folder() / check_name(name)
-    if folder.exists():
+    if (folder / "experiment.json").exists():  # a folder without it is what a killed process left
         raise ExperimentError(f"There is an experiment {name} already. Choose another name, or delete {folder}.")
     return folder
 
@@ -486,12 +492,57 @@ def list_experiments() -> tuple[list[Experiment], list[str]]:
 
 
 def delete(item: Experiment | Run) -> None:
-    """Remove an experiment or run with everything in it."""
+    """Remove an experiment or run with everything in it; others see all of it or nothing.
+
+    Raises:
+        ExperimentError: for the baseline, and what is read-only. JobError: while a job works on it.
+    """
     item._check_writable()
     if isinstance(item, Run) and item.is_baseline:
         raise ExperimentError(f"{BASELINE} is the original model and stays. Delete the whole experiment instead.")
-    for each in [item, *(item.runs() if isinstance(item, Experiment) else [])]:
-        if each.state().active:
+    above = [item.experiment] if isinstance(item, Run) else []
+    below: list[Experiment | Run] = [] if isinstance(item, Run) else [*item.runs()]
+    for each in [item, *below, *above]:
+        state = each.state()
+        if state.active and (each not in above or state.stage in ("study", "demo")):  # these work on all its runs
             raise JobError(f"{each.name} has a job running. Cancel it first.")
-    with disk_errors(item.folder, 0):
-        shutil.rmtree(item.folder)
+    with _names_locked(), job_lock(item):
+        sweep(item.folder.parent, older_than=60)
+        remove_folder(item.folder)
+
+
+@contextmanager
+def job_lock(target: Experiment | Run) -> Iterator[None]:
+    """Hold the place of the target's one job.
+
+    Raises:
+        JobError: if it has one already.
+    """
+    lock = FileLock(target.folder / ".job.lock")
+    try:
+        with disk_errors(target.folder, 4096):
+            target.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=1)  # a process that was just killed takes a moment to let go
+    except Timeout:
+        raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.") from None
+    try:
+        target.check_there()  # it may have been deleted while we waited
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _names_locked() -> Iterator[None]:
+    """One at a time: what makes or removes experiments and runs. It takes milliseconds."""
+    lock = FileLock(home() / ".names.lock")
+    try:
+        with disk_errors(home(), 4096):
+            home().mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=10)
+    except Timeout:
+        raise JobError("Another program is making or deleting experiments. Try again in a moment.") from None
+    try:
+        yield
+    finally:
+        lock.release()

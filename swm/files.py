@@ -6,7 +6,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Any
 from swm.errors import ExperimentError
 
 SCHEMA = 1
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.(?P<kind>tmp|new|old|gone)")
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
     errno.EINVAL,
@@ -44,7 +47,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write to a temporary neighbour, sync, rename."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = _neighbour(path, "tmp")
     with disk_errors(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -55,6 +58,45 @@ def replace_file(path: Path, content: bytes) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _neighbour(path: Path, kind: str) -> Path:
+    """A name beside `path` that nobody has: "tmp" a file and "new" a folder being written, "old" and "gone" folders."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{kind}")
+
+
+def sweep(folder: Path, older_than: float = 0.0) -> None:
+    """Put right what a killed process left: what it had half written goes, a folder it was replacing comes back.
+
+    To be called by whoever holds the lock on the folder's content. Temporary files are left alone for a minute, since
+    small files are also written without that lock.
+
+    Args:
+        older_than: seconds for which nothing must have changed, where there is no lock.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = LEFTOVER.fullmatch(path.name)
+        try:
+            age = time.time() - path.stat().st_mtime if match else 0.0
+            if not match or age < older_than or (match["kind"] == "tmp" and age < 60):
+                continue
+            target = folder / match["name"]
+            if match["kind"] == "old" and not target.exists():
+                path.rename(target)
+            elif match["kind"] == "tmp":
+                path.unlink()
+            else:
+                shutil.rmtree(path)
+        except OSError:  # gone meanwhile, or a disk that cannot be written: the stage will tell
+            continue
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that others see all of it or nothing."""
+    gone = _neighbour(folder, "gone")
+    with disk_errors(folder, 0):
+        folder.rename(gone)
+        shutil.rmtree(gone)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -88,7 +130,7 @@ def disk_errors(target: Path, needed_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full_disk(error):
             raise ExperimentError(full_disk_message(target, needed_bytes)) from None
         if error.errno in UNWRITABLE:
             raise ExperimentError(
@@ -96,6 +138,13 @@ def disk_errors(target: Path, needed_bytes: int) -> Iterator[None]:
                 "to write there."
             ) from None
         raise
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error of any library means that the disk is full; some tell it by their text alone."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(sign in str(error) for sign in ("No space left", "code: 28", "PytorchStreamWriter failed writing"))
 
 
 def full_disk_message(target: Path, needed_bytes: int) -> str:
@@ -130,9 +179,11 @@ def free_bytes(target: Path) -> int:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A new empty folder that takes the place of `folder` when the block ends well; else it is removed."""
-    new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    old = folder.with_name(f".{folder.name}.old.{uuid.uuid4().hex}")
+    """A new empty folder that takes the place of `folder` when the block ends well; else it is removed.
+
+    Killed between its two renames, it leaves the former folder under another name: `sweep` brings it back.
+    """
+    new, old = _neighbour(folder, "new"), _neighbour(folder, "old")
     new.mkdir(parents=True)
     try:
         yield new

@@ -22,13 +22,15 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
-from swm.errors import Cancelled, JobError, SwmError
-from swm.experiments import HEARTBEAT_SECONDS, Experiment, Run, State, read_only_message, this_process
-from swm.files import demo_experiment, disk_errors, home
+from swm.errors import Cancelled, ExperimentError, JobError, SwmError
+from swm.experiments import Experiment, Run, job_lock, read_only_message
+from swm.files import check_space, demo_experiment, full_disk_message, home, is_full_disk
+from swm.states import HEARTBEAT_SECONDS, State, this_process
 
 log = logging.getLogger(__name__)
 
 Target = Experiment | Run
+SPACE_BYTES = 2**18  # for the small files of any stage; those with large ones look for themselves
 
 
 class Tracker:
@@ -41,12 +43,15 @@ class Tracker:
         self._written = 0.0
         self._process = psutil.Process()
         self.cancelled = False
+        self._failure: SwmError | None = None
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __call__(self, done: int, total: int, text: str) -> None:
         """Progress of the stage; raises Cancelled when the user asked for that."""
         if self.cancelled:
             raise Cancelled
+        if self._failure:
+            raise self._failure
         self.state = replace(self.state, done=done, total=total, text=text)
         if time.monotonic() - self._written > 0.5:
             self.write()
@@ -74,6 +79,8 @@ class Tracker:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 self.write()
+            except JobError as error:  # its folder is gone; the next progress report ends the stage
+                self._failure = error
             except SwmError as error:  # a full disk must not end the stage's own error handling
                 log.warning("%s", error)
 
@@ -90,13 +97,12 @@ def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator
     """
     if target.read_only:
         raise JobError(read_only_message(target.name))
-    lock = FileLock(target.folder / ".job.lock")
-    try:
-        with disk_errors(target.folder, 4096):
-            target.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=1)  # a process that was just killed takes a moment to let go
-    except Timeout:
-        raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.") from None
+    with job_lock(target), _tracked(target, stage, command) as tracker:
+        yield tracker
+
+
+@contextmanager
+def _tracked(target: Target, stage: str, command: Sequence[str]) -> Iterator[Tracker]:
     device = FileLock(home() / ".device.lock")
     now = time.time()
     state = State(stage, "queued", started=now, heartbeat=now, command=tuple(command), **this_process())
@@ -106,6 +112,8 @@ def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator
         tracker.write()
         tracker.start()
         _acquire(device, tracker)
+        target.mend()
+        check_space(target.folder, SPACE_BYTES)
         tracker.write(status="running", started=time.time(), text="starting")
         yield tracker
         tracker.stop()
@@ -120,6 +128,10 @@ def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator
         raise
     except BaseException as error:
         tracker.stop()
+        if is_full_disk(error):
+            message = full_disk_message(target.folder, SPACE_BYTES)
+            _write_failure(tracker, message)
+            raise ExperimentError(message) from error
         if _is_out_of_memory(error):
             message = "Out of memory. Use shorter or fewer texts, a smaller batch, or --dtype bfloat16."
             _write_failure(tracker, message)
@@ -129,7 +141,6 @@ def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator
     finally:
         restore()
         device.release()
-        lock.release()
 
 
 def _gpu_memory_bytes() -> int:
@@ -152,13 +163,13 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
     """
     if target.read_only:
         raise JobError(read_only_message(target.name))
-    if target.state().active:
-        raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.")
-    target.folder.mkdir(parents=True, exist_ok=True)
     now, command = time.time(), tuple(arguments)
     # Until the child speaks for itself this process stands for it.
     first = State(stage, "queued", text="starting", started=now, heartbeat=now, command=command, **this_process())
-    target.write_state(first)
+    with job_lock(target):  # two that click at once: the second sees the first's state
+        if target.state().active:
+            raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.")
+        target.write_state(first)
     with (target.folder / "job.log").open("wb") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "swm", *arguments],
@@ -180,8 +191,10 @@ def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> N
         state = target.state()
         mine = (state.pid, state.started) == (first.pid, first.started)  # not of a job started since
         if code and state.status == "queued" and mine:
-            last = target.log_tail(1) or f"exit code {code}"
-            target.write_state(replace(first, status="failed", error=f"The job could not start: {last}"))
+            reason = first.why_ended() if code < 0 else target.log_tail(1) or f"exit code {code}"
+            target.write_state(replace(first, status="failed", error=f"The job could not start: {reason}"))
+        elif code < 0 and state.status == "interrupted" and state.pid == child.pid:
+            target.write_state(state)  # with the reason as it is now: later it might be taken for another
     except SwmError as error:
         log.warning("%s", error)
 

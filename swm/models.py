@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from swm.errors import ExperimentError, ModelError, SettingsError, TextError
-from swm.files import check_space, disk_errors, full_disk_message, home, replaced_folder
+from swm.files import check_space, disk_errors, full_disk_message, home, is_full_disk, replaced_folder, sweep
+from swm.machine import check_memory
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
     folder = model_folder(name)
     config = _decoder_config(folder, name)
     _refuse_pickle(folder, name)
+    check_memory(f"Loading {name}", _bytes_in_memory(folder, config, dtype))
     model = _load_weights(folder, name, dtype, config)
     return model.to(pick_device(device)).eval(), load_tokenizer(name)  # type: ignore[arg-type]
 
@@ -258,6 +261,7 @@ def _converted(gguf: Path, folder: Path) -> Path:
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if (folder / "config.json").is_file():
             return folder
+        sweep(folder.parent, older_than=3600)
         log.info("Converting %s to safetensors, once (about 20 seconds for 135M parameters)", gguf.name)
         try:
             read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -307,6 +311,35 @@ def _refuse_pickle(folder: Path, name: str) -> None:
     raise ModelError(
         f"{name} has no weights: no .safetensors file in {folder}. Copy them there or choose another model."
     )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that from_pretrained reads: those of the index where there is one.
+
+    Raises:
+        ModelError: if the index names a file that is not there, or is damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        whole = folder / "model.safetensors"
+        return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index} is damaged: {_first_line(error)} Copy or download it again.") from None
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ModelError(f"{folder} is incomplete: {name[:100]} is missing. Copy or download it again.")
+    return [folder / name for name in names]
+
+
+def _bytes_in_memory(folder: Path, config: Any, dtype: str) -> int:
+    """Bytes of the weights once loaded; the config says in which format they are stored."""
+    stored = sum(file.stat().st_size for file in weight_files(folder))
+    saved = getattr(config, "dtype", None)
+    if dtype == "auto" or not isinstance(saved, torch.dtype):
+        return stored
+    return stored * cast(int, getattr(torch, dtype).itemsize) // saved.itemsize
 
 
 def _load_weights(folder: Path, name: str, dtype: str, config: Any) -> PreTrainedModel:
@@ -418,12 +451,17 @@ def renumber_layers(model: PreTrainedModel, kept: list[int]) -> None:
 
 
 def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path | str, check: Tensor | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path | str,
+    check: Tensor | None = None,
+    on_written: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a folder that plain `AutoModelForCausalLM.from_pretrained` loads; it appears whole or not at all.
 
     Args:
         check: ids, shape (texts, length): the folder only appears once it gives the model's logits for them.
+        on_written: called with the finished folder just before it takes its place.
 
     Raises:
         ExperimentError: if the disk is full or read-only; nothing is left behind then.
@@ -436,11 +474,13 @@ def save_model(
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
         except _safetensors_error() as error:
-            if "code: 28" in str(error) or "No space" in str(error):
+            if is_full_disk(error):
                 raise ExperimentError(full_disk_message(folder, needed)) from None
             raise
         if check is not None:
             check_reload(new, model, check)
+        if on_written:
+            on_written(new)
 
 
 @torch.inference_mode()

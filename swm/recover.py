@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +28,8 @@ from transformers.pytorch_utils import Conv1D
 
 from swm.errors import Cancelled, ModelError, TextError
 from swm.estimate import activation_bytes
+from swm.files import replace_file
+from swm.machine import free_memory_bytes
 from swm.models import bfloat16_is_faster, find_decoder
 from swm.presets import RecoverySettings
 from swm.replay import hidden_of
@@ -271,8 +272,7 @@ def _in_bfloat16(device: torch.device, folder: Path) -> bool:
     """Whether to train in bfloat16; found out once, so that a recovery goes on in the format it began with."""
     file = folder / "precision.txt"
     if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        file.write_text("bfloat16" if bfloat16_is_faster(device) else "float32")
+        replace_file(file, b"bfloat16" if bfloat16_is_faster(device) else b"float32")
     return file.read_text() == "bfloat16"
 
 
@@ -281,7 +281,7 @@ def _checkpoints(adapted: Any, settings: RecoverySettings) -> bool:
     if settings.checkpointing != "auto":
         return settings.checkpointing == "on"
     device, config = next(adapted.parameters()).device, adapted.config.get_text_config()
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
     return activation_bytes(settings.batch * settings.length, config.num_hidden_layers, config.hidden_size) > free / 2
 
 

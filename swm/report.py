@@ -19,7 +19,7 @@ from swm.compare import compare, documents_of, flat_rows, lines, row_name
 from swm.errors import ExperimentError
 from swm.estimate import gib
 from swm.experiments import BASELINE, Experiment, Run
-from swm.files import SCHEMA, check_space, disk_errors, replace_file, replaced_folder
+from swm.files import SCHEMA, check_space, disk_errors, replace_file, replaced_folder, sweep
 from swm.metrics import Measure
 from swm.paired import paired
 from swm.plan import plan_arguments
@@ -163,8 +163,9 @@ def export_run(run: Run, folder: Path) -> Path:
         raise ExperimentError(f"{folder} exists already. Name a new folder.")
     size = sum(file.stat().st_size for file in run.model_folder.iterdir())
     check_space(folder.absolute(), size)
+    sweep(folder.absolute().parent, older_than=24 * 3600)
     with disk_errors(folder, size), replaced_folder(folder.absolute()) as new:
-        shutil.copytree(run.model_folder, new, dirs_exist_ok=True)
+        shutil.copytree(run.model_folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
         (new / "README.md").write_text(model_card(run), encoding="utf-8")
         (new / "recipe.json").write_text(recipe_json(run), encoding="utf-8")
         if fits_mergekit(run.experiment, run.plan):

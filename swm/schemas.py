@@ -83,7 +83,7 @@ SHAPES: dict[str, Shape] = {
     "state.json": an(
         {},
         **dict.fromkeys(("stage", "status", "text", "error", "host"), TEXT),
-        **dict.fromkeys(("done", "total", "pid", "memory_bytes", "gpu_memory_bytes"), WHOLE),
+        **dict.fromkeys(("done", "total", "pid", "memory_bytes", "gpu_memory_bytes", "memory_kills"), WHOLE),
         **dict.fromkeys(("started", "heartbeat", "process_started", "cpu_percent"), NUMBER),
         command=many(TEXT),
     ),
@@ -96,6 +96,7 @@ SHAPES: dict[str, Shape] = {
         merge=an({}, parameters=WHOLE, size_bytes=WHOLE),
         recovery=RECOVERY,
         recovery_started=maybe(RECOVERY),
+        pending=an({"token": TEXT, "scores": TEXT, "settings": an({})}),
     ),
     "cost.json": an({}, **dict.fromkeys(COSTS, POSITIVE)) | {"required": ["layers_ms", "rest_ms"]},
     "scores.json": SCORES,

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from swm import models
 from swm.answers import Answer
 from swm.errors import ExperimentError, ModelError, SettingsError, TextError
+from swm.estimate import adapter_bytes
 from swm.evaluate import TaskScore, check_request, perplexity, zero_shot
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_new
 from swm.files import check_space, content_hash, home, read_json, write_json
@@ -114,9 +115,8 @@ def merge(run: Run, progress: Progress = no_progress) -> None:
     check_space(run.folder, models.size_bytes(model))
     progress(1, 3, "merging")
     merged = merged_model(run.experiment, model, tokenizer, run.plan, progress)
-    _save(run, merged, tokenizer, progress)
-    run.forget_recovery()
-    run.remember(merge={"parameters": models.parameter_count(merged), "size_bytes": models.size_bytes(merged)})
+    facts = {"parameters": models.parameter_count(merged), "size_bytes": models.size_bytes(merged)}
+    _save(run, merged, tokenizer, progress, {"merge": facts}, "forget")
 
 
 def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_progress) -> dict[str, Any]:
@@ -131,6 +131,8 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     progress(0, settings.steps, "loading the model")
     model, tokenizer = load_original(run.experiment)
     models.check_length(model.config, settings.length)
+    adapters = adapter_bytes(settings.rank, run.plan.layers_left, model.config.get_text_config().hidden_size)
+    check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * adapters)  # two checkpoints stay, one is written
     examples = recovery_examples(settings.texts, settings.seed)
     training_rows(tokenizer, examples, settings)  # tells of a text that is too short before anything is forgotten
     if run.settings.get("recovery_started") != asdict(settings):
@@ -152,10 +154,8 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
         merged, tokenizer, examples, settings, folder, step, original=model, layers=layers, behind=behind
     )
     summary["repaired"] = repaired
-    _save(run, healed, tokenizer, no_progress)
-    run.set_aside_scores(keep=run.stage != "recovered")
-    seconds = round(time.time() - start, 1)
-    run.remember(recovery={**asdict(settings), **summary, "seconds": seconds}, recovery_started=None)
+    recovery = {**asdict(settings), **summary, "seconds": round(time.time() - start, 1)}
+    _save(run, healed, tokenizer, no_progress, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
     return summary
 
 
@@ -331,9 +331,19 @@ def load_run(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return models.load_model(str(run.model_folder), run.experiment.settings.dtype)
 
 
-def _save(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> None:
+def _save(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress,
+    settings: dict[str, Any],
+    scores: str,
+) -> None:
+    """Put a model in the place of the run's, with what run.json is to say of it; see `Run.promise`."""
     progress(2, 3, "saving and reloading")
-    models.save_model(model, tokenizer, run.model_folder, calibration_of(run.experiment, tokenizer))
+    ids = calibration_of(run.experiment, tokenizer)
+    models.save_model(model, tokenizer, run.model_folder, ids, lambda new: run.promise(new, settings, scores))
+    run.settle()
 
 
 def calibration_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, texts: str = "") -> Any:

@@ -8,6 +8,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import importlib.util
 import shutil
 import socket
+from collections import Counter
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,6 +20,38 @@ WORDS = (
     "the old house stood near a river and nobody had lived there for many years . children said that a light was seen "
     "at night , but their parents laughed and told them to sleep . one evening two of them went to look for themselves "
 )
+
+
+def pytest_addoption(parser):
+    parser.addoption("--chaos", action="store_true", help="many more kills and bad inputs, and the soak: make chaos")
+
+
+class Chaos:
+    """How often to break things, and what came of it."""
+
+    figures: ClassVar[Counter] = Counter()
+
+    def __init__(self, much):
+        self.much = much
+
+    def __call__(self, few, many):
+        return many if self.much else few
+
+    def figure(self, name, number):
+        Chaos.figures[name] += number
+
+
+@pytest.fixture
+def chaos(request):
+    """`chaos(few, many)`: a count for the normal tests and one for `make chaos`; `chaos.figure` adds to its figures."""
+    return Chaos(request.config.getoption("--chaos"))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--chaos"):
+        terminalreporter.section("figures")
+        for name, number in Chaos.figures.items():
+            terminalreporter.write_line(f"{name}: {number:,}")
 
 
 @pytest.fixture(autouse=True)

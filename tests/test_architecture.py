@@ -26,9 +26,10 @@ ORDER = [
     ["models", "texts", "search"],
     ["options"],
     ["estimate"],
-    ["schemas"],
+    ["schemas", "states"],
     ["grids"],
     ["presets"],
+    ["machine"],
     ["files", "plan", "metrics", "paired"],
     ["errors"],
 ]

@@ -147,7 +147,7 @@ def test_cancelled_recovery_goes_on_also_when_the_run_was_recovered_before(swm, 
         stages.recover_run(run, settings, lambda done, total, text, seen=seen: seen.append(done))
         assert [done for done in dict.fromkeys(seen) if done] == list(range(4, steps + 1))
         assert [event["step"] for event in run.events() if "loss" in event] == list(range(1, steps + 1))
-        assert run.settings["recovery_started"] is None
+        assert not run.settings.get("recovery_started")
 
 
 def test_recovery_that_fails_at_once_loses_nothing_of_the_one_before(swm, study):

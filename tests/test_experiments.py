@@ -10,10 +10,11 @@ import pytest
 
 from swm import experiments
 from swm.errors import ExperimentError, JobError
-from swm.experiments import Experiment, Settings, State, check_name, delete, list_experiments, this_process
+from swm.experiments import Experiment, Settings, check_name, delete, list_experiments
 from swm.files import SCHEMA, read_json, replaced_folder, write_json
 from swm.plan import MergePlan, Window
 from swm.search import ThresholdPath
+from swm.states import State, this_process
 from tests.test_compare import FACTS
 
 

@@ -8,9 +8,10 @@ import torch
 
 from swm import jobs
 from swm.errors import Cancelled, ExperimentError, JobError, SettingsError, SwmError
-from swm.experiments import Experiment, Settings, State, delete, this_process
+from swm.experiments import Experiment, Settings, delete
 from swm.jobs import active_targets, call, cancel, start, stream, tracked
 from swm.plan import MergePlan
+from swm.states import State, this_process
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from swm import experiments
-from swm.experiments import Experiment, Settings, State
+from swm.experiments import Experiment, Settings
 from swm.grids import KINDS
 from swm.plan import MergePlan, Window
 from swm.presets import PRESETS
 from swm.search import threshold_path
+from swm.states import State
 from tests.test_compare import FACTS, scores
 
 ROOT = Path(__file__).parents[1]

@@ -13,9 +13,10 @@ from typing import Any
 import streamlit as st
 
 from swm.errors import SwmError
-from swm.experiments import Experiment, Run, State, list_experiments
+from swm.experiments import Experiment, Run, list_experiments
 from swm.files import demo_experiment
 from swm.jobs import Target, active_targets, cancel
+from swm.states import State
 
 AVERAGE = "Mean accuracy of the zero-shot tasks."
 PERPLEXITY = "On held-out text; lower is better."
