@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,27 @@ class Settings:
     dtype: str = "auto"
 
 
+SMALL_BYTES = 2**16  # larger files are read anew each time
+
+
+def _read(file: Path, kind: str) -> dict[str, Any]:
+    """One of our files, checked to be what a file of that kind is; small ones are parsed once for each time written."""
+    stat = file.stat()
+    if stat.st_size > SMALL_BYTES:
+        return _read_now(file, kind, None)
+    return dict(_read_once(file, kind, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
+
+
+def _read_now(file: Path, kind: str, _: object) -> dict[str, Any]:
+    data = read_json(file)
+    if kind in SHAPES:
+        check_like(data, kind, str(file))
+    return data
+
+
+_read_once = lru_cache(maxsize=8192)(_read_now)
+
+
 class _Tracked:
     """A folder with a state of its own: an experiment or a run."""
 
@@ -56,8 +78,7 @@ class _Tracked:
         if not file.exists():
             return State()
         try:
-            data = read_json(file)
-            check_like(data, "state.json", str(file))
+            data = _read(file, "state.json")
             known = {name: data[name] for name in asdict(State()) if name in data}
             return State(**{**known, "command": tuple(known.get("command", ()))}).seen_from_here()
         except (ExperimentError, TypeError, ValueError) as error:
@@ -91,10 +112,7 @@ class _Tracked:
         file = self.folder / name
         if not file.exists():
             return None
-        data = read_json(file)
-        if (kind := name.split("/")[0]) in SHAPES:
-            check_like(data, kind, str(file))
-        return data
+        return _read(file, name.split("/")[0])
 
     def _check_writable(self) -> None:
         if self.read_only:
@@ -107,8 +125,7 @@ class Experiment(_Tracked):
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
-        data = read_json(folder / "experiment.json")
-        check_like(data, "experiment.json", str(folder / "experiment.json"))
+        data = _read(folder / "experiment.json", "experiment.json")
         try:
             self.settings = Settings(**data["settings"])
             self.model_facts: dict[str, Any] = dict(data["model_facts"])

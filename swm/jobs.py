@@ -163,23 +163,23 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
     """
     if target.read_only:
         raise JobError(read_only_message(target.name))
-    now, command = time.time(), tuple(arguments)
-    # Until the child speaks for itself this process stands for it.
-    first = State(stage, "queued", text="starting", started=now, heartbeat=now, command=command, **this_process())
     with job_lock(target):  # two that click at once: the second sees the first's state
         if target.state().active:
             raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.")
-        target.write_state(first)
-    with (target.folder / "job.log").open("wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "swm", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=Path(__file__).parents[1],
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
+        with (target.folder / "job.log").open("wb") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "swm", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=Path(__file__).parents[1],
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        now = time.time()
+        who = this_process(psutil.Process(child.pid))
+        first = State(stage, "queued", text="starting", started=now, heartbeat=now, command=tuple(arguments), **who)
+        target.write_state(first)  # until the child speaks for itself
     threading.Thread(target=_wait_for, args=(child, target, first), daemon=True).start()
     return child.pid
 
@@ -189,10 +189,12 @@ def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> N
     code = child.wait()
     try:
         state = target.state()
-        mine = (state.pid, state.started) == (first.pid, first.started)  # not of a job started since
-        if code and state.status == "queued" and mine:
-            reason = first.why_ended() if code < 0 else target.log_tail(1) or f"exit code {code}"
-            target.write_state(replace(first, status="failed", error=f"The job could not start: {reason}"))
+        silent = (state.pid, state.started) == (first.pid, first.started)  # it never wrote a state of its own
+        if silent and code == -signal.SIGTERM:  # cancelled when it was too young to end in good order
+            target.write_state(replace(first, status="cancelled"))
+        elif silent and code > 0:
+            last = target.log_tail(1) or f"exit code {code}"
+            target.write_state(replace(first, status="failed", error=f"The job could not start: {last}"))
         elif code < 0 and state.status == "interrupted" and state.pid == child.pid:
             target.write_state(state)  # with the reason as it is now: later it might be taken for another
     except SwmError as error:
@@ -266,8 +268,6 @@ def cancel(target: Target) -> None:
         raise JobError(f"{target.name} has no job running.")
     if state.host != socket.gethostname():
         raise JobError(f"The job of {target.name} runs on {state.host}. Cancel it there.")
-    if state.pid == os.getpid():
-        raise JobError(f"The job of {target.name} is only starting. Try again in a moment.")
     os.kill(state.pid, signal.SIGTERM)
 
 

@@ -76,9 +76,9 @@ class State:
             return False
 
 
-def this_process() -> dict[str, Any]:
-    """The fields of State that name the process that calls, as it begins a stage."""
-    process = psutil.Process()
+def this_process(process: psutil.Process | None = None) -> dict[str, Any]:
+    """The fields of State that name a process as it begins a stage; the one that calls if no other is given."""
+    process = process or psutil.Process()
     return {
         "pid": process.pid,
         "process_started": process.create_time(),
