@@ -268,6 +268,8 @@ def cancel(target: Target) -> None:
         raise JobError(f"{target.name} has no job running.")
     if state.host != socket.gethostname():
         raise JobError(f"The job of {target.name} runs on {state.host}. Cancel it there.")
+    if state.pid == os.getpid():
+        raise JobError(f"The job of {target.name} runs in this very process. Press Ctrl-C instead.")
     os.kill(state.pid, signal.SIGTERM)
 
 
