@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from swm.errors import ExperimentError, ModelError, SettingsError, TextError
+from swm.errors import ExperimentError, ModelError, SettingsError, SwmError, TextError
 from swm.files import check_space, disk_errors, full_disk_message, home, is_full_disk, replaced_folder, sweep
 from swm.machine import check_memory
 
@@ -93,16 +93,19 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
     folder = model_folder(name)
     config = _decoder_config(folder, name)
     _refuse_pickle(folder, name)
-    check_memory(f"Loading {name}", _bytes_in_memory(folder, config, dtype))
+    stored = sum(file.stat().st_size for file in weight_files(folder))
+    _check_size(config, name, stored)
+    check_memory(f"Loading {name}", _bytes_in_memory(stored, config, dtype))
     model = _load_weights(folder, name, dtype, config)
     return model.to(pick_device(device)).eval(), load_tokenizer(name)  # type: ignore[arg-type]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model named as in `load_model`; without loading the weights."""
+    folder = model_folder(name)
     try:
-        return AutoTokenizer.from_pretrained(model_folder(name), trust_remote_code=False)
-    except _config_errors() as error:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
         raise ModelError(
             f"The tokenizer of {name} cannot be loaded: {_first_line(error)} Put the tokenizer's files "
             "(tokenizer.json, tokenizer_config.json) into the model's folder."
@@ -264,9 +267,14 @@ def _converted(gguf: Path, folder: Path) -> Path:
         sweep(folder.parent, older_than=3600)
         log.info("Converting %s to safetensors, once (about 20 seconds for 135M parameters)", gguf.name)
         try:
+            found = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            _check_layers(found, gguf.name)
+            _check_size(found, gguf.name, gguf.stat().st_size)
             read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (OSError, ValueError, KeyError, RuntimeError, IndexError, ImportError) as error:
+        except SwmError:
+            raise
+        except Exception as error:  # the reader checks little: a damaged file can raise anything
             raise ModelError(
                 f"{gguf} cannot be read: {_first_line(error)} The file is damaged or of a kind transformers does not "
                 "read. Download it again or use the safetensors model."
@@ -296,7 +304,36 @@ def _decoder_config(folder: Path, name: str) -> Any:
             f"{name} is {', '.join(architectures) or config.model_type}, which is not a decoder-only language model. "
             "Choose a model that generates text, such as a Llama, Qwen or Gemma."
         )
+    _check_layers(config, name)
     return config
+
+
+def _check_layers(config: Any, name: str) -> None:
+    """Refuse numbers of layers that cannot be: transformers would make them one by one, for ever."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
+        raise ModelError(f"The config of {name} says {layers} layers. Correct it, or copy or download the model again.")
+
+
+def _on_meta(config: Any, name: str) -> PreTrainedModel:
+    """The model of a config without its weights."""
+    try:
+        with torch.device("meta"):
+            return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
+    except _config_errors() as error:
+        raise ModelError(
+            f"The config of {name} does not describe a model: {_first_line(error)} Copy or download it again."
+        ) from None
+
+
+def _check_size(config: Any, name: str, stored_bytes: int) -> None:
+    """Refuse a config that wants more weights than the files can hold: they would be made up, and fill the memory."""
+    wanted = parameter_count(_on_meta(config, name))
+    if wanted > 8 * stored_bytes:  # no format has less than a bit for a weight
+        raise ModelError(
+            f"The config of {name} describes {wanted:,} weights, and its files have {stored_bytes:,} bytes. One of "
+            "them is damaged or of another model. Copy or download it again."
+        )
 
 
 def _refuse_pickle(folder: Path, name: str) -> None:
@@ -333,9 +370,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _bytes_in_memory(folder: Path, config: Any, dtype: str) -> int:
+def _bytes_in_memory(stored: int, config: Any, dtype: str) -> int:
     """Bytes of the weights once loaded; the config says in which format they are stored."""
-    stored = sum(file.stat().st_size for file in weight_files(folder))
     saved = getattr(config, "dtype", None)
     if dtype == "auto" or not isinstance(saved, torch.dtype):
         return stored
@@ -517,15 +553,7 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
     """
     check_dtype(dtype)
     config = load_config(name)
-    if not 1 <= config.get_text_config().num_hidden_layers <= MOST_LAYERS:
-        raise ModelError(f"The config of {name} says {config.get_text_config().num_hidden_layers} layers. Correct it.")
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except _config_errors() as error:
-        raise ModelError(
-            f"The config of {name} does not describe a model: {_first_line(error)} Copy or download it again."
-        ) from None
+    model = _on_meta(config, name)
     decoder = find_decoder(model)
     saved = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     bytes_each = saved.itemsize if isinstance(saved, torch.dtype) else 4
