@@ -1,10 +1,11 @@
 # app: set up and open the app.  test: set up and test.  demo: the whole pipeline without a browser.
+# chaos: break it for an hour or so.  audit: known holes in the libraries.
 # Another Python: make app PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 REQUIREMENTS = requirements.txt requirements-data.txt
-.PHONY: app test demo lint check clean
+.PHONY: app test demo lint chaos audit check clean
 
 app: $(VENV)/installed
 	@$(RUN) -m streamlit run app.py
@@ -19,6 +20,12 @@ lint: $(VENV)/installed-dev
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
+
+chaos: $(VENV)/installed-dev
+	@$(RUN) -m pytest --chaos tests/test_kill.py tests/test_disk.py tests/test_together.py tests/test_damage.py tests/test_broken_input.py tests/test_soak.py
+
+audit: $(VENV)/installed-dev
+	@$(RUN) -m pip_audit --local --skip-editable --progress-spinner off
 
 clean:
 	rm -rf $(VENV)

@@ -4,7 +4,7 @@ from itertools import chain
 
 import streamlit as st
 
-from pages.shared.frame import caption, command_line, next_step, require_experiment, shown_errors, start_page
+from pages.shared.frame import caption, command_line, next_step, plain, require_experiment, shown_errors, start_page
 from swm.experiments import BASELINE
 from swm.jobs import stream
 
@@ -53,7 +53,7 @@ if st.button("Answer", type="primary", disabled=not (prompt.strip() and names), 
             with st.spinner("Loading the model", show_time=True):
                 pieces = stream(arguments, speed.append)
                 first = next(pieces, "")
-            st.write_stream(chain([first], pieces))
+            st.write_stream(plain(piece) for piece in chain([first], pieces))
             st.caption("".join(speed))
 if names:
     command_line("answer", experiment.name, names[-1], "--prompt", prompt, "--tokens", str(tokens))

@@ -8,6 +8,7 @@ from pages.shared.frame import (
     duration,
     job_panel,
     next_step,
+    plain,
     require_experiment,
     shown_errors,
     start_page,
@@ -110,7 +111,7 @@ with shown_errors():
         show_texts(experiment, grid["metric"], grid["texts"])
     last = experiment.study(kind)
     for cell, reason in (last or {"failed": {}})["failed"].items():
-        st.caption(f"{cell}: {reason}")
+        st.caption(plain(f"{cell}: {reason}"))
 
 with st.expander("What it runs"):
     st.code(grid_text(kind), language="yaml")

@@ -96,7 +96,10 @@ def remove_folder(folder: Path) -> None:
     gone = _neighbour(folder, "gone")
     with disk_errors(folder, 0):
         folder.rename(gone)
-        shutil.rmtree(gone)
+        if gone.is_symlink():  # what it points to is not ours
+            gone.unlink()
+        else:
+            shutil.rmtree(gone)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.errors import StreamlitSecretNotFoundError
 
 from swm.errors import SwmError
 from swm.experiments import Experiment, Run, list_experiments
@@ -21,6 +23,7 @@ from swm.states import State
 AVERAGE = "Mean accuracy of the zero-shot tasks."
 PERPLEXITY = "On held-out text; lower is better."
 SPEED = "While generating, measured in turn with the original."
+MARKUP = re.compile(r"([\\`\[\]$<*])")
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS = (
     ("pages/experiment.py", "Experiment", "Choose a model and a calibration text"),
@@ -41,6 +44,7 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
     )
     st.html(ASSETS / "style.css")
     st.logo(ASSETS / "logo.svg", icon_image=ASSETS / "icon.svg", size="large")
+    require_login()
     if "--demo" in sys.argv[1:]:  # streamlit run app.py -- --demo [EXPERIMENT]
         os.environ.setdefault("SWM_DEMO", (sys.argv[sys.argv.index("--demo") + 1 :] or ["demo"])[0])
     experiments, broken = list_experiments()
@@ -49,11 +53,45 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
         _steps(experiment)
         _running(experiments)
     for message in [*broken, *(experiment.readable_runs()[1] if experiment else [])]:
-        st.warning(message, icon=":material/warning:")
+        st.warning(plain(message), icon=":material/warning:")
     st.title(title, anchor=False)
     if sentence:
         st.markdown(f":gray[{sentence}]")
     return experiment
+
+
+def require_login() -> None:
+    """With an [auth] section in Streamlit's secrets nobody sees a page before logging in there (OpenID Connect).
+
+    A list `allowed` of addresses in a section [swm] lets only these in. Secrets that cannot be read let nobody in.
+    """
+    try:
+        secrets = dict(st.secrets)
+    except StreamlitSecretNotFoundError:
+        if any(Path(file).expanduser().exists() for file in st.get_option("secrets.files")):
+            st.error("The login's settings (secrets.toml) cannot be read. Correct the file and reload this page.")
+            st.stop()
+        return
+    if "auth" not in secrets:
+        return
+    if not st.user.get("is_logged_in", False):
+        st.title("Sliding-Window Merging Studio", anchor=False)
+        if st.button("Log in", type="primary", icon=":material/login:"):
+            st.login()
+        st.stop()
+    allowed, email = secrets.get("swm", {}).get("allowed"), st.user.get("email")
+    if allowed is not None and (email not in allowed or st.user.get("email_verified") is False):
+        st.error(f"{plain(str(email))} may not use this server. Ask whoever runs it.", icon=":material/block:")
+        if st.button("Log out"):
+            st.logout()
+        st.stop()
+    if st.sidebar.button("Log out", icon=":material/logout:"):
+        st.logout()
+
+
+def plain(text: str) -> str:
+    """Text of others for a place that shows Markdown: no links, pictures, colours or formulas come out of it."""
+    return MARKUP.sub(r"\\\1", text)
 
 
 def require_experiment(experiment: Experiment | None) -> Experiment:
@@ -71,7 +109,8 @@ def caption(experiment: Experiment) -> None:
     shipped = " · results that ship with the program" if experiment.read_only else ""
     shipped = " · read-only demo" if demo_experiment() else shipped
     texts = Path(s.texts).name if Path(s.texts).is_absolute() else s.texts
-    st.caption(f"{Path(s.model).name} · {texts} {s.count} × {s.length} tokens · seed {s.seed}{shipped}")
+    names = plain(f"{Path(s.model).name} · {texts}")
+    st.caption(f"{names} {s.count} × {s.length} tokens · seed {s.seed}{shipped}")
 
 
 @contextmanager
@@ -80,7 +119,7 @@ def shown_errors() -> Iterator[None]:
     try:
         yield
     except SwmError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(plain(str(error)), icon=":material/error:")
         st.stop()
 
 
@@ -163,11 +202,11 @@ def job_status(state: State) -> None:
     """One line and a bar on what a job does, or how it ended."""
     if state.active:
         share = min(1.0, state.done / state.total) if state.total else 0.0
-        st.progress(share, text=f"{state.stage}: {state.text or state.status} · {duration(state.seconds)}")
+        st.progress(share, text=f"{state.stage}: {plain(state.text or state.status)} · {duration(state.seconds)}")
     elif state.status == "failed":
-        st.error(f"{state.stage} failed: {state.error}", icon=":material/error:")
+        st.error(f"{state.stage} failed: {plain(state.error)}", icon=":material/error:")
     elif state.status == "interrupted":
-        st.warning(f"{state.stage} was interrupted. {state.error}", icon=":material/warning:")
+        st.warning(f"{state.stage} was interrupted. {plain(state.error)}", icon=":material/warning:")
     elif state.status == "cancelled":
         st.info(f"{state.stage} was cancelled; what was finished is kept.", icon=":material/cancel:")
     elif state.status == "done":
@@ -190,7 +229,7 @@ def _choose(experiments: list[Experiment]) -> Experiment | None:
     if wanted in names:
         st.session_state["experiment"] = wanted
     elif wanted is not None:
-        st.warning(f"There is no experiment {wanted[:64]}.")
+        st.warning(f"There is no experiment {plain(wanted[:64])}.")
     if st.session_state.get("experiment") not in names:  # deleted meanwhile
         st.session_state.pop("experiment", None)
     help_text = "Everything on the pages belongs to it."
@@ -229,4 +268,4 @@ def _running(experiments: list[Experiment]) -> None:
     for target, state in jobs:
         name = f"{target.experiment.name} / {target.name}" if isinstance(target, Run) else target.name
         share = min(1.0, state.done / state.total) if state.total else 0.0
-        st.progress(share, text=f"{name}: {state.stage}, {state.text or state.status}")
+        st.progress(share, text=f"{name}: {state.stage}, {plain(state.text or state.status)}")
