@@ -1,6 +1,5 @@
 """Jobs one after another, sliders moving in three browsers: the app's memory and handles stay, no process is left."""
 
-import os
 import random
 import statistics
 import time
@@ -12,6 +11,7 @@ from swm import stages
 from swm.experiments import Settings
 from swm.jobs import start
 from tests.test_browser import chromium, ready  # noqa: F401  a fixture
+from tests.test_jobs import wait_for
 from tools.running import running_app
 
 BROWSERS = 3
@@ -77,7 +77,7 @@ def test_the_app_stays_as_small_as_it_was(chromium, model_folder, text_file, hom
         assert process.children() == []
     assert troubles == []
     assert "Traceback" not in (tmp_path / "app.log").read_text()
-    assert [p for p in children_of_jobs(home) if p.pid != os.getpid()] == []
+    assert wait_for(lambda: children_of_jobs(home) == [], 20)
     warm, end = (part_of(seen, *part) for part in ((1 / 6, 2 / 6), (5 / 6, 1)))
     growth = end[0] / warm[0] - 1
     assert growth < 0.1, (warm, end)
