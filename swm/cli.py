@@ -210,7 +210,7 @@ def run_merge(options: argparse.Namespace) -> Result:
     run = _planned_run(options)
     plan = run.plan
     with watched(run, "merge") as progress:
-        stages.merge(run, progress)
+        stages.merge(run, progress, True if options.stream else None)
     data = {"run": run.name, **plan.to_dict(), **run.settings["merge"], "folder": str(run.model_folder)}
     text = (
         f"Merged {_windows(plan)}: {plan.layers_left} of {plan.layer_count} layers, "

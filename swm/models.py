@@ -315,8 +315,8 @@ def _check_layers(config: Any, name: str) -> None:
         raise ModelError(f"The config of {name} says {layers} layers. Correct it, or copy or download the model again.")
 
 
-def _on_meta(config: Any, name: str) -> PreTrainedModel:
-    """The model of a config without its weights."""
+def skeleton(config: Any, name: str) -> PreTrainedModel:
+    """The model of a config, its weights on the meta device: shapes and number formats, no memory."""
     try:
         with torch.device("meta"):
             return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
@@ -328,7 +328,7 @@ def _on_meta(config: Any, name: str) -> PreTrainedModel:
 
 def _check_size(config: Any, name: str, stored_bytes: int) -> None:
     """Refuse a config that wants more weights than the files can hold: they would be made up, and fill the memory."""
-    wanted = parameter_count(_on_meta(config, name))
+    wanted = parameter_count(skeleton(config, name))
     if wanted > 8 * stored_bytes:  # no format has less than a bit for a weight
         raise ModelError(
             f"The config of {name} describes {wanted:,} weights, and its files have {stored_bytes:,} bytes. One of "
@@ -553,7 +553,7 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
     """
     check_dtype(dtype)
     config = load_config(name)
-    model = _on_meta(config, name)
+    model = skeleton(config, name)
     decoder = find_decoder(model)
     saved = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     bytes_each = saved.itemsize if isinstance(saved, torch.dtype) else 4

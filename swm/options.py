@@ -60,6 +60,8 @@ def _add_running(add: Add) -> None:
     command = add("merge", "Merge the windows of a plan into a smaller model.", "EXP", "RUN")
     _add_plan(command)
     _add_width(command)
+    stream = "merge from disk to disk without loading the model; of itself where it would not fit into memory"
+    command.add_argument("--stream", action="store_true", help=stream)
     _add_recovery(add("recover", "Heal a merged model with LoRA.", "EXP", "RUN"))
     command = add("evaluate", "Perplexity and zero-shot scores of a run.", "EXP", "RUN")
     command.add_argument("--tasks", default="all", help="all (the paper's seven), or names with commas")

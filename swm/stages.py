@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,12 +29,14 @@ from swm.evaluate import TaskScore, check_request, perplexity, zero_shot
 from swm.experiments import BASELINE, Experiment, Run, Settings, check_new
 from swm.files import check_space, content_hash, home, read_json, write_json
 from swm.fit import apply_fitted_plan
+from swm.machine import free_memory_bytes
 from swm.merge import apply_plan
 from swm.metrics import Measure
 from swm.plan import WEIGHT_RULES, MergePlan
 from swm.presets import FIT_TOKENS, RecoverySettings, adapted_layers
 from swm.recover import recover, training_rows
 from swm.similarity import measure_similarity
+from swm.stream import stream_merge
 from swm.texts import (
     PERPLEXITY_TEXTS,
     Example,
@@ -104,12 +107,21 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
     return data
 
 
-def merge(run: Run, progress: Progress = no_progress) -> None:
+def merge(run: Run, progress: Progress = no_progress, stream: bool | None = None) -> None:
     """Apply a run's plan, save the smaller model and check that it reloads with the same logits.
 
     A run that was recovered is merged again from its plan: what its recovery and scores said is forgotten.
+
+    Args:
+        stream: merge from disk to disk without loading the model, see `swm.stream`; None does that when the model and
+            its merged copy would not fit into memory.
     """
     _refuse_baseline(run, "merged")
+    if _streams(run, stream):
+        told = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
+        stream_merge(run.experiment.settings.model, run.plan, run.model_folder, told, partial(_promise_merge, run))
+        run.settle()
+        return
     progress(0, 3, "loading the model")
     model, tokenizer = load_original(run.experiment)
     check_space(run.folder, models.size_bytes(model))
@@ -117,6 +129,26 @@ def merge(run: Run, progress: Progress = no_progress) -> None:
     merged = merged_model(run.experiment, model, tokenizer, run.plan, progress)
     facts = {"parameters": models.parameter_count(merged), "size_bytes": models.size_bytes(merged)}
     _save(run, merged, tokenizer, progress, {"merge": facts}, "forget")
+
+
+def _streams(run: Run, asked: bool | None) -> bool:
+    """Whether to merge from disk to disk.
+
+    Raises:
+        SettingsError: if that was asked for, and the plan needs the model's outputs.
+    """
+    able = run.plan.rule in WEIGHT_RULES and not run.plan.width.ratio
+    if asked and not able:
+        raise SettingsError(
+            f"--stream works on weights alone: rule {run.plan.rule} and cuts in width need the model loaded. Leave it "
+            f"out, or choose one of the rules {', '.join(WEIGHT_RULES)}."
+        )
+    needed = 2.2 * run.experiment.model_facts["size_bytes"]  # the model, and the merged one reloaded
+    return able and (needed > free_memory_bytes() if asked is None else asked)
+
+
+def _promise_merge(run: Run, folder: Path, facts: dict[str, int]) -> None:
+    run.promise(folder, {"merge": facts}, "forget")
 
 
 def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_progress) -> dict[str, Any]:

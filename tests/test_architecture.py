@@ -21,7 +21,7 @@ ORDER = [
     ["recipe"],
     ["scoring", "compare", "charts", "jobs", "planners", "width"],
     ["similarity", "fit", "experiments", "view"],
-    ["replay", "gradients"],
+    ["replay", "gradients", "stream"],
     ["merge"],
     ["models", "texts", "search"],
     ["options"],

@@ -1,0 +1,309 @@
+"""Merge a model from disk to disk: what a plan leaves alone is copied as bytes, merged layers are made one at a time.
+
+The result is that of `merge.apply_plan` on the loaded model, bit for bit, for models of any size: in memory there are
+the layers of one merging step. Weights that a family stores in another form than it computes with are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from swm.errors import ModelError
+from swm.files import check_space, disk_errors, replaced_folder
+from swm.merge import MergedLayer, apply_plan, base_layer, check_same_shapes, merge_window, projections
+from swm.models import find_decoder, load_config, load_tokenizer, model_folder, parameter_count, skeleton, weight_files
+from swm.plan import MergePlan, Window
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SHARD_BYTES = 5 * 10**9  # as transformers' own default
+COPY_BYTES = 2**26  # at once, between two reports of progress
+OnBytes = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file: `size` bytes from `offset`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of the new model: stored bytes as they are, or made from the layers of a window."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    stored: Stored | None
+    made: tuple[Window, str] | None = None  # the parameter's name in its layer
+
+
+def stream_merge(
+    name: str,
+    plan: MergePlan,
+    folder: Path,
+    on_bytes: OnBytes | None = None,
+    on_written: Callable[[Path, dict[str, int]], None] | None = None,
+) -> dict[str, int]:
+    """Write the merged model as a folder that plain `AutoModelForCausalLM.from_pretrained` loads.
+
+    Args:
+        name: a model as in `models.load_model`; its number format stays.
+        plan: of a rule that works on weights alone.
+        folder: appears whole or not at all.
+        on_bytes: called with (bytes written, bytes in all); may raise to stop.
+        on_written: called with the finished folder and what is returned, just before the folder takes its place.
+
+    Returns:
+        `parameters` and `size_bytes` of the new model.
+
+    Raises:
+        ModelError: if the files hold the weights in another form than the model has them.
+        PlanError: if a window crosses layers of different shape. ExperimentError: if the disk is full.
+
+    Memory: seven layers of a model in half precision, since sums are in float32; four of one in float32.
+    """
+    source = model_folder(name)
+    original = skeleton(load_config(name), name)
+    layers = find_decoder(original).layers
+    small = apply_plan(original, plan, lambda window: _unfilled(layers, window, plan.rule))
+    stored = _stored(source, original, name)
+    reading = _LayersOnDisk(layers, stored, _prefix(original))
+    pieces = list(_pieces(plan, stored, _prefix(original), layers))
+    total = sum(piece.size for piece in pieces)
+    check_space(folder, total)
+    with disk_errors(folder, total), replaced_folder(folder) as new:
+        small.config.save_pretrained(new)
+        _generation_config(source, small).save_pretrained(new)
+        load_tokenizer(name).save_pretrained(new)
+        _write(new, pieces, total, lambda window: merge_window(reading, window, plan.rule), on_bytes)
+        _check(new, small, name)
+        facts = {"parameters": parameter_count(small), "size_bytes": total}
+        if on_written:
+            on_written(new, facts)
+    return facts
+
+
+def _unfilled(layers: Sequence[nn.Module], window: Window, rule: str) -> MergedLayer:
+    check_same_shapes(layers, window)
+    return MergedLayer(base_layer(window, rule))
+
+
+def _generation_config(source: Path, small: PreTrainedModel) -> GenerationConfig:
+    if (source / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(source)
+    return small.generation_config or GenerationConfig()
+
+
+# ---- reading --------------------------------------------------------------------------------------------------------
+
+
+def _stored(folder: Path, model: PreTrainedModel, name: str) -> dict[str, Stored]:
+    """Where each tensor of the model lies, in the files' order.
+
+    Raises:
+        ModelError: unless the files hold the tensors of the model by the model's own names.
+    """
+    found = {tensor: where for file in weight_files(folder) for tensor, where in _header(file).items()}
+    wanted = model.state_dict(keep_vars=True)
+    tied: dict[int, list[str]] = {}
+    for tensor, value in wanted.items():
+        tied.setdefault(id(value), []).append(tensor)
+    missing = [names[0] for names in tied.values() if not any(each in found for each in names)]
+    unknown = [tensor for tensor in found if tensor not in wanted and not tensor.endswith("inv_freq")]
+    if missing or unknown:
+        raise ModelError(
+            f"The files of {name} hold its weights in another form than the model has them "
+            f"({(missing or unknown)[0]}): they can be merged in memory only. Leave --stream out."
+        )
+    for tensor, where in found.items():
+        if tensor in wanted and tuple(wanted[tensor].shape) != where.shape:
+            raise ModelError(f"{tensor} of {name} has another shape than its config says. Copy or download it again.")
+    return {tensor: where for tensor, where in found.items() if tensor in wanted}
+
+
+def _header(file: Path) -> dict[str, Stored]:
+    """The table of contents of a safetensors file: a length, JSON, then the tensors' bytes one after another."""
+    try:
+        with safe_open(file, "pt"):  # checks the header against the file
+            pass
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            rows = json.loads(stream.read(length))
+    except Exception as error:  # safetensors raises its own and plain ones
+        raise ModelError(f"{file} is damaged: {error} Copy or download it again.") from None
+    found = {}
+    for tensor, row in rows.items():
+        if tensor != "__metadata__":
+            begin, end = row["data_offsets"]
+            found[tensor] = Stored(file, row["dtype"], tuple(row["shape"]), 8 + length + begin, end - begin)
+    return dict(sorted(found.items(), key=lambda item: item[1].offset))
+
+
+def _prefix(model: PreTrainedModel) -> str:
+    """What the names of the layers' tensors begin with, as in "model.layers."."""
+    decoder = find_decoder(model)
+    return next(path for path, module in model.named_modules() if module is decoder.layers) + "."
+
+
+class _LayersOnDisk(Sequence[nn.Module]):
+    """The layers of a model, each read when it is asked for; the last two asked for are kept."""
+
+    def __init__(self, skeletons: Sequence[nn.Module], stored: dict[str, Stored], prefix: str) -> None:
+        self._skeletons, self._stored, self._prefix = skeletons, stored, prefix
+        self._read = lru_cache(maxsize=2)(self._layer)
+
+    def __len__(self) -> int:
+        return len(self._skeletons)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read(index)
+
+    def _layer(self, index: int) -> nn.Module:
+        layer = copy.deepcopy(self._skeletons[index])
+        start = f"{self._prefix}{index}."
+        names = [name for name in self._stored if name.startswith(start)]
+        tensors = {name.removeprefix(start): self._tensor(name) for name in names}
+        layer.load_state_dict(tensors, assign=True)
+        return layer.requires_grad_(False)
+
+    def _tensor(self, name: str) -> Tensor:
+        with safe_open(self._stored[name].file, "pt") as file:
+            return file.get_tensor(name)
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
+
+
+def _pieces(plan: MergePlan, stored: dict[str, Stored], prefix: str, layers: Sequence[nn.Module]) -> Iterator[Piece]:
+    """The tensors of the new model in the order in which they are written: the source's own, layer by layer."""
+    by_layer: dict[int, list[str]] = {}
+    for name in stored:
+        if name.startswith(prefix):
+            by_layer.setdefault(int(name.removeprefix(prefix).split(".")[0]), []).append(name)
+        else:
+            yield _as_it_is(name, stored[name])
+    for new, window in enumerate(plan.kept_layers()):
+        base = base_layer(window, plan.rule) if len(window) > 1 else window.first
+        computed = projections(layers[base]) if len(window) > 1 and plan.rule not in ("keep_first", "keep_last") else {}
+        for name in by_layer[base]:
+            own = name.removeprefix(f"{prefix}{base}.")
+            piece = _as_it_is(f"{prefix}{new}.{own}", stored[name])
+            if own in computed:
+                piece = Piece(piece.name, piece.dtype, piece.shape, piece.size, None, (window, own))
+            yield piece
+
+
+def _as_it_is(name: str, stored: Stored) -> Piece:
+    return Piece(name, stored.dtype, stored.shape, stored.size, stored)
+
+
+def _write(
+    folder: Path, pieces: list[Piece], total: int, make: Callable[[Window], MergedLayer], on_bytes: OnBytes | None
+) -> None:
+    shards: list[list[Piece]] = [[]]
+    for piece in pieces:
+        if shards[-1] and sum(p.size for p in shards[-1]) + piece.size > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(piece)
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+        where = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    made = lru_cache(maxsize=1)(make)
+    written = 0
+
+    def told(count: int) -> None:
+        nonlocal written
+        written += count
+        if on_bytes:
+            on_bytes(written, total)
+
+    for name, shard in zip(names, shards, strict=True):
+        with (folder / name).open("wb") as out, ExitStack() as opened:
+            _write_header(out, shard)
+            sources = {p.stored.file: opened.enter_context(p.stored.file.open("rb")) for p in shard if p.stored}
+            for run in _runs(shard):
+                if run[0].stored:
+                    _copy(sources[run[0].stored.file], out, run[0].stored.offset, sum(p.size for p in run), told)
+                elif run[0].made:
+                    window, parameter = run[0].made
+                    tensor = made(window).parameters[parameter].to(FLOATS[run[0].dtype]).contiguous()
+                    out.write(tensor.view(-1).view(torch.uint8).numpy().data)
+                    told(run[0].size)
+            out.flush()
+            os.fsync(out.fileno())
+
+
+def _write_header(out: IO[bytes], shard: list[Piece]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for piece in shard:
+        header[piece.name] = {
+            "dtype": piece.dtype,
+            "shape": list(piece.shape),
+            "data_offsets": [place, place + piece.size],
+        }
+        place += piece.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    out.write(struct.pack("<Q", len(text)) + text)
+
+
+def _runs(shard: list[Piece]) -> Iterator[list[Piece]]:
+    """Pieces whose bytes follow one another in the source as in the new file, to be copied in one go."""
+    run: list[Piece] = []
+    for piece in shard:
+        last = run[-1].stored if run else None
+        now = piece.stored
+        if last and now and last.file == now.file and last.offset + last.size == now.offset:
+            run.append(piece)
+            continue
+        if run:
+            yield run
+        run = [piece]
+    if run:
+        yield run
+
+
+def _copy(source: IO[bytes], out: IO[bytes], offset: int, count: int, told: Callable[[int], None]) -> None:
+    """Copy bytes, on Linux without bringing them into this process."""
+    out.flush()
+    while count:
+        most = min(count, COPY_BYTES)
+        if sys.platform == "linux":
+            done = os.sendfile(out.fileno(), source.fileno(), offset, most)
+        else:
+            source.seek(offset)
+            done = out.write(source.read(most))
+        if not done:
+            raise ModelError(f"{source.name} ended while it was read. Copy or download it again.")
+        offset, count = offset + done, count - done
+        told(done)
+
+
+def _check(folder: Path, small: PreTrainedModel, name: str) -> None:
+    """The new files hold what the smaller model wants, by name and shape."""
+    _stored(folder, small, name)
