@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from swm.grids import KINDS, OF_RUNS, read_grid
 from swm.jobs import Target, cancel, tracked
 from swm.metrics import Measure, parse_tasks
 from swm.options import build_parser
-from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, parse_windows
+from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, Window, parse_windows
 from swm.presets import RecoverySettings, preset_settings
 from swm.search import PlanAt
 
@@ -323,6 +323,32 @@ def run_time(options: argparse.Namespace) -> Result:
     return data, text
 
 
+def run_estimate(options: argparse.Namespace) -> Result:
+    from swm.estimate import duration, gib, stage_needs
+    from swm.machine import free_memory_bytes
+    from swm.models import config_facts
+    from swm.timing import config_cost
+
+    facts = config_facts(options.m, options.dtype)
+    if not 0 <= options.ratio < 1:
+        raise SettingsError(f"--ratio {options.ratio} is out of range. Choose 0 or more, and less than 1.")
+    dropped = facts["layers"] - max(1, round(facts["layers"] * (1 - options.ratio)))
+    plan = MergePlan(facts["layers"], (Window(0, dropped),) if dropped else ())
+    cost = None if options.untimed else config_cost(options.m, options.dtype)
+    tokens = options.count * options.length_of_texts
+    needs = stage_needs(facts, cost, plan, recovery_settings(options), options.limit, tokens)
+    lines = [
+        f"{facts['architecture']}: {facts['layers']} layers, {facts['parameters'] / 1e9:,.3f} billion parameters, "
+        f"{gib(facts['size_bytes'])} in {facts['dtype']}; {gib(free_memory_bytes())} of memory are free here.",
+        f"{'stage':22} {'memory':>10} {'disk':>10} {'time here':>14}",
+    ]
+    for need in needs:
+        time = "–" if need.seconds is None else duration(need.seconds)
+        lines.append(f"{need.stage:22} {gib(need.memory_bytes):>10} {gib(need.disk_bytes):>10} {time:>14}")
+    lines.append("Beside the memory: 0.7 GiB for the program. Times hold where the memory is there.")
+    return {"model": facts, "cost": cost, "stages": [asdict(need) for need in needs]}, "\n".join(lines)
+
+
 def run_compare(options: argparse.Namespace) -> Result:
     from swm.compare import compare, csv_text, table
 
@@ -428,6 +454,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "time": run_time,
     "run": run_all,
     "study": run_study,
+    "estimate": run_estimate,
     "compare": run_compare,
     "report": run_report,
     "export": run_export,

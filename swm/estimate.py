@@ -19,6 +19,8 @@ TASK_TOKENS = 97  # read for one document, mean of the seven tasks with SmolLM2'
 PERPLEXITY_TOKENS = 2 * 32 * 256
 SCORED_TOKENS = 4096  # logits that an evaluation holds at once
 LOADING_BYTES_PER_SECOND = 150 * 2**20
+GRAM_TOKENS = 512  # of which similarity holds a Gram matrix for each layer at once
+ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search for each layer of the model
 BACKWARD = 4  # a training step costs so many forward passes; measured 3.8 with LoRA
 
 
@@ -110,6 +112,67 @@ def estimate_run(
     )
 
 
+@dataclass(frozen=True)
+class StageNeed:
+    """What one stage needs; seconds are None where nothing was timed."""
+
+    stage: str
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float | None
+
+
+def stage_needs(
+    facts: dict[str, Any],
+    cost: dict[str, Any] | None,
+    plan: MergePlan,
+    recovery: RecoverySettings,
+    limit: int | None,
+    tokens: int,
+) -> list[StageNeed]:
+    """What each stage needs for a model of which only the config may be here.
+
+    Args:
+        facts: as from `models.config_facts`. cost: as from `timing.config_cost`, or `decode_cost`.
+        tokens: of the calibration text.
+
+    Source of the memory: weights, and
+    - measure: states of all layers and a Gram matrix of 512 tokens for each, in float64;
+    - search: the merged layer, its sums in float32 and the states in front of every fourth layer;
+    - merge: the model and the merged one reloaded; from disk to disk seven layers and no model;
+    - recover, evaluate: see `estimate_run`.
+    Of the time: a search for one threshold runs some eleven times as many layers as the model has, the whole path 560
+    times as many (318 and 16,865 with 30 layers).
+    """
+    size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
+    each = size * facts["parameters_per_layer"] // facts["parameters"]
+    sums = 4 * facts["parameters_per_layer"]
+    part = min(tokens, GRAM_TOKENS)
+    run = estimate_run(facts, cost, plan, recovery, limit, Path.cwd(), evaluations=1)
+    healing = estimate_run(facts, None, plan, recovery, limit, Path.cwd())
+    plain = estimate_run(facts, None, plan, None, limit, Path.cwd())
+    load = size / LOADING_BYTES_PER_SECOND
+    forward = tokens / cost["forward_tokens_per_second"] if cost and "forward_tokens_per_second" in cost else None
+    known = run.seconds
+
+    def seconds(of: float | None) -> float | None:
+        return None if forward is None or of is None else of
+
+    once = None if forward is None else forward / layers  # a layer over the calibration text
+    grams = layers * (4 * part * width + 8 * part * part)
+    searching = size + each + sums + 4 * tokens * width * (layers // 4 + 2)
+    one, path = (seconds(load + runs * layers * (once or 0)) for runs in (ONE_PLAN_RUNS, PATH_RUNS))
+    return [
+        StageNeed("measure", size + grams, 2**20, seconds(load + (forward or 0))),
+        StageNeed("search, one threshold", searching, 2**20, one),
+        StageNeed("search, whole path", searching, 2**24, path),
+        StageNeed("merge", round(2.2 * size), plain.disk_bytes, seconds(known.get("merge"))),
+        StageNeed("merge --stream", 2 * sums + 3 * each, plain.disk_bytes, 2 * load),
+        StageNeed("recover", healing.memory_bytes - PROCESS_BYTES, healing.disk_bytes, seconds(known.get("heal"))),
+        StageNeed("evaluate", plain.memory_bytes - PROCESS_BYTES, 2**20, seconds(known.get("evaluate"))),
+    ]
+
+
 def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid, folder: Path) -> float:
     """What all cells of a study take when none is there yet, the planners' searches left out; 0 if unknown."""
     total = 0.0
@@ -135,3 +198,12 @@ def activation_bytes(tokens: int, layers: int, width: int) -> int:
 def gib(size: float) -> str:
     """Bytes as people read them."""
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours / 24:,.1f} days"

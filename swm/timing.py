@@ -15,9 +15,20 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from swm.models import bfloat16_is_faster, find_decoder, size_bytes
+from swm.machine import check_memory
+from swm.merge import MergedLayer, apply_plan
+from swm.models import (
+    bfloat16_is_faster,
+    find_decoder,
+    load_config,
+    parameter_count,
+    pick_device,
+    size_bytes,
+    skeleton,
+)
+from swm.plan import MergePlan, Window
 
 WARM_UP = 2
 OnProgress = Callable[[int, int, str], None]
@@ -123,20 +134,7 @@ def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) ->
     that training would take: for estimates.
     """
     layers = find_decoder(model).layers
-    in_layers, began = [0.0], [0.0]
-
-    def before(*_: Any) -> None:
-        _wait(model)
-        began[0] = time.perf_counter()
-
-    def after(*_: Any) -> None:
-        _wait(model)
-        in_layers[0] += time.perf_counter() - began[0]
-
-    handles = [
-        h for layer in layers for h in (layer.register_forward_pre_hook(before), layer.register_forward_hook(after))
-    ]
-    try:
+    with _seconds_in_layers(model) as in_layers:
         costs: list[tuple[float, float]] = []
         for _ in range(2):
             costs, last = [], time.perf_counter()
@@ -145,31 +143,87 @@ def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) ->
                 now = time.perf_counter()
                 costs.append((in_layers[0], now - last - in_layers[0]))
                 in_layers[0], last = 0.0, time.perf_counter()
-    finally:
-        for handle in handles:
-            handle.remove()
     layers_ms, rest_ms = (1000 * statistics.median(values) for values in zip(*costs[1:], strict=True))
     return {
         "layers_ms": layers_ms,
         "rest_ms": rest_ms,
         "layers": len(layers),
         "prompt_tokens": prompt.shape[1],
-        "forward_tokens_per_second": _forward_rate(model, prompt, fast=False),
-        "training_tokens_per_second": _forward_rate(model, prompt, fast=bfloat16_is_faster(model.device)),
+        "forward_tokens_per_second": 1 / sum(_forward_seconds(model, prompt, fast=False)),
+        "training_tokens_per_second": 1 / sum(_forward_seconds(model, prompt, bfloat16_is_faster(model.device))),
     }
 
 
-def _forward_rate(model: PreTrainedModel, prompt: Tensor, fast: bool, texts: int = 8) -> float:
-    """Tokens per second of a forward pass with logits, the better of two; `fast` in bfloat16 as when training."""
+def config_cost(name: str, dtype: str = "auto", prompt_tokens: int = 64) -> dict[str, Any]:
+    """`decode_cost` of a model that need not be here: one layer of its shape, with random weights, is timed on this
+    machine and counted as often as the model has layers.
+
+    Args:
+        name: a model as in `models.load_model`; its config is enough.
+
+    Memory: one layer, embedding and head.
+    """
+    config = load_config(name)
+    whole = skeleton(config, name)
+    count = len(find_decoder(whole).layers)
+    first = MergePlan(count, (Window(0, count - 1),) if count > 1 else (), "keep_first")
+    one = apply_plan(whole, first, lambda window: MergedLayer(0))
+    form = one.dtype if dtype == "auto" else getattr(torch, dtype)
+    device = pick_device("auto")
+    check_memory(f"Timing a layer of {name}", 2 * parameter_count(one) * form.itemsize)
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(one.config, dtype=form).eval()
+    prompt = torch.randint(0, min(1000, one.config.get_text_config().vocab_size), (1, prompt_tokens))
+    cost = decode_cost(model, prompt)
+    rates = {}
+    for rate, fast in (("forward", False), ("training", bfloat16_is_faster(device))):
+        layer, rest = _forward_seconds(model, prompt, fast)
+        rates[f"{rate}_tokens_per_second"] = 1 / (count * layer + rest)
+        rates[f"{rate}_layer_us"] = 1e6 * layer
+    return {**cost, **rates, "layers_ms": count * cost["layers_ms"], "layers": count}
+
+
+@contextmanager
+def _seconds_in_layers(model: PreTrainedModel) -> Iterator[list[float]]:
+    """One number that grows by the seconds that the decoder's layers take."""
+    spent, began = [0.0], [0.0]
+
+    def before(*_: Any) -> None:
+        _wait(model)
+        began[0] = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        _wait(model)
+        spent[0] += time.perf_counter() - began[0]
+
+    layers = find_decoder(model).layers
+    handles = [
+        h for layer in layers for h in (layer.register_forward_pre_hook(before), layer.register_forward_hook(after))
+    ]
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def _forward_seconds(model: PreTrainedModel, prompt: Tensor, fast: bool, texts: int = 8) -> tuple[float, float]:
+    """Seconds for each token of a forward pass with logits, in the layers and besides; the better of two.
+
+    Args:
+        fast: in bfloat16, as when training.
+    """
     ids = prompt.to(model.device).repeat(texts, 1)
-    seconds = []
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=fast):
+    found = []
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=fast), _seconds_in_layers(model) as in_layers:
         for _ in range(2):
-            start = time.perf_counter()
+            in_layers[0], start = 0.0, time.perf_counter()
             model(ids, use_cache=False)
             _wait(model)
-            seconds.append(time.perf_counter() - start)
-    return ids.numel() / min(seconds)
+            found.append((time.perf_counter() - start, in_layers[0]))
+    whole, layers = min(found)
+    return layers / ids.numel(), (whole - layers) / ids.numel()
 
 
 @torch.inference_mode()

@@ -1,11 +1,15 @@
 """Estimates against pencil; what cannot fit is told with both numbers."""
 
+import json
 from dataclasses import replace
 
 import psutil
 import pytest
+from transformers import AutoConfig
 
-from swm.estimate import PROCESS_BYTES, Estimate, estimate_run, gib
+from swm.cli import main
+from swm.estimate import PROCESS_BYTES, Estimate, duration, estimate_run, gib, stage_needs
+from swm.models import config_facts
 from swm.plan import MergePlan, Window
 from swm.presets import PRESETS, preset_settings, training_speed
 
@@ -81,3 +85,108 @@ def test_saving_memory_is_counted(tmp_path):
         estimate_run(FACTS, COST, PLAN, replace(settings, checkpointing=how), 10, tmp_path) for how in ("off", "on")
     )
     assert on.memory_bytes < 0.75 * off.memory_bytes
+
+
+# Shapes as the models' own configs give them; parameters as their authors count them.
+SEVEN = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+REAL = {
+    "LLaMA-2-7B": (SEVEN, 6_738_415_616),
+    "Vicuna-7B": (SEVEN, 6_738_415_616),
+    "LLaMA-2-13B": (
+        {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
+        13_015_864_320,
+    ),
+    "LLaMA-3-8B": (
+        {**SEVEN, "intermediate_size": 14336, "num_key_value_heads": 8, "vocab_size": 128256},
+        8_030_261_248,
+    ),
+    "LLaMA-2-70B": (
+        {
+            "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+        },
+        68_976_648_192,
+    ),
+}  # fmt: skip
+
+
+def config_folder(folder, changes):
+    folder.mkdir()
+    config = AutoConfig.for_model("llama", **{"vocab_size": 32000, "num_key_value_heads": None, **changes})
+    config.architectures = ["LlamaForCausalLM"]
+    config.dtype = "bfloat16"
+    config.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_needs_of_large_models_follow_from_their_configs(name, tmp_path):
+    changes, parameters = REAL[name]
+    facts = config_facts(str(config_folder(tmp_path / name, changes)))
+    width, layers, inner = changes["hidden_size"], changes["num_hidden_layers"], changes["intermediate_size"]
+    kv = changes.get("num_key_value_heads", changes["num_attention_heads"]) / changes["num_attention_heads"]
+    layer = round((2 + 2 * kv) * width**2) + 3 * width * inner + 2 * width
+    assert facts["parameters"] == parameters == layers * layer + 2 * changes.get("vocab_size", 32000) * width + width
+    assert facts["parameters_per_layer"] == layer
+    assert facts["size_bytes"] == 2 * parameters
+    plan = MergePlan(layers, (Window(0, layers // 5),))
+    needs = {need.stage: need for need in stage_needs(facts, None, plan, preset_settings("quick"), 100, 1280)}
+    assert {n.stage for n in needs.values() if n.seconds is not None} == {"merge --stream"}  # by the disk alone
+    # the model once, the merged layer, its sums in float32, and states of 1,280 tokens in front of every fourth layer
+    states = 4 * 1280 * width * (layers // 4 + 2)
+    assert needs["search, one threshold"].memory_bytes == pytest.approx(2 * parameters + 6 * layer + states, rel=1e-6)
+    assert needs["merge --stream"].memory_bytes < 0.12 * needs["merge"].memory_bytes * 32 / layers
+    assert needs["merge"].disk_bytes == pytest.approx(2 * (parameters - layers // 5 * layer), rel=1e-6)
+    assert needs["recover"].memory_bytes > 2 * parameters
+
+
+def test_needs_of_the_bundled_model_hold_what_was_measured():
+    """Memory beyond the model as LOG.md has it: similarity 0.70 model sizes, the search 0.137, LoRA 3.9 GiB in all."""
+    facts = {
+        "layers": 30, "width": 576, "parameters": 134_515_008, "parameters_per_layer": 3_540_096,
+        "size_bytes": 538_060_032, "dtype": "float32",
+    }  # fmt: skip
+    plan = MergePlan(30, (Window(22, 23), Window(26, 27)))
+    needs = {need.stage: need for need in stage_needs(facts, None, plan, preset_settings("quick"), 100, 1280)}
+    measured = {"search, one threshold": 1.137, "recover": 3.9 * 2**30 / facts["size_bytes"]}
+    for stage, sizes in measured.items():
+        assert 0.75 < needs[stage].memory_bytes / (sizes * facts["size_bytes"]) < 1.5, stage
+
+
+def test_one_layer_of_a_models_shape_tells_what_the_whole_costs(model, tokenizer, tmp_path, tokens):
+    from swm.timing import config_cost, decode_cost
+    from tests.conftest import tiny_model
+
+    large = tiny_model(layers=12, hidden_size=256, intermediate_size=1024)
+    large.save_pretrained(tmp_path / "large")
+    tokenizer.save_pretrained(tmp_path / "large")
+    whole = decode_cost(large, tokens[:1])
+    one = config_cost(str(tmp_path / "large"))
+    assert one["layers"] == 12
+    for rate in ("forward_tokens_per_second", "layers_ms"):
+        assert 0.4 < one[rate] / whole[rate] < 2.5, rate
+
+
+def test_estimate_from_the_command_line(tmp_path, capsys):
+    folder = config_folder(
+        tmp_path / "small", {**SEVEN, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    )
+    main(["estimate", str(folder), "--ratio", "0.25", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["layers"] == 32
+    assert {stage["stage"] for stage in found["stages"]} >= {
+        "measure",
+        "merge",
+        "merge --stream",
+        "recover",
+        "evaluate",
+    }
+    assert all(stage["seconds"] > 0 for stage in found["stages"])
+    main(["estimate", str(folder), "--untimed"])
+    assert "billion parameters" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["estimate", str(folder), "--ratio", "1.5"])
+
+
+def test_durations_are_written_as_people_say_them():
+    assert [duration(s) for s in (5, 75, 3725, 3 * 86400)] == ["5 s", "1 min 15 s", "1 h 02 min", "3.0 days"]

@@ -15,6 +15,7 @@ import streamlit as st
 from streamlit.errors import StreamlitSecretNotFoundError
 
 from swm.errors import SwmError
+from swm.estimate import duration
 from swm.experiments import Experiment, Run, list_experiments
 from swm.files import demo_experiment
 from swm.jobs import Target, active_targets, cancel
@@ -211,11 +212,6 @@ def job_status(state: State) -> None:
         st.info(f"{state.stage} was cancelled; what was finished is kept.", icon=":material/cancel:")
     elif state.status == "done":
         st.caption(f"{state.stage} took {duration(state.seconds)}")
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _choose(experiments: list[Experiment]) -> Experiment | None:
