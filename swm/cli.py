@@ -323,6 +323,19 @@ def run_time(options: argparse.Namespace) -> Result:
     return data, text
 
 
+def run_sweep(options: argparse.Namespace) -> Result:
+    from swm.sweep import Sweep, load_grid, run_sweep
+
+    sweep = Sweep.create(load_grid(Path(options.file)))
+    if options.status:
+        states = {cell.name: cell.state() for cell in sweep.file.cells}
+    else:
+        with tracked(sweep, "sweep", sys.argv[1:], device=False) as progress:
+            states = run_sweep(sweep, progress, options.executor, options.workers, options.address)
+    lines = [f"{state:12} {name}" for name, state in states.items()]
+    return {"sweep": sweep.name, "cells": states}, "\n".join(lines)
+
+
 def run_estimate(options: argparse.Namespace) -> Result:
     from swm.estimate import duration, gib, stage_needs
     from swm.machine import free_memory_bytes
@@ -418,7 +431,7 @@ def run_demo(options: argparse.Namespace) -> Result:
     return {"runs": rows}, table(rows)
 
 
-def _target(options: argparse.Namespace) -> Target:
+def _target(options: argparse.Namespace) -> Experiment | Run:
     experiment = _own(options.exp)
     return experiment.run(options.run) if options.run else experiment
 
@@ -454,6 +467,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "time": run_time,
     "run": run_all,
     "study": run_study,
+    "sweep": run_sweep,
     "estimate": run_estimate,
     "compare": run_compare,
     "report": run_report,

@@ -63,7 +63,7 @@ def _read_now(file: Path, kind: str, _: object) -> dict[str, Any]:
 _read_once = lru_cache(maxsize=8192)(_read_now)
 
 
-class _Tracked:
+class Tracked:
     """A folder with a state of its own: an experiment or a run."""
 
     folder: Path
@@ -97,6 +97,10 @@ class _Tracked:
     def _is_there(self) -> bool:
         raise NotImplementedError
 
+    def mend(self) -> None:
+        """Put right what a killed job left; to be called by a job, which keeps others waiting."""
+        raise NotImplementedError
+
     def log_tail(self, lines: int = 40) -> str:
         """The last lines of the job's log."""
         file = self.folder / "job.log"
@@ -120,7 +124,7 @@ class _Tracked:
         self.check_there()
 
 
-class Experiment(_Tracked):
+class Experiment(Tracked):
     """A model, a calibration text and what was measured with them."""
 
     def __init__(self, folder: Path) -> None:
@@ -295,7 +299,7 @@ class Experiment(_Tracked):
         return run
 
 
-class Run(_Tracked):
+class Run(Tracked):
     """One plan's life inside an experiment: merged, recovered, evaluated."""
 
     def __init__(self, experiment: Experiment, name: str) -> None:
@@ -529,7 +533,7 @@ def delete(item: Experiment | Run) -> None:
 
 
 @contextmanager
-def job_lock(target: Experiment | Run) -> Iterator[None]:
+def job_lock(target: Tracked) -> Iterator[None]:
     """Hold the place of the target's one job.
 
     Raises:

@@ -6,6 +6,7 @@ import codecs
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,13 +24,13 @@ import psutil
 from filelock import FileLock, Timeout
 
 from swm.errors import Cancelled, ExperimentError, JobError, SwmError
-from swm.experiments import Experiment, Run, job_lock, read_only_message
+from swm.experiments import Experiment, Tracked, job_lock, read_only_message
 from swm.files import check_space, demo_experiment, full_disk_message, home, is_full_disk
 from swm.states import HEARTBEAT_SECONDS, State, this_process
 
 log = logging.getLogger(__name__)
 
-Target = Experiment | Run
+Target = Tracked  # an experiment, a run or a sweep
 SPACE_BYTES = 2**18  # for the small files of any stage; those with large ones look for themselves
 
 
@@ -86,24 +87,28 @@ class Tracker:
 
 
 @contextmanager
-def tracked(target: Target, stage: str, command: Sequence[str] = ()) -> Iterator[Tracker]:
+def tracked(target: Target, stage: str, command: Sequence[str] = (), device: bool = True) -> Iterator[Tracker]:
     """Run a stage in this process with its state on disk: queued, running, then done, failed or cancelled.
 
     One stage at a time for each target (a second is refused) and for each machine (a second waits). SIGTERM and
     SIGINT cancel at the next progress report.
+
+    Args:
+        device: whether the stage computes on this machine's device, named by SWM_DEVICE where there are several.
 
     Raises:
         JobError: if the target has a job already.
     """
     if target.read_only:
         raise JobError(read_only_message(target.name))
-    with job_lock(target), _tracked(target, stage, command) as tracker:
+    with job_lock(target), _tracked(target, stage, command, device) as tracker:
         yield tracker
 
 
 @contextmanager
-def _tracked(target: Target, stage: str, command: Sequence[str]) -> Iterator[Tracker]:
-    device = FileLock(home() / ".device.lock")
+def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool) -> Iterator[Tracker]:
+    name = re.sub(r"[^A-Za-z0-9-]", "-", os.environ.get("SWM_DEVICE", ""))[:100]
+    device = FileLock(home() / (f".device-{name}.lock" if name else ".device.lock"))
     now = time.time()
     state = State(stage, "queued", started=now, heartbeat=now, command=tuple(command), **this_process())
     tracker = Tracker(target, state)
@@ -111,7 +116,8 @@ def _tracked(target: Target, stage: str, command: Sequence[str]) -> Iterator[Tra
     try:
         tracker.write()
         tracker.start()
-        _acquire(device, tracker)
+        if computes:
+            _acquire(device, tracker)
         target.mend()
         check_space(target.folder, SPACE_BYTES)
         tracker.write(status="running", started=time.time(), text="starting")

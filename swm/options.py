@@ -84,6 +84,12 @@ def _add_showing(add: Add) -> None:
     kinds = " ".join(f"{kind}: {text}" for kind, text in KINDS.items())
     command = add("study", f"Every method at several depths; goes on where it stopped. {kinds}", "EXP", "KIND")
     command.add_argument("--grid", type=Path, metavar="FILE", help="a copy of assets/studies.yaml, edited")
+    command = add("sweep", "Many runs from one file; what is done is not done again. See assets/sweeps.", "FILE")
+    executors = "local: one process for each GPU, or one; ray: a task for each run on a Ray cluster (pip install ray)"
+    command.add_argument("--executor", choices=("local", "ray"), default="local", help=executors)
+    command.add_argument("--workers", type=int, default=0, help="processes at once with local")
+    command.add_argument("--address", default="", help="of the Ray cluster, as in auto or ray://head:10001")
+    command.add_argument("--status", action="store_true", help="only say where each run stands")
     command = add("estimate", "Memory, disk and time of each stage for a model, from its config alone.", "M")
     command.add_argument("--ratio", type=float, default=0.2, help="share of the layers to remove (0.2)")
     command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")

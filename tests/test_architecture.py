@@ -13,7 +13,7 @@ ONLY_IN = {"peft": "recover", "datasets": "texts", "lm_eval": "evaluate"}
 # Left may import right, never back.
 ORDER = [
     ["cli"],
-    ["pipeline", "study"],
+    ["pipeline", "study", "sweep"],
     ["planning"],
     ["stages"],
     ["answers"],

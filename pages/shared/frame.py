@@ -33,6 +33,7 @@ STEPS = (
     ("pages/run.py", "Run", "Merge, heal with LoRA, evaluate"),
     ("pages/compare.py", "Compare", "Scores, perplexity, speed and size before and after"),
     ("pages/studies.py", "Studies", "Every method at several depths, on this model"),
+    ("pages/sweeps.py", "Sweeps", "Many runs from one file"),
     ("pages/playground.py", "Playground", "One prompt, up to three models"),
     ("pages/report.py", "Report", "One page for stakeholders, and the downloads"),
 )

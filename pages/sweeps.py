@@ -1,0 +1,74 @@
+"""Sweeps page: many runs from one file, where each stands, and which is best so far."""
+
+import streamlit as st
+
+from pages.shared.frame import command_line, go_to, job_panel, plain, shown_errors, start_page
+from pages.shared.tables import sweep_table
+from swm.compare import csv_text
+from swm.files import demo_experiment
+from swm.jobs import start
+from swm.sweep import ENDED, sweep_rows, sweeps
+
+start_page("Sweeps", "Many runs from one file: where each stands, and which is best so far.")
+found, broken = sweeps()
+for message in broken:
+    st.warning(plain(message), icon=":material/warning:")
+if not found:
+    st.info(
+        "There is no sweep yet. A sweep is a file that names models, texts, plans and recoveries; every combination "
+        "becomes a run. The files in assets/sweeps have the paper's settings.",
+        icon=":material/grid_on:",
+    )
+    command_line("sweep", "assets/sweeps/smollm2-135m.yaml")
+    st.stop()
+
+names = [sweep.name for sweep in found]
+sweep = found[
+    names.index(st.selectbox("Sweep", names, key="sweeps_name", bind="query-params", persist_state="session"))
+]
+with shown_errors():
+    rows = sweep_rows(sweep)
+ended = sum(row["state"] in ENDED for row in rows)
+scored = [row for row in rows if row.get("average") is not None]
+best_score = max(scored, key=lambda row: row["average"], default=None)
+best_perplexity = min((r for r in rows if r.get("perplexity")), key=lambda row: row["perplexity"], default=None)
+left, middle, right = st.columns([1, 2, 2])
+left.metric("Runs that have ended", f"{ended} of {len(rows)}")
+middle.metric(
+    "Best average score so far",
+    f"{best_score['average']:.1%} ± {best_score['average_stderr']:.1%}" if best_score else "–",
+    best_score and f"{best_score['layers']} layers, {best_score['run']}",
+    "off",
+    help="Mean accuracy of the zero-shot tasks, with its standard error. Runs within that of each other are alike.",
+)
+right.metric(
+    "Lowest perplexity so far",
+    f"{best_perplexity['perplexity']:,.1f}" if best_perplexity else "–",
+    best_perplexity and f"{best_perplexity['layers']} layers, {best_perplexity['run']}",
+    "off",
+    help="On held-out text. Fewer layers cost perplexity: compare runs of the same depth.",
+)
+chosen = st.dataframe(
+    sweep_table(rows), hide_index=True, on_select="rerun", selection_mode="single-row", key="sweeps_table"
+)
+picked = chosen["selection"]["rows"]
+if (
+    picked
+    and rows[picked[0]].get("layers")
+    and st.button("Open this run's experiment", icon=":material/arrow_forward:")
+):
+    go_to("pages/compare.py", rows[picked[0]]["experiment"])
+st.download_button("Download as CSV", lambda: csv_text(scored), f"{sweep.name}-sweep.csv", "text/csv", key="sweeps_csv")
+job_panel(sweep, version=lambda: sum(row["state"] in ENDED for row in sweep_rows(sweep)))
+with st.expander("What it runs"):
+    for cell in sweep.file.cells[:20]:
+        st.code(" ".join(["python -m swm", *cell.run_command]), language="bash", wrap_lines=True)
+    if len(sweep.file.cells) > 20:
+        st.caption(f"And {len(sweep.file.cells) - 20} more.")
+command = ["sweep", str(sweep.folder / "sweep.yaml")]
+idle = not sweep.state().active and ended < len(rows)
+if idle and st.button("Go on with this sweep", type="primary", disabled=bool(demo_experiment()), key="sweeps_start"):
+    with shown_errors():
+        start(sweep, "sweep", command)
+        st.rerun()
+command_line(*command)

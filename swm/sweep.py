@@ -1,0 +1,478 @@
+"""Sweeps: many runs from one readable file, each the command that a user would type. The disk is the ledger.
+
+What a cell has on disk is never done again, so a sweep, a machine or a cluster can end at any moment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import itertools
+import logging
+import os
+import queue
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from swm.compare import compare
+from swm.errors import Cancelled, ExperimentError, JobError, SettingsError
+from swm.experiments import NAME, Experiment, Run, Settings, Tracked, check_name, read_only_message
+from swm.files import demo_experiment, home, replace_file, write_json
+from swm.metrics import TASKS
+from swm.plan import DEFAULT_RULE, check_planner, check_rule
+from swm.presets import preset_settings, recovery_arguments
+
+log = logging.getLogger(__name__)
+
+FILE = "sweep.json"
+MOST_CELLS = 10_000
+ENDED = ("done", "failed")
+POLL_SECONDS = 0.5
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep: its experiment, and what plans and heals it."""
+
+    experiment: str
+    run: str
+    settings: Settings
+    plan: tuple[str, ...]
+    recovery: tuple[str, ...]
+    limit: int | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.experiment}/{self.run}"
+
+    @property
+    def create_command(self) -> list[str]:
+        s = self.settings
+        numbers = ["--count", f"{s.count}", "--length", f"{s.length}", "--seed", f"{s.seed}", "--dtype", s.dtype]
+        return ["create", self.experiment, "--model", s.model, "--texts", s.texts, *numbers]
+
+    @property
+    def run_command(self) -> list[str]:
+        limit = "none" if self.limit is None else f"{self.limit}"
+        return ["run", self.experiment, self.run, *self.plan, *self.recovery, "--limit", limit]
+
+    def state(self) -> str:
+        """Waiting, queued, running, done, failed, cancelled or interrupted: as the disk says."""
+        try:
+            run = Experiment.open(self.experiment).run(self.run)
+            status = run.state().status
+            if status in ("queued", "running"):
+                return status
+            scores = run.scores()
+            whole = scores and scores["limit"] == self.limit and set(TASKS) <= set(scores["tasks"]) and run.timing()
+            healed = run.stage == "recovered" or "--no-recovery" in self.recovery
+            return (
+                "done"
+                if whole and healed
+                else status
+                if status in ("failed", "cancelled", "interrupted")
+                else "waiting"
+            )
+        except ExperimentError:
+            return "waiting"
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """What a sweep's file says, checked."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    cpus: float
+    gpus: float
+    retries: int
+
+
+class Sweep(Tracked):
+    """A sweep's folder: its file and its state. Its cells lie in experiments of their own."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.folder = check_name(name), home() / "sweeps" / name
+
+    def _is_there(self) -> bool:
+        return (self.folder / FILE).is_file()
+
+    def mend(self) -> None:
+        """Nothing of it can be half done."""
+
+    @classmethod
+    def create(cls, grid: dict[str, Any]) -> Sweep:
+        """Its folder, with the grid; one of that name must have the same grid."""
+        sweep = cls(read_sweep(grid).name)
+        if demo_experiment():
+            raise ExperimentError(read_only_message(sweep.name))
+        if sweep._is_there() and sweep.grid != grid:
+            raise SettingsError(f"There is a sweep {sweep.name} with another grid. Give this file another name.")
+        write_json(sweep.folder / FILE, {"grid": grid})
+        replace_file(sweep.folder / "sweep.yaml", yaml.safe_dump(grid, sort_keys=False, allow_unicode=True).encode())
+        return sweep
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        found: dict[str, Any] = (self._json(FILE) or {}).get("grid", {})
+        return found
+
+    @property
+    def file(self) -> SweepFile:
+        return read_sweep(self.grid)
+
+
+def sweeps() -> tuple[list[Sweep], list[str]]:
+    """The sweeps that can be read, the newest first, and one message for each that cannot."""
+    files = sorted((home() / "sweeps").glob(f"*/{FILE}"), key=lambda file: -file.stat().st_mtime)
+    found, broken = [], []
+    for file in files:
+        if NAME.fullmatch(file.parent.name):
+            try:
+                sweep = Sweep(file.parent.name)
+                _ = sweep.file
+                found.append(sweep)
+            except (ExperimentError, SettingsError) as error:
+                broken.append(f"Sweep {file.parent.name}: {error}")
+    return found, broken
+
+
+def sweep_rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """One row for each run of a sweep: `name`, `state`, `experiment`, `run`, and what `compare` says of it, if any."""
+    cells, rows = sweep.file.cells, []
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(cell.experiment for cell in cells):
+        try:
+            found.update({f"{name}/{row['run']}": row for row in compare(Experiment.open(name))})
+        except ExperimentError:  # not created yet, or damaged: its page tells
+            continue
+    for cell in cells:
+        known = {"name": cell.name, "experiment": cell.experiment, "run": cell.run, "state": cell.state()}
+        rows.append({**found.get(cell.name, {}), **known})
+    return rows
+
+
+# ---- the file -------------------------------------------------------------------------------------------------------
+
+
+def load_grid(file: Path) -> dict[str, Any]:
+    """A sweep's file; its name is the file's where it says none.
+
+    Raises:
+        SettingsError: if it cannot be read or is no sweep.
+    """
+    try:
+        grid = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise SettingsError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}. Correct it.") from None
+    if not isinstance(grid, dict):
+        raise SettingsError(f"{file} is no sweep. Compare it with the files in assets/sweeps.")
+    grid.setdefault("name", _slug(file.stem))
+    read_sweep(grid)
+    return grid
+
+
+def read_sweep(grid: dict[str, Any]) -> SweepFile:
+    """The cells of a grid: every model with every text and seed, planned and healed in every way.
+
+    Raises:
+        SettingsError: naming the entry that cannot be.
+    """
+    known = {
+        "name", "models", "texts", "count", "length", "dtype", "seeds", "plans", "recovery", "limit", "cpus", "gpus",
+        "retries",
+    }  # fmt: skip
+    if unknown := sorted(set(map(str, grid)) - known):
+        raise SettingsError(
+            f"The sweep has an entry {unknown[0]}, which means nothing. Known: {', '.join(sorted(known))}."
+        )
+    try:
+        cells = tuple(_cells(grid))
+        numbers = float(grid.get("cpus", 1)), float(grid.get("gpus", 0)), int(grid.get("retries", 2))
+        if not (0 < numbers[0] <= 1024 and 0 <= numbers[1] <= 1024 and 0 <= numbers[2] <= 100):
+            raise ValueError(f"cpus, gpus or retries are out of range: {numbers}")
+        name = check_name(str(grid["name"]))
+    except (KeyError, TypeError, ValueError, AttributeError, ExperimentError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise SettingsError(
+            f"The sweep cannot be read ({reason}). Compare it with the files in assets/sweeps."
+        ) from None
+    return SweepFile(name, cells, *numbers)
+
+
+def _cells(grid: dict[str, Any]) -> Iterator[Cell]:
+    limit = grid.get("limit", 100)
+    limit = None if limit == "none" else int(limit)
+    plans = [plan for entry in _list(grid["plans"]) for plan in _plans(entry)]
+    recoveries = [_recovery(entry) for entry in _list(grid.get("recovery", "quick"))]
+    models, texts = _list(grid["models"]), _list(grid.get("texts", "lambada"))
+    seeds = _list(grid.get("seeds", 1234))
+    shape = {"count": int(grid.get("count", 10)), "length": int(grid.get("length", 128))}
+    every = list(itertools.product(models, texts, seeds, plans, recoveries))
+    if not 1 <= len(every) <= MOST_CELLS:
+        raise SettingsError(f"The sweep has {len(every):,} runs. Choose 1 to {MOST_CELLS:,}.")
+    seen = set()
+    for model, text, seed, (plan_name, plan), (recovery_name, recovery) in every:
+        settings = Settings(str(model), str(text), **shape, seed=int(seed), dtype=str(grid.get("dtype", "auto")))
+        parts = [str(grid["name"]), Path(str(model)).name, Path(str(text)).name, str(seed)]
+        cell = Cell(
+            _name(parts, repr(settings)), _name([plan_name, recovery_name], ""), settings, plan, recovery, limit
+        )
+        if cell.name not in seen:  # the same entry twice
+            seen.add(cell.name)
+            yield cell
+
+
+def _plans(entry: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Name and options of each plan that an entry names: a planner or a rule, at ratios, layers or thresholds."""
+    entry = dict(entry)
+    planner, rule = entry.pop("planner", None), entry.pop("rule", None)
+    how: list[str] = []
+    if planner is not None:
+        check_planner(planner)
+        how = ["--planner", planner]
+    if rule is not None or planner is None:
+        check_rule(rule or DEFAULT_RULE)
+        how += ["--rule", rule or DEFAULT_RULE]
+    amounts = {key: entry.pop(key) for key in ("ratio", "layers", "threshold") if key in entry}
+    if len(amounts) != 1 or entry:
+        raise SettingsError(
+            f"A plan of the sweep needs planner or rule, and one of ratio, layers and threshold; it says "
+            f"{sorted([*amounts, *map(str, entry)])}. Correct it."
+        )
+    ((kind, values),) = amounts.items()
+    for value in _list(values):
+        number = int(value) if kind == "layers" else float(value)
+        yield "-".join(filter(None, [planner, rule, kind[0] + f"{number:g}"])), (*how, f"--{kind}", f"{number:g}")
+
+
+def _recovery(entry: Any) -> tuple[str, tuple[str, ...]]:
+    """Name and options of a recovery: none, a preset's name, or a preset with settings changed."""
+    if entry == "none":
+        return "merged", ("--no-recovery",)
+    changes = {"preset": entry} if isinstance(entry, str) else dict(entry)
+    settings = preset_settings(changes.pop("preset", "quick"), **changes)
+    name = "-".join([settings.preset, *(f"{key}-{value}" for key, value in changes.items())])
+    return name, tuple(recovery_arguments(vars(settings)))
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+
+
+def _name(parts: Sequence[str], whole: str) -> str:
+    """A name from its parts; with a hash where it would be too long, or two could get the same one."""
+    name = "-".join(_slug(part) for part in parts)
+    digest = hashlib.sha256(f"{parts}{whole}".encode()).hexdigest()[:6]
+    return f"{name[:57]}-{digest}" if whole or len(name) > 64 else name
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+
+def run_sweep(
+    sweep: Sweep, progress: Progress, executor: str = "local", workers: int = 0, address: str = ""
+) -> dict[str, str]:
+    """Run what is not done yet.
+
+    Args:
+        executor: "local": a queue, one process for each GPU or one in all; "ray": one task for each cell on a cluster.
+        workers: processes at once for "local"; 0 chooses.
+        address: of a Ray cluster; empty starts one on this machine.
+
+    Returns:
+        State of each cell, by "experiment/run".
+
+    Raises:
+        Cancelled: when the user stopped it; running cells end in good order and go on the next time.
+    """
+    if demo_experiment():
+        raise JobError("This is a demo: it is read-only.")
+    file = sweep.file
+    for cell in {cell.experiment: cell for cell in file.cells}.values():
+        _create(cell, progress)
+    left = [cell for cell in file.cells if cell.state() != "done"]
+    progress(len(file.cells) - len(left), len(file.cells), "starting")
+    if executor == "ray":
+        _on_ray(file, left, progress, address)
+    else:
+        _locally(file, left, progress, workers or _devices())
+    return {cell.name: cell.state() for cell in file.cells}
+
+
+def _create(cell: Cell, progress: Progress) -> None:
+    """The cell's experiment, unless it is there with the same settings."""
+    progress(0, 0, f"creating {cell.experiment}")
+    try:
+        Experiment.open(cell.experiment)
+        return  # its name has the hash of its settings
+    except ExperimentError:
+        pass
+    done = subprocess.run(_python(cell.create_command), capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise ExperimentError((done.stderr.strip().splitlines() or ["It could not be created."])[-1])
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def _python(command: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "swm", *command]
+
+
+def _devices() -> int:
+    """GPUs of this machine, asked in another process so that this one stays small; 1 when there are none."""
+    code = "import torch; print(torch.cuda.device_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    return max(1, int(done.stdout)) if done.returncode == 0 and done.stdout.strip().isdigit() else 1
+
+
+def _locally(file: SweepFile, left: list[Cell], progress: Progress, workers: int) -> None:
+    waiting: queue.Queue[Cell] = queue.Queue()
+    for cell in left:
+        waiting.put(cell)
+    stop, ended = threading.Event(), []
+    gpus = _devices() if file.gpus else 0
+
+    def work(slot: int) -> None:
+        visible = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {}
+        while not stop.is_set():
+            try:
+                cell = waiting.get_nowait()
+            except queue.Empty:
+                return
+            run_cell(cell.run_command, cell.experiment, cell.run, file.retries, f"local-{slot}", visible, stop)
+            ended.append(cell)
+
+    threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(min(workers, len(left)))]
+    for thread in threads:
+        thread.start()
+    try:
+        while any(thread.is_alive() for thread in threads):
+            _tell(file, len(left) - len(ended), progress)
+            time.sleep(POLL_SECONDS)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _tell(file: SweepFile, left: int, progress: Progress) -> None:
+    progress(len(file.cells) - left, len(file.cells), f"{left} of {len(file.cells)} runs left")
+
+
+def run_cell(
+    command: Sequence[str],
+    experiment: str,
+    run: str,
+    retries: int,
+    device: str,
+    environment: dict[str, str],
+    stop: threading.Event | None = None,
+) -> int:
+    """Run a cell's command until it ends of itself; one that was killed is started again, so many times.
+
+    Its output goes to the run's job.log. Ends with this process, by a signal that lets it end in good order.
+    """
+    folder = home() / "experiments" / experiment / "runs" / run
+    folder.mkdir(parents=True, exist_ok=True)
+    for attempt in range(retries + 1):
+        with (folder / "job.log").open("ab") as output:
+            child = subprocess.Popen(
+                _python(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "PYTHONUNBUFFERED": "1",
+                    "SWM_DEVICE": f"{socket.gethostname()}-{device}",
+                    **environment,
+                },
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+        while child.poll() is None:
+            if stop is not None and stop.is_set():
+                child.send_signal(signal.SIGTERM)
+                child.wait()
+                return child.returncode
+            time.sleep(POLL_SECONDS)
+        if child.returncode >= 0:  # done, or a message that another try would give again
+            return child.returncode
+        log.warning("%s/%s was killed by signal %d, try %d", experiment, run, -child.returncode, attempt + 1)
+    return child.returncode
+
+
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with_parent() -> None:
+    """Runs in the child: SIGTERM when the process that started it ends, however that ends (PR_SET_PDEATHSIG)."""
+    assert LIBC is not None
+    LIBC.prctl(1, signal.SIGTERM)
+
+
+# ---- Ray ------------------------------------------------------------------------------------------------------------
+
+
+def _on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: str) -> None:
+    """One task for each cell. Ray starts a task again whose node was lost; what it had done lies in SWM_HOME.
+
+    SWM_HOME has to be a folder that every node sees by the same path.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise SettingsError("Ray is not installed. Run: pip install ray. Or leave --executor out.") from None
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(address=address or None, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise JobError(f"The Ray cluster {address} does not answer: {str(error)[:200]}. Check --address.") from None
+    try:
+        told = {"SWM_HOME": str(home().absolute()), "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "")}
+        task = ray.remote(_ray_cell).options(num_cpus=file.cpus, num_gpus=file.gpus, max_retries=file.retries)
+        refs = {task.remote(c.run_command, c.experiment, c.run, file.retries, told): c for c in left}
+        while refs:
+            _tell(file, len(refs), progress)
+            ended, _ = ray.wait(list(refs), num_returns=1, timeout=POLL_SECONDS)
+            for ref in ended:
+                cell = refs.pop(ref)
+                try:
+                    ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    log.warning("%s: %s", cell.name, " ".join(str(error).split())[:200])
+    except Cancelled:
+        for ref in refs:
+            ray.cancel(ref, force=True)
+        raise
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _ray_cell(command: list[str], experiment: str, run: str, retries: int, environment: dict[str, str]) -> int:
+    """Runs on a node of the cluster."""
+    os.environ.update({name: value for name, value in environment.items() if value})
+    before = Run(Experiment.open(experiment), run)
+    while before.state().active:  # the first try's process, on a node that was lost, has yet to notice
+        time.sleep(POLL_SECONDS)
+    return run_cell(command, experiment, run, retries, f"ray-{os.getpid()}", {})
