@@ -23,11 +23,13 @@ from swm.grids import KINDS, OF_RUNS, read_grid
 from swm.jobs import Target, cancel, tracked
 from swm.metrics import Measure, parse_tasks
 from swm.options import build_parser
+from swm.parallel import is_first, world_size
 from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, Window, parse_windows
 from swm.presets import RecoverySettings, preset_settings
 from swm.search import PlanAt
 
 Progress = Callable[[int, int, str], None]
+SHARED = ("measure",)  # commands that several processes work on together
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -38,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = build_parser().parse_args(arguments)
+    if world_size() > 1 and options.command not in SHARED:
+        sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch."))
     try:
         result, text = COMMANDS[options.command](options)
     except SwmError as error:
@@ -46,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_failed("Cancelled. What was finished is kept; the same command goes on from there."))
     except BrokenPipeError:
         sys.exit(1)
-    print(json.dumps(result, allow_nan=False) if options.json else text)
+    if is_first():
+        print(json.dumps(result, allow_nan=False) if options.json else text)
 
 
 def _failed(message: str) -> int:
@@ -57,6 +62,9 @@ def _failed(message: str) -> int:
 @contextmanager
 def watched(target: Target, stage: str) -> Iterator[Progress]:
     """The stage's progress on disk and, on a terminal, as a bar."""
+    if not is_first():  # the first of several processes keeps the state
+        yield lambda done, total, text: None
+        return
     shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}"
     bar = tqdm(desc=stage, disable=not sys.stderr.isatty(), file=sys.stderr, bar_format=shape)
     with tracked(target, stage, sys.argv[1:]) as tracker, bar:

@@ -7,7 +7,7 @@ length of a text (the states of one), not with the number of texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from swm.errors import ModelError, SettingsError, TextError
 from swm.metrics import Measure
+from swm.parallel import rank, summed, world_size
 from swm.replay import layer_outputs
 
 BATCH_TOKENS = 512
@@ -84,25 +85,39 @@ def measure_similarity(
     sums, pair = _Sums(), pair_products(measure.metric)
     means: list[Tensor] = []
     influence = norm = torch.zeros(())
-    for done, (entry, outputs) in enumerate(_batches(model, tokens), 1):
+    several, own = world_size(), rank()
+    if several > 1 and measure.samples != "tokens":
+        raise SettingsError("Means of texts are compared in one process. Start it without accelerate launch.")
+    batches = tokens.tensor_split(_batch_count(tokens))
+    if several > len(batches):
+        raise SettingsError(
+            f"{several} processes share {len(batches)} batches of text. Use more text, or fewer processes."
+        )
+    if own and measure.metric == "cka-rbf":  # its width is that of the first batch, wherever that is computed
+        pair(_parts(*_outputs_of(model, batches[0]), measure).flatten(1, 2)[:, :BATCH_TOKENS])
+    for done, texts in enumerate(batches[own::several], 1):
+        entry, outputs = _outputs_of(model, texts)
         states = torch.cat([entry[None], outputs])[:, :, measure.skip_tokens :]  # (1 + layers, texts, length, width)
         unit = F.normalize(states.float(), dim=-1)
         influence = influence + (1 - (unit[:-1] * unit[1:]).sum(-1).double()).sum((1, 2)).cpu()
         norm = norm + states[1:].float().norm(dim=-1).double().sum((1, 2)).cpu()
-        parts = states[1:] - states[:-1] if measure.part == "update" else states[1:]
+        parts = _parts(entry, outputs, measure)
         if measure.samples == "tokens":
             flat = parts.flatten(1, 2)
             for block in flat.tensor_split(max(1, round(flat.shape[1] / BATCH_TOKENS)), dim=1):
                 sums.add(pair(block), block)
         else:
             means.append(parts.float().mean(2))
-            if sum(mean.shape[1] for mean in means) >= BLOCK_TEXTS or done == _batch_count(tokens):
+            if sum(mean.shape[1] for mean in means) >= BLOCK_TEXTS or done == len(batches):
                 block = torch.cat(means, dim=1)
                 sums.add(pair(block), block)
                 means.clear()
         if on_batch:
-            on_batch(done, _batch_count(tokens))
+            on_batch(min(len(batches), done * several), len(batches))
     assert sums.products is not None
+    numbers = torch.tensor([sums.samples, sums.blocks], dtype=torch.float64)
+    sums.products, influence, norm, numbers = summed([sums.products, influence, norm, numbers])
+    sums.samples, sums.blocks = (int(number) for number in numbers)
     count = len(tokens) * (tokens.shape[1] - measure.skip_tokens)
     matrix = normalised(sums.products, measure.metric, sums.samples)
     return LayerSimilarity(matrix, influence / count, norm / count, count, sums.warning(measure))
@@ -255,7 +270,12 @@ def _batch_count(tokens: Tensor) -> int:
     return min(len(tokens), max(1, round(tokens.numel() / BATCH_TOKENS)))
 
 
-def _batches(model: PreTrainedModel, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    for texts in tokens.tensor_split(_batch_count(tokens)):
-        with torch.inference_mode():
-            yield layer_outputs(model, texts)
+@torch.inference_mode()
+def _outputs_of(model: PreTrainedModel, texts: Tensor) -> tuple[Tensor, Tensor]:
+    return layer_outputs(model, texts)
+
+
+def _parts(entry: Tensor, outputs: Tensor, measure: Measure) -> Tensor:
+    """What of the layers is compared, shape (layers, texts, length, width)."""
+    states = torch.cat([entry[None], outputs])[:, :, measure.skip_tokens :]
+    return states[1:] - states[:-1] if measure.part == "update" else states[1:]

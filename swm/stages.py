@@ -32,6 +32,7 @@ from swm.fit import apply_fitted_plan
 from swm.machine import free_memory_bytes
 from swm.merge import apply_plan
 from swm.metrics import Measure
+from swm.parallel import is_first, world_size
 from swm.plan import WEIGHT_RULES, MergePlan
 from swm.presets import FIT_TOKENS, RecoverySettings, adapted_layers
 from swm.recover import recover, training_rows
@@ -89,7 +90,7 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
     progress(0, 0, "loading the model")
     model, tokenizer = load_original(experiment)
     tokens = calibration_of(experiment, tokenizer, how.texts)
-    start = time.time()
+    start, many = time.time(), world_size()
     found = measure_similarity(model, tokens, how, lambda done, total: progress(done, total, "measuring"))
     data = {
         **asdict(how),
@@ -98,8 +99,10 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
         "norm": found.norm.tolist(),
         "tokens": found.tokens,
         "warning": found.warning,
-        "conditions": _conditions(experiment, model, start),
+        "conditions": {**_conditions(experiment, model, start), **({"processes": many} if many > 1 else {})},
     }
+    if not is_first():
+        return data
     experiment.save_similarity(how.name, data)
     if not experiment.cost():
         progress(0, 0, "timing a token")

@@ -29,7 +29,7 @@ ORDER = [
     ["schemas", "states"],
     ["grids"],
     ["presets"],
-    ["machine"],
+    ["machine", "parallel"],
     ["files", "plan", "metrics", "paired"],
     ["errors"],
 ]
