@@ -34,20 +34,20 @@ best_score = max(scored, key=lambda row: row["average"], default=None)
 best_perplexity = min((r for r in rows if r.get("perplexity")), key=lambda row: row["perplexity"], default=None)
 left, middle, right = st.columns([1, 2, 2])
 left.metric("Runs that have ended", f"{ended} of {len(rows)}")
-middle.metric(
-    "Best average score so far",
-    f"{best_score['average']:.1%} ± {best_score['average_stderr']:.1%}" if best_score else "–",
-    best_score and f"{best_score['layers']} layers, {best_score['run']}",
-    "off",
-    help="Mean accuracy of the zero-shot tasks, with its standard error. Runs within that of each other are alike.",
-)
-right.metric(
-    "Lowest perplexity so far",
-    f"{best_perplexity['perplexity']:,.1f}" if best_perplexity else "–",
-    best_perplexity and f"{best_perplexity['layers']} layers, {best_perplexity['run']}",
-    "off",
-    help="On held-out text. Fewer layers cost perplexity: compare runs of the same depth.",
-)
+with middle:
+    st.metric(
+        "Best average score so far",
+        f"{best_score['average']:.1%} ± {best_score['average_stderr']:.1%}" if best_score else "–",
+        help="Mean accuracy of the zero-shot tasks, with its standard error. Runs within that of each other are alike.",
+    )
+    st.caption(f"{best_score['run']}, {best_score['layers']} layers" if best_score else "")
+with right:
+    st.metric(
+        "Lowest perplexity so far",
+        f"{best_perplexity['perplexity']:,.1f}" if best_perplexity else "–",
+        help="On held-out text. Fewer layers cost perplexity: compare runs of the same depth.",
+    )
+    st.caption(f"{best_perplexity['run']}, {best_perplexity['layers']} layers" if best_perplexity else "")
 chosen = st.dataframe(
     sweep_table(rows), hide_index=True, on_select="rerun", selection_mode="single-row", key="sweeps_table"
 )

@@ -255,7 +255,8 @@ def _plans(entry: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
     ((kind, values),) = amounts.items()
     for value in _list(values):
         number = int(value) if kind == "layers" else float(value)
-        yield "-".join(filter(None, [planner, rule, kind[0] + f"{number:g}"])), (*how, f"--{kind}", f"{number:g}")
+        amount = {"ratio": f"{100 * number:g}pc", "layers": f"{number:g}", "threshold": f"t{number:g}"}[kind]
+        yield "-".join(filter(None, [planner, rule, amount])), (*how, f"--{kind}", f"{number:g}")
 
 
 def _recovery(entry: Any) -> tuple[str, tuple[str, ...]]:

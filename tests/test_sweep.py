@@ -55,7 +55,7 @@ def test_a_file_gives_every_run_as_the_command_a_user_would_type(grid):
     assert len(cells) == 6
     assert len({cell.experiment for cell in cells}) == 1
     assert len({cell.run for cell in cells}) == 6
-    assert cells[0].run == "random-r0-25-merged"
+    assert cells[0].run == "random-25pc-merged"
     expected = ["run", cells[0].experiment, cells[0].run, "--planner", "random", "--ratio", "0.25", "--no-recovery"]
     assert cells[0].run_command == [*expected, "--limit", "1"]
     assert cells[1].run_command[7:11] == ["--preset", "quick", "--texts", grid["texts"]]
@@ -280,4 +280,4 @@ def test_the_page_shows_where_each_run_stands(grid):
     assert [metric.value for metric in test.metric] == ["0 of 3", "–", "–"]
     assert list(test.dataframe[0].value["state"]) == ["waiting"] * 3
     assert "Go on with this sweep" in [button.label for button in test.button]
-    assert "random-r0-25" in " ".join(code.value for code in test.code)
+    assert "random-25pc" in " ".join(code.value for code in test.code)

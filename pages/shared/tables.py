@@ -62,19 +62,19 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def sweep_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """One line for each run of a sweep; what was not measured yet is a dash."""
+    several = len({row["experiment"] for row in rows}) > 1
     return pd.DataFrame(
         {
-            "experiment": row["experiment"],
             "run": row["run"],
             "state": row["state"],
             "layers": str(row.get("layers") or "–"),
-            "stage": STAGES[row["stage"]] if row.get("stage") else "–",
             **{
                 f"perplexity, {text}": interval(row.get("perplexities", {}).get(text))
                 for text in dict.fromkeys(text for each in rows for text in each.get("perplexities", {}))
             },
             "average, %": percent(row.get("average"), row.get("average_stderr")),
             "times as fast": speedup(row.get("speedup")),
+            **({"experiment": row["experiment"]} if several else {}),
         }
         for row in rows
     )
