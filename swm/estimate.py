@@ -100,7 +100,7 @@ def estimate_run(
             trained = recovery.steps * recovery.batch * recovery.accumulate * recovery.length
             trained += recovery.steps // recovery.save_every * recovery.held_out * recovery.length // BACKWARD
             seconds["heal"] = 10 + BACKWARD * trained / cost["training_tokens_per_second"]
-            seconds["heal"] += fitting if recovery.repair == "fit" and plan.rule != "fit" else 0
+            seconds["heal"] += fitting if recovery.repair == "fit" else 0
         token = (cost["layers_ms"] + cost["rest_ms"]) / 1000
         seconds["time"] = 10 + 2 * 9 * 33 * token
     return Estimate(

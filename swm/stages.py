@@ -329,7 +329,7 @@ def _repaired(
     progress: Progress,
 ) -> tuple[PreTrainedModel, str]:
     """The merged model to train, its layers fitted on the text it will be trained on, and how that went."""
-    if settings.repair == "none" or run.plan.rule == "fit" or not run.plan.windows:
+    if settings.repair == "none" or not run.plan.windows:
         return merged_model(run.experiment, model, tokenizer, run.plan, progress), "none"
     packed = training_rows(tokenizer, examples, replace(settings, loss_on="text"))[settings.held_out :]
     count = -(-FIT_TOKENS // settings.length)
