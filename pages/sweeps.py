@@ -49,7 +49,7 @@ with right:
     )
     st.caption(f"{best_perplexity['run']}, {best_perplexity['layers']} layers" if best_perplexity else "")
 chosen = st.dataframe(
-    sweep_table(rows), hide_index=True, on_select="rerun", selection_mode="single-row", key="sweeps_table"
+    sweep_table(rows), hide_index=True, on_select="rerun", selection_mode="single-row", key=f"sweeps_table_{sweep.name}"
 )
 picked = chosen["selection"]["rows"]
 if (
@@ -59,7 +59,9 @@ if (
 ):
     go_to("pages/compare.py", rows[picked[0]]["experiment"])
 st.download_button("Download as CSV", lambda: csv_text(scored), f"{sweep.name}-sweep.csv", "text/csv", key="sweeps_csv")
-job_panel(sweep, version=lambda: sum(row["state"] in ENDED for row in sweep_rows(sweep)))
+job_panel(sweep, version=lambda: sum(state in ENDED for state in sweep.states().values()))
+for name, reason in sweep.failures().items():
+    st.caption(plain(f"{name}: {reason}"))
 with st.expander("What it runs"):
     for cell in sweep.file.cells[:20]:
         st.code(" ".join(["python -m swm", *cell.run_command]), language="bash", wrap_lines=True)

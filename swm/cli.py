@@ -336,11 +336,12 @@ def run_sweep(options: argparse.Namespace) -> Result:
 
     sweep = Sweep.create(load_grid(Path(options.file)))
     if options.status:
-        states = {cell.name: cell.state() for cell in sweep.file.cells}
+        states = sweep.states()
     else:
         with tracked(sweep, "sweep", sys.argv[1:], device=False) as progress:
             states = run_sweep(sweep, progress, options.executor, options.workers, options.address)
-    lines = [f"{state:12} {name}" for name, state in states.items()]
+    failed = sweep.failures()
+    lines = [f"{state:12} {name}  {failed.get(name, '')}".rstrip() for name, state in states.items()]
     return {"sweep": sweep.name, "cells": states}, "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Estimate:
     disk_bytes: int
     free_memory_bytes: int
     free_disk_bytes: int
+    stage_memory_bytes: dict[str, int] = field(default_factory=dict)  # beside the process's own
 
     @property
     def total_seconds(self) -> float:
@@ -80,7 +81,7 @@ def estimate_run(
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
     vocabulary = max(0, facts["parameters"] - layers * facts["parameters_per_layer"]) / width
     small = size * (1 - (layers - plan.worth_layers) * facts["parameters_per_layer"] / facts["parameters"])
-    memory = [2.2 * size, size + SCORED_TOKENS * 4 * (3 * vocabulary + 12 * width)]
+    memory = {"merge": 2.2 * size, "evaluate": size + SCORED_TOKENS * 4 * (3 * vocabulary + 12 * width)}
     disk = small
     if recovery:
         tokens = recovery.batch * recovery.length
@@ -88,7 +89,7 @@ def estimate_run(
         kept = activation_bytes(tokens, plan.layers_left, width)
         if recovery.checkpointing == "on" or (recovery.checkpointing == "auto" and kept > free / 2):
             kept = activation_bytes(tokens, 1, width) + 4 * tokens * width * plan.layers_left
-        memory.append(1.3 * size + lora + kept + 4 * tokens * 3 * vocabulary)
+        memory["heal"] = max(1.3 * size + lora + kept + 4 * tokens * 3 * vocabulary, memory["merge"])  # saved likewise
         disk += small + 3 * lora
     seconds = {}
     if cost and "forward_tokens_per_second" in cost:
@@ -105,10 +106,11 @@ def estimate_run(
         seconds["time"] = 10 + 2 * 9 * 33 * token
     return Estimate(
         seconds,
-        PROCESS_BYTES + round(max(memory)),
+        PROCESS_BYTES + round(max(memory.values())),
         round(disk),
         free,
         free_bytes(folder),
+        {stage: round(needed) for stage, needed in memory.items()},
     )
 
 
@@ -166,10 +168,10 @@ def stage_needs(
         StageNeed("measure", size + grams, 2**20, seconds(load + (forward or 0))),
         StageNeed("search, one threshold", searching, 2**20, one),
         StageNeed("search, whole path", searching, 2**24, path),
-        StageNeed("merge", round(2.2 * size), plain.disk_bytes, seconds(known.get("merge"))),
+        StageNeed("merge", plain.stage_memory_bytes["merge"], plain.disk_bytes, seconds(known.get("merge"))),
         StageNeed("merge --stream", 2 * sums + 3 * each, plain.disk_bytes, 2 * load),
-        StageNeed("recover", healing.memory_bytes - PROCESS_BYTES, healing.disk_bytes, seconds(known.get("heal"))),
-        StageNeed("evaluate", plain.memory_bytes - PROCESS_BYTES, 2**20, seconds(known.get("evaluate"))),
+        StageNeed("recover", healing.stage_memory_bytes["heal"], healing.disk_bytes, seconds(known.get("heal"))),
+        StageNeed("evaluate", plain.stage_memory_bytes["evaluate"], 2**20, seconds(known.get("evaluate"))),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -17,7 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from swm.errors import ExperimentError, JobError, PlanError, SettingsError
-from swm.files import demo_experiment, disk_errors, home, read_json, remove_folder, sweep, write_json
+from swm.files import demo_experiment, disk_errors, home, read_json, remove, set_aside, sweep, write_json
 from swm.plan import PLANS_VERSION, MergePlan
 from swm.schemas import SHAPES, check_like, is_like
 from swm.search import ThresholdPath
@@ -47,7 +48,10 @@ SMALL_BYTES = 2**16  # larger files are read anew each time
 
 def _read(file: Path, kind: str) -> dict[str, Any]:
     """One of our files, checked to be what a file of that kind is; small ones are parsed once for each time written."""
-    stat = file.stat()
+    try:
+        stat = file.stat()
+    except OSError:  # gone since it was looked for: said as of any file that is not there
+        return _read_now(file, kind, None)
     if stat.st_size > SMALL_BYTES:
         return _read_now(file, kind, None)
     return dict(_read_once(file, kind, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
@@ -527,9 +531,10 @@ def delete(item: Experiment | Run) -> None:
         state = each.state()
         if state.active and (each not in above or state.stage in ("study", "demo")):  # these work on all its runs
             raise JobError(f"{each.name} has a job running. Cancel it first.")
-    with _names_locked(), job_lock(item):
-        sweep(item.folder.parent, older_than=60)
-        remove_folder(item.folder)
+    with job_lock(item), _names_locked():
+        gone = set_aside(item.folder)
+    sweep(gone.parent, older_than=60)
+    remove(gone)
 
 
 @contextmanager
@@ -543,7 +548,8 @@ def job_lock(target: Tracked) -> Iterator[None]:
     try:
         with disk_errors(target.folder, 4096):
             target.folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=1)  # a process that was just killed takes a moment to let go
+            # A process that was just killed takes a moment to let go; runs of a sweep plan one after the other.
+            lock.acquire(timeout=-1 if os.environ.get("SWM_WAIT") else 1)
     except Timeout:
         raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.") from None
     try:

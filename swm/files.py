@@ -91,15 +91,21 @@ def sweep(folder: Path, older_than: float = 0.0) -> None:
             continue
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder so that others see all of it or nothing."""
+def set_aside(folder: Path) -> Path:
+    """Take a folder out of sight in one step, to be removed at leisure; gives where it lies."""
     gone = _neighbour(folder, "gone")
     with disk_errors(folder, 0):
         folder.rename(gone)
-        if gone.is_symlink():  # what it points to is not ours
-            gone.unlink()
+    return gone
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, or a link to one, whose content is not ours."""
+    with disk_errors(folder, 0):
+        if folder.is_symlink():
+            folder.unlink()
         else:
-            shutil.rmtree(gone)
+            shutil.rmtree(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:

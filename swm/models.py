@@ -6,11 +6,13 @@ decoder-only model that transformers knows can be tried.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
 import logging
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +23,14 @@ from typing import Any, cast
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
@@ -146,8 +155,9 @@ def check_vocabulary(config: Any, tokens: Tensor) -> None:
 
 
 def pick_device(device: str) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "auto":  # one of several processes takes the GPU of its number
+        own = os.environ.get("LOCAL_RANK", "")
+        return torch.device(f"cuda:{own}" if own else "cuda") if torch.cuda.is_available() else torch.device("cpu")
     try:
         picked = torch.device(device)
         torch.empty(0, device=picked)
@@ -507,6 +517,8 @@ def save_model(
     check_space(folder, needed)
     with disk_errors(folder, needed), replaced_folder(folder) as new:
         try:
+            if getattr(model, "generation_config", None) is not None:
+                model.generation_config = generation_config(model.generation_config)
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
         except _safetensors_error() as error:
@@ -517,6 +529,16 @@ def save_model(
             check_reload(new, model, check)
         if on_written:
             on_written(new)
+
+
+def generation_config(config: GenerationConfig) -> GenerationConfig:
+    """The same, such that it can be saved: older models ship temperatures without saying that they sample."""
+    config = copy.deepcopy(config)
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+    return config
 
 
 @torch.inference_mode()

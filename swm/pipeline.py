@@ -44,7 +44,7 @@ def run_pipeline(run: Run, limit: int | None, recovery: RecoverySettings | None,
 
 def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) -> Experiment:
     """All of it on the bundled model."""
-    if (experiments_folder() / check_name(name)).is_dir():
+    if (experiments_folder() / check_name(name) / "experiment.json").is_file():
         experiment = Experiment.open(name)
     else:
         log.info("create: %s, LAMBADA 10 x 128 tokens", DEMO_MODEL)
@@ -66,7 +66,7 @@ def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) 
 def repeat(recipe: Recipe, name: str | None, watched: Watched) -> Run:
     """The run of a recipe, in a new experiment; one that is there already with the same settings is gone on with."""
     name = check_name(name or recipe.experiment)
-    if (experiments_folder() / name).is_dir():
+    if (experiments_folder() / name / "experiment.json").is_file():
         experiment = Experiment.open(name)
         if experiment.settings != recipe.settings:
             raise ExperimentError(f"There is an experiment {name} with other settings. Choose another --name.")

@@ -7,7 +7,7 @@ length of a text (the states of one), not with the number of texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,7 +94,7 @@ def measure_similarity(
             f"{several} processes share {len(batches)} batches of text. Use more text, or fewer processes."
         )
     if own and measure.metric == "cka-rbf":  # its width is that of the first batch, wherever that is computed
-        pair(_parts(*_outputs_of(model, batches[0]), measure).flatten(1, 2)[:, :BATCH_TOKENS])
+        pair(_blocks(_parts(*_outputs_of(model, batches[0]), measure))[0])
     for done, texts in enumerate(batches[own::several], 1):
         entry, outputs = _outputs_of(model, texts)
         states = torch.cat([entry[None], outputs])[:, :, measure.skip_tokens :]  # (1 + layers, texts, length, width)
@@ -103,8 +103,7 @@ def measure_similarity(
         norm = norm + states[1:].float().norm(dim=-1).double().sum((1, 2)).cpu()
         parts = _parts(entry, outputs, measure)
         if measure.samples == "tokens":
-            flat = parts.flatten(1, 2)
-            for block in flat.tensor_split(max(1, round(flat.shape[1] / BATCH_TOKENS)), dim=1):
+            for block in _blocks(parts):
                 sums.add(pair(block), block)
         else:
             means.append(parts.float().mean(2))
@@ -279,3 +278,9 @@ def _parts(entry: Tensor, outputs: Tensor, measure: Measure) -> Tensor:
     """What of the layers is compared, shape (layers, texts, length, width)."""
     states = torch.cat([entry[None], outputs])[:, :, measure.skip_tokens :]
     return states[1:] - states[:-1] if measure.part == "update" else states[1:]
+
+
+def _blocks(parts: Tensor) -> Sequence[Tensor]:
+    """Tokens of all texts in blocks of some 512, shape (layers, tokens, width) each."""
+    flat = parts.flatten(1, 2)
+    return flat.tensor_split(max(1, round(flat.shape[1] / BATCH_TOKENS)), dim=1)

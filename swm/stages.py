@@ -120,10 +120,7 @@ def merge(run: Run, progress: Progress = no_progress, stream: bool | None = None
             its merged copy would not fit into memory.
     """
     _refuse_baseline(run, "merged")
-    if _streams(run, stream):
-        told = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
-        stream_merge(run.experiment.settings.model, run.plan, run.model_folder, told, partial(_promise_merge, run))
-        run.settle()
+    if _streams(run, stream) and _streamed(run, progress, stream is True):
         return
     progress(0, 3, "loading the model")
     model, tokenizer = load_original(run.experiment)
@@ -148,6 +145,20 @@ def _streams(run: Run, asked: bool | None) -> bool:
         )
     needed = 2.2 * run.experiment.model_facts["size_bytes"]  # the model, and the merged one reloaded
     return able and (needed > free_memory_bytes() if asked is None else asked)
+
+
+def _streamed(run: Run, progress: Progress, asked: bool) -> bool:
+    """Merge from disk to disk; False when the model is not stored so that it can be, and nobody asked for it."""
+    told = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
+    settings = run.experiment.settings
+    try:
+        stream_merge(settings.model, run.plan, run.model_folder, settings.dtype, told, partial(_promise_merge, run))
+    except ModelError:
+        if asked:
+            raise
+        return False
+    run.settle()
+    return True
 
 
 def _promise_merge(run: Run, folder: Path, facts: dict[str, int]) -> None:

@@ -26,7 +26,16 @@ from transformers import GenerationConfig, PreTrainedModel
 from swm.errors import ModelError
 from swm.files import check_space, disk_errors, replaced_folder
 from swm.merge import MergedLayer, apply_plan, base_layer, check_same_shapes, merge_window, projections
-from swm.models import find_decoder, load_config, load_tokenizer, model_folder, parameter_count, skeleton, weight_files
+from swm.models import (
+    find_decoder,
+    generation_config,
+    load_config,
+    load_tokenizer,
+    model_folder,
+    parameter_count,
+    skeleton,
+    weight_files,
+)
 from swm.plan import MergePlan, Window
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -62,13 +71,14 @@ def stream_merge(
     name: str,
     plan: MergePlan,
     folder: Path,
+    dtype: str = "auto",
     on_bytes: OnBytes | None = None,
     on_written: Callable[[Path, dict[str, int]], None] | None = None,
 ) -> dict[str, int]:
     """Write the merged model as a folder that plain `AutoModelForCausalLM.from_pretrained` loads.
 
     Args:
-        name: a model as in `models.load_model`; its number format stays.
+        name, dtype: a model as in `models.load_model`; its files must have that number format already.
         plan: of a rule that works on weights alone.
         folder: appears whole or not at all.
         on_bytes: called with (bytes written, bytes in all); may raise to stop.
@@ -83,18 +93,19 @@ def stream_merge(
 
     Memory: seven layers of a model in half precision, since sums are in float32; four of one in float32.
     """
-    source = model_folder(name)
-    original = skeleton(load_config(name), name)
+    source, config = model_folder(name), load_config(name)
+    original = skeleton(config, name)
     layers = find_decoder(original).layers
     small = apply_plan(original, plan, lambda window: _unfilled(layers, window, plan.rule))
     stored = _stored(source, original, name)
+    _check_format(stored, config.dtype if dtype == "auto" else getattr(torch, dtype), name)
     reading = _LayersOnDisk(layers, stored, _prefix(original))
     pieces = list(_pieces(plan, stored, _prefix(original), layers))
     total = sum(piece.size for piece in pieces)
     check_space(folder, total)
     with disk_errors(folder, total), replaced_folder(folder) as new:
         small.config.save_pretrained(new)
-        _generation_config(source, small).save_pretrained(new)
+        generation_config(_generation_config(source, small)).save_pretrained(new)
         load_tokenizer(name).save_pretrained(new)
         _write(new, pieces, total, lambda window: merge_window(reading, window, plan.rule), on_bytes)
         _check(new, small, name)
@@ -140,6 +151,16 @@ def _stored(folder: Path, model: PreTrainedModel, name: str) -> dict[str, Stored
         if tensor in wanted and tuple(wanted[tensor].shape) != where.shape:
             raise ModelError(f"{tensor} of {name} has another shape than its config says. Copy or download it again.")
     return {tensor: where for tensor, where in found.items() if tensor in wanted}
+
+
+def _check_format(stored: dict[str, Stored], wanted: torch.dtype | None, name: str) -> None:
+    """Raise ModelError if loading would convert weights: merged after that they would be other bits."""
+    others = [tensor for tensor, where in stored.items() if wanted and FLOATS.get(where.dtype, wanted) != wanted]
+    if others:
+        raise ModelError(
+            f"The files of {name} hold {others[0]} in {stored[others[0]].dtype}, and it is to be merged in {wanted}: "
+            "that can be done in memory only. Leave --stream out."
+        )
 
 
 def _header(file: Path) -> dict[str, Stored]:

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import itertools
 import logging
+import math
 import os
 import queue
 import re
@@ -35,7 +36,7 @@ from swm.presets import preset_settings, recovery_arguments
 
 log = logging.getLogger(__name__)
 
-FILE = "sweep.json"
+FILE, FAILED = "sweep.json", "failed.json"
 MOST_CELLS = 10_000
 ENDED = ("done", "failed")
 POLL_SECONDS = 0.5
@@ -133,6 +134,16 @@ class Sweep(Tracked):
     def file(self) -> SweepFile:
         return read_sweep(self.grid)
 
+    def failures(self) -> dict[str, str]:
+        """What the runs said that ended badly in the last pass, by "experiment/run"."""
+        data = (self._json(FAILED) or {}).get("failed")
+        return {str(name): str(reason) for name, reason in data.items()} if isinstance(data, dict) else {}
+
+    def states(self) -> dict[str, str]:
+        """Where each run stands, by "experiment/run"; one that failed before it left a trace is failed too."""
+        failed, found = self.failures(), {cell.name: cell.state() for cell in self.file.cells}
+        return {name: "failed" if state == "waiting" and name in failed else state for name, state in found.items()}
+
 
 def sweeps() -> tuple[list[Sweep], list[str]]:
     """The sweeps that can be read, the newest first, and one message for each that cannot."""
@@ -151,7 +162,7 @@ def sweeps() -> tuple[list[Sweep], list[str]]:
 
 def sweep_rows(sweep: Sweep) -> list[dict[str, Any]]:
     """One row for each run of a sweep: `name`, `state`, `experiment`, `run`, and what `compare` says of it, if any."""
-    cells, rows = sweep.file.cells, []
+    cells, states, rows = sweep.file.cells, sweep.states(), []
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(cell.experiment for cell in cells):
         try:
@@ -159,7 +170,7 @@ def sweep_rows(sweep: Sweep) -> list[dict[str, Any]]:
         except ExperimentError:  # not created yet, or damaged: its page tells
             continue
     for cell in cells:
-        known = {"name": cell.name, "experiment": cell.experiment, "run": cell.run, "state": cell.state()}
+        known = {"name": cell.name, "experiment": cell.experiment, "run": cell.run, "state": states[cell.name]}
         rows.append({**found.get(cell.name, {}), **known})
     return rows
 
@@ -180,6 +191,9 @@ def load_grid(file: Path) -> dict[str, Any]:
     if not isinstance(grid, dict):
         raise SettingsError(f"{file} is no sweep. Compare it with the files in assets/sweeps.")
     grid.setdefault("name", _slug(file.stem))
+    for entry in ("models", "texts"):  # the runs work elsewhere
+        if entry in grid:
+            grid[entry] = [_absolute(str(one)) for one in _list(grid[entry])]
     read_sweep(grid)
     return grid
 
@@ -204,7 +218,7 @@ def read_sweep(grid: dict[str, Any]) -> SweepFile:
         if not (0 < numbers[0] <= 1024 and 0 <= numbers[1] <= 1024 and 0 <= numbers[2] <= 100):
             raise ValueError(f"cpus, gpus or retries are out of range: {numbers}")
         name = check_name(str(grid["name"]))
-    except (KeyError, TypeError, ValueError, AttributeError, ExperimentError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, ExperimentError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise SettingsError(
             f"The sweep cannot be read ({reason}). Compare it with the files in assets/sweeps."
@@ -223,16 +237,18 @@ def _cells(grid: dict[str, Any]) -> Iterator[Cell]:
     every = list(itertools.product(models, texts, seeds, plans, recoveries))
     if not 1 <= len(every) <= MOST_CELLS:
         raise SettingsError(f"The sweep has {len(every):,} runs. Choose 1 to {MOST_CELLS:,}.")
-    seen = set()
+    seen: dict[str, Cell] = {}
     for model, text, seed, (plan_name, plan), (recovery_name, recovery) in every:
         settings = Settings(str(model), str(text), **shape, seed=int(seed), dtype=str(grid.get("dtype", "auto")))
         parts = [str(grid["name"]), Path(str(model)).name, Path(str(text)).name, str(seed)]
         cell = Cell(
             _name(parts, repr(settings)), _name([plan_name, recovery_name], ""), settings, plan, recovery, limit
         )
-        if cell.name not in seen:  # the same entry twice
-            seen.add(cell.name)
+        if cell.name not in seen:
+            seen[cell.name] = cell
             yield cell
+        elif seen[cell.name] != cell:
+            raise SettingsError(f"Two different runs of the sweep would be called {cell.name}. Change one of them.")
 
 
 def _plans(entry: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -254,9 +270,11 @@ def _plans(entry: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
         )
     ((kind, values),) = amounts.items()
     for value in _list(values):
-        number = int(value) if kind == "layers" else float(value)
-        amount = {"ratio": f"{100 * number:g}pc", "layers": f"{number:g}", "threshold": f"t{number:g}"}[kind]
-        yield "-".join(filter(None, [planner, rule, amount])), (*how, f"--{kind}", f"{number:g}")
+        number: float = int(value) if kind == "layers" else float(value)
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{kind} {number}")
+        amount = {"ratio": f"{100 * number:.6g}pc", "layers": f"{number}", "threshold": f"t{number!r}"}[kind]
+        yield "-".join(filter(None, [planner, rule, amount])), (*how, f"--{kind}", f"{number!r}")
 
 
 def _recovery(entry: Any) -> tuple[str, tuple[str, ...]]:
@@ -267,6 +285,14 @@ def _recovery(entry: Any) -> tuple[str, tuple[str, ...]]:
     settings = preset_settings(changes.pop("preset", "quick"), **changes)
     name = "-".join([settings.preset, *(f"{key}-{value}" for key, value in changes.items())])
     return name, tuple(recovery_arguments(vars(settings)))
+
+
+def _absolute(name: str) -> str:
+    """A relative path that is there, as seen from here, whole; other names as they are."""
+    try:
+        return str(Path(name).absolute()) if Path(name).exists() else name
+    except (OSError, ValueError):
+        return name
 
 
 def _list(value: Any) -> list[Any]:
@@ -310,11 +336,15 @@ def run_sweep(
         _create(cell, progress)
     left = [cell for cell in file.cells if cell.state() != "done"]
     progress(len(file.cells) - len(left), len(file.cells), "starting")
-    if executor == "ray":
-        _on_ray(file, left, progress, address)
-    else:
-        _locally(file, left, progress, workers or _devices())
-    return {cell.name: cell.state() for cell in file.cells}
+    failed: dict[str, str] = {}
+    try:
+        if executor == "ray":
+            _on_ray(file, left, progress, address, failed)
+        else:
+            _locally(file, left, progress, workers, failed)
+    finally:
+        write_json(sweep.folder / FAILED, {"failed": failed})
+    return sweep.states()
 
 
 def _create(cell: Cell, progress: Progress) -> None:
@@ -325,7 +355,8 @@ def _create(cell: Cell, progress: Progress) -> None:
         return  # its name has the hash of its settings
     except ExperimentError:
         pass
-    done = subprocess.run(_python(cell.create_command), capture_output=True, text=True, cwd=ROOT)
+    command = _python(cell.create_command)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_child_environment())
     if done.returncode:
         raise ExperimentError((done.stderr.strip().splitlines() or ["It could not be created."])[-1])
 
@@ -337,31 +368,42 @@ def _python(command: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "swm", *command]
 
 
-def _devices() -> int:
-    """GPUs of this machine, asked in another process so that this one stays small; 1 when there are none."""
+def _gpus() -> list[str]:
+    """This machine's GPUs as CUDA_VISIBLE_DEVICES names them, those that we were given; asked in another process, so
+    that this one stays small."""
+    if given := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return given.split(",")
     code = "import torch; print(torch.cuda.device_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    return max(1, int(done.stdout)) if done.returncode == 0 and done.stdout.strip().isdigit() else 1
+    return [str(n) for n in range(int(done.stdout))] if done.returncode == 0 and done.stdout.strip().isdigit() else []
 
 
-def _locally(file: SweepFile, left: list[Cell], progress: Progress, workers: int) -> None:
+def _locally(file: SweepFile, left: list[Cell], progress: Progress, workers: int, failed: dict[str, str]) -> None:
     waiting: queue.Queue[Cell] = queue.Queue()
     for cell in left:
         waiting.put(cell)
     stop, ended = threading.Event(), []
-    gpus = _devices() if file.gpus else 0
+    gpus = _gpus() if file.gpus else []
+    workers = min(workers or len(gpus) or 1, len(left))
 
     def work(slot: int) -> None:
-        visible = {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {}
+        several = {"SWM_DEVICE": f"{socket.gethostname()}-{slot}"} if workers > 1 else {}
+        visible = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
         while not stop.is_set():
             try:
                 cell = waiting.get_nowait()
             except queue.Empty:
                 return
-            run_cell(cell.run_command, cell.experiment, cell.run, file.retries, f"local-{slot}", visible, stop)
+            try:
+                if reason := run_cell(
+                    cell.run_command, cell.experiment, cell.run, file.retries, several | visible, stop
+                ):
+                    failed[cell.name] = reason
+            except OSError as error:  # a full disk: the other runs would meet it too
+                failed[cell.name] = f"It could not start: {error}"
             ended.append(cell)
 
-    threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(min(workers, len(left)))]
+    threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(workers)]
     for thread in threads:
         thread.start()
     try:
@@ -383,16 +425,19 @@ def run_cell(
     experiment: str,
     run: str,
     retries: int,
-    device: str,
     environment: dict[str, str],
     stop: threading.Event | None = None,
-) -> int:
+) -> str:
     """Run a cell's command until it ends of itself; one that was killed is started again, so many times.
 
     Its output goes to the run's job.log. Ends with this process, by a signal that lets it end in good order.
+
+    Returns:
+        What it said if it ended badly, else nothing.
     """
     folder = home() / "experiments" / experiment / "runs" / run
     folder.mkdir(parents=True, exist_ok=True)
+    told = {**_child_environment(), "PYTHONUNBUFFERED": "1", "SWM_WAIT": "1", **environment}
     for attempt in range(retries + 1):
         with (folder / "job.log").open("ab") as output:
             child = subprocess.Popen(
@@ -401,24 +446,26 @@ def run_cell(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=ROOT,
-                env={
-                    **os.environ,
-                    "PYTHONUNBUFFERED": "1",
-                    "SWM_DEVICE": f"{socket.gethostname()}-{device}",
-                    **environment,
-                },
+                env=told,
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         while child.poll() is None:
             if stop is not None and stop.is_set():
                 child.send_signal(signal.SIGTERM)
                 child.wait()
-                return child.returncode
+                return ""
             time.sleep(POLL_SECONDS)
         if child.returncode >= 0:  # done, or a message that another try would give again
-            return child.returncode
+            break
         log.warning("%s/%s was killed by signal %d, try %d", experiment, run, -child.returncode, attempt + 1)
-    return child.returncode
+    if child.returncode == 0:
+        return ""
+    lines = (folder / "job.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines and child.returncode > 0 else f"It was killed by signal {-child.returncode} each time."
+
+
+def _child_environment() -> dict[str, str]:
+    return {**os.environ, "SWM_HOME": str(home().absolute())}
 
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -433,7 +480,7 @@ def _end_with_parent() -> None:
 # ---- Ray ------------------------------------------------------------------------------------------------------------
 
 
-def _on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: str) -> None:
+def _on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: str, failed: dict[str, str]) -> None:
     """One task for each cell. Ray starts a task again whose node was lost; what it had done lies in SWM_HOME.
 
     SWM_HOME has to be a folder that every node sees by the same path.
@@ -458,9 +505,10 @@ def _on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: str)
             for ref in ended:
                 cell = refs.pop(ref)
                 try:
-                    ray.get(ref)
+                    if reason := ray.get(ref):
+                        failed[cell.name] = reason
                 except ray.exceptions.RayError as error:
-                    log.warning("%s: %s", cell.name, " ".join(str(error).split())[:200])
+                    failed[cell.name] = " ".join(str(error).split())[:200]
     except Cancelled:
         for ref in refs:
             ray.cancel(ref, force=True)
@@ -470,10 +518,11 @@ def _on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: str)
             ray.shutdown()
 
 
-def _ray_cell(command: list[str], experiment: str, run: str, retries: int, environment: dict[str, str]) -> int:
+def _ray_cell(command: list[str], experiment: str, run: str, retries: int, environment: dict[str, str]) -> str:
     """Runs on a node of the cluster."""
     os.environ.update({name: value for name, value in environment.items() if value})
     before = Run(Experiment.open(experiment), run)
     while before.state().active:  # the first try's process, on a node that was lost, has yet to notice
         time.sleep(POLL_SECONDS)
-    return run_cell(command, experiment, run, retries, f"ray-{os.getpid()}", {})
+    several = {"SWM_DEVICE": f"{socket.gethostname()}-ray-{os.getpid()}"}
+    return run_cell(command, experiment, run, retries, several)

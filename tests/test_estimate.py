@@ -161,11 +161,14 @@ def test_one_layer_of_a_models_shape_tells_what_the_whole_costs(model, tokenizer
     large = tiny_model(layers=12, hidden_size=256, intermediate_size=1024)
     large.save_pretrained(tmp_path / "large")
     tokenizer.save_pretrained(tmp_path / "large")
-    whole = decode_cost(large, tokens[:1])
-    one = config_cost(str(tmp_path / "large"))
-    assert one["layers"] == 12
-    for rate in ("forward_tokens_per_second", "layers_ms"):
-        assert 0.4 < one[rate] / whole[rate] < 2.5, rate
+    found = []
+    for _ in range(3):  # a busy moment may hit one of the two
+        whole, one = decode_cost(large, tokens[:1]), config_cost(str(tmp_path / "large"))
+        assert one["layers"] == 12
+        found.append([one[rate] / whole[rate] for rate in ("forward_tokens_per_second", "layers_ms")])
+        if all(0.4 < ratio < 2.5 for ratio in found[-1]):
+            return
+    raise AssertionError(found)
 
 
 def test_estimate_from_the_command_line(tmp_path, capsys):

@@ -18,7 +18,7 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 @pytest.fixture
 def study(model_folder, text_file):
-    return stages.create("study", Settings(str(model_folder), str(text_file), 14, 128))
+    return stages.create("study", Settings(str(model_folder), str(text_file), 10, 128))
 
 
 def launched(*arguments):

