@@ -18,7 +18,7 @@ from swm.charts import depths_chart, similarity_heatmap, staircase_chart
 from swm.compare import csv_text, study_rows
 from swm.estimate import study_seconds
 from swm.experiments import BASELINE, Experiment
-from swm.grids import KINDS, OF_RUNS, Grid, grid_text, read_grid
+from swm.grids import KINDS, OF_RUNS, Grid, checked_grid, grid_text, read_grid
 from swm.jobs import start
 from swm.metrics import Measure
 
@@ -102,14 +102,18 @@ kind = st.segmented_control(
 )
 st.caption(KINDS[kind])
 with shown_errors():
-    grid = read_grid(kind)
+    last = experiment.study(kind)
+    grid = (
+        checked_grid(kind, last["grid"], f"The study of {experiment.name}")
+        if last and last["grid"]
+        else read_grid(kind)
+    )
     if kind in OF_RUNS:
         show_runs(experiment, Grid.from_dict(grid))
     elif kind == "thresholds":
         show_thresholds(experiment, grid["rules"])
     else:
         show_texts(experiment, grid["metric"], grid["texts"])
-    last = experiment.study(kind)
     for cell, reason in (last or {"failed": {}})["failed"].items():
         st.caption(plain(f"{cell}: {reason}"))
 

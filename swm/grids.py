@@ -124,6 +124,14 @@ def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
     file = file or GRIDS
     try:
         grid: dict[str, Any] = dict(yaml.safe_load(file.read_text(encoding="utf-8"))[kind])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unreadable(kind, f"{file}", error) from None
+    return checked_grid(kind, grid, f"{file}")
+
+
+def checked_grid(kind: str, grid: dict[str, Any], where: str) -> dict[str, Any]:
+    """The grid itself; raises SettingsError, naming `where` it lies, if it is none of that kind."""
+    try:
         if kind in OF_RUNS:
             Grid.from_dict(grid)
         elif kind == "thresholds":
@@ -133,12 +141,14 @@ def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
         else:
             for text in grid["texts"]:
                 Measure(grid["metric"], texts=text)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise SettingsError(
-            f"{file} has no grid '{kind}' that can be read ({reason}). Compare it with {GRIDS}."
-        ) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unreadable(kind, where, error) from None
     return grid
+
+
+def _unreadable(kind: str, where: str, error: Exception) -> SettingsError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return SettingsError(f"{where} has no grid '{kind}' that can be read ({reason}). Compare it with {GRIDS}.")
 
 
 def grid_text(kind: str) -> str:
