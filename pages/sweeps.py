@@ -10,6 +10,8 @@ from swm.jobs import start
 from swm.sweep import ENDED, sweep_rows, sweeps
 
 start_page("Sweeps", "Many runs from one file: where each stands, and which is best so far.")
+if demo_experiment():
+    st.caption("read-only demo")
 found, broken = sweeps()
 for message in broken:
     st.warning(plain(message), icon=":material/warning:")

@@ -103,11 +103,11 @@ def test_encoder_is_refused(tmp_path):
         load_model(str(tmp_path / "bert"))
 
 
-@pytest.mark.parametrize("cut", [0, 4, 100, 5000])
+@pytest.mark.parametrize("cut", [0, 4, 100, 5000, 50_000])
 def test_safetensors_cut_short_is_refused(model_folder, cut):
     file = model_folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="cannot be loaded|is damaged or of another model"):
         load_model(str(model_folder))
 
 
