@@ -70,7 +70,7 @@ with st.expander("What it runs"):
     if len(sweep.file.cells) > 20:
         st.caption(f"And {len(sweep.file.cells) - 20} more.")
 command = ["sweep", str(sweep.folder / "sweep.yaml")]
-idle = not sweep.state().active and ended < len(rows)
+idle = not sweep.state().active and any(row["state"] != "done" for row in rows)  # one that failed is tried again
 if idle and st.button("Go on with this sweep", type="primary", disabled=bool(demo_experiment()), key="sweeps_start"):
     with shown_errors():
         start(sweep, "sweep", command)

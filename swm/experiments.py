@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Tracked:
             return State()
         try:
             data = _read(file, "state.json")
-            known = {name: data[name] for name in asdict(State()) if name in data}
+            known = {field.name: data[field.name] for field in fields(State) if field.name in data}
             return State(**{**known, "command": tuple(known.get("command", ()))}).seen_from_here()
         except (ExperimentError, TypeError, ValueError) as error:
             # The state only tells; what a job made lies in other files.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -171,7 +171,7 @@ def _header(file: Path) -> dict[str, Stored]:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             rows = json.loads(stream.read(length))
-    except Exception as error:  # safetensors raises its own and plain ones
+    except (OSError, ValueError, struct.error, SafetensorError) as error:
         raise ModelError(f"{file} is damaged: {error} Copy or download it again.") from None
     found = {}
     for tensor, row in rows.items():

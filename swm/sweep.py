@@ -79,13 +79,9 @@ class Cell:
             scores = run.scores()
             whole = scores and scores["limit"] == self.limit and set(TASKS) <= set(scores["tasks"]) and run.timing()
             healed = run.stage == "recovered" or "--no-recovery" in self.recovery
-            return (
-                "done"
-                if whole and healed
-                else status
-                if status in ("failed", "cancelled", "interrupted")
-                else "waiting"
-            )
+            if whole and healed:
+                return "done"
+            return status if status in ("failed", "cancelled", "interrupted") else "waiting"
         except ExperimentError:
             return "waiting"
 
