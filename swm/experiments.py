@@ -8,12 +8,12 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -44,27 +44,59 @@ class Settings:
 
 
 SMALL_BYTES = 2**16  # larger files are read anew each time
+T = TypeVar("T")
 
 
-def _read(file: Path, kind: str) -> dict[str, Any]:
-    """One of our files, checked to be what a file of that kind is; small ones are parsed once for each time written."""
-    try:
-        stat = file.stat()
-    except OSError:  # gone since it was looked for: said as of any file that is not there
-        return _read_now(file, kind, None)
-    if stat.st_size > SMALL_BYTES:
-        return _read_now(file, kind, None)
-    return dict(_read_once(file, kind, (stat.st_ino, stat.st_mtime_ns, stat.st_size)))
+def _once_for_each_writing(parse: Callable[[Path, str], T]) -> Callable[[Path, str], T]:
+    """What `parse` makes of a file and a second argument; of a small file once for each time it was written."""
+    known = lru_cache(maxsize=8192)(lambda path, argument, stamp: parse(Path(path), argument))
+
+    def read(file: Path, argument: str = "") -> T:
+        try:
+            stat = os.stat(file)
+        except OSError:  # gone since it was looked for: said as of any file that is not there
+            return parse(file, argument)
+        if stat.st_size > SMALL_BYTES:
+            return parse(file, argument)
+        return known(str(file), argument, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+
+    return read
 
 
-def _read_now(file: Path, kind: str, _: object) -> dict[str, Any]:
+@_once_for_each_writing
+def _checked(file: Path, kind: str) -> dict[str, Any]:
     data = read_json(file)
     if kind in SHAPES:
         check_like(data, kind, str(file))
     return data
 
 
-_read_once = lru_cache(maxsize=8192)(_read_now)
+def _read(file: Path, kind: str) -> dict[str, Any]:
+    """One of our files, checked to be what a file of that kind is."""
+    return dict(_checked(file, kind))
+
+
+@_once_for_each_writing
+def _state_in(file: Path, _: str) -> State:
+    if not file.exists():
+        return State()
+    try:
+        data = _checked(file, "state.json")
+        known = {field.name: data[field.name] for field in fields(State) if field.name in data}
+        return State(**{**known, "command": tuple(known.get("command", ()))})
+    except (ExperimentError, TypeError, ValueError) as error:
+        # The state only tells; what a job made lies in other files.
+        return State("job", "failed", error=f"What it did cannot be read: {error}")
+
+
+@_once_for_each_writing
+def _plan_in(file: Path, _: str) -> MergePlan:
+    try:
+        return MergePlan.from_dict(_checked(file, "run.json")["plan"])
+    except (KeyError, TypeError, ValueError, SettingsError, PlanError) as error:
+        raise ExperimentError(
+            f"{file} is damaged ({error}). Delete the folder {file.parent} and merge again."
+        ) from None
 
 
 class Tracked:
@@ -78,16 +110,7 @@ class Tracked:
         return SHIPPED in self.folder.parents or bool(demo_experiment())
 
     def state(self) -> State:
-        file = self.folder / "state.json"
-        if not file.exists():
-            return State()
-        try:
-            data = _read(file, "state.json")
-            known = {field.name: data[field.name] for field in fields(State) if field.name in data}
-            return State(**{**known, "command": tuple(known.get("command", ()))}).seen_from_here()
-        except (ExperimentError, TypeError, ValueError) as error:
-            # The state only tells; what a job made lies in other files.
-            return State("job", "failed", error=f"What it did cannot be read: {error}")
+        return _state_in(self.folder / "state.json", "").seen_from_here()
 
     def write_state(self, state: State) -> None:
         self.check_there()
@@ -266,9 +289,9 @@ class Experiment(Tracked):
     def readable_runs(self) -> tuple[list[Run], list[str]]:
         """The runs that can be read, the baseline first, and one message for each that cannot."""
         found, broken = [Run(self, BASELINE)], []
-        for file in sorted((self.folder / "runs").glob("*/run.json")):
-            run = Run(self, file.parent.name)
-            if run.is_baseline or not NAME.fullmatch(run.name):
+        for name in _folders_in(self.folder / "runs"):
+            run = Run(self, name)
+            if run.is_baseline or not (run.folder / "run.json").is_file():
                 continue
             try:
                 _ = run.plan
@@ -326,12 +349,7 @@ class Run(Tracked):
     def plan(self) -> MergePlan:
         if self.is_baseline:
             return MergePlan(self.experiment.layer_count)
-        try:
-            return MergePlan.from_dict(self.settings["plan"])
-        except (KeyError, TypeError, ValueError, SettingsError, PlanError) as error:
-            raise ExperimentError(
-                f"{self.folder / 'run.json'} is damaged ({error}). Delete the folder {self.folder} and merge again."
-            ) from None
+        return _plan_in(self.folder / "run.json", "")
 
     def remember(self, **settings: Any) -> None:
         """Add the settings of a stage to run.json."""
@@ -458,6 +476,11 @@ def _json_lines(text: str) -> Iterator[dict[str, Any]]:
             continue
         if is_like(row, "event"):
             yield row
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """Names in a folder that can be ours, in order."""
+    return sorted(filter(NAME.fullmatch, os.listdir(folder))) if folder.is_dir() else []
 
 
 def read_only_message(name: str) -> str:

@@ -42,11 +42,14 @@ def test_a_model_of_half_the_layers_is_faster_and_the_ratio_says_so(tokens):
 
 def test_cost_of_layers_and_rest_add_up_to_a_token(tokens):
     model = tiny_model(layers=32)
-    cost = decode_cost(model, tokens[:1])
-    base = time_models([model], tokens[:1], new_tokens=24, repetitions=3)[0]
+    parts, whole = [], []
+    for _ in range(5):  # in turn, and the fastest of each: other work on the machine only ever adds
+        cost = decode_cost(model, tokens[:1])
+        parts.append(cost["layers_ms"] + cost["rest_ms"])
+        whole.append(1000 / time_models([model], tokens[:1], new_tokens=24, repetitions=3)[0]["tokens_per_second"])
     assert cost["layers_ms"] > 4 * cost["rest_ms"]
     # the hooks cost a little themselves
-    assert cost["layers_ms"] + cost["rest_ms"] == pytest.approx(1000 / base["tokens_per_second"], rel=0.35)
+    assert min(parts) == pytest.approx(min(whole), rel=0.35)
     assert cost["layers"] == 32
 
 

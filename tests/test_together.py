@@ -243,12 +243,7 @@ def test_free_memory_knows_the_limit_of_its_container(tmp_path, monkeypatch):
 # ---- many -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_hundred_experiments_with_a_thousand_runs_are_listed_within_a_second(home):
-    facts = {**FACTS, "width": 8, "dtype": "float32"}
-    for n in range(100):
-        experiment = Experiment.create(f"e{n}", Settings("some-model"), facts)
-        for k in range(10):
-            experiment.create_run(f"r{k}", MergePlan(6, (Window(1, 3),))).remember(merge={"parameters": 800})
+def test_a_hundred_experiments_with_a_thousand_runs_are_listed_within_a_second(thousand_runs):
     code = "import time; from pages.shared.tables import runs_table; from swm.experiments import list_experiments\n"
     code += "from swm.jobs import active_targets\n"
     code += "s = time.perf_counter(); e = list_experiments()[0]; t = runs_table(e); a = active_targets(e)\n"

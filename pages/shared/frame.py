@@ -239,16 +239,13 @@ def _choose(experiments: list[Experiment]) -> Experiment | None:
 
 def _steps(experiment: Experiment | None) -> None:
     st.page_link("app.py", label="Home", icon=":material/home:")
+    done = _done(experiment) if experiment else {}
     for page, label, help_text in STEPS:
-        icon = (
-            ":material/check_circle:"
-            if experiment and _done(experiment, label)
-            else ":material/radio_button_unchecked:"
-        )
+        icon = ":material/check_circle:" if done.get(label) else ":material/radio_button_unchecked:"
         st.page_link(page, label=label, icon=icon, help=help_text)
 
 
-def _done(experiment: Experiment, step: str) -> bool:
+def _done(experiment: Experiment) -> dict[str, bool]:
     runs = [run for run in experiment.runs() if not run.is_baseline]
     return {
         "Experiment": True,
@@ -256,7 +253,7 @@ def _done(experiment: Experiment, step: str) -> bool:
         "Preview": bool(experiment.rules_searched()),
         "Run": any(run.stage in ("merged", "recovered") for run in runs),
         "Compare": any(run.is_evaluated for run in runs),
-    }.get(step, False)
+    }
 
 
 def _running(experiments: list[Experiment]) -> None:

@@ -103,14 +103,15 @@ def runs_table(experiments: list[Experiment]) -> pd.DataFrame:
         {
             "experiment": experiment.name,
             "run": run.name,
-            "layers": f"{run.plan.layers_left} of {run.plan.layer_count}",
-            "rule": run.plan.rule,
+            "layers": f"{plan.layers_left} of {plan.layer_count}",
+            "rule": plan.rule,
             "stage": STAGES[run.stage],
             "job": run.state().status or "–",
         }
         for experiment in experiments
         for run in experiment.runs()
         if not run.is_baseline
+        for plan in (run.plan,)
     ]
     return pd.DataFrame(rows)
 
