@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from swm.presets import RecoverySettings, preset_settings
 from swm.search import PlanAt
 
 Progress = Callable[[int, int, str], None]
-SHARED = ("measure",)  # commands that several processes work on together
+SHARED = ("measure", "recover", "evaluate")  # commands that several processes work on together
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     options = build_parser().parse_args(arguments)
     if world_size() > 1 and options.command not in SHARED:
-        sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch."))
+        sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch or torchrun."))
     try:
         result, text = COMMANDS[options.command](options)
     except SwmError as error:
@@ -62,7 +63,9 @@ def _failed(message: str) -> int:
 @contextmanager
 def watched(target: Target, stage: str) -> Iterator[Progress]:
     """The stage's progress on disk and, on a terminal, as a bar."""
-    if not is_first():  # the first of several processes keeps the state
+    if not is_first():  # the first of several processes keeps the state, and stops all when it is cancelled
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         yield lambda done, total, text: None
         return
     shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}"

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ModelError, SettingsError, TextError
 from swm.metrics import PAPER_METRICS, TASKS
+from swm.parallel import gathered, own_part, world_size
 from swm.texts import TASK_DATA, task_dataset
 
 # Where lm-eval keeps their definitions.
@@ -95,18 +96,21 @@ def perplexity(
     if tokens.shape[1] < 2:
         raise TextError("A text of one token has nothing to predict. Choose longer texts.")
     losses: list[float] = []
-    for part in tokens.split(batch):
+    for part in own_part(list(tokens.split(batch))):
         ids = part.to(model.device)
         logits = model(ids, use_cache=False).logits[:, :-1].float()
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         losses += loss.view(len(part), -1).mean(1, dtype=torch.float64).tolist()
         if not math.isfinite(losses[-1]):
-            raise ModelError(
-                f"The model's loss is {losses[-1]} in {str(model.dtype).removeprefix('torch.')}: its weights or its "
-                "number format overflow. Merge with other windows, or create the experiment with --dtype float32."
-            )
+            break
         if on_progress:
-            on_progress(len(losses), len(tokens), "perplexity")
+            on_progress(len(losses) * world_size(), len(tokens), "perplexity")
+    losses = gathered(losses)
+    if broken := [loss for loss in losses if not math.isfinite(loss)]:
+        raise ModelError(
+            f"The model's loss is {broken[0]} in {str(model.dtype).removeprefix('torch.')}: its weights or its "
+            "number format overflow. Merge with other windows, or create the experiment with --dtype float32."
+        )
     mean = math.fsum(losses) / len(losses)
     spread = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1) / len(losses))
     # Beyond e^50 the number says no more than "broken", and JSON has no infinity.
@@ -169,7 +173,7 @@ def zero_shot(
                 torch_random_seed=1234,
                 fewshot_random_seed=1234,
             )
-        scores.append(_score(name, results))
+        scores += gathered([_score(name, results)] if results else [])[:1]  # of several processes one is given them
     return scores
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import shutil
@@ -26,11 +27,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from swm.errors import Cancelled, ModelError, TextError
+from swm.errors import Cancelled, ModelError, SettingsError, TextError
 from swm.estimate import activation_bytes
 from swm.files import replace_file
 from swm.machine import free_memory_bytes
 from swm.models import bfloat16_is_faster, find_decoder
+from swm.parallel import any_of, first_alone, is_first, is_sharded, world_size
 from swm.presets import RecoverySettings
 from swm.replay import hidden_of
 from swm.texts import Example, whole_characters
@@ -67,25 +69,35 @@ def recover(
         layers: indexes of those that get adapters; None for all.
         behind: (layer of the merged model, layer of the original) whose outputs are to be alike with target "hidden".
 
+    Several processes (`accelerate launch`) share each batch: a step sees the same sequences whatever their number. The
+    first one writes.
+
     Returns:
-        The model with the adapters folded in, and a summary: trained parameters and tokens, held-out losses.
+        The model with the adapters folded in (of processes that share its weights in the first one alone), and a
+        summary: trained parameters and tokens, held-out losses.
 
     Raises:
-        TextError: if there are too few examples. ModelError: if the loss is not finite.
+        TextError: if there are too few examples. ModelError: if the loss is not finite. SettingsError: if the
+            processes cannot share a batch.
     """
     teacher = None
     if settings.target != "text":
         if original is None:
             raise ValueError("The target is the original model's output, and no original model is given.")
+        if is_sharded():
+            raise SettingsError("Processes that share the weights (FSDP) learn --target text alone. Choose that.")
         teacher = _Teacher(original, _layer_pairs(model, original, behind if settings.target == "hidden" else ()))
     rows = training_rows(tokenizer, examples, settings)
+    whole = copy.deepcopy(model) if is_sharded() and is_first() else model  # to fold into: the other one is taken apart
     uses_cache = model.config.use_cache  # training switches it off, and a saved model would stay slow
     adapted = _with_adapters(model, settings, layers)
     trainer, watch = _trainer(adapted, rows, settings, folder, on_step, teacher)
     _train(trainer, folder)
     if watch.failure:
         raise watch.failure
-    adapted.save_pretrained(folder / "adapter")
+    gathered = trainer.accelerator.get_state_dict(trainer.model) if is_sharded() else None
+    if is_first():
+        adapted.save_pretrained(folder / "adapter", state_dict=gathered)
     summary = {
         "bfloat16": trainer.args.bf16,
         "trained_parameters": sum(p.numel() for p in adapted.parameters() if p.requires_grad),
@@ -93,6 +105,12 @@ def recover(
         "sequences": len(rows) - settings.held_out,
         "held_out_losses": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
     }
+    if is_sharded():
+        if not is_first():
+            return model, summary  # the weights are elsewhere
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(whole, folder / "adapter")
     folded = adapted.merge_and_unload()
     folded.config.use_cache = uses_cache
     return folded.eval(), summary
@@ -119,7 +137,8 @@ def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: S
 
 def _train(trainer: Trainer, folder: Path) -> None:
     """Train to the last step, from the last checkpoint on if there is one."""
-    found = _last_checkpoint(folder)
+    with first_alone():
+        found = _last_checkpoint(folder)
     if found is None:
         trainer.train()
         return
@@ -230,8 +249,8 @@ def _trainer(
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch,
-        per_device_eval_batch_size=settings.batch,
+        per_device_train_batch_size=_own_batch(settings),
+        per_device_eval_batch_size=_own_batch(settings),
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
@@ -252,7 +271,8 @@ def _trainer(
         data_seed=settings.seed,
         label_names=["labels"],
         bf16=_in_bfloat16(next(adapted.parameters()).device, folder),
-        use_cpu=next(adapted.parameters()).device.type == "cpu",
+        use_cpu=not torch.cuda.is_available() if is_sharded() else next(adapted.parameters()).device.type == "cpu",
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
     if _checkpoints(adapted, settings):
@@ -262,18 +282,30 @@ def _trainer(
         adapted.enable_input_require_grads()
     watch = _Watch(settings.steps, on_step)
     held_out, train = rows[: settings.held_out], rows[settings.held_out :]
+    train = train[: len(train) // settings.batch * settings.batch]  # several processes could not share half a batch
     data: dict[str, Any] = {"train_dataset": train, "eval_dataset": held_out, "callbacks": [watch]}
     trainer = _Distillation(teacher, adapted, arguments, **data) if teacher else Trainer(adapted, arguments, **data)
     trainer.remove_callback(_printer())
     return trainer, watch
 
 
+def _own_batch(settings: RecoverySettings) -> int:
+    """Sequences of a batch that fall to each process."""
+    if settings.batch % world_size():
+        raise SettingsError(
+            f"{world_size()} processes cannot share a batch of {settings.batch} evenly. Choose --batch "
+            f"{-(-settings.batch // world_size()) * world_size()}, or another number of processes."
+        )
+    return settings.batch // world_size()
+
+
 def _in_bfloat16(device: torch.device, folder: Path) -> bool:
     """Whether to train in bfloat16; found out once, so that a recovery goes on in the format it began with."""
     file = folder / "precision.txt"
-    if not file.exists():
-        replace_file(file, b"bfloat16" if bfloat16_is_faster(device) else b"float32")
-    return file.read_text() == "bfloat16"
+    with first_alone():
+        if not file.exists():
+            replace_file(file, b"bfloat16" if bfloat16_is_faster(device) else b"float32")
+        return file.read_text() == "bfloat16"
 
 
 def _checkpoints(adapted: Any, settings: RecoverySettings) -> bool:
@@ -330,7 +362,7 @@ class _Distillation(Trainer):
             target = self._teacher.model(**inputs, use_cache=False).logits[:, :-1][counted]
             target = F.log_softmax(target.float(), dim=-1)
         own = F.log_softmax(outputs.logits[:, :-1][counted].float(), dim=-1)
-        count = counted.sum() if num_items_in_batch is None else num_items_in_batch
+        count = counted.sum() if num_items_in_batch is None else num_items_in_batch / world_size()  # of all processes
         loss = F.kl_div(own, target, reduction="sum", log_target=True) / count
         if states:
             apart = [_relative_distance(a, b)[:, :-1][counted].sum() for a, b in zip(states, wanted, strict=True)]
@@ -375,15 +407,18 @@ class _Watch(TrainerCallback):
         numbers = {names[key]: float(value) for key, value in logs.items() if key in names}
         if not numbers:
             return
-        if not all(math.isfinite(value) for value in numbers.values()):
+        if any_of(not all(math.isfinite(value) for value in numbers.values())):
             self.failure = ModelError(
                 f"The loss is not a number any more at step {state.global_step}. Recover again with a lower "
                 "--learning-rate."
             )
             control.should_training_stop = True
             return
+        cancelled = False
         try:
             self._on_step(state.global_step, self._steps, numbers)
-        except Cancelled as cancelled:
-            self.failure = cancelled
+        except Cancelled:
+            cancelled = True
+        if any_of(cancelled):  # all stop at the same step
+            self.failure = Cancelled()
             control.should_training_stop = control.should_save = True

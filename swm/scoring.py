@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from swm.parallel import gathered, own_part
+
 Request = tuple[tuple[str, str], list[int], list[int]]
 Result = tuple[float, bool]
 BATCH_TOKENS = {"cpu": 512, "cuda": 4096}  # with padding; logits of 4096 places of 150 thousand words are 2.5 GB
@@ -75,6 +77,8 @@ class SharedContextLM(HFLM):
     Where a model does not take such attention (tried on the longest question that branches), or a question does not
     fit, lm-eval's own way is used.
 
+    Several processes (see `swm.parallel`) score a part each, and all get all results.
+
     Attributes:
         on_progress: called with (requests done, requests in all).
     """
@@ -86,10 +90,13 @@ class SharedContextLM(HFLM):
         self._longest = min(TREE_TOKENS, getattr(self.model.config, "sliding_window", None) or TREE_TOKENS)
         self._tried = (False, 0)  # whether it branched, and tokens, of the hardest question that both ways agreed on
 
-    @torch.inference_mode()
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Result]:
+        return gathered(self._log_likelihoods(own_part(requests), disable_tqdm, override_bs))
+
+    @torch.inference_mode()
+    def _log_likelihoods(self, requests: list[Request], disable_tqdm: bool, override_bs: int | None) -> list[Result]:
         questions = sorted(self._questions(requests), key=lambda question: -len(question.tokens))
         trees = [question for question in questions if len(question.tokens) <= self._longest]
         hardest = max(trees, key=lambda question: question.hardness, default=None)

@@ -32,7 +32,7 @@ from swm.fit import apply_fitted_plan
 from swm.machine import free_memory_bytes
 from swm.merge import apply_plan
 from swm.metrics import Measure
-from swm.parallel import is_first, world_size
+from swm.parallel import check_sharding, first_alone, is_first, is_sharded, world_size
 from swm.plan import WEIGHT_RULES, MergePlan
 from swm.presets import FIT_TOKENS, RecoverySettings, adapted_layers
 from swm.recover import recover, training_rows
@@ -90,7 +90,7 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
     progress(0, 0, "loading the model")
     model, tokenizer = load_original(experiment)
     tokens = calibration_of(experiment, tokenizer, how.texts)
-    start, many = time.time(), world_size()
+    start = time.time()
     found = measure_similarity(model, tokens, how, lambda done, total: progress(done, total, "measuring"))
     data = {
         **asdict(how),
@@ -99,7 +99,7 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
         "norm": found.norm.tolist(),
         "tokens": found.tokens,
         "warning": found.warning,
-        "conditions": {**_conditions(experiment, model, start), **({"processes": many} if many > 1 else {})},
+        "conditions": _conditions(experiment, model, start),
     }
     if not is_first():
         return data
@@ -174,22 +174,26 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     if run.stage == "planned":
         raise ExperimentError(f"Run {run.name} is not merged yet. Merge it first.")
     folder = run.folder / "recovery"
+    check_sharding()
     progress(0, settings.steps, "loading the model")
-    model, tokenizer = load_original(run.experiment)
+    model, tokenizer = load_original(run.experiment, "cpu" if is_sharded() else "auto")
     models.check_length(model.config, settings.length)
     adapters = adapter_bytes(settings.rank, run.plan.layers_left, model.config.get_text_config().hidden_size)
     check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * adapters)  # two checkpoints stay, one is written
     examples = recovery_examples(settings.texts, settings.seed)
     training_rows(tokenizer, examples, settings)  # tells of a text that is too short before anything is forgotten
-    if run.settings.get("recovery_started") != asdict(settings):
-        run.remember(recovery_started=asdict(settings))
-        shutil.rmtree(folder, ignore_errors=True)
-        run.clear_events()
+    with first_alone():
+        if run.settings.get("recovery_started") != asdict(settings):
+            run.remember(recovery_started=asdict(settings))
+            shutil.rmtree(folder, ignore_errors=True)
+            run.clear_events()
     start, last = time.time(), ""
     merged, repaired = _repaired(run, model, tokenizer, examples, settings, progress)
 
     def step(done: int, steps: int, numbers: dict[str, float]) -> None:
         nonlocal last
+        if not is_first():
+            return
         run.add_event(stage="recover", step=done, steps=steps, **numbers)
         last = f"loss {numbers['loss']:.3f}" if "loss" in numbers else last
         progress(done, steps, last)
@@ -200,7 +204,11 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
         merged, tokenizer, examples, settings, folder, step, original=model, layers=layers, behind=behind
     )
     summary["repaired"] = repaired
+    if not is_first():
+        return summary
     recovery = {**asdict(settings), **summary, "seconds": round(time.time() - start, 1)}
+    if world_size() > 1:
+        recovery["processes"] = world_size()
     _save(run, healed, tokenizer, no_progress, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
     return summary
 
@@ -232,6 +240,8 @@ def evaluate(
         ],
         "conditions": _conditions(run.experiment, model, start),
     }
+    if not is_first():
+        return data
     run.save("documents", {"tasks": {score.task: score.answers for score in scores}})
     run.save("scores", data)  # last: it says that the run is evaluated
     return data
@@ -258,7 +268,8 @@ def _scores(
     known = {task: score for task, file in files.items() if (score := _kept_score(file))}
     missing = [task for task in tasks if task not in known]
     for score in zero_shot(model, tokenizer, missing, limit, progress) if missing else []:
-        write_json(files[score.task], asdict(score))
+        if is_first():
+            write_json(files[score.task], asdict(score))
         known[score.task] = score
     return [known[task] for task in tasks]
 
@@ -356,8 +367,8 @@ def _fitting(progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress(0, 0, f"fitting merged layers, {done} of {total}")
 
 
-def load_original(experiment: Experiment) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, tokenizer = models.load_model(experiment.settings.model, experiment.settings.dtype)
+def load_original(experiment: Experiment, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, tokenizer = models.load_model(experiment.settings.model, experiment.settings.dtype, device)
     if (found := models.layer_count(model)) != experiment.layer_count:
         raise ExperimentError(
             f"{experiment.settings.model} has {found} layers now, and had {experiment.layer_count} when "
@@ -411,6 +422,7 @@ def _conditions(experiment: Experiment, model: PreTrainedModel, start: float) ->
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "seconds": round(time.time() - start, 1),
+        **({"processes": world_size()} if world_size() > 1 else {}),
         "versions": {"swm": version_of_swm(), "python": sys.version.split()[0], **{p: version(p) for p in packages}},
     }
 
