@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
@@ -13,13 +14,27 @@ UNLIMITED = 2**60  # what cgroup v1 says where there is no limit
 
 
 def free_memory_bytes() -> int:
-    """Memory that can be taken without pushing others out: of the machine, or of the container when that has less."""
-    return max(0, min([psutil.virtual_memory().available, *_left_in_cgroups()]))
+    """Memory that can be taken without pushing others out: of the machine, or of the container when that has less.
+
+    Raises:
+        ModelError: if SWM_MEMORY, the GiB that a process may take at most, is no number.
+    """
+    return max(0, min([psutil.virtual_memory().available, *_left_in_cgroups(), *_left_of_own()]))
+
+
+def _left_of_own() -> list[int]:
+    limit = os.environ.get("SWM_MEMORY", "")
+    if not limit:
+        return []
+    try:
+        return [int(float(limit) * 2**30) - psutil.Process().memory_info().rss]
+    except ValueError:
+        raise ModelError(f"SWM_MEMORY is '{limit[:40]}', which is no number of GiB. Correct it or unset it.") from None
 
 
 def check_memory(what: str, needed_bytes: int) -> None:
     """Raise ModelError before something is loaded that cannot fit, swap counted."""
-    free = free_memory_bytes() + psutil.swap_memory().free
+    free = free_memory_bytes() + (0 if os.environ.get("SWM_MEMORY") else psutil.swap_memory().free)
     if needed_bytes > free:
         raise ModelError(
             f"{what} needs {needed_bytes / 2**30:,.1f} GiB of memory and {free / 2**30:,.1f} GiB are free. Close other "

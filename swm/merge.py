@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,11 @@ from transformers import PreTrainedModel
 
 from swm.errors import ModelError, PlanError
 from swm.models import find_decoder, renumber_layers
+from swm.placement import weights_of
 from swm.plan import WEIGHT_RULES, MergePlan, Window, check_rule
 
 Parameters = dict[str, Tensor]
+BLOCK_NUMBERS = 2**20  # of a matrix are summed together, in float32
 
 
 @dataclass(frozen=True)
@@ -37,64 +40,64 @@ def base_layer(window: Window, rule: str) -> int:
     return window.last if rule == "keep_last" else window.first
 
 
-class GrowingMerge:
-    """The merged layer of a window that grows downward; each step reads one more layer.
-
-    Keeps one float32 copy of a layer's projections (`rdsc`, `mean`) or nothing (the other rules), never a model.
-    """
-
-    def __init__(self, layers: Sequence[nn.Module], last: int, rule: str) -> None:
-        check_rule(rule)
-        if rule not in WEIGHT_RULES:
-            raise ValueError(f"Rule {rule} needs text: see swm.fit.")
-        self._layers, self._rule = layers, rule
-        self.window = Window(last, last)
-        self._merged = projections(layers[last])
-        self._owned = False  # as long as nothing was added, these are the layer's own tensors
-
-    def grow(self) -> MergedLayer:
-        """Take in the next layer below and give the merged layer of the larger window; it may share memory with this
-        object, and is right until the next step."""
-        self.window = Window(self.window.first - 1, self.window.last)
-        check_same_shapes(self._layers, self.window)
-        base = base_layer(self.window, self._rule)
-        if self._rule in ("keep_first", "keep_last"):
-            return MergedLayer(base)
-        first = projections(self._layers[self.window.first])
-        if self._rule != "replace":
-            self._add(first, projections(self._layers[self.window.first + 1]))
-        return MergedLayer(base, {name: tensor.to(first[name].dtype) for name, tensor in self._merged.items()})
-
-    def _add(self, first: Parameters, above: Parameters) -> None:
-        size = len(self.window)
-        if self._rule == "rdsc" and size == 2:
-            return  # W_l + (W_k - W_l) = W_k
-        if not self._owned:
-            self._merged, self._owned = {n: w.to(torch.float32, copy=True) for n, w in self._merged.items()}, True
-        for name, merged in self._merged.items():
-            if self._rule == "rdsc":
-                # W_l + sum (W_k - W_l) over the layers above: one layer more below changes what is taken off.
-                merged.add_(above[name], alpha=size - 2).sub_(first[name], alpha=size - 2)
-            else:
-                merged.add_((first[name] - merged) / size)
-
-
 def merge_window(layers: Sequence[nn.Module], window: Window, rule: str) -> MergedLayer:
-    """The merged layer of a window; same arithmetic, in the same order, as while searching."""
-    growing = GrowingMerge(layers, window.last, rule)
-    for _ in range(len(window) - 1):
-        merged = growing.grow()
+    """The merged layer of a window, from the weights alone.
+
+    Memory: the merged layer, and a few rows of it in float32; none where it is one of the window's layers.
+    """
+    check_same_shapes(layers, window)
+    base = base_layer(window, rule)
+    if rule in ("keep_first", "keep_last"):
+        return MergedLayer(base)
+    sources = [weights_of(layers[index]) for index in range(window.first, window.last + 1)]
+    names = projection_names(layers[window.first])
+    return MergedLayer(base, {name: merged_tensor([weights[name] for weights in sources], rule) for name in names})
+
+
+@torch.no_grad()
+def merged_tensor(tensors: Sequence[Tensor], rule: str) -> Tensor:
+    """One parameter of a merged layer, summed in float32.
+
+    Args:
+        tensors: the parameter in each of the window's layers, lowest first, two or more of one shape.
+        rule: one of WEIGHT_RULES that combines layers.
+    """
+    check_rule(rule)
+    if rule not in WEIGHT_RULES:
+        raise ValueError(f"Rule {rule} needs text: see swm.fit.")
+    first, last = tensors[0].detach(), tensors[-1].detach()
+    if rule == "replace" or (rule == "rdsc" and len(tensors) == 2):  # W_l + (W_k - W_l) = W_k
+        return last.to(first.device, first.dtype)
+    merged = torch.empty_like(first)
+    height = max(1, BLOCK_NUMBERS * len(first) // max(1, first.numel()))
+    for top in range(0, len(first), height):
+        rows = slice(top, top + height)
+        block = last[rows].to(first.device, torch.float32, copy=True)
+        # From above downward. rdsc is W_l + sum (W_k - W_l) of the layers above: the lowest is taken off more often.
+        for size, (above, lower) in enumerate(pairwise(reversed(tensors)), 2):
+            if rule == "mean":
+                block.add_((lower[rows].to(block.device) - block) / size)
+            elif size > 2:
+                block.add_(above[rows].to(block.device), alpha=size - 2)
+                block.sub_(lower[rows].to(block.device), alpha=size - 2)
+        merged[rows] = block
     return merged
 
 
 def projections(layer: nn.Module) -> Parameters:
     """The layer's parameters that rules combine, by name: all those of modules that own a matrix."""
-    found = {}
+    weights = weights_of(layer)
+    return {name: weights[name].detach() for name in projection_names(layer)}
+
+
+def projection_names(layer: nn.Module) -> list[str]:
+    """Their names; the weights may lie elsewhere."""
+    names: list[str] = []
     for path, module in layer.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if any(parameter.ndim >= 2 for parameter in own.values()):
-            found.update({f"{path}.{name}" if path else name: p.detach() for name, p in own.items()})
-    return found
+            names += [f"{path}.{name}" if path else name for name in own]
+    return names
 
 
 def check_same_shapes(layers: Sequence[nn.Module], window: Window) -> None:

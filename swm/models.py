@@ -37,6 +37,8 @@ from transformers.utils import logging as transformers_logging
 from swm.errors import ExperimentError, ModelError, SettingsError, SwmError, TextError
 from swm.files import check_space, disk_errors, full_disk_message, home, is_full_disk, replaced_folder, sweep
 from swm.machine import check_memory
+from swm.parallel import world_size
+from swm.placement import device_map, room_here
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +88,16 @@ TESTED_FAMILIES = {
 }
 
 
-def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    name: str, dtype: str = "auto", device: str = "auto", spread: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A decoder-only language model in eval mode, and its tokenizer.
 
     Args:
         name: a bundled model's name, a Hugging Face folder, a `.gguf` file, or a hub id.
         dtype: "auto" (what the checkpoint says; float32 for GGUF), "float32", "bfloat16" or "float16".
         device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1", ...
+        spread: let a model that has no room on the device lie on several, and on disk; see `swm.placement`.
 
     Raises:
         ModelError: if it is not there, not decoder-only, damaged, or would need pickle or remote code.
@@ -104,9 +109,19 @@ def load_model(name: str, dtype: str = "auto", device: str = "auto") -> tuple[Pr
     _refuse_pickle(folder, name)
     stored = sum(file.stat().st_size for file in weight_files(folder))
     _check_size(config, name, stored)
+    if spread and device == "auto" and (places := _places(config, name, dtype)):
+        return _load_weights(folder, name, dtype, config, places).eval(), load_tokenizer(name)
     check_memory(f"Loading {name}", _bytes_in_memory(stored, config, dtype))
     model = _load_weights(folder, name, dtype, config)
     return model.to(pick_device(device)).eval(), load_tokenizer(name)  # type: ignore[arg-type]
+
+
+def _places(config: Any, name: str, dtype: str) -> dict[str, Any] | None:
+    if world_size() > 1:
+        return None  # each process has a device of its own
+    model = skeleton(config, name)
+    form = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    return device_map(model, list(find_decoder(model).layers), form, room_here())
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -388,7 +403,9 @@ def _bytes_in_memory(stored: int, config: Any, dtype: str) -> int:
     return stored * cast(int, getattr(torch, dtype).itemsize) // saved.itemsize
 
 
-def _load_weights(folder: Path, name: str, dtype: str, config: Any) -> PreTrainedModel:
+def _load_weights(
+    folder: Path, name: str, dtype: str, config: Any, places: dict[str, Any] | None = None
+) -> PreTrainedModel:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -399,6 +416,7 @@ def _load_weights(folder: Path, name: str, dtype: str, config: Any) -> PreTraine
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
+            **({"device_map": places, "offload_folder": home() / "cache" / "offload"} if places else {}),
         )
     except ImportError as error:
         raise ModelError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,7 +17,8 @@ from swm.errors import SettingsError
 from swm.evaluate import perplexity
 from swm.experiments import Experiment
 from swm.fit import WindowFitter, apply_fitted_plan
-from swm.merge import MergedLayer, apply_plan
+from swm.merge import MergedLayer
+from swm.placement import check_together
 from swm.plan import (
     DEFAULT_RULE,
     PLANS_VERSION,
@@ -134,11 +135,12 @@ def _measure_perplexities(
     In the number format of the path's similarities; bfloat16 moves it by some 0.1 %.
     """
     left = [plan for plan in dict.fromkeys(plans) if plan.windows not in path.perplexities]
+    if not left:
+        return
+    loss = PlanLoss(bench.model, bench.tokens, bench.make, fast=path.scoring != "exact")
     for done, plan in enumerate(left):
         progress(done, len(left), f"perplexity of plan {done + 1} of {len(left)}")
-        merged = apply_plan(bench.model, plan, bench.make)
-        with torch.autocast(bench.model.device.type, torch.bfloat16, enabled=path.scoring != "exact"):
-            path.perplexities[plan.windows] = perplexity(merged, bench.tokens)["value"]
+        path.perplexities[plan.windows] = math.exp(min(loss(plan), 50.0))
         save()
 
 
@@ -152,10 +154,11 @@ class _Bench:
 
 
 def _bench(experiment: Experiment, rule: str, loaded: Loaded | None = None) -> _Bench:
-    model, tokenizer = loaded or load_original(experiment)
+    model, tokenizer = loaded or load_original(experiment, spread=True)
     tokens = calibration_of(experiment, tokenizer)
     if rule in WEIGHT_RULES:
         return _Bench(model, tokens, None)
+    check_together(model, f"Rule {rule}")
     return _Bench(model, tokens, WindowFitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS)).merged)
 
 
@@ -284,8 +287,10 @@ def _check_budget(budget: int, layer_count: int, layers: int) -> None:
 def _found_plan(experiment: Experiment, planner: str, layers: int, budget: int, progress: Progress) -> dict[str, Any]:
     start = time.time()
     progress(0, 0, "loading the model")
-    model, tokenizer = load_original(experiment)
+    model, tokenizer = load_original(experiment, spread=True)
     tokens = calibration_of(experiment, tokenizer)
+    if planner in ("best", "taylor"):
+        check_together(model, f"Planner {planner}")
 
     def on_try(done: int, total: int) -> None:
         progress(done, total, f"{planner}: {done} plans tried")

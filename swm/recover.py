@@ -30,9 +30,9 @@ from transformers.pytorch_utils import Conv1D
 from swm.errors import Cancelled, ModelError, SettingsError, TextError
 from swm.estimate import activation_bytes
 from swm.files import replace_file
-from swm.machine import free_memory_bytes
 from swm.models import bfloat16_is_faster, find_decoder
 from swm.parallel import any_of, first_alone, is_first, is_sharded, world_size
+from swm.placement import free_bytes_on
 from swm.presets import RecoverySettings
 from swm.replay import hidden_of
 from swm.texts import Example, whole_characters
@@ -313,8 +313,8 @@ def _checkpoints(adapted: Any, settings: RecoverySettings) -> bool:
     if settings.checkpointing != "auto":
         return settings.checkpointing == "on"
     device, config = next(adapted.parameters()).device, adapted.config.get_text_config()
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
-    return activation_bytes(settings.batch * settings.length, config.num_hidden_layers, config.hidden_size) > free / 2
+    needed = activation_bytes(settings.batch * settings.length, config.num_hidden_layers, config.hidden_size)
+    return needed > free_bytes_on(device) / 2
 
 
 def _printer() -> type[TrainerCallback]:

@@ -7,6 +7,7 @@ none of that has to be known here.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +18,10 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from swm.errors import ModelError, TextError
-from swm.merge import GrowingMerge, MergedLayer, can_merge, merge_window
-from swm.models import find_decoder
+from swm.files import home
+from swm.merge import MergedLayer, can_merge, merge_window
+from swm.models import find_decoder, size_bytes
+from swm.placement import bare, brought, free_bytes_on, is_spread, weights_of
 from swm.plan import DEFAULT_RULE, Window
 
 CPU_PART_TOKENS = 384  # run together at most: more is hardly faster and needs more memory
@@ -41,6 +44,7 @@ class Replay:
             asked for, once while the layers asked for lie near each other.
         fast: matrix products in bfloat16 (autocast); the hidden states stay in the model's own format.
         part: texts run together at most, here; None for all.
+        lean: hidden states go to a file, which the system drops from memory when others need it.
 
     Attributes:
         reference: final hidden state, after the final norm, shape (texts, length, width).
@@ -51,11 +55,19 @@ class Replay:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokens: Tensor, keep_every: int = 1, fast: bool = False, part: int | None = None
+        self,
+        model: PreTrainedModel,
+        tokens: Tensor,
+        keep_every: int = 1,
+        fast: bool = False,
+        part: int | None = None,
+        lean: bool = False,
     ) -> None:
         check_tokens(tokens)
-        self._model, self._tokens, self._fast = model, tokens, fast
+        self._model, self._tokens, self._fast, self._lean = model, tokens, fast, lean
         self.layers = find_decoder(model).layers
+        self._spread = is_spread(model)
+        self._bare: dict[int, nn.Module] = {}  # of layers whose weights accelerate brings where they are run
         self.keep_every = keep_every
         self.layer_runs = 0.0
         self._parts = list(torch.arange(len(tokens)).split(part or len(tokens)))
@@ -75,9 +87,14 @@ class Replay:
         module = self.layers[layer]
         self.layer_runs += len(hidden) / len(self._tokens)
         with self._precision():
-            if parameters:
-                return hidden_of(functional_call(module, parameters, (hidden, *args), kwargs))
-            return hidden_of(module(hidden, *args, **kwargs))
+            if not parameters:
+                return hidden_of(module(hidden, *args, **kwargs))
+            if self._spread:
+                if layer not in self._bare:
+                    self._bare[layer] = bare(module)
+                hidden, args, kwargs, parameters = brought(module, (hidden, args, kwargs, parameters))
+                module, parameters = self._bare[layer], {**weights_of(module), **parameters}
+            return hidden_of(functional_call(module, parameters, (hidden, *args), kwargs))
 
     @torch.inference_mode()
     def input_of(self, layer: int, rows: Tensor | None = None) -> Tensor:
@@ -85,7 +102,7 @@ class Replay:
         if layer not in self._inputs:
             self._compute_between(layer - layer % self.keep_every, rows)
         states = self._inputs[layer] if layer in self._inputs else self._between[layer]
-        return states if rows is None else states[rows]
+        return (states if rows is None else states[rows]).to(self._tokens.device)
 
     def _compute_between(self, below: int, rows: Tensor | None) -> None:
         """The inputs of the layers from a kept one to the next, for those of the texts that have none yet."""
@@ -94,7 +111,7 @@ class Replay:
         wanted = torch.arange(len(self._tokens)) if rows is None else rows
         missing = wanted[~self._ready[wanted]]
         for part in missing.split(len(self._parts[0])) if len(missing) else ():
-            hidden = self._inputs[below][part]
+            hidden = self._inputs[below][part].to(self._tokens.device)
             for index in range(below, min(below + self.keep_every, len(self.layers)) - 1):
                 hidden = self.run(hidden, index)
                 self._put(self._between, index + 1, part, hidden)
@@ -113,12 +130,23 @@ class Replay:
         return torch.autocast(self._tokens.device.type, torch.bfloat16, enabled=self._fast, cache_enabled=False)
 
     def _put(self, states: dict[int, Tensor], layer: int, rows: Tensor, hidden: Tensor) -> None:
-        if len(rows) == len(self._tokens):
+        if len(rows) == len(self._tokens) and not self._lean:
             states[layer] = hidden
             return
         if layer not in states:
-            states[layer] = hidden.new_empty(len(self._tokens), *hidden.shape[1:])
-        states[layer][rows] = hidden
+            states[layer] = self._room(hidden)
+        states[layer][rows] = hidden.to(states[layer].device)
+
+    def _room(self, hidden: Tensor) -> Tensor:
+        """Room for such states of all texts."""
+        shape = (len(self._tokens), *hidden.shape[1:])
+        if not self._lean:
+            return hidden.new_empty(shape)
+        folder = home() / "cache"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="states-") as file:  # mapped, it stays as long as needed
+            size = math.prod(shape)
+            return torch.from_file(file.name, shared=True, size=size, dtype=hidden.dtype).view(shape)
 
     @torch.inference_mode()
     def _recorded(self) -> Tensor:
@@ -228,8 +256,8 @@ class Replay:
 class WindowScorer:
     """How similar a model with merged windows stays to the original: the score the search asks for.
 
-    Starts at the recorded input of the window's first layer, since everything below is untouched; builds the merged
-    layer step by step while the window grows; never copies the model.
+    Starts at the recorded input of the window's first layer, since everything below is untouched; never copies the
+    model. Where memory is short it takes that of one layer more: merged layers are made anew for each use.
 
     Args:
         merged: makes the merged layer of a window; by default `rule` does, which has to be one of WEIGHT_RULES.
@@ -253,14 +281,14 @@ class WindowScorer:
         most = CPU_PART_TOKENS if model.device.type == "cpu" else GPU_PART_TOKENS
         if fast:
             most *= 2  # a layer's weights are converted anew for each part
-        self._part = max(1, most // tokens.shape[1])
         self.at_once = 1 if model.device.type == "cpu" else min(GPU_TOGETHER, max(1, most // tokens.numel()))
-        self._replay = Replay(model, tokens.to(model.device), keep_every, fast, self._part)
+        self.kept_layers = max(1, free_bytes_on(model.device) // (4 * size_bytes(find_decoder(model).layers[0])))
+        lean = self.kept_layers == 1
+        self._part = max(1, most // (4 if lean else 1) // tokens.shape[1])
+        self._replay = Replay(model, tokens.to(model.device), keep_every, fast, self._part, lean)
         self._layers = self._replay.layers
         self._lost: Tensor | None = None  # of each text's cosine, against 1, when a window was last scored
-        self._growing: GrowingMerge | None = None
-        self._merged: tuple[Window, MergedLayer] | None = None
-        self._committed: dict[Window, MergedLayer] = {}
+        self._made: dict[Window, MergedLayer] = {}
 
     @property
     def layer_runs(self) -> float:
@@ -279,8 +307,7 @@ class WindowScorer:
         """
         if not can_merge(self._layers, window):
             return 0.0
-        merged = self._grown(window)
-        layers = [(merged.base, merged.parameters), *self._layers_above(merged_above, window.last + 1)]
+        layers = [window, *self._layers_above(merged_above, window.last + 1)]
         replay, texts = self._replay, len(self._replay.reference)
         left, mean = texts, 1.0
         lost = torch.zeros(texts, dtype=torch.float64)
@@ -289,8 +316,8 @@ class WindowScorer:
             done = texts - left
             rows = order[done : done + self._next_part(order, lost, done, needed)]
             hidden = replay.input_of(window.first, rows)
-            for base, parameters in layers:
-                hidden = replay.run(hidden, base, parameters)
+            for each in layers:
+                hidden = self._run(hidden, each)
             lost[rows] = 1 - text_cosines(replay.finish(hidden), replay.reference[rows]).clamp(max=1.0).cpu()
             left -= len(rows)
             mean = 1 - float(lost.sum()) / texts
@@ -310,12 +337,11 @@ class WindowScorer:
         for place, window in enumerate(fitting):
             for layer in range(fitting[place - 1].last + 1 if place else 0, window.last + 1 if place else 0):
                 batch = replay.run(batch, layer)  # those that start lower, up to where this one ends
-            merged = self._whole(window)
-            own = replay.run(replay.input_of(window.first), merged.base, merged.parameters)
-            batch = torch.cat([batch, own]) if place else own
+            own = self._run(replay.input_of(window.first), window)
+            batch = torch.cat([batch.to(own.device), own]) if place else own
         if fitting:
-            for base, parameters in self._layers_above(merged_above, fitting[-1].last + 1):
-                batch = replay.run(batch, base, parameters)
+            for each in self._layers_above(merged_above, fitting[-1].last + 1):
+                batch = self._run(batch, each)
             for window, states in zip(fitting, replay.finish(batch).split(len(replay.reference)), strict=True):
                 found[window] = float(text_cosines(states, replay.reference).clamp(max=1.0).mean())
         return [found[window] for window in windows]
@@ -338,39 +364,30 @@ class WindowScorer:
             enough = min(enough, int((sums <= texts * (1 - needed)).sum()) + 1)
         return math.ceil(enough / math.ceil(enough / self._part))  # in parts of one size
 
-    def _layers_above(self, merged_above: Windows, layer: int) -> list[tuple[int, dict[str, Tensor]]]:
-        """The layers of the merged model from an original one upward, as (layer to run, parameters to replace)."""
-        known = self._committed
-        self._committed = {w: known.get(w) or self._whole(w) for w in merged_above}
-        found, by_first = [], {w.first: w for w in merged_above}
+    def _layers_above(self, merged_above: Windows, layer: int) -> list[Window]:
+        """What each layer of the merged model is made from, from an original one upward; windows of one are as they
+        were."""
+        found, by_first = [], {window.first: window for window in merged_above}
         while layer < len(self._layers):
-            if above := by_first.get(layer):
-                found.append((self._committed[above].base, self._committed[above].parameters))
-                layer = above.last + 1
-            else:
-                found.append((layer, {}))
-                layer += 1
+            found.append(by_first.get(layer, Window(layer, layer)))
+            layer = found[-1].last + 1
         return found
 
-    def _whole(self, window: Window) -> MergedLayer:
-        return self._make(window) if self._make else merge_window(self._layers, window, self.rule)
+    def _run(self, hidden: Tensor, window: Window) -> Tensor:
+        if len(window) == 1:
+            return self._replay.run(hidden, window.first)
+        merged = self._merged(window)
+        return self._replay.run(hidden, merged.base, merged.parameters)
 
-    def _grown(self, window: Window) -> MergedLayer:
-        """The merged layer; grown by one step when the window asked for last was the same less its first layer."""
-        if self._merged and self._merged[0] == window:
-            return self._merged[1]
-        self._merged = None  # its memory is wanted for the next one
-        if self._make:
-            self._merged = window, self._make(window)
-            return self._merged[1]
-        growing = self._growing
-        if not growing or growing.window.last != window.last or growing.window.first <= window.first:
-            self._growing = None
-            growing = GrowingMerge(self._layers, window.last, self.rule)
-        while growing.window != window:
-            merged = growing.grow()
-        self._growing, self._merged = growing, (window, merged)
-        return merged
+    def _merged(self, window: Window) -> MergedLayer:
+        """The merged layer; as many are kept as there is room for, those used last."""
+        found = self._made.pop(window, None)
+        while found is None and len(self._made) >= self.kept_layers:
+            del self._made[next(iter(self._made))]
+        if found is None:
+            found = self._make(window) if self._make else merge_window(self._layers, window, self.rule)
+        self._made[window] = found
+        return found
 
 
 def text_cosines(states: Tensor, reference: Tensor) -> Tensor:

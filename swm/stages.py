@@ -88,7 +88,7 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
     """Similarity of all layer pairs, written to similarity/<name of the measure>.json."""
     how = Measure(how) if isinstance(how, str) else how
     progress(0, 0, "loading the model")
-    model, tokenizer = load_original(experiment)
+    model, tokenizer = load_original(experiment, spread=True)
     tokens = calibration_of(experiment, tokenizer, how.texts)
     start = time.time()
     found = measure_similarity(model, tokens, how, lambda done, total: progress(done, total, "measuring"))
@@ -367,8 +367,10 @@ def _fitting(progress: Progress) -> Callable[[int, int], None]:
     return lambda done, total: progress(0, 0, f"fitting merged layers, {done} of {total}")
 
 
-def load_original(experiment: Experiment, device: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, tokenizer = models.load_model(experiment.settings.model, experiment.settings.dtype, device)
+def load_original(
+    experiment: Experiment, device: str = "auto", spread: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, tokenizer = models.load_model(experiment.settings.model, experiment.settings.dtype, device, spread)
     if (found := models.layer_count(model)) != experiment.layer_count:
         raise ExperimentError(
             f"{experiment.settings.model} has {found} layers now, and had {experiment.layer_count} when "

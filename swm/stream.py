@@ -1,20 +1,19 @@
 """Merge a model from disk to disk: what a plan leaves alone is copied as bytes, merged layers are made one at a time.
 
-The result is that of `merge.apply_plan` on the loaded model, bit for bit, for models of any size: in memory there are
-the layers of one merging step. Weights that a family stores in another form than it computes with are refused.
+The result is that of `merge.apply_plan` on the loaded model, bit for bit, for models of any size: in memory there is
+one parameter of a window's layers. Weights that a family stores in another form than it computes with are refused.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +24,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from swm.errors import ModelError
 from swm.files import check_space, disk_errors, replaced_folder
-from swm.merge import MergedLayer, apply_plan, base_layer, check_same_shapes, merge_window, projections
+from swm.merge import MergedLayer, apply_plan, base_layer, check_same_shapes, merged_tensor, projection_names
 from swm.models import (
     find_decoder,
     generation_config,
@@ -57,14 +56,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the new model: stored bytes as they are, or made from the layers of a window."""
+    """A tensor of the new model: stored bytes as they are, or made from those of a window's layers."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     size: int
     stored: Stored | None
-    made: tuple[Window, str] | None = None  # the parameter's name in its layer
+    made: Callable[[], Tensor] | None = None
 
 
 def stream_merge(
@@ -91,7 +90,7 @@ def stream_merge(
         ModelError: if the files hold the weights in another form than the model has them.
         PlanError: if a window crosses layers of different shape. ExperimentError: if the disk is full.
 
-    Memory: seven layers of a model in half precision, since sums are in float32; four of one in float32.
+    Memory: the largest parameter of a layer, once for each layer of the window and once merged.
     """
     source, config = model_folder(name), load_config(name)
     original = skeleton(config, name)
@@ -99,7 +98,6 @@ def stream_merge(
     small = apply_plan(original, plan, lambda window: _unfilled(layers, window, plan.rule))
     stored = _stored(source, original, name)
     _check_format(stored, config.dtype if dtype == "auto" else getattr(torch, dtype), name)
-    reading = _LayersOnDisk(layers, stored, _prefix(original))
     pieces = list(_pieces(plan, stored, _prefix(original), layers))
     total = sum(piece.size for piece in pieces)
     check_space(folder, total)
@@ -107,7 +105,7 @@ def stream_merge(
         small.config.save_pretrained(new)
         generation_config(_generation_config(source, small)).save_pretrained(new)
         load_tokenizer(name).save_pretrained(new)
-        _write(new, pieces, total, lambda window: merge_window(reading, window, plan.rule), on_bytes)
+        _write(new, pieces, total, on_bytes)
         _check(new, small, name)
         facts = {"parameters": parameter_count(small), "size_bytes": total}
         if on_written:
@@ -187,30 +185,9 @@ def _prefix(model: PreTrainedModel) -> str:
     return next(path for path, module in model.named_modules() if module is decoder.layers) + "."
 
 
-class _LayersOnDisk(Sequence[nn.Module]):
-    """The layers of a model, each read when it is asked for; the last two asked for are kept."""
-
-    def __init__(self, skeletons: Sequence[nn.Module], stored: dict[str, Stored], prefix: str) -> None:
-        self._skeletons, self._stored, self._prefix = skeletons, stored, prefix
-        self._read = lru_cache(maxsize=2)(self._layer)
-
-    def __len__(self) -> int:
-        return len(self._skeletons)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._read(index)
-
-    def _layer(self, index: int) -> nn.Module:
-        layer = copy.deepcopy(self._skeletons[index])
-        start = f"{self._prefix}{index}."
-        names = [name for name in self._stored if name.startswith(start)]
-        tensors = {name.removeprefix(start): self._tensor(name) for name in names}
-        layer.load_state_dict(tensors, assign=True)
-        return layer.requires_grad_(False)
-
-    def _tensor(self, name: str) -> Tensor:
-        with safe_open(self._stored[name].file, "pt") as file:
-            return file.get_tensor(name)
+def _tensor(stored: Stored, name: str) -> Tensor:
+    with safe_open(stored.file, "pt") as file:
+        return file.get_tensor(name)
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
@@ -226,22 +203,26 @@ def _pieces(plan: MergePlan, stored: dict[str, Stored], prefix: str, layers: Seq
             yield _as_it_is(name, stored[name])
     for new, window in enumerate(plan.kept_layers()):
         base = base_layer(window, plan.rule) if len(window) > 1 else window.first
-        computed = projections(layers[base]) if len(window) > 1 and plan.rule not in ("keep_first", "keep_last") else {}
+        combined = len(window) > 1 and plan.rule not in ("keep_first", "keep_last")
+        computed = projection_names(layers[base]) if combined else []
         for name in by_layer[base]:
             own = name.removeprefix(f"{prefix}{base}.")
             piece = _as_it_is(f"{prefix}{new}.{own}", stored[name])
             if own in computed:
-                piece = Piece(piece.name, piece.dtype, piece.shape, piece.size, None, (window, own))
+                sources = [f"{prefix}{layer}.{own}" for layer in range(window.first, window.last + 1)]
+                piece = replace(piece, stored=None, made=partial(_merged, stored, sources, plan.rule))
             yield piece
+
+
+def _merged(stored: dict[str, Stored], names: list[str], rule: str) -> Tensor:
+    return merged_tensor([_tensor(stored[name], name) for name in names], rule)
 
 
 def _as_it_is(name: str, stored: Stored) -> Piece:
     return Piece(name, stored.dtype, stored.shape, stored.size, stored)
 
 
-def _write(
-    folder: Path, pieces: list[Piece], total: int, make: Callable[[Window], MergedLayer], on_bytes: OnBytes | None
-) -> None:
+def _write(folder: Path, pieces: list[Piece], total: int, on_bytes: OnBytes | None) -> None:
     shards: list[list[Piece]] = [[]]
     for piece in pieces:
         if shards[-1] and sum(p.size for p in shards[-1]) + piece.size > SHARD_BYTES:
@@ -253,7 +234,6 @@ def _write(
         where = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-    made = lru_cache(maxsize=1)(make)
     written = 0
 
     def told(count: int) -> None:
@@ -270,8 +250,7 @@ def _write(
                 if run[0].stored:
                     _copy(sources[run[0].stored.file], out, run[0].stored.offset, sum(p.size for p in run), told)
                 elif run[0].made:
-                    window, parameter = run[0].made
-                    tensor = made(window).parameters[parameter].to(FLOATS[run[0].dtype]).contiguous()
+                    tensor = run[0].made().to(FLOATS[run[0].dtype]).contiguous()
                     out.write(tensor.view(-1).view(torch.uint8).numpy().data)
                     told(run[0].size)
             out.flush()

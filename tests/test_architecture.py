@@ -29,6 +29,7 @@ ORDER = [
     ["schemas", "states"],
     ["grids"],
     ["presets"],
+    ["placement"],
     ["machine", "parallel"],
     ["files", "plan", "metrics", "paired"],
     ["errors"],

@@ -189,3 +189,20 @@ def test_texts_are_left_out_once_they_cannot_change_the_verdict(monkeypatch):
 def test_no_text_is_refused(model):
     with pytest.raises(TextError, match="one row for each text"):
         Replay(model, torch.zeros(0, 16, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("rule", ["rdsc", "mean"])
+def test_where_memory_is_short_one_merged_layer_is_kept_and_scores_are_the_same(rule, tokens, home, monkeypatch):
+    model = tiny_model(layers=8)
+    plenty = WindowScorer(model, tokens, rule)
+    monkeypatch.setattr("swm.replay.free_bytes_on", lambda device: 1000)
+    little = WindowScorer(model, tokens, rule)
+    above = ()
+    for window in (Window(6, 7), Window(3, 5), Window(0, 2)):
+        for scored in (window, Window(window.first, window.last - 1)):
+            if len(scored) > 1:
+                assert little.score(above, scored) == pytest.approx(plenty.score(above, scored), abs=1e-6)
+        above = (window, *above)
+        assert len(little._made) == 1
+    assert len(plenty._made) > 3
+    assert not list((home / "cache").iterdir())  # the states' files have no name any more

@@ -1,0 +1,171 @@
+"""A model that has no room in memory: layers that lie on disk are measured, searched and merged like any other."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from swm import planning, stages
+from swm.errors import ModelError
+from swm.experiments import Settings
+from swm.merge import projections
+from swm.models import find_decoder, load_model, size_bytes
+from swm.placement import bare, is_spread, weights_of
+from swm.plan import MergePlan, Window
+from swm.planners import PlanLoss, plan_with
+from swm.replay import WindowScorer
+from swm.similarity import measure_similarity
+from tests.conftest import tiny_model
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """A tiny Llama of 8 layers with weights that are tied to nothing."""
+    folder = tmp_path / "eight"
+    tiny_model(layers=8).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def little_room(monkeypatch):
+    """Room in memory for the embedding and some three of the layers."""
+    monkeypatch.setattr("swm.models.room_here", lambda: {"cpu": 160_000})
+
+
+@pytest.fixture
+def pair(folder, little_room):
+    """The model in memory, and with most of its layers on disk."""
+    whole, spread = load_model(str(folder))[0], load_model(str(folder), spread=True)[0]
+    assert not is_spread(whole)
+    assert is_spread(spread)
+    return whole, spread
+
+
+def test_some_layers_lie_on_disk_and_none_is_divided(pair):
+    _, spread = pair
+    meta = [{p.device.type for p in layer.parameters()} for layer in find_decoder(spread).layers]
+    assert {"cpu"} in meta
+    assert {"meta"} in meta
+    assert all(len(devices) == 1 for devices in meta)
+    held = sum(p.numel() * p.element_size() for p in spread.parameters() if p.device.type == "cpu")
+    assert held <= 160_000 < size_bytes(pair[0])
+
+
+def test_a_model_with_room_is_not_spread(folder, monkeypatch):
+    monkeypatch.setattr("swm.models.room_here", lambda: {"cpu": 10**9})
+    assert not is_spread(load_model(str(folder), spread=True)[0])
+
+
+def test_weights_are_fetched_and_a_bare_layer_takes_them(pair, tokens):
+    whole, spread = pair
+    for ours, theirs in zip(find_decoder(whole).layers, find_decoder(spread).layers, strict=True):
+        fetched = weights_of(theirs)
+        for name, weight in ours.named_parameters():
+            assert torch.equal(fetched[name], weight)
+        assert projections(theirs).keys() == projections(ours).keys()
+        assert not any("_hf_hook" in vars(module) for module in bare(theirs).modules())
+    assert torch.equal(spread(tokens).logits, whole(tokens).logits)  # and it still runs by itself
+
+
+@pytest.mark.parametrize("rule", ["rdsc", "replace", "mean", "keep_last"])
+def test_windows_score_as_in_memory(rule, pair, tokens):
+    expected, found = (WindowScorer(model, tokens, rule) for model in pair)
+    for above, window in (
+        ((), Window(6, 7)),
+        ((), Window(5, 7)),
+        ((Window(6, 7),), Window(3, 5)),
+        ((Window(3, 5), Window(6, 7)), Window(0, 2)),
+    ):
+        assert found.score(above, window) == pytest.approx(expected.score(above, window), abs=1e-9)
+
+
+def test_similarity_losses_and_plans_are_those_of_the_model_in_memory(pair, tokens):
+    whole, spread = pair
+    torch.testing.assert_close(measure_similarity(spread, tokens).matrix, measure_similarity(whole, tokens).matrix)
+    plan = MergePlan(8, (Window(1, 3), Window(5, 6)), "mean")
+    assert PlanLoss(spread, tokens)(plan) == pytest.approx(PlanLoss(whole, tokens)(plan), rel=1e-6)
+    for planner in ("shortgpt", "sleb", "angular"):
+        assert plan_with(planner, spread, tokens, 6) == plan_with(planner, whole, tokens, 6)
+
+
+def test_the_search_of_an_experiment_gives_the_same_path(folder, text_file, monkeypatch):
+    paths = []
+    for name, room in (("in-memory", 10**9), ("on-disk", 160_000)):
+        monkeypatch.setattr("swm.models.room_here", lambda room=room: {"cpu": room})
+        study = stages.create(name, Settings(str(folder), str(text_file), 3, 32))
+        stages.measure(study)
+        paths.append(planning.search(study, "rdsc", 0.2, exact=True))
+    assert [step.plan for step in paths[0].intervals()] == [step.plan for step in paths[1].intervals()]
+    for windows, value in paths[0].perplexities.items():
+        assert paths[1].perplexities[windows] == pytest.approx(value, rel=1e-5)
+
+
+def test_what_needs_the_whole_model_says_so(folder, text_file, little_room):
+    study = stages.create("study", Settings(str(folder), str(text_file), 3, 32))
+    for planner in ("best", "taylor"):
+        with pytest.raises(ModelError, match=f"Planner {planner} needs the whole model on one device"):
+            planning.plan_by(study, planner, 6)
+    with pytest.raises(ModelError, match="Rule fit needs the whole model"):
+        planning.measure_plan(study, replace(MergePlan(8, (Window(1, 2),)), rule="fit"))
+
+
+SEARCH = """
+import json, os, sys, threading, time
+import psutil, torch, transformers, accelerate, peft
+from swm import planning, stages
+from swm.experiments import Experiment
+
+def own():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+class Counted(threading.Thread):
+    peak = 0
+    def run(self):
+        while True:
+            Counted.peak = max(Counted.peak, own())
+            time.sleep(0.001)
+
+study = Experiment.open("small")
+planning.search(study, "mean", 0.5, exact=True)  # whatever is loaded once
+study = Experiment.open("study")
+before = own()
+os.environ["SWM_MEMORY"] = str((psutil.Process().memory_info().rss + float(sys.argv[1])) / 2**30)
+Counted(daemon=True).start()
+path = planning.search(study, "mean", 0.5, exact=True)
+print(json.dumps([Counted.peak - before, len(path.similarities)]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_searches_a_model_larger_than_the_memory_it_may_take(tmp_path, tokenizer, text_file, home):
+    for name, layers, width in (("small", 2, 32), ("study", 16, 512)):
+        model = tiny_model(layers=layers, hidden_size=width, intermediate_size=4 * width)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        stages.create(name, Settings(str(tmp_path / name), str(text_file), 2, 32))
+    layer, environment = size_bytes(find_decoder(model).layers[0]), {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SEARCH, f"{5 * layer}"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    used, tried = json.loads(done.stdout.splitlines()[-1])
+    assert tried > 10
+    assert used < 8 * layer  # the model has 16
+
+
+def test_a_limit_that_is_no_number_is_told(monkeypatch, folder):
+    monkeypatch.setenv("SWM_MEMORY", "much")
+    with pytest.raises(ModelError, match="SWM_MEMORY is 'much', which is no number of GiB"):
+        load_model(str(folder))
+    monkeypatch.setenv("SWM_MEMORY", "0.001")
+    with pytest.raises(ModelError, match="of memory and 0.0 GiB are free"):
+        load_model(str(folder))
