@@ -24,7 +24,7 @@ from swm.grids import KINDS, OF_RUNS, read_grid
 from swm.jobs import Target, cancel, tracked
 from swm.metrics import Measure, parse_tasks
 from swm.options import build_parser
-from swm.parallel import is_first, world_size
+from swm.parallel import is_first, together, world_size
 from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, Window, parse_windows
 from swm.presets import RecoverySettings, preset_settings
 from swm.search import PlanAt
@@ -63,14 +63,17 @@ def _failed(message: str) -> int:
 @contextmanager
 def watched(target: Target, stage: str) -> Iterator[Progress]:
     """The stage's progress on disk and, on a terminal, as a bar."""
-    if not is_first():  # the first of several processes keeps the state, and stops all when it is cancelled
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+    if not is_first():  # the first of several processes keeps the state, and waits for its turn
+        together()
+        if stage == "recover":  # cancelled, it writes a checkpoint with all of them
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
         yield lambda done, total, text: None
         return
     shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}"
     bar = tqdm(desc=stage, disable=not sys.stderr.isatty(), file=sys.stderr, bar_format=shape)
     with tracked(target, stage, sys.argv[1:]) as tracker, bar:
+        together()
 
         def progress(done: int, total: int, text: str) -> None:
             tracker(done, total, text)

@@ -140,15 +140,17 @@ def stage_needs(
 
     Source of the memory: weights, and
     - measure: states of all layers and a Gram matrix of 512 tokens for each, in float64;
-    - search: the merged layer, its sums in float32 and the states in front of every fourth layer;
-    - merge: the model and the merged one reloaded; from disk to disk seven layers and no model;
+    - search: one merged layer and the states in front of every fourth layer (with less they go to a file, with more
+      room more merged layers are kept);
+    - merge: the model and the merged one reloaded; from disk to disk no model, and of the largest window's layers and
+      the merged one a parameter each, of which a layer has at least three as large;
     - recover, evaluate: see `estimate_run`.
     Of the time: a search for one threshold runs some eleven times as many layers as the model has, the whole path 560
     times as many (318 and 16,865 with 30 layers).
     """
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
     each = size * facts["parameters_per_layer"] // facts["parameters"]
-    sums = 4 * facts["parameters_per_layer"]
+    longest = max((len(window) for window in plan.windows), default=0)
     part = min(tokens, GRAM_TOKENS)
     run = estimate_run(facts, cost, plan, recovery, limit, Path.cwd(), evaluations=1)
     healing = estimate_run(facts, None, plan, recovery, limit, Path.cwd())
@@ -162,14 +164,14 @@ def stage_needs(
 
     once = None if forward is None else forward / layers  # a layer over the calibration text
     grams = layers * (4 * part * width + 8 * part * part)
-    searching = size + each + sums + 4 * tokens * width * (layers // 4 + 2)
+    searching = size + each + 4 * tokens * width * (layers // 4 + 2)
     one, path = (seconds(load + runs * layers * (once or 0)) for runs in (ONE_PLAN_RUNS, PATH_RUNS))
     return [
         StageNeed("measure", size + grams, 2**20, seconds(load + (forward or 0))),
         StageNeed("search, one threshold", searching, 2**20, one),
         StageNeed("search, whole path", searching, 2**24, path),
         StageNeed("merge", plain.stage_memory_bytes["merge"], plain.disk_bytes, seconds(known.get("merge"))),
-        StageNeed("merge --stream", 2 * sums + 3 * each, plain.disk_bytes, 2 * load),
+        StageNeed("merge --stream", (longest + 1) * each // 3, plain.disk_bytes, 2 * load),
         StageNeed("recover", healing.stage_memory_bytes["heal"], healing.disk_bytes, seconds(known.get("heal"))),
         StageNeed("evaluate", plain.stage_memory_bytes["evaluate"], 2**20, seconds(known.get("evaluate"))),
     ]

@@ -15,9 +15,11 @@ import math
 import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -110,10 +112,25 @@ def load_model(
     stored = sum(file.stat().st_size for file in weight_files(folder))
     _check_size(config, name, stored)
     if spread and device == "auto" and (places := _places(config, name, dtype)):
-        return _load_weights(folder, name, dtype, config, places).eval(), load_tokenizer(name)
+        return _spread(folder, name, dtype, config, places), load_tokenizer(name)
     check_memory(f"Loading {name}", _bytes_in_memory(stored, config, dtype))
     model = _load_weights(folder, name, dtype, config)
     return model.to(pick_device(device)).eval(), load_tokenizer(name)  # type: ignore[arg-type]
+
+
+def _spread(folder: Path, name: str, dtype: str, config: Any, places: dict[str, Any]) -> PreTrainedModel:
+    cache = home() / "cache"
+    with disk_errors(cache, 0):
+        cache.mkdir(parents=True, exist_ok=True)
+        converted = TemporaryDirectory(dir=cache, prefix="offload-")
+    model = _load_weights(folder, name, dtype, config, {"device_map": places, "offload_folder": converted.name})
+    weakref.finalize(model, converted.cleanup)
+    if model.device.type == "meta":
+        raise ModelError(
+            f"There is no room for so much as the embedding of {name}: {room_here()['cpu'] / 2**30:,.2f} GiB of memory "
+            "are free for it. Close other programs or raise SWM_MEMORY."
+        )
+    return model.eval()
 
 
 def _places(config: Any, name: str, dtype: str) -> dict[str, Any] | None:
@@ -404,7 +421,7 @@ def _bytes_in_memory(stored: int, config: Any, dtype: str) -> int:
 
 
 def _load_weights(
-    folder: Path, name: str, dtype: str, config: Any, places: dict[str, Any] | None = None
+    folder: Path, name: str, dtype: str, config: Any, where: dict[str, Any] | None = None
 ) -> PreTrainedModel:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -416,7 +433,7 @@ def _load_weights(
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            **({"device_map": places, "offload_folder": home() / "cache" / "offload"} if places else {}),
+            **(where or {}),
         )
     except ImportError as error:
         raise ModelError(
@@ -424,6 +441,8 @@ def _load_weights(
             "the one in bfloat16 or float32."
         ) from None
     except (*_config_errors(), _safetensors_error()) as error:
+        if is_full_disk(error):
+            raise ExperimentError(full_disk_message(home(), 0)) from None
         raise ModelError(
             f"The weights of {name} cannot be loaded: {_first_line(error)} The files are damaged, incomplete or of "
             "another config. Copy or download them again."

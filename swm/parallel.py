@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
 from swm.errors import SettingsError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # the first process may wait for another job on this machine
 
 
 def world_size() -> int:
@@ -82,6 +84,12 @@ def any_of(flag: bool) -> bool:
     return any(gathered([flag]))
 
 
+def together() -> None:
+    """Wait until all processes are here."""
+    if world_size() > 1:
+        _state().wait_for_everyone()
+
+
 @contextmanager
 def first_alone() -> Iterator[None]:
     """The first process does the block while the others wait, then they do."""
@@ -96,4 +104,4 @@ def _state() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

@@ -1,6 +1,7 @@
 """Models larger than one device: accelerate places their layers on GPUs, in memory and on disk.
 
-What lies on disk stays in the model's own safetensors files and is read when it is run.
+What lies on disk stays in the model's own safetensors files and is read when it is run; weights that transformers
+converts while loading (experts that are stored one by one) are written to a folder that goes with the model.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from accelerate.hooks import AlignDevicesHook, remove_hook_from_module
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from swm.errors import ModelError
 from swm.machine import free_memory_bytes
 
 SHARE = 0.8  # of a device's free memory that weights may take: states and a merged layer need some too
@@ -52,15 +52,6 @@ def device_map(skeleton: nn.Module, layers: list[nn.Module], dtype: torch.dtype,
 def is_spread(model: nn.Module) -> bool:
     """Whether parts of the model lie on several devices or on disk."""
     return bool(getattr(model, "hf_device_map", None)) and any("_hf_hook" in vars(part) for part in model.modules())
-
-
-def check_together(model: nn.Module, what: str) -> None:
-    """Raise ModelError for what needs all weights on one device."""
-    if is_spread(model):
-        raise ModelError(
-            f"{what} needs the whole model on one device, and it has no room here. Choose a machine with more memory, "
-            "another planner or rule, or --dtype bfloat16."
-        )
 
 
 def weights_of(layer: nn.Module) -> Mapping[str, Tensor]:

@@ -275,16 +275,13 @@ class PlanLoss:
             return math.inf
         make = self._make or (lambda window: merge_window(layers, window, plan.rule))
         lowest = min((window.first for window in plan.windows), default=plan.layer_count - 1)
-        chain = [
-            make(window) if len(window) > 1 else MergedLayer(window.first)
-            for window in plan.kept_layers()
-            if window.first >= lowest
-        ]
+        states = [self._replay.input_of(lowest, rows) for rows in self._rows]
+        for window in plan.kept_layers():
+            if window.first >= lowest:
+                merged = make(window) if len(window) > 1 else MergedLayer(window.first)
+                states = [self._replay.run(hidden, merged.base, merged.parameters) for hidden in states]
         total = 0.0
-        for rows in self._rows:
-            hidden = self._replay.input_of(lowest, rows)
-            for merged in chain:
-                hidden = self._replay.run(hidden, merged.base, merged.parameters)
+        for rows, hidden in zip(self._rows, states, strict=True):
             logits = self._replay.logits(hidden)[:, :-1].float()
             total += float(F.cross_entropy(logits.flatten(0, 1), self._tokens[rows, 1:].flatten(), reduction="sum"))
         mean = total / self._tokens[:, 1:].numel()

@@ -13,12 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm import models
-from swm.errors import SettingsError
+from swm.errors import ModelError, SettingsError
 from swm.evaluate import perplexity
 from swm.experiments import Experiment
 from swm.fit import WindowFitter, apply_fitted_plan
-from swm.merge import MergedLayer
-from swm.placement import check_together
+from swm.merge import MergedLayer, check_same_shapes
 from swm.plan import (
     DEFAULT_RULE,
     PLANS_VERSION,
@@ -38,6 +37,7 @@ from swm.view import known_similarity
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SAVE_SECONDS = 2.0
+WORST = math.exp(50.0)  # a perplexity that says no more than "broken"; JSON has no infinity
 BEST_BUDGET, BEST_WIDTH = 400, 3  # plans that planner `best` tries; sets that it goes on with, and fits in full at last
 WINDOW_FIT_TOKENS = 4096  # to fit a window while searching; the plan chosen is fitted on more when it is merged
 
@@ -106,12 +106,19 @@ def measure_plan(
     """Similarity and perplexity on the calibration text of a plan, however it came about; kept with the path."""
     progress(0, 2, "loading the model")
     bench = _bench(experiment, plan.rule, loaded)
+    for window in plan.windows:
+        check_same_shapes(models.find_decoder(bench.model).layers, window)
     path, scorer, _ = _scoring(experiment, bench, plan.rule, 0.5, exact=False)
     if plan.windows and known_similarity(path, plan) is None:
         progress(0, 2, "similarity")
         path.keep(plan.windows[1:], plan.windows[0], scorer.score(plan.windows[1:], plan.windows[0]))
         path.layer_runs += scorer.layer_runs
     _measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], bench, progress)
+    if path.perplexities[plan.windows] >= WORST:
+        raise ModelError(
+            "The merged model's numbers overflow: its perplexity is beyond any number. Choose other windows or another "
+            "rule, or create the experiment with --dtype float32."
+        )
     if not experiment.read_only:
         experiment.save_path(path)
     perplexities = path.perplexities
@@ -140,7 +147,7 @@ def _measure_perplexities(
     loss = PlanLoss(bench.model, bench.tokens, bench.make, fast=path.scoring != "exact")
     for done, plan in enumerate(left):
         progress(done, len(left), f"perplexity of plan {done + 1} of {len(left)}")
-        path.perplexities[plan.windows] = math.exp(min(loss(plan), 50.0))
+        path.perplexities[plan.windows] = min(math.exp(min(loss(plan), 50.0)), WORST)
         save()
 
 
@@ -154,11 +161,10 @@ class _Bench:
 
 
 def _bench(experiment: Experiment, rule: str, loaded: Loaded | None = None) -> _Bench:
-    model, tokenizer = loaded or load_original(experiment, spread=True)
+    model, tokenizer = loaded or load_original(experiment, spread=rule in WEIGHT_RULES)
     tokens = calibration_of(experiment, tokenizer)
     if rule in WEIGHT_RULES:
         return _Bench(model, tokens, None)
-    check_together(model, f"Rule {rule}")
     return _Bench(model, tokens, WindowFitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS)).merged)
 
 
@@ -287,10 +293,8 @@ def _check_budget(budget: int, layer_count: int, layers: int) -> None:
 def _found_plan(experiment: Experiment, planner: str, layers: int, budget: int, progress: Progress) -> dict[str, Any]:
     start = time.time()
     progress(0, 0, "loading the model")
-    model, tokenizer = load_original(experiment, spread=True)
+    model, tokenizer = load_original(experiment, spread=planner not in ("best", "taylor"))
     tokens = calibration_of(experiment, tokenizer)
-    if planner in ("best", "taylor"):
-        check_together(model, f"Planner {planner}")
 
     def on_try(done: int, total: int) -> None:
         progress(done, total, f"{planner}: {done} plans tried")

@@ -80,12 +80,11 @@ def recover(
         TextError: if there are too few examples. ModelError: if the loss is not finite. SettingsError: if the
             processes cannot share a batch.
     """
+    check_shared(settings)
     teacher = None
     if settings.target != "text":
         if original is None:
             raise ValueError("The target is the original model's output, and no original model is given.")
-        if is_sharded():
-            raise SettingsError("Processes that share the weights (FSDP) learn --target text alone. Choose that.")
         teacher = _Teacher(original, _layer_pairs(model, original, behind if settings.target == "hidden" else ()))
     rows = training_rows(tokenizer, examples, settings)
     whole = copy.deepcopy(model) if is_sharded() and is_first() else model  # to fold into: the other one is taken apart
@@ -169,6 +168,11 @@ def _last_checkpoint(folder: Path) -> tuple[Path, TrainerState] | None:
         except (OSError, ValueError, TypeError):
             shutil.rmtree(path, ignore_errors=True)
             continue
+        if (path / "pytorch_model_fsdp.bin").exists() != is_sharded():
+            raise SettingsError(
+                f"The recovery in {folder} was begun by processes that {'do not ' if is_sharded() else ''}share the "
+                "weights (FSDP). Go on in the same way, or delete that folder and recover again."
+            )
         if state.best_model_checkpoint and not Path(state.best_model_checkpoint).is_dir():
             state.best_model_checkpoint = str(path)
         return path, state
@@ -246,11 +250,12 @@ def _trainer(
     on_step: OnStep | None,
     teacher: _Teacher | None,
 ) -> tuple[Trainer, _Watch]:
+    own_batch, device = settings.batch // world_size(), _training_device(adapted)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
-        per_device_train_batch_size=_own_batch(settings),
-        per_device_eval_batch_size=_own_batch(settings),
+        per_device_train_batch_size=own_batch,
+        per_device_eval_batch_size=own_batch,
         gradient_accumulation_steps=settings.accumulate,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
@@ -270,11 +275,13 @@ def _trainer(
         seed=settings.seed,
         data_seed=settings.seed,
         label_names=["labels"],
-        bf16=_in_bfloat16(next(adapted.parameters()).device, folder),
-        use_cpu=not torch.cuda.is_available() if is_sharded() else next(adapted.parameters()).device.type == "cpu",
+        bf16=_in_bfloat16(device, folder),
+        use_cpu=device.type == "cpu",
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process trains on one GPU: the Trainer would multiply the batch by all it sees
     if _checkpoints(adapted, settings):
         # The name changed between releases of transformers, that of the setting too.
         enable = getattr(adapted, "activation_checkpointing_enable", None) or adapted.gradient_checkpointing_enable
@@ -289,14 +296,21 @@ def _trainer(
     return trainer, watch
 
 
-def _own_batch(settings: RecoverySettings) -> int:
-    """Sequences of a batch that fall to each process."""
+def check_shared(settings: RecoverySettings) -> None:
+    """Raise SettingsError for what several processes cannot do together."""
     if settings.batch % world_size():
         raise SettingsError(
             f"{world_size()} processes cannot share a batch of {settings.batch} evenly. Choose --batch "
             f"{-(-settings.batch // world_size()) * world_size()}, or another number of processes."
         )
-    return settings.batch // world_size()
+    if is_sharded() and settings.target != "text":
+        raise SettingsError("Processes that share the weights (FSDP) learn --target text alone. Choose that.")
+
+
+def _training_device(adapted: Any) -> torch.device:
+    """Where it is trained; processes that share the weights take them to their GPUs later."""
+    device: torch.device = next(adapted.parameters()).device
+    return torch.device("cuda") if is_sharded() and torch.cuda.is_available() else device
 
 
 def _in_bfloat16(device: torch.device, folder: Path) -> bool:
@@ -312,9 +326,9 @@ def _checkpoints(adapted: Any, settings: RecoverySettings) -> bool:
     """Whether activations are computed again instead of kept."""
     if settings.checkpointing != "auto":
         return settings.checkpointing == "on"
-    device, config = next(adapted.parameters()).device, adapted.config.get_text_config()
-    needed = activation_bytes(settings.batch * settings.length, config.num_hidden_layers, config.hidden_size)
-    return needed > free_bytes_on(device) / 2
+    tokens, config = settings.batch // world_size() * settings.length, adapted.config.get_text_config()
+    needed = activation_bytes(tokens, config.num_hidden_layers, config.hidden_size)
+    return needed > free_bytes_on(_training_device(adapted)) / 2
 
 
 def _printer() -> type[TrainerCallback]:

