@@ -224,6 +224,7 @@ def extrapolated(model: str, gpus: int, tokens: int = 1280) -> dict[str, Any]:
         step += 2 * weights / between.bytes_per_second
     kept = activation_bytes(step_tokens // gpus, 1, width) + 4 * step_tokens // gpus * width * layers
     room = (weights if fits else weights / gpus) + lora * 4 + kept
+    scoring = 2 * 20_000 * TASK_TOKENS * layers * each / flops / (gpus if fits else 1)  # spread, one process scores
     return {
         "weights_gb": round(weights / 1e9),
         "search": "one GPU" if fits else f"spread over {gpus}" if shared else "from the host's memory",
@@ -231,9 +232,7 @@ def extrapolated(model: str, gpus: int, tokens: int = 1280) -> dict[str, Any]:
         "search_path_min": round(PATH_RUNS * layers * run / 60, 1),
         "recover_step_s": round(step, 2) if (fits or shared) and room < MACHINE["memory"] else None,
         "recover_gpu_gb": round(room / 1e9),
-        "evaluate_20k_documents_min": round(2 * 20_000 * TASK_TOKENS * layers * each / flops / gpus / 60, 1)
-        if fits
-        else None,
+        "evaluate_20k_documents_min": round(scoring / 60, 1) if fits or shared else None,
     }
 
 

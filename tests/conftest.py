@@ -116,6 +116,24 @@ def model_folder(tmp_path, model, tokenizer):
 
 
 @pytest.fixture
+def swm(capsys):
+    """Run a command in this process: (exit code, stdout, stderr)."""
+
+    from swm.cli import main
+
+    def run(*arguments):
+        try:
+            main([str(a) for a in arguments])
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
 def thousand_runs(home):
     """100 experiments with ten merged runs each, the last job of each done."""
     from swm.experiments import Experiment, Settings

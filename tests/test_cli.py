@@ -9,27 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from swm.cli import main
 from swm.errors import Cancelled
 from swm.experiments import Experiment
 from swm.plan import MergePlan, Window
 from tests.conftest import need, tiny_model
-
-
-@pytest.fixture
-def swm(capsys):
-    """Run a command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        try:
-            main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

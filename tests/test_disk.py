@@ -6,25 +6,11 @@ import subprocess
 
 import pytest
 
-from swm.cli import main
 from swm.experiments import Experiment
 from tests.conftest import need
 from tests.test_kill import STAGES, check_whole, content
 
 DISK = "size=8m"
-
-
-@pytest.fixture
-def swm(capsys):
-    def run(*arguments):
-        try:
-            main([str(a) for a in arguments])
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, capsys.readouterr().err
-
-    return run
 
 
 @pytest.fixture
@@ -67,7 +53,7 @@ def test_a_full_disk_in_any_stage_is_told_and_nothing_is_lost(stage, swm, study,
     failed = 0
     for free in [0, 2**19, *(n * 2**16 for n in range(1, chaos(1, 20)))]:
         disk(free)
-        code, told = swm(*command(stage, text_file))
+        code, _, told = swm(*command(stage, text_file))
         disk(None)
         check_whole(study.folder)
         if code == 0:  # it was enough
@@ -93,7 +79,7 @@ def test_a_read_only_disk_is_told(stage, swm, study, text_file, small_disk):
         assert swm(*command(each, text_file))[0] == 0
     before = content(small_disk / "home")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    code, told = swm(*command(stage, text_file))
+    code, _, told = swm(*command(stage, text_file))
     assert code == 1
     assert "Read-only file system" in told
     assert "Traceback" not in told
