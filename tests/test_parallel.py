@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from swm import stages
+from swm.cli import main
+from swm.errors import SettingsError
 from swm.experiments import Experiment, Settings
 from swm.files import home
 from swm.jobs import cancel
 from swm.plan import MergePlan, Window
+from swm.presets import preset_settings
 from tests.conftest import WORDS, need
 from tests.test_jobs import wait_for
 
@@ -37,15 +40,9 @@ def launched(*arguments, launch=LAUNCH):
 
 @pytest.mark.parametrize("how", [[], ["--metric", "cka-rbf", "--part", "update", "--skip", "2"]])
 def test_two_processes_measure_what_one_does(how, study):
-    stages_one = subprocess.run(
-        [sys.executable, "-m", "swm", "measure", "study", *how, "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    one = json.loads(stages_one.stdout)
+    assert main(["measure", "study", *how]) is None
     file = next((study.folder / "similarity").glob("*.json"))
+    one = json.loads(file.read_text())
     file.unlink()
     done = launched("measure", "study", *how)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -101,10 +98,7 @@ def assert_same_events(one, two, rounding=1e-3):
 def test_two_processes_heal_as_one_does(how, merged, examples_file):
     one, two = merged
     how = [*RECOVERY.split(), *how, "--texts", str(examples_file)]
-    alone = subprocess.run(
-        [sys.executable, "-m", "swm", "recover", "study", "one", *how], cwd=ROOT, capture_output=True
-    )
-    assert alone.returncode == 0, alone.stderr.decode()[-3000:]
+    main(["recover", "study", "one", *how])
     done = launched("recover", "study", "two", *how)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Recovered two") == 1
@@ -116,10 +110,7 @@ def test_two_processes_heal_as_one_does(how, merged, examples_file):
 def test_two_processes_that_share_the_weights_heal_as_one_does(merged, examples_file):
     two = merged[1]
     how = [*RECOVERY.split(), "--texts", str(examples_file)]
-    alone = subprocess.run(
-        [sys.executable, "-m", "swm", "recover", "study", "one", *how], cwd=ROOT, capture_output=True
-    )
-    assert alone.returncode == 0, alone.stderr.decode()[-3000:]
+    main(["recover", "study", "one", *how])
     done = launched("recover", "study", "two", *how, launch=[*FSDP, str(ROOT / "tests" / "fsdp_on_cpu.py")])
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_events(*merged, rounding=5e-3)  # the weights themselves are in bfloat16 there
@@ -131,12 +122,6 @@ def test_two_processes_that_share_the_weights_heal_as_one_does(merged, examples_
     assert not torch.equal(
         weights[1]["model.layers.0.mlp.up_proj.weight"], original["model.layers.0.mlp.up_proj.weight"]
     )
-
-
-def test_sharing_weights_without_a_gpu_is_refused(merged):
-    done = launched("recover", "study", "one", "--steps", "2", launch=[*FSDP, "-m", "swm"])
-    assert done.returncode
-    assert "and there is no GPU here. Use assets/accelerate/gpu-2.yaml" in done.stderr
 
 
 def test_settings_files_are_what_accelerate_reads():
@@ -184,11 +169,17 @@ def test_several_processes_stop_together_and_one_goes_on(merged, examples_file):
     assert stopped["global_step"] == step
 
 
-def test_a_batch_that_cannot_be_shared_is_told(merged, examples_file):
-    how = [*RECOVERY.replace("--batch 4", "--batch 3").split(), "--texts", str(examples_file)]
-    done = launched("recover", "study", "one", *how)
-    assert done.returncode
-    assert "2 processes cannot share a batch of 3 evenly. Choose --batch 4" in done.stderr
+def test_what_processes_cannot_share_is_told_before_anything_is_done(merged, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match="2 processes cannot share a batch of 3 evenly. Choose --batch 4"):
+        stages.recover_run(merged[0], preset_settings("quick", batch=3))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match=r"there is no GPU here. Use assets/accelerate/gpu-2.yaml"):
+        stages.recover_run(merged[0], preset_settings("quick"))
+    monkeypatch.setattr("swm.stages.check_sharding", lambda: None)
+    with pytest.raises(SettingsError, match="learn --target text alone"):
+        stages.recover_run(merged[0], preset_settings("quick", target="original"))
+    assert "recovery_started" not in merged[0].settings
 
 
 def test_what_cannot_be_shared_is_told(study):

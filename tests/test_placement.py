@@ -186,7 +186,7 @@ study = Experiment.open("study")
 before = own()
 os.environ["SWM_MEMORY"] = str((psutil.Process().memory_info().rss + float(sys.argv[1])) / 2**30)
 Counted(daemon=True).start()
-path = planning.search(study, "mean", 0.5, exact=True)
+path = planning.search(study, "mean", 0.9, exact=True)
 print(json.dumps([Counted.peak - before, len(path.similarities)]))
 """
 
