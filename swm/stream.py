@@ -10,8 +10,10 @@ import json
 import os
 import struct
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -104,8 +106,10 @@ def stream_merge(
     with disk_errors(folder, total), replaced_folder(folder) as new:
         small.config.save_pretrained(new)
         generation_config(_generation_config(source, small)).save_pretrained(new)
-        load_tokenizer(name).save_pretrained(new)
-        _write(new, pieces, total, on_bytes)
+        with ThreadPoolExecutor(1) as beside:
+            tokenizer = beside.submit(lambda: load_tokenizer(name).save_pretrained(new))
+            _write(new, pieces, total, on_bytes)
+            tokenizer.result()
         _check(new, small, name)
         facts = {"parameters": parameter_count(small), "size_bytes": total}
         if on_written:
@@ -243,7 +247,7 @@ def _write(folder: Path, pieces: list[Piece], total: int, on_bytes: OnBytes | No
             on_bytes(written, total)
 
     for name, shard in zip(names, shards, strict=True):
-        with (folder / name).open("wb") as out, ExitStack() as opened:
+        with (folder / name).open("wb") as out, _flushed(out), ExitStack() as opened:
             _write_header(out, shard)
             sources = {p.stored.file: opened.enter_context(p.stored.file.open("rb")) for p in shard if p.stored}
             for run in _runs(shard):
@@ -255,6 +259,25 @@ def _write(folder: Path, pieces: list[Piece], total: int, on_bytes: OnBytes | No
                     told(run[0].size)
             out.flush()
             os.fsync(out.fileno())
+
+
+@contextmanager
+def _flushed(out: IO[bytes]) -> Iterator[None]:
+    """Let the disk begin to write what was written so far, so that there is little left to wait for at the end."""
+    done = threading.Event()
+
+    def flush() -> None:
+        while not done.wait(0.01):
+            with suppress(OSError):  # the last fsync tells
+                os.fsync(out.fileno())
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _write_header(out: IO[bytes], shard: list[Piece]) -> None:
