@@ -7,6 +7,7 @@ none of that has to be known here.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from swm.errors import ModelError, TextError
-from swm.files import home
+from swm.files import check_space, disk_errors, home
 from swm.merge import MergedLayer, can_merge, merge_window
 from swm.models import find_decoder, size_bytes
 from swm.placement import bare, brought, free_bytes_on, is_spread, weights_of
@@ -144,18 +145,19 @@ class Replay:
         shape = (len(self._tokens), *hidden.shape[1:])
         if not self._lean:
             return hidden.new_empty(shape)
-        folder = home() / "cache"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="states-") as file:  # mapped, it stays as long as needed
-            size = math.prod(shape)
-            return torch.from_file(file.name, shared=True, size=size, dtype=hidden.dtype).view(shape)
+        folder, size = home() / "cache", math.prod(shape)
+        needed = size * hidden.dtype.itemsize
+        with disk_errors(folder, needed):
+            folder.mkdir(parents=True, exist_ok=True)
+            check_space(folder, needed)
+            with tempfile.NamedTemporaryFile(dir=folder, prefix="states-") as file:  # mapped, it stays till unused
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, needed)  # a full disk would end the process later
+                return torch.from_file(file.name, shared=True, size=size, dtype=hidden.dtype).view(shape)
 
     @torch.inference_mode()
     def _recorded(self) -> Tensor:
-        found: list[Tensor] = []
-        for rows in self._parts:
-            found.append(self._record(rows))
-        return torch.cat(found)
+        return torch.cat([self._record(rows) for rows in self._parts])
 
     def _record(self, rows: Tensor) -> Tensor:
         """Run the model on some of the texts; keep the calls, the inputs and the modules after the layers."""

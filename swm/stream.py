@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -264,12 +264,14 @@ def _write(folder: Path, pieces: list[Piece], total: int, on_bytes: OnBytes | No
 @contextmanager
 def _flushed(out: IO[bytes]) -> Iterator[None]:
     """Let the disk begin to write what was written so far, so that there is little left to wait for at the end."""
-    done = threading.Event()
+    done, failures = threading.Event(), list[OSError]()
 
     def flush() -> None:
-        while not done.wait(0.01):
-            with suppress(OSError):  # the last fsync tells
+        while not failures and not done.wait(0.01):
+            try:
                 os.fsync(out.fileno())
+            except OSError as error:  # the system tells of it once: the last fsync would not know
+                failures.append(error)
 
     thread = threading.Thread(target=flush, daemon=True)
     thread.start()
@@ -278,6 +280,8 @@ def _flushed(out: IO[bytes]) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _write_header(out: IO[bytes], shard: list[Piece]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from swm.errors import ModelError, TextError
+from swm.errors import ExperimentError, ModelError, TextError
 from swm.merge import apply_plan
 from swm.models import find_decoder
 from swm.plan import WEIGHT_RULES, MergePlan, Window
@@ -206,3 +206,12 @@ def test_where_memory_is_short_one_merged_layer_is_kept_and_scores_are_the_same(
         assert len(little._made) == 1
     assert len(plenty._made) > 3
     assert not list((home / "cache").iterdir())  # the states' files have no name any more
+
+
+def test_no_room_for_states_is_told_before_they_are_written(tokens, small_disk, monkeypatch):
+    monkeypatch.setenv("SWM_HOME", str(small_disk / "home"))
+    monkeypatch.setattr("swm.replay.free_bytes_on", lambda device: 1000)
+    WindowScorer(tiny_model(), tokens)
+    (small_disk / "ballast").write_bytes(bytes(2**20 - 2**14))
+    with pytest.raises(ExperimentError, match="No space left"):
+        WindowScorer(tiny_model(layers=40), tokens)

@@ -1,8 +1,12 @@
 """Merging from disk to disk: the same bits as in memory, for every family and rule, in shards, and little memory."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -174,3 +178,22 @@ def test_memory_is_that_of_a_few_layers(tokenizer, tmp_path):
         [sys.executable, "-c", PEAK, *map(str, arguments)], capture_output=True, text=True, check=True
     )
     assert int(done.stdout.splitlines()[-1]) < 6 * layer  # the model has 24
+
+
+def test_a_disk_that_fails_while_layers_are_still_written_is_told(model_folder, tmp_path, monkeypatch):
+    told, fsync = [], os.fsync
+
+    def once(handle):
+        if threading.current_thread() is not threading.main_thread() and not told:
+            told.append(handle)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    def slow(done, total):
+        time.sleep(0.03)
+
+    monkeypatch.setattr("os.fsync", once)
+    with pytest.raises(ExperimentError, match="No space left"):
+        stream_merge(str(model_folder), MergePlan(4, (Window(1, 2),)), tmp_path / "out", on_bytes=slow)
+    assert told
+    assert not (tmp_path / "out").exists()
