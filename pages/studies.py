@@ -56,7 +56,7 @@ def show_runs(experiment: Experiment, grid: Grid) -> None:
         "LoRA. A method that finds no plan of that depth has no point; perplexities above 20 times the original's are "
         "in the table alone."
     )
-    st.dataframe(study_table(rows), hide_index=True)
+    st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=115)})
     st.download_button(
         "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
     )

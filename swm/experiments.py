@@ -47,18 +47,18 @@ SMALL_BYTES = 2**16  # larger files are read anew each time
 T = TypeVar("T")
 
 
-def _once_for_each_writing(parse: Callable[[Path, str], T]) -> Callable[[Path, str], T]:
-    """What `parse` makes of a file and a second argument; of a small file once for each time it was written."""
-    known = lru_cache(maxsize=8192)(lambda path, argument, stamp: parse(Path(path), argument))
+def _once_for_each_writing(parse: Callable[..., T]) -> Callable[..., T]:
+    """What `parse` makes of a file and other arguments; of a small file once for each time it was written."""
+    known = lru_cache(maxsize=8192)(lambda stamp, path, *others: parse(Path(path), *others))
 
-    def read(file: Path, argument: str = "") -> T:
+    def read(file: Path, *others: str) -> T:
         try:
             stat = os.stat(file)
         except OSError:  # gone since it was looked for: said as of any file that is not there
-            return parse(file, argument)
+            return parse(file, *others)
         if stat.st_size > SMALL_BYTES:
-            return parse(file, argument)
-        return known(str(file), argument, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+            return parse(file, *others)
+        return known((stat.st_ino, stat.st_mtime_ns, stat.st_size), str(file), *others)
 
     return read
 
@@ -77,7 +77,7 @@ def _read(file: Path, kind: str) -> dict[str, Any]:
 
 
 @_once_for_each_writing
-def _state_in(file: Path, _: str) -> State:
+def _state_in(file: Path) -> State:
     if not file.exists():
         return State()
     try:
@@ -90,7 +90,7 @@ def _state_in(file: Path, _: str) -> State:
 
 
 @_once_for_each_writing
-def _plan_in(file: Path, _: str) -> MergePlan:
+def _plan_in(file: Path) -> MergePlan:
     try:
         return MergePlan.from_dict(_checked(file, "run.json")["plan"])
     except (KeyError, TypeError, ValueError, SettingsError, PlanError) as error:
@@ -110,7 +110,7 @@ class Tracked:
         return SHIPPED in self.folder.parents or bool(demo_experiment())
 
     def state(self) -> State:
-        return _state_in(self.folder / "state.json", "").seen_from_here()
+        return _state_in(self.folder / "state.json").seen_from_here()
 
     def write_state(self, state: State) -> None:
         self.check_there()
@@ -349,7 +349,7 @@ class Run(Tracked):
     def plan(self) -> MergePlan:
         if self.is_baseline:
             return MergePlan(self.experiment.layer_count)
-        return _plan_in(self.folder / "run.json", "")
+        return _plan_in(self.folder / "run.json")
 
     def remember(self, **settings: Any) -> None:
         """Add the settings of a stage to run.json."""

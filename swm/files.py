@@ -47,7 +47,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write to a temporary neighbour, sync, rename."""
-    temporary = _neighbour(path, "tmp")
+    temporary = neighbour(path, "tmp")
     with disk_errors(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -60,7 +60,7 @@ def replace_file(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _neighbour(path: Path, kind: str) -> Path:
+def neighbour(path: Path, kind: str) -> Path:
     """A name beside `path` that nobody has: "tmp" a file and "new" a folder being written, "old" and "gone" folders."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{kind}")
 
@@ -93,7 +93,7 @@ def sweep(folder: Path, older_than: float = 0.0) -> None:
 
 def set_aside(folder: Path) -> Path:
     """Take a folder out of sight in one step, to be removed at leisure; gives where it lies."""
-    gone = _neighbour(folder, "gone")
+    gone = neighbour(folder, "gone")
     with disk_errors(folder, 0):
         folder.rename(gone)
     return gone
@@ -192,7 +192,7 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
 
     Killed between its two renames, it leaves the former folder under another name: `sweep` brings it back.
     """
-    new, old = _neighbour(folder, "new"), _neighbour(folder, "old")
+    new, old = neighbour(folder, "new"), neighbour(folder, "old")
     new.mkdir(parents=True)
     try:
         yield new

@@ -14,12 +14,13 @@ import logging
 import math
 import os
 import re
+import shutil
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import torch
@@ -37,13 +38,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from swm.errors import ExperimentError, ModelError, SettingsError, SwmError, TextError
-from swm.files import check_space, disk_errors, full_disk_message, home, is_full_disk, replaced_folder, sweep
+from swm.files import check_space, disk_errors, full_disk_message, home, is_full_disk, neighbour, replaced_folder, sweep
 from swm.machine import check_memory
 from swm.parallel import world_size
 from swm.placement import device_map, room_here
 
 log = logging.getLogger(__name__)
 
+WEEK = 7 * 86_400.0  # seconds
 MOST_LAYERS = 4096
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -119,12 +121,13 @@ def load_model(
 
 
 def _spread(folder: Path, name: str, dtype: str, config: Any, places: dict[str, Any]) -> PreTrainedModel:
-    cache = home() / "cache"
-    with disk_errors(cache, 0):
-        cache.mkdir(parents=True, exist_ok=True)
-        converted = TemporaryDirectory(dir=cache, prefix="offload-")
-    model = _load_weights(folder, name, dtype, config, {"device_map": places, "offload_folder": converted.name})
-    weakref.finalize(model, converted.cleanup)
+    sweep(home() / "cache", older_than=WEEK)  # what a killed process left
+    converted = neighbour(home() / "cache" / "converted", "new")
+    with ExitStack() as removal, disk_errors(converted, 0):
+        converted.mkdir(parents=True)
+        removal.callback(shutil.rmtree, converted, ignore_errors=True)
+        model = _load_weights(folder, name, dtype, config, {"device_map": places, "offload_folder": converted})
+        weakref.finalize(model, removal.pop_all().close)
     if model.device.type == "meta":
         raise ModelError(
             f"There is no room for so much as the embedding of {name}: {room_here()['cpu'] / 2**30:,.2f} GiB of memory "

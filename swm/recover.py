@@ -59,6 +59,9 @@ def recover(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Train LoRA adapters on the linear maps of the layers and fold them in.
 
+    Several processes (`accelerate launch`) share each batch: a step sees the same sequences whatever their number. The
+    first one writes.
+
     Args:
         model: the merged model; it is changed, and so are tensors that it shares with the original.
         examples: recovery examples; the first ones are held out, the others are drawn in an order that `seed` fixes.
@@ -68,9 +71,6 @@ def recover(
         original: the model to learn from when `settings.target` is not "text".
         layers: indexes of those that get adapters; None for all.
         behind: (layer of the merged model, layer of the original) whose outputs are to be alike with target "hidden".
-
-    Several processes (`accelerate launch`) share each batch: a step sees the same sequences whatever their number. The
-    first one writes.
 
     Returns:
         The model with the adapters folded in (of processes that share its weights in the first one alone), and a
@@ -94,9 +94,6 @@ def recover(
     _train(trainer, folder)
     if watch.failure:
         raise watch.failure
-    gathered = trainer.accelerator.get_state_dict(trainer.model) if is_sharded() else None
-    if is_first():
-        adapted.save_pretrained(folder / "adapter", state_dict=gathered)
     summary = {
         "bfloat16": trainer.args.bf16,
         "trained_parameters": sum(p.numel() for p in adapted.parameters() if p.requires_grad),
@@ -104,15 +101,24 @@ def recover(
         "sequences": len(rows) - settings.held_out,
         "held_out_losses": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
     }
-    if is_sharded():
-        if not is_first():
-            return model, summary  # the weights are elsewhere
-        from peft import PeftModel
-
-        adapted = PeftModel.from_pretrained(whole, folder / "adapter")
-    folded = adapted.merge_and_unload()
+    folded = _folded(trainer, adapted, whole, folder / "adapter")
     folded.config.use_cache = uses_cache
     return folded.eval(), summary
+
+
+def _folded(trainer: Trainer, adapted: Any, whole: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Save the adapters and fold them in; where processes share the weights, into a whole model in the first one."""
+    weights = trainer.accelerator.get_state_dict(trainer.model) if is_sharded() else None
+    if is_first():
+        adapted.save_pretrained(folder, state_dict=weights)
+    if is_sharded():
+        if not is_first():
+            return whole
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(whole, folder)
+    folded: PreTrainedModel = adapted.merge_and_unload()
+    return folded
 
 
 def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: Sequence[int] | None) -> Any:
