@@ -312,6 +312,7 @@ class WindowScorer:
         if not can_merge(self._layers, window):
             return 0.0
         layers = [window, *self._layers_above(merged_above, window.last + 1)]
+        self._made = {known: layer for known, layer in self._made.items() if known in layers}  # the search went on
         replay, texts = self._replay, len(self._replay.reference)
         left, mean = texts, 1.0
         lost = torch.zeros(texts, dtype=torch.float64)
