@@ -54,7 +54,8 @@ def show_runs(experiment: Experiment, grid: Grid) -> None:
     st.caption(
         "Bars: the 95 % interval over texts (perplexity), one standard error over documents (score). Dotted: after "
         "LoRA. A method that finds no plan of that depth has no point; perplexities above 20 times the original's are "
-        "in the table alone."
+        "in the table alone. Speed is measured once for each number of layers and parameters, in turn with the "
+        "original."
     )
     st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=115)})
     st.download_button(

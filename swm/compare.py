@@ -177,14 +177,14 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         label = f"{task}, % ({scored[0]['metric']}, {counts} documents)"
         found.append((label, [_score(row["scores"].get(task)) for row in flat]))
     found.append(("average of tasks, %", [percent(row["average"], row["average_stderr"]) for row in flat]))
-    found.append(("tokens per second", [_number(row["tokens_per_second"], 1) for row in flat]))
+    found.append(("tokens per second", [number(row["tokens_per_second"], 1) for row in flat]))
     for batch in dict.fromkeys(batch for row in flat for batch in row["throughput"] if batch != "1"):
-        rates = [_number(row["throughput"].get(batch), 0) for row in flat]
+        rates = [number(row["throughput"].get(batch), 0) for row in flat]
         found.append((f"tokens per second, batch of {batch}", rates))
     found.append(("speed, times the original", [speedup(row["speedup"]) for row in flat]))
-    found.append(("latency, ms", [_number(row["latency_ms"], 0) for row in flat]))
+    found.append(("latency, ms", [number(row["latency_ms"], 0) for row in flat]))
     memory = [row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20 for row in flat]
-    found.append(("peak memory, MiB", [_number(value, 0) for value in memory]))
+    found.append(("peak memory, MiB", [number(value, 0) for value in memory]))
     return found
 
 
@@ -213,5 +213,5 @@ def percent(value: float | None, stderr: float | None) -> str:
     return MISSING if value is None or stderr is None else f"{100 * value:.1f} ± {100 * stderr:.1f}"
 
 
-def _number(value: float | None, digits: int) -> str:
+def number(value: float | None, digits: int) -> str:
     return MISSING if value is None else f"{value:,.{digits}f}"

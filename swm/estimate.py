@@ -11,7 +11,7 @@ from swm.files import free_bytes
 from swm.grids import Grid
 from swm.machine import free_memory_bytes
 from swm.metrics import TASKS
-from swm.plan import MergePlan, Window
+from swm.plan import MergePlan, WidthCut, Window
 from swm.presets import FIT_TOKENS, RecoverySettings
 
 PROCESS_BYTES = 700 * 2**20  # Python with torch and transformers, before any model
@@ -179,13 +179,17 @@ def stage_needs(
 
 def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid, folder: Path) -> float:
     """What all cells of a study take when none is there yet, the planners' searches left out; 0 if unknown."""
-    total = 0.0
+    total, timed = 0.0, set[tuple[int, WidthCut]]()
     for cell in grid.cells(facts["layers"]):
         dropped = facts["layers"] - cell.layers
         plan = MergePlan(facts["layers"], (Window(0, dropped),) if dropped else ())
         evaluations = 2 if cell.recovery else 1
         needs = estimate_run(facts, cost, plan, cell.recovery, grid.limit, folder, grid.tasks, evaluations)
-        total += needs.total_seconds - (0 if grid.time else needs.seconds.get("time", 0))
+        shape = (cell.layers, cell.width)
+        if not grid.time or shape in timed:
+            total -= needs.seconds.get("time", 0)
+        timed.add(shape)
+        total += needs.total_seconds
     return total
 
 

@@ -118,12 +118,31 @@ def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
 def _score(run: Run, grid: Grid, progress: Progress) -> None:
     if not _fits(run.scores(), grid):
         evaluate(run, grid.tasks, grid.limit, progress)
-    if grid.time and not run.timing():
+    if grid.time and not _timing_of_its_shape(run):
         time_run(run, progress=progress)
 
 
+def _timing_of_its_shape(run: Run) -> dict[str, Any] | None:
+    """The run's timing, else that of a run with as many layers and parameters: equal shapes are equally fast.
+
+    So is a run before its recovery and after.
+    """
+    if (timing := run.timing()) or run.is_baseline:
+        return timing
+    for other in run.experiment.runs():
+        timing = other.timing() or other.timing_before_recovery()
+        if timing and _shape(run) == _shape(other) and not other.is_baseline:
+            run.save("timing", {"timed_as": other.name, **timing})
+            return run.timing()
+    return None
+
+
+def _shape(run: Run) -> tuple[int, int]:
+    return run.plan.layers_left, run.settings.get("merge", {}).get("parameters", 0)
+
+
 def _is_scored(run: Run, grid: Grid) -> bool:
-    return _fits(run.scores(), grid) and not (grid.time and not run.timing())
+    return _fits(run.scores(), grid) and not (grid.time and not _timing_of_its_shape(run))
 
 
 def _fits(scores: dict[str, Any] | None, grid: Grid) -> bool:

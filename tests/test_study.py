@@ -32,12 +32,12 @@ def experiment(model_folder, text_file, home):
 def made(monkeypatch):
     """What the study asked of the stages, in order."""
     asked = []
-    for name in ("merge", "evaluate", "recover_run"):
+    for name in ("merge", "evaluate", "recover_run", "time_run"):
         whole = getattr(study, name)
 
-        def told(run, *arguments, name=name, whole=whole):
+        def told(run, *arguments, name=name, whole=whole, **named):
             asked.append((name, run.name, run.stage))
-            return whole(run, *arguments)
+            return whole(run, *arguments, **named)
 
         monkeypatch.setattr(study, name, told)
     return asked
@@ -162,6 +162,21 @@ def test_a_study_of_all_kinds_in_any_order(experiment):
     for heal, time in ((["sleb"], False), ([], True), (["sleb"], False)):
         assert study.run_study(experiment, "methods", {**small, "heal": heal, "time": time}) == {}
     assert experiment.run("sleb-3").timing()
+
+
+def test_speed_is_measured_once_for_each_shape(experiment, made):
+    study.run_study(experiment, "methods", {**SMALL, "time": True})
+    timed = [run for name, run, _ in made if name == "time_run"]
+    assert [run.split("-")[-1] for run in timed] == ["baseline", "3", "2"]
+    rows = {row["run"]: row for row in study_rows(experiment)}
+    other = "random-3" if timed[1] == "sleb-3" else "sleb-3"
+    assert experiment.run(other).timing()["timed_as"] == timed[1]
+    for what in ("speedup", "latency_ms", "peak_memory_bytes", "throughput"):
+        assert rows[other][what] == rows[timed[1]][what] is not None
+    assert rows[other]["deltas"]["latency_ms"] == rows[timed[1]]["deltas"]["latency_ms"]
+    made.clear()
+    study.run_study(experiment, "methods", {**SMALL, "time": True})
+    assert made == []
 
 
 @pytest.mark.parametrize(

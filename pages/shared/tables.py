@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from swm.compare import STAGES, interval, lines, percent, row_name, speedup
+from swm.compare import STAGES, interval, lines, number, percent, row_name, speedup
 from swm.experiments import Experiment
 from swm.paired import Paired
 from swm.search import PlanAt
@@ -43,6 +43,7 @@ def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """One line for each row of `study_rows`, as text with error bars."""
     texts = list(dict.fromkeys(text for row in rows for text in row["perplexities"]))
+    timed = any(row["latency_ms"] for row in rows)
     return pd.DataFrame(
         {
             "layers": row["layers"],
@@ -53,11 +54,20 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             **{f"perplexity, {text}": interval(row["perplexities"].get(text)) for text in texts},
             "average, %": percent(row["average"], row["average_stderr"]),
             **{task: percent(score["value"], score["stderr"]) for task, score in row["scores"].items()},
-            "times as fast": speedup(row["speedup"]),
+            **(_speed(row) if timed else {}),
             "windows": " ".join(f"{first}-{last}" for first, last in row["windows"]),
         }
         for row in rows
     )
+
+
+def _speed(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "times as fast": speedup(row["speedup"]),
+        "tokens per second": number(row["tokens_per_second"], 1),
+        "latency, ms": number(row["latency_ms"], 0),
+        "peak memory, MiB": number(row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20, 0),
+    }
 
 
 def sweep_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
