@@ -32,7 +32,7 @@ def main() -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from swm.models import find_decoder, size_bytes
+    from swm.decoder import find_decoder, size_bytes
     from swm.plan import Window
     from swm.replay import WindowScorer
 

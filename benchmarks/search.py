@@ -96,7 +96,8 @@ def in_own_process(method: str, threshold: float) -> dict[str, Any]:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from swm.models import layer_count, load_model, size_bytes
+    from swm.decoder import layer_count, size_bytes
+    from swm.models import load_model
     from swm.replay import WindowScorer
     from swm.search import ThresholdPath, settle, threshold_path
     from swm.texts import calibration_tokens
@@ -168,8 +169,8 @@ class Plain:
         self.reference = self._run(model)
 
     def score(self, above: Any, window: Any) -> float:
+        from swm.decoder import layer_count
         from swm.merge import apply_plan
-        from swm.models import layer_count
         from swm.plan import MergePlan
         from swm.replay import text_cosines
 
@@ -180,7 +181,7 @@ class Plain:
     def _run(self, model: Any) -> Any:
         import torch
 
-        from swm.models import layer_count
+        from swm.decoder import layer_count
 
         self.layer_runs += layer_count(model)
         with torch.inference_mode():

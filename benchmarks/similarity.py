@@ -30,7 +30,8 @@ def main() -> None:
 
     import torch
 
-    from swm.models import load_model, size_bytes
+    from swm.decoder import size_bytes
+    from swm.models import load_model
     from swm.similarity import layer_similarity
     from swm.texts import calibration_tokens
     from swm.timing import peak_memory

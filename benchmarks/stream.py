@@ -29,7 +29,8 @@ ROUNDS = 3
 
 def made(folder: Path, gib: float) -> int:
     """A random Llama of 24 layers in bfloat16 with the bundled tokenizer, written layer by layer; its bytes."""
-    from swm.models import find_decoder, load_tokenizer
+    from swm.decoder import find_decoder
+    from swm.models import load_tokenizer
 
     width = 128 * max(1, round((gib * 2**30 / (24 * 13.5 * 2)) ** 0.5 / 128))
     config = AutoConfig.for_model(

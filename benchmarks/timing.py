@@ -20,8 +20,9 @@ sys.path.insert(0, str(ROOT))
 def main() -> None:
     import torch
 
+    from swm.decoder import layer_count, parameter_count
     from swm.merge import apply_plan
-    from swm.models import config_facts, layer_count, load_model, parameter_count
+    from swm.models import config_facts, load_model
     from swm.plan import MergePlan, Window
     from swm.texts import calibration_tokens
     from swm.timing import decode_cost, time_models

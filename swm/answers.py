@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm import models
+from swm.decoder import context_length
 from swm.errors import SettingsError
 from swm.texts import whole_characters
 from swm.timing import generated_tokens
@@ -39,7 +39,7 @@ def _pieces(
 ) -> Iterator[str]:
     """Pieces of text; the moment of each token goes into `times`."""
     ids = tokenizer(whole_characters(prompt), return_tensors="pt").input_ids
-    context = models.context_length(model.config)
+    context = context_length(model.config)
     if ids.shape[1] == 0:
         raise SettingsError("The prompt is empty. Write a few words to continue.")
     if not 1 <= new_tokens <= context - ids.shape[1]:

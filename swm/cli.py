@@ -89,7 +89,8 @@ Result = tuple[Any, str]
 
 
 def run_models(options: argparse.Namespace) -> Result:
-    from swm.models import BUNDLED, TESTED_FAMILIES
+    from swm.models import TESTED_FAMILIES
+    from swm.sources import BUNDLED
 
     rows = {name: {"title": model.title, "licence": model.licence} for name, model in BUNDLED.items()}
     lines = [f"{name}  {model.title} ({model.licence})" for name, model in BUNDLED.items()]

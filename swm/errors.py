@@ -42,3 +42,10 @@ class JobError(SwmError):
 
 class Cancelled(BaseException):
     """The user cancelled the job; what was finished is kept."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what it says, as a sentence."""
+    lines = str(error).strip().splitlines()
+    line = lines[0].strip() if lines else type(error).__name__
+    return line[:300] + ("" if line.endswith(".") else ".")

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from swm.decoder import find_decoder, renumber_layers
 from swm.errors import ModelError, PlanError
-from swm.models import find_decoder, renumber_layers
 from swm.placement import weights_of
 from swm.plan import WEIGHT_RULES, MergePlan, Window, check_rule
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from swm.decoder import find_decoder
 from swm.errors import PlanError
 from swm.gradients import loss_gradients
 from swm.merge import MergedLayer, can_merge, merge_window, projections
-from swm.models import find_decoder
 from swm.plan import MergePlan, Window, check_layers, check_planner
 from swm.replay import Replay, WindowScorer, check_tokens, layer_outputs
 from swm.similarity import measure_similarity

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm import models
+from swm.decoder import find_decoder
 from swm.errors import ModelError, SettingsError
 from swm.evaluate import perplexity
 from swm.experiments import Experiment
@@ -107,7 +108,7 @@ def measure_plan(
     progress(0, 2, "loading the model")
     bench = _bench(experiment, plan.rule, loaded)
     for window in plan.windows:
-        check_same_shapes(models.find_decoder(bench.model).layers, window)
+        check_same_shapes(find_decoder(bench.model).layers, window)
     path, scorer, _ = _scoring(experiment, bench, plan.rule, 0.5, exact=False)
     if plan.windows and known_similarity(path, plan) is None:
         progress(0, 2, "similarity")

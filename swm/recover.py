@@ -27,10 +27,11 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from swm.decoder import find_decoder
 from swm.errors import Cancelled, ModelError, SettingsError, TextError
 from swm.estimate import activation_bytes
 from swm.files import replace_file
-from swm.models import bfloat16_is_faster, find_decoder
+from swm.models import bfloat16_is_faster
 from swm.parallel import any_of, first_alone, is_first, is_sharded, world_size
 from swm.placement import free_bytes_on
 from swm.presets import RecoverySettings

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from swm.decoder import find_decoder, size_bytes
 from swm.errors import ModelError, TextError
 from swm.files import check_space, disk_errors, home
 from swm.merge import MergedLayer, can_merge, merge_window
-from swm.models import find_decoder, size_bytes
 from swm.placement import bare, brought, free_bytes_on, is_spread, weights_of
 from swm.plan import DEFAULT_RULE, Window
 

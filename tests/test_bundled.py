@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from swm.merge import apply_plan
-from swm.models import check_reload, load_model, save_model
+from swm.models import load_model, save_model
 from swm.plan import Window
 from swm.replay import Replay, WindowScorer
+from swm.saving import check_reload
 from swm.search import ThresholdPath
 from swm.texts import calibration_tokens
 from tests.conftest import need

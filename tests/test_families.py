@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from swm import planning, stages
+from swm.decoder import find_decoder
 from swm.errors import PlanError
 from swm.experiments import Settings
 from swm.merge import apply_plan
-from swm.models import TESTED_FAMILIES, find_decoder, load_model, save_model
+from swm.models import TESTED_FAMILIES, load_model, save_model
 from swm.plan import WEIGHT_RULES, MergePlan, Window
 from swm.presets import RecoverySettings
 from swm.recover import recover

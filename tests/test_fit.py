@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from swm.decoder import find_decoder
 from swm.errors import ModelError
 from swm.fit import RIDGES, WindowFitter, apply_fitted_plan, last_projection
 from swm.merge import apply_plan
-from swm.models import find_decoder
 from swm.plan import MergePlan, Window
 from swm.replay import Replay, WindowScorer
 from tests.conftest import tiny_model

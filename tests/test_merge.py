@@ -7,10 +7,12 @@ import sys
 import pytest
 import torch
 
+from swm.decoder import find_decoder
 from swm.errors import ModelError, PlanError, SettingsError
 from swm.merge import apply_plan, base_layer, merge_window, projections
-from swm.models import check_reload, find_decoder, save_model
+from swm.models import save_model
 from swm.plan import WEIGHT_RULES, MergePlan, Window
+from swm.saving import check_reload
 from tests.conftest import tiny_model
 
 PROJECTIONS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]

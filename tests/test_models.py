@@ -9,19 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
+from swm.decoder import find_decoder, parameter_count, renumber_layers
 from swm.errors import ExperimentError, ModelError, SettingsError
-from swm.models import (
-    bundled_file,
-    check_reload,
-    config_facts,
-    find_decoder,
-    load_model,
-    load_tokenizer,
-    parameter_count,
-    pick_device,
-    renumber_layers,
-    save_model,
-)
+from swm.models import config_facts, load_model, load_tokenizer, pick_device, save_model
+from swm.saving import check_reload
+from swm.sources import bundled_file
 from tests.conftest import tiny_model
 
 
@@ -255,7 +247,7 @@ def test_full_disk_while_saving_leaves_the_old_folder_and_says_how_much_is_neede
     (folder / "old").write_text("old")
     for free in (None, 2**40):  # found beforehand; and while writing, when the space is taken meanwhile
         if free:
-            monkeypatch.setattr("swm.models.check_space", lambda folder, needed: None)
+            monkeypatch.setattr("swm.saving.check_space", lambda folder, needed: None)
         with pytest.raises(ExperimentError, match=r"No space left for .*/saved: \d\.\d MiB needed, [01]\.\d MiB free"):
             save_model(model, tokenizer, folder)
         assert [p.name for p in small_disk.iterdir()] == ["saved"]

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from swm import files, planning, stages
+from swm.decoder import find_decoder, size_bytes
 from swm.errors import ModelError
 from swm.experiments import Settings
 from swm.merge import projections
-from swm.models import find_decoder, load_model, size_bytes
+from swm.models import load_model
 from swm.placement import bare, is_spread, weights_of
 from swm.plan import MergePlan, Window
 from swm.planners import PlanLoss, plan_with

@@ -7,11 +7,11 @@ import torch
 
 from swm import planning, stages
 from swm.cli import main
+from swm.decoder import find_decoder
 from swm.errors import PlanError, SettingsError
 from swm.experiments import Settings
 from swm.fit import WindowFitter, apply_fitted_plan
 from swm.merge import apply_plan
-from swm.models import find_decoder
 from swm.plan import PLANNERS, MergePlan, Window
 from swm.planners import DropLoss, PlanLoss, beam_drops, dropped_plan, laco_plan, plan_with, taylor_importances
 from swm.presets import FIT_TOKENS

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from swm.decoder import find_decoder
 from swm.errors import Cancelled, ModelError, SettingsError, TextError
-from swm.models import find_decoder
 from swm.plan import MergePlan, Window
 from swm.presets import PRESETS, RecoverySettings, adapted_layers, preset_settings
 from swm.recover import IGNORED, recover, training_rows

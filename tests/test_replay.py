@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from swm.decoder import find_decoder
 from swm.errors import ExperimentError, ModelError, TextError
 from swm.merge import apply_plan
-from swm.models import find_decoder
 from swm.plan import WEIGHT_RULES, MergePlan, Window
 from swm.replay import Replay, WindowScorer, layer_outputs, text_cosines
 from swm.search import ThresholdPath, find_plan, threshold_path

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from swm.decoder import find_decoder
 from swm.errors import ModelError, SettingsError, TextError
 from swm.metrics import METRICS, Measure
-from swm.models import find_decoder
 from swm.replay import layer_outputs
 from swm.similarity import (
     BATCH_TOKENS,

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
+from swm.decoder import size_bytes
 from swm.merge import apply_plan
-from swm.models import size_bytes
 from swm.plan import MergePlan, Window
 from swm.timing import decode_cost, generated_tokens, throughput, time_models
 from swm.view import expected_speedup

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from swm.decoder import find_decoder, parameter_count
 from swm.errors import ModelError, SettingsError
-from swm.models import find_decoder, load_model, parameter_count, save_model
+from swm.models import load_model, save_model
 from swm.plan import WidthCut
 from swm.width import coupled_structures, prune_width
 from tests.conftest import tiny_model
