@@ -21,8 +21,9 @@ from pages.shared.live import layers_picture
 from swm.charts import loss_chart
 from swm.compare import STAGES
 from swm.estimate import estimate_run, gib
-from swm.experiments import BASELINE, Experiment, Run, check_name
+from swm.experiments import BASELINE, Experiment, Run
 from swm.jobs import start
+from swm.names import check_name
 from swm.plan import (
     DEFAULT_RULE,
     RULES,

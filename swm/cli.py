@@ -19,15 +19,17 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from swm.errors import Cancelled, ExperimentError, SettingsError, SwmError
-from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, delete, list_experiments, read_only_message
+from swm.experiments import BASELINE, Experiment, Run, Settings, delete, list_experiments
 from swm.grids import KINDS, OF_RUNS, read_grid
 from swm.jobs import Target, cancel, tracked
 from swm.metrics import Measure, parse_tasks
+from swm.names import check_name
 from swm.options import build_parser
 from swm.parallel import is_first, together, world_size
 from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, Window, parse_windows
 from swm.presets import RecoverySettings, preset_settings
 from swm.search import PlanAt
+from swm.tracked import read_only_message
 
 Progress = Callable[[int, int, str], None]
 SHARED = ("measure", "recover", "evaluate")  # commands that several processes work on together

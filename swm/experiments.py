@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from swm.errors import ExperimentError, JobError, PlanError, SettingsError
-from swm.files import demo_experiment, disk_errors, home, read_json, remove, set_aside, sweep, write_json
+from swm.files import demo_experiment, remove, set_aside, sweep, write_json
+from swm.names import check_name, check_new, experiments_folder, folders_in, list_names
 from swm.plan import PLANS_VERSION, MergePlan
-from swm.schemas import SHAPES, check_like, is_like
+from swm.schemas import is_like
 from swm.search import ThresholdPath
-from swm.states import State
+from swm.tracked import (
+    Tracked,
+    checked_file,
+    job_lock,
+    names_locked,
+    once_for_each_writing,
+    read_file,
+    read_only_message,
+    shipped_folders,
+)
 
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 BASELINE = "baseline"
 RESULTS = ("scores", "documents", "timing")
 PROMISED = ".promised"  # in a model folder whose run.json does not know it yet
-SHIPPED = Path(__file__).parents[1] / "assets" / "experiments"
 
 
 @dataclass(frozen=True)
@@ -43,120 +45,12 @@ class Settings:
     dtype: str = "auto"
 
 
-SMALL_BYTES = 2**16  # larger files are read anew each time
-T = TypeVar("T")
-
-
-def _once_for_each_writing(parse: Callable[..., T]) -> Callable[..., T]:
-    """What `parse` makes of a file and other arguments; of a small file once for each time it was written."""
-    known = lru_cache(maxsize=8192)(lambda stamp, path, *others: parse(Path(path), *others))
-
-    def read(file: Path, *others: str) -> T:
-        try:
-            stat = os.stat(file)
-        except OSError:  # gone since it was looked for: said as of any file that is not there
-            return parse(file, *others)
-        if stat.st_size > SMALL_BYTES:
-            return parse(file, *others)
-        return known((stat.st_ino, stat.st_mtime_ns, stat.st_size), str(file), *others)
-
-    return read
-
-
-@_once_for_each_writing
-def _checked(file: Path, kind: str) -> dict[str, Any]:
-    data = read_json(file)
-    if kind in SHAPES:
-        check_like(data, kind, str(file))
-    return data
-
-
-def _read(file: Path, kind: str) -> dict[str, Any]:
-    """One of our files, checked to be what a file of that kind is."""
-    return dict(_checked(file, kind))
-
-
-@_once_for_each_writing
-def _state_in(file: Path) -> State:
-    if not file.exists():
-        return State()
-    try:
-        data = _checked(file, "state.json")
-        known = {field.name: data[field.name] for field in fields(State) if field.name in data}
-        return State(**{**known, "command": tuple(known.get("command", ()))})
-    except (ExperimentError, TypeError, ValueError) as error:
-        # The state only tells; what a job made lies in other files.
-        return State("job", "failed", error=f"What it did cannot be read: {error}")
-
-
-@_once_for_each_writing
-def _plan_in(file: Path) -> MergePlan:
-    try:
-        return MergePlan.from_dict(_checked(file, "run.json")["plan"])
-    except (KeyError, TypeError, ValueError, SettingsError, PlanError) as error:
-        raise ExperimentError(
-            f"{file} is damaged ({error}). Delete the folder {file.parent} and merge again."
-        ) from None
-
-
-class Tracked:
-    """A folder with a state of its own: an experiment or a run."""
-
-    folder: Path
-    name: str
-
-    @property
-    def read_only(self) -> bool:
-        return SHIPPED in self.folder.parents or bool(demo_experiment())
-
-    def state(self) -> State:
-        return _state_in(self.folder / "state.json").seen_from_here()
-
-    def write_state(self, state: State) -> None:
-        self.check_there()
-        write_json(self.folder / "state.json", asdict(state))
-
-    def check_there(self) -> None:
-        """Raise JobError if the folder was deleted or renamed: nothing may grow in its place."""
-        if not self._is_there():
-            raise JobError(f"{self.name} was deleted or renamed meanwhile: there is nowhere to write to.")
-
-    def _is_there(self) -> bool:
-        raise NotImplementedError
-
-    def mend(self) -> None:
-        """Put right what a killed job left; to be called by a job, which keeps others waiting."""
-        raise NotImplementedError
-
-    def log_tail(self, lines: int = 40) -> str:
-        """The last lines of the job's log."""
-        file = self.folder / "job.log"
-        if not file.exists():
-            return ""
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - 200 * lines))
-            text = stream.read().decode("utf-8", "replace")
-        return "\n".join(re.split(r"[\r\n]+", text.rstrip())[-lines:])
-
-    def _json(self, name: str) -> dict[str, Any] | None:
-        """One of our files, if it is there and what it should be."""
-        file = self.folder / name
-        if not file.exists():
-            return None
-        return _read(file, name.split("/")[0])
-
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise ExperimentError(read_only_message(self.folder.name))
-        self.check_there()
-
-
 class Experiment(Tracked):
     """A model, a calibration text and what was measured with them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
-        data = _read(folder / "experiment.json", "experiment.json")
+        data = read_file(folder / "experiment.json", "experiment.json")
         try:
             self.settings = Settings(**data["settings"])
             self.model_facts: dict[str, Any] = dict(data["model_facts"])
@@ -174,12 +68,12 @@ class Experiment(Tracked):
         if demo_experiment():
             raise ExperimentError(read_only_message(name))
         data = {"settings": asdict(settings), "model_facts": model_facts, "created": time.time()}
-        with _names_locked():
+        with names_locked():
             folder = check_new(name)
             write_json(folder / "experiment.json", data)
         return cls(folder)
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
         return (self.folder / "experiment.json").is_file()
 
     def mend(self) -> None:
@@ -194,9 +88,10 @@ class Experiment(Tracked):
     def open(cls, name: str) -> Experiment:
         """An experiment by name; the one that ships with the program when the user has none of that name."""
         check_name(name)
-        for parent in (experiments_folder(), SHIPPED):
-            if (parent / name / "experiment.json").is_file():
-                return cls(parent / name)
+        own = experiments_folder() / name
+        for folder in (own, *shipped_folders()):
+            if folder.name == name and (folder / "experiment.json").is_file():
+                return cls(folder)
         names = ", ".join(list_names()) or "none yet"
         raise ExperimentError(
             f"There is no experiment {name}. There are: {names}. "
@@ -216,7 +111,7 @@ class Experiment(Tracked):
         )
 
     def save_similarity(self, metric: str, data: dict[str, Any]) -> None:
-        self._check_writable()
+        self.check_writable()
         write_json(self.folder / "similarity" / f"{metric}.json", data)
 
     def path(self, rule: str) -> ThresholdPath | None:
@@ -239,7 +134,7 @@ class Experiment(Tracked):
         return self._json("cost.json")
 
     def save_cost(self, cost: dict[str, Any]) -> None:
-        self._check_writable()
+        self.check_writable()
         write_json(self.folder / "cost.json", cost)
 
     def changed(self, name: str) -> int:
@@ -251,7 +146,7 @@ class Experiment(Tracked):
         return sorted(file.stem for file in (self.folder / "path").glob("*.json"))
 
     def save_path(self, path: ThresholdPath) -> None:
-        self._check_writable()
+        self.check_writable()
         write_json(self.folder / "path" / f"{path.rule}.json", path.to_dict())
 
     def planned(self, planner: str, layers: int) -> dict[str, Any] | None:
@@ -260,7 +155,7 @@ class Experiment(Tracked):
         return data if data and data.get("version") == PLANS_VERSION else None
 
     def save_planned(self, planner: str, layers: int, data: dict[str, Any]) -> None:
-        self._check_writable()
+        self.check_writable()
         write_json(self.folder / "plans" / f"{planner}-{layers}.json", data)
 
     def study(self, kind: str) -> dict[str, Any] | None:
@@ -268,7 +163,7 @@ class Experiment(Tracked):
         return self._json(f"studies/{kind}.json")
 
     def save_study(self, kind: str, data: dict[str, Any]) -> None:
-        self._check_writable()
+        self.check_writable()
         write_json(self.folder / "studies" / f"{kind}.json", data)
 
     def run(self, name: str) -> Run:
@@ -289,7 +184,7 @@ class Experiment(Tracked):
     def readable_runs(self) -> tuple[list[Run], list[str]]:
         """The runs that can be read, the baseline first, and one message for each that cannot."""
         found, broken = [Run(self, BASELINE)], []
-        for name in _folders_in(self.folder / "runs"):
+        for name in folders_in(self.folder / "runs"):
             run = Run(self, name)
             if run.is_baseline or not (run.folder / "run.json").is_file():
                 continue
@@ -309,12 +204,12 @@ class Experiment(Tracked):
         method: str | None = None,
     ) -> Run:
         """A new run with its plan, and the method that found it; an existing one with the same plan is given back."""
-        self._check_writable()
+        self.check_writable()
         if check_name(name) == BASELINE:
             raise ExperimentError(f"{BASELINE} is the original model. Choose another name for the run.")
         run = Run(self, name)
         data = {"plan": plan.to_dict(), "threshold": threshold, "similarity": similarity, "created": time.time()}
-        with _names_locked():
+        with names_locked():
             if (run.folder / "run.json").is_file():
                 if run.plan == plan:
                     return run
@@ -337,8 +232,8 @@ class Run(Tracked):
     def is_baseline(self) -> bool:
         return self.name == BASELINE
 
-    def _is_there(self) -> bool:
-        return self.experiment._is_there() and (self.is_baseline or (self.folder / "run.json").is_file())
+    def is_there(self) -> bool:
+        return self.experiment.is_there() and (self.is_baseline or (self.folder / "run.json").is_file())
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -353,7 +248,7 @@ class Run(Tracked):
 
     def remember(self, **settings: Any) -> None:
         """Add the settings of a stage to run.json."""
-        self._check_writable()
+        self.check_writable()
         write_json(self.folder / "run.json", {**self.settings, **settings})
 
     @property
@@ -401,7 +296,7 @@ class Run(Tracked):
 
     def save(self, name: str, data: dict[str, Any]) -> None:
         """Write one of the run's results, as in `save("scores", {...})`."""
-        self._check_writable()
+        self.check_writable()
         write_json(self.folder / f"{name}.json", data)
 
     def promise(self, new_model: Path, settings: dict[str, Any], scores: str) -> None:
@@ -415,7 +310,7 @@ class Run(Tracked):
             scores: what becomes of the former model's: "aside" keeps them as those before recovery, "drop" keeps what
                 was set aside before and drops the others, "forget" drops both, and the recovery's checkpoints.
         """
-        self._check_writable()
+        self.check_writable()
         token = uuid.uuid4().hex
         (new_model / PROMISED).write_text(token, encoding="utf-8")
         self.remember(pending={"token": token, "scores": scores, "settings": settings})
@@ -455,7 +350,7 @@ class Run(Tracked):
         self.settle()
 
     def add_event(self, **event: Any) -> None:
-        self._check_writable()
+        self.check_writable()
         with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
@@ -466,66 +361,6 @@ class Run(Tracked):
         """What the stages told while they ran; a line that is being written is left out."""
         file = self.folder / "events.jsonl"
         return list(_json_lines(file.read_text(encoding="utf-8", errors="replace"))) if file.exists() else []
-
-
-def _json_lines(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if is_like(row, "event"):
-            yield row
-
-
-def _folders_in(folder: Path) -> list[str]:
-    """Names in a folder that can be ours, in order."""
-    return sorted(filter(NAME.fullmatch, os.listdir(folder))) if folder.is_dir() else []
-
-
-def read_only_message(name: str) -> str:
-    if demo_experiment():
-        return f"{name} cannot be changed: this is a demo, started with SWM_DEMO, and everything in it is read-only."
-    return (
-        f"{name} belongs to the results that ship with the program: it is read-only and cannot be changed. "
-        "Create an experiment of your own: "
-        f"python -m swm create NAME --model smollm2-135m"
-    )
-
-
-def experiments_folder() -> Path:
-    return home() / "experiments"
-
-
-def check_name(name: str) -> str:
-    """The name itself, if it can be one.
-
-    Raises:
-        ExperimentError: for anything but lower-case letters, digits and hyphens, at most 64, no hyphen first.
-    """
-    if not NAME.fullmatch(name):
-        raise ExperimentError(
-            f"'{name[:80]}' cannot be a name. Use 1 to 64 lower-case letters, digits and hyphens; "
-            "start with a letter or digit."
-        )
-    return name
-
-
-def check_new(name: str) -> Path:
-    """Folder for a new experiment of that name; raises ExperimentError if there is one already."""
-    folder = experiments_folder() / check_name(name)
-    if (folder / "experiment.json").exists():  # a folder without it is what a killed process left
-        raise ExperimentError(f"There is an experiment {name} already. Choose another name, or delete {folder}.")
-    return folder
-
-
-def list_names() -> list[str]:
-    """Names of the user's experiments, newest first, then those that ship with the program."""
-    own = [file.parent for file in experiments_folder().glob("*/experiment.json") if NAME.fullmatch(file.parent.name)]
-    own.sort(key=lambda folder: (folder / "experiment.json").stat().st_mtime, reverse=True)
-    shipped = sorted(file.parent for file in SHIPPED.glob("*/experiment.json"))
-    names = [folder.name for folder in own]
-    return names + [folder.name for folder in shipped if folder.name not in names]
 
 
 def list_experiments() -> tuple[list[Experiment], list[str]]:
@@ -545,7 +380,7 @@ def delete(item: Experiment | Run) -> None:
     Raises:
         ExperimentError: for the baseline, and what is read-only. JobError: while a job works on it.
     """
-    item._check_writable()
+    item.check_writable()
     if isinstance(item, Run) and item.is_baseline:
         raise ExperimentError(f"{BASELINE} is the original model and stays. Delete the whole experiment instead.")
     above = [item.experiment] if isinstance(item, Run) else []
@@ -554,45 +389,27 @@ def delete(item: Experiment | Run) -> None:
         state = each.state()
         if state.active and (each not in above or state.stage in ("study", "demo")):  # these work on all its runs
             raise JobError(f"{each.name} has a job running. Cancel it first.")
-    with job_lock(item), _names_locked():
+    with job_lock(item), names_locked():
         gone = set_aside(item.folder)
     sweep(gone.parent, older_than=60)
     remove(gone)
 
 
-@contextmanager
-def job_lock(target: Tracked) -> Iterator[None]:
-    """Hold the place of the target's one job.
-
-    Raises:
-        JobError: if it has one already.
-    """
-    lock = FileLock(target.folder / ".job.lock")
+@once_for_each_writing
+def _plan_in(file: Path) -> MergePlan:
     try:
-        with disk_errors(target.folder, 4096):
-            target.folder.mkdir(parents=True, exist_ok=True)
-            # A process that was just killed takes a moment to let go; runs of a sweep plan one after the other.
-            lock.acquire(timeout=-1 if os.environ.get("SWM_WAIT") else 1)
-    except Timeout:
-        raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.") from None
-    try:
-        target.check_there()  # it may have been deleted while we waited
-        yield
-    finally:
-        lock.release()
+        return MergePlan.from_dict(checked_file(file, "run.json")["plan"])
+    except (KeyError, TypeError, ValueError, SettingsError, PlanError) as error:
+        raise ExperimentError(
+            f"{file} is damaged ({error}). Delete the folder {file.parent} and merge again."
+        ) from None
 
 
-@contextmanager
-def _names_locked() -> Iterator[None]:
-    """One at a time: what makes or removes experiments and runs. It takes milliseconds."""
-    lock = FileLock(home() / ".names.lock")
-    try:
-        with disk_errors(home(), 4096):
-            home().mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=10)
-    except Timeout:
-        raise JobError("Another program is making or deleting experiments. Try again in a moment.") from None
-    try:
-        yield
-    finally:
-        lock.release()
+def _json_lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if is_like(row, "event"):
+            yield row

@@ -24,9 +24,10 @@ import psutil
 from filelock import FileLock, Timeout
 
 from swm.errors import Cancelled, ExperimentError, JobError, SwmError
-from swm.experiments import Experiment, Tracked, job_lock, read_only_message
+from swm.experiments import Experiment
 from swm.files import check_space, demo_experiment, full_disk_message, home, is_full_disk
 from swm.states import HEARTBEAT_SECONDS, State, this_process
+from swm.tracked import Tracked, job_lock, read_only_message
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager
 from swm import planning, stages
 from swm.compare import run_name
 from swm.errors import ExperimentError
-from swm.experiments import BASELINE, Experiment, Run, Settings, check_name, experiments_folder
+from swm.experiments import BASELINE, Experiment, Run, Settings
 from swm.jobs import Target
 from swm.metrics import TASKS
+from swm.names import check_name, experiments_folder
 from swm.presets import RecoverySettings, preset_settings
 from swm.recipe import Recipe
 

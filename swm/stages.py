@@ -26,12 +26,13 @@ from swm.answers import Answer
 from swm.errors import ExperimentError, ModelError, SettingsError, TextError
 from swm.estimate import adapter_bytes
 from swm.evaluate import TaskScore, check_request, perplexity, zero_shot
-from swm.experiments import BASELINE, Experiment, Run, Settings, check_new
+from swm.experiments import BASELINE, Experiment, Run, Settings
 from swm.files import check_space, content_hash, home, read_json, write_json
 from swm.fit import apply_fitted_plan
 from swm.machine import free_memory_bytes
 from swm.merge import apply_plan
 from swm.metrics import Measure
+from swm.names import check_new
 from swm.parallel import check_sharding, first_alone, gathered, is_first, is_sharded, world_size
 from swm.placement import is_spread
 from swm.plan import WEIGHT_RULES, MergePlan

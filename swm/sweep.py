@@ -28,11 +28,13 @@ import yaml
 
 from swm.compare import compare
 from swm.errors import Cancelled, ExperimentError, JobError, SettingsError
-from swm.experiments import NAME, Experiment, Run, Settings, Tracked, check_name, read_only_message
+from swm.experiments import Experiment, Run, Settings
 from swm.files import demo_experiment, home, replace_file, write_json
 from swm.metrics import TASKS
+from swm.names import NAME, check_name
 from swm.plan import DEFAULT_RULE, check_planner, check_rule
 from swm.presets import preset_settings, recovery_arguments
+from swm.tracked import Tracked, read_only_message
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class Sweep(Tracked):
     def __init__(self, name: str) -> None:
         self.name, self.folder = check_name(name), home() / "sweeps" / name
 
-    def _is_there(self) -> bool:
+    def is_there(self) -> bool:
         return (self.folder / FILE).is_file()
 
     def mend(self) -> None:
@@ -115,7 +117,7 @@ class Sweep(Tracked):
         sweep = cls(read_sweep(grid).name)
         if demo_experiment():
             raise ExperimentError(read_only_message(sweep.name))
-        if sweep._is_there() and sweep.grid != grid:
+        if sweep.is_there() and sweep.grid != grid:
             raise SettingsError(f"There is a sweep {sweep.name} with another grid. Give this file another name.")
         write_json(sweep.folder / FILE, {"grid": grid})
         replace_file(sweep.folder / "sweep.yaml", yaml.safe_dump(grid, sort_keys=False, allow_unicode=True).encode())

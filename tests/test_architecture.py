@@ -28,6 +28,8 @@ ORDER = [
     ["sources"],
     ["saving"],
     ["decoder", "estimate"],
+    ["names"],
+    ["tracked"],
     ["schemas", "states"],
     ["grids"],
     ["presets"],

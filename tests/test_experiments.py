@@ -8,10 +8,10 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from swm import experiments
 from swm.errors import ExperimentError, JobError
-from swm.experiments import Experiment, Settings, check_name, delete, list_experiments
+from swm.experiments import Experiment, Settings, delete, list_experiments
 from swm.files import SCHEMA, read_json, replaced_folder, write_json
+from swm.names import check_name
 from swm.plan import MergePlan, Window
 from swm.search import ThresholdPath
 from swm.states import State, this_process
@@ -131,7 +131,7 @@ def test_deleting_is_refused_while_a_job_runs(experiment):
 
 
 def test_shipped_experiments_are_read_only(experiment, monkeypatch):
-    monkeypatch.setattr(experiments, "SHIPPED", experiment.folder.parent)
+    monkeypatch.setattr("swm.tracked.SHIPPED", experiment.folder.parent)
     for change in (
         lambda: experiment.save_similarity("cka", {}),
         lambda: experiment.create_run("a", MergePlan(6)),

@@ -154,7 +154,7 @@ def test_stream_gives_an_answer_piece_by_piece(experiment):
 
 
 def test_shipped_experiment_takes_no_jobs(experiment, monkeypatch):
-    monkeypatch.setattr("swm.experiments.SHIPPED", experiment.folder.parent)
+    monkeypatch.setattr("swm.tracked.SHIPPED", experiment.folder.parent)
     with pytest.raises(JobError, match="read-only"):
         start(experiment, "measure", ["measure", "study"])
     with pytest.raises(ExperimentError, match="cannot be changed"):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from swm import experiments
 from swm.experiments import Experiment, Settings
 from swm.grids import KINDS
 from swm.plan import MergePlan, Window
@@ -58,7 +57,7 @@ def study():
 
 @pytest.fixture
 def no_demo(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiments, "SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr("swm.tracked.SHIPPED", tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("page", ["app.py", *PAGES])

@@ -36,7 +36,8 @@ RESULTS = (
 
 
 def main() -> None:
-    from swm.experiments import SHIPPED, experiments_folder
+    from swm.names import experiments_folder
+    from swm.tracked import SHIPPED
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")

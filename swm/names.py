@@ -1,0 +1,51 @@
+"""Names of experiments and runs, and where experiments lie."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from swm.errors import ExperimentError
+from swm.files import home
+from swm.tracked import shipped_folders
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+
+
+def experiments_folder() -> Path:
+    return home() / "experiments"
+
+
+def check_name(name: str) -> str:
+    """The name itself, if it can be one.
+
+    Raises:
+        ExperimentError: for anything but lower-case letters, digits and hyphens, at most 64, no hyphen first.
+    """
+    if not NAME.fullmatch(name):
+        raise ExperimentError(
+            f"'{name[:80]}' cannot be a name. Use 1 to 64 lower-case letters, digits and hyphens; "
+            "start with a letter or digit."
+        )
+    return name
+
+
+def check_new(name: str) -> Path:
+    """Folder for a new experiment of that name; raises ExperimentError if there is one already."""
+    folder = experiments_folder() / check_name(name)
+    if (folder / "experiment.json").exists():  # a folder without it is what a killed process left
+        raise ExperimentError(f"There is an experiment {name} already. Choose another name, or delete {folder}.")
+    return folder
+
+
+def list_names() -> list[str]:
+    """Names of the user's experiments, newest first, then those that ship with the program."""
+    own = [file.parent for file in experiments_folder().glob("*/experiment.json") if NAME.fullmatch(file.parent.name)]
+    own.sort(key=lambda folder: (folder / "experiment.json").stat().st_mtime, reverse=True)
+    return list(dict.fromkeys(folder.name for folder in (*own, *shipped_folders())))
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Names in a folder that can be ours, in order."""
+    return sorted(filter(NAME.fullmatch, os.listdir(folder))) if folder.is_dir() else []
