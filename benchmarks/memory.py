@@ -34,7 +34,7 @@ def main() -> None:
 
     from swm.decoder import find_decoder, size_bytes
     from swm.plan import Window
-    from swm.replay import WindowScorer
+    from swm.windows import WindowScorer
 
     heads = options.width // 128
     config = AutoConfig.for_model(

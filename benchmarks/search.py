@@ -98,10 +98,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
     from swm.decoder import layer_count, size_bytes
     from swm.models import load_model
-    from swm.replay import WindowScorer
     from swm.search import ThresholdPath, settle, threshold_path
     from swm.texts import calibration_tokens
     from swm.timing import peak_memory
+    from swm.windows import WindowScorer
 
     model, tokenizer = load_model(options.model, options.dtype)
     tokens = calibration_tokens(tokenizer)
@@ -172,7 +172,7 @@ class Plain:
         from swm.decoder import layer_count
         from swm.merge import apply_plan
         from swm.plan import MergePlan
-        from swm.replay import text_cosines
+        from swm.windows import text_cosines
 
         plan = MergePlan(layer_count(self.model), tuple(sorted((*above, window))), self.rule)
         merged = apply_plan(copy.deepcopy(self.model), plan)

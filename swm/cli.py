@@ -341,7 +341,8 @@ def run_time(options: argparse.Namespace) -> Result:
 
 
 def run_sweep(options: argparse.Namespace) -> Result:
-    from swm.sweep import Sweep, load_grid, run_sweep
+    from swm.sweep import Sweep, load_grid
+    from swm.workers import run_sweep
 
     sweep = Sweep.create(load_grid(Path(options.file)))
     if options.status:

@@ -22,8 +22,9 @@ from swm.errors import PlanError
 from swm.gradients import loss_gradients
 from swm.merge import MergedLayer, can_merge, merge_window, projections
 from swm.plan import MergePlan, Window, check_layers, check_planner
-from swm.replay import Replay, WindowScorer, check_tokens, layer_outputs
+from swm.replay import Replay, check_tokens, layer_outputs
 from swm.similarity import measure_similarity
+from swm.windows import WindowScorer
 
 OnTry = Callable[[int, int], None]
 KEPT_BELOW, KEPT_ABOVE = 4, 2  # by Taylor+, see below

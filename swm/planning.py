@@ -31,10 +31,10 @@ from swm.plan import (
 )
 from swm.planners import DropLoss, PlanLoss, beam_drops, dropped_plan, plan_with
 from swm.presets import FIT_TOKENS
-from swm.replay import WindowScorer
 from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
 from swm.stages import Progress, calibration_of, fit_tokens_of, load_original, no_progress
 from swm.view import known_similarity
+from swm.windows import WindowScorer
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SAVE_SECONDS = 2.0

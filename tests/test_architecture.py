@@ -13,7 +13,8 @@ ONLY_IN = {"peft": "recover", "datasets": "texts", "lm_eval": "evaluate"}
 # Left may import right, never back.
 ORDER = [
     ["cli"],
-    ["pipeline", "study", "sweep"],
+    ["pipeline", "study", "workers"],
+    ["sweep"],
     ["planning"],
     ["stages"],
     ["answers"],
@@ -21,6 +22,7 @@ ORDER = [
     ["recipe"],
     ["scoring", "compare", "charts", "jobs", "planners", "width"],
     ["similarity", "fit", "experiments", "view"],
+    ["windows"],
     ["replay", "gradients", "stream"],
     ["merge"],
     ["models", "texts", "search"],

@@ -6,10 +6,11 @@ import torch
 from swm.merge import apply_plan
 from swm.models import load_model, save_model
 from swm.plan import Window
-from swm.replay import Replay, WindowScorer
+from swm.replay import Replay
 from swm.saving import check_reload
 from swm.search import ThresholdPath
 from swm.texts import calibration_tokens
+from swm.windows import WindowScorer
 from tests.conftest import need
 
 pytestmark = pytest.mark.bundled

@@ -17,10 +17,11 @@ from swm.models import TESTED_FAMILIES, load_model, save_model
 from swm.plan import WEIGHT_RULES, MergePlan, Window
 from swm.presets import RecoverySettings
 from swm.recover import recover
-from swm.replay import Replay, WindowScorer
+from swm.replay import Replay
 from swm.search import find_plan, threshold_path
 from swm.similarity import layer_similarity
 from swm.texts import Example
+from swm.windows import WindowScorer
 from tests.conftest import WORDS, tiny_model
 
 LAYERS = 6

@@ -9,7 +9,8 @@ from swm.errors import ModelError
 from swm.fit import RIDGES, WindowFitter, apply_fitted_plan, last_projection
 from swm.merge import apply_plan
 from swm.plan import MergePlan, Window
-from swm.replay import Replay, WindowScorer
+from swm.replay import Replay
+from swm.windows import WindowScorer
 from tests.conftest import tiny_model
 from tests.test_families import FAMILIES, LAYERS, made
 

@@ -21,8 +21,8 @@ from swm.models import load_model
 from swm.placement import bare, is_spread, weights_of
 from swm.plan import MergePlan, Window
 from swm.planners import PlanLoss, plan_with
-from swm.replay import WindowScorer
 from swm.similarity import measure_similarity
+from swm.windows import WindowScorer
 from tests.conftest import need, tiny_model
 
 ROOT = Path(__file__).parents[1]

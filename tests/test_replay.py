@@ -7,8 +7,9 @@ from swm.decoder import find_decoder
 from swm.errors import ExperimentError, ModelError, TextError
 from swm.merge import apply_plan
 from swm.plan import WEIGHT_RULES, MergePlan, Window
-from swm.replay import Replay, WindowScorer, layer_outputs, text_cosines
+from swm.replay import Replay, layer_outputs
 from swm.search import ThresholdPath, find_plan, threshold_path
+from swm.windows import WindowScorer, text_cosines
 from tests.conftest import tiny_model
 
 
@@ -111,7 +112,7 @@ def test_texts_run_in_parts_score_as_all_at_once(tokens, monkeypatch):
     model = tiny_model(layers=6)
     cases = [((), Window(3, 4)), ((Window(3, 4),), Window(0, 2))]
     whole = [WindowScorer(model, tokens).score(*case) for case in cases]
-    monkeypatch.setattr("swm.replay.CPU_PART_TOKENS", 16)
+    monkeypatch.setattr("swm.windows.CPU_PART_TOKENS", 16)
     scorer = WindowScorer(model, tokens)
     assert [scorer.score(*case) for case in cases] == pytest.approx(whole, abs=1e-6)
     assert scorer.layer_runs < 6 + 2 * 7
@@ -172,7 +173,7 @@ def test_layers_called_by_what_the_text_says_are_refused(tokens, monkeypatch):
 
 def test_texts_are_left_out_once_they_cannot_change_the_verdict(monkeypatch):
     model, tokens = tiny_model(layers=6), torch.arange(128).reshape(8, 16) % 64
-    monkeypatch.setattr("swm.replay.CPU_PART_TOKENS", 16)
+    monkeypatch.setattr("swm.windows.CPU_PART_TOKENS", 16)
     exact, quick = WindowScorer(model, tokens), WindowScorer(model, tokens)
     cases = [((), Window(3, 4)), ((), Window(1, 4)), ((Window(3, 4),), Window(1, 2))]
     for case in cases:
@@ -195,7 +196,7 @@ def test_no_text_is_refused(model):
 def test_where_memory_is_short_one_merged_layer_is_kept_and_scores_are_the_same(rule, tokens, home, monkeypatch):
     model = tiny_model(layers=8)
     plenty = WindowScorer(model, tokens, rule)
-    monkeypatch.setattr("swm.replay.free_bytes_on", lambda device: 1000)
+    monkeypatch.setattr("swm.windows.free_bytes_on", lambda device: 1000)
     little = WindowScorer(model, tokens, rule)
     above = ()
     for window in (Window(6, 7), Window(3, 5), Window(0, 2)):
@@ -210,7 +211,7 @@ def test_where_memory_is_short_one_merged_layer_is_kept_and_scores_are_the_same(
 
 def test_no_room_for_states_is_told_before_they_are_written(tokens, small_disk, monkeypatch):
     monkeypatch.setenv("SWM_HOME", str(small_disk / "home"))
-    monkeypatch.setattr("swm.replay.free_bytes_on", lambda device: 1000)
+    monkeypatch.setattr("swm.windows.free_bytes_on", lambda device: 1000)
     WindowScorer(tiny_model(), tokens)
     (small_disk / "ballast").write_bytes(bytes(2**20 - 2**14))
     with pytest.raises(ExperimentError, match="No space left"):

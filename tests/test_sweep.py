@@ -16,7 +16,8 @@ from swm.cli import main
 from swm.errors import Cancelled, SettingsError
 from swm.experiments import Experiment
 from swm.jobs import tracked
-from swm.sweep import Sweep, load_grid, read_sweep, run_cell, run_sweep, sweep_rows, sweeps
+from swm.sweep import Sweep, load_grid, read_sweep, sweep_rows, sweeps
+from swm.workers import run_cell, run_sweep
 from tests.conftest import need, tiny_model
 from tests.test_jobs import wait_for
 
@@ -158,7 +159,7 @@ def test_a_run_that_is_killed_is_tried_again_and_one_that_fails_is_not(grid, hom
     tries = home / "tries"
     home.mkdir()
     code = f"import os, sys; f = open({str(tries)!r}, 'a'); f.write('x'); f.flush(); "
-    monkeypatch.setattr("swm.sweep._python", lambda command: [sys.executable, "-c", code + command[0]])
+    monkeypatch.setattr("swm.workers._python", lambda command: [sys.executable, "-c", code + command[0]])
     assert run_cell(["os.kill(os.getpid(), 9)"], "e", "r", 2, {}) == "It was killed by signal 9 each time."
     assert len(tries.read_text()) == 3
     assert run_cell(["sys.exit('It is odd.')"], "e", "r", 2, {}) == "It is odd."
@@ -172,7 +173,7 @@ def test_a_run_ends_with_the_process_that_started_it(home):
     home.mkdir()
     note = home / "pid"
     child = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    code = "import swm.sweep as s, sys; s._python = lambda c: [sys.executable, '-c', c[0]]\n"
+    code = "import swm.workers as s, sys; s._python = lambda c: [sys.executable, '-c', c[0]]\n"
     code += f"s.run_cell([{child!r}], 'e', 'r', 0, {{}})"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     assert wait_for(lambda: note.exists() and note.read_text())
@@ -195,7 +196,8 @@ import os, sys, time, json, threading
 import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
-from swm.sweep import Sweep, load_grid, run_sweep
+from swm.sweep import Sweep, load_grid
+from swm.workers import run_sweep
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 other = cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
@@ -236,7 +238,7 @@ def test_a_ray_cluster_loses_a_node_and_the_sweep_completes(grid, tmp_path, home
 
 def test_without_ray_it_is_told_how_to_get_it(grid, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr("swm.sweep._create", lambda cell, progress: None)
+    monkeypatch.setattr("swm.workers._create", lambda cell, progress: None)
     with pytest.raises(SettingsError, match="pip install ray"):
         run_sweep(Sweep.create(grid), quiet, "ray")
 
