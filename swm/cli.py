@@ -21,7 +21,7 @@ from tqdm import tqdm
 from swm.errors import Cancelled, ExperimentError, SettingsError, SwmError
 from swm.experiments import BASELINE, Experiment, Run, Settings, delete, list_experiments
 from swm.grids import KINDS, OF_RUNS, read_grid
-from swm.jobs import Target, cancel, tracked
+from swm.jobs import Target, beside, cancel, tracked
 from swm.metrics import Measure, parse_tasks
 from swm.names import check_name
 from swm.options import build_parser
@@ -70,7 +70,8 @@ def watched(target: Target, stage: str) -> Iterator[Progress]:
         if stage == "recover":  # cancelled, it writes a checkpoint with all of them
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
-        yield lambda done, total, text: None
+        with beside(target):
+            yield lambda done, total, text: None
         return
     shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}"
     bar = tqdm(desc=stage, disable=not sys.stderr.isatty(), file=sys.stderr, bar_format=shape)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -25,13 +25,16 @@ from filelock import FileLock, Timeout
 
 from swm.errors import Cancelled, ExperimentError, JobError, SwmError
 from swm.experiments import Experiment
-from swm.files import check_space, demo_experiment, full_disk_message, home, is_full_disk
+from swm.files import check_space, demo_experiment, full_disk_message, home, is_full_disk, replace_file
+from swm.machine import memory_kills
+from swm.parallel import rank, world_size
 from swm.states import HEARTBEAT_SECONDS, State, this_process
 from swm.tracked import Tracked, job_lock, read_only_message
 
 log = logging.getLogger(__name__)
 
 Target = Tracked  # an experiment, a run or a sweep
+BESIDE = "failed-beside.txt"  # what a process other than the first one ended with
 SPACE_BYTES = 2**18  # for the small files of any stage; those with large ones look for themselves
 
 
@@ -120,34 +123,65 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
         if computes:
             _acquire(device, tracker)
         target.mend()
+        (target.folder / BESIDE).unlink(missing_ok=True)
         check_space(target.folder, SPACE_BYTES)
         tracker.write(status="running", started=time.time(), text="starting")
         yield tracker
         tracker.stop()
         tracker.write(status="done", text="", done=tracker.state.total)
-    except Cancelled:
-        tracker.stop()
-        tracker.write(status="cancelled", error="")
-        raise
-    except SwmError as error:
-        tracker.stop()
-        _write_failure(tracker, str(error))
-        raise
     except BaseException as error:
         tracker.stop()
-        if is_full_disk(error):
-            message = full_disk_message(target.folder, SPACE_BYTES)
-            _write_failure(tracker, message)
-            raise ExperimentError(message) from error
-        if _is_out_of_memory(error):
-            message = "Out of memory. Use shorter or fewer texts, a smaller batch, or --dtype bfloat16."
-            _write_failure(tracker, message)
-            raise JobError(message) from error
-        _write_failure(tracker, f"Unexpected error: {type(error).__name__}: {error}. The log has the details.")
-        raise
+        told = _explained(error, target) or _ended_beside(tracker, target)
+        if told is None and isinstance(error, Cancelled):
+            tracker.write(status="cancelled", error="")
+            raise
+        _write_failure(tracker, f"{told}" if told else _unexpected(error))
+        if told is None or told is error:
+            raise
+        raise told from error
     finally:
         restore()
         device.release()
+
+
+@contextmanager
+def beside(target: Target) -> Iterator[None]:
+    """A stage in a process beside the first one: what ends it is left in the folder for the first one to tell."""
+    try:
+        yield
+    except Exception as error:
+        told = _explained(error, target)
+        message = f"Process {rank()} of {world_size()}: {told or _unexpected(error)}"
+        with suppress(OSError):  # the message on stderr has to do
+            replace_file(target.folder / BESIDE, message.encode())
+        if told is None or told is error:
+            raise
+        raise told from error
+
+
+def _ended_beside(tracker: Tracker, target: Target) -> SwmError | None:
+    """Why another process of the stage ended, if one did: the launcher then ends this one too."""
+    file = target.folder / BESIDE
+    if file.is_file():
+        return JobError(file.read_text(encoding="utf-8"))
+    if world_size() > 1 and memory_kills() > tracker.state.memory_kills:
+        return JobError(tracker.state.why_ended())
+    return None
+
+
+def _explained(error: BaseException, target: Target) -> SwmError | None:
+    """What the user can mend; None for a mistake of ours."""
+    if isinstance(error, SwmError):
+        return error
+    if is_full_disk(error):
+        return ExperimentError(full_disk_message(target.folder, SPACE_BYTES))
+    if _is_out_of_memory(error):
+        return JobError("Out of memory. Use shorter or fewer texts, a smaller batch, or --dtype bfloat16.")
+    return None
+
+
+def _unexpected(error: BaseException) -> str:
+    return f"Unexpected error: {type(error).__name__}: {error}. The log has the details."
 
 
 def _gpu_memory_bytes() -> int:

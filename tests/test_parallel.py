@@ -169,6 +169,37 @@ def test_several_processes_stop_together_and_one_goes_on(merged, examples_file):
     assert stopped["global_step"] == step
 
 
+BROKEN = """
+import os, sys
+from swm import stages
+from swm.cli import main
+
+def broken(*arguments):
+    raise {error}
+
+if os.environ["RANK"] == "1":
+    stages.measure_similarity = broken
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("MemoryError", "Process 1 of 2: Out of memory"),
+        ("KeyError('place')", "Process 1 of 2: Unexpected error: KeyError: 'place'"),
+    ],
+)
+def test_the_first_process_tells_why_another_one_ended(error, told, study, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN.format(error=error))
+    done = launched("measure", "study", launch=[*LAUNCH[:-2], str(tmp_path / "broken.py")])
+    assert done.returncode
+    state = study.state()
+    assert (state.status, state.error[: len(told)]) == ("failed", told)
+    assert launched("measure", "study").returncode == 0
+    assert study.state().status == "done"
+
+
 def test_what_processes_cannot_share_is_told_before_anything_is_done(merged, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingsError, match="2 processes cannot share a batch of 3 evenly. Choose --batch 4"):
