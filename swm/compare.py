@@ -22,9 +22,10 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
         Rows with `run`, `stage`, `layers`, `parameters`, `size_bytes`, `perplexity` (on LAMBADA unless another text was
         measured first), `perplexities` by text, `scores` by task (`value`, `stderr`, `metric`, `documents`), `average`
         and `average_stderr`, `tokens_per_second`, `latency_ms`, `peak_memory_bytes`, `speedup` (with `low` and `high`),
-        `deltas` to the baseline. A recovered run that was evaluated before has that row under `before_recovery`. What
-        was not measured is None. The delta of the average is None unless both were scored on the same documents; those
-        of speed and memory are to the original as it was measured in turn with the run.
+        `fitted_first` (whether merged layers were solved for before LoRA), `deltas` to the baseline. A recovered run
+        that was evaluated before has that row under `before_recovery`. What was not measured is None. The delta of the
+        average is None unless both were scored on the same documents; those of speed and memory are to the original as
+        it was measured in turn with the run.
     """
     rows = [_row_of(run) for run in experiment.runs()]
     for row in rows:
@@ -85,6 +86,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "parameters": parameters,
         "size_bytes": merged.get("size_bytes", parameters * facts["size_bytes"] // facts["parameters"]),
         "windows": [[window.first, window.last] for window in run.plan.windows],
+        "fitted_first": stage == "recovered" and run.settings["recovery"].get("repaired") == "fit",
         "rule": None if run.is_baseline else run.plan.rule,
         "threshold": run.settings.get("threshold"),
         "width": asdict(run.plan.width),
@@ -135,7 +137,7 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     """The comparison as comma-separated values, one line for each run and stage."""
     flat = flat_rows(rows)
     plain = ["run", "stage", "layers", "parameters", "size_bytes", "average", "average_stderr"]
-    plain += ["tokens_per_second", "latency_ms", "peak_memory_bytes", "experiment", "method"]
+    plain += ["tokens_per_second", "latency_ms", "peak_memory_bytes", "experiment", "method", "fitted_first"]
     texts = list(dict.fromkeys(text for row in flat for text in row["perplexities"]))
     tasks = list(dict.fromkeys(task for row in flat for task in row["scores"]))
     heads = [*plain, *(f"perplexity_{text}" for text in texts)]

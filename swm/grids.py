@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Grid:
     Attributes:
         total: share of the layers' weights to remove in all: what depth leaves of it goes by width, `width_by`. None
             leaves width alone.
+        lora_alone: those of `heal` whose merged layers are not fitted before LoRA, as their papers do it.
     """
 
     ratios: tuple[float, ...]
@@ -61,6 +62,7 @@ class Grid:
     keep_models: bool
     total: float | None = None
     width_by: tuple[str, ...] = ("flap",)
+    lora_alone: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for planner in self.planners:
@@ -71,6 +73,10 @@ class Grid:
         if unknown:
             raise SettingsError(
                 f"The grid heals {', '.join(unknown)}, but does not plan it. Name it as planner or rule."
+            )
+        if unhealed := sorted({*self.lora_alone} - {*self.heal}):
+            raise SettingsError(
+                f"The grid names {', '.join(unhealed)} under lora_alone, but does not heal it. Name it under heal too."
             )
         for method in self.width_by:
             WidthCut(0.0, method)
@@ -94,16 +100,22 @@ class Grid:
             keep_models=bool(data["keep_models"]),
             total=data.get("total"),
             width_by=tuple(data.get("width_by", ("flap",))),
+            lora_alone=tuple(data.get("lora_alone", ())),
         )
 
     def cells(self, layer_count: int) -> list[Cell]:
         """Depth by depth, so that all methods can be compared at the first before the next begins."""
         return [
-            Cell(method, layers, self.recovery if method in self.heal else None, width)
+            Cell(method, layers, self._recovery_of(method), width)
             for layers in dict.fromkeys(max(1, round(layer_count * (1 - ratio))) for ratio in self.ratios)
             for method in (*self.planners, *self.rules)
             for width in self._widths(layers / layer_count)
         ]
+
+    def _recovery_of(self, method: str) -> RecoverySettings | None:
+        if method not in self.heal:
+            return None
+        return replace(self.recovery, repair="none") if method in self.lora_alone else self.recovery
 
     def _widths(self, left: float) -> list[WidthCut]:
         """The cuts after which so many of the layers' weights are gone as `total` says; none if depth took more."""

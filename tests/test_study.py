@@ -60,6 +60,7 @@ def test_the_grids_that_ship_can_be_read():
         ({"rules": ["chess"]}, "'chess' is not a merge rule"),
         ({"ratios": [1.0]}, "Ratio 1.0 is out of range"),
         ({"heal": ["best"]}, "heals best, but does not plan it"),
+        ({"lora_alone": ["random"]}, "names random under lora_alone, but does not heal it"),
         ({"ratios": None}, "has no grid 'methods' that can be read"),
         ({"recovery": {"preset": "quick", "stepz": 3}}, "has no grid 'methods' that can be read"),
         ({"limit": "many"}, "has no grid 'methods' that can be read"),
@@ -85,6 +86,17 @@ def test_cells_go_depth_by_depth():
     assert [cell.run for cell in cells] == ["sleb-3", "random-3", "keep-first-3", "sleb-2", "random-2", "keep-first-2"]
     assert [cell.recovery is not None for cell in cells] == [True, False, False] * 2
     assert cells[1] == Cell("random", 3)
+
+
+def test_a_method_can_be_healed_by_lora_alone():
+    grid = Grid.from_dict(
+        {**SMALL, "heal": ["sleb", "random"], "recovery": {"preset": "quick"}, "lora_alone": ["sleb"]}
+    )
+    found = {cell.run: cell.recovery and cell.recovery.repair for cell in grid.cells(4)}
+    assert found == {
+        "sleb-3": "none", "random-3": "fit", "keep-first-3": None,
+        "sleb-2": "none", "random-2": "fit", "keep-first-2": None,
+    }  # fmt: skip
 
 
 def test_width_makes_up_what_depth_leaves():
@@ -209,6 +221,7 @@ def test_depth_and_width_together(experiment):
     assert {(row["layers"], row["method"]) for row in rows} == {
         (4, "sleb + flap"), (4, "sleb + taylor"), (3, "sleb + flap"), (3, "sleb + taylor"),
     }  # fmt: skip
+    assert not any(row["fitted_first"] for row in study_rows(experiment))
     whole = experiment.model_facts["parameters"]
     assert all(row["parameters"] < 0.7 * whole for row in rows)
     assert experiment.run("sleb-3-taylor-333").stage == "recovered"

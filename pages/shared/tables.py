@@ -49,7 +49,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "layers": row["layers"],
             "method": row["method"],
             "rule": row["rule"] or "",
-            "stage": STAGES[row["stage"]],
+            "stage": "merged + fit + LoRA" if row["fitted_first"] else STAGES[row["stage"]],
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
             **{f"perplexity, {text}": interval(row["perplexities"].get(text)) for text in texts},
             "average, %": percent(row["average"], row["average_stderr"]),
