@@ -1,5 +1,7 @@
 """Studies page: every method at several depths, on the experiment's own model."""
 
+from typing import Any
+
 import streamlit as st
 
 from pages.shared.frame import (
@@ -14,7 +16,7 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.tables import study_table
-from swm.charts import depths_chart, similarity_heatmap, staircase_chart
+from swm.charts import depths_chart, similarity_heatmap, staircase_chart, threshold_scores_chart
 from swm.compare import csv_text, study_rows
 from swm.estimate import study_seconds
 from swm.experiments import BASELINE, Experiment
@@ -63,7 +65,7 @@ def show_runs(experiment: Experiment, grid: Grid) -> None:
     )
 
 
-def show_thresholds(experiment: Experiment, rules: list[str]) -> None:
+def show_thresholds(experiment: Experiment, rules: list[str], scores: list[dict[str, Any]]) -> None:
     paths = [path for rule in rules if (path := experiment.path(rule))]
     if not paths:
         st.info("No threshold path has been searched yet.", icon=":material/science:")
@@ -75,6 +77,10 @@ def show_thresholds(experiment: Experiment, rules: list[str]) -> None:
         "The same threshold leaves different depths with different rules; compare rules at equal depth. Perplexity of "
         "rule fit is that of its quick fit while searching."
     )
+    if scores:
+        st.plotly_chart(threshold_scores_chart(scores), key="studies_scores")
+        documents = " or ".join(dict.fromkeys(f"{row['documents']:,}" for row in scores))
+        st.caption(f"Bars: one standard error over {documents} documents. No training; point at a dot for its layers.")
 
 
 def show_texts(experiment: Experiment, metric: str, texts: list[str]) -> None:
@@ -112,7 +118,7 @@ with shown_errors():
     if kind in OF_RUNS:
         show_runs(experiment, Grid.from_dict(grid))
     elif kind == "thresholds":
-        show_thresholds(experiment, grid["rules"])
+        show_thresholds(experiment, grid["rules"], (last or {}).get("scores", []))
     else:
         show_texts(experiment, grid["metric"], grid["texts"])
     for cell, reason in (last or {"failed": {}})["failed"].items():

@@ -333,6 +333,29 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str) -> go.Figure
     return figure
 
 
+def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:
+    """Score of the plans at some thresholds with its standard error: one line for each merge rule.
+
+    Args:
+        scores: rows with `rule`, `threshold`, `layers`, `task`, `value` and `stderr`, as a study of thresholds keeps.
+    """
+    figure = go.Figure()
+    for index, rule in enumerate(dict.fromkeys(row["rule"] for row in scores)):
+        rows = sorted((row for row in scores if row["rule"] == rule), key=lambda row: row["threshold"])
+        figure.add_scatter(
+            x=[row["threshold"] for row in rows],
+            y=[100 * row["value"] for row in rows],
+            error_y={"array": [100 * row["stderr"] for row in rows], "thickness": 1.4, "width": 4},
+            customdata=[row["layers"] for row in rows],
+            mode="lines+markers",
+            name=rule,
+            line={"color": COLOURS[index % len(COLOURS)]},
+            marker={"size": 8},
+            hovertemplate="%{x:.2f}, %{customdata} layers: %{y:.1f} %<extra>" + rule + "</extra>",
+        )
+    return _plain(figure, "threshold", f"{scores[0]['task']}, %" if scores else "", 380, legend=True)
+
+
 def differences_chart(compared: Sequence[Paired]) -> go.Figure:
     """Difference on each task with its 95 % interval; grey where it is no more than noise."""
     figure = go.Figure()

@@ -19,7 +19,7 @@ KINDS = {
     "methods": "All methods at several depths: perplexity, scores, speed (the paper's tables 1 and 2).",
     "healing": "Before and after LoRA at several depths (figure 4).",
     "width": "Depth against score with width cut as well, at equal numbers of parameters (figure 3).",
-    "thresholds": "Layers left and perplexity against threshold, for every merge rule (figure 5).",
+    "thresholds": "Layers left, perplexity and score against threshold, for every merge rule (figure 5).",
     "texts": "Heat maps of the zero-shot tasks' prompts (figure 1).",
 }
 OF_RUNS = ("methods", "healing", "width")
@@ -125,6 +125,43 @@ class Grid:
         return list(dict.fromkeys(WidthCut(ratio, by) if ratio > 0 else WHOLE for by in self.width_by))
 
 
+@dataclass(frozen=True)
+class ThresholdGrid:
+    """What the study of thresholds asks for.
+
+    Attributes:
+        low: where the threshold paths begin.
+        scored_at: thresholds whose plans are scored on `limit` documents of `task`; None for all documents.
+    """
+
+    rules: tuple[str, ...]
+    low: float
+    scored_at: tuple[float, ...] = ()
+    task: str = "hellaswag"
+    limit: int | None = 100
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            check_rule(rule)
+        for threshold in (self.low, *self.scored_at):
+            if not self.low <= threshold <= 1 or self.low <= 0:
+                raise SettingsError(
+                    f"Threshold {threshold:g} is out of range. Choose {self.low:g} to 1, and more than 0."
+                )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ThresholdGrid:
+        """From an entry of the file."""
+        limit = data.get("limit", 100)
+        return cls(
+            rules=tuple(data["rules"]),
+            low=float(data["from"]),
+            scored_at=tuple(float(threshold) for threshold in data.get("scored_at", ())),
+            task=str(data.get("task", "hellaswag")),
+            limit=None if limit == "none" else int(limit),
+        )
+
+
 def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
     """A study's grid as the file says it, checked.
 
@@ -147,9 +184,7 @@ def checked_grid(kind: str, grid: dict[str, Any], where: str) -> dict[str, Any]:
         if kind in OF_RUNS:
             Grid.from_dict(grid)
         elif kind == "thresholds":
-            float(grid["from"])
-            for rule in grid["rules"]:
-                check_rule(rule)
+            ThresholdGrid.from_dict(grid)
         else:
             for text in grid["texts"]:
                 Measure(grid["metric"], texts=text)

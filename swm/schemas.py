@@ -129,7 +129,21 @@ SHAPES: dict[str, Shape] = {
         budget=WHOLE,
         version=WHOLE,
     ),
-    "studies": an({"failed": every(TEXT), "grid": an({})}),
+    "studies": an(
+        {"failed": every(TEXT), "grid": an({})},
+        scores=many(
+            an(
+                {
+                    "rule": TEXT,
+                    "threshold": NUMBER,
+                    "layers": WHOLE,
+                    "windows": many(many(WHOLE)),
+                    "limit": maybe(WHOLE),
+                }
+            )
+            | {"allOf": [TASK, an({"task": TEXT})]}
+        ),
+    ),
     "event": an(
         {"step": WHOLE, "steps": WHOLE, "time": NUMBER},
         stage=TEXT,

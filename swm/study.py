@@ -10,14 +10,25 @@ from dataclasses import replace
 from typing import Any
 
 from swm.errors import ModelError, PlanError, SettingsError, TextError
+from swm.evaluate import check_request, zero_shot
 from swm.experiments import BASELINE, Experiment, Run
-from swm.grids import OF_RUNS, Cell, Grid
+from swm.grids import OF_RUNS, Cell, Grid, ThresholdGrid
 from swm.metrics import Measure
 from swm.plan import PLANNERS, MergePlan
 from swm.planning import plan_by, plan_for, search
 from swm.presets import RecoverySettings
 from swm.recipe import recipe_of
-from swm.stages import Progress, evaluate, measure, merge, no_progress, recover_run, time_run
+from swm.stages import (
+    Progress,
+    evaluate,
+    load_original,
+    measure,
+    merge,
+    merged_model,
+    no_progress,
+    recover_run,
+    time_run,
+)
 from swm.texts import PERPLEXITY_TEXTS
 
 CELL_ERRORS = (PlanError, ModelError, TextError, SettingsError)  # the other cells can go on
@@ -38,24 +49,59 @@ def run_study(
     if kind in OF_RUNS:
         failed = _study_runs(experiment, Grid.from_dict(grid), progress)
     elif kind == "thresholds":
-        failed = _study_thresholds(experiment, grid["rules"], float(grid["from"]), progress)
+        failed = _study_thresholds(experiment, ThresholdGrid.from_dict(grid), progress)
     else:
         failed = {}
         measures = [Measure(grid["metric"], texts=text) for text in grid["texts"]]
         for place, how in enumerate(measures):
             if not experiment.similarity(how.name):
                 measure(experiment, how, _part(progress, place, len(measures), how.texts))
-    experiment.save_study(kind, {"failed": failed, "grid": grid})
+    experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": failed, "grid": grid})
     return failed
 
 
-def _study_thresholds(experiment: Experiment, rules: list[str], low: float, progress: Progress) -> dict[str, str]:
-    failed = {}
-    for place, rule in enumerate(rules):
+def _study_thresholds(experiment: Experiment, grid: ThresholdGrid, progress: Progress) -> dict[str, str]:
+    if grid.scored_at:
+        check_request((grid.task,), grid.limit)
+    failed, parts = {}, len(grid.rules) * (2 if grid.scored_at else 1)
+    for place, rule in enumerate(grid.rules):
         try:
-            search(experiment, rule, low, progress=_part(progress, place, len(rules), rule))
+            search(experiment, rule, grid.low, progress=_part(progress, place, parts, rule))
         except CELL_ERRORS as error:
             failed[rule] = str(error)
+    if grid.scored_at:
+        rules = [rule for rule in grid.rules if rule not in failed]
+        failed |= _score_thresholds(experiment, grid, rules, _part(progress, 1, 2, "scores"))
+    return failed
+
+
+def _score_thresholds(
+    experiment: Experiment, grid: ThresholdGrid, rules: list[str], progress: Progress
+) -> dict[str, str]:
+    """Scores of the plans at the grid's thresholds, each plan's once; kept with the study as they come."""
+    kept = experiment.study("thresholds") or {"failed": {}, "grid": {}}
+    scores = [one for one in kept.get("scores", []) if (one["task"], one["limit"]) == (grid.task, grid.limit)]
+    cells = [(rule, threshold) for rule in rules for threshold in grid.scored_at]
+    loaded, failed = None, {}
+    for place, (rule, threshold) in enumerate(cells):
+        plan = plan_for(experiment, threshold=threshold, rule=rule).plan
+        windows = plan.to_dict()["windows"]
+        same = [one for one in scores if one["windows"] == windows and (one["rule"] == rule or not windows)]
+        if any((one["rule"], one["threshold"]) == (rule, threshold) for one in same):
+            continue
+        if not same:
+            told = _part(progress, place, len(cells), f"{rule} at {threshold:g}")
+            loaded = loaded or load_original(experiment)
+            model, tokenizer = loaded
+            try:
+                merged = merged_model(experiment, model, tokenizer, plan, told)
+                same = [zero_shot(merged, tokenizer, [grid.task], grid.limit, told)[0].to_dict()]
+            except CELL_ERRORS as error:
+                failed[f"{rule} at {threshold:g}"] = str(error)
+                continue
+        entry = {"rule": rule, "threshold": threshold, "layers": plan.layers_left, "windows": windows}
+        scores.append({**same[0], **entry, "task": grid.task, "limit": grid.limit})
+        experiment.save_study("thresholds", {**kept, "scores": scores})
     return failed
 
 

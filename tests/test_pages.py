@@ -1,5 +1,6 @@
 """Every page on real files: the shipped demo, an experiment made here, no experiment at all, and odd addresses."""
 
+import json
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -154,6 +155,19 @@ def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
         test.segmented_control(key="studies_kind").select(kind).run()
         assert not test.exception
         assert KINDS[kind] in [c.value for c in test.caption]
+
+
+def test_studies_show_the_scores_of_plans_at_thresholds(study, no_demo):
+    grid = {"rules": ["rdsc"], "from": 0.5}
+    row = {"rule": "rdsc", "layers": 5, "windows": [[1, 2]], "task": "hellaswag", "limit": 50, "metric": "acc_norm"}
+    rows = [{**row, "threshold": t, "value": v, "stderr": 0.07, "documents": 50} for t, v in ((0.9, 0.42), (0.8, 0.35))]
+    study.save_study("thresholds", {"failed": {}, "grid": grid, "scores": rows})
+    test = opened("pages/studies.py")
+    test.segmented_control(key="studies_kind").select("thresholds").run()
+    charts = [json.loads(chart.proto.spec) for chart in test.get("plotly_chart")]
+    (scored,) = [chart for chart in charts if chart["layout"]["yaxis"]["title"]["text"] == "hellaswag, %"]
+    assert (scored["data"][0]["x"], scored["data"][0]["y"]) == ([0.8, 0.9], [35.0, 42.0])
+    assert any("one standard error over 50 documents" in c.value for c in test.caption)
 
 
 def test_a_cut_in_width_goes_into_the_plan_and_the_command(study, no_demo):

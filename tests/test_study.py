@@ -5,9 +5,13 @@ from swm import stages, study
 from swm.cli import main
 from swm.compare import study_rows
 from swm.errors import Cancelled, SettingsError
+from swm.evaluate import zero_shot
 from swm.experiments import Settings
 from swm.grids import GRIDS, KINDS, Cell, Grid, grid_text, read_grid
+from swm.merge import apply_plan
 from swm.plan import PLANNERS, RULES, MergePlan, Window
+from swm.planning import plan_for
+from swm.stages import load_original
 
 SMALL = {
     "ratios": [0.25, 0.5],
@@ -196,6 +200,7 @@ def test_speed_is_measured_once_for_each_shape(experiment, made):
     [
         ("thresholds", {"rules": ["rdsc"]}),
         ("thresholds", {"rules": 3, "from": 0.5}),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": 0.9}),
         ("texts", {"metric": "cka", "texts": None}),
     ],
 )
@@ -236,6 +241,41 @@ def test_thresholds_and_texts(experiment, text_file):
     assert len(experiment.metrics_measured()) == 1
     assert told == sorted(told)
     assert told[-1] <= 1
+
+
+def test_plans_at_thresholds_are_scored_once(experiment, monkeypatch):
+    scored = []
+
+    def told(model, *arguments, whole=study.zero_shot):
+        scored.append(model)
+        if len(scored) == 3:
+            raise Cancelled
+        return whole(model, *arguments)
+
+    monkeypatch.setattr(study, "zero_shot", told)
+    grid = {"rules": ["keep_first", "mean"], "from": 0.5, "scored_at": [0.99, 0.9, 0.5], "task": "piqa", "limit": 4}
+    with pytest.raises(Cancelled):
+        study.run_study(experiment, "thresholds", grid)
+    assert study.run_study(experiment, "thresholds", grid) == {}
+    rows = experiment.study("thresholds")["scores"]
+    assert [(row["rule"], row["threshold"]) for row in rows] == [
+        (rule, threshold) for rule in grid["rules"] for threshold in grid["scored_at"]
+    ]
+    for row in rows:
+        plan = plan_for(experiment, threshold=row["threshold"], rule=row["rule"]).plan
+        assert (row["layers"], row["windows"]) == (plan.layers_left, plan.to_dict()["windows"])
+        assert (row["task"], row["documents"]) == ("piqa", 4)
+    plans = {(row["rule"] if row["windows"] else "", str(row["windows"])): row["value"] for row in rows}
+    assert len(scored) == len(plans) + 1  # the one that was cancelled, again
+    merged = apply_plan(load_original(experiment)[0], plan)
+    (score,) = zero_shot(merged, load_original(experiment)[1], ["piqa"], 4)
+    assert rows[-1]["value"] == score.value
+    assert study.run_study(experiment, "thresholds", grid) == {}
+    assert len(scored) == len(plans) + 1
+    with pytest.raises(SettingsError, match="'chess' is not a task"):
+        study.run_study(experiment, "thresholds", {**grid, "task": "chess"})
+    with pytest.raises(SettingsError, match=r"Threshold 0.4 is out of range. Choose 0.5 to 1"):
+        study.run_study(experiment, "thresholds", {**grid, "scored_at": [0.4]})
 
 
 def test_a_study_from_the_command_line(experiment, tmp_path, capsys):
