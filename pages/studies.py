@@ -20,7 +20,7 @@ from swm.charts import depths_chart, similarity_heatmap, staircase_chart, thresh
 from swm.compare import csv_text, study_rows
 from swm.estimate import study_seconds
 from swm.experiments import BASELINE, Experiment
-from swm.grids import KINDS, OF_RUNS, Grid, checked_grid, grid_text, read_grid
+from swm.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, checked_grid, grid_text, read_grid
 from swm.jobs import start
 from swm.metrics import Measure
 
@@ -118,7 +118,8 @@ with shown_errors():
     if kind in OF_RUNS:
         show_runs(experiment, Grid.from_dict(grid))
     elif kind == "thresholds":
-        show_thresholds(experiment, grid["rules"], (last or {}).get("scores", []))
+        scores = ThresholdGrid.from_dict(grid).scores_in((last or {}).get("scores", []))
+        show_thresholds(experiment, grid["rules"], scores)
     else:
         show_texts(experiment, grid["metric"], grid["texts"])
     for cell, reason in (last or {"failed": {}})["failed"].items():

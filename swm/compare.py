@@ -86,7 +86,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "parameters": parameters,
         "size_bytes": merged.get("size_bytes", parameters * facts["size_bytes"] // facts["parameters"]),
         "windows": [[window.first, window.last] for window in run.plan.windows],
-        "fitted_first": stage == "recovered" and run.settings["recovery"].get("repaired") == "fit",
+        "fitted_first": stage == "recovered" and _fitted_first(run),
         "rule": None if run.is_baseline else run.plan.rule,
         "threshold": run.settings.get("threshold"),
         "width": asdict(run.plan.width),
@@ -105,6 +105,10 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "created": run.settings.get("created", 0.0),
         "timed_with": timing.get("baseline", {}),
     }
+
+
+def _fitted_first(run: Run) -> bool:
+    return run.plan.rule == "fit" or run.settings["recovery"].get("repaired") == "fit"
 
 
 def _method(run: Run) -> str | None:

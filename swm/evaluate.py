@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ModelError, SettingsError, TextError
-from swm.metrics import PAPER_METRICS, TASKS
+from swm.metrics import MOST_DOCUMENTS, PAPER_METRICS, TASKS
 from swm.parallel import gathered, own_part, world_size
 from swm.texts import TASK_DATA, task_dataset
 
@@ -192,9 +192,9 @@ def check_request(tasks: Sequence[str], limit: int | None) -> Any:
     """lm-eval's index of the tasks, once they are found to be known and the limit to be one; loads no model.
 
     Raises:
-        SettingsError: if a task is unknown or the limit is below 1.
+        SettingsError: if a task is unknown or the limit is out of range.
     """
-    if limit is not None and limit < 1:
+    if limit is not None and not 1 <= limit <= MOST_DOCUMENTS:
         raise SettingsError(f"--limit {limit} is out of range. Choose 1 or more documents, or none for all.")
     manager = _task_manager(tasks)
     for task in tasks:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 from swm.errors import SettingsError
-from swm.metrics import Measure, parse_tasks
+from swm.metrics import MOST_DOCUMENTS, Measure, parse_tasks
 from swm.plan import WHOLE, WidthCut, check_planner, check_rule
 from swm.presets import RecoverySettings, preset_settings
+from swm.schemas import NUMBER, TEXT, Shape, an, many, maybe
 
 GRIDS = Path(__file__).parents[1] / "assets" / "studies.yaml"
 KINDS = {
@@ -23,6 +26,20 @@ KINDS = {
     "texts": "Heat maps of the zero-shot tasks' prompts (figure 1).",
 }
 OF_RUNS = ("methods", "healing", "width")
+NAMES: Shape = many(TEXT)
+LIMIT: Shape = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_DOCUMENTS}, {"const": "none"}]}
+RUNS_SHAPE = an(
+    {
+        "ratios": many(NUMBER), "planners": NAMES, "rules": NAMES, "heal": NAMES, "recovery": an({"preset": TEXT}),
+        "tasks": TEXT, "limit": LIMIT, "time": {"type": "boolean"}, "keep_models": {"type": "boolean"},
+    },
+    total=maybe(NUMBER), width_by=NAMES, lora_alone=NAMES,
+)  # fmt: skip
+GRID_SHAPES = {
+    **dict.fromkeys(OF_RUNS, RUNS_SHAPE),
+    "thresholds": an({"rules": NAMES, "from": NUMBER}, scored_at=many(NUMBER), task=TEXT, limit=LIMIT),
+    "texts": an({"metric": TEXT, "texts": NAMES}),
+}
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,10 @@ class Grid:
             raise SettingsError(
                 f"The grid heals {', '.join(unknown)}, but does not plan it. Name it as planner or rule."
             )
+        if fitted := sorted({*self.lora_alone} & {"best", "fit"}):
+            raise SettingsError(
+                f"The grid names {fitted[0]} under lora_alone, but its rule solves for the layers. Leave it out there."
+            )
         if unhealed := sorted({*self.lora_alone} - {*self.heal}):
             raise SettingsError(
                 f"The grid names {', '.join(unhealed)} under lora_alone, but does not heal it. Name it under heal too."
@@ -96,8 +117,8 @@ class Grid:
             recovery=preset_settings(recovery.pop("preset"), **recovery),
             tasks=() if tasks == "none" else parse_tasks(tasks),
             limit=None if data["limit"] == "none" else int(data["limit"]),
-            time=bool(data["time"]),
-            keep_models=bool(data["keep_models"]),
+            time=data["time"],
+            keep_models=data["keep_models"],
             total=data.get("total"),
             width_by=tuple(data.get("width_by", ("flap",))),
             lora_alone=tuple(data.get("lora_alone", ())),
@@ -143,11 +164,11 @@ class ThresholdGrid:
     def __post_init__(self) -> None:
         for rule in self.rules:
             check_rule(rule)
-        for threshold in (self.low, *self.scored_at):
-            if not self.low <= threshold <= 1 or self.low <= 0:
-                raise SettingsError(
-                    f"Threshold {threshold:g} is out of range. Choose {self.low:g} to 1, and more than 0."
-                )
+        if not 0 < self.low <= 1:
+            raise SettingsError(f"The grid's from: {self.low} is out of range. Choose more than 0, up to 1.")
+        for threshold in self.scored_at:
+            if not self.low <= threshold <= 1:
+                raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Choose {self.low} to 1.")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ThresholdGrid:
@@ -157,9 +178,15 @@ class ThresholdGrid:
             rules=tuple(data["rules"]),
             low=float(data["from"]),
             scored_at=tuple(float(threshold) for threshold in data.get("scored_at", ())),
-            task=str(data.get("task", "hellaswag")),
+            task=data.get("task", "hellaswag"),
             limit=None if limit == "none" else int(limit),
         )
+
+    def scores_in(self, kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of a study's kept scores that this grid asks for."""
+        how = (self.task, self.limit)
+        asked = [row for row in kept if (row["task"], row["limit"]) == how]
+        return [row for row in asked if row["rule"] in self.rules and row["threshold"] in self.scored_at]
 
 
 def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
@@ -173,13 +200,16 @@ def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
     file = file or GRIDS
     try:
         grid: dict[str, Any] = dict(yaml.safe_load(file.read_text(encoding="utf-8"))[kind])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unreadable(kind, f"{file}", error) from None
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise _unreadable(kind, f"{file}", f"{type(error).__name__}: {error}") from None
     return checked_grid(kind, grid, f"{file}")
 
 
 def checked_grid(kind: str, grid: dict[str, Any], where: str) -> dict[str, Any]:
     """The grid itself; raises SettingsError, naming `where` it lies, if it is none of that kind."""
+    shape = {**GRID_SHAPES[kind], "additionalProperties": False}
+    if wrong := best_match(Draft202012Validator(shape).iter_errors(grid)):
+        raise _unreadable(kind, where, ": ".join([*map(str, wrong.path), wrong.message]))
     try:
         if kind in OF_RUNS:
             Grid.from_dict(grid)
@@ -188,13 +218,13 @@ def checked_grid(kind: str, grid: dict[str, Any], where: str) -> dict[str, Any]:
         else:
             for text in grid["texts"]:
                 Measure(grid["metric"], texts=text)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unreadable(kind, where, error) from None
+    except (TypeError, ArithmeticError) as error:  # an unknown setting of the recovery, a number beyond all bounds
+        raise _unreadable(kind, where, str(error)) from None
     return grid
 
 
-def _unreadable(kind: str, where: str, error: Exception) -> SettingsError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+def _unreadable(kind: str, where: str, reason: str) -> SettingsError:
+    reason = " ".join(reason.split())[:200]
     return SettingsError(f"{where} has no grid '{kind}' that can be read ({reason}). Compare it with {GRIDS}.")
 
 

@@ -118,12 +118,12 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
     tracker = Tracker(target, state)
     restore = _on_signals(tracker)
     try:
+        (target.folder / BESIDE).unlink(missing_ok=True)
         tracker.write()
         tracker.start()
         if computes:
             _acquire(device, tracker)
         target.mend()
-        (target.folder / BESIDE).unlink(missing_ok=True)
         check_space(target.folder, SPACE_BYTES)
         tracker.write(status="running", started=time.time(), text="starting")
         yield tracker
@@ -152,8 +152,10 @@ def beside(target: Target) -> Iterator[None]:
     except Exception as error:
         told = _explained(error, target)
         message = f"Process {rank()} of {world_size()}: {told or _unexpected(error)}"
-        with suppress(OSError):  # the message on stderr has to do
-            replace_file(target.folder / BESIDE, message.encode())
+        file = target.folder / BESIDE
+        with suppress(OSError, SwmError):  # the message on stderr has to do
+            if target.is_there() and not file.exists():  # the first that ended is the one to tell of
+                replace_file(file, message.encode("utf-8", "replace"))
         if told is None or told is error:
             raise
         raise told from error
@@ -161,11 +163,16 @@ def beside(target: Target) -> Iterator[None]:
 
 def _ended_beside(tracker: Tracker, target: Target) -> SwmError | None:
     """Why another process of the stage ended, if one did: the launcher then ends this one too."""
+    if world_size() == 1:
+        return None
     file = target.folder / BESIDE
     if file.is_file():
         return JobError(file.read_text(encoding="utf-8"))
-    if world_size() > 1 and memory_kills() > tracker.state.memory_kills:
-        return JobError(tracker.state.why_ended())
+    if memory_kills() > tracker.state.memory_kills:
+        return JobError(
+            "The stage ended, and this machine ran out of memory meanwhile: the kernel ended a process. Use fewer "
+            "processes, a smaller batch or --dtype bfloat16, and start it again: what was finished is kept."
+        )
     return None
 
 

@@ -33,6 +33,7 @@ PAPER_METRICS = {
     "openbookqa": "acc_norm",
 }
 TASKS = tuple(PAPER_METRICS)
+MOST_DOCUMENTS = 10**9  # of a task
 
 
 @dataclass(frozen=True)

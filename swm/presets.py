@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +20,7 @@ CHOICES = {
     "schedule": ("cosine", "linear", "constant"),
     "repair": ("fit", "none"),
 }
+FORMS = {"str": "text", "int": "a whole number", "float": "a number"}
 LIMITS: dict[str, tuple[float, float]] = {
     "steps": (1, 1_000_000), "batch": (1, 4096), "accumulate": (1, 4096), "length": (8, 131_072),
     "rank": (1, 1024), "alpha": (1, 8192), "dropout": (0, 0.9), "learning_rate": (1e-8, 1.0),
@@ -68,6 +69,10 @@ class RecoverySettings:
     seed: int = 1234
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), str(field.type)
+            if not ((isinstance(value, (int, float)) and kind == "float") or type(value).__name__ == kind):
+                raise SettingsError(f"{field.name} {value!r} cannot be. Give {FORMS[kind]}.")
         for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:

@@ -138,10 +138,11 @@ SHAPES: dict[str, Shape] = {
                     "threshold": NUMBER,
                     "layers": WHOLE,
                     "windows": many(many(WHOLE)),
+                    "task": TEXT,
                     "limit": maybe(WHOLE),
+                    **TASK["properties"],
                 }
             )
-            | {"allOf": [TASK, an({"task": TEXT})]}
         ),
     ),
     "event": an(

@@ -58,6 +58,7 @@ SAMPLE_PROMPTS = (
     "Question: What do plants need to grow?\nAnswer:",
 )
 SAMPLE_TOKENS = 32
+NEW_TOKENS = 32  # generated to time a model
 SCORES_VERSION = 1  # raised when scoring or its data change: scores kept before count no more
 
 
@@ -290,7 +291,7 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def time_run(run: Run, new_tokens: int = 32, progress: Progress = no_progress) -> dict[str, Any]:
+def time_run(run: Run, new_tokens: int = NEW_TOKENS, progress: Progress = no_progress) -> dict[str, Any]:
     """Latency, speed and memory of a run, measured in turn with the original; written to timing.json of both."""
     if not 2 <= new_tokens <= 10_000:
         raise SettingsError(f"--tokens {new_tokens} is out of range. Choose 2 to 10,000.")

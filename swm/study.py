@@ -19,6 +19,7 @@ from swm.planning import plan_by, plan_for, search
 from swm.presets import RecoverySettings
 from swm.recipe import recipe_of
 from swm.stages import (
+    NEW_TOKENS,
     Progress,
     evaluate,
     load_original,
@@ -80,29 +81,38 @@ def _score_thresholds(
 ) -> dict[str, str]:
     """Scores of the plans at the grid's thresholds, each plan's once; kept with the study as they come."""
     kept = experiment.study("thresholds") or {"failed": {}, "grid": {}}
-    scores = [one for one in kept.get("scores", []) if (one["task"], one["limit"]) == (grid.task, grid.limit)]
+    how, scores = {"task": grid.task, "limit": grid.limit}, list(kept.get("scores", []))
+    known = {_plan_key(one): one for one in scores if _holds(one, how)}
     cells = [(rule, threshold) for rule in rules for threshold in grid.scored_at]
     loaded, failed = None, {}
     for place, (rule, threshold) in enumerate(cells):
         plan = plan_for(experiment, threshold=threshold, rule=rule).plan
-        windows = plan.to_dict()["windows"]
-        same = [one for one in scores if one["windows"] == windows and (one["rule"] == rule or not windows)]
-        if any((one["rule"], one["threshold"]) == (rule, threshold) for one in same):
+        entry = {"rule": rule, "threshold": threshold, **how}
+        new = {**entry, "layers": plan.layers_left, "windows": plan.to_dict()["windows"]}
+        if any(_holds(one, new) for one in scores):
             continue
-        if not same:
+        if _plan_key(new) not in known:
             told = _part(progress, place, len(cells), f"{rule} at {threshold:g}")
-            loaded = loaded or load_original(experiment)
-            model, tokenizer = loaded
+            model, tokenizer = loaded = loaded or load_original(experiment)
             try:
                 merged = merged_model(experiment, model, tokenizer, plan, told)
-                same = [zero_shot(merged, tokenizer, [grid.task], grid.limit, told)[0].to_dict()]
-            except CELL_ERRORS as error:
+                known[_plan_key(new)] = zero_shot(merged, tokenizer, [grid.task], grid.limit, told)[0].to_dict()
+            except (ModelError, PlanError) as error:  # of this plan alone
                 failed[f"{rule} at {threshold:g}"] = str(error)
                 continue
-        entry = {"rule": rule, "threshold": threshold, "layers": plan.layers_left, "windows": windows}
-        scores.append({**same[0], **entry, "task": grid.task, "limit": grid.limit})
+        scores = [one for one in scores if not _holds(one, entry)]  # of a plan that was there before
+        scores.append({**known[_plan_key(new)], **new})
         experiment.save_study("thresholds", {**kept, "scores": scores})
     return failed
+
+
+def _holds(row: dict[str, Any], entries: dict[str, Any]) -> bool:
+    return all(row.get(name) == value for name, value in entries.items())
+
+
+def _plan_key(score: dict[str, Any]) -> tuple[str, str]:
+    """The same for all that is scored with the same merged model: rules do not differ where nothing merges."""
+    return score["rule"] if score["windows"] else "", str(score["windows"])
 
 
 def _study_runs(experiment: Experiment, grid: Grid, progress: Progress) -> dict[str, str]:
@@ -164,23 +174,26 @@ def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
 def _score(run: Run, grid: Grid, progress: Progress) -> None:
     if not _fits(run.scores(), grid):
         evaluate(run, grid.tasks, grid.limit, progress)
-    if grid.time and not _timing_of_its_shape(run):
+    if grid.time and not _take_timing(run):
         time_run(run, progress=progress)
 
 
-def _timing_of_its_shape(run: Run) -> dict[str, Any] | None:
-    """The run's timing, else that of a run with as many layers and parameters: equal shapes are equally fast.
+def _take_timing(run: Run) -> bool:
+    """Whether the run is timed; if not it takes the timing of a study's run with as many layers and parameters.
 
-    So is a run before its recovery and after.
+    Equal shapes are equally fast, and so is a run before its recovery and after.
     """
-    if (timing := run.timing()) or run.is_baseline:
-        return timing
-    for other in run.experiment.runs():
-        timing = other.timing() or other.timing_before_recovery()
-        if timing and _shape(run) == _shape(other) and not other.is_baseline:
+    if run.timing():
+        return True
+    original = run.experiment.run(BASELINE).timing() or {}
+    for other in [] if run.is_baseline else run.experiment.runs():
+        if "method" not in other.settings or _shape(run) != _shape(other):
+            continue
+        timing = other.timing() or other.timing_before_recovery() or {}
+        if (timing.get("new_tokens"), timing.get("device")) == (NEW_TOKENS, original.get("device")):
             run.save("timing", {"timed_as": other.name, **timing})
-            return run.timing()
-    return None
+            return True
+    return False
 
 
 def _shape(run: Run) -> tuple[int, int]:
@@ -188,7 +201,8 @@ def _shape(run: Run) -> tuple[int, int]:
 
 
 def _is_scored(run: Run, grid: Grid) -> bool:
-    return _fits(run.scores(), grid) and not (grid.time and not _timing_of_its_shape(run))
+    """Whether it has all the grid asks for; a timing that another run has already is taken over."""
+    return _fits(run.scores(), grid) and (not grid.time or _take_timing(run))
 
 
 def _fits(scores: dict[str, Any] | None, grid: Grid) -> bool:

@@ -64,7 +64,10 @@ def test_recovered_run_shows_the_merged_model_before_it(experiment):
     assert [row["perplexity"] for row in flat_rows(rows)] == [20.0, 50.0, 25.0]
     assert rows[1]["before_recovery"]["deltas"]["perplexity"] == 30.0
     assert [row["fitted_first"] for row in flat_rows(rows)] == [False, False, False]
-    run.remember(recovery={**run.settings["recovery"], "repaired": "fit"})
+    recovery = run.settings["recovery"]
+    run.remember(recovery={**recovery, "repaired": "fit"})
+    assert [row["fitted_first"] for row in flat_rows(compare(experiment))] == [False, False, True]
+    run.remember(recovery=recovery, plan={**run.plan.to_dict(), "rule": "fit"})
     assert [row["fitted_first"] for row in flat_rows(compare(experiment))] == [False, False, True]
 
 

@@ -9,7 +9,7 @@ import torch
 from swm import jobs
 from swm.errors import Cancelled, ExperimentError, JobError, SettingsError, SwmError
 from swm.experiments import Experiment, Settings, delete
-from swm.jobs import active_targets, call, cancel, start, stream, tracked
+from swm.jobs import BESIDE, active_targets, beside, call, cancel, start, stream, tracked
 from swm.plan import MergePlan
 from swm.states import State, this_process
 
@@ -151,6 +151,27 @@ def test_stream_gives_an_answer_piece_by_piece(experiment):
     assert said == "".join(Answer(*stages.load_run(experiment.run("baseline"))).pieces("the old house", 6)) + "\n"
     with pytest.raises(JobError, match="The prompt is empty"):
         list(stream(["answer", "study", "baseline", "--prompt", ""]))
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_cancel_is_not_told_as_what_an_earlier_job_left(processes, experiment, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    (experiment.folder / BESIDE).write_text("Process 1 of 2: Out of memory, weeks ago")
+    with pytest.raises(Cancelled), tracked(experiment, "measure"):
+        raise Cancelled
+    assert experiment.state().status == "cancelled"
+
+
+def test_what_ended_first_beside_is_told_and_nothing_grows_anew(experiment, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for error in (MemoryError(), RuntimeError("Connection closed by peer")):
+        with pytest.raises((JobError, RuntimeError)), beside(experiment):
+            raise error
+    assert "Out of memory" in (experiment.folder / BESIDE).read_text()
+    delete(experiment)
+    with pytest.raises(JobError), beside(experiment):
+        raise MemoryError
+    assert not experiment.folder.exists()
 
 
 def test_shipped_experiment_takes_no_jobs(experiment, monkeypatch):

@@ -158,7 +158,7 @@ def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
 
 
 def test_studies_show_the_scores_of_plans_at_thresholds(study, no_demo):
-    grid = {"rules": ["rdsc"], "from": 0.5}
+    grid = {"rules": ["rdsc"], "from": 0.5, "scored_at": [0.9, 0.8], "limit": 50}
     row = {"rule": "rdsc", "layers": 5, "windows": [[1, 2]], "task": "hellaswag", "limit": 50, "metric": "acc_norm"}
     rows = [{**row, "threshold": t, "value": v, "stderr": 0.07, "documents": 50} for t, v in ((0.9, 0.42), (0.8, 0.35))]
     study.save_study("thresholds", {"failed": {}, "grid": grid, "scores": rows})

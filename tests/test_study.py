@@ -7,7 +7,7 @@ from swm.compare import study_rows
 from swm.errors import Cancelled, SettingsError
 from swm.evaluate import zero_shot
 from swm.experiments import Settings
-from swm.grids import GRIDS, KINDS, Cell, Grid, grid_text, read_grid
+from swm.grids import GRIDS, KINDS, Cell, Grid, ThresholdGrid, grid_text, read_grid
 from swm.merge import apply_plan
 from swm.plan import PLANNERS, RULES, MergePlan, Window
 from swm.planning import plan_for
@@ -68,6 +68,17 @@ def test_the_grids_that_ship_can_be_read():
         ({"ratios": None}, "has no grid 'methods' that can be read"),
         ({"recovery": {"preset": "quick", "stepz": 3}}, "has no grid 'methods' that can be read"),
         ({"limit": "many"}, "has no grid 'methods' that can be read"),
+        ({"limit": 0}, "has no grid 'methods' that can be read"),
+        ({"limit": 2.7}, "has no grid 'methods' that can be read"),
+        ({"limit": float("inf")}, "has no grid 'methods' that can be read"),
+        ({"ratios": [10**400]}, "has no grid 'methods' that can be read"),
+        ({"ratios": [float("nan")]}, "Ratio nan is out of range"),
+        ({"time": "no"}, "time: 'no' is not of type 'boolean'"),
+        ({"heal": "best"}, "heal: 'best' is not of type 'array'"),
+        ({"lora_only": ["sleb"]}, "'lora_only' was unexpected"),
+        ({"planners": ["best"], "heal": ["best"], "lora_alone": ["best"]}, "its rule solves for the layers"),
+        ({"recovery": {"preset": "quick", "steps": 2.5}}, "steps 2.5 cannot be. Give a whole number"),
+        ({"recovery": {"preset": "quick", "texts": 5}}, "texts 5 cannot be. Give text"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused(tmp_path, change, message):
@@ -76,7 +87,7 @@ def test_a_grid_that_cannot_be_is_refused(tmp_path, change, message):
         read_grid("methods", tmp_path / "grid.yaml")
 
 
-@pytest.mark.parametrize("text", ["", "methods", "methods: [", "other: {}", "!!python/object:os.system {}"])
+@pytest.mark.parametrize("text", ["", "methods", "methods: [", "other: {}", "[" * 3000, "!!python/object:os.system {}"])
 def test_a_file_that_is_no_grid_is_refused(tmp_path, text):
     (tmp_path / "grid.yaml").write_text(text)
     with pytest.raises(SettingsError, match="that can be read"):
@@ -195,12 +206,26 @@ def test_speed_is_measured_once_for_each_shape(experiment, made):
     assert made == []
 
 
+def test_speed_that_a_user_measured_otherwise_is_not_taken_over(experiment, made):
+    plan = MergePlan(4, (Window(0, 1),), "keep_first")
+    run = experiment.create_run("mine", plan)
+    stages.merge(run)
+    stages.time_run(run, 3)
+    grid = {**SMALL, "ratios": [0.25], "planners": ["sleb"], "rules": [], "heal": [], "time": True}
+    study.run_study(experiment, "methods", grid)
+    assert ("time_run", "sleb-3", "merged") in made
+    assert experiment.run("sleb-3").timing()["new_tokens"] == stages.NEW_TOKENS
+
+
 @pytest.mark.parametrize(
     ("kind", "grid"),
     [
         ("thresholds", {"rules": ["rdsc"]}),
         ("thresholds", {"rules": 3, "from": 0.5}),
         ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": 0.9}),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "score_at": [0.9]}),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "task": []}),
+        ("texts", {"metric": "cka", "texts": [5]}),
         ("texts", {"metric": "cka", "texts": None}),
     ],
 )
@@ -274,8 +299,26 @@ def test_plans_at_thresholds_are_scored_once(experiment, monkeypatch):
     assert len(scored) == len(plans) + 1
     with pytest.raises(SettingsError, match="'chess' is not a task"):
         study.run_study(experiment, "thresholds", {**grid, "task": "chess"})
-    with pytest.raises(SettingsError, match=r"Threshold 0.4 is out of range. Choose 0.5 to 1"):
+    with pytest.raises(SettingsError, match=r"Threshold 0.4 of scored_at is out of range. Choose 0.5 to 1"):
         study.run_study(experiment, "thresholds", {**grid, "scored_at": [0.4]})
+    with pytest.raises(SettingsError, match=r"from: 2.0 is out of range. Choose more than 0, up to 1"):
+        study.run_study(experiment, "thresholds", {**grid, "from": 2})
+
+
+def test_scores_at_thresholds_of_another_grid_are_kept_but_not_shown(experiment):
+    grid = {"rules": ["keep_first"], "from": 0.5, "scored_at": [0.9, 0.5], "task": "piqa", "limit": 3}
+    study.run_study(experiment, "thresholds", grid)
+    before = experiment.study("thresholds")["scores"]
+    study.run_study(experiment, "thresholds", {**grid, "limit": 4, "scored_at": [0.5]})
+    after = experiment.study("thresholds")["scores"]
+    assert after[:2] == before
+    assert [row["documents"] for row in after] == [3, 3, 4]
+    assert ThresholdGrid.from_dict(grid).scores_in(after) == before
+    after[0]["windows"] = [[0, 1], [2, 3]]  # as if the path had been searched anew
+    experiment.save_study("thresholds", {"failed": {}, "grid": grid, "scores": after})
+    study.run_study(experiment, "thresholds", grid)
+    assert len(experiment.study("thresholds")["scores"]) == 3
+    assert before[0] in experiment.study("thresholds")["scores"]
 
 
 def test_a_study_from_the_command_line(experiment, tmp_path, capsys):

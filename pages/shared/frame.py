@@ -95,6 +95,7 @@ def require_login() -> None:
 
 def plain(text: str) -> str:
     """Text of others for a place that shows Markdown: no links, pictures, colours or formulas come out of it."""
+    text = text.encode("utf-8", "replace").decode()  # halves of characters cannot be sent to a browser
     return MARKUP.sub(r"\\\1", LINKS.sub("\\1\u2060", text))
 
 
