@@ -20,7 +20,7 @@ from swm.charts import depths_chart, similarity_heatmap, staircase_chart, thresh
 from swm.compare import csv_text, study_rows
 from swm.estimate import study_seconds
 from swm.experiments import BASELINE, Experiment
-from swm.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, checked_grid, grid_text, read_grid
+from swm.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, checked_grid, grid_text, grid_yaml, read_grid
 from swm.jobs import start
 from swm.metrics import Measure
 
@@ -126,7 +126,7 @@ with shown_errors():
         st.caption(plain(f"{cell}: {reason}"))
 
 with st.expander("What it runs"):
-    st.code(grid_text(kind), language="yaml")
+    st.code(grid_yaml(kind, grid) if last else grid_text(kind), language="yaml")
     st.caption(
         "Another grid: copy assets/studies.yaml, change it, and name the copy with --grid. Each cell is a run of this "
         "experiment, and what is there is not computed again."

@@ -234,3 +234,8 @@ def grid_text(kind: str) -> str:
     first = next(i for i, line in enumerate(lines) if line.startswith(f"{kind}:"))
     rest = itertools.takewhile(lambda line: not line or line[0] == " ", lines[first + 1 :])
     return "\n".join([lines[first], *rest]).rstrip()
+
+
+def grid_yaml(kind: str, grid: dict[str, Any]) -> str:
+    """A grid as a file would declare it, to be shown and copied."""
+    return yaml.safe_dump({kind: grid}, sort_keys=False, default_flow_style=None, width=110).rstrip()

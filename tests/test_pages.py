@@ -168,6 +168,7 @@ def test_studies_show_the_scores_of_plans_at_thresholds(study, no_demo):
     (scored,) = [chart for chart in charts if chart["layout"]["yaxis"]["title"]["text"] == "hellaswag, %"]
     assert (scored["data"][0]["x"], scored["data"][0]["y"]) == ([0.8, 0.9], [35.0, 42.0])
     assert any("one standard error over 50 documents" in c.value for c in test.caption)
+    assert any("scored_at: [0.9, 0.8]" in code.value for code in test.code)  # the grid that was run, not the default
 
 
 def test_a_cut_in_width_goes_into_the_plan_and_the_command(study, no_demo):

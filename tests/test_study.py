@@ -7,7 +7,7 @@ from swm.compare import study_rows
 from swm.errors import Cancelled, SettingsError
 from swm.evaluate import zero_shot
 from swm.experiments import Settings
-from swm.grids import GRIDS, KINDS, Cell, Grid, ThresholdGrid, grid_text, read_grid
+from swm.grids import GRIDS, KINDS, Cell, Grid, ThresholdGrid, grid_text, grid_yaml, read_grid
 from swm.merge import apply_plan
 from swm.plan import PLANNERS, RULES, MergePlan, Window
 from swm.planning import plan_for
@@ -51,6 +51,7 @@ def test_the_grids_that_ship_can_be_read():
     assert list(yaml.safe_load(GRIDS.read_text())) == list(KINDS)
     for kind in KINDS:
         assert read_grid(kind) == yaml.safe_load(grid_text(kind))[kind]
+        assert read_grid(kind) == yaml.safe_load(grid_yaml(kind, read_grid(kind)))[kind]
     grid = Grid.from_dict(read_grid("methods"))
     assert grid.planners == tuple(PLANNERS)
     assert grid.rules == tuple(RULES)
