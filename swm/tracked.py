@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Tracked:
-    """A folder with a state of its own: an experiment or a run."""
+    """A folder with a state of its own: an experiment, a run or a sweep."""
 
     folder: Path
     name: str
