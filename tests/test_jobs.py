@@ -168,6 +168,10 @@ def test_what_ended_first_beside_is_told_and_nothing_grows_anew(experiment, monk
         with pytest.raises((JobError, RuntimeError)), beside(experiment):
             raise error
     assert "Out of memory" in (experiment.folder / BESIDE).read_text()
+    (experiment.folder / BESIDE).unlink()
+    with pytest.raises(KeyError), beside(experiment):
+        raise KeyError("place")
+    assert "Process 0 of 3: Unexpected error: KeyError: 'place'" in (experiment.folder / BESIDE).read_text()
     delete(experiment)
     with pytest.raises(JobError), beside(experiment):
         raise MemoryError

@@ -175,7 +175,7 @@ from swm import stages
 from swm.cli import main
 
 def broken(*arguments):
-    raise {error}
+    raise MemoryError
 
 if os.environ["RANK"] == "1":
     stages.measure_similarity = broken
@@ -183,19 +183,13 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        ("MemoryError", "Process 1 of 2: Out of memory"),
-        ("KeyError('place')", "Process 1 of 2: Unexpected error: KeyError: 'place'"),
-    ],
-)
-def test_the_first_process_tells_why_another_one_ended(error, told, study, tmp_path):
-    (tmp_path / "broken.py").write_text(BROKEN.format(error=error))
+def test_the_first_process_tells_why_another_one_ended(study, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
     done = launched("measure", "study", launch=[*LAUNCH[:-2], str(tmp_path / "broken.py")])
     assert done.returncode
     state = study.state()
-    assert (state.status, state.error[: len(told)]) == ("failed", told)
+    assert state.status == "failed"
+    assert state.error.startswith("Process 1 of 2: Out of memory")
     assert launched("measure", "study").returncode == 0
     assert study.state().status == "done"
 
