@@ -47,6 +47,7 @@ def run_study(
         The cells that cannot be, with the reason: a method that finds no such plan, a rule that the model does not go
         with.
     """
+    experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": {}, "grid": grid})  # pages show this grid
     if kind in OF_RUNS:
         failed = _study_runs(experiment, Grid.from_dict(grid), progress)
     elif kind == "thresholds":
@@ -80,7 +81,7 @@ def _score_thresholds(
     experiment: Experiment, grid: ThresholdGrid, rules: list[str], progress: Progress
 ) -> dict[str, str]:
     """Scores of the plans at the grid's thresholds, each plan's once; kept with the study as they come."""
-    kept = experiment.study("thresholds") or {"failed": {}, "grid": {}}
+    kept = experiment.study("thresholds") or {}
     how, scores = {"task": grid.task, "limit": grid.limit}, list(kept.get("scores", []))
     known = {_plan_key(one): one for one in scores if _holds(one, how)}
     cells = [(rule, threshold) for rule in rules for threshold in grid.scored_at]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -23,7 +24,7 @@ SMALL_BYTES = 2**16  # larger files are read anew each time
 T = TypeVar("T")
 
 
-class Tracked:
+class Tracked(ABC):
     """A folder with a state of its own: an experiment, a run or a sweep."""
 
     folder: Path
@@ -45,12 +46,13 @@ class Tracked:
         if not self.is_there():
             raise JobError(f"{self.name} was deleted or renamed meanwhile: there is nowhere to write to.")
 
+    @abstractmethod
     def is_there(self) -> bool:
-        raise NotImplementedError
+        """Whether it still is, and was not deleted or renamed."""
 
+    @abstractmethod
     def mend(self) -> None:
         """Put right what a killed job left; to be called by a job, which keeps others waiting."""
-        raise NotImplementedError
 
     def log_tail(self, lines: int = 40) -> str:
         """The last lines of the job's log."""
