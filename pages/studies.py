@@ -53,11 +53,11 @@ def show_runs(experiment: Experiment, grid: Grid) -> None:
         "Figure", measured, format_func=FIGURES.get, default=measured[0], required=True, key="studies_figure"
     )
     st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")
+    speed = " Speed is measured once for each number of layers and parameters, in turn with the original."
     st.caption(
         "Bars: the 95 % interval over texts (perplexity), one standard error over documents (score). Dotted: after "
         "LoRA. A method that finds no plan of that depth has no point; perplexities above 20 times the original's are "
-        "in the table alone. Speed is measured once for each number of layers and parameters, in turn with the "
-        "original."
+        f"in the table alone.{speed if any(row['latency_ms'] for row in rows) else ''}"
     )
     st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=115)})
     st.download_button(

@@ -287,7 +287,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
         )  # fmt: skip
     title = "average accuracy, %" if figure_of == "average" else f"perplexity, {figure_of}"
     figure = _plain(figure, "layers left", title, 420, legend=True)
-    figure.update_xaxes(autorange="reversed")
+    figure.update_xaxes(autorange="reversed", tickvals=sorted({row["layers"] for row in rows if row is not original}))
     if figure_of != "average":
         _log_axis(figure, level[0] if level else None)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})

@@ -149,6 +149,7 @@ def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
     test = opened("pages/studies.py")
     table = test.dataframe[0].value
     assert list(table["method"]) == ["original", "sleb", "rdsc"]
+    assert json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["tickvals"] == [5]  # no half layers
     assert table["average, %"][1].count("±") == 1
     assert "taylor-5: No such plan." in " ".join(c.value for c in test.caption)
     for kind in ("healing", "width", "thresholds", "texts"):
