@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from swm.gradients import loss_gradients
 from swm.merge import MergedLayer, can_merge, merge_window, projections
 from swm.plan import MergePlan, Window, check_layers, check_planner
 from swm.replay import Replay, check_tokens, layer_outputs
+from swm.search import QuickScore
 from swm.similarity import measure_similarity
 from swm.windows import WindowScorer
 
@@ -40,6 +42,7 @@ def plan_with(
     layers: int,
     seed: int = 1234,
     on_try: OnTry = lambda done, total: None,
+    fast: bool = False,
 ) -> MergePlan:
     """The plan of a rival method that leaves so many layers.
 
@@ -47,6 +50,7 @@ def plan_with(
         planner: one of PLANNERS, but not "best": see `best_plans`.
         tokens: calibration text, ids of shape (texts, length), int64, no padding.
         on_try: called with (tries done, tries in all, 0 where that is unknown); may raise to stop.
+        fast: similarities in bfloat16, which differ by some 0.0001.
 
     Raises:
         SettingsError: if there is no such planner, or the model cannot have so many layers left. PlanError: if the
@@ -74,7 +78,7 @@ def plan_with(
             return dropped_plan(count, beam_drops(range(1, count - 1), drop, loss, on_try=on_try)[0])
         return dropped_plan(count, _lowest(_losses_without(count, loss, on_try), drop))
     if planner == "laco":
-        return laco_plan(count, layers, WindowScorer(model, tokens, "rdsc").score, on_try)
+        return laco_plan(count, layers, WindowScorer(model, tokens, "rdsc", fast=fast).score, on_try)
     raise ValueError(f"Planner {planner} needs more than the calibration text: see planning.plan_by.")
 
 
@@ -193,12 +197,7 @@ def beam_drops(
     return list(best)
 
 
-def laco_plan(
-    layer_count: int,
-    layers: int,
-    similarity: Callable[[tuple[Window, ...], Window], float],
-    on_try: OnTry,
-) -> MergePlan:
+def laco_plan(layer_count: int, layers: int, similarity: QuickScore, on_try: OnTry) -> MergePlan:
     """Windows of a fixed size merged from the top while the final hidden state stays alike.
 
     Of all sizes and thresholds that leave so many layers, the highest threshold; the paper chooses both by hand.
@@ -212,10 +211,21 @@ def laco_plan(
     Source: LaCo, arXiv:2402.11187, section 2.3, algorithm 1; the merge is the printed formula of `rdsc`. Differs:
     windows never overlap (the paper's interval I is at least the size here): a layer merged twice is no window.
     """
-    known: dict[tuple[tuple[Window, ...], Window], float] = {}
+    known: dict[
+        tuple[tuple[Window, ...], Window], tuple[float, float]
+    ] = {}  # similarity, and from where on it is exact
+
+    def accepts(threshold: float, above: tuple[Window, ...], window: Window) -> bool:
+        value, exact_from = known.get((above, window), (2.0, math.inf))
+        if threshold < value < exact_from:
+            value = similarity(above, window, threshold)
+            known[above, window] = value, threshold
+        return value > threshold
+
+    sizes = [size for size in LACO_WINDOWS if (layer_count - layers) % (size - 1) == 0]  # others leave never so many
     for threshold in LACO_THRESHOLDS:
-        for size in LACO_WINDOWS:
-            plan = _laco_walk(layer_count, size, threshold, similarity, known)
+        for size in sizes:
+            plan = _laco_walk(layer_count, size, layers, partial(accepts, threshold))
             on_try(len(known), 0)
             if plan.layers_left == layers:
                 return plan
@@ -226,19 +236,14 @@ def laco_plan(
 
 
 def _laco_walk(
-    layer_count: int,
-    size: int,
-    threshold: float,
-    similarity: Callable[[tuple[Window, ...], Window], float],
-    known: dict[tuple[tuple[Window, ...], Window], float],
+    layer_count: int, size: int, layers: int, accepts: Callable[[tuple[Window, ...], Window], bool]
 ) -> MergePlan:
+    """Ends at the bottom, or where fewer layers are left than wanted."""
     above: tuple[Window, ...] = ()
     first = layer_count - size
-    while first >= 1:  # the paper's lowest layer L is 1: the first one is never merged
+    while first >= 1 and layer_count - len(above) * (size - 1) >= layers:  # the paper's lowest layer L is 1, never 0
         window = Window(first, first + size - 1)
-        if (above, window) not in known:
-            known[above, window] = similarity(above, window)
-        if known[above, window] > threshold:
+        if accepts(above, window):
             above = (window, *above)
             first -= size
         else:

@@ -303,7 +303,7 @@ def _found_plan(experiment: Experiment, planner: str, layers: int, budget: int, 
     if planner == "best":
         plan = _best_plan(experiment, model, tokenizer, layers, budget, progress, on_try)
     else:
-        plan = plan_with(planner, model, tokens, layers, experiment.settings.seed, on_try)
+        plan = plan_with(planner, model, tokens, layers, experiment.settings.seed, on_try, models.fast_format(model))
     seconds = round(time.time() - start, 1)
     found = measure_plan(experiment, plan, progress, (model, tokenizer))
     data = {**found, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}

@@ -135,11 +135,13 @@ def test_laco_merges_from_the_top_and_goes_on_below_a_merge():
     alike = {((), (7, 9)): 0.9, (((7, 9),), (4, 6)): 0.5, (((7, 9),), (3, 5)): 0.8}
     tried = []
 
-    def similarity(above, window):
+    def similarity(above, window, needed):
         tried.append(window)
-        return alike.get((tuple((w.first, w.last) for w in above), (window.first, window.last)), 0.1)
+        found = alike.get((tuple((w.first, w.last) for w in above), (window.first, window.last)), 0.1)
+        return found if found >= needed else found + 0.01  # of what is not enough only a bound is known
 
     plan = laco_plan(10, 6, similarity, lambda done, total: None)
+    assert {len(window) for window in tried} == {3, 5}  # windows of 4 or 6 never leave 6 layers
     assert plan == MergePlan(10, (Window(3, 5), Window(7, 9)), "rdsc")
     assert all(window.first >= 1 for window in tried)
     assert laco_plan(10, 8, similarity, lambda done, total: None).windows == (Window(7, 9),)
