@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm import models
-from swm.decoder import find_decoder
+from swm.decoder import find_decoder, size_bytes
 from swm.errors import ModelError, SettingsError
 from swm.evaluate import perplexity
 from swm.experiments import Experiment
 from swm.fit import WindowFitter, apply_fitted_plan
 from swm.merge import MergedLayer, check_same_shapes
+from swm.placement import free_bytes_on
 from swm.plan import (
     DEFAULT_RULE,
     PLANS_VERSION,
@@ -166,7 +167,16 @@ def _bench(experiment: Experiment, rule: str, loaded: Loaded | None = None) -> _
     tokens = calibration_of(experiment, tokenizer)
     if rule in WEIGHT_RULES:
         return _Bench(model, tokens, None)
-    return _Bench(model, tokens, WindowFitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS)).merged)
+    return _Bench(model, tokens, _fitter(experiment, model, tokenizer))
+
+
+def _fitter(
+    experiment: Experiment, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Window], MergedLayer]:
+    """Makes the merged layer of a window by rule `fit`; those made last are kept in up to a quarter of free memory."""
+    fitter = WindowFitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS))
+    room = free_bytes_on(model.device) // (4 * size_bytes(find_decoder(model).layers[0]))
+    return lru_cache(max(1, room))(fitter.merged)
 
 
 def _scoring(
@@ -325,8 +335,7 @@ def _best_plan(
 ) -> MergePlan:
     """Layers to drop by beam search over quickly fitted plans; the last are fitted in full and judged on new text."""
     count, tokens = experiment.layer_count, calibration_of(experiment, tokenizer)
-    fitter = WindowFitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS))
-    made = lru_cache(2 * count)(fitter.merged)
+    made = _fitter(experiment, model, tokenizer)
     loss = DropLoss(PlanLoss(model, tokens, made, models.fast_format(model)), count, "fit")
     found = beam_drops(range(1, count), count - layers, loss, BEST_WIDTH, budget, on_try)
     plans = [replace(dropped_plan(count, gone), rule="fit") for gone in found]
