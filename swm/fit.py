@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from swm.decoder import find_decoder
 from swm.errors import ModelError
 from swm.merge import MergedLayer, apply_plan, check_same_shapes
+from swm.placement import free_bytes_on
 from swm.plan import MergePlan, Window
 from swm.replay import Replay, check_tokens
 
@@ -98,7 +100,10 @@ class WindowFitter:
     def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
         part = max(1, PART_TOKENS // tokens.shape[1])
         self._rows = torch.arange(len(tokens)).split(part)
-        self._replay = Replay(model, tokens.to(model.device), keep_every=4, part=part)
+        width = cast(Tensor, model.get_input_embeddings().weight).shape[-1]
+        states = len(find_decoder(model).layers) * tokens.numel() * width * model.dtype.itemsize
+        keep_every = 1 if states < free_bytes_on(model.device) // 4 else 4  # what lies between is run anew each time
+        self._replay = Replay(model, tokens.to(model.device), keep_every, part=part)
 
     @torch.no_grad()
     def merged(self, window: Window) -> MergedLayer:
