@@ -11,7 +11,6 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +23,13 @@ from swm.gradients import loss_gradients
 from swm.merge import MergedLayer, can_merge, merge_window, projections
 from swm.plan import MergePlan, Window, check_layers, check_planner
 from swm.replay import Replay, check_tokens, layer_outputs
-from swm.search import QuickScore
+from swm.search import Score
 from swm.similarity import measure_similarity
 from swm.windows import WindowScorer
 
 OnTry = Callable[[int, int], None]
 KEPT_BELOW, KEPT_ABOVE = 4, 2  # by Taylor+, see below
 LACO_WINDOWS = (3, 4, 5, 6)  # layers in a merge; the paper takes 3 to 6
-LACO_THRESHOLDS = tuple(round(0.95 - 0.01 * step, 2) for step in range(66))
 PART_TOKENS = 1024  # run together
 
 
@@ -197,7 +195,7 @@ def beam_drops(
     return list(best)
 
 
-def laco_plan(layer_count: int, layers: int, similarity: QuickScore, on_try: OnTry) -> MergePlan:
+def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry) -> MergePlan:
     """Windows of a fixed size merged from the top while the final hidden state stays alike.
 
     Of all sizes and thresholds that leave so many layers, the highest threshold; the paper chooses both by hand.
@@ -211,44 +209,45 @@ def laco_plan(layer_count: int, layers: int, similarity: QuickScore, on_try: OnT
     Source: LaCo, arXiv:2402.11187, section 2.3, algorithm 1; the merge is the printed formula of `rdsc`. Differs:
     windows never overlap (the paper's interval I is at least the size here): a layer merged twice is no window.
     """
-    known: dict[
-        tuple[tuple[Window, ...], Window], tuple[float, float]
-    ] = {}  # similarity, and from where on it is exact
+    known: dict[tuple[tuple[Window, ...], Window], float] = {}
 
-    def accepts(threshold: float, above: tuple[Window, ...], window: Window) -> bool:
-        value, exact_from = known.get((above, window), (2.0, math.inf))
-        if threshold < value < exact_from:
-            value = similarity(above, window, threshold)
-            known[above, window] = value, threshold
-        return value > threshold
-
-    sizes = [size for size in LACO_WINDOWS if (layer_count - layers) % (size - 1) == 0]  # others leave never so many
-    for threshold in LACO_THRESHOLDS:
-        for size in sizes:
-            plan = _laco_walk(layer_count, size, layers, partial(accepts, threshold))
+    def score(above: tuple[Window, ...], window: Window) -> float:
+        if (above, window) not in known:
+            known[above, window] = similarity(above, window)
             on_try(len(known), 0)
-            if plan.layers_left == layers:
-                return plan
-    raise PlanError(
-        f"LaCo's walk leaves {layers} of {layer_count} layers with none of its sizes ({LACO_WINDOWS[0]}-"
-        f"{LACO_WINDOWS[-1]}) and thresholds. Choose another number of layers or another planner."
-    )
+        return known[above, window]
+
+    sizes = [size for size in LACO_WINDOWS if (layer_count - layers) % (size - 1) == 0]  # others never leave so many
+    found = [_laco_walk(layer_count, layers, size, score) for size in sizes]
+    if not any(found):
+        raise PlanError(
+            f"LaCo's walk leaves {layers} of {layer_count} layers with none of its sizes ({LACO_WINDOWS[0]}-"
+            f"{LACO_WINDOWS[-1]}) while the similarity is above 0. Choose another number of layers or another planner."
+        )
+    _, windows = max((one for one in found if one), key=lambda one: one[0])
+    return MergePlan(layer_count, windows, "rdsc")
 
 
-def _laco_walk(
-    layer_count: int, size: int, layers: int, accepts: Callable[[tuple[Window, ...], Window], bool]
-) -> MergePlan:
-    """Ends at the bottom, or where fewer layers are left than wanted."""
-    above: tuple[Window, ...] = ()
-    first = layer_count - size
-    while first >= 1 and layer_count - len(above) * (size - 1) >= layers:  # the paper's lowest layer L is 1, never 0
-        window = Window(first, first + size - 1)
-        if accepts(above, window):
-            above = (window, *above)
-            first -= size
-        else:
-            first -= 1
-    return MergePlan(layer_count, above, "rdsc")
+def _laco_walk(layer_count: int, layers: int, size: int, score: Score) -> tuple[float, tuple[Window, ...]] | None:
+    """The highest threshold that leaves so many layers, and its windows; each threshold that changes the walk is
+    tried, from the top down to 0."""
+    threshold = 1.0
+    while threshold > 0:
+        above: tuple[Window, ...] = ()
+        first, rejected = layer_count - size, 0.0
+        while first >= 1 and layer_count - len(above) * (size - 1) >= layers:  # the lowest layer L of the paper is 1
+            window = Window(first, first + size - 1)
+            similarity = score(above, window)
+            if similarity > threshold:
+                above = (window, *above)
+                first -= size
+            else:
+                rejected = max(rejected, similarity)
+                first -= 1
+        if layer_count - len(above) * (size - 1) == layers:
+            return threshold, above
+        threshold = math.nextafter(rejected, -1)
+    return None
 
 
 class PlanLoss:

@@ -135,18 +135,28 @@ def test_laco_merges_from_the_top_and_goes_on_below_a_merge():
     alike = {((), (7, 9)): 0.9, (((7, 9),), (4, 6)): 0.5, (((7, 9),), (3, 5)): 0.8}
     tried = []
 
-    def similarity(above, window, needed):
-        tried.append(window)
-        found = alike.get((tuple((w.first, w.last) for w in above), (window.first, window.last)), 0.1)
-        return found if found >= needed else found + 0.01  # of what is not enough only a bound is known
+    def similarity(above, window):
+        tried.append((above, window))
+        return alike.get((tuple((w.first, w.last) for w in above), (window.first, window.last)), 0.1)
 
     plan = laco_plan(10, 6, similarity, lambda done, total: None)
-    assert {len(window) for window in tried} == {3, 5}  # windows of 4 or 6 never leave 6 layers
     assert plan == MergePlan(10, (Window(3, 5), Window(7, 9)), "rdsc")
-    assert all(window.first >= 1 for window in tried)
+    assert all(window.first >= 1 for _, window in tried)
+    assert {len(window) for _, window in tried} == {3, 5}  # windows of 4 or 6 never leave 6 layers
+    assert len(tried) == len(set(tried))
     assert laco_plan(10, 8, similarity, lambda done, total: None).windows == (Window(7, 9),)
     with pytest.raises(PlanError, match="leaves 9 of 10 layers with none of its sizes"):
         laco_plan(10, 9, similarity, lambda done, total: None)
+    with pytest.raises(PlanError, match="while the similarity is above 0"):
+        laco_plan(10, 8, lambda above, window: -0.1, lambda done, total: None)
+
+
+def test_laco_takes_the_highest_threshold_of_all_sizes():
+    # 6 of 10 layers: two windows of 3 at 0.4, or one of 5 at 0.6, which no round threshold from above 0.6 finds.
+    def similarity(above, window):
+        return {3: 0.4, 5: 0.6 - 0.001 * (9 - window.last)}[len(window)] if len(above) < 2 else 0.0
+
+    assert laco_plan(10, 6, similarity, lambda done, total: None).windows == (Window(5, 9),)
 
 
 def test_random_is_seeded_and_keeps_the_first_layer(model, tokens):
