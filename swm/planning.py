@@ -51,8 +51,11 @@ def search(
     focus: float = 0.9,
     progress: Progress = no_progress,
     exact: bool = False,
+    layers: int | None = None,
 ) -> ThresholdPath:
     """The threshold path from `low` to 1, written to path/<rule>.json as it grows; goes on where it stopped.
+
+    With `layers`, only as far as plans need it that leave so many.
 
     Unless `exact`, similarities are computed in bfloat16 where that is faster here; the plan at `focus` is then checked
     in the model's own format, and the path says how large the difference was.
@@ -94,9 +97,12 @@ def search(
             on_step=step,
             score_together=scorer.score_together,
             at_once=scorer.at_once,
+            layers=layers,
         )
         save()
-        _measure_perplexities(path, [step.plan for step in path.intervals()], bench, progress, save)
+        plans = [step.plan for step in path.intervals()]
+        wanted = [plan for plan in plans if layers is None or plan.layers_left in (layers, path.layer_count)]
+        _measure_perplexities(path, wanted, bench, progress, save)
     finally:
         save()
     return path
@@ -223,7 +229,7 @@ def plan_for(
     if threshold is not None:
         return _searched_plan(experiment, threshold, rule, progress)
     assert layers is not None
-    path = search(experiment, rule, path.low if path else 0.5, progress=progress)
+    path = search(experiment, rule, path.low if path else 0.5, progress=progress, layers=layers)
     return path.plan_with_layers(layers)
 
 
@@ -240,7 +246,7 @@ def known_plan(
         return path.plan_at(threshold) if path else None
     assert layers is not None
     check_layers(layers, experiment.layer_count)
-    if path is None or path.covered() < 0.999:
+    if path is None or not path.knows_all_with(layers):
         return None
     step = path.plan_with_layers(layers)
     return step if step.perplexity is not None or experiment.read_only else None

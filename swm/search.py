@@ -47,6 +47,12 @@ class Position:
     def at_bottom(self) -> bool:
         return self.low < 0
 
+    def can_leave(self, layers: int, layer_count: int) -> bool:
+        """Whether the walk may still end with so many layers: what is accepted stays, what is below may merge or
+        not."""
+        most = layer_count - sum(len(window) - 1 for window in self.committed) - (self.high - self.low - 1)
+        return most - (self.low + 1) <= layers <= most
+
     def accepted(self) -> Position:
         """The window grows downward by one layer."""
         return Position(self.committed, self.high, self.low - 1)
@@ -62,6 +68,11 @@ class Position:
     def final_windows(self) -> Windows:
         """The plan's windows once the bottom is reached; a window still open there is committed."""
         return self._with_pending()
+
+
+Branch = tuple[
+    Position, float, float
+]  # where all walks stand whose threshold is above the first number, up to the other
 
 
 @dataclass(frozen=True)
@@ -171,8 +182,21 @@ class ThresholdPath:
         near = " and ".join(str(depth) for depth in (below, above) if depth is not None)
         raise PlanError(
             f"No threshold from {self.low:g} to {self.high:g} leaves exactly {layers} layers with rule {self.rule}. "
-            f"The nearest depths are {near}. Choose one of them, search from a lower threshold, or name windows."
+            f"The nearest depths found so far: {near or 'none'}. Choose one of them, search from a lower threshold, or "
+            "name windows."
         )
+
+    def knows_all_with(self, layers: int) -> bool:
+        """Whether every plan with so many layers is computed."""
+        branches = _whole_range(self)
+        while branches:
+            position, a, b = branches.pop()
+            if position.at_bottom or not position.can_leave(layers, self.layer_count):
+                continue
+            if not self.knows(position.committed, position.window):
+                return False
+            branches += _next_branches(position, a, b, self.similarities[position.committed, position.window])
+        return True
 
     def extend(self, threshold: float, score: Score, on_step: Callable[[int], None] | None = None) -> PlanAt:
         """Compute what the walk at one threshold still needs, and give its plan.
@@ -320,6 +344,7 @@ def threshold_path(
     on_step: Callable[[ThresholdPath, float], None] | None = None,
     score_together: ScoreTogether | None = None,
     at_once: int = 1,
+    layers: int | None = None,
 ) -> ThresholdPath:
     """Every plan for every threshold in [low, high], exactly; each similarity is computed once.
 
@@ -330,17 +355,18 @@ def threshold_path(
         on_step: called after each batch of similarities with the path and the share of [low, high] that is covered.
         score_together, at_once: windows that wait to be tried below the same merged ones are scored together, so many
             at most, and those that come next if they fail; a few are then scored that the path does not need.
+        layers: only the plans that leave so many are wanted: a walk ends where it can leave no longer so many.
 
     Cost: one call of `score` for each branch of the walk (SmolLM2-135M from 0.5: some 800).
     """
     check_range(low, high)
     path = path or ThresholdPath(layer_count, rule, low, high, protect_last)
     focus = high if focus is None else min(max(focus, low), high)
-    branches = [(_start(layer_count, protect_last), math.nextafter(path.low, 0.0), path.high)]
+    branches = _whole_range(path)
     covered = 0.0
     while branches:
         position, a, b = branches.pop(_nearest(branches, focus))
-        if position.at_bottom:
+        if position.at_bottom or not (layers is None or position.can_leave(layers, layer_count)):
             covered += b - a
             continue
         key = (position.committed, position.window)
@@ -353,17 +379,25 @@ def threshold_path(
                 path.keep(*key, score(*key))
             if on_step:
                 on_step(path, covered / (path.high - path.low))
-        similarity = path.similarities[key]
-        if similarity > a:
-            branches.append((position.accepted(), a, min(b, similarity)))
-        if similarity < b:
-            branches.append((position.rejected(), max(a, similarity), b))
+        branches += _next_branches(position, a, b, path.similarities[key])
     return path
 
 
-def _batch(
-    path: ThresholdPath, position: Position, branches: list[tuple[Position, float, float]], at_once: int
-) -> list[Window]:
+def _whole_range(path: ThresholdPath) -> list[Branch]:
+    return [(_start(path.layer_count, path.protect_last), math.nextafter(path.low, 0.0), path.high)]
+
+
+def _next_branches(position: Position, a: float, b: float, similarity: float) -> list[Branch]:
+    """Where the walks for thresholds in (a, b] go on."""
+    found = []
+    if similarity > a:
+        found.append((position.accepted(), a, min(b, similarity)))
+    if similarity < b:
+        found.append((position.rejected(), max(a, similarity), b))
+    return found
+
+
+def _batch(path: ThresholdPath, position: Position, branches: list[Branch], at_once: int) -> list[Window]:
     """The window to try and others below the same merged ones: those that wait, and those next if each one fails.
 
     Nine of ten windows fail, so few are scored in vain.
@@ -470,7 +504,7 @@ def _checked(similarity: float, window: Window) -> float:
     return similarity
 
 
-def _nearest(branches: list[tuple[Position, float, float]], focus: float) -> int:
+def _nearest(branches: list[Branch], focus: float) -> int:
     """Index of the branch whose interval (a, b] holds the focus, else lies next to it; the latest of equals."""
 
     def distance(i: int) -> tuple[float, int]:

@@ -267,3 +267,14 @@ def test_unknown_planner_is_refused(experiment, model, tokens):
         planning.plan_by(experiment, "chess", 3)
     with pytest.raises(ValueError, match="needs more than the calibration text"):
         plan_with("best", model, tokens, 3)
+
+
+def test_a_plan_with_a_depth_needs_no_whole_path_and_is_searched_once(experiment, monkeypatch):
+    whole = planning.search(experiment, "keep_first", 0.5)
+    depth = max(step.plan.layers_left for step in whole.intervals() if step.plan.windows)
+    (experiment.folder / "path" / "keep_first.json").unlink()
+    step = planning.plan_for(experiment, layers=depth, rule="keep_first")
+    assert step == whole.plan_with_layers(depth)
+    assert len(experiment.path("keep_first").perplexities) < len(whole.perplexities)
+    monkeypatch.setattr(planning, "search", None)
+    assert planning.plan_for(experiment, layers=depth, rule="keep_first") == step

@@ -245,6 +245,28 @@ def test_of_several_plans_of_a_depth_the_one_of_lowest_perplexity_is_taken():
     assert ThresholdPath.from_dict(json.loads(json.dumps(path.to_dict()))) == path
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_search_for_one_depth_finds_all_its_plans_and_tries_less(seed):
+    score, tried = seeded_score(seed), []
+    whole = threshold_path(12, score, 0.3)
+    for layers in range(2, 13):
+        path = threshold_path(12, score, 0.3, layers=layers)
+        assert not ThresholdPath(12, low=0.3).knows_all_with(layers)
+        assert path.knows_all_with(layers)
+        found, all_found = (
+            [step for step in one.intervals() if step.plan.layers_left == layers] for one in (path, whole)
+        )
+        assert found == all_found
+        if found:
+            assert path.plan_with_layers(layers) == whole.plan_with_layers(layers)
+        else:
+            with pytest.raises(PlanError, match=f"leaves exactly {layers} layers"):
+                path.plan_with_layers(layers)
+        tried.append(len(path.similarities))
+    assert max(tried) <= len(whole.similarities)
+    assert min(tried) < 0.7 * len(whole.similarities)
+
+
 def test_a_threshold_outside_the_path_is_known_or_none():
     path = threshold_path(4, lambda above, window: 0.45, 0.5)
     assert path.plan_at(0.46).plan.windows == ()
