@@ -1,5 +1,6 @@
 """Studies page: every method at several depths, on the experiment's own model."""
 
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -35,10 +36,20 @@ SHIPPED_STUDY = "study"
 FIGURES = {"lambada": "Perplexity, novels", "squad": "Perplexity, Wikipedia", "average": "Average score"}
 
 
-def show_runs(experiment: Experiment, grid: Grid) -> None:
+@st.cache_data(max_entries=8, show_spinner=False)
+def rows_once(folder: str, changed: list[tuple[str, int]], against: str | None) -> list[dict[str, Any]]:
+    """As `study_rows`, once for each time a run's files were written: checking all answers takes most of a second."""
+    return study_rows(Experiment(Path(folder)), against)
+
+
+def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
     """Every method against depth, and the same as a table."""
     names = {BASELINE, *(cell.run for cell in grid.cells(experiment.layer_count))}
-    rows = [row for row in study_rows(experiment) if row["run"] in names]
+    files = sorted(f"{file.relative_to(experiment.folder)}" for file in experiment.folder.glob("runs/*/*.json"))
+    changed = [(file, experiment.changed(file)) for file in files]
+    against_key = f"studies_against_{experiment.name}_{kind}"
+    against = st.session_state.get(against_key)
+    rows = [row for row in rows_once(str(experiment.folder), changed, against) if row["run"] in names]
     measured = [name for name in FIGURES if any(name in row["perplexities"] or name == "average" for row in rows)]
     if len(rows) < 2 or not any(row["perplexities"] for row in rows):
         st.info("Nothing of this study has been measured yet.", icon=":material/science:")
@@ -59,6 +70,15 @@ def show_runs(experiment: Experiment, grid: Grid) -> None:
         "LoRA. A method that finds no plan of that depth has no point; perplexities above 20 times the original's are "
         f"in the table alone.{speed if any(row['latency_ms'] for row in rows) else ''}"
     )
+    if compared := [row["against"]["method"] for row in rows if row["against"]]:
+        st.selectbox(
+            "Average against",
+            list(dict.fromkeys([compared[0], *(row["method"] for row in rows if row["method"] != "original")])),
+            key=against_key,
+            width=240,
+            help="The table then says how far each average is from this method's at equal size and stage: the mean of "
+            "the same documents' differences, with its 95 % interval. An interval with 0 in it is no more than noise.",
+        )
     st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=115)})
     st.download_button(
         "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
@@ -116,7 +136,7 @@ with shown_errors():
         else read_grid(kind)
     )
     if kind in OF_RUNS:
-        show_runs(experiment, Grid.from_dict(grid))
+        show_runs(experiment, kind, Grid.from_dict(grid))
     elif kind == "thresholds":
         scores = ThresholdGrid.from_dict(grid).scores_in((last or {}).get("scores", []))
         show_thresholds(experiment, grid["rules"], scores)

@@ -9,8 +9,10 @@ from dataclasses import asdict
 from typing import Any
 
 from swm.experiments import BASELINE, Experiment, Run
+from swm.paired import Paired, paired
 
 MISSING = "–"
+AGAINST = {"against": "method", **{f"against_{name}": name for name in ("difference", "low", "high")}}
 SPEED = ("tokens_per_second", "latency_ms", "peak_memory_bytes")
 STAGES = {"original": "original", "planned": "planned", "merged": "merged", "recovered": "merged + LoRA"}
 
@@ -131,10 +133,40 @@ def _difference(value: float | None, baseline: float | None) -> float | None:
     return None if value is None or baseline is None else value - baseline
 
 
-def study_rows(experiment: Experiment) -> list[dict[str, Any]]:
-    """Rows of the original and of the runs of studies, the deepest cut last; of equal depth in order of perplexity."""
+def study_rows(experiment: Experiment, against: str | None = None) -> list[dict[str, Any]]:
+    """Rows of the original and of the runs of studies, the deepest cut last; of equal depth in order of perplexity.
+
+    Args:
+        against: the method that others are compared with; `best` where it was studied, else the first.
+
+    Returns:
+        Rows as from `compare`, flat, with `against`: `method`, and the `difference` of the average to that method's
+        model of as many parameters at the same stage, with its 95 % interval `low` to `high`, over the `documents` that
+        both answered. None where there is no such model, and for the method itself.
+    """
     rows = [{**row, "before_recovery": None} for row in flat_rows(compare(experiment)) if row["method"]]
-    return sorted(rows, key=lambda row: (-row["layers"], row["stage"] == "recovered", row["perplexity"] or math.inf))
+    rows.sort(key=lambda row: (-row["layers"], row["stage"] == "recovered", row["perplexity"] or math.inf))
+    methods = [row["method"] for row in rows if row["method"] != "original"]
+    against = against or ("best" if "best" in methods else next(iter(methods), "original"))
+    known = [(row, documents_of(row)) for row in rows if row["method"] == against]
+    near = experiment.model_facts["parameters_per_layer"] / 2
+    for row in rows:
+        alike = (
+            answers
+            for other, answers in known
+            if other["stage"] == row["stage"] and abs(other["parameters"] - row["parameters"]) < near
+        )
+        theirs = None if row["method"] == against else next(alike, None)
+        row["against"] = _against(against, paired(theirs, documents_of(row))) if theirs else None
+    return rows
+
+
+def _against(method: str, compared: list[Paired]) -> dict[str, Any] | None:
+    if not compared:
+        return None
+    last = compared[-1]  # the average, where there are several tasks
+    found = {"difference": last.difference, "low": last.low, "high": last.high}
+    return {"method": method, **found, "documents": last.documents}
 
 
 def csv_text(rows: list[dict[str, Any]]) -> str:
@@ -146,12 +178,15 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     tasks = list(dict.fromkeys(task for row in flat for task in row["scores"]))
     heads = [*plain, *(f"perplexity_{text}" for text in texts)]
     heads += [f"{task}{suffix}" for task in tasks for suffix in ("", "_stderr")]
+    if of_studies := any("against" in row for row in flat):
+        heads += AGAINST
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(heads)
     for row in flat:
         values = [row[name] for name in plain] + [row["perplexities"].get(text, {}).get("value") for text in texts]
         values += [row["scores"].get(task, {}).get(key) for task in tasks for key in ("value", "stderr")]
+        values += [(row["against"] or {}).get(name) for name in AGAINST.values()] if of_studies else []
         writer.writerow(values)
     return out.getvalue().rstrip("\n")
 
@@ -217,6 +252,13 @@ def _score(entry: dict[str, Any] | None) -> str:
 
 def percent(value: float | None, stderr: float | None) -> str:
     return MISSING if value is None or stderr is None else f"{100 * value:.1f} ± {100 * stderr:.1f}"
+
+
+def points(entry: dict[str, Any] | None) -> str:
+    """A difference of shares with its interval."""
+    if entry is None:
+        return MISSING
+    return f"{100 * entry['difference']:+.1f} [{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
 
 
 def number(value: float | None, digits: int) -> str:

@@ -48,8 +48,7 @@ class Position:
         return self.low < 0
 
     def can_leave(self, layers: int, layer_count: int) -> bool:
-        """Whether the walk may still end with so many layers: what is accepted stays, what is below may merge or
-        not."""
+        """Whether the walk can still end with so many layers: what it accepted merges, what is below may."""
         most = layer_count - sum(len(window) - 1 for window in self.committed) - (self.high - self.low - 1)
         return most - (self.low + 1) <= layers <= most
 

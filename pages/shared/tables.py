@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from swm.compare import STAGES, interval, lines, number, percent, row_name, speedup
+from swm.compare import STAGES, interval, lines, number, percent, points, row_name, speedup
 from swm.experiments import Experiment
 from swm.paired import Paired
 from swm.search import PlanAt
@@ -44,6 +44,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """One line for each row of `study_rows`, as text with error bars."""
     texts = list(dict.fromkeys(text for row in rows for text in row["perplexities"]))
     timed = any(row["latency_ms"] for row in rows)
+    against = next((row["against"]["method"] for row in rows if row["against"]), None)
     return pd.DataFrame(
         {
             "layers": row["layers"],
@@ -53,6 +54,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
             **{f"perplexity, {text}": interval(row["perplexities"].get(text)) for text in texts},
             "average, %": percent(row["average"], row["average_stderr"]),
+            **({f"average, points to {against}": points(row["against"])} if against else {}),
             **{task: percent(score["value"], score["stderr"]) for task, score in row["scores"].items()},
             **(_speed(row) if timed else {}),
             "windows": " ".join(f"{first}-{last}" for first, last in row["windows"]),
