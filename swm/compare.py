@@ -239,7 +239,12 @@ def run_name(run: str, stage: str) -> str:
 
 
 def interval(entry: dict[str, Any] | None) -> str:
-    return f"{entry['value']:,.1f} [{entry['low']:,.1f}, {entry['high']:,.1f}]" if entry else MISSING
+    return f"{_short(entry['value'])} [{_short(entry['low'])}, {_short(entry['high'])}]" if entry else MISSING
+
+
+def _short(value: float) -> str:
+    """A perplexity: those of broken models run into millions."""
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" if value < 100_000 else f"{value:.1e}"
 
 
 def speedup(entry: dict[str, Any] | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from swm.compare import compare, csv_text, flat_rows, points, row_name, study_rows, table
+from swm.compare import compare, csv_text, flat_rows, interval, points, row_name, study_rows, table
 from swm.experiments import Experiment, Settings
 from swm.plan import MergePlan, Window
 from swm.presets import preset_settings
@@ -143,3 +143,11 @@ def test_studies_compare_averages_at_equal_size_over_the_same_documents(experime
     assert {row["run"]: row["against"] for row in study_rows(experiment, "sleb")}["best-4"]["difference"] == 0.5
     (line,) = [row for row in csv.DictReader(io.StringIO(csv_text(list(rows.values())))) if row["run"] == "sleb-4"]
     assert (line["against"], float(line["against_difference"])) == ("best", -0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(63.08, "63.1 [62.1, 64.1]"), (4181.5, "4,182 [4,180, 4,182]"), (4054701.7, "4.1e+06 [4.1e+06, 4.1e+06]")],
+)
+def test_perplexities_are_as_long_as_they_say_something(value, text):
+    assert interval({"value": value, "low": value - 1, "high": value + 1}) == text
