@@ -27,6 +27,8 @@ def main() -> None:
 
 def depths_of(file: Path) -> dict[str, Any]:
     known = ThresholdPath.from_dict(json.loads(file.read_text()))
+    if known.covered() < 0.999:
+        sys.exit(f"{file} is not computed in whole. Run swm search first.")
 
     def searched(layers: int | None = None) -> ThresholdPath:
         score = known.similarities

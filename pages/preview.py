@@ -138,6 +138,8 @@ rule = controls[0].selectbox(
 with shown_errors():
     path, view = path_and_view(experiment, rule)
     depths = sorted({plan["left"] for plan in view["plans"]}, reverse=True)
+    if path.covered() < 0.999:
+        depths = [depth for depth in depths if path.knows_all_with(depth)]
     depth = controls[1].selectbox(
         "Layers",
         [ANY, *depths],

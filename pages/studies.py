@@ -42,14 +42,15 @@ def rows_once(folder: str, changed: list[tuple[str, int]], against: str | None) 
     return study_rows(Experiment(Path(folder)), against)
 
 
+def rows_of(experiment: Experiment, runs: set[str], against: str | None = None) -> list[dict[str, Any]]:
+    rows = rows_once(str(experiment.folder), experiment.results_changed(), against)
+    return [row for row in rows if row["run"] in runs]
+
+
 def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
     """Every method against depth, and the same as a table."""
     names = {BASELINE, *(cell.run for cell in grid.cells(experiment.layer_count))}
-    files = sorted(f"{file.relative_to(experiment.folder)}" for file in experiment.folder.glob("runs/*/*.json"))
-    changed = [(file, experiment.changed(file)) for file in files]
-    against_key = f"studies_against_{experiment.name}_{kind}"
-    against = st.session_state.get(against_key)
-    rows = [row for row in rows_once(str(experiment.folder), changed, against) if row["run"] in names]
+    rows = rows_of(experiment, names)
     measured = [name for name in FIGURES if any(name in row["perplexities"] or name == "average" for row in rows)]
     if len(rows) < 2 or not any(row["perplexities"] for row in rows):
         st.info("Nothing of this study has been measured yet.", icon=":material/science:")
@@ -70,15 +71,17 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
         "LoRA. A method that finds no plan of that depth has no point; perplexities above 20 times the original's are "
         f"in the table alone.{speed if any(row['latency_ms'] for row in rows) else ''}"
     )
-    if compared := [row["against"]["method"] for row in rows if row["against"]]:
-        st.selectbox(
+    scored = list(dict.fromkeys(row["method"] for row in rows if row["scores"] and row["method"] != "original"))
+    if len(scored) > 1:
+        against = st.selectbox(
             "Average against",
-            list(dict.fromkeys([compared[0], *(row["method"] for row in rows if row["method"] != "original")])),
-            key=against_key,
+            sorted(scored, key=lambda method: method != "best"),
+            key=f"studies_against_{experiment.name}_{kind}",
             width=240,
             help="The table then says how far each average is from this method's at equal size and stage: the mean of "
             "the same documents' differences, with its 95 % interval. An interval with 0 in it is no more than noise.",
         )
+        rows = rows_of(experiment, names, against)
     st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=115)})
     st.download_button(
         "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
@@ -93,6 +96,8 @@ def show_thresholds(experiment: Experiment, rules: list[str], scores: list[dict[
     left, right = st.columns(2, gap="large")
     left.plotly_chart(staircase_chart(paths, "layers"), key="studies_layers")
     right.plotly_chart(staircase_chart(paths, "perplexity"), key="studies_perplexity")
+    if partly := [f"{path.rule} ({path.covered():.0%})" for path in paths if path.covered() < 0.999]:
+        st.caption(f"Not computed in whole: {', '.join(partly)}. Where a line is broken the plan is not known.")
     st.caption(
         "The same threshold leaves different depths with different rules; compare rules at equal depth. Perplexity of "
         "rule fit is that of its quick fit while searching."

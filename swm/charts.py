@@ -318,10 +318,16 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str) -> go.Figure
     figure = go.Figure()
     for index, path in enumerate(paths):
         steps = [step for step in path.intervals() if figure_of == "layers" or step.perplexity is not None]
-        values = [step.plan.layers_left if figure_of == "layers" else step.perplexity for step in steps]
+        x: list[float | None] = []
+        y: list[float | None] = []
+        for step in steps:
+            if x and x[-1] != step.high:  # what lies between is not computed
+                x, y = [*x, None], [*y, None]
+            value = step.plan.layers_left if figure_of == "layers" else step.perplexity
+            x, y = [*x, step.high, step.low], [*y, value, value]
         figure.add_scatter(
-            x=[threshold for step in steps for threshold in (step.high, step.low)],
-            y=[value for value in values for _ in range(2)],
+            x=x,
+            y=y,
             mode="lines",
             name=path.rule,
             line={"color": COLOURS[index % len(COLOURS)], "width": 2},

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from swm.errors import Cancelled, ExperimentError, SettingsError, SwmError
 from swm.experiments import BASELINE, Experiment, Run, Settings, delete, list_experiments
-from swm.grids import KINDS, OF_RUNS, read_grid
+from swm.grids import KINDS, OF_RUNS, Grid, read_grid
 from swm.jobs import Target, beside, cancel, tracked
 from swm.metrics import Measure, parse_tasks
 from swm.names import check_name
@@ -290,12 +290,16 @@ def run_study(options: argparse.Namespace) -> Result:
     from swm.study import run_study
 
     experiment, grid = _own(options.exp), read_grid(options.kind, options.grid)
+    if options.kind in OF_RUNS and options.against:
+        methods = {cell.name: None for cell in Grid.from_dict(grid).cells(experiment.layer_count)}
+        if options.against not in methods:
+            raise SettingsError(f"The grid has no method '{options.against}'. Choose one of: {', '.join(methods)}.")
     with watched(experiment, "study") as progress:
         failed = run_study(experiment, options.kind, grid, progress)
     told = "".join(f"\n{cell}: {reason}" for cell, reason in failed.items())
     if options.kind not in OF_RUNS:
         return {"study": options.kind, "failed": failed}, f"Done: {KINDS[options.kind]}{told}"
-    rows = study_rows(experiment)
+    rows = study_rows(experiment, options.against)
     return {"study": options.kind, "failed": failed, "rows": rows}, csv_text(rows) + told
 
 

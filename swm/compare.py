@@ -117,8 +117,8 @@ def _method(run: Run) -> str | None:
     """What found the run's plan, where a study made it, and how its width was cut."""
     if run.is_baseline:
         return "original"
-    method, width = run.settings.get("method"), run.plan.width
-    return f"{method} + {width.method}" if method and width.ratio else method
+    method = run.settings.get("method")
+    return method and run.plan.width.after(method)
 
 
 def _average(tasks: dict[str, Any]) -> tuple[float | None, float | None]:
@@ -141,8 +141,9 @@ def study_rows(experiment: Experiment, against: str | None = None) -> list[dict[
 
     Returns:
         Rows as from `compare`, flat, with `against`: `method`, and the `difference` of the average to that method's
-        model of as many parameters at the same stage, with its 95 % interval `low` to `high`, over the `documents` that
-        both answered. None where there is no such model, and for the method itself.
+        model of as many parameters (of several the one of nearest depth) at the same stage, with its 95 % interval
+        `low` to `high`, over the `documents` that both answered. None where there is no such model, and for the method
+        itself.
     """
     rows = [{**row, "before_recovery": None} for row in flat_rows(compare(experiment)) if row["method"]]
     rows.sort(key=lambda row: (-row["layers"], row["stage"] == "recovered", row["perplexity"] or math.inf))
@@ -151,13 +152,14 @@ def study_rows(experiment: Experiment, against: str | None = None) -> list[dict[
     known = [(row, documents_of(row)) for row in rows if row["method"] == against]
     near = experiment.model_facts["parameters_per_layer"] / 2
     for row in rows:
-        alike = (
-            answers
-            for other, answers in known
+        alike = [
+            (abs(other["layers"] - row["layers"]), abs(other["parameters"] - row["parameters"]), place)
+            for place, (other, _) in enumerate(known)
             if other["stage"] == row["stage"] and abs(other["parameters"] - row["parameters"]) < near
-        )
-        theirs = None if row["method"] == against else next(alike, None)
-        row["against"] = _against(against, paired(theirs, documents_of(row))) if theirs else None
+        ]
+        row["against"] = None
+        if alike and row["method"] != against:
+            row["against"] = _against(against, paired(known[min(alike)[-1]][1], documents_of(row)))
     return rows
 
 

@@ -195,6 +195,11 @@ class Experiment(Tracked):
                 broken.append(str(error))
         return found, broken
 
+    def results_changed(self) -> list[tuple[str, int]]:
+        """Every file of its runs, and when it was written last."""
+        files = (f"{file.relative_to(self.folder)}" for file in self.folder.glob("runs/*/*.json"))
+        return sorted((file, self.changed(file)) for file in files)
+
     def create_run(
         self,
         name: str,

@@ -52,6 +52,11 @@ class Cell:
     width: WidthCut = WHOLE
 
     @property
+    def name(self) -> str:
+        """What tables and charts call it."""
+        return self.width.after(self.method)
+
+    @property
     def run(self) -> str:
         """Name of its run."""
         name = f"{self.method.replace('_', '-')}-{self.layers}"

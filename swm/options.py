@@ -84,6 +84,8 @@ def _add_showing(add: Add) -> None:
     kinds = " ".join(f"{kind}: {text}" for kind, text in KINDS.items())
     command = add("study", f"Every method at several depths; goes on where it stopped. {kinds}", "EXP", "KIND")
     command.add_argument("--grid", type=Path, metavar="FILE", help="a copy of assets/studies.yaml, edited")
+    against = "method that the averages are compared with, over the same documents (best, where it is studied)"
+    command.add_argument("--against", metavar="METHOD", help=against)
     command = add("sweep", "Many runs from one file; what is done is not done again. See assets/sweeps.", "FILE")
     executors = "local: one process for each GPU, or one; ray: a task for each run on a Ray cluster (pip install ray)"
     command.add_argument("--executor", choices=("local", "ray"), default="local", help=executors)

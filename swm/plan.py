@@ -51,6 +51,10 @@ class WidthCut:
         if self.method not in WIDTH_METHODS:
             raise SettingsError(f"'{self.method}' is not a way to cut width. Choose {' or '.join(WIDTH_METHODS)}.")
 
+    def after(self, method: str) -> str:
+        """What people call a method with this cut after it."""
+        return f"{method} + {self.method}" if self.ratio else method
+
 
 WHOLE = WidthCut()
 

@@ -218,21 +218,28 @@ def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry) -
         return known[above, window]
 
     sizes = [size for size in LACO_WINDOWS if (layer_count - layers) % (size - 1) == 0]  # others never leave so many
-    found = [_laco_walk(layer_count, layers, size, score) for size in sizes]
-    if not any(found):
+    threshold, plan = 0.0, None
+    for size in sizes:
+        if found := _laco_walk(layer_count, layers, size, score, threshold):
+            threshold, windows = found
+            plan = MergePlan(layer_count, windows, "rdsc")
+    if plan is None:
         raise PlanError(
             f"LaCo's walk leaves {layers} of {layer_count} layers with none of its sizes ({LACO_WINDOWS[0]}-"
             f"{LACO_WINDOWS[-1]}) while the similarity is above 0. Choose another number of layers or another planner."
         )
-    _, windows = max((one for one in found if one), key=lambda one: one[0])
-    return MergePlan(layer_count, windows, "rdsc")
+    return plan
 
 
-def _laco_walk(layer_count: int, layers: int, size: int, score: Score) -> tuple[float, tuple[Window, ...]] | None:
-    """The highest threshold that leaves so many layers, and its windows; each threshold that changes the walk is
-    tried, from the top down to 0."""
+def _laco_walk(
+    layer_count: int, layers: int, size: int, score: Score, least: float
+) -> tuple[float, tuple[Window, ...]] | None:
+    """The highest threshold above `least` that leaves so many layers, and its windows.
+
+    Each threshold that changes the walk is tried, from the top down.
+    """
     threshold = 1.0
-    while threshold > 0:
+    while threshold > least:
         above: tuple[Window, ...] = ()
         first, rejected = layer_count - size, 0.0
         while first >= 1 and layer_count - len(above) * (size - 1) >= layers:  # the lowest layer L of the paper is 1

@@ -100,8 +100,8 @@ def search(
             layers=layers,
         )
         save()
-        plans = [step.plan for step in path.intervals()]
-        wanted = [plan for plan in plans if layers is None or plan.layers_left in (layers, path.layer_count)]
+        plans = [MergePlan(path.layer_count, (), rule), *(step.plan for step in path.intervals())]
+        wanted = [plan for plan in plans if layers is None or not plan.windows or plan.layers_left == layers]
         _measure_perplexities(path, wanted, bench, progress, save)
     finally:
         save()
@@ -221,7 +221,7 @@ def plan_for(
 
     Raises:
         SettingsError: if threshold, layers or rule cannot be. PlanError: if no threshold of the path leaves so many
-            layers; the message names the nearest depths.
+            layers; the message names the nearest depths known.
     """
     if known := known_plan(experiment, threshold=threshold, layers=layers, rule=rule):
         return known
@@ -248,8 +248,10 @@ def known_plan(
     check_layers(layers, experiment.layer_count)
     if path is None or not path.knows_all_with(layers):
         return None
-    step = path.plan_with_layers(layers)
-    return step if step.perplexity is not None or experiment.read_only else None
+    fitting = [step for step in path.intervals() if step.plan.layers_left == layers]
+    if not experiment.read_only and any(step.perplexity is None for step in fitting):
+        return None
+    return path.plan_with_layers(layers)
 
 
 def _searched_plan(experiment: Experiment, threshold: float, rule: str, progress: Progress) -> PlanAt:

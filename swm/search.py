@@ -69,9 +69,8 @@ class Position:
         return self._with_pending()
 
 
-Branch = tuple[
-    Position, float, float
-]  # where all walks stand whose threshold is above the first number, up to the other
+Branch = tuple[Position, float, float]
+"""Where all walks stand whose threshold lies in (the first number, the second]."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,8 @@ class ThresholdPath:
         Of several the one of lowest perplexity on the calibration text; where that is not measured, the most similar.
 
         Raises:
-            PlanError: if no threshold computed so far leaves so many; the message names the nearest depths.
+            PlanError: if no threshold computed so far leaves so many; the message names the nearest depths of those
+                that are.
         """
         steps = self.intervals()
         fitting = [step for step in steps if step.plan.layers_left == layers]
@@ -179,10 +179,10 @@ class ThresholdPath:
         below = max((depth for depth in depths if depth < layers), default=None)
         above = min((depth for depth in depths if depth > layers), default=None)
         near = " and ".join(str(depth) for depth in (below, above) if depth is not None)
+        nearest = f"The nearest depths {'' if self.covered() > 0.999 else 'found so far '}are {near}. " if near else ""
         raise PlanError(
             f"No threshold from {self.low:g} to {self.high:g} leaves exactly {layers} layers with rule {self.rule}. "
-            f"The nearest depths found so far: {near or 'none'}. Choose one of them, search from a lower threshold, or "
-            "name windows."
+            f"{nearest}Choose another depth, search from a lower threshold, or name windows."
         )
 
     def knows_all_with(self, layers: int) -> bool:
@@ -370,7 +370,7 @@ def threshold_path(
             continue
         key = (position.committed, position.window)
         if not path.knows(*key):
-            windows = _batch(path, position, branches, at_once) if score_together else []
+            windows = _batch(path, position, branches, at_once, layers) if score_together else []
             if score_together and len(windows) > 1:
                 for window, similarity in zip(windows, score_together(position.committed, windows), strict=True):
                     path.keep(position.committed, window, similarity)
@@ -396,7 +396,9 @@ def _next_branches(position: Position, a: float, b: float, similarity: float) ->
     return found
 
 
-def _batch(path: ThresholdPath, position: Position, branches: list[Branch], at_once: int) -> list[Window]:
+def _batch(
+    path: ThresholdPath, position: Position, branches: list[Branch], at_once: int, layers: int | None
+) -> list[Window]:
     """The window to try and others below the same merged ones: those that wait, and those next if each one fails.
 
     Nine of ten windows fail, so few are scored in vain.
@@ -404,6 +406,7 @@ def _batch(path: ThresholdPath, position: Position, branches: list[Branch], at_o
     wanted = [position, *(waiting for waiting, *_ in reversed(branches) if waiting.committed == position.committed)]
     while (position := position.rejected()).committed == wanted[0].committed and not position.at_bottom:
         wanted.append(position)
+    wanted = [one for one in wanted if layers is None or one.can_leave(layers, path.layer_count)]
     windows = dict.fromkeys(one.window for one in wanted if not one.at_bottom)
     return [window for window in windows if not path.knows(wanted[0].committed, window)][:at_once]
 

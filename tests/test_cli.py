@@ -286,7 +286,7 @@ def test_depth_that_no_threshold_gives_names_its_neighbours(swm, study):
     code, _, err = swm("plan", study, "--layers", 2)
     assert code == 1
     assert "leaves exactly 2 layers" in err
-    assert "nearest depths found so far: 4" in err
+    assert "nearest depths are 4" in err
 
 
 @pytest.mark.parametrize("arguments", [[], ["fly"], ["plan", "study"], ["plan", "study", "--threshold", "abc"]])

@@ -104,7 +104,10 @@ def test_the_ridge_is_chosen_on_texts_apart_where_there_are_enough(monkeypatch):
     assert tried[-1] in RIDGES
 
 
-def test_a_window_fitted_while_searching_is_the_one_fitted_in_a_model():
+@pytest.mark.parametrize("room", ["much", "none"])
+def test_a_window_fitted_while_searching_is_the_one_fitted_in_a_model(room, monkeypatch):
+    if room == "none":
+        monkeypatch.setattr("swm.fit.free_bytes_on", lambda device: 0)
     model, tokens, window = tiny_model(layers=6), texts(300), Window(2, 3)
     merged = WindowFitter(model, tokens).merged(window)
     fitted = apply_fitted_plan(model, MergePlan(6, (window,), "fit"), tokens)

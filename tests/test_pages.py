@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from swm.charts import staircase_chart
 from swm.experiments import Experiment, Settings
 from swm.grids import KINDS
 from swm.plan import MergePlan, Window
@@ -175,6 +176,43 @@ def test_studies_show_the_scores_of_plans_at_thresholds(study, no_demo):
     assert (scored["data"][0]["x"], scored["data"][0]["y"]) == ([0.8, 0.9], [35.0, 42.0])
     assert any("one standard error over 50 documents" in c.value for c in test.caption)
     assert any("scored_at: [0.9, 0.8]" in code.value for code in test.code)  # the grid that was run, not the default
+
+
+def test_a_path_that_is_computed_in_part_is_shown_as_such(study, no_demo):
+    whole = study.path("rdsc")
+    step = next(step for step in whole.intervals() if step.plan.windows)
+    part = threshold_path(6, lambda *key: whole.similarities[key], 0.5, layers=step.plan.layers_left)
+    assert part.covered() < 0.9
+    study.save_path(part)
+    test = opened("pages/preview.py")
+    assert [option for option in test.selectbox(key="preview_depth").options if option.isdigit()] == [
+        str(step.plan.layers_left)
+    ]
+    test = opened("pages/studies.py")
+    test.segmented_control(key="studies_kind").select("thresholds").run()
+    chart = json.loads(test.get("plotly_chart")[0].proto.spec)["data"][0]
+    assert max(chart["x"]) == step.high
+    assert f"Not computed in whole: rdsc ({part.covered():.0%})" in " ".join(c.value for c in test.caption)
+
+
+def test_a_staircase_is_broken_where_the_plan_is_not_known():
+    path = threshold_path(6, lambda above, window: 1 - 0.1 * len(window), 0.5)
+    steps = path.intervals()
+    keys = [{(trial.committed, trial.window) for trial in step.trace} for step in steps]
+    del path.similarities[(keys[2] - keys[0].union(keys[1], *keys[3:])).pop()]
+    (line,) = staircase_chart([path], "layers").data
+    shown = [step for step in steps if step is not steps[2]]
+    assert line.x == (
+        shown[0].high,
+        shown[0].low,
+        shown[1].high,
+        shown[1].low,
+        None,
+        shown[2].high,
+        shown[2].low,
+        *line.x[7:],
+    )
+    assert line.x.count(None) == line.y.count(None) == 1
 
 
 def test_a_cut_in_width_goes_into_the_plan_and_the_command(study, no_demo):

@@ -152,11 +152,20 @@ def test_laco_merges_from_the_top_and_goes_on_below_a_merge():
 
 
 def test_laco_takes_the_highest_threshold_of_all_sizes():
-    # 6 of 10 layers: two windows of 3 at 0.4, or one of 5 at 0.6, which no round threshold from above 0.6 finds.
+    # 6 of 10 layers: two windows of 3 at 0.4, or one of 5 at 0.6.
     def similarity(above, window):
-        return {3: 0.4, 5: 0.6 - 0.001 * (9 - window.last)}[len(window)] if len(above) < 2 else 0.0
+        return {3: 0.4, 5: 0.6}[len(window)] if len(above) < 2 else 0.0
 
     assert laco_plan(10, 6, similarity, lambda done, total: None).windows == (Window(5, 9),)
+
+
+def test_laco_tries_every_threshold_that_changes_its_walk():
+    alike = {Window(7, 9): 0.804, Window(6, 8): 0.808, Window(5, 7): 0.802}  # all accepted at 0.80
+
+    def similarity(above, window):
+        return 0.5 if above else alike.get(window, 0.5)
+
+    assert laco_plan(10, 8, similarity, lambda done, total: None).windows == (Window(6, 8),)
 
 
 def test_random_is_seeded_and_keeps_the_first_layer(model, tokens):
@@ -275,6 +284,8 @@ def test_a_plan_with_a_depth_needs_no_whole_path_and_is_searched_once(experiment
     (experiment.folder / "path" / "keep_first.json").unlink()
     step = planning.plan_for(experiment, layers=depth, rule="keep_first")
     assert step == whole.plan_with_layers(depth)
-    assert len(experiment.path("keep_first").perplexities) < len(whole.perplexities)
+    perplexities = experiment.path("keep_first").perplexities
+    assert () in perplexities
+    assert len(perplexities) < len(whole.perplexities)
     monkeypatch.setattr(planning, "search", None)
     assert planning.plan_for(experiment, layers=depth, rule="keep_first") == step

@@ -263,7 +263,6 @@ def test_a_search_for_one_depth_finds_all_its_plans_and_tries_less(seed):
             with pytest.raises(PlanError, match=f"leaves exactly {layers} layers"):
                 path.plan_with_layers(layers)
         tried.append(len(path.similarities))
-    assert max(tried) <= len(whole.similarities)
     assert min(tried) < 0.7 * len(whole.similarities)
 
 
