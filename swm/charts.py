@@ -19,7 +19,10 @@ from swm.view import BETTER, WINDOW_COLOURS, WORSE
 
 ERROR_BAR = "rgba(90,98,112,1)"
 LINE = "rgba(115,124,140,1)"
-COLOURS = (BETTER, WORSE, "#00835f", "#b5568c", "#a6761d", "#7b68b5", "#17a2a2", "#8a8f98", "#d94a4a", "#5c6b1f")
+COLOURS = (
+    BETTER, WORSE, "#00835f", "#b5568c", "#a6761d", "#7b68b5", "#17a2a2", "#8a8f98", "#d94a4a", "#5c6b1f",
+    "#4fb0e8", "#e0a30b", "#7bb661", "#c77dba",
+)  # fmt: skip
 TALLEST = 20  # times the original's perplexity: what lies above is broken, and would press the rest together
 SYMBOLS = ("circle", "diamond", "x")
 COLOUR_BAR = {"orientation": "h", "thickness": 10, "outlinewidth": 0, "len": 0.6, "y": -0.1, "yanchor": "top"}
