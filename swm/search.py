@@ -267,6 +267,8 @@ class ThresholdPath:
 
     def covered(self) -> float:
         """Share of [low, high] for which the plan is known, 0 to 1."""
+        if self.high <= self.low:  # as a damaged file may say
+            return 0.0
         known = sum(min(step.high, self.high) - max(step.low, self.low) for step in self.intervals())
         return known / (self.high - self.low)
 

@@ -273,6 +273,7 @@ def test_a_threshold_outside_the_path_is_known_or_none():
     path.extend(0.4, lambda above, window: 0.45)
     assert path.plan_at(0.4).plan.windows == (Window(0, 2),)
     assert path.covered() == pytest.approx(1)
+    assert ThresholdPath(4, low=1.0).covered() == 0
 
 
 @pytest.mark.parametrize("seed", range(5))
