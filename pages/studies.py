@@ -18,7 +18,7 @@ from pages.shared.frame import (
 )
 from pages.shared.tables import study_table
 from swm.charts import depths_chart, similarity_heatmap, staircase_chart, threshold_scores_chart
-from swm.compare import csv_text, study_rows
+from swm.compare import conditions_of, csv_text, study_rows
 from swm.estimate import study_seconds
 from swm.experiments import BASELINE, Experiment
 from swm.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, checked_grid, grid_text, grid_yaml, read_grid
@@ -83,6 +83,8 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
         )
         rows = rows_of(experiment, names, against)
     st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=115)})
+    if measured_with := conditions_of(rows):
+        st.caption(plain(measured_with))
     st.download_button(
         "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
     )

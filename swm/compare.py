@@ -24,10 +24,10 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
         Rows with `run`, `stage`, `layers`, `parameters`, `size_bytes`, `perplexity` (on LAMBADA unless another text was
         measured first), `perplexities` by text, `scores` by task (`value`, `stderr`, `metric`, `documents`), `average`
         and `average_stderr`, `tokens_per_second`, `latency_ms`, `peak_memory_bytes`, `speedup` (with `low` and `high`),
-        `fitted_first` (whether merged layers were solved for before LoRA), `deltas` to the baseline. A recovered run
-        that was evaluated before has that row under `before_recovery`. What was not measured is None. The delta of the
-        average is None unless both were scored on the same documents; those of speed and memory are to the original as
-        it was measured in turn with the run.
+        `conditions` (what scores were measured with), `fitted_first` (whether merged layers were solved for before
+        LoRA), `deltas` to the baseline. A recovered run that was evaluated before has that row under `before_recovery`.
+        What was not measured is None. The delta of the average is None unless both were scored on the same documents;
+        those of speed and memory are to the original as it was measured in turn with the run.
     """
     rows = [_row_of(run) for run in experiment.runs()]
     for row in rows:
@@ -104,6 +104,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "peak_memory_bytes": timing.get("peak_memory_bytes"),
         "speedup": timing.get("speedup"),
         "throughput": timing.get("throughput", {}),
+        "conditions": scores.get("conditions", {}),
         "created": run.settings.get("created", 0.0),
         "timed_with": timing.get("baseline", {}),
     }
@@ -171,6 +172,28 @@ def _against(method: str, compared: list[Paired]) -> dict[str, Any] | None:
     return {"method": method, **found, "documents": last.documents}
 
 
+def conditions_of(rows: list[dict[str, Any]]) -> str:
+    """What the rows' scores were measured with, as one sentence; what is not the same for all is said in full."""
+    measured = [row for row in rows if row["conditions"]]
+    if not measured:
+        return ""
+    counts = [score["documents"] for row in measured for score in row["scores"].values()]
+    seconds = [row["conditions"].get("seconds", 0.0) for row in measured]
+    found = [f"{_span(counts)} documents of each task, zero-shot"] if counts else []
+    found += [" or ".join(dict.fromkeys(_condition(row["conditions"]) for row in measured))]
+    return f"{'; '.join(found)}. Scoring a model took {_span(seconds)} s."
+
+
+def _condition(conditions: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
+    return f"{conditions['dtype']} on {conditions['device']}, seed {conditions.get('seed', MISSING)}; {versions}"
+
+
+def _span(values: list[Any]) -> str:
+    low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def csv_text(rows: list[dict[str, Any]]) -> str:
     """The comparison as comma-separated values, one line for each run and stage."""
     flat = flat_rows(rows)
@@ -179,7 +202,9 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     texts = list(dict.fromkeys(text for row in flat for text in row["perplexities"]))
     tasks = list(dict.fromkeys(task for row in flat for task in row["scores"]))
     heads = [*plain, *(f"perplexity_{text}" for text in texts)]
+    measured_with = ("model", "texts", "seed", "dtype", "device", "seconds")
     heads += [f"{task}{suffix}" for task in tasks for suffix in ("", "_stderr")]
+    heads += [*(f"{task}_documents" for task in tasks), *(f"measured_{name}" for name in measured_with), "versions"]
     if of_studies := any("against" in row for row in flat):
         heads += AGAINST
     out = io.StringIO()
@@ -188,6 +213,9 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     for row in flat:
         values = [row[name] for name in plain] + [row["perplexities"].get(text, {}).get("value") for text in texts]
         values += [row["scores"].get(task, {}).get(key) for task in tasks for key in ("value", "stderr")]
+        values += [row["scores"].get(task, {}).get("documents") for task in tasks]
+        values += [row["conditions"].get(name) for name in measured_with]
+        values += [" ".join(f"{name}={version}" for name, version in row["conditions"].get("versions", {}).items())]
         values += [(row["against"] or {}).get(name) for name in AGAINST.values()] if of_studies else []
         writer.writerow(values)
     return out.getvalue().rstrip("\n")

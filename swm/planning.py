@@ -80,11 +80,8 @@ def search(
             saved = time.monotonic()
         progress(round(1000 * covered), 1000, f"{len(path.similarities)} windows tried")
 
-    def first(layer: int) -> None:
-        progress(0, 1000, f"{len(path.similarities)} windows tried")
-
     try:
-        settled(focus, first)
+        settled(focus, lambda layer: step(path, 0.0))
         save()
         threshold_path(
             experiment.layer_count,

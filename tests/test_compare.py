@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from swm.compare import compare, csv_text, flat_rows, interval, points, row_name, study_rows, table
+from swm.compare import compare, conditions_of, csv_text, flat_rows, interval, points, row_name, study_rows, table
 from swm.experiments import Experiment, Settings
 from swm.plan import MergePlan, Window
 from swm.presets import preset_settings
@@ -143,6 +143,22 @@ def test_studies_compare_averages_at_equal_size_over_the_same_documents(experime
     assert {row["run"]: row["against"] for row in study_rows(experiment, "sleb")}["best-4"]["difference"] == 0.5
     (line,) = [row for row in csv.DictReader(io.StringIO(csv_text(list(rows.values())))) if row["run"] == "sleb-4"]
     assert (line["against"], float(line["against_difference"])) == ("best", -0.5)
+
+
+def test_a_study_says_what_it_was_measured_with(experiment):
+    assert conditions_of(compare(experiment)) == ""
+    for name, seconds in (("baseline", 30.0), ("first", 47.2)):
+        versions = {"torch": "2.13", "lm_eval": "0.4"}
+        conditions = {"dtype": "float32", "device": "cpu", "seed": 7, "seconds": seconds, "versions": versions}
+        experiment.run(name).save("scores", {**scores(20.0, 0.6, 0.8), "conditions": conditions})
+    rows = compare(experiment)
+    assert conditions_of(rows) == (
+        "40 documents of each task, zero-shot; float32 on cpu, seed 7; torch 2.13, lm_eval 0.4. "
+        "Scoring a model took 30 to 47 s."
+    )
+    line = list(csv.DictReader(io.StringIO(csv_text(rows))))[1]
+    assert (line["boolq_documents"], line["measured_seed"], line["measured_seconds"]) == ("40", "7", "47.2")
+    assert line["versions"] == "torch=2.13 lm_eval=0.4"
 
 
 @pytest.mark.parametrize(
