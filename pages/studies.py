@@ -21,7 +21,7 @@ from swm.charts import depths_chart, similarity_heatmap, staircase_chart, thresh
 from swm.compare import conditions_of, csv_text, study_rows
 from swm.estimate import study_seconds
 from swm.experiments import BASELINE, Experiment
-from swm.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, checked_grid, grid_text, grid_yaml, read_grid
+from swm.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, grid_text, grid_yaml
 from swm.jobs import start
 from swm.metrics import Measure
 
@@ -137,11 +137,7 @@ kind = st.segmented_control(
 st.caption(KINDS[kind])
 with shown_errors():
     last = experiment.study(kind)
-    grid = (
-        checked_grid(kind, last["grid"], f"The study of {experiment.name}")
-        if last and last["grid"]
-        else read_grid(kind)
-    )
+    grid = experiment.grid(kind)
     if kind in OF_RUNS:
         show_runs(experiment, kind, Grid.from_dict(grid))
     elif kind == "thresholds":
@@ -155,8 +151,8 @@ with shown_errors():
 with st.expander("What it runs"):
     st.code(grid_yaml(kind, grid) if last else grid_text(kind), language="yaml")
     st.caption(
-        "Another grid: copy assets/studies.yaml, change it, and name the copy with --grid. Each cell is a run of this "
-        "experiment, and what is there is not computed again."
+        "Another grid: copy assets/studies.yaml, change it, and name the copy with --grid; later passes go on with it. "
+        "Each cell is a run of this experiment, and what is there is not computed again."
     )
 if kind in OF_RUNS:
     seconds = study_seconds(experiment.model_facts, experiment.cost(), Grid.from_dict(grid), experiment.folder)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from swm.errors import Cancelled, ExperimentError, SettingsError, SwmError
 from swm.experiments import BASELINE, Experiment, Run, Settings, delete, list_experiments
-from swm.grids import KINDS, OF_RUNS, Grid, read_grid
+from swm.grids import KINDS, OF_RUNS, Grid
 from swm.jobs import Target, beside, cancel, tracked
 from swm.metrics import Measure, parse_tasks
 from swm.names import check_name
@@ -289,7 +289,8 @@ def run_study(options: argparse.Namespace) -> Result:
     from swm.compare import csv_text, study_rows
     from swm.study import run_study
 
-    experiment, grid = _own(options.exp), read_grid(options.kind, options.grid)
+    experiment = _own(options.exp)
+    grid = experiment.grid(options.kind, options.grid)
     if options.kind in OF_RUNS and options.against:
         methods = {cell.name: None for cell in Grid.from_dict(grid).cells(experiment.layer_count)}
         if options.against not in methods:

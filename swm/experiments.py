@@ -13,6 +13,7 @@ from typing import Any
 
 from swm.errors import ExperimentError, JobError, PlanError, SettingsError
 from swm.files import demo_experiment, remove, set_aside, sweep, write_json
+from swm.grids import KINDS, checked_grid, read_grid
 from swm.names import check_name, check_new, experiments_folder, folders_in, list_names
 from swm.plan import PLANS_VERSION, MergePlan
 from swm.schemas import is_like
@@ -161,6 +162,17 @@ class Experiment(Tracked):
     def study(self, kind: str) -> dict[str, Any] | None:
         """What a study's last pass left: its grid, and the cells that cannot be."""
         return self._json(f"studies/{kind}.json")
+
+    def grid(self, kind: str, file: Path | None = None) -> dict[str, Any]:
+        """A study's grid: the file's; without a file that of the study's last pass, and before one the usual grid.
+
+        Raises:
+            SettingsError: if there is no such study, or its grid cannot be read.
+        """
+        last = {} if file or kind not in KINDS else self.study(kind) or {}
+        return (
+            checked_grid(kind, last["grid"], f"The study of {self.name}") if last.get("grid") else read_grid(kind, file)
+        )
 
     def save_study(self, kind: str, data: dict[str, Any]) -> None:
         self.check_writable()

@@ -83,7 +83,8 @@ def _add_running(add: Add) -> None:
 def _add_showing(add: Add) -> None:
     kinds = " ".join(f"{kind}: {text}" for kind, text in KINDS.items())
     command = add("study", f"Every method at several depths; goes on where it stopped. {kinds}", "EXP", "KIND")
-    command.add_argument("--grid", type=Path, metavar="FILE", help="a copy of assets/studies.yaml, edited")
+    grid = "a copy of assets/studies.yaml, edited; without it the study goes on with its last grid"
+    command.add_argument("--grid", type=Path, metavar="FILE", help=grid)
     against = "method that the averages are compared with, over the same documents (best, where it is studied)"
     command.add_argument("--against", metavar="METHOD", help=against)
     command = add("sweep", "Many runs from one file; what is done is not done again. See assets/sweeps.", "FILE")

@@ -330,9 +330,12 @@ def test_a_study_from_the_command_line(experiment, tmp_path, capsys):
     assert "sleb-3,merged,3," in out
     assert "taylor-3: This method can drop" in out
     with pytest.raises(SystemExit) as stopped:
-        main(["study", "e", "methods", "--grid", str(tmp_path / "grid.yaml"), "--against", "best"])
+        main(["study", "e", "methods", "--against", "best"])  # goes on with the grid it had
     assert stopped.value.code == 1
     assert "The grid has no method 'best'. Choose one of: sleb, taylor." in capsys.readouterr().err
+    assert experiment.grid("methods") == grid
+    assert experiment.grid("methods", GRIDS) == read_grid("methods")
+    assert experiment.grid("healing") == read_grid("healing")
     with pytest.raises(SystemExit) as stopped:
         main(["study", "e", "chess"])
     assert stopped.value.code == 1
