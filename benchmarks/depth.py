@@ -16,7 +16,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from swm.search import ThresholdPath, threshold_path  # noqa: E402
+from swm.path import ThresholdPath  # noqa: E402
+from swm.search import threshold_path  # noqa: E402
 
 
 def main() -> None:

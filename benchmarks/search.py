@@ -98,7 +98,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
     from swm.decoder import layer_count, size_bytes
     from swm.models import load_model
-    from swm.search import ThresholdPath, settle, threshold_path
+    from swm.path import ThresholdPath
+    from swm.search import settle, threshold_path
     from swm.texts import calibration_tokens
     from swm.timing import peak_memory
     from swm.windows import WindowScorer

@@ -19,8 +19,8 @@ from pages.shared.tables import trace_table
 from swm.charts import similarity_heatmap, trace_chart
 from swm.experiments import Experiment
 from swm.jobs import start
+from swm.path import ThresholdPath
 from swm.plan import PLANNERS, RULES, MergePlan, parse_windows
-from swm.search import ThresholdPath
 from swm.view import known_similarity, plan_view
 
 RULE_NAMES = {

@@ -13,8 +13,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from swm.paired import VERDICTS, Paired
+from swm.path import PlanAt, ThresholdPath
 from swm.plan import Window
-from swm.search import PlanAt, ThresholdPath
 from swm.view import BETTER, WINDOW_COLOURS, WORSE
 
 ERROR_BAR = "rgba(90,98,112,1)"

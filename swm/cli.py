@@ -26,9 +26,9 @@ from swm.metrics import Measure, parse_tasks
 from swm.names import check_name
 from swm.options import build_parser
 from swm.parallel import is_first, together, world_size
+from swm.path import PlanAt
 from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, Window, parse_windows
 from swm.presets import RecoverySettings, preset_settings
-from swm.search import PlanAt
 from swm.tracked import read_only_message
 
 Progress = Callable[[int, int, str], None]

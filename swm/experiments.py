@@ -15,9 +15,9 @@ from swm.errors import ExperimentError, JobError, PlanError, SettingsError
 from swm.files import demo_experiment, remove, set_aside, sweep, write_json
 from swm.grids import KINDS, checked_grid, read_grid
 from swm.names import check_name, check_new, experiments_folder, folders_in, list_names
+from swm.path import ThresholdPath
 from swm.plan import PLANS_VERSION, MergePlan
 from swm.schemas import is_like
-from swm.search import ThresholdPath
 from swm.tracked import (
     Tracked,
     checked_file,

@@ -21,9 +21,9 @@ from swm.decoder import find_decoder
 from swm.errors import PlanError
 from swm.gradients import loss_gradients
 from swm.merge import MergedLayer, can_merge, merge_window, projections
+from swm.path import Score
 from swm.plan import MergePlan, Window, check_layers, check_planner
 from swm.replay import Replay, check_tokens, layer_outputs
-from swm.search import Score
 from swm.similarity import measure_similarity
 from swm.windows import WindowScorer
 

@@ -19,6 +19,7 @@ from swm.evaluate import perplexity
 from swm.experiments import Experiment
 from swm.fit import WindowFitter, apply_fitted_plan
 from swm.merge import MergedLayer, check_same_shapes
+from swm.path import PlanAt, ThresholdPath
 from swm.placement import free_bytes_on
 from swm.plan import (
     DEFAULT_RULE,
@@ -32,9 +33,10 @@ from swm.plan import (
 )
 from swm.planners import DropLoss, PlanLoss, beam_drops, dropped_plan, plan_with
 from swm.presets import FIT_TOKENS
-from swm.search import PlanAt, ThresholdPath, check_range, check_threshold, settle, threshold_path
+from swm.search import settle, threshold_path
 from swm.stages import Progress, calibration_of, fit_tokens_of, load_original, no_progress
 from swm.view import known_similarity
+from swm.walk import check_range, check_threshold
 from swm.windows import WindowScorer
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

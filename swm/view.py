@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from swm.estimate import gib
+from swm.path import ThresholdPath
 from swm.plan import MergePlan, Window
-from swm.search import ThresholdPath
 
 BETTER, WORSE = "#2f6fde", "#d9730d"
 WINDOW_COLOURS = ("#0072b2", "#b5568c", "#00835f", "#a6761d", "#7b68b5", "#3d87b5")

@@ -26,6 +26,8 @@ ORDER = [
     ["replay", "gradients", "stream"],
     ["merge"],
     ["models", "texts", "search"],
+    ["path"],
+    ["walk"],
     ["options"],
     ["sources"],
     ["saving"],

@@ -5,10 +5,10 @@ import torch
 
 from swm.merge import apply_plan
 from swm.models import load_model, save_model
+from swm.path import ThresholdPath
 from swm.plan import Window
 from swm.replay import Replay
 from swm.saving import check_reload
-from swm.search import ThresholdPath
 from swm.texts import calibration_tokens
 from swm.windows import WindowScorer
 from tests.conftest import need

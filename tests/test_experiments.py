@@ -12,8 +12,8 @@ from swm.errors import ExperimentError, JobError
 from swm.experiments import Experiment, Settings, delete, list_experiments
 from swm.files import SCHEMA, read_json, replaced_folder, write_json
 from swm.names import check_name
+from swm.path import ThresholdPath
 from swm.plan import MergePlan, Window
-from swm.search import ThresholdPath
 from swm.states import State, this_process
 from tests.test_compare import FACTS
 

@@ -13,7 +13,7 @@ from swm import stages
 from swm.experiments import Experiment, Settings
 from swm.files import LEFTOVER
 from swm.files import home as home_folder
-from swm.search import ThresholdPath
+from swm.path import ThresholdPath
 from swm.states import ACTIVE
 from tests.conftest import need
 from tests.killing import Killer

@@ -6,9 +6,10 @@ import torch
 from swm.decoder import find_decoder
 from swm.errors import ExperimentError, ModelError, TextError
 from swm.merge import apply_plan
+from swm.path import ThresholdPath
 from swm.plan import WEIGHT_RULES, MergePlan, Window
 from swm.replay import Replay, layer_outputs
-from swm.search import ThresholdPath, find_plan, threshold_path
+from swm.search import find_plan, threshold_path
 from swm.windows import WindowScorer, text_cosines
 from tests.conftest import tiny_model
 

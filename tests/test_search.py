@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swm.errors import PlanError, SettingsError
+from swm.path import ThresholdPath
 from swm.plan import Window
-from swm.search import ThresholdPath, find_plan, settle, threshold_path
+from swm.search import find_plan, settle, threshold_path
 
 
 def scripted(table):

@@ -2,8 +2,9 @@
 
 import pytest
 
+from swm.path import ThresholdPath
 from swm.plan import MergePlan, Window
-from swm.search import ThresholdPath, threshold_path
+from swm.search import threshold_path
 from swm.view import known_similarity, pair_sentence, path_view, plan_view, similar_patches
 from tests.test_search import seeded_score
 

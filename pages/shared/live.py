@@ -8,8 +8,8 @@ from typing import Any
 import streamlit as st
 
 from swm.experiments import Experiment
+from swm.path import ThresholdPath
 from swm.plan import DEFAULT_RULE, MergePlan, Window, parse_windows
-from swm.search import ThresholdPath
 from swm.view import HELP, TEMPLATES, path_view, plan_view
 
 DEFAULT_THRESHOLD = 0.9

@@ -10,7 +10,7 @@ import pandas as pd
 from swm.compare import STAGES, interval, lines, number, percent, points, row_name, speedup
 from swm.experiments import Experiment
 from swm.paired import Paired
-from swm.search import PlanAt
+from swm.path import PlanAt
 
 
 def comparison_table(labels: list[str], flat: list[dict[str, Any]]) -> pd.DataFrame:
