@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several would wait for one another
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import importlib.util
 import shutil

@@ -172,6 +172,7 @@ def test_the_trace_tells_each_window_with_its_verdict():
     assert (step.low, step.high, step.similarity) == (0.7, 0.95, 0.95)
 
 
+@pytest.mark.alone
 def test_plan_at_takes_under_a_millisecond_for_80_layers():
     path = threshold_path(80, lambda above, window: 1 - 0.02 * len(window) - 0.01 * len(above), 0.9)
     path.plan_at(0.93)

@@ -12,6 +12,8 @@ from swm.timing import decode_cost, generated_tokens, throughput, time_models
 from swm.view import expected_speedup
 from tests.conftest import tiny_model
 
+pytestmark = pytest.mark.alone
+
 
 def test_generated_tokens_equal_transformers_greedy_generation(model, tokens):
     prompt = tokens[:1]
