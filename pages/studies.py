@@ -17,13 +17,14 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.tables import study_table
-from swm.charts import depths_chart, similarity_heatmap, staircase_chart, threshold_scores_chart
+from swm.charts import similarity_heatmap
 from swm.compare import conditions_of, csv_text, study_rows
 from swm.estimate import study_seconds
 from swm.experiments import BASELINE, Experiment
 from swm.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, grid_text, grid_yaml
 from swm.jobs import start
 from swm.metrics import Measure
+from swm.study_charts import depths_chart, staircase_chart, threshold_scores_chart
 
 NAMES = {
     "methods": "Methods",

@@ -6,25 +6,18 @@ readers can tell them apart. Windows have colours of their own. All else is grey
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
 from swm.paired import VERDICTS, Paired
-from swm.path import PlanAt, ThresholdPath
+from swm.path import PlanAt
 from swm.plan import Window
 from swm.view import BETTER, WINDOW_COLOURS, WORSE
 
 ERROR_BAR = "rgba(90,98,112,1)"
 LINE = "rgba(115,124,140,1)"
-COLOURS = (
-    BETTER, WORSE, "#00835f", "#b5568c", "#a6761d", "#7b68b5", "#17a2a2", "#8a8f98", "#d94a4a", "#5c6b1f",
-    "#4fb0e8", "#e0a30b", "#7bb661", "#c77dba",
-)  # fmt: skip
-TALLEST = 20  # times the original's perplexity: what lies above is broken, and would press the rest together
-SYMBOLS = ("circle", "diamond", "x")
 COLOUR_BAR = {"orientation": "h", "thickness": 10, "outlinewidth": 0, "len": 0.6, "y": -0.1, "yanchor": "top"}
 
 
@@ -134,7 +127,7 @@ def depth_lines(similarity_to_next: Sequence[float], block_influence: Sequence[f
         line={"color": WORSE, "dash": "dot"},
         hovertemplate="layer %{x}: %{y:.4f}<extra></extra>",
     )
-    return _plain(figure, "layer", "", 300, legend=True)
+    return plain_axes(figure, "layer", "", 300, legend=True)
 
 
 def norm_line(norms: Sequence[float]) -> go.Figure:
@@ -147,7 +140,7 @@ def norm_line(norms: Sequence[float]) -> go.Figure:
             hovertemplate="layer %{x}: %{y:,.0f}<extra></extra>",
         )
     )
-    return _plain(figure, "layer", "mean length of a token's state", 260)
+    return plain_axes(figure, "layer", "mean length of a token's state", 260)
 
 
 def trace_chart(step: PlanAt) -> go.Figure:
@@ -169,7 +162,7 @@ def trace_chart(step: PlanAt) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
         )
     figure.add_hline(y=step.threshold, line={"color": LINE, "dash": "dash"})
-    return _plain(figure, "window tried, in order", "similarity to the original", 320, legend=True)
+    return plain_axes(figure, "window tried, in order", "similarity to the original", 320, legend=True)
 
 
 def loss_chart(events: Sequence[dict[str, Any]]) -> go.Figure:
@@ -189,7 +182,7 @@ def loss_chart(events: Sequence[dict[str, Any]]) -> go.Figure:
             marker={"color": colour, "size": 9},
             hovertemplate="step %{x}: %{y:.3f}<extra></extra>",
         )
-    return _plain(figure, "step", "loss", 300, legend=True)
+    return plain_axes(figure, "step", "loss", 300, legend=True)
 
 
 def scores_chart(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Figure:
@@ -212,7 +205,7 @@ def scores_chart(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Fig
             hovertemplate="%{x}: %{y:.1f} %<extra>" + name + "</extra>",
         )
     figure.update_layout(barmode="group", bargap=0.25)
-    return _plain(figure, "", "accuracy, %", 340, legend=True)
+    return plain_axes(figure, "", "accuracy, %", 340, legend=True)
 
 
 def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Figure:
@@ -246,123 +239,7 @@ def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) ->
         showlegend=False,
         cliponaxis=False,
     )
-    return _plain(figure, "tokens per second", "average accuracy, %", 340, legend=True)
-
-
-def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
-    """One figure of every method against the layers left, with its error bars; dashed after LoRA.
-
-    Args:
-        rows: of `compare.study_rows`. figure_of: "average", or a text for perplexity (drawn on a log axis).
-    """
-    figure, original = go.Figure(), next((row for row in rows if row["method"] == "original"), None)
-    lines: dict[tuple[str, bool], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row is not original and _studied(row, figure_of):
-            lines.setdefault((row["method"], row["stage"] == "recovered"), []).append(row)
-    methods = list(dict.fromkeys(method for method, _ in lines))
-    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
-    symbols = {method: SYMBOLS[i // len(COLOURS) % len(SYMBOLS)] for i, method in enumerate(methods)}
-    for (method, healed), points in lines.items():
-        values = [value for row in points if (value := _studied(row, figure_of))]
-        name = f"{method}{' + LoRA' if healed else ''}"
-        figure.add_scatter(
-            x=[row["layers"] for row in points],
-            y=[value for value, _, _ in values],
-            error_y={
-                "array": [high - value for value, _, high in values],
-                "arrayminus": [value - low for value, low, _ in values],
-                "thickness": 1.4,
-                "width": 4,
-            },
-            mode="lines+markers",
-            name=name,
-            line={"color": colours[method], "dash": "dot" if healed else "solid"},
-            marker={"size": 8, "symbol": symbols[method]},
-            hovertemplate="%{x} layers: %{y:,.1f}<extra>" + name + "</extra>",
-        )
-    level = original and _studied(original, figure_of)
-    if level:
-        figure.add_hline(y=level[0], line={"color": LINE, "dash": "dash"})
-        figure.add_annotation(  # plotly places an annotation on a log axis by the logarithm
-            x=0.5, xref="paper", xanchor="center", yanchor="top", text="original", font={"color": LINE},
-            showarrow=False, y=level[0] if figure_of == "average" else math.log10(level[0]),
-        )  # fmt: skip
-    title = "average accuracy, %" if figure_of == "average" else f"perplexity, {figure_of}"
-    figure = _plain(figure, "layers left", title, 420, legend=True)
-    figure.update_xaxes(autorange="reversed", tickvals=sorted({row["layers"] for row in rows if row is not original}))
-    if figure_of != "average":
-        _log_axis(figure, level[0] if level else None)
-    figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
-    return figure
-
-
-def _log_axis(figure: go.Figure, lowest: float | None) -> None:
-    """Perplexities on a log axis, from the original's up to TALLEST times that."""
-    ticks = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
-    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
-    values = [value for line in figure.data for value in line.y]
-    if lowest and values:
-        highest = min(max(values), TALLEST * lowest)
-        figure.update_yaxes(range=[math.log10(0.8 * lowest), math.log10(1.15 * highest)])
-
-
-def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] | None:
-    """Value, low and high of a row's figure: one standard error of the average, the 95 % interval of perplexity."""
-    if figure_of == "average":
-        value, stderr = row["average"], row["average_stderr"]
-        return None if value is None else (100 * value, 100 * (value - stderr), 100 * (value + stderr))
-    entry = row["perplexities"].get(figure_of)
-    return entry and (entry["value"], entry["low"], entry["high"])
-
-
-def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str) -> go.Figure:
-    """Layers left, or perplexity on the calibration text, against threshold: one line for each merge rule."""
-    figure = go.Figure()
-    for index, path in enumerate(paths):
-        steps = [step for step in path.intervals() if figure_of == "layers" or step.perplexity is not None]
-        x: list[float | None] = []
-        y: list[float | None] = []
-        for step in steps:
-            if x and x[-1] != step.high:  # what lies between is not computed
-                x, y = [*x, None], [*y, None]
-            value = step.plan.layers_left if figure_of == "layers" else step.perplexity
-            x, y = [*x, step.high, step.low], [*y, value, value]
-        figure.add_scatter(
-            x=x,
-            y=y,
-            mode="lines",
-            name=path.rule,
-            line={"color": COLOURS[index % len(COLOURS)], "width": 2},
-            hovertemplate="%{x:.3f}: %{y:,.1f}<extra>" + path.rule + "</extra>",
-        )
-    title = "layers left" if figure_of == "layers" else "perplexity of the calibration text"
-    figure = _plain(figure, "threshold", title, 380, legend=True)
-    figure.update_yaxes(type="linear" if figure_of == "layers" else "log")
-    return figure
-
-
-def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:
-    """Score of the plans at some thresholds with its standard error: one line for each merge rule.
-
-    Args:
-        scores: rows with `rule`, `threshold`, `layers`, `task`, `value` and `stderr`, as a study of thresholds keeps.
-    """
-    figure = go.Figure()
-    for index, rule in enumerate(dict.fromkeys(row["rule"] for row in scores)):
-        rows = sorted((row for row in scores if row["rule"] == rule), key=lambda row: row["threshold"])
-        figure.add_scatter(
-            x=[row["threshold"] for row in rows],
-            y=[100 * row["value"] for row in rows],
-            error_y={"array": [100 * row["stderr"] for row in rows], "thickness": 1.4, "width": 4},
-            customdata=[row["layers"] for row in rows],
-            mode="lines+markers",
-            name=rule,
-            line={"color": COLOURS[index % len(COLOURS)]},
-            marker={"size": 8},
-            hovertemplate="%{x:.2f}, %{customdata} layers: %{y:.1f} %<extra>" + rule + "</extra>",
-        )
-    return _plain(figure, "threshold", f"{scores[0]['task']}, %" if scores else "", 380, legend=True)
+    return plain_axes(figure, "tokens per second", "average accuracy, %", 340, legend=True)
 
 
 def differences_chart(compared: Sequence[Paired]) -> go.Figure:
@@ -388,10 +265,11 @@ def differences_chart(compared: Sequence[Paired]) -> go.Figure:
         )
     figure.add_vline(x=0, line={"color": LINE, "width": 1})
     figure.update_yaxes(categoryorder="array", categoryarray=[one.task for one in reversed(compared)])
-    return _plain(figure, "difference, points", "", 80 + 34 * len(compared), legend=True)
+    return plain_axes(figure, "difference, points", "", 80 + 34 * len(compared), legend=True)
 
 
-def _plain(figure: go.Figure, x: str, y: str, height: int, legend: bool = False) -> go.Figure:
+def plain_axes(figure: go.Figure, x: str, y: str, height: int, legend: bool = False) -> go.Figure:
+    """The figure with titles at its axes and without what plotly adds."""
     figure.update_layout(
         height=height,
         margin={"l": 60, "r": 10, "t": 30 if legend else 10, "b": 45},

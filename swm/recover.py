@@ -7,15 +7,12 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -28,6 +25,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from swm.decoder import find_decoder
+from swm.distill import IGNORED, Distillation, Teacher, layer_pairs
 from swm.errors import Cancelled, ModelError, SettingsError, TextError
 from swm.estimate import activation_bytes
 from swm.files import replace_file
@@ -35,13 +33,9 @@ from swm.models import bfloat16_is_faster
 from swm.parallel import any_of, first_alone, is_first, is_sharded, world_size
 from swm.placement import free_bytes_on
 from swm.presets import RecoverySettings
-from swm.replay import hidden_of
 from swm.texts import Example, whole_characters
 
 log = logging.getLogger(__name__)
-
-IGNORED = -100  # label of a token whose loss does not count
-
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 
@@ -86,7 +80,7 @@ def recover(
     if settings.target != "text":
         if original is None:
             raise ValueError("The target is the original model's output, and no original model is given.")
-        teacher = _Teacher(original, _layer_pairs(model, original, behind if settings.target == "hidden" else ()))
+        teacher = Teacher(original, layer_pairs(model, original, behind if settings.target == "hidden" else ()))
     rows = training_rows(tokenizer, examples, settings)
     whole = copy.deepcopy(model) if is_sharded() and is_first() else model  # to fold into: the other one is taken apart
     uses_cache = model.config.use_cache  # training switches it off, and a saved model would stay slow
@@ -255,7 +249,7 @@ def _trainer(
     settings: RecoverySettings,
     folder: Path,
     on_step: OnStep | None,
-    teacher: _Teacher | None,
+    teacher: Teacher | None,
 ) -> tuple[Trainer, _Watch]:
     own_batch, device = settings.batch // world_size(), _training_device(adapted)
     arguments = TrainingArguments(
@@ -298,7 +292,7 @@ def _trainer(
     held_out, train = rows[: settings.held_out], rows[settings.held_out :]
     train = train[: len(train) // settings.batch * settings.batch]  # several processes could not share half a batch
     data: dict[str, Any] = {"train_dataset": train, "eval_dataset": held_out, "callbacks": [watch]}
-    trainer = _Distillation(teacher, adapted, arguments, **data) if teacher else Trainer(adapted, arguments, **data)
+    trainer = Distillation(teacher, adapted, arguments, **data) if teacher else Trainer(adapted, arguments, **data)
     trainer.remove_callback(_printer())
     return trainer, watch
 
@@ -342,71 +336,6 @@ def _printer() -> type[TrainerCallback]:
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
-
-
-@dataclass(frozen=True)
-class _Teacher:
-    """The original model, and the pairs of layers (trained, original) whose outputs are to be alike."""
-
-    model: PreTrainedModel
-    pairs: Sequence[tuple[nn.Module, nn.Module]]
-
-
-def _layer_pairs(
-    model: PreTrainedModel, original: PreTrainedModel, behind: Sequence[tuple[int, int]]
-) -> list[tuple[nn.Module, nn.Module]]:
-    ours, theirs = find_decoder(model).layers, find_decoder(original).layers
-    return [(ours[own], theirs[other]) for own, other in behind]
-
-
-class _Distillation(Trainer):
-    """A Trainer whose loss is how far the next-token probabilities are from the original's: KL, nats per token.
-
-    With pairs of layers, the mean squared relative distance of their outputs is added.
-
-    Source: Hinton et al. 2015, arXiv:1503.02531, section 2, at temperature 1; hidden states: Jiao et al. 2020
-    (TinyBERT), arXiv:1909.10351, section 3, there absolute and for every layer.
-    """
-
-    def __init__(self, teacher: _Teacher, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
-        self._teacher = teacher
-
-    def compute_loss(  # type: ignore[override]
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        inputs = dict(inputs)
-        counted = inputs.pop("labels")[:, 1:] != IGNORED
-        with _outputs([own for own, _ in self._teacher.pairs]) as states:
-            outputs = model(**inputs, use_cache=False)
-        with torch.no_grad(), _outputs([other for _, other in self._teacher.pairs]) as wanted:
-            target = self._teacher.model(**inputs, use_cache=False).logits[:, :-1][counted]
-            target = F.log_softmax(target.float(), dim=-1)
-        own = F.log_softmax(outputs.logits[:, :-1][counted].float(), dim=-1)
-        count = counted.sum() if num_items_in_batch is None else num_items_in_batch / world_size()  # of all processes
-        loss = F.kl_div(own, target, reduction="sum", log_target=True) / count
-        if states:
-            apart = [_relative_distance(a, b)[:, :-1][counted].sum() for a, b in zip(states, wanted, strict=True)]
-            loss = loss + torch.stack(apart).mean() / count
-        return (loss, outputs) if return_outputs else loss
-
-
-def _relative_distance(states: Tensor, wanted: Tensor) -> Tensor:
-    """Squared distance over the squared norm of what is wanted, for each token."""
-    states, wanted = states.float(), wanted.float()
-    return (states - wanted).square().sum(-1) / wanted.square().sum(-1).clamp(min=1e-6)
-
-
-@contextmanager
-def _outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """What each of the layers gives in one forward pass, in their order."""
-    found: list[Tensor] = []
-    handles = [layer.register_forward_hook(lambda m, args, result: found.append(hidden_of(result))) for layer in layers]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Watch(TrainerCallback):

@@ -19,7 +19,7 @@ ORDER = [
     ["stages"],
     ["answers"],
     ["recover", "evaluate", "timing", "report"],
-    ["recipe"],
+    ["recipe", "distill", "study_charts"],
     ["scoring", "compare", "charts", "jobs", "planners", "width"],
     ["similarity", "fit", "experiments", "view"],
     ["windows"],

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from swm.charts import staircase_chart
 from swm.experiments import Experiment, Settings
 from swm.grids import KINDS
 from swm.plan import MergePlan, Window
 from swm.presets import PRESETS
 from swm.search import threshold_path
 from swm.states import State
+from swm.study_charts import staircase_chart
 from tests.test_compare import FACTS, scores
 
 ROOT = Path(__file__).parents[1]

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from swm.decoder import find_decoder
+from swm.distill import IGNORED
 from swm.errors import Cancelled, ModelError, SettingsError, TextError
 from swm.plan import MergePlan, Window
 from swm.presets import PRESETS, RecoverySettings, adapted_layers, preset_settings
-from swm.recover import IGNORED, recover, training_rows
+from swm.recover import recover, training_rows
 from swm.texts import Example
 from tests.conftest import WORDS, tiny_model
 
