@@ -34,7 +34,11 @@ NAMES = {
     "texts": "Task texts",
 }
 SHIPPED_STUDY = "study"
-FIGURES = {"lambada": "Perplexity, novels", "squad": "Perplexity, Wikipedia", "average": "Average score"}
+FIGURES = {
+    "lambada": "Perplexity, LAMBADA (novels)",
+    "squad": "Perplexity, SQuAD (Wikipedia)",
+    "average": "Average score",
+}
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

@@ -37,7 +37,7 @@ RUNS_SHAPE = an(
 )  # fmt: skip
 GRID_SHAPES = {
     **dict.fromkeys(OF_RUNS, RUNS_SHAPE),
-    "thresholds": an({"rules": NAMES, "from": NUMBER}, scored_at=many(NUMBER), task=TEXT, limit=LIMIT),
+    "thresholds": an({"rules": NAMES}, **{"from": NUMBER}, scored_at=many(NUMBER), task=TEXT, limit=LIMIT),
     "texts": an({"metric": TEXT, "texts": NAMES}),
 }
 
@@ -156,12 +156,12 @@ class ThresholdGrid:
     """What the study of thresholds asks for.
 
     Attributes:
-        low: where the threshold paths begin.
+        low: where the threshold paths begin; None leaves the paths out but for the walks at `scored_at`.
         scored_at: thresholds whose plans are scored on `limit` documents of `task`; None for all documents.
     """
 
     rules: tuple[str, ...]
-    low: float
+    low: float | None
     scored_at: tuple[float, ...] = ()
     task: str = "hellaswag"
     limit: int | None = 100
@@ -169,11 +169,14 @@ class ThresholdGrid:
     def __post_init__(self) -> None:
         for rule in self.rules:
             check_rule(rule)
-        if not 0 < self.low <= 1:
+        if self.low is None and not self.scored_at:
+            raise SettingsError("The grid asks for no threshold. Name from, for whole paths, or scored_at.")
+        if self.low is not None and not 0 < self.low <= 1:
             raise SettingsError(f"The grid's from: {self.low} is out of range. Choose more than 0, up to 1.")
         for threshold in self.scored_at:
-            if not self.low <= threshold <= 1:
-                raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Choose {self.low} to 1.")
+            if not (self.low or 0) <= threshold <= 1 or threshold == 0:
+                lowest = self.low or "more than 0"
+                raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Choose {lowest} to 1.")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ThresholdGrid:
@@ -181,7 +184,7 @@ class ThresholdGrid:
         limit = data.get("limit", 100)
         return cls(
             rules=tuple(data["rules"]),
-            low=float(data["from"]),
+            low=float(data["from"]) if "from" in data else None,
             scored_at=tuple(float(threshold) for threshold in data.get("scored_at", ())),
             task=data.get("task", "hellaswag"),
             limit=None if limit == "none" else int(limit),

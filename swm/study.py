@@ -15,7 +15,7 @@ from swm.experiments import BASELINE, Experiment, Run
 from swm.grids import OF_RUNS, Cell, Grid, ThresholdGrid
 from swm.metrics import Measure
 from swm.plan import PLANNERS, MergePlan
-from swm.planning import plan_by, plan_for, search
+from swm.planning import measure_plan, plan_by, plan_for, search
 from swm.presets import RecoverySettings
 from swm.recipe import recipe_of
 from swm.stages import (
@@ -65,15 +65,17 @@ def run_study(
 def _study_thresholds(experiment: Experiment, grid: ThresholdGrid, progress: Progress) -> dict[str, str]:
     if grid.scored_at:
         check_request((grid.task,), grid.limit)
-    failed, parts = {}, len(grid.rules) * (2 if grid.scored_at else 1)
-    for place, rule in enumerate(grid.rules):
-        try:
-            search(experiment, rule, grid.low, progress=_part(progress, place, parts, rule))
-        except CELL_ERRORS as error:
-            failed[rule] = str(error)
+    failed: dict[str, str] = {}
+    if grid.low is not None:
+        parts = len(grid.rules) * (2 if grid.scored_at else 1)
+        for place, rule in enumerate(grid.rules):
+            try:
+                search(experiment, rule, grid.low, progress=_part(progress, place, parts, rule))
+            except CELL_ERRORS as error:
+                failed[rule] = str(error)
+        progress = _part(progress, 1, 2, "scores")
     if grid.scored_at:
-        rules = [rule for rule in grid.rules if rule not in failed]
-        failed |= _score_thresholds(experiment, grid, rules, _part(progress, 1, 2, "scores"))
+        failed |= _score_thresholds(experiment, grid, [rule for rule in grid.rules if rule not in failed], progress)
     return failed
 
 
@@ -87,20 +89,26 @@ def _score_thresholds(
     cells = [(rule, threshold) for rule in rules for threshold in grid.scored_at]
     loaded, failed = None, {}
     for place, (rule, threshold) in enumerate(cells):
-        plan = plan_for(experiment, threshold=threshold, rule=rule).plan
-        entry = {"rule": rule, "threshold": threshold, **how}
+        told = _part(progress, place, len(cells), f"{rule} at {threshold:g}")
+        try:
+            step = plan_for(experiment, threshold=threshold, rule=rule, progress=told)
+        except CELL_ERRORS as error:
+            failed[rule] = str(error)
+            continue
+        plan, entry = step.plan, {"rule": rule, "threshold": threshold, **how}
         new = {**entry, "layers": plan.layers_left, "windows": plan.to_dict()["windows"]}
         if any(_holds(one, new) for one in scores):
             continue
-        if _plan_key(new) not in known:
-            told = _part(progress, place, len(cells), f"{rule} at {threshold:g}")
-            model, tokenizer = loaded = loaded or load_original(experiment)
-            try:
+        model, tokenizer = loaded = loaded or load_original(experiment)
+        try:
+            if step.perplexity is None:
+                measure_plan(experiment, plan, told, loaded)
+            if _plan_key(new) not in known:
                 merged = merged_model(experiment, model, tokenizer, plan, told)
                 known[_plan_key(new)] = zero_shot(merged, tokenizer, [grid.task], grid.limit, told)[0].to_dict()
-            except (ModelError, PlanError) as error:  # of this plan alone
-                failed[f"{rule} at {threshold:g}"] = str(error)
-                continue
+        except (ModelError, PlanError) as error:  # of this plan alone
+            failed[f"{rule} at {threshold:g}"] = str(error)
+            continue
         scores = [one for one in scores if not _holds(one, entry)]  # of a plan that was there before
         scores.append({**known[_plan_key(new)], **new})
         experiment.save_study("thresholds", {**kept, "scores": scores})

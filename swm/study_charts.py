@@ -102,8 +102,9 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str) -> go.Figure
         figure.add_scatter(
             x=x,
             y=y,
-            mode="lines",
+            mode="lines+markers" if None in x else "lines",  # a plan known alone may be too short for a line
             name=path.rule,
+            marker={"size": 5},
             line={"color": COLOURS[index % len(COLOURS)], "width": 2},
             hovertemplate="%{x:.3f}: %{y:,.1f}<extra>" + path.rule + "</extra>",
         )

@@ -10,7 +10,7 @@ from swm.experiments import Settings
 from swm.grids import GRIDS, KINDS, Cell, Grid, ThresholdGrid, grid_text, grid_yaml, read_grid
 from swm.merge import apply_plan
 from swm.plan import PLANNERS, RULES, MergePlan, Window
-from swm.planning import plan_for
+from swm.planning import plan_for, search
 from swm.stages import load_original
 
 SMALL = {
@@ -222,6 +222,9 @@ def test_speed_that_a_user_measured_otherwise_is_not_taken_over(experiment, made
     ("kind", "grid"),
     [
         ("thresholds", {"rules": ["rdsc"]}),
+        ("thresholds", {"rules": ["rdsc"], "scored_at": []}),
+        ("thresholds", {"rules": ["rdsc"], "from": None, "scored_at": [0.9]}),
+        ("thresholds", {"rules": ["rdsc"], "scored_at": [0]}),
         ("thresholds", {"rules": 3, "from": 0.5}),
         ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": 0.9}),
         ("thresholds", {"rules": ["rdsc"], "from": 0.5, "score_at": [0.9]}),
@@ -232,7 +235,7 @@ def test_speed_that_a_user_measured_otherwise_is_not_taken_over(experiment, made
 )
 def test_other_grids_are_checked_too(tmp_path, kind, grid):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({kind: grid}))
-    with pytest.raises(SettingsError, match="that can be read"):
+    with pytest.raises(SettingsError, match="that can be read|asks for no threshold|out of range"):
         read_grid(kind, tmp_path / "grid.yaml")
 
 
@@ -267,6 +270,24 @@ def test_thresholds_and_texts(experiment, text_file):
     assert len(experiment.metrics_measured()) == 1
     assert told == sorted(told)
     assert told[-1] <= 1
+
+
+def test_thresholds_alone_without_the_whole_paths(experiment):
+    grid = {"rules": ["keep_first", "mean", "fit"], "scored_at": [0.99, 0.8], "task": "piqa", "limit": 4}
+    assert study.run_study(experiment, "thresholds", grid) == {}
+    rows = experiment.study("thresholds")["scores"]
+    assert [(row["rule"], row["threshold"]) for row in rows] == [
+        (rule, threshold) for rule in grid["rules"] for threshold in grid["scored_at"]
+    ]
+    for rule in grid["rules"]:
+        path = experiment.path(rule)
+        steps = [path.plan_at(threshold) for threshold in grid["scored_at"]]
+        assert [step.plan.layers_left for step in steps] == [row["layers"] for row in rows if row["rule"] == rule]
+        assert all(step.perplexity for step in steps)
+    found = [experiment.path("mean").plan_at(threshold).plan for threshold in grid["scored_at"]]
+    assert experiment.path("mean").covered() < 1
+    whole = search(experiment, "mean")
+    assert [whole.plan_at(threshold).plan for threshold in grid["scored_at"]] == found
 
 
 def test_plans_at_thresholds_are_scored_once(experiment, monkeypatch):
