@@ -14,8 +14,8 @@ demo: $(VENV)/installed
 	@$(RUN) -m swm demo
 
 test: $(VENV)/installed-dev
-	@$(RUN) -m pytest -n 2 -m "not (bundled or browser or alone)"
-	@$(RUN) -m pytest -m "bundled or browser or alone"
+	@$(RUN) -m pytest -n 2 -m "not (bundled or browser or alone)"; beside=$$?; \
+	$(RUN) -m pytest -m "bundled or browser or alone" && exit $$beside
 
 lint: $(VENV)/installed-dev
 	@$(RUN) -m ruff format --check .

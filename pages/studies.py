@@ -95,14 +95,14 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
     )
 
 
-def show_thresholds(experiment: Experiment, rules: list[str], scores: list[dict[str, Any]]) -> None:
-    paths = [path for rule in rules if (path := experiment.path(rule))]
+def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[dict[str, Any]]) -> None:
+    paths = [path for rule in grid.rules if (path := experiment.path(rule))]
     if not paths:
         st.info("No threshold path has been searched yet.", icon=":material/science:")
         return
     left, right = st.columns(2, gap="large")
-    left.plotly_chart(staircase_chart(paths, "layers"), key="studies_layers")
-    right.plotly_chart(staircase_chart(paths, "perplexity"), key="studies_perplexity")
+    left.plotly_chart(staircase_chart(paths, "layers", grid.scored_at), key="studies_layers")
+    right.plotly_chart(staircase_chart(paths, "perplexity", grid.scored_at), key="studies_perplexity")
     if partly := [f"{path.rule} ({path.covered():.0%})" for path in paths if path.covered() < 0.999]:
         st.caption(f"Not computed in whole: {', '.join(partly)}. Where a line is broken the plan is not known.")
     st.caption(
@@ -146,8 +146,8 @@ with shown_errors():
     if kind in OF_RUNS:
         show_runs(experiment, kind, Grid.from_dict(grid))
     elif kind == "thresholds":
-        scores = ThresholdGrid.from_dict(grid).scores_in((last or {}).get("scores", []))
-        show_thresholds(experiment, grid["rules"], scores)
+        asked = ThresholdGrid.from_dict(grid)
+        show_thresholds(experiment, asked, asked.scores_in((last or {}).get("scores", [])))
     else:
         show_texts(experiment, grid["metric"], grid["texts"])
     for cell, reason in (last or {"failed": {}})["failed"].items():

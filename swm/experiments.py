@@ -169,10 +169,8 @@ class Experiment(Tracked):
         Raises:
             SettingsError: if there is no such study, or its grid cannot be read.
         """
-        last = {} if file or kind not in KINDS else self.study(kind) or {}
-        return (
-            checked_grid(kind, last["grid"], f"The study of {self.name}") if last.get("grid") else read_grid(kind, file)
-        )
+        last = self.study(kind) if kind in KINDS and not file else None
+        return checked_grid(kind, last["grid"], f"The study of {self.name}") if last else read_grid(kind, file)
 
     def save_study(self, kind: str, data: dict[str, Any]) -> None:
         self.check_writable()

@@ -174,9 +174,9 @@ class ThresholdGrid:
         if self.low is not None and not 0 < self.low <= 1:
             raise SettingsError(f"The grid's from: {self.low} is out of range. Choose more than 0, up to 1.")
         for threshold in self.scored_at:
-            if not (self.low or 0) <= threshold <= 1 or threshold == 0:
-                lowest = self.low or "more than 0"
-                raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Choose {lowest} to 1.")
+            if not max(self.low or 0.0, 1e-9) <= threshold <= 1:
+                known = f"{self.low} to 1" if self.low else "more than 0, up to 1"
+                raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Choose {known}.")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ThresholdGrid:
@@ -233,7 +233,9 @@ def checked_grid(kind: str, grid: dict[str, Any], where: str) -> dict[str, Any]:
 
 def _unreadable(kind: str, where: str, reason: str) -> SettingsError:
     reason = " ".join(reason.split())[:200]
-    return SettingsError(f"{where} has no grid '{kind}' that can be read ({reason}). Compare it with {GRIDS}.")
+    return SettingsError(
+        f"{where} has no grid '{kind}' that can be read ({reason}). Compare it with {GRIDS}, or pass that file: --grid."
+    )
 
 
 def grid_text(kind: str) -> str:

@@ -110,7 +110,30 @@ def search(
 def measure_plan(
     experiment: Experiment, plan: MergePlan, progress: Progress = no_progress, loaded: Loaded | None = None
 ) -> dict[str, Any]:
-    """Similarity and perplexity on the calibration text of a plan, however it came about; kept with the path."""
+    """Similarity and perplexity on the calibration text of a plan, however it came about; kept with the path.
+
+    Raises:
+        ModelError: if the merged model's numbers overflow.
+    """
+    path = measured_path(experiment, plan, progress, loaded)
+    if path.perplexities[plan.windows] >= WORST:
+        raise ModelError(
+            "The merged model's numbers overflow: its perplexity is beyond any number. Choose other windows or another "
+            "rule, or create the experiment with --dtype float32."
+        )
+    perplexities = path.perplexities
+    return {
+        **plan.to_dict(),
+        "similarity": known_similarity(path, plan),
+        "perplexity": perplexities[plan.windows],
+        "perplexity_original": perplexities[()],
+    }
+
+
+def measured_path(
+    experiment: Experiment, plan: MergePlan, progress: Progress = no_progress, loaded: Loaded | None = None
+) -> ThresholdPath:
+    """The path of the plan's rule, with what the plan and the original measure on the calibration text in it."""
     progress(0, 2, "loading the model")
     bench = _bench(experiment, plan.rule, loaded)
     for window in plan.windows:
@@ -121,20 +144,9 @@ def measure_plan(
         path.keep(plan.windows[1:], plan.windows[0], scorer.score(plan.windows[1:], plan.windows[0]))
         path.layer_runs += scorer.layer_runs
     _measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], bench, progress)
-    if path.perplexities[plan.windows] >= WORST:
-        raise ModelError(
-            "The merged model's numbers overflow: its perplexity is beyond any number. Choose other windows or another "
-            "rule, or create the experiment with --dtype float32."
-        )
     if not experiment.read_only:
         experiment.save_path(path)
-    perplexities = path.perplexities
-    return {
-        **plan.to_dict(),
-        "similarity": known_similarity(path, plan),
-        "perplexity": perplexities[plan.windows],
-        "perplexity_original": perplexities[()],
-    }
+    return path
 
 
 def _measure_perplexities(
@@ -213,10 +225,12 @@ def plan_for(
     layers: int | None = None,
     rule: str = DEFAULT_RULE,
     progress: Progress = no_progress,
+    load: Callable[[], Loaded] | None = None,
 ) -> PlanAt:
     """The plan at a threshold or with a number of layers: from the path where it is computed, else searched now.
 
-    Of several plans with that number of layers the one of lowest perplexity on the calibration text.
+    Of several plans with that number of layers the one of lowest perplexity on the calibration text. The model comes
+    from `load` where a threshold has to be searched and others need it too.
 
     Raises:
         SettingsError: if threshold, layers or rule cannot be. PlanError: if no threshold of the path leaves so many
@@ -226,7 +240,7 @@ def plan_for(
         return known
     path = experiment.path(rule)
     if threshold is not None:
-        return _searched_plan(experiment, threshold, rule, progress)
+        return _searched_plan(experiment, threshold, rule, progress, load and load())
     assert layers is not None
     path = search(experiment, rule, path.low if path else 0.5, progress=progress, layers=layers)
     return path.plan_with_layers(layers)
@@ -253,10 +267,12 @@ def known_plan(
     return path.plan_with_layers(layers)
 
 
-def _searched_plan(experiment: Experiment, threshold: float, rule: str, progress: Progress) -> PlanAt:
+def _searched_plan(
+    experiment: Experiment, threshold: float, rule: str, progress: Progress, loaded: Loaded | None
+) -> PlanAt:
     """The plan at one threshold, searched; the similarities found are kept in the path."""
     progress(0, 0, "loading the model")
-    bench = _bench(experiment, rule)
+    bench = _bench(experiment, rule, loaded)
     path, scorer, settled = _scoring(experiment, bench, rule, 0.5, exact=False)
     layers = experiment.layer_count - 1
     step = settled(threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}"))

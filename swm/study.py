@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 from swm.errors import ModelError, PlanError, SettingsError, TextError
@@ -15,7 +16,7 @@ from swm.experiments import BASELINE, Experiment, Run
 from swm.grids import OF_RUNS, Cell, Grid, ThresholdGrid
 from swm.metrics import Measure
 from swm.plan import PLANNERS, MergePlan
-from swm.planning import measure_plan, plan_by, plan_for, search
+from swm.planning import measured_path, plan_by, plan_for, search
 from swm.presets import RecoverySettings
 from swm.recipe import recipe_of
 from swm.stages import (
@@ -47,6 +48,8 @@ def run_study(
         The cells that cannot be, with the reason: a method that finds no such plan, a rule that the model does not go
         with.
     """
+    if kind == "thresholds" and grid.get("scored_at"):
+        check_request((grid.get("task", ThresholdGrid.task),), None)
     experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": {}, "grid": grid})  # pages show this grid
     if kind in OF_RUNS:
         failed = _study_runs(experiment, Grid.from_dict(grid), progress)
@@ -63,8 +66,6 @@ def run_study(
 
 
 def _study_thresholds(experiment: Experiment, grid: ThresholdGrid, progress: Progress) -> dict[str, str]:
-    if grid.scored_at:
-        check_request((grid.task,), grid.limit)
     failed: dict[str, str] = {}
     if grid.low is not None:
         parts = len(grid.rules) * (2 if grid.scored_at else 1)
@@ -87,26 +88,23 @@ def _score_thresholds(
     how, scores = {"task": grid.task, "limit": grid.limit}, list(kept.get("scores", []))
     known = {_plan_key(one): one for one in scores if _holds(one, how)}
     cells = [(rule, threshold) for rule in rules for threshold in grid.scored_at]
-    loaded, failed = None, {}
+    failed, original = {}, cache(partial(load_original, experiment))
     for place, (rule, threshold) in enumerate(cells):
         told = _part(progress, place, len(cells), f"{rule} at {threshold:g}")
+        entry = {"rule": rule, "threshold": threshold, **how}
         try:
-            step = plan_for(experiment, threshold=threshold, rule=rule, progress=told)
-        except CELL_ERRORS as error:
-            failed[rule] = str(error)
-            continue
-        plan, entry = step.plan, {"rule": rule, "threshold": threshold, **how}
-        new = {**entry, "layers": plan.layers_left, "windows": plan.to_dict()["windows"]}
-        if any(_holds(one, new) for one in scores):
-            continue
-        model, tokenizer = loaded = loaded or load_original(experiment)
-        try:
+            step = plan_for(experiment, threshold=threshold, rule=rule, progress=told, load=original)
+            plan = step.plan
             if step.perplexity is None:
-                measure_plan(experiment, plan, told, loaded)
+                measured_path(experiment, plan, told, original())
+            new = {**entry, "layers": plan.layers_left, "windows": plan.to_dict()["windows"]}
+            if any(_holds(one, new) for one in scores):
+                continue
             if _plan_key(new) not in known:
+                model, tokenizer = original()
                 merged = merged_model(experiment, model, tokenizer, plan, told)
                 known[_plan_key(new)] = zero_shot(merged, tokenizer, [grid.task], grid.limit, told)[0].to_dict()
-        except (ModelError, PlanError) as error:  # of this plan alone
+        except CELL_ERRORS as error:  # of this plan alone
             failed[f"{rule} at {threshold:g}"] = str(error)
             continue
         scores = [one for one in scores if not _holds(one, entry)]  # of a plan that was there before

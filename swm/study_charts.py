@@ -87,11 +87,17 @@ def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] 
     return entry and (entry["value"], entry["low"], entry["high"])
 
 
-def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str) -> go.Figure:
-    """Layers left, or perplexity on the calibration text, against threshold: one line for each merge rule."""
+def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Sequence[float] = ()) -> go.Figure:
+    """Layers left, or perplexity on the calibration text, against threshold: one line for each merge rule.
+
+    Args:
+        below: thresholds under a path's range whose plans are drawn too, where they are known.
+    """
     figure = go.Figure()
     for index, path in enumerate(paths):
-        steps = [step for step in path.intervals() if figure_of == "layers" or step.perplexity is not None]
+        single = [path.plan_at(threshold) for threshold in sorted(below, reverse=True) if threshold < path.low]
+        known = {step.low: step for step in (*path.intervals(), *single) if step}
+        steps = [step for step in known.values() if figure_of == "layers" or step.perplexity is not None]
         x: list[float | None] = []
         y: list[float | None] = []
         for step in steps:
@@ -102,7 +108,9 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str) -> go.Figure
         figure.add_scatter(
             x=x,
             y=y,
-            mode="lines+markers" if None in x else "lines",  # a plan known alone may be too short for a line
+            mode="lines"
+            if path.covered() > 0.999
+            else "lines+markers",  # a plan known alone may be too short for a line
             name=path.rule,
             marker={"size": 5},
             line={"color": COLOURS[index % len(COLOURS)], "width": 2},

@@ -4,7 +4,7 @@ import yaml
 from swm import stages, study
 from swm.cli import main
 from swm.compare import study_rows
-from swm.errors import Cancelled, SettingsError
+from swm.errors import Cancelled, PlanError, SettingsError
 from swm.evaluate import zero_shot
 from swm.experiments import Settings
 from swm.grids import GRIDS, KINDS, Cell, Grid, ThresholdGrid, grid_text, grid_yaml, read_grid
@@ -12,6 +12,7 @@ from swm.merge import apply_plan
 from swm.plan import PLANNERS, RULES, MergePlan, Window
 from swm.planning import plan_for, search
 from swm.stages import load_original
+from swm.study_charts import staircase_chart
 
 SMALL = {
     "ratios": [0.25, 0.5],
@@ -219,24 +220,34 @@ def test_speed_that_a_user_measured_otherwise_is_not_taken_over(experiment, made
 
 
 @pytest.mark.parametrize(
-    ("kind", "grid"),
+    ("kind", "grid", "message"),
     [
-        ("thresholds", {"rules": ["rdsc"]}),
-        ("thresholds", {"rules": ["rdsc"], "scored_at": []}),
-        ("thresholds", {"rules": ["rdsc"], "from": None, "scored_at": [0.9]}),
-        ("thresholds", {"rules": ["rdsc"], "scored_at": [0]}),
-        ("thresholds", {"rules": 3, "from": 0.5}),
-        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": 0.9}),
-        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "score_at": [0.9]}),
-        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "task": []}),
-        ("texts", {"metric": "cka", "texts": [5]}),
-        ("texts", {"metric": "cka", "texts": None}),
+        ("thresholds", {"rules": ["rdsc"]}, "asks for no threshold"),
+        ("thresholds", {"rules": ["rdsc"], "scored_at": []}, "asks for no threshold"),
+        ("thresholds", {"rules": ["rdsc"], "scored_at": [0]}, "Choose more than 0, up to 1"),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": [0.4]}, "Choose 0.5 to 1"),
+        ("thresholds", {"rules": ["rdsc"], "from": 2}, "from: 2.0 is out of range"),
+        ("thresholds", {"rules": ["rdsc"], "from": None, "scored_at": [0.9]}, "from: None is not of type 'number'"),
+        ("thresholds", {"rules": 3, "from": 0.5}, "rules: 3 is not of type 'array'"),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": 0.9}, "scored_at: 0.9 is not of type 'array'"),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "score_at": [0.9]}, "'score_at' was unexpected"),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "task": []}, "task: .* is not of type 'string'"),
+        ("texts", {"metric": "cka", "texts": [5]}, "texts: 0: 5 is not of type 'string'"),
+        ("texts", {"metric": "cka", "texts": None}, "texts: None is not of type 'array'"),
     ],
 )
-def test_other_grids_are_checked_too(tmp_path, kind, grid):
+def test_other_grids_are_checked_too(tmp_path, kind, grid, message):
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({kind: grid}))
-    with pytest.raises(SettingsError, match="that can be read|asks for no threshold|out of range"):
+    with pytest.raises(SettingsError, match=message):
         read_grid(kind, tmp_path / "grid.yaml")
+
+
+def test_a_grid_with_an_unknown_task_does_not_take_the_place_of_the_last(experiment):
+    grid = {"rules": ["mean"], "scored_at": [0.9], "task": "piqa", "limit": 2}
+    assert study.run_study(experiment, "thresholds", grid) == {}
+    with pytest.raises(SettingsError, match="'chess' is not a task"):
+        study.run_study(experiment, "thresholds", {**grid, "task": "chess"})
+    assert experiment.grid("thresholds") == grid
 
 
 def test_a_method_that_finds_no_plan_is_told_of(experiment):
@@ -272,9 +283,12 @@ def test_thresholds_and_texts(experiment, text_file):
     assert told[-1] <= 1
 
 
-def test_thresholds_alone_without_the_whole_paths(experiment):
-    grid = {"rules": ["keep_first", "mean", "fit"], "scored_at": [0.99, 0.8], "task": "piqa", "limit": 4}
+def test_thresholds_alone_without_the_whole_paths(experiment, monkeypatch):
+    loads = []
+    monkeypatch.setattr(study, "load_original", lambda one: loads.append(one) or load_original(one))
+    grid = {"rules": ["keep_first", "mean", "fit"], "scored_at": [0.99, 0.8, 0.4], "task": "piqa", "limit": 4}
     assert study.run_study(experiment, "thresholds", grid) == {}
+    assert len(loads) == 1
     rows = experiment.study("thresholds")["scores"]
     assert [(row["rule"], row["threshold"]) for row in rows] == [
         (rule, threshold) for rule in grid["rules"] for threshold in grid["scored_at"]
@@ -284,10 +298,27 @@ def test_thresholds_alone_without_the_whole_paths(experiment):
         steps = [path.plan_at(threshold) for threshold in grid["scored_at"]]
         assert [step.plan.layers_left for step in steps] == [row["layers"] for row in rows if row["rule"] == rule]
         assert all(step.perplexity for step in steps)
+        (line,) = staircase_chart([path], "layers", grid["scored_at"]).data
+        assert line.mode == "lines+markers"
+        assert {step.low for step in steps} <= {*line.x}
     found = [experiment.path("mean").plan_at(threshold).plan for threshold in grid["scored_at"]]
     assert experiment.path("mean").covered() < 1
+    assert study.run_study(experiment, "thresholds", grid) == {}
+    assert len(loads) == 1  # nothing is left to do
     whole = search(experiment, "mean")
     assert [whole.plan_at(threshold).plan for threshold in grid["scored_at"]] == found
+
+
+def test_a_threshold_that_fails_is_told_of_and_the_others_are_scored(experiment, monkeypatch):
+    def planned(experiment, *, threshold, **named):
+        if threshold == 0.8:
+            raise PlanError("no such plan")
+        return plan_for(experiment, threshold=threshold, **named)
+
+    monkeypatch.setattr(study, "plan_for", planned)
+    grid = {"rules": ["mean"], "scored_at": [0.9, 0.8, 0.7], "task": "piqa", "limit": 2}
+    assert study.run_study(experiment, "thresholds", grid) == {"mean at 0.8": "no such plan"}
+    assert [row["threshold"] for row in experiment.study("thresholds")["scores"]] == [0.9, 0.7]
 
 
 def test_plans_at_thresholds_are_scored_once(experiment, monkeypatch):

@@ -21,6 +21,7 @@ from swm.states import State, this_process
 from tests.test_compare import FACTS
 from tests.test_jobs import wait_for
 
+pytestmark = pytest.mark.alone
 ROOT = Path(__file__).parents[1]
 
 
@@ -243,7 +244,6 @@ def test_free_memory_knows_the_limit_of_its_container(tmp_path, monkeypatch):
 # ---- many -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.alone
 def test_a_hundred_experiments_with_a_thousand_runs_are_listed_within_a_second(thousand_runs):
     code = "import time; from pages.shared.tables import runs_table; from swm.experiments import list_experiments\n"
     code += "from swm.jobs import active_targets\n"
