@@ -108,9 +108,7 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
         figure.add_scatter(
             x=x,
             y=y,
-            mode="lines"
-            if path.covered() > 0.999
-            else "lines+markers",  # a plan known alone may be too short for a line
+            mode="lines+markers" if single or path.covered() < 0.999 else "lines",  # a plan alone may be too short
             name=path.rule,
             marker={"size": 5},
             line={"color": COLOURS[index % len(COLOURS)], "width": 2},
