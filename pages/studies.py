@@ -100,9 +100,8 @@ def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[di
     if not paths:
         st.info("No threshold path has been searched yet.", icon=":material/science:")
         return
-    left, right = st.columns(2, gap="large")
-    left.plotly_chart(staircase_chart(paths, "layers", grid.scored_at), key="studies_layers")
-    right.plotly_chart(staircase_chart(paths, "perplexity", grid.scored_at), key="studies_perplexity")
+    st.plotly_chart(staircase_chart(paths, "layers", grid.scored_at), key="studies_layers")
+    st.plotly_chart(staircase_chart(paths, "perplexity", grid.scored_at), key="studies_perplexity")
     if partly := [f"{path.rule} ({path.covered():.0%})" for path in paths if path.covered() < 0.999]:
         st.caption(f"Not computed in whole: {', '.join(partly)}. Where a line is broken the plan is not known.")
     st.caption(

