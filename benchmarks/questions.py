@@ -1,8 +1,8 @@
 """Runs compared on questions that none of the seven tasks asks: does a plan's score depend on which tasks are asked?
 
 COPA and MMLU, and SciQ, CommonsenseQA and Social IQa, some of which the recovery text has. An answer is right when its
-text has the highest log-likelihood per character. Prints the share of right answers, and the paired differences of the
-first run to the others with 95 % intervals, as one JSON object.
+text has the highest log-likelihood per character, in bfloat16. Prints the share of right answers, and the paired
+differences of the first run to the others with 95 % intervals, as one JSON object.
 
     python benchmarks/questions.py EXP RUN [RUN ...]      # healed runs that still have their models
 """
@@ -110,11 +110,12 @@ def answered(experiment: Experiment, name: str, asked: dict[str, list[Question]]
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row[3] + row[4]) for row in part], batch_first=True)
-        logs = model(ids.to(model.device), use_cache=False).logits[:, :-1].float().log_softmax(-1).cpu()
-        of_next = logs.gather(2, ids[:, 1:, None])[..., 0]
-        for place, (task, number, answer, prompt, text) in enumerate(part):
-            end = len(prompt) + len(text) - 1
-            likelihood[task, number, answer] = float(of_next[place, end - len(text) : end].sum())
+        with torch.autocast(model.device.type, torch.bfloat16):
+            states = model.base_model(ids.to(model.device), use_cache=False).last_hidden_state
+            for place, (task, number, answer, prompt, text) in enumerate(part):  # only what predicts the answer
+                before = states[place, len(prompt) - 1 : len(prompt) + len(text) - 1]
+                logs = model.get_output_embeddings()(before).float().log_softmax(-1).cpu()
+                likelihood[task, number, answer] = float(logs.gather(1, torch.tensor(text)[:, None]).sum())
     return {
         task: torch.tensor([
             float(max(range(len(answers)), key=lambda a: likelihood[task, number, a] / len(answers[a])) == right)
