@@ -169,8 +169,8 @@ class Experiment(Tracked):
         Raises:
             SettingsError: if there is no such study, or its grid cannot be read.
         """
-        last = self.study(kind) if kind in KINDS and not file else None
-        return checked_grid(kind, last["grid"], f"The study of {self.name}") if last else read_grid(kind, file)
+        last = (self.study(kind) or {}).get("grid") if kind in KINDS and not file else None
+        return checked_grid(kind, last, f"The study of {self.name}") if last else read_grid(kind, file)
 
     def save_study(self, kind: str, data: dict[str, Any]) -> None:
         self.check_writable()
