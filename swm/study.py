@@ -13,7 +13,7 @@ from typing import Any
 from swm.errors import ModelError, PlanError, SettingsError, TextError
 from swm.evaluate import check_request, zero_shot
 from swm.experiments import BASELINE, Experiment, Run
-from swm.grids import OF_RUNS, Cell, Grid, ThresholdGrid
+from swm.grids import OF_RUNS, Cell, Grid, ThresholdGrid, tasks_of
 from swm.metrics import Measure
 from swm.plan import PLANNERS, MergePlan
 from swm.planning import measured_path, plan_by, plan_for, search
@@ -48,8 +48,8 @@ def run_study(
         The cells that cannot be, with the reason: a method that finds no such plan, a rule that the model does not go
         with.
     """
-    if kind == "thresholds" and grid.get("scored_at"):
-        check_request((grid.get("task", ThresholdGrid.task),), None)
+    if tasks := tasks_of(kind, grid):
+        check_request(tasks, None)  # a grid that cannot be must not take the place of the last
     experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": {}, "grid": grid})  # pages show this grid
     if kind in OF_RUNS:
         failed = _study_runs(experiment, Grid.from_dict(grid), progress)

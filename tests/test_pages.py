@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from swm.experiments import Experiment, Settings
 from swm.grids import KINDS
+from swm.path import ThresholdPath
 from swm.plan import MergePlan, Window
 from swm.presets import PRESETS
 from swm.search import threshold_path
@@ -213,6 +214,19 @@ def test_a_staircase_is_broken_where_the_plan_is_not_known():
         *line.x[7:],
     )
     assert line.x.count(None) == line.y.count(None) == 1
+
+
+def test_a_plan_that_is_known_alone_has_a_mark_in_the_staircase():
+    path = ThresholdPath(6, low=0.7)
+    step = path.extend(0.75, lambda above, window: 1 - 0.1 * len(window))
+    (line,) = staircase_chart([path], "layers").data
+    assert (line.x, line.y) == ((step.high, step.low), (step.plan.layers_left,) * 2)
+    assert line.mode == "lines+markers"
+    assert min(line.marker.size) > 0
+    below = path.extend(0.55, lambda above, window: 1 - 0.1 * len(window))
+    assert staircase_chart([path], "layers").data[0].x == line.x
+    (line,) = staircase_chart([path], "layers", [0.55]).data
+    assert line.x[-2:] == (below.high, 0.55)
 
 
 def test_a_cut_in_width_goes_into_the_plan_and_the_command(study, no_demo):

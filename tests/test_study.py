@@ -242,12 +242,18 @@ def test_other_grids_are_checked_too(tmp_path, kind, grid, message):
         read_grid(kind, tmp_path / "grid.yaml")
 
 
-def test_a_grid_with_an_unknown_task_does_not_take_the_place_of_the_last(experiment):
-    grid = {"rules": ["mean"], "scored_at": [0.9], "task": "piqa", "limit": 2}
-    assert study.run_study(experiment, "thresholds", grid) == {}
+@pytest.mark.parametrize(
+    ("kind", "grid", "change"),
+    [
+        ("thresholds", {"rules": ["mean"], "scored_at": [0.9], "task": "piqa", "limit": 2}, {"task": "chess"}),
+        ("methods", {**SMALL, "ratios": [0.25], "planners": [], "heal": [], "limit": 2}, {"tasks": "piqa,chess"}),
+    ],
+)
+def test_a_grid_with_an_unknown_task_does_not_take_the_place_of_the_last(experiment, kind, grid, change):
+    assert study.run_study(experiment, kind, grid) == {}
     with pytest.raises(SettingsError, match="'chess' is not a task"):
-        study.run_study(experiment, "thresholds", {**grid, "task": "chess"})
-    assert experiment.grid("thresholds") == grid
+        study.run_study(experiment, kind, {**grid, **change})
+    assert experiment.grid(kind) == grid
 
 
 def test_a_method_that_finds_no_plan_is_told_of(experiment):
@@ -301,7 +307,6 @@ def test_thresholds_alone_without_the_whole_paths(experiment, monkeypatch):
         assert all(step.perplexity for step in steps)
         (line,) = staircase_chart([path], "layers", grid["scored_at"]).data
         assert {max(step.low, 0.4) for step in steps} <= {*line.x}
-        assert (max(line.marker.size) > 0) == (line.mode == "lines+markers")
     found = [experiment.path("mean").plan_at(threshold).plan for threshold in grid["scored_at"]]
     assert study.run_study(experiment, "thresholds", grid) == {}
     assert len(loads) == 1  # nothing is left to do
