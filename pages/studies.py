@@ -18,13 +18,14 @@ from pages.shared.frame import (
 )
 from pages.shared.tables import study_table
 from swm.charts import similarity_heatmap
-from swm.compare import conditions_of, csv_text, study_rows
+from swm.compare import conditions_of, csv_text
 from swm.estimate import study_seconds
 from swm.experiments import BASELINE, Experiment
 from swm.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, grid_text, grid_yaml
 from swm.jobs import start
 from swm.metrics import Measure
 from swm.study_charts import depths_chart, staircase_chart, threshold_scores_chart
+from swm.study_rows import study_rows
 
 NAMES = {
     "methods": "Methods",
@@ -74,7 +75,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
     st.caption(
         "Bars: the 95 % interval over texts (perplexity), one standard error over documents (score). Dotted: after "
         "LoRA. A method that finds no plan of that depth has no point; perplexities above 20 times the original's are "
-        f"in the table alone.{speed if any(row['latency_ms'] for row in rows) else ''}"
+        f"in the table alone.{speed if any(row['latency_ms'] for row in rows) else ''}{seeds_told(rows)}"
     )
     scored = list(dict.fromkeys(row["method"] for row in rows if row["scores"] and row["method"] != "original"))
     if len(scored) > 1:
@@ -92,6 +93,19 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
         st.caption(plain(measured_with))
     st.download_button(
         "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
+    )
+
+
+def seeds_told(rows: list[dict[str, Any]]) -> str:
+    """What the intervals of healed models say of the training's own chance."""
+    healed = [row["seeds"] for row in rows if row["stage"] == "recovered"]
+    if not healed:
+        return ""
+    if min(healed) > 1:
+        return " Healed models: means over seeds, whose spread is in the interval too."
+    return (
+        " Healed with one seed, a model's interval leaves out the chance of the training itself; `seeds` in the grid "
+        "heals with several."
     )
 
 

@@ -286,8 +286,9 @@ def run_all(options: argparse.Namespace) -> Result:
 
 
 def run_study(options: argparse.Namespace) -> Result:
-    from swm.compare import csv_text, study_rows
+    from swm.compare import csv_text
     from swm.study import run_study
+    from swm.study_rows import study_rows
 
     experiment = _own(options.exp)
     grid = experiment.grid(options.kind, options.grid)

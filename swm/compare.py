@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 from swm.experiments import BASELINE, Experiment, Run
-from swm.paired import Paired, paired
 
 MISSING = "–"
 AGAINST = {"against": "method", **{f"against_{name}": name for name in ("difference", "low", "high")}}
@@ -134,44 +133,6 @@ def _difference(value: float | None, baseline: float | None) -> float | None:
     return None if value is None or baseline is None else value - baseline
 
 
-def study_rows(experiment: Experiment, against: str | None = None) -> list[dict[str, Any]]:
-    """Rows of the original and of the runs of studies, the deepest cut last; of equal depth in order of perplexity.
-
-    Args:
-        against: the method that others are compared with; `best` where it was studied, else the first.
-
-    Returns:
-        Rows as from `compare`, flat, with `against`: `method`, and the `difference` of the average to that method's
-        model of as many parameters (of several the one of nearest depth) at the same stage, with its 95 % interval
-        `low` to `high`, over the `documents` that both answered. None where there is no such model, and for the method
-        itself.
-    """
-    rows = [{**row, "before_recovery": None} for row in flat_rows(compare(experiment)) if row["method"]]
-    rows.sort(key=lambda row: (-row["layers"], row["stage"] == "recovered", row["perplexity"] or math.inf))
-    methods = [row["method"] for row in rows if row["method"] != "original"]
-    against = against or ("best" if "best" in methods else next(iter(methods), "original"))
-    known = [(row, documents_of(row)) for row in rows if row["method"] == against]
-    near = experiment.model_facts["parameters_per_layer"] / 2
-    for row in rows:
-        alike = [
-            (abs(other["layers"] - row["layers"]), abs(other["parameters"] - row["parameters"]), place)
-            for place, (other, _) in enumerate(known)
-            if other["stage"] == row["stage"] and abs(other["parameters"] - row["parameters"]) < near
-        ]
-        row["against"] = None
-        if alike and row["method"] != against:
-            row["against"] = _against(against, paired(known[min(alike)[-1]][1], documents_of(row)))
-    return rows
-
-
-def _against(method: str, compared: list[Paired]) -> dict[str, Any] | None:
-    if not compared:
-        return None
-    last = compared[-1]  # the average, where there are several tasks
-    found = {"difference": last.difference, "low": last.low, "high": last.high}
-    return {"method": method, **found, "documents": last.documents}
-
-
 def conditions_of(rows: list[dict[str, Any]]) -> str:
     """What the rows' scores were measured with, as one sentence; what is not the same for all is said in full."""
     measured = [row for row in rows if row["conditions"]]
@@ -206,7 +167,7 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     heads += [f"{task}{suffix}" for task in tasks for suffix in ("", "_stderr")]
     heads += [*(f"{task}_documents" for task in tasks), *(f"measured_{name}" for name in measured_with), "versions"]
     if of_studies := any("against" in row for row in flat):
-        heads += AGAINST
+        heads += ["seeds", *AGAINST]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(heads)
@@ -216,7 +177,8 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
         values += [row["scores"].get(task, {}).get("documents") for task in tasks]
         values += [row["conditions"].get(name) for name in measured_with]
         values += [" ".join(f"{name}={version}" for name, version in row["conditions"].get("versions", {}).items())]
-        values += [(row["against"] or {}).get(name) for name in AGAINST.values()] if of_studies else []
+        if of_studies:
+            values += [row["seeds"], *((row["against"] or {}).get(name) for name in AGAINST.values())]
         writer.writerow(values)
     return out.getvalue().rstrip("\n")
 

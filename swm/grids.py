@@ -16,6 +16,7 @@ from swm.metrics import MOST_DOCUMENTS, Measure, parse_tasks
 from swm.plan import WHOLE, WidthCut, check_planner, check_rule
 from swm.presets import RecoverySettings, preset_settings
 from swm.schemas import NUMBER, TEXT, Shape, an, many, maybe
+from swm.schemas import WHOLE as WHOLE_NUMBER
 
 GRIDS = Path(__file__).parents[1] / "assets" / "studies.yaml"
 KINDS = {
@@ -33,7 +34,7 @@ RUNS_SHAPE = an(
         "ratios": many(NUMBER), "planners": NAMES, "rules": NAMES, "heal": NAMES, "recovery": an({"preset": TEXT}),
         "tasks": TEXT, "limit": LIMIT, "time": {"type": "boolean"}, "keep_models": {"type": "boolean"},
     },
-    total=maybe(NUMBER), width_by=NAMES, lora_alone=NAMES,
+    total=maybe(NUMBER), width_by=NAMES, lora_alone=NAMES, seeds=many(WHOLE_NUMBER),
 )  # fmt: skip
 GRID_SHAPES = {
     **dict.fromkeys(OF_RUNS, RUNS_SHAPE),
@@ -50,6 +51,7 @@ class Cell:
     layers: int
     recovery: RecoverySettings | None = None  # None leaves healing out
     width: WidthCut = WHOLE
+    again: bool = False  # healed before, with another seed
 
     @property
     def name(self) -> str:
@@ -60,7 +62,9 @@ class Cell:
     def run(self) -> str:
         """Name of its run."""
         name = f"{self.method.replace('_', '-')}-{self.layers}"
-        return f"{name}-{self.width.method}-{1000 * self.width.ratio:.0f}" if self.width.ratio else name
+        if self.width.ratio:
+            name += f"-{self.width.method}-{1000 * self.width.ratio:.0f}"
+        return f"{name}-seed-{self.recovery.seed}" if self.recovery and self.again else name
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Grid:
         total: share of the layers' weights to remove in all: what depth leaves of it goes by width, `width_by`. None
             leaves width alone.
         lora_alone: those of `heal` whose merged layers are not fitted before LoRA, as their papers do it.
+        seeds: each of `heal` is healed with each of them, and its row has their means; empty for `recovery`'s own.
     """
 
     ratios: tuple[float, ...]
@@ -85,6 +90,7 @@ class Grid:
     total: float | None = None
     width_by: tuple[str, ...] = ("flap",)
     lora_alone: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for planner in self.planners:
@@ -106,6 +112,10 @@ class Grid:
             )
         for method in self.width_by:
             WidthCut(0.0, method)
+        for seed in self.seeds:
+            replace(self.recovery, seed=seed)  # raises
+        if len({*self.seeds}) < len(self.seeds):
+            raise SettingsError("The grid names a seed twice. Name each once.")
         for ratio in (*self.ratios, self.total or 0.0):
             if not 0 <= ratio < 1:
                 raise SettingsError(f"Ratio {ratio} is out of range. Choose 0 or more, and less than 1.")
@@ -127,21 +137,24 @@ class Grid:
             total=data.get("total"),
             width_by=tuple(data.get("width_by", ("flap",))),
             lora_alone=tuple(data.get("lora_alone", ())),
+            seeds=tuple(data.get("seeds", ())),
         )
 
     def cells(self, layer_count: int) -> list[Cell]:
         """Depth by depth, so that all methods can be compared at the first before the next begins."""
         return [
-            Cell(method, layers, self._recovery_of(method), width)
+            Cell(method, layers, recovery, width, again=bool(place))
             for layers in dict.fromkeys(max(1, round(layer_count * (1 - ratio))) for ratio in self.ratios)
             for method in (*self.planners, *self.rules)
             for width in self._widths(layers / layer_count)
+            for place, recovery in enumerate(self._recoveries_of(method))
         ]
 
-    def _recovery_of(self, method: str) -> RecoverySettings | None:
+    def _recoveries_of(self, method: str) -> list[RecoverySettings | None]:
         if method not in self.heal:
-            return None
-        return replace(self.recovery, repair="none") if method in self.lora_alone else self.recovery
+            return [None]
+        recovery = replace(self.recovery, repair="none") if method in self.lora_alone else self.recovery
+        return [replace(recovery, seed=seed) for seed in self.seeds or (recovery.seed,)]
 
     def _widths(self, left: float) -> list[WidthCut]:
         """The cuts after which so many of the layers' weights are gone as `total` says; none if depth took more."""

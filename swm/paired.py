@@ -69,6 +69,28 @@ def paired(first: dict[str, Any], second: dict[str, Any]) -> list[Paired]:
     return found
 
 
+def mean_answers(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One model that answers each document right as often as several do; a single one as it is.
+
+    Args:
+        runs: as for `paired`; documents that not all saw are left out.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for task, rows in runs[0].get("tasks", {}).items():
+        others = [{row["id"]: row["correct"] for row in run.get("tasks", {}).get(task, [])} for run in runs[1:]]
+        tasks[task] = [
+            {
+                "id": row["id"],
+                "correct": math.fsum([row["correct"], *(other[row["id"]] for other in others)]) / len(runs),
+            }
+            for row in rows
+            if all(row["id"] in other for other in others)
+        ]
+    return {"tasks": tasks}
+
+
 def _with_interval(
     task: str, documents: int, mean: float, error: float, p_value: float, gained: int, lost: int
 ) -> Paired:

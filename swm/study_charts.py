@@ -24,7 +24,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
     """One figure of every method against the layers left, with its error bars; dashed after LoRA.
 
     Args:
-        rows: of `compare.study_rows`. figure_of: "average", or a text for perplexity (drawn on a log axis).
+        rows: of `study_rows.study_rows`. figure_of: "average", or a text for perplexity (drawn on a log axis).
     """
     figure, original = go.Figure(), next((row for row in rows if row["method"] == "original"), None)
     lines: dict[tuple[str, bool], list[dict[str, Any]]] = {}

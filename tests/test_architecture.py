@@ -18,7 +18,7 @@ ORDER = [
     ["planning"],
     ["stages"],
     ["answers"],
-    ["recover", "evaluate", "timing", "report"],
+    ["recover", "evaluate", "timing", "report", "study_rows"],
     ["recipe", "distill", "study_charts"],
     ["scoring", "compare", "charts", "jobs", "planners", "width"],
     ["similarity", "fit", "experiments", "view"],

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from swm.compare import compare, conditions_of, csv_text, flat_rows, interval, points, row_name, study_rows, table
+from swm.compare import compare, conditions_of, csv_text, flat_rows, interval, row_name, table
 from swm.experiments import Experiment, Settings
 from swm.plan import MergePlan, Window
 from swm.presets import preset_settings
@@ -107,42 +107,6 @@ def test_table_shows_values_with_errors_and_dashes_for_what_is_missing(experimen
     assert "50.0 ± 3.0" in found["boolq, % (acc, 40 documents)"]
     assert found["tokens per second"].split() == ["10.0", "–"]
     assert len({len(line) for line in printed}) == 1
-
-
-def answered(*correct):
-    rows = [{"id": f"{i}", "correct": c, "question": "", "right": "", "picked": ""} for i, c in enumerate(correct)]
-    return {"tasks": {"boolq": rows}}
-
-
-def test_studies_compare_averages_at_equal_size_over_the_same_documents(experiment):
-    for name, method, layers, correct in (
-        ("best-4", "best", 4, (1, 1, 1, 0)),
-        ("sleb-4", "sleb", 4, (0, 1, 0, 0)),
-        ("sleb-5", "sleb", 5, (1, 1, 1, 1)),
-    ):
-        run = experiment.create_run(name, MergePlan(6, (Window(1, 7 - layers),)), method=method)
-        run.remember(merge={"parameters": 200 + 100 * layers, "size_bytes": 1})
-        run.save("scores", scores(50.0, 0.5, 0.6))
-        run.save("documents", answered(*correct))
-    rows = {row["run"]: row for row in study_rows(experiment)}
-    assert "first" not in rows  # no study made it
-    assert [rows[name]["against"] for name in ("baseline", "best-4", "sleb-5")] == [None] * 3
-    # differences 1, 0, 1, 0 of best, so -0.5 for sleb; their spread is 1/3, so a standard error of sqrt(1/3/4)
-    found = rows["sleb-4"]["against"]
-    assert found == pytest.approx(
-        {
-            "method": "best",
-            "difference": -0.5,
-            "low": -0.5 - 1.96 / 12**0.5,
-            "high": -0.5 + 1.96 / 12**0.5,
-            "documents": 4,
-        }
-    )
-    assert points(found) == "-50.0 [-106.6, +6.6]"
-    assert points(None) == "–"
-    assert {row["run"]: row["against"] for row in study_rows(experiment, "sleb")}["best-4"]["difference"] == 0.5
-    (line,) = [row for row in csv.DictReader(io.StringIO(csv_text(list(rows.values())))) if row["run"] == "sleb-4"]
-    assert (line["against"], float(line["against_difference"])) == ("best", -0.5)
 
 
 def test_a_study_says_what_it_was_measured_with(experiment):

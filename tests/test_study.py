@@ -3,7 +3,6 @@ import yaml
 
 from swm import stages, study
 from swm.cli import main
-from swm.compare import study_rows
 from swm.errors import Cancelled, PlanError, SettingsError
 from swm.evaluate import zero_shot
 from swm.experiments import Settings
@@ -13,6 +12,7 @@ from swm.plan import PLANNERS, RULES, MergePlan, Window
 from swm.planning import plan_for, search
 from swm.stages import load_original
 from swm.study_charts import staircase_chart
+from swm.study_rows import study_rows
 
 SMALL = {
     "ratios": [0.25, 0.5],
@@ -79,6 +79,9 @@ def test_the_grids_that_ship_can_be_read():
         ({"heal": "best"}, "heal: 'best' is not of type 'array'"),
         ({"lora_only": ["sleb"]}, "'lora_only' was unexpected"),
         ({"planners": ["best"], "heal": ["best"], "lora_alone": ["best"]}, "its rule solves for the layers"),
+        ({"seeds": [1, 1]}, "names a seed twice"),
+        ({"seeds": [-1]}, "seed -1 is out of range"),
+        ({"seeds": [1.5]}, "has no grid 'methods' that can be read"),
         ({"recovery": {"preset": "quick", "steps": 2.5}}, "steps 2.5 cannot be. Give a whole number"),
         ({"recovery": {"preset": "quick", "texts": 5}}, "texts 5 cannot be. Give text"),
     ],
@@ -114,6 +117,30 @@ def test_a_method_can_be_healed_by_lora_alone():
         "sleb-3": "none", "random-3": "fit", "keep-first-3": None,
         "sleb-2": "none", "random-2": "fit", "keep-first-2": None,
     }  # fmt: skip
+
+
+def test_each_seed_is_a_run_of_what_is_healed():
+    grid = Grid.from_dict({**SMALL, "ratios": [0.25], "seeds": [7, 2]})
+    assert [(cell.run, cell.recovery and cell.recovery.seed) for cell in grid.cells(4)] == [
+        ("sleb-3", 7), ("sleb-3-seed-2", 2), ("random-3", None), ("keep-first-3", None),
+    ]  # fmt: skip
+
+
+def test_a_method_healed_with_two_seeds(experiment, made):
+    grid = {**SMALL, "ratios": [0.25], "planners": ["sleb"], "rules": []}
+    study.run_study(experiment, "healing", grid)
+    made.clear()
+    study.run_study(experiment, "healing", {**grid, "seeds": [1234, 2]})  # the first is there
+    assert [name for name, run, _ in made] == ["merge", "evaluate", "recover_run", "evaluate"]
+    assert {run for _, run, _ in made} == {"sleb-3-seed-2"}
+    rows = {row["stage"]: row for row in study_rows(experiment)}
+    assert (rows["merged"]["seeds"], rows["recovered"]["seeds"]) == (1, 2)
+    values = [experiment.run(name).scores()["perplexity"]["lambada"]["value"] for name in ("sleb-3", "sleb-3-seed-2")]
+    assert values[0] != values[1]
+    assert rows["recovered"]["perplexity"] == pytest.approx((values[0] * values[1]) ** 0.5)
+    made.clear()
+    study.run_study(experiment, "healing", {**grid, "seeds": [1234, 2]})
+    assert made == []
 
 
 def test_width_makes_up_what_depth_leaves():

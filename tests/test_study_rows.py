@@ -1,0 +1,114 @@
+"""Methods of studies against each other, and their means over seeds, by pencil."""
+
+import csv
+import io
+import math
+from dataclasses import asdict
+
+import pytest
+
+from swm.compare import csv_text, points
+from swm.experiments import Experiment, Settings
+from swm.paired import mean_answers
+from swm.plan import MergePlan, Window
+from swm.presets import preset_settings
+from swm.study_rows import study_rows
+from tests.test_compare import FACTS, scores
+
+
+@pytest.fixture
+def experiment():
+    experiment = Experiment.create("study", Settings("some-model"), FACTS)
+    experiment.run("baseline").save("scores", scores(20.0, 0.6, 0.8))
+    experiment.create_run("first", MergePlan(6, (Window(1, 3),)), 0.9)
+    return experiment
+
+
+def answered(*correct):
+    rows = [{"id": f"{i}", "correct": c, "question": "", "right": "", "picked": ""} for i, c in enumerate(correct)]
+    return {"tasks": {"boolq": rows}}
+
+
+def test_averages_are_compared_at_equal_size_over_the_same_documents(experiment):
+    for name, method, layers, correct in (
+        ("best-4", "best", 4, (1, 1, 1, 0)),
+        ("sleb-4", "sleb", 4, (0, 1, 0, 0)),
+        ("sleb-5", "sleb", 5, (1, 1, 1, 1)),
+    ):
+        run = experiment.create_run(name, MergePlan(6, (Window(1, 7 - layers),)), method=method)
+        run.remember(merge={"parameters": 200 + 100 * layers, "size_bytes": 1})
+        run.save("scores", scores(50.0, 0.5, 0.6))
+        run.save("documents", answered(*correct))
+    rows = {row["run"]: row for row in study_rows(experiment)}
+    assert "first" not in rows  # no study made it
+    assert [rows[name]["against"] for name in ("baseline", "best-4", "sleb-5")] == [None] * 3
+    # differences 1, 0, 1, 0 of best, so -0.5 for sleb; their spread is 1/3, so a standard error of sqrt(1/3/4)
+    found = rows["sleb-4"]["against"]
+    assert found == pytest.approx(
+        {
+            "method": "best",
+            "difference": -0.5,
+            "low": -0.5 - 1.96 / 12**0.5,
+            "high": -0.5 + 1.96 / 12**0.5,
+            "documents": 4,
+        }
+    )
+    assert points(found) == "-50.0 [-106.6, +6.6]"
+    assert points(None) == "–"
+    assert {row["run"]: row["against"] for row in study_rows(experiment, "sleb")}["best-4"]["difference"] == 0.5
+    (line,) = [row for row in csv.DictReader(io.StringIO(csv_text(list(rows.values())))) if row["run"] == "sleb-4"]
+    assert (line["against"], float(line["against_difference"])) == ("best", -0.5)
+
+
+def healed(experiment, name, method, seed, steps=3, merged=50.0, **found):
+    """A run of a study, scored before its recovery and after."""
+    run = experiment.create_run(name, MergePlan(6, (Window(1, 3),)), method=method)
+    run.remember(merge={"parameters": 600, "size_bytes": 1})
+    run.save("scores", scores(merged, 0.3, 0.3))
+    run.let_go_of_scores("aside")
+    run.remember(recovery=asdict(preset_settings("quick", steps=steps, seed=seed)))
+    run.save("scores", scores(*found["scores"]))
+    run.save("documents", answered(*found["correct"]))
+    return run
+
+
+def test_what_is_healed_with_several_seeds_is_one_row_of_means(experiment):
+    healed(experiment, "best-4", "best", 1, scores=(20.0, 0.5, 0.7), correct=(1, 1, 0, 0))
+    healed(experiment, "best-4-seed-2", "best", 2, scores=(45.0, 0.6, 0.8), correct=(1, 0, 0, 1))
+    healed(experiment, "sleb-4", "sleb", 1, scores=(40.0, 0.5, 0.5), correct=(0, 0, 0, 1))
+    rows = study_rows(experiment)
+    assert [(row["method"], row["stage"], row["seeds"]) for row in rows[1:]] == [
+        ("best", "merged", 1), ("sleb", "merged", 1), ("best", "recovered", 2), ("sleb", "recovered", 1),
+    ]  # fmt: skip
+    best, sleb = rows[3:]
+    assert best["perplexity"] == best["perplexities"]["lambada"]["value"] == pytest.approx(30.0)  # of 20 and 45
+    spread = math.log(45 / 20) / 2**0.5 / 2**0.5  # sample deviation of two logarithms, over the root of two
+    above = (math.log(21 / 20) + math.log(46 / 45)) / 2
+    assert best["perplexities"]["lambada"]["high"] == pytest.approx(30 * math.exp(math.hypot(above, 1.96 * spread)))
+    assert best["scores"]["boolq"]["value"] == pytest.approx(0.55)
+    assert best["scores"]["boolq"]["stderr"] == pytest.approx(math.hypot(0.03, 0.05))
+    assert (best["average"], best["averages"]) == (pytest.approx(0.65), pytest.approx([0.6, 0.7]))
+    assert best["average_stderr"] == pytest.approx(math.hypot(0.03 / 2**0.5, 0.05))
+    # best answers 1, 1/2, 0, 1/2: differences -1, -1/2, 0, 1/2, mean -1/4
+    error = math.sqrt(sum((d + 0.25) ** 2 for d in (-1, -0.5, 0, 0.5)) / 3 / 4)
+    found = sleb["against"]
+    assert (found["difference"], found["documents"]) == (-0.25, 4)
+    assert found["high"] == pytest.approx(-0.25 + 1.96 * math.hypot(error, 0.05))
+    lines = list(csv.DictReader(io.StringIO(csv_text(rows))))
+    assert [line["seeds"] for line in lines] == ["1", "1", "1", "2", "1"]
+
+
+def test_runs_healed_or_measured_otherwise_stay_out_of_the_mean(experiment):
+    healed(experiment, "best-4", "best", 1, scores=(20.0, 0.5, 0.7), correct=(1, 1))
+    healed(experiment, "best-4-seed-2", "best", 2, steps=9, scores=(45.0, 0.6, 0.8), correct=(1, 0))
+    run = healed(experiment, "best-4-seed-3", "best", 3, scores=(45.0, 0.6, 0.8), correct=(1, 0))
+    run.save("scores", {**scores(45.0, 0.6, 0.8), "tasks": {}})
+    (row,) = [row for row in study_rows(experiment) if row["stage"] == "recovered"]
+    assert (row["run"], row["seeds"], row["perplexity"]) == ("best-4", 1, 20.0)
+
+
+def test_answers_of_several_seeds_are_shares_over_what_all_answered():
+    first, second = answered(1, 0, 1), answered(1, 1)
+    assert mean_answers([first]) is first
+    found = mean_answers([first, second])["tasks"]["boolq"]
+    assert found == [{"id": "0", "correct": 1.0}, {"id": "1", "correct": 0.5}]
