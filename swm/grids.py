@@ -26,6 +26,7 @@ KINDS = {
     "thresholds": "Layers left, perplexity and score against threshold, for every merge rule (figure 5).",
     "texts": "Heat maps of the zero-shot tasks' prompts (figure 1).",
 }
+SEED = "-seed-"  # in the name of a run that is healed with another seed than the recovery's own
 OF_RUNS = ("methods", "healing", "width")
 NAMES: Shape = many(TEXT)
 LIMIT: Shape = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_DOCUMENTS}, {"const": "none"}]}
@@ -51,7 +52,7 @@ class Cell:
     layers: int
     recovery: RecoverySettings | None = None  # None leaves healing out
     width: WidthCut = WHOLE
-    again: bool = False  # healed before, with another seed
+    seed: int | None = None  # of healing, where it is not the one that the grid's recovery names
 
     @property
     def name(self) -> str:
@@ -64,7 +65,7 @@ class Cell:
         name = f"{self.method.replace('_', '-')}-{self.layers}"
         if self.width.ratio:
             name += f"-{self.width.method}-{1000 * self.width.ratio:.0f}"
-        return f"{name}-seed-{self.recovery.seed}" if self.recovery and self.again else name
+        return name if self.seed is None else f"{name}{SEED}{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -143,18 +144,19 @@ class Grid:
     def cells(self, layer_count: int) -> list[Cell]:
         """Depth by depth, so that all methods can be compared at the first before the next begins."""
         return [
-            Cell(method, layers, recovery, width, again=bool(place))
+            Cell(method, layers, recovery, width, None if seed == self.recovery.seed else seed)
             for layers in dict.fromkeys(max(1, round(layer_count * (1 - ratio))) for ratio in self.ratios)
             for method in (*self.planners, *self.rules)
             for width in self._widths(layers / layer_count)
-            for place, recovery in enumerate(self._recoveries_of(method))
+            for seed, recovery in self._recoveries_of(method)
         ]
 
-    def _recoveries_of(self, method: str) -> list[RecoverySettings | None]:
+    def _recoveries_of(self, method: str) -> list[tuple[int, RecoverySettings | None]]:
+        own = self.recovery.seed
         if method not in self.heal:
-            return [None]
+            return [(own, None)]
         recovery = replace(self.recovery, repair="none") if method in self.lora_alone else self.recovery
-        return [replace(recovery, seed=seed) for seed in self.seeds or (recovery.seed,)]
+        return [(seed, replace(recovery, seed=seed)) for seed in self.seeds or (own,)]
 
     def _widths(self, left: float) -> list[WidthCut]:
         """The cuts after which so many of the layers' weights are gone as `total` says; none if depth took more."""

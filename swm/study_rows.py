@@ -10,6 +10,7 @@ from typing import Any
 
 from swm.compare import compare, documents_of, flat_rows
 from swm.experiments import Experiment
+from swm.grids import SEED
 from swm.paired import Paired, mean_answers, paired
 from swm.recipe import recipe_of
 
@@ -27,11 +28,11 @@ def study_rows(experiment: Experiment, against: str | None = None) -> list[dict[
         of nearest depth) at the same stage, with its 95 % interval `low` to `high`, over the `documents` that both
         answered and the seeds. None where there is no such model, and for the method itself.
     """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in flat_rows(compare(experiment)):
         if row["method"]:
-            key = (row["method"], row["layers"], row["parameters"], row["stage"])
-            groups.setdefault(key, []).append({**row, "before_recovery": None})
+            cell = row["run"].partition(SEED)[0]
+            groups.setdefault((cell, row["stage"]), []).append({**row, "before_recovery": None})
     members = [_alike(group) for group in groups.values()]
     found = [(_mean_row(group), group) for group in members]
     found.sort(key=lambda one: _order(one[0]))
@@ -71,7 +72,7 @@ def _against(method: str, compared: list[Paired], over_seeds: float) -> dict[str
 
 
 def _alike(group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the runs of a method at a depth and stage those that one row can stand for.
+    """Of the runs of a cell at a stage those that one row can stand for.
 
     Before healing they are the same model; after it, those count that were healed and measured alike.
     """
