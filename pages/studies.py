@@ -50,7 +50,7 @@ def rows_once(folder: str, changed: list[tuple[str, int]], against: str | None) 
 
 def rows_of(experiment: Experiment, runs: set[str], against: str | None = None) -> list[dict[str, Any]]:
     rows = rows_once(str(experiment.folder), experiment.results_changed(), against)
-    return [row for row in rows if row["run"] in runs]
+    return [row for row in rows if runs & {*row["runs"]}]
 
 
 def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:

@@ -22,19 +22,19 @@ def study_rows(experiment: Experiment, against: str | None = None) -> list[dict[
         against: the method that others are compared with; `best` where it was studied, else the first.
 
     Returns:
-        Rows as from `compare`, flat. What was healed with several seeds is one row: the means, their intervals with
-        the spread over seeds in them; `seeds` says how many, `averages` the average score of each. With `against`:
+        Rows as from `compare`, flat. What was healed with several seeds, and alike but for them, is one row: the means,
+        their intervals with the spread over seeds in them; `seeds` says how many, `averages` the average score of
+        each, `runs` all the runs that the row stands for. With `against`:
         `method`, and the `difference` of the average to that method's model of as many parameters (of several the one
         of nearest depth) at the same stage, with its 95 % interval `low` to `high`, over the `documents` that both
         answered and the seeds. None where there is no such model, and for the method itself.
     """
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in flat_rows(compare(experiment)):
         if row["method"]:
             cell = row["run"].partition(SEED)[0]
-            groups.setdefault((cell, row["stage"]), []).append({**row, "before_recovery": None})
-    members = [_alike(group) for group in groups.values()]
-    found = [(_mean_row(group), group) for group in members]
+            groups.setdefault((cell, *_how(experiment, row)), []).append({**row, "before_recovery": None})
+    found = [_mean_row(group) for group in groups.values()]
     found.sort(key=lambda one: _order(one[0]))
     methods = [row["method"] for row, _ in found if row["method"] != "original"]
     against = against or ("best" if "best" in methods else next(iter(methods), "original"))
@@ -71,31 +71,27 @@ def _against(method: str, compared: list[Paired], over_seeds: float) -> dict[str
     return {"method": method, **found, "documents": last.documents}
 
 
-def _alike(group: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of the runs of a cell at a stage those that one row can stand for.
-
-    Before healing they are the same model; after it, those count that were healed and measured alike.
-    """
-    measured = [row for row in group if row["perplexities"]]
-    if not measured or group[0]["stage"] != "recovered":
-        return [*(measured or group)][:1]
-    return [row for row in measured if _how(row) == _how(measured[0])] if len(measured) > 1 else measured
-
-
-def _how(row: dict[str, Any]) -> tuple[Any, ...]:
+def _how(experiment: Experiment, row: dict[str, Any]) -> tuple[Any, ...]:
     """How a run was healed, but for the seed, and what it was measured on."""
-    recovery = recipe_of(Experiment.open(row["experiment"]).run(row["run"])).recovery
-    documents = {task: score["documents"] for task, score in row["scores"].items()}
-    return recovery and replace(recovery, seed=0), documents, {*row["perplexities"]}
+    healed = row["stage"] == "recovered"
+    recovery = recipe_of(experiment.run(row["run"])).recovery if healed else None
+    documents = tuple((task, score["documents"]) for task, score in row["scores"].items())
+    return row["stage"], recovery and replace(recovery, seed=0), documents, tuple(row["perplexities"])
 
 
-def _mean_row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The means over the seeds, each with an error from its own (documents or texts) and the spread over seeds."""
-    first = group[0]
+def _mean_row(group: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], Sequence[dict[str, Any]]]:
+    """The means over the seeds, each with an error from its own (documents or texts) and the spread over seeds.
+
+    Returns:
+        With the rows that it is of. Before healing all are the same model: the first.
+    """
+    first, runs = group[0], [row["run"] for row in group]
+    if first["stage"] != "recovered":
+        group = group[:1]
     averages = [row["average"] for row in group if row["average"] is not None]
-    row = {**first, "seeds": len(group), "averages": averages}
-    if len(group) < 2:
-        return row
+    row = {**first, "runs": runs, "seeds": len(group), "averages": averages}
+    if len(group) < 2 or not first["perplexities"]:
+        return row, group
     row["perplexities"] = {
         text: _mean_perplexity([one["perplexities"][text] for one in group]) for text in first["perplexities"]
     }
@@ -107,7 +103,7 @@ def _mean_row(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if averages:
         mean = _mean_score([(one["average"], one["average_stderr"]) for one in group])
         row["average"], row["average_stderr"] = mean["value"], mean["stderr"]
-    return row
+    return row, group
 
 
 def _mean_score(found: Sequence[tuple[float, float]]) -> dict[str, float]:

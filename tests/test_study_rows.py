@@ -60,26 +60,27 @@ def test_averages_are_compared_at_equal_size_over_the_same_documents(experiment)
     assert (line["against"], float(line["against_difference"])) == ("best", -0.5)
 
 
-def healed(experiment, name, method, seed, steps=3, merged=50.0, **found):
+def healed(experiment, name, method, seed, found, correct, steps=3):
     """A run of a study, scored before its recovery and after."""
     run = experiment.create_run(name, MergePlan(6, (Window(1, 3),)), method=method)
     run.remember(merge={"parameters": 600, "size_bytes": 1})
-    run.save("scores", scores(merged, 0.3, 0.3))
+    run.save("scores", scores(50.0, 0.3, 0.3))
     run.let_go_of_scores("aside")
     run.remember(recovery=asdict(preset_settings("quick", steps=steps, seed=seed)))
-    run.save("scores", scores(*found["scores"]))
-    run.save("documents", answered(*found["correct"]))
+    run.save("scores", scores(*found))
+    run.save("documents", answered(*correct))
     return run
 
 
 def test_what_is_healed_with_several_seeds_is_one_row_of_means(experiment):
-    healed(experiment, "best-4", "best", 1, scores=(20.0, 0.5, 0.7), correct=(1, 1, 0, 0))
-    healed(experiment, "best-4-seed-2", "best", 2, scores=(45.0, 0.6, 0.8), correct=(1, 0, 0, 1))
-    healed(experiment, "sleb-4", "sleb", 1, scores=(40.0, 0.5, 0.5), correct=(0, 0, 0, 1))
+    healed(experiment, "best-4", "best", 1, found=(20.0, 0.5, 0.7), correct=(1, 1, 0, 0))
+    healed(experiment, "best-4-seed-2", "best", 2, found=(45.0, 0.6, 0.8), correct=(1, 0, 0, 1))
+    healed(experiment, "sleb-4", "sleb", 1, found=(40.0, 0.5, 0.5), correct=(0, 0, 0, 1))
     rows = study_rows(experiment)
     assert [(row["method"], row["stage"], row["seeds"]) for row in rows[1:]] == [
         ("best", "merged", 1), ("sleb", "merged", 1), ("best", "recovered", 2), ("sleb", "recovered", 1),
     ]  # fmt: skip
+    assert rows[1]["runs"] == rows[3]["runs"] == ["best-4", "best-4-seed-2"]
     best, sleb = rows[3:]
     assert best["perplexity"] == best["perplexities"]["lambada"]["value"] == pytest.approx(30.0)  # of 20 and 45
     spread = math.log(45 / 20) / 2**0.5 / 2**0.5  # sample deviation of two logarithms, over the root of two
@@ -98,13 +99,16 @@ def test_what_is_healed_with_several_seeds_is_one_row_of_means(experiment):
     assert [line["seeds"] for line in lines] == ["1", "1", "1", "2", "1"]
 
 
-def test_runs_healed_or_measured_otherwise_stay_out_of_the_mean(experiment):
-    healed(experiment, "best-4", "best", 1, scores=(20.0, 0.5, 0.7), correct=(1, 1))
-    healed(experiment, "best-4-seed-2", "best", 2, steps=9, scores=(45.0, 0.6, 0.8), correct=(1, 0))
-    run = healed(experiment, "best-4-seed-3", "best", 3, scores=(45.0, 0.6, 0.8), correct=(1, 0))
-    run.save("scores", {**scores(45.0, 0.6, 0.8), "tasks": {}})
-    (row,) = [row for row in study_rows(experiment) if row["stage"] == "recovered"]
-    assert (row["run"], row["seeds"], row["perplexity"]) == ("best-4", 1, 20.0)
+def test_runs_healed_or_measured_otherwise_have_rows_of_their_own(experiment):
+    healed(experiment, "best-4", "best", 1, found=(20.0, 0.5, 0.7), correct=(1, 1))
+    for seed in (2, 3):
+        healed(experiment, f"best-4-seed-{seed}", "best", seed, found=(45.0, 0.6, 0.8), correct=(1, 0), steps=9)
+    run = healed(experiment, "best-4-seed-4", "best", 4, found=(46.0, 0.6, 0.8), correct=(1, 0), steps=9)
+    run.save("scores", {**scores(46.0, 0.6, 0.8), "tasks": {}})
+    rows = [row for row in study_rows(experiment) if row["stage"] == "recovered"]
+    assert [(row["runs"], row["seeds"], round(row["perplexity"])) for row in rows] == [
+        (["best-4"], 1, 20), (["best-4-seed-2", "best-4-seed-3"], 2, 45), (["best-4-seed-4"], 1, 46),
+    ]  # fmt: skip
 
 
 def test_answers_of_several_seeds_are_shares_over_what_all_answered():
