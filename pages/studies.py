@@ -98,7 +98,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
 
 def seeds_told(rows: list[dict[str, Any]]) -> str:
     """What the intervals of healed models say of the training's own chance."""
-    healed = [row["seeds"] for row in rows if row["stage"] == "recovered"]
+    healed = [len(row["seeds"]) for row in rows if row["stage"] == "recovered"]
     if not healed:
         return ""
     if min(healed) > 1:

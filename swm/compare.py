@@ -178,7 +178,10 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
         values += [row["conditions"].get(name) for name in measured_with]
         values += [" ".join(f"{name}={version}" for name, version in row["conditions"].get("versions", {}).items())]
         if of_studies:
-            values += [row["seeds"], *((row["against"] or {}).get(name) for name in AGAINST.values())]
+            values += [
+                " ".join(map(str, row["seeds"])),
+                *((row["against"] or {}).get(name) for name in AGAINST.values()),
+            ]
         writer.writerow(values)
     return out.getvalue().rstrip("\n")
 

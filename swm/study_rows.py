@@ -12,6 +12,7 @@ from swm.compare import compare, documents_of, flat_rows
 from swm.experiments import Experiment
 from swm.grids import SEED
 from swm.paired import Paired, mean_answers, paired
+from swm.presets import RecoverySettings
 from swm.recipe import recipe_of
 
 
@@ -23,17 +24,19 @@ def study_rows(experiment: Experiment, against: str | None = None) -> list[dict[
 
     Returns:
         Rows as from `compare`, flat. What was healed with several seeds, and alike but for them, is one row: the means,
-        their intervals with the spread over seeds in them; `seeds` says how many, `averages` the average score of
-        each, `runs` all the runs that the row stands for. With `against`:
-        `method`, and the `difference` of the average to that method's model of as many parameters (of several the one
-        of nearest depth) at the same stage, with its 95 % interval `low` to `high`, over the `documents` that both
-        answered and the seeds. None where there is no such model, and for the method itself.
+        their intervals with the spread over seeds in them. `seeds` are those of the training, `averages` the average
+        score of each, `runs` all the runs that the row stands for. With `against`: `method`, and the `difference` of
+        the average to that method's model of as many parameters (of several the one of nearest depth) at the same
+        stage, with its 95 % interval `low` to `high`, over the `documents` that both answered and the seeds. None where
+        there is no such model, and for the method itself.
     """
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in flat_rows(compare(experiment)):
         if row["method"]:
-            cell = row["run"].partition(SEED)[0]
-            groups.setdefault((cell, *_how(experiment, row)), []).append({**row, "before_recovery": None})
+            cell, healing = row["run"].partition(SEED)[0], _healing(experiment, row)
+            seeds = [healing.seed] if healing else []
+            key = (cell, row["stage"], healing and replace(healing, seed=0), *_measured_on(row))
+            groups.setdefault(key, []).append({**row, "before_recovery": None, "seeds": seeds})
     found = [_mean_row(group) for group in groups.values()]
     found.sort(key=lambda one: _order(one[0]))
     methods = [row["method"] for row, _ in found if row["method"] != "original"]
@@ -71,12 +74,13 @@ def _against(method: str, compared: list[Paired], over_seeds: float) -> dict[str
     return {"method": method, **found, "documents": last.documents}
 
 
-def _how(experiment: Experiment, row: dict[str, Any]) -> tuple[Any, ...]:
-    """How a run was healed, but for the seed, and what it was measured on."""
-    healed = row["stage"] == "recovered"
-    recovery = recipe_of(experiment.run(row["run"])).recovery if healed else None
+def _healing(experiment: Experiment, row: dict[str, Any]) -> RecoverySettings | None:
+    return recipe_of(experiment.run(row["run"])).recovery if row["stage"] == "recovered" else None
+
+
+def _measured_on(row: dict[str, Any]) -> tuple[Any, ...]:
     documents = tuple((task, score["documents"]) for task, score in row["scores"].items())
-    return row["stage"], recovery and replace(recovery, seed=0), documents, tuple(row["perplexities"])
+    return documents, tuple(row["perplexities"])
 
 
 def _mean_row(group: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], Sequence[dict[str, Any]]]:
@@ -89,7 +93,8 @@ def _mean_row(group: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], Sequence
     if first["stage"] != "recovered":
         group = group[:1]
     averages = [row["average"] for row in group if row["average"] is not None]
-    row = {**first, "runs": runs, "seeds": len(group), "averages": averages}
+    row = {**first, "runs": runs, "averages": averages}
+    row["seeds"] = [seed for one in group for seed in one["seeds"]]
     if len(group) < 2 or not first["perplexities"]:
         return row, group
     row["perplexities"] = {

@@ -134,7 +134,7 @@ def test_a_method_healed_with_two_seeds(experiment, made):
     assert [name for name, run, _ in made] == ["merge", "evaluate", "recover_run", "evaluate"]
     assert {run for _, run, _ in made} == {"sleb-3-seed-2"}
     rows = {row["stage"]: row for row in study_rows(experiment)}
-    assert (rows["merged"]["seeds"], rows["recovered"]["seeds"]) == (1, 2)
+    assert (rows["merged"]["seeds"], rows["recovered"]["seeds"]) == ([], [1234, 2])
     values = [experiment.run(name).scores()["perplexity"]["lambada"]["value"] for name in ("sleb-3", "sleb-3-seed-2")]
     assert values[0] != values[1]
     assert rows["recovered"]["perplexity"] == pytest.approx((values[0] * values[1]) ** 0.5)

@@ -44,7 +44,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """One line for each row of `study_rows`, as text with error bars."""
     texts = list(dict.fromkeys(text for row in rows for text in row["perplexities"]))
     timed = any(row["latency_ms"] for row in rows)
-    several = any(row["seeds"] > 1 for row in rows)
+    healed = any(row["seeds"] for row in rows)
     against = next((row["against"]["method"] for row in rows if row["against"]), None)
     return pd.DataFrame(
         {
@@ -52,7 +52,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "method": row["method"],
             "rule": row["rule"] or "",
             "stage": "merged + fit + LoRA" if row["fitted_first"] else STAGES[row["stage"]],
-            **({"seeds": str(row["seeds"]) if row["stage"] == "recovered" else ""} if several else {}),
+            **({"LoRA's seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
             **{f"perplexity, {text}": interval(row["perplexities"].get(text)) for text in texts},
             "average, %": percent(row["average"], row["average_stderr"]),
