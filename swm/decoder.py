@@ -61,23 +61,8 @@ def size_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def renumber_layers(model: PreTrainedModel, kept: list[int]) -> None:
-    """Make config and layers agree after the layer list was changed to the layers that were number `kept` before.
-
-    Every per-layer list of the config follows, and every module that knows its own number (for the KV cache).
-    """
-    config = model.config.get_text_config()
-    old_count = config.num_hidden_layers
-    for name, value in list(vars(config).items()):
-        if "layer" not in name or not isinstance(value, (list, tuple)):
-            continue
-        if len(value) == old_count:
-            setattr(config, name, [value[layer] for layer in kept])
-        elif name == "mlp_only_layers":
-            setattr(config, name, [new for new, old in enumerate(kept) if old in value])
-    config.num_hidden_layers = len(kept)
-    if hasattr(config, "n_layer"):
-        config.n_layer = len(kept)
+def renumber_layers(model: PreTrainedModel) -> None:
+    """Give every module that knows its layer's number (for the KV cache) the one that its layer has now."""
     for index, layer in enumerate(find_decoder(model).layers):
         for module in layer.modules():
             for attribute in ("layer_idx", "layer_id", "layer_number"):

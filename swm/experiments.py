@@ -15,7 +15,7 @@ from swm.errors import ExperimentError, JobError, PlanError, SettingsError
 from swm.files import demo_experiment, remove, set_aside, sweep, write_json
 from swm.grids import KINDS, checked_grid, read_grid
 from swm.names import check_name, check_new, experiments_folder, folders_in, list_names
-from swm.path import ThresholdPath
+from swm.path import SEARCH_VERSION, ThresholdPath
 from swm.plan import PLANS_VERSION, MergePlan
 from swm.schemas import is_like
 from swm.tracked import (
@@ -31,6 +31,7 @@ from swm.tracked import (
 
 BASELINE = "baseline"
 RESULTS = ("scores", "documents", "timing")
+MOST_TOKENS_AT_ONCE = 32_768  # that the first release ran in one pass, on any device
 PROMISED = ".promised"  # in a model folder whose run.json does not know it yet
 
 
@@ -57,18 +58,25 @@ class Experiment(Tracked):
             self.model_facts: dict[str, Any] = dict(data["model_facts"])
             self.layer_count = int(self.model_facts["layers"])
             self.created = float(data["created"])
+            self.text_hash = str(data.get("text_hash", ""))  # empty in experiments of the first release
         except (KeyError, TypeError, ValueError) as error:
             raise ExperimentError(
                 f"{folder / 'experiment.json'} is damaged ({error}). Delete the folder {folder} and create it again."
             ) from None
 
     @classmethod
-    def create(cls, name: str, settings: Settings, model_facts: dict[str, Any]) -> Experiment:
-        """A new folder for an experiment; `model_facts` as from `models.config_facts`."""
+    def create(cls, name: str, settings: Settings, model_facts: dict[str, Any], text_hash: str = "") -> Experiment:
+        """A new folder for an experiment.
+
+        Args:
+            model_facts: as from `models.config_facts`.
+            text_hash: of the calibration text, as from `texts.text_hash`: jobs refuse to mix in another text later.
+        """
         check_name(name)
         if demo_experiment():
             raise ExperimentError(read_only_message(name))
         data = {"settings": asdict(settings), "model_facts": model_facts, "created": time.time()}
+        data |= {"text_hash": text_hash}
         with names_locked():
             folder = check_new(name)
             write_json(folder / "experiment.json", data)
@@ -116,7 +124,24 @@ class Experiment(Tracked):
         write_json(self.folder / "similarity" / f"{metric}.json", data)
 
     def path(self, rule: str) -> ThresholdPath | None:
-        """The threshold path as far as it has been computed."""
+        """The threshold path as far as it has been computed; one that cannot be relied on counts as none."""
+        path = self._kept_path(rule)
+        return None if path is None or self._doubt_about(path) else path
+
+    def outdated_path(self, rule: str) -> str:
+        """Why the kept path of a rule cannot be relied on and has to be computed anew; empty if it can."""
+        path = self._kept_path(rule)
+        return self._doubt_about(path) if path else ""
+
+    def _doubt_about(self, path: ThresholdPath) -> str:
+        tokens = self.settings.count * self.settings.length
+        if path.version < SEARCH_VERSION and tokens <= MOST_TOKENS_AT_ONCE:
+            return "an earlier release could give windows the scores of others when all texts ran together"
+        if path.text_hash != self.text_hash and path.text_hash and self.text_hash:
+            return "it was computed on another calibration text"
+        return ""
+
+    def _kept_path(self, rule: str) -> ThresholdPath | None:
         data = self._json(f"path/{rule}.json")
         if data is None:
             return None

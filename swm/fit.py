@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from swm.decoder import find_decoder
 from swm.errors import ModelError
-from swm.merge import MergedLayer, apply_plan, check_same_shapes
+from swm.merge import MergedLayer, apply_plan
 from swm.placement import free_bytes_on
 from swm.plan import MergePlan, Window
 from swm.replay import Replay, check_tokens
@@ -108,7 +108,6 @@ class WindowFitter:
     @torch.no_grad()
     def merged(self, window: Window) -> MergedLayer:
         """The window's first layer with its last projection solved."""
-        check_same_shapes(self._replay.layers, window)
         replay, first = self._replay, window.first
         projection = last_projection(replay, first, replay.input_of(first)[:1])
         wanted = self._output_of(window.last)

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ from transformers import PreTrainedModel
 
 from swm.decoder import find_decoder, renumber_layers
 from swm.errors import ModelError, PlanError
+from swm.layer_facts import facts_for, set_facts
 from swm.placement import weights_of
-from swm.plan import WEIGHT_RULES, MergePlan, Window, check_rule
+from swm.plan import COMBINING_RULES, WEIGHT_RULES, MergePlan, Window, check_rule
 
 Parameters = dict[str, Tensor]
 BLOCK_NUMBERS = 2**20  # of a matrix are summed together, in float32
@@ -45,7 +47,7 @@ def merge_window(layers: Sequence[nn.Module], window: Window, rule: str) -> Merg
 
     Memory: the merged layer, and a few rows of it in float32; none where it is one of the window's layers.
     """
-    check_same_shapes(layers, window)
+    check_window(layers, window, rule)
     base = base_layer(window, rule)
     if rule in ("keep_first", "keep_last"):
         return MergedLayer(base)
@@ -100,15 +102,17 @@ def projection_names(layer: nn.Module) -> list[str]:
     return names
 
 
-def check_same_shapes(layers: Sequence[nn.Module], window: Window) -> None:
-    """Raise PlanError if the window's layers cannot be combined, ModelError if their weights are quantised."""
+def check_window(layers: Sequence[nn.Module], window: Window, rule: str) -> None:
+    """Raise PlanError if the rule adds up the window's layers and they cannot be, ModelError if they are quantised."""
+    if rule not in COMBINING_RULES:
+        return
     first = _shapes(layers[window.first])
     for index in range(window.first + 1, window.last + 1):
         if _shapes(layers[index]) != first:
             raise PlanError(
                 f"Window {window} crosses a border: layers {window.first} and {index} differ in shape or kind "
                 f"({type(layers[window.first]).__name__}, {type(layers[index]).__name__}). "
-                "Choose windows on one side of it."
+                "Choose windows on one side of it, or a rule that keeps one layer whole: keep_first or keep_last."
             )
     for name, parameter in layers[window.first].named_parameters():
         if not parameter.is_floating_point():
@@ -118,10 +122,10 @@ def check_same_shapes(layers: Sequence[nn.Module], window: Window) -> None:
             )
 
 
-def can_merge(layers: Sequence[nn.Module], window: Window) -> bool:
-    """Whether the window's layers are alike in shape."""
+def can_merge(layers: Sequence[nn.Module], window: Window, rule: str) -> bool:
+    """Whether the rule can make one layer of the window's."""
     try:
-        check_same_shapes(layers, window)
+        check_window(layers, window, rule)
     except PlanError:
         return False
     return True
@@ -145,28 +149,49 @@ def apply_plan(
         A model of the same class with `plan.layers_left` layers, its config and layer numbers adapted.
 
     Raises:
-        PlanError: if the plan was made for another layer count, or a window crosses layers of different shape.
+        PlanError: if the plan was made for another layer count, a window adds up layers of different shape, or the
+            config cannot describe the smaller model.
         ValueError: for rule `fit`, which needs text: see `swm.fit.apply_fitted_plan`.
 
     Memory: one layer for each window.
+    """
+    layers = find_decoder(model).layers
+    facts = check_plan(model, plan)
+    make = make or (lambda window: merge_window(layers, window, plan.rule))
+    merged = {window: make(window) for window in plan.windows}
+    kept = _bases(plan)
+    tensors = [*model.parameters(), *model.buffers()]
+    small = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    decoder = find_decoder(small)
+    setattr(decoder.parent, decoder.attribute, nn.ModuleList([decoder.layers[index] for index in kept]))
+    set_facts(small, facts)
+    renumber_layers(small)
+    for layer, window in zip(find_decoder(small).layers, plan.kept_layers(), strict=True):
+        if window in merged:
+            _set_parameters(layer, merged[window].parameters)
+    return small
+
+
+def check_plan(model: PreTrainedModel, plan: MergePlan) -> dict[str, Any]:
+    """What the config of the merged model says otherwise than the model's own; no weight is read.
+
+    Raises:
+        PlanError: if the plan is for another layer count, adds up layers of different shape, or gives a model that its
+            config cannot describe, so that it could not be saved.
     """
     layers = find_decoder(model).layers
     if plan.layer_count != len(layers):
         raise PlanError(
             f"The plan is for {plan.layer_count} layers, the model has {len(layers)}. Make the plan for this model."
         )
-    make = make or (lambda window: merge_window(layers, window, plan.rule))
-    merged = {window: make(window) for window in plan.windows}
-    kept = [merged[window].base if window in merged else window.first for window in plan.kept_layers()]
-    tensors = [*model.parameters(), *model.buffers()]
-    small = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    decoder = find_decoder(small)
-    setattr(decoder.parent, decoder.attribute, nn.ModuleList([decoder.layers[index] for index in kept]))
-    renumber_layers(small, kept)
-    for layer, window in zip(find_decoder(small).layers, plan.kept_layers(), strict=True):
-        if window in merged:
-            _set_parameters(layer, merged[window].parameters)
-    return small
+    for window in plan.windows:
+        check_window(layers, window, plan.rule)
+    return facts_for(model, _bases(plan)) if plan.windows else {}
+
+
+def _bases(plan: MergePlan) -> list[int]:
+    """The layer that each layer of the merged model is based on."""
+    return [base_layer(window, plan.rule) if len(window) > 1 else window.first for window in plan.kept_layers()]
 
 
 def _set_parameters(layer: nn.Module, parameters: Parameters) -> None:

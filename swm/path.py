@@ -15,6 +15,7 @@ from swm.errors import PlanError
 from swm.plan import DEFAULT_RULE, MergePlan, Window, check_rule
 from swm.walk import Position, Trial, Walk, Windows, check_threshold, start, walk_at
 
+SEARCH_VERSION = 2  # raised when similarities of a release may have been wrong: paths kept before are computed anew
 Score = Callable[[Windows, Window], float]
 """`score(merged_above, window)`: similarity to the original of the model in which `merged_above` (lowest first) and
 `window` are merged and everything below is untouched."""
@@ -55,7 +56,8 @@ class ThresholdPath:
     bounds, enough for thresholds above them. `scoring` is "exact", or
     the faster number format that the similarities were computed in; `difference` is then the largest one seen between
     the two. `perplexities` are those of plans on the calibration text, as far as they have been measured. `layer_runs`
-    is what it cost: how many times a layer was run for all calibration texts.
+    is what it cost: how many times a layer was run for all calibration texts. `version` is that of the search which
+    computed the similarities, `text_hash` that of the calibration text (see `texts.text_hash`).
     """
 
     layer_count: int
@@ -69,6 +71,8 @@ class ThresholdPath:
     difference: float = 0.0
     perplexities: dict[Windows, float] = field(default_factory=dict)
     layer_runs: float = 0.0
+    version: int = SEARCH_VERSION
+    text_hash: str = ""
 
     def plan_at(self, threshold: float) -> PlanAt | None:
         """Plan, interval and trace at `threshold`; None if a similarity on its way has not been computed.
@@ -223,6 +227,8 @@ class ThresholdPath:
             "scoring": self.scoring,
             "layer_runs": round(self.layer_runs, 1),
             "difference": self.difference,
+            "version": self.version,
+            "text_hash": self.text_hash,
             "similarities": [
                 {
                     "above": [[w.first, w.last] for w in above],
@@ -240,6 +246,7 @@ class ThresholdPath:
         path = cls(int(data["layer_count"]), str(data["rule"]), low, high, protected)
         path.scoring, path.difference = str(data.get("scoring", "exact")), float(data.get("difference", 0.0))
         path.layer_runs = float(data.get("layer_runs", 0.0))
+        path.version, path.text_hash = int(data.get("version", 1)), str(data.get("text_hash", ""))
         check_rule(path.rule)
         for row in data.get("perplexities", []):
             path.perplexities[tuple(Window(*pair) for pair in row["windows"])] = float(row["perplexity"])

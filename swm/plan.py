@@ -18,7 +18,7 @@ RULES = {
     "fit": "The first layer, its last projection solved on text to give what the window gave. Not in the paper.",
 }
 DEFAULT_RULE = "rdsc"
-PLANS_VERSION = 2  # of what planners do: plans found by another are found anew
+PLANS_VERSION = 3  # of what planners do: plans found by another are found anew
 PLANNERS = {
     "best": "Layers dropped by beam search, each merged layer fitted on text (rule fit), scored by perplexity. Ours.",
     "sleb": "Layers dropped one by one, each time the one that costs least perplexity (SLEB).",
@@ -29,6 +29,7 @@ PLANNERS = {
     "laco": "Windows of a fixed size merged from the top while the final hidden state stays alike (LaCo).",
     "random": "Layers dropped by chance: what any method has to beat.",
 }
+COMBINING_RULES = ("rdsc", "replace", "mean")  # those that add up weights, so that layers have to be alike in shape
 WEIGHT_RULES = tuple(rule for rule in RULES if rule != "fit")  # those that need the weights alone, and no text
 
 

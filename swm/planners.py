@@ -283,7 +283,7 @@ class PlanLoss:
     def __call__(self, plan: MergePlan) -> float:
         """Infinite where windows cannot be merged or the model overflows."""
         layers = self._replay.layers
-        if not all(can_merge(layers, window) for window in plan.windows):
+        if not all(can_merge(layers, window, plan.rule) for window in plan.windows):
             return math.inf
         make = self._make or (lambda window: merge_window(layers, window, plan.rule))
         lowest = min((window.first for window in plan.windows), default=plan.layer_count - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from swm.errors import ModelError, SettingsError
 from swm.evaluate import perplexity
 from swm.experiments import Experiment
 from swm.fit import WindowFitter, apply_fitted_plan
-from swm.merge import MergedLayer, check_same_shapes
+from swm.merge import MergedLayer, check_plan
 from swm.path import PlanAt, ThresholdPath
 from swm.placement import free_bytes_on
 from swm.plan import (
@@ -38,6 +39,8 @@ from swm.stages import Progress, calibration_of, fit_tokens_of, load_original, n
 from swm.view import known_similarity
 from swm.walk import check_range, check_threshold
 from swm.windows import WindowScorer
+
+log = logging.getLogger(__name__)
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SAVE_SECONDS = 2.0
@@ -136,8 +139,7 @@ def measured_path(
     """The path of the plan's rule, with what the plan and the original measure on the calibration text in it."""
     progress(0, 2, "loading the model")
     bench = _bench(experiment, plan.rule, loaded)
-    for window in plan.windows:
-        check_same_shapes(find_decoder(bench.model).layers, window)
+    check_plan(bench.model, plan)
     path, scorer, _ = _scoring(experiment, bench, plan.rule, 0.5, exact=False)
     if plan.windows and known_similarity(path, plan) is None:
         progress(0, 2, "similarity")
@@ -201,12 +203,15 @@ def _scoring(
 ) -> tuple[ThresholdPath, WindowScorer, Callable[[float, Callable[[int], None]], PlanAt]]:
     """The path as far as it is there, the scorer it was begun with, and what makes sure of the plan at a threshold."""
     model = bench.model
+    if doubt := experiment.outdated_path(rule):
+        log.warning("The threshold path kept for rule %s is computed anew: %s.", rule, doubt)
     path = experiment.path(rule) or ThresholdPath(experiment.layer_count, rule, low)
     if not path.similarities:
         fast = not exact and models.fast_format(model)
         path.scoring = "bfloat16" if fast else "exact"
     elif exact and path.scoring != "exact":
         path = ThresholdPath(experiment.layer_count, rule, path.low)
+    path.text_hash = experiment.text_hash
     scorer = WindowScorer(model, bench.tokens, rule, fast=path.scoring != "exact", merged=bench.make)
 
     def settled(threshold: float, on_step: Callable[[int], None]) -> PlanAt:
@@ -279,6 +284,7 @@ def _searched_plan(
     path.layer_runs += scorer.layer_runs
     if not experiment.read_only:
         experiment.save_path(path)
+    check_plan(bench.model, step.plan)
     return step
 
 
@@ -340,6 +346,7 @@ def _found_plan(experiment: Experiment, planner: str, layers: int, budget: int, 
     seconds = round(time.time() - start, 1)
     found = measure_plan(experiment, plan, progress, (model, tokenizer))
     data = {**found, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
+    data["text_hash"] = experiment.text_hash
     if planner == "best":
         data["budget"] = budget
     if not experiment.read_only:

@@ -127,9 +127,6 @@ class Replay:
         return torch.autocast(self._tokens.device.type, torch.bfloat16, enabled=self._fast, cache_enabled=False)
 
     def _put(self, states: dict[int, Tensor], layer: int, rows: Tensor, hidden: Tensor) -> None:
-        if len(rows) == len(self._tokens) and not self._lean:
-            states[layer] = hidden
-            return
         if layer not in states:
             states[layer] = self._room(hidden)
         states[layer][rows] = hidden.to(states[layer].device)

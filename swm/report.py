@@ -157,6 +157,8 @@ def export_run(run: Run, folder: Path) -> Path:
     Raises:
         ExperimentError: if the run has no model, or the folder exists.
     """
+    from swm.saving import check_complete  # torch, which pages must not load
+
     if run.is_baseline or not run.has_model:
         raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
     if folder.exists():
@@ -166,6 +168,7 @@ def export_run(run: Run, folder: Path) -> Path:
     sweep(folder.absolute().parent, older_than=24 * 3600)
     with disk_errors(folder, size), replaced_folder(folder.absolute()) as new:
         shutil.copytree(run.model_folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+        check_complete(new)
         (new / "README.md").write_text(model_card(run), encoding="utf-8")
         (new / "recipe.json").write_text(recipe_json(run), encoding="utf-8")
         if fits_mergekit(run.experiment, run.plan):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from swm.decoder import size_bytes
-from swm.errors import ExperimentError, ModelError
+from swm.errors import ExperimentError, ModelError, first_line
 from swm.files import check_space, disk_errors, full_disk_message, is_full_disk, replaced_folder
 
 
@@ -31,7 +33,7 @@ def save_model(
 
     Raises:
         ExperimentError: if the disk is full or read-only; nothing is left behind then.
-        ModelError: if the reloaded model gives other logits.
+        ModelError: if the files lack a weight of the saved config, or the reloaded model gives other logits.
     """
     folder, needed = Path(folder), size_bytes(model)
     check_space(folder, needed)
@@ -45,8 +47,7 @@ def save_model(
             if is_full_disk(error):
                 raise ExperimentError(full_disk_message(folder, needed)) from None
             raise
-        if check is not None:
-            check_reload(new, model, check)
+        check_complete(new) if check is None else check_reload(new, model, check)
         if on_written:
             on_written(new)
 
@@ -72,9 +73,9 @@ def check_reload(folder: Path, model: PreTrainedModel, tokens: Tensor) -> float:
         Largest difference of a logit, relative to the largest logit.
 
     Raises:
-        ModelError: if the difference is more than rounding.
+        ModelError: if a weight is not in the files, or the difference is more than rounding.
     """
-    reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).to(model.device).eval()  # type: ignore[arg-type]
+    reloaded = _loaded(folder, dtype=model.dtype).to(model.device).eval()  # type: ignore[arg-type]
     ids = tokens[:1].to(model.device)
     expected, found = model(ids, use_cache=False).logits.float(), reloaded(ids, use_cache=False).logits.float()
     difference = float((expected - found).abs().max() / expected.abs().max())
@@ -86,6 +87,49 @@ def check_reload(folder: Path, model: PreTrainedModel, tokens: Tensor) -> float:
             "not say; it cannot be merged safely."
         )
     return difference
+
+
+def check_complete(folder: Path) -> None:
+    """Raise ModelError unless the files hold each weight of the saved config, in its shape; none is read.
+
+    transformers fills what it does not find with random numbers, and only warns of it.
+    """
+    _loaded(folder, device_map="meta")
+
+
+def _loaded(folder: Path, **how: Any) -> PreTrainedModel:
+    """The folder as anybody's transformers loads it, once nothing is missing, left over or of another shape."""
+    config = AutoConfig.from_pretrained(folder)
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **how)
+        except RuntimeError as error:  # shapes
+            raise _not_as_saved(type(config).__name__, first_line(error)) from None
+    for kind, what in (("missing_keys", "is not in the files"), ("unexpected_keys", "is not in the model")):
+        if names := sorted(info[kind]):
+            raise _not_as_saved(type(model).__name__, f"{names[0]} {what}, and {len(names) - 1} more.")
+    return cast(PreTrainedModel, model)
+
+
+def _not_as_saved(what: str, reason: str) -> ModelError:
+    return ModelError(
+        f"The saved {what} would not load as it is: {reason} Its config cannot describe the layers that are left. "
+        "Choose other windows, or another model."
+    )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own reports and bars: what is wrong with a model is said by a message of ours."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def safetensors_error() -> type[Exception]:

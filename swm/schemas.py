@@ -78,7 +78,8 @@ SHAPES: dict[str, Shape] = {
                 architecture=TEXT,
             ),
             "created": NUMBER,
-        }
+        },
+        text_hash=TEXT,
     ),
     "state.json": an(
         {},
@@ -114,6 +115,7 @@ SHAPES: dict[str, Shape] = {
             "conditions": an({"dtype": TEXT, "seconds": NUMBER}),
         },
         warning=TEXT,
+        text_hash=TEXT,
     ),
     "plans": an(
         {
@@ -128,6 +130,7 @@ SHAPES: dict[str, Shape] = {
         },
         budget=WHOLE,
         version=WHOLE,
+        text_hash=TEXT,
     ),
     "studies": an(
         {"failed": every(TEXT), "grid": an({})},

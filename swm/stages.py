@@ -47,6 +47,7 @@ from swm.texts import (
     fit_tokens,
     perplexity_tokens,
     recovery_examples,
+    text_hash,
 )
 from swm.timing import decode_cost, throughput, time_models
 from swm.width import prune_width
@@ -78,7 +79,7 @@ def create(name: str, settings: Settings) -> Experiment:
     decoder.check_length(config, settings.length)
     tokens = calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
     decoder.check_vocabulary(config, tokens)
-    return Experiment.create(name, settings, facts)
+    return Experiment.create(name, settings, facts, text_hash(settings.texts))
 
 
 def _absolute(name: str) -> str:
@@ -102,6 +103,7 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
         "norm": found.norm.tolist(),
         "tokens": found.tokens,
         "warning": found.warning,
+        "text_hash": text_hash(how.texts) if how.texts else experiment.text_hash,
         "conditions": _conditions(experiment, model, start),
     }
     if not is_first():
@@ -345,6 +347,7 @@ def _narrowed(
 def fit_tokens_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, tokens: int = FIT_TOKENS) -> Tensor:
     """Text to fit merged layers on: of the experiment's kind, and none that its windows are scored on."""
     settings = experiment.settings
+    check_text(experiment)
     return fit_tokens(tokenizer, settings.texts, settings.length, settings.seed, tokens, settings.count)
 
 
@@ -414,7 +417,18 @@ def _save(
 def calibration_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, texts: str = "") -> Any:
     """The experiment's calibration tokens, or as many of another text."""
     settings = experiment.settings
+    if not texts:
+        check_text(experiment)
     return calibration_tokens(tokenizer, texts or settings.texts, settings.count, settings.length, settings.seed)
+
+
+def check_text(experiment: Experiment) -> None:
+    """Raise TextError if the calibration text is not the one that the experiment was created with."""
+    if experiment.text_hash and text_hash(experiment.settings.texts) != experiment.text_hash:
+        raise TextError(
+            f"The calibration text {experiment.settings.texts} has changed since {experiment.name} was created: what "
+            "is measured now would not fit what was measured before. Restore the text, or create a new experiment."
+        )
 
 
 def _refuse_baseline(run: Run, verb: str) -> None:

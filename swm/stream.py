@@ -27,10 +27,10 @@ from transformers import GenerationConfig, PreTrainedModel
 from swm.decoder import find_decoder, parameter_count
 from swm.errors import ModelError
 from swm.files import check_space, disk_errors, replaced_folder
-from swm.merge import MergedLayer, apply_plan, base_layer, check_same_shapes, merged_tensor, projection_names
+from swm.merge import MergedLayer, apply_plan, base_layer, check_window, merged_tensor, projection_names
 from swm.models import load_tokenizer
 from swm.plan import MergePlan, Window
-from swm.saving import generation_config
+from swm.saving import check_complete, generation_config
 from swm.sources import load_config, model_folder, skeleton, weight_files
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -104,7 +104,7 @@ def stream_merge(
             tokenizer = beside.submit(lambda: load_tokenizer(name).save_pretrained(new))
             _write(new, pieces, total, on_bytes)
             tokenizer.result()
-        _check(new, small, name)
+        check_complete(new)
         facts = {"parameters": parameter_count(small), "size_bytes": total}
         if on_written:
             on_written(new, facts)
@@ -112,7 +112,7 @@ def stream_merge(
 
 
 def _unfilled(layers: Sequence[nn.Module], window: Window, rule: str) -> MergedLayer:
-    check_same_shapes(layers, window)
+    check_window(layers, window, rule)
     return MergedLayer(base_layer(window, rule))
 
 
@@ -323,8 +323,3 @@ def _copy(source: IO[bytes], out: IO[bytes], offset: int, count: int, told: Call
             raise ModelError(f"{source.name} ended while it was read. Copy or download it again.")
         offset, count = offset + done, count - done
         told(done)
-
-
-def _check(folder: Path, small: PreTrainedModel, name: str) -> None:
-    """The new files hold what the smaller model wants, by name and shape."""
-    _stored(folder, small, name)

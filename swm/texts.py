@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,12 +157,28 @@ def documents(texts: str, purpose: str) -> list[str]:
         return _task_prompts(texts.removeprefix("task:"))
     known = PERPLEXITY_TEXTS if purpose == "perplexity" else CALIBRATION_TEXTS
     if texts in known:
-        return _bundled_documents(texts, calibration=purpose == "calibration")
+        return list(_bundled_documents(texts, calibration=purpose == "calibration"))
     found = [example.prompt + example.response for example in map(_example, _rows(texts, purpose))]
     found = [document for document in found if document.strip()]
     if not found:
         raise TextError(f"{texts} has no text in it. Choose a text with at least one document.")
     return found
+
+
+def text_hash(texts: str, purpose: str = "calibration") -> str:
+    """Hash of the documents of a text for one purpose: kept with what is computed from it, it tells when they change.
+
+    Two purposes with the same hash use the same documents: numbers of one are then not independent of the other.
+    """
+    if purpose == "recovery":
+        found = [example.prompt + example.response for example in recovery_examples(texts)]
+    else:
+        found = documents(texts, purpose)
+    digest = hashlib.sha256()
+    for document in sorted(found):
+        content = document.encode("utf-8", "replace")
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()[:16]
 
 
 def task_dataset(task: str, limit: int | None = None) -> Dataset:
@@ -249,10 +265,11 @@ def _bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
 # ---- bundled ------------------------------------------------------------------------------------------------------
 
 
-def _bundled_documents(texts: str, calibration: bool) -> list[str]:
+@cache
+def _bundled_documents(texts: str, calibration: bool) -> tuple[str, ...]:
     """One side of a bundled text's division, near-duplicates left out."""
     grouped = {"lambada": _lambada, "squad": _squad, "coqa": _coqa_stories}[texts]()
-    return [document for group, document in _distinct(grouped) if _is_calibration(group) == calibration]
+    return tuple(document for group, document in _distinct(grouped) if _is_calibration(group) == calibration)
 
 
 def _is_calibration(group: str) -> bool:

@@ -73,7 +73,7 @@ class WindowScorer:
 
         A window whose layers differ in shape cannot be merged: its score is 0, which every threshold rejects.
         """
-        if not can_merge(self._layers, window):
+        if not can_merge(self._layers, window, self.rule):
             return 0.0
         layers = [window, *self._layers_above(merged_above, window.last + 1)]
         self._made = {known: layer for known, layer in self._made.items() if known in layers}  # the search went on
@@ -101,7 +101,7 @@ class WindowScorer:
         layer and the hidden states of all texts for each window.
         """
         found = dict.fromkeys(windows, 0.0)
-        fitting = sorted((w for w in windows if can_merge(self._layers, w)), key=lambda window: window.last)
+        fitting = sorted((w for w in windows if can_merge(self._layers, w, self.rule)), key=lambda window: window.last)
         replay, batch = self._replay, torch.empty(0)
         for place, window in enumerate(fitting):
             for layer in range(fitting[place - 1].last + 1 if place else 0, window.last + 1 if place else 0):

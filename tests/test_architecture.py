@@ -25,6 +25,7 @@ ORDER = [
     ["windows"],
     ["replay", "gradients", "stream"],
     ["merge"],
+    ["layer_facts"],
     ["models", "texts", "search"],
     ["path"],
     ["walk"],

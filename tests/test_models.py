@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
-from swm.decoder import find_decoder, parameter_count, renumber_layers
+from swm.decoder import find_decoder, parameter_count
 from swm.errors import ExperimentError, ModelError, SettingsError
 from swm.models import config_facts, load_model, load_tokenizer, pick_device, save_model
 from swm.saving import check_reload
@@ -200,16 +200,6 @@ def test_config_facts_equal_the_loaded_model(model, model_folder):
     assert facts["parameters_per_layer"] == sum(p.numel() for p in model.model.layers[0].parameters())
     assert (facts["layers"], facts["width"], facts["dtype"]) == (4, 32, "float32")
     assert config_facts(str(model_folder), "bfloat16")["size_bytes"] == 2 * facts["parameters"]
-
-
-def test_lists_by_layer_in_the_config_keep_the_kept_layers():
-    model = tiny_model("gemma3_text", layers=4, head_dim=8)
-    kinds = model.config.layer_types = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
-    layers = find_decoder(model)
-    layers.parent.layers = torch.nn.ModuleList([layers.layers[i] for i in (0, 3)])
-    renumber_layers(model, [0, 3])
-    assert model.config.layer_types == [kinds[0], kinds[3]]
-    assert [layer.self_attn.layer_idx for layer in find_decoder(model).layers] == [0, 1]
 
 
 def test_saved_model_that_gives_other_logits_is_refused(model, model_folder, tokens):

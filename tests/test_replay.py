@@ -217,3 +217,23 @@ def test_no_room_for_states_is_told_before_they_are_written(tokens, small_disk, 
     (small_disk / "ballast").write_bytes(bytes(2**20 - 2**14))
     with pytest.raises(ExperimentError, match="No space left"):
         WindowScorer(tiny_model(layers=40), tokens)
+
+
+@pytest.mark.parametrize("part_tokens", [16, 48, 10_000])
+@pytest.mark.parametrize("keep_every", [1, 2, 4])
+@pytest.mark.parametrize("fast", [False, True])
+def test_scores_cut_short_are_exact_or_true_bounds_in_every_order(monkeypatch, part_tokens, keep_every, fast):
+    # Asked with `needed`, texts run in the order of what they lose; states kept from such a run must stay each text's.
+    monkeypatch.setattr("swm.windows.CPU_PART_TOKENS", part_tokens)
+    for seed in range(3):
+        model = tiny_model(layers=6, seed=seed)
+        tokens = torch.randint(0, 300, (5, 12), generator=torch.Generator().manual_seed(seed))
+        scorer = WindowScorer(model, tokens, keep_every=keep_every, fast=fast)
+        windows = [Window(first, first + 1) for first in (3, 2, 1, 0)] + [Window(1, 3), Window(0, 2)]
+        cases = [((), window) for window in windows]
+        for above, window in cases + cases[::-1]:
+            exact = WindowScorer(model, tokens, keep_every=1, fast=fast).score(above, window)
+            for needed in (0.99, exact - 1e-3):
+                found = scorer.score(above, window, needed)
+                assert found >= exact - 1e-5
+                assert found < needed or found == pytest.approx(exact, abs=1e-5)
