@@ -151,13 +151,16 @@ def controls(run: Run) -> None:
     name = (run.experiment.name, run.name)
     windows = ",".join(map(str, run.plan.windows))
     unfinished = run.settings.get("recovery_started")
-    heal = recovery_arguments(unfinished) if unfinished else ["--preset", "quick"]
+    known = unfinished or run.settings.get("recovery")
+    heal = recovery_arguments(known) if known else ["--preset", "quick"]
+    again = ["--again"] if run.stage == "recovered" else []
+    limit = (run.scores() or {}).get("limit", 100)
     actions = {
         "Merge": ["merge", *name, *plan_arguments(run.plan)],
-        "Go on healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal],
+        "Go on healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal, *again],
         "Evaluate": ["evaluate", *name],
         "Time": ["time", *name],
-        "All that is left": ["run", *name, *heal],
+        "All that is left": ["run", *name, *heal, "--limit", "none" if limit is None else str(limit)],
     }
     columns = st.columns(len(actions) + 1)
     for column, (label, arguments) in zip(columns, actions.items(), strict=False):

@@ -243,15 +243,16 @@ def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) ->
 
 
 def differences_chart(compared: Sequence[Paired]) -> go.Figure:
-    """Difference on each task with its 95 % interval; grey where it is no more than noise."""
+    """Difference on each task with its 95 % interval; grey where it is not significant."""
     figure = go.Figure()
-    for verdict, colour in zip(VERDICTS, (LINE, BETTER, WORSE), strict=True):
+    for verdict, colour in zip(VERDICTS, (LINE, BETTER, WORSE, LINE), strict=True):
         rows = [one for one in compared if one.verdict == verdict]
         figure.add_scatter(
             x=[100 * one.difference for one in rows],
             y=[one.task for one in rows],
             error_x={
                 "array": [100 * (one.high - one.difference) for one in rows],
+                "arrayminus": [100 * (one.difference - one.low) for one in rows],
                 "thickness": 2,
                 "width": 5,
                 "color": colour,

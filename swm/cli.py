@@ -29,6 +29,7 @@ from swm.parallel import is_first, together, world_size
 from swm.path import PlanAt
 from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, Window, parse_windows
 from swm.presets import RecoverySettings, preset_settings
+from swm.reruns import plan_changes, recovery_changes, refuse
 from swm.tracked import read_only_message
 
 Progress = Callable[[int, int, str], None]
@@ -226,11 +227,18 @@ def run_merge(options: argparse.Namespace) -> Result:
     from swm import stages
 
     run = _planned_run(options)
-    plan = run.plan
-    with watched(run, "merge") as progress:
-        stages.merge(run, progress, True if options.stream else None)
+    plan, done = run.plan, run.stage == "merged" and run.has_model and not options.again
+    if run.stage == "recovered" and not options.again:
+        raise ExperimentError(
+            f"Run {run.name} is healed: merging it again deletes its adapter, healed model, scores and timing. Pass "
+            "--again to do that, or choose another run name."
+        )
+    if not done:
+        with watched(run, "merge") as progress:
+            stages.merge(run, progress, True if options.stream else None)
     data = {"run": run.name, **plan.to_dict(), **run.settings["merge"], "folder": str(run.model_folder)}
-    text = (
+    text = f"Run {run.name} is merged with these settings already: nothing to do. --again merges it again.\n" * done
+    text += (
         f"Merged {_windows(plan)}: {plan.layers_left} of {plan.layer_count} layers, "
         f"{data['parameters'] / 1e6:,.1f} M parameters, in {run.model_folder}"
     )
@@ -269,20 +277,31 @@ def _planned_run(options: argparse.Namespace) -> Run:
     else:
         step = _plan(experiment, options)
         plan, threshold, similarity = step.plan, step.threshold, step.similarity
-    return experiment.create_run(options.run, replace(plan, width=width), threshold, similarity)
+    plan = replace(plan, width=width)
+    if (run := Run(experiment, options.run)).is_there() and not run.is_baseline and run.stage != "planned":
+        changes = plan_changes(run.plan, plan)
+        if changes and options.again:
+            delete(run)
+        else:
+            refuse(run, changes)
+    return experiment.create_run(options.run, plan, threshold, similarity)
 
 
 def run_all(options: argparse.Namespace) -> Result:
-    from swm.pipeline import run_pipeline
+    from swm.pipeline import is_finished, run_pipeline
 
     settings = recovery_settings(options)
     run = _planned_run(options)
-    with watched(run, "run") as progress:
-        run_pipeline(run, options.limit, None if options.no_recovery else settings, progress)
+    recovery = None if options.no_recovery else settings
+    if done := not options.again and is_finished(run, options.limit, recovery):
+        told = f"Run {run.name} is finished with these settings: nothing to do. --again does it all again."
+    else:
+        with watched(run, "run") as progress:
+            run_pipeline(run, options.limit, recovery, progress, options.again)
     from swm.compare import compare
 
     rows = [row for row in compare(run.experiment) if row["run"] in (BASELINE, run.name)]
-    return {"runs": rows}, _table(run.experiment, run)
+    return {"runs": rows}, (f"{told}\n\n" if done else "") + _table(run.experiment, run)
 
 
 def run_study(options: argparse.Namespace) -> Result:
@@ -316,6 +335,11 @@ def run_recover(options: argparse.Namespace) -> Result:
 
     settings = recovery_settings(options)
     run = _own(options.exp).run(options.run)
+    if not options.again:
+        refuse(run, recovery_changes(run, settings))
+        if run.stage == "recovered":
+            told = f"Run {run.name} is healed with these settings already: nothing to do. --again heals it again."
+            return {"run": run.name, **run.settings["recovery"]}, told
     with watched(run, "recover") as progress:
         summary = stages.recover_run(run, settings, progress)
     losses = summary["held_out_losses"]

@@ -24,27 +24,59 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
         measured first), `perplexities` by text, `scores` by task (`value`, `stderr`, `metric`, `documents`), `average`
         and `average_stderr`, `tokens_per_second`, `latency_ms`, `peak_memory_bytes`, `speedup` (with `low` and `high`),
         `conditions` (what scores were measured with), `fitted_first` (whether merged layers were solved for before
-        LoRA), `deltas` to the baseline. A recovered run that was evaluated before has that row under `before_recovery`.
-        What was not measured is None. The delta of the average is None unless both were scored on the same documents;
-        those of speed and memory are to the original as it was measured in turn with the run.
+        LoRA), `shared_texts` (perplexity texts that are also the calibration or the recovery text, so that their
+        numbers are not independent), `timed_with` (the original's speed, measured in turn with the run's), `timed_as`
+        (what was timed in its place, being of the same shape), `deltas` to the baseline, `not_compared` (why a delta
+        is None though the run was measured). A recovered run that was evaluated before has that row under `before_recovery`.
+        What was not measured is None. Only like is compared with like: perplexities of the same text, averages of the
+        same documents of the same tasks; speed and memory with the original as it was measured in turn with the run.
     """
     rows = [_row_of(run) for run in experiment.runs()]
     for row in rows:
         for each in filter(None, (row, row.get("before_recovery"))):
-            each["deltas"] = _deltas(each, rows[0], each.pop("timed_with"))
+            each["deltas"], each["not_compared"] = _deltas(each, rows[0])
     return rows
 
 
-def _deltas(row: dict[str, Any], baseline: dict[str, Any], timed_with: dict[str, Any]) -> dict[str, Any]:
-    names = ("layers", "parameters", "size_bytes", "perplexity", "average")
-    deltas = {name: _difference(row[name], baseline[name]) for name in names}
-    if _documents(row) != _documents(baseline):
-        deltas["average"] = None
-    return {**deltas, **{name: _difference(row[name], timed_with.get(name, baseline[name])) for name in SPEED}}
+def _deltas(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The differences to the original, and why one is not there."""
+    deltas = {name: _difference(row[name], baseline[name]) for name in ("layers", "parameters", "size_bytes")}
+    timed_with = row["timed_with"] or baseline
+    deltas |= {name: _difference(row[name], timed_with.get(name)) for name in SPEED}
+    deltas |= dict.fromkeys(("perplexity", "average"))
+    reasons = []
+    if text := row["perplexity_text"]:
+        other = baseline["perplexities"].get(text)
+        if other is None:
+            reasons.append(f"The original's perplexity on {text} was not measured.")
+        elif _text_of(other) != _text_of(row["perplexities"][text]):
+            reasons.append(f"The original's perplexity was measured on another version or length of {text}.")
+        else:
+            deltas["perplexity"] = _difference(row["perplexity"], other["value"])
+    if row["scores"] and documents_key(row) == documents_key(baseline):
+        deltas["average"] = _difference(row["average"], baseline["average"])
+    elif row["scores"]:
+        reasons.append(f"The averages are of {_unlike(row, baseline)}, so they are not compared.")
+    return deltas, reasons
 
 
-def _documents(row: dict[str, Any]) -> dict[str, int]:
-    return {task: score["documents"] for task, score in row["scores"].items()}
+def _text_of(perplexity: dict[str, Any]) -> tuple[Any, ...]:
+    """On what a perplexity was measured; scores of the first release do not say the text's hash."""
+    return tuple(perplexity.get(name) for name in ("texts", "length_tokens", "text_hash"))
+
+
+def documents_key(row: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """What a row's average is of: averages are comparable where this is equal."""
+    names = ("documents", "metric", "data", "version")
+    return {task: tuple(score.get(name) for name in names) for task, score in sorted(row["scores"].items())}
+
+
+def _unlike(row: dict[str, Any], other: dict[str, Any]) -> str:
+    if not other["scores"]:
+        return "the run alone (the original was not scored)"
+    if set(row["scores"]) != set(other["scores"]):
+        return f"different tasks ({', '.join(sorted(set(row['scores']) ^ set(other['scores'])))} in one of them only)"
+    return "different documents or metrics"
 
 
 def documents_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +98,10 @@ def flat_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _row_of(run: Run) -> dict[str, Any]:
     row = _row(run, run.stage, run.scores(), run.timing())
     if (scores := run.scores_before_recovery()) and run.stage == "recovered":
-        row["before_recovery"] = _row(run, "merged", scores, run.timing_before_recovery() or run.timing())
+        before = run.timing_before_recovery()
+        row["before_recovery"] = _row(run, "merged", scores, before or run.timing())
+        if not before and run.timing():
+            row["before_recovery"]["timed_as"] = row_name(row)
     return row
 
 
@@ -79,6 +114,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
     tasks = scores.get("tasks", {})
     perplexities = scores.get("perplexity", {})
     average, stderr = _average(tasks)
+    timed_with = timing.get("baseline", {})
     return {
         "experiment": run.experiment.name,
         "run": run.name,
@@ -94,6 +130,8 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "method": _method(run),
         "perplexity": next((p["value"] for p in perplexities.values()), None),
         "perplexities": perplexities,
+        "perplexity_text": next(iter(perplexities), None),
+        "shared_texts": _shared_texts(run, perplexities),
         "scores": tasks,
         "samples": scores.get("samples", []),
         "average": average,
@@ -105,8 +143,16 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "throughput": timing.get("throughput", {}),
         "conditions": scores.get("conditions", {}),
         "created": run.settings.get("created", 0.0),
-        "timed_with": timing.get("baseline", {}),
+        "timed_with": {name: timed_with[name] for name in SPEED if name in timed_with},
+        "timed_as": timing.get("timed_as"),
     }
+
+
+def _shared_texts(run: Run, perplexities: dict[str, Any]) -> dict[str, str]:
+    """Perplexity texts whose documents the model was also searched or healed with, and for what."""
+    uses = {run.experiment.text_hash: "calibration", run.settings.get("recovery", {}).get("text_hash"): "recovery"}
+    hashes = {text: entry.get("text_hash") for text, entry in perplexities.items()}
+    return {text: uses[found] for text, found in hashes.items() if found and found in uses}
 
 
 def _fitted_first(run: Run) -> bool:
@@ -159,7 +205,7 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     """The comparison as comma-separated values, one line for each run and stage."""
     flat = flat_rows(rows)
     plain = ["run", "stage", "layers", "parameters", "size_bytes", "average", "average_stderr"]
-    plain += ["tokens_per_second", "latency_ms", "peak_memory_bytes", "experiment", "method", "fitted_first"]
+    plain += ["tokens_per_second", "latency_ms", "peak_memory_bytes", "experiment", "method", "fitted_first", "timed_as"]
     texts = list(dict.fromkeys(text for row in flat for text in row["perplexities"]))
     tasks = list(dict.fromkeys(task for row in flat for task in row["scores"]))
     heads = [*plain, *(f"perplexity_{text}" for text in texts)]
@@ -206,22 +252,38 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         ("size, MiB", [f"{row['size_bytes'] / 2**20:,.0f}" for row in flat]),
     ]
     for text in dict.fromkeys(text for row in flat for text in row["perplexities"]):
-        found.append((f"perplexity, {text}", [interval(row["perplexities"].get(text)) for row in flat]))
+        uses = sorted({row["shared_texts"][text] for row in flat if text in row["shared_texts"]})
+        told = f" (also the {' and '.join(uses)} text: not independent)" if uses else ""
+        found.append((f"perplexity, {text}{told}", [interval(row["perplexities"].get(text)) for row in flat]))
     for task in dict.fromkeys(task for row in flat for task in row["scores"]):
         scored = [row["scores"][task] for row in flat if task in row["scores"]]
         counts = " or ".join(dict.fromkeys(f"{score['documents']:,}" for score in scored))
         label = f"{task}, % ({scored[0]['metric']}, {counts} documents)"
         found.append((label, [_score(row["scores"].get(task)) for row in flat]))
-    found.append(("average of tasks, %", [percent(row["average"], row["average_stderr"]) for row in flat]))
-    found.append(("tokens per second", [number(row["tokens_per_second"], 1) for row in flat]))
+    mixed = len({str(documents_key(row)) for row in flat if row["scores"]}) > 1
+    averages = [percent(row["average"], row["average_stderr"]) + _of_tasks(row) * mixed for row in flat]
+    found.append((f"average of tasks, %{' (of unlike documents: not comparable)' * mixed}", averages))
+    found.append(("tokens per second", [_timed(row, "tokens_per_second", 1) for row in flat]))
     for batch in dict.fromkeys(batch for row in flat for batch in row["throughput"] if batch != "1"):
         rates = [number(row["throughput"].get(batch), 0) for row in flat]
         found.append((f"tokens per second, batch of {batch}", rates))
     found.append(("speed, times the original", [speedup(row["speedup"]) for row in flat]))
-    found.append(("latency, ms", [number(row["latency_ms"], 0) for row in flat]))
+    found.append(("latency, ms", [_timed(row, "latency_ms", 0) for row in flat]))
     memory = [row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20 for row in flat]
     found.append(("peak memory, MiB", [number(value, 0) for value in memory]))
     return found
+
+
+def _of_tasks(row: dict[str, Any]) -> str:
+    return f" ({len(row['scores'])} tasks)" if row["scores"] else ""
+
+
+def _timed(row: dict[str, Any], name: str, digits: int) -> str:
+    """A figure of speed; that of the original in the same minutes stands beside it, as machines are not always as fast."""
+    text = number(row[name], digits)
+    if row[name] is not None and name in row["timed_with"]:
+        text += f" (original then: {number(row['timed_with'][name], digits)})"
+    return f"{text} as {row['timed_as']}" if row[name] is not None and row["timed_as"] else text
 
 
 def row_name(row: dict[str, Any]) -> str:

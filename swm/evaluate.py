@@ -243,11 +243,23 @@ def _score(task: str, results: dict[str, Any]) -> TaskScore:
     answers = tuple(_answer(sample, metric) for sample in samples)
     correct = [answer["correct"] for answer in answers]
     value = math.fsum(correct) / len(correct)
-    # Sample standard error, as lm-eval gives it for a mean.
-    spread = math.sqrt(math.fsum((c - value) ** 2 for c in correct) / max(1, len(correct) - 1) / len(correct))
+    spread = standard_error(correct)
     data = "bundled" if task in TASK_DATA else "hub"
     version = str(results["versions"].get(task, ""))
     return TaskScore(task, value, spread, metric, len(correct), version, data, answers)
+
+
+def standard_error(correct: Sequence[float]) -> float:
+    """Standard error of the share of documents answered right: the sample's, as lm-eval gives it for a mean.
+
+    Where all are right, or all wrong, that would be 0 however few they are: there it is a quarter of the 95 % interval
+    of Wilson 1927, which such a sample still leaves open.
+    """
+    n, value = len(correct), math.fsum(correct) / len(correct)
+    if len(set(correct)) > 1:
+        return math.sqrt(math.fsum((c - value) ** 2 for c in correct) / (n - 1) / n)
+    z_squared = 1.96**2
+    return z_squared / (n + z_squared) / 2 / 1.96
 
 
 def _answer(sample: dict[str, Any], metric: str) -> dict[str, Any]:

@@ -254,7 +254,10 @@ class Experiment(Tracked):
                 if run.plan == plan:
                     return run
                 if run.stage != "planned":
-                    raise ExperimentError(f"There is a run {name} with another plan. Choose another name.")
+                    raise ExperimentError(
+                        f"There is a run {name} with another plan ({_windows_of(run.plan)}; asked for: "
+                        f"{_windows_of(plan)}). Choose another name."
+                    )
                 if run.state().active:
                     raise JobError(f"{name} has a job running with another plan. Wait for it, or choose another name.")
             write_json(run.folder / "run.json", {**data, **({"method": method} if method else {})})
@@ -433,6 +436,10 @@ def delete(item: Experiment | Run) -> None:
         gone = set_aside(item.folder)
     sweep(gone.parent, older_than=60)
     remove(gone)
+
+
+def _windows_of(plan: MergePlan) -> str:
+    return f"windows {', '.join(map(str, plan.windows)) or 'none'}, rule {plan.rule}"
 
 
 @once_for_each_writing

@@ -62,7 +62,10 @@ def _add_running(add: Add) -> None:
     _add_width(command)
     stream = "merge from disk to disk without loading the model; of itself where it would not fit into memory"
     command.add_argument("--stream", action="store_true", help=stream)
-    _add_recovery(add("recover", "Heal a merged model with LoRA.", "EXP", "RUN"))
+    _add_again(command)
+    command = add("recover", "Heal a merged model with LoRA.", "EXP", "RUN")
+    _add_recovery(command)
+    _add_again(command)
     command = add("evaluate", "Perplexity and zero-shot scores of a run.", "EXP", "RUN")
     command.add_argument("--tasks", default="all", help="all (the paper's seven), or names with commas")
     texts = (
@@ -78,6 +81,7 @@ def _add_running(add: Add) -> None:
     _add_recovery(command)
     _add_limit(command, 100)
     command.add_argument("--no-recovery", action="store_true", help="leave healing out")
+    _add_again(command)
 
 
 def _add_showing(add: Add) -> None:
@@ -153,6 +157,10 @@ def _add_width(command: argparse.ArgumentParser) -> None:
 def _add_limit(command: argparse.ArgumentParser, limit: int) -> None:
     help_text = f"documents of each task ({limit}), or none for all"
     command.add_argument("--limit", type=_number_or_none, default=limit, help=help_text)
+
+
+def _add_again(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--again", action="store_true", help="replace the run's model and results")
 
 
 def _number_or_none(text: str) -> int | None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 NOISE = 0.05
-VERDICTS = ("no more than noise", "better", "worse")
+FEWEST_DOCUMENTS = 30  # of each task: with fewer there is no verdict
+VERDICTS = ("not significant", "better", "worse", "too few documents")
 AVERAGE = "average"
+Z_95 = 1.959963984540054  # of the normal distribution: two-sided 5 %
 
 
 @dataclass(frozen=True)
@@ -17,9 +19,11 @@ class Paired:
     """Second minus first model on a task.
 
     Attributes:
-        difference: of the shares answered right, -1 to 1; `low` and `high` are its 95 % interval over documents.
+        difference: of the shares answered right, -1 to 1; `low` and `high` are its 95 % interval over documents. It
+            holds 0 exactly where `p_value` is 0.05 or more.
         p_value: two-sided, of no difference: exact McNemar test for a task, normal for the average.
         gained, lost: documents that only the second, or only the first model answers right.
+        fewest: documents of the task, or of the smallest one in the average.
     """
 
     task: str
@@ -30,14 +34,13 @@ class Paired:
     p_value: float
     gained: int
     lost: int
-
-    @property
-    def is_noise(self) -> bool:
-        return self.p_value >= NOISE
+    fewest: int
 
     @property
     def verdict(self) -> str:
-        return VERDICTS[0] if self.is_noise else VERDICTS[1] if self.difference > 0 else VERDICTS[2]
+        if self.fewest < FEWEST_DOCUMENTS:
+            return VERDICTS[3]
+        return VERDICTS[0] if self.p_value >= NOISE else VERDICTS[1] if self.difference > 0 else VERDICTS[2]
 
 
 def paired(first: dict[str, Any], second: dict[str, Any]) -> list[Paired]:
@@ -47,7 +50,10 @@ def paired(first: dict[str, Any], second: dict[str, Any]) -> list[Paired]:
         first, second: what `documents.json` of a run says: by task, rows with `id` and `correct`. Documents that only
             one of them saw are left out.
 
-    Source: McNemar 1947, exact form (binomial on the documents that changed); the average takes tasks as independent.
+    Source: McNemar 1947, exact form (binomial on the documents that changed), and the exact interval that belongs to it
+    (Clopper and Pearson 1934, of the share gained among the changed; scipy). Answers that are means over several runs
+    are no yes or no: there a t interval and test of the mean. The average takes tasks as independent and is taken as normal,
+    each task's error with half a document added to each kind of change (Bonett and Price 2012), so that none is 0.
     """
     found, errors = [], []
     for task, rows in first.get("tasks", {}).items():
@@ -56,16 +62,18 @@ def paired(first: dict[str, Any], second: dict[str, Any]) -> list[Paired]:
             continue
         changes = [b["correct"] - a["correct"] for a, b in pairs]
         mean = math.fsum(changes) / len(changes)
-        spread = math.fsum((change - mean) ** 2 for change in changes) / max(1, len(changes) - 1)
-        errors.append(math.sqrt(spread / len(changes)))
         gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
-        found.append(_with_interval(task, len(pairs), mean, errors[-1], mcnemar(gained, lost), gained, lost))
+        errors.append(_error(changes, gained, lost))
+        low, high, p_value = _exact(gained, lost, len(pairs)) if _whole(changes) else _by_t(changes)
+        found.append(Paired(task, len(pairs), mean, low, high, p_value, gained, lost, len(pairs)))
     if len(found) > 1:
         mean = math.fsum(one.difference for one in found) / len(found)
         error = math.sqrt(math.fsum(e**2 for e in errors)) / len(found)
-        p_value = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
+        p_value = math.erfc(abs(mean) / error / math.sqrt(2))
         sums = [sum(getattr(one, name) for one in found) for name in ("documents", "gained", "lost")]
-        found.append(_with_interval(AVERAGE, sums[0], mean, error, p_value, sums[1], sums[2]))
+        low, high = mean - Z_95 * error, mean + Z_95 * error
+        fewest = min(one.fewest for one in found)
+        found.append(Paired(AVERAGE, sums[0], mean, low, high, p_value, sums[1], sums[2], fewest))
     return found
 
 
@@ -91,17 +99,41 @@ def mean_answers(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"tasks": tasks}
 
 
-def _with_interval(
-    task: str, documents: int, mean: float, error: float, p_value: float, gained: int, lost: int
-) -> Paired:
-    return Paired(task, documents, mean, mean - 1.96 * error, mean + 1.96 * error, p_value, gained, lost)
+def _whole(changes: Sequence[float]) -> bool:
+    return all(change in (-1.0, 0.0, 1.0) for change in changes)
 
 
-def mcnemar(gained: int, lost: int) -> float:
-    """Two-sided p-value that as many documents are gained as lost, given how many changed."""
-    changed = gained + lost
-    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**changed)
+def _error(changes: Sequence[float], gained: int, lost: int) -> float:
+    """Standard error of the mean change."""
+    n = len(changes)
+    if _whole(changes):
+        return math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / (n + 2)) / (n + 2)
+    mean = math.fsum(changes) / n
+    return math.sqrt(math.fsum((change - mean) ** 2 for change in changes) / max(1, n - 1) / n) or 1 / (n + 2)
+
+
+def _exact(gained: int, lost: int, documents: int) -> tuple[float, float, float]:
+    """Interval of the difference and p-value, given how many documents changed."""
+    from scipy.stats import binomtest  # half a second, for those who compare
+
+    if not (changed := gained + lost):
+        # Nothing changed, so nothing is known of which way it would: the interval of a share that was never seen.
+        most = 1 - (NOISE / 2) ** (1 / documents)
+        return -most, most, 1.0
+    test = binomtest(gained, changed)
+    share = test.proportion_ci(1 - NOISE, method="exact")
+    low, high = ((2 * one - 1) * changed / documents for one in (share.low, share.high))
+    return float(low), float(high), float(test.pvalue)
+
+
+def _by_t(changes: Sequence[float]) -> tuple[float, float, float]:
+    from scipy.stats import ttest_1samp
+
+    if len(set(changes)) < 2:  # no spread, or a single document: nothing can be said
+        return -1.0, 1.0, 1.0
+    test = ttest_1samp(changes, 0.0)
+    interval = test.confidence_interval(1 - NOISE)
+    return float(interval.low), float(interval.high), float(test.pvalue)
 
 
 def flipped(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:

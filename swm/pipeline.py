@@ -15,6 +15,7 @@ from swm.metrics import TASKS
 from swm.names import check_name, experiments_folder
 from swm.presets import RecoverySettings, preset_settings
 from swm.recipe import Recipe
+from swm.reruns import limit_changes, recovery_changes, refuse
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,26 @@ Watched = Callable[[Target, str], AbstractContextManager[stages.Progress]]
 """Opens a job of a target and gives its progress function."""
 
 
-def run_pipeline(run: Run, limit: int | None, recovery: RecoverySettings | None, progress: stages.Progress) -> None:
-    """Merge, evaluate (also the original), recover, evaluate again, time; `recovery` None leaves healing out."""
+def run_pipeline(
+    run: Run,
+    limit: int | None,
+    recovery: RecoverySettings | None,
+    progress: stages.Progress,
+    again: bool = False,
+) -> None:
+    """Merge, evaluate (also the original), recover, evaluate again, time; what is done already is left out.
+
+    Args:
+        recovery: None leaves healing out.
+        again: begin with merging, and replace what the run has.
+
+    Raises:
+        ExperimentError: if the run has other settings and `again` is not said.
+    """
     baseline = run.experiment.run(BASELINE)
-    if run.stage == "planned":
+    if not again:
+        refuse(run, [*recovery_changes(run, recovery), *limit_changes(run, limit)])
+    if again or run.stage == "planned":
         stages.merge(run, _named("merge", progress))
     healing = run.settings.get("recovery_started")  # its model may be the healed one already
     for each in (baseline,) if healing else (baseline, run):
@@ -41,6 +58,17 @@ def run_pipeline(run: Run, limit: int | None, recovery: RecoverySettings | None,
         stages.evaluate(run, TASKS, limit, _named(f"evaluate {run_name(run.name, run.stage)}", progress))
     if not run.timing():
         stages.time_run(run, progress=_named("time", progress))
+
+
+def is_finished(run: Run, limit: int | None, recovery: RecoverySettings | None) -> bool:
+    """Whether nothing is left to do of `run_pipeline` with these settings.
+
+    Raises:
+        ExperimentError: if the run has other settings.
+    """
+    refuse(run, [*recovery_changes(run, recovery), *limit_changes(run, limit)])
+    done = run.stage == ("recovered" if recovery else "merged") and run.timing() is not None
+    return done and all(_is_evaluated(each, limit) for each in (run.experiment.run(BASELINE), run))
 
 
 def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) -> Experiment:

@@ -33,7 +33,7 @@ from swm.models import bfloat16_is_faster
 from swm.parallel import any_of, first_alone, is_first, is_sharded, world_size
 from swm.placement import free_bytes_on
 from swm.presets import RecoverySettings
-from swm.texts import Example, whole_characters
+from swm.texts import Example, end_token, leading_tokens, packed_rows, token_ids
 
 log = logging.getLogger(__name__)
 
@@ -212,17 +212,15 @@ def training_rows(
 def _rows(
     tokenizer: PreTrainedTokenizerBase, examples: list[Example], settings: RecoverySettings
 ) -> list[dict[str, list[int]]]:
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
     length = settings.length
     if settings.loss_on == "text":
-        texts = [example.prompt + example.response for example in examples]
-        stream = [token for ids in _encode(tokenizer, texts) for token in (*ids, end)]
-        parts = [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
+        parts = packed_rows(tokenizer, [example.prompt + example.response for example in examples], length)
         return [{"input_ids": part, "labels": part, "attention_mask": [1] * length} for part in parts]
-    prompts = _encode(tokenizer, [example.prompt for example in examples])
-    responses = _encode(tokenizer, [example.response for example in examples])
+    prefix, end = leading_tokens(tokenizer), end_token(tokenizer)
+    prompts = token_ids(tokenizer, [example.prompt for example in examples])
+    responses = token_ids(tokenizer, [example.response for example in examples])
     rows = []
-    for prompt, response in zip(prompts, responses, strict=True):
+    for prompt, response in zip(([*prefix, *ids] for ids in prompts), responses, strict=True):
         ids = [*prompt, *response, end][:length]
         labels = ([IGNORED] * len(prompt) + [*response, end])[:length]
         if all(label == IGNORED for label in labels):
@@ -236,11 +234,6 @@ def _rows(
             }
         )
     return rows
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    whole = [whole_characters(text) for text in texts]
-    return list(tokenizer(whole, add_special_tokens=False, verbose=False).input_ids) if texts else []
 
 
 def _trainer(

@@ -45,6 +45,7 @@ RECOVERY = {
         {f.name: KINDS[str(f.type)] for f in fields(RecoverySettings) if f.name in NEEDED},
         trained_parameters=WHOLE,
         seconds=NUMBER,
+        text_hash=TEXT,
         **{f.name: KINDS[str(f.type)] for f in fields(RecoverySettings) if f.name not in NEEDED},
     ),
     "dependentRequired": {"trained_parameters": ["seconds", "rank", "learning_rate"]},
@@ -154,6 +155,7 @@ SHAPES: dict[str, Shape] = {
         loss=NUMBER,
         held_out_loss=NUMBER,
         learning_rate=NUMBER,
+        begun={"type": "boolean"},
     ),
 }
 

@@ -6,6 +6,7 @@ A stage reports through `progress(done, total, text)`, which may raise Cancelled
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import sys
 import time
@@ -53,6 +54,8 @@ from swm.timing import decode_cost, throughput, time_models
 from swm.width import prune_width
 
 Progress = Callable[[int, int, str], None]
+log = logging.getLogger(__name__)
+
 SAMPLE_PROMPTS = (
     "The capital of France is",
     "Once upon a time there was a little bear who",
@@ -187,13 +190,18 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     adapters = adapter_bytes(settings.rank, run.plan.layers_left, model.config.get_text_config().hidden_size)
     check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * adapters)  # two checkpoints stay, one is written
     examples = recovery_examples(settings.texts, settings.seed)
+    wanted = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
     training_rows(tokenizer, examples, settings)  # tells of a text that is too short before anything is forgotten
     with first_alone():
-        if run.settings.get("recovery_started") != asdict(settings):
-            run.remember(recovery_started=asdict(settings))
+        if (before := run.settings.get("recovery_started")) != wanted:
+            if before and {**before, "text_hash": wanted["text_hash"]} == wanted:
+                log.warning("The recovery text %s has changed since healing began: it begins anew.", settings.texts)
+            run.remember(recovery_started=wanted)
             shutil.rmtree(folder, ignore_errors=True)
             run.clear_events()
     start, last = time.time(), ""
+    if is_first():
+        run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
     merged, repaired = _repaired(run, model, tokenizer, examples, settings, progress)
 
     def step(done: int, steps: int, numbers: dict[str, float]) -> None:
@@ -214,11 +222,22 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     summary["repaired"] = repaired
     if not is_first():
         return summary
-    recovery = {**asdict(settings), **summary, "seconds": round(time.time() - start, 1)}
+    recovery = {**wanted, **summary, "seconds": round(healing_seconds(run.events(), time.time()), 1)}
     if world_size() > 1:
         recovery["processes"] = world_size()
     _save(run, healed, tokenizer, no_progress, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
     return summary
+
+
+def healing_seconds(events: Sequence[dict[str, Any]], now: float) -> float:
+    """Seconds that healing took in all its sessions; one that was killed counts up to its last event."""
+    sessions: list[list[float]] = []
+    for event in events:
+        if event.get("stage") == "recover":
+            if event.get("begun") or not sessions:
+                sessions.append([])
+            sessions[-1].append(event["time"])
+    return sum(times[-1] - times[0] for times in sessions[:-1]) + (now - sessions[-1][0] if sessions else 0.0)
 
 
 def evaluate(
@@ -234,7 +253,10 @@ def evaluate(
     model, tokenizer = load_run(run, spread=True)
     start, length = time.time(), min(256, decoder.context_length(model.config))
     tokens = {text: perplexity_tokens(tokenizer, text, length=length) for text in texts}
-    perplexities = {text: perplexity(model, ids, on_progress=progress) for text, ids in tokens.items()}
+    perplexities = {
+        text: {**perplexity(model, ids, on_progress=progress), "text_hash": text_hash(text, "perplexity")}
+        for text, ids in tokens.items()
+    }
     scores = _scores(run, model, tokenizer, tasks, limit, progress)
     data = {
         "stage": run.stage,

@@ -69,8 +69,8 @@ def _against(method: str, compared: list[Paired], over_seeds: float) -> dict[str
     if not compared:
         return None
     last = compared[-1]  # the average, where there are several tasks
-    reach = math.hypot(last.high - last.difference, 1.96 * over_seeds)
-    found = {"difference": last.difference, "low": last.difference - reach, "high": last.difference + reach}
+    below, above = (math.hypot(end - last.difference, 1.96 * over_seeds) for end in (last.low, last.high))
+    found = {"difference": last.difference, "low": last.difference - below, "high": last.difference + above}
     return {"method": method, **found, "documents": last.documents}
 
 

@@ -14,7 +14,7 @@ import importlib.util
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import islice
@@ -217,14 +217,14 @@ def _segments(
         raise SettingsError(f"--count {count} is out of range. Choose 1 to 100,000 texts.")
     if not 8 <= length <= 131_072:
         raise SettingsError(f"--length {length} is out of range. Choose 8 to 131,072 tokens.")
-    prefix = _prefix(tokenizer)
+    prefix = leading_tokens(tokenizer)
     inner, rng = length - len(prefix), random.Random(seed)
     piece = 40 * length  # characters: long enough for `length` tokens; a book gives many texts, not one
     order = sorted(text[i : i + piece] for text in found for i in range(0, len(text), piece))
     rng.shuffle(order)
     segments, short = [], []
     for document in order:
-        ids = _ids(tokenizer, document)
+        (ids,) = token_ids(tokenizer, [document])
         if len(ids) >= inner:
             start = rng.randint(0, len(ids) - inner)
             segments.append(ids[start : start + inner])
@@ -232,7 +232,7 @@ def _segments(
                 break
         else:
             short.append(ids)
-    separator = _ids(tokenizer, "\n\n")
+    (separator,) = token_ids(tokenizer, ["\n\n"])
     stream = [token for ids in short for token in (*ids, *separator)]
     segments += [stream[i : i + inner] for i in range(0, len(stream) - inner + 1, inner)]
     fewest = count if fewest is None else fewest
@@ -244,8 +244,32 @@ def _segments(
     return torch.tensor([prefix + ids for ids in segments[:count]])
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(whole_characters(text), add_special_tokens=False, verbose=False).input_ids)
+def packed_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> list[list[int]]:
+    """Texts one after another, end-of-text between them, cut into rows of `length` tokens; what is left over is lost.
+
+    A BOS token leads each text and each row if the tokenizer sets one, as in all text that a model of it reads.
+    """
+    prefix, end = leading_tokens(tokenizer), end_token(tokenizer)
+    stream = [token for ids in token_ids(tokenizer, texts) for token in (*prefix, *ids, end)]
+    rows, place = [], 0
+    while True:
+        lead = [] if stream[place : place + len(prefix)] == prefix else prefix
+        part = stream[place : place + length - len(lead)]
+        if len(lead) + len(part) < length:
+            return rows
+        rows.append([*lead, *part])
+        place += len(part)
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The end-of-text token; 0 where the tokenizer has none."""
+    return tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else 0
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, nothing added."""
+    whole = [whole_characters(text) for text in texts]
+    return [list(ids) for ids in tokenizer(whole, add_special_tokens=False, verbose=False).input_ids] if whole else []
 
 
 def whole_characters(text: str) -> str:
@@ -253,7 +277,7 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer itself puts before a text: a BOS token or nothing."""
     return [token for token in tokenizer("").input_ids if token != tokenizer.eos_token_id or token == _bos(tokenizer)]
 

@@ -19,7 +19,7 @@ ORDER = [
     ["stages"],
     ["answers"],
     ["recover", "evaluate", "timing", "report", "study_rows"],
-    ["recipe", "distill", "study_charts"],
+    ["recipe", "distill", "study_charts", "reruns"],
     ["scoring", "compare", "charts", "jobs", "planners", "width"],
     ["similarity", "fit", "experiments", "view"],
     ["windows"],

@@ -103,7 +103,12 @@ def test_merging_again_forgets_recovery_and_scores(swm, study):
     assert swm("evaluate", study, "first", "--tasks", "piqa", "--limit", 2)[0] == 0
     run = Experiment.open(study).run("first")
     assert run.stage == "recovered"
-    assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
+    code, _, told = swm("merge", study, "first", "--windows", "1-2")
+    assert code == 1
+    assert "merging it again deletes its adapter, healed model, scores and timing" in told
+    assert run.stage == "recovered"
+    assert run.scores()
+    assert swm("merge", study, "first", "--windows", "1-2", "--again")[0] == 0
     assert (run.stage, run.scores(), run.scores_before_recovery(), run.timing()) == ("merged", None, None, None)
     assert not (run.folder / "recovery").exists()
     assert run.events() == []

@@ -125,7 +125,7 @@ def test_windows_by_hand_are_carried_to_a_run(study, no_demo):
 def test_another_methods_plan_is_shown_like_windows_by_hand(study, no_demo):
     plan = {**MergePlan(6, (Window(1, 2),), "keep_first").to_dict(), "planner": "sleb", "similarity": 0.9}
     study.save_planned(
-        "sleb", 5, {**plan, "perplexity": 40.0, "perplexity_original": 30.0, "seconds": 1.0, "version": 2}
+        "sleb", 5, {**plan, "perplexity": 40.0, "perplexity_original": 30.0, "seconds": 1.0, "version": 3}
     )
     test = opened("pages/preview.py")
     test.selectbox(key="preview_planner").select("sleb")

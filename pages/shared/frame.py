@@ -171,6 +171,8 @@ def run_metrics(row: dict[str, Any]) -> None:
         text = f"{value:,.1f}" if isinstance(value, float) else value or "–"
         change = None if delta is None else form.format(delta)
         column.metric(label, text, change, "off", help=help_text or None)
+    if row["not_compared"]:
+        st.caption(plain(" ".join(row["not_compared"])))
 
 
 def job_panel(

@@ -53,6 +53,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "mixtral": {**GROUPED_HEADS, **EXPERTS, "head_dim": 8, "num_local_experts": 4},
 }
 MIXED_ATTENTION = frozenset({"qwen2", "qwen3", "gemma2", "gemma3_text"})
+NORM_AFTER_BLOCK = frozenset({"gemma2", "gemma3_text", "olmo2"})  # there the norm alone sets how much a layer changes
 FAMILIES = tuple(SIZES)
 
 
@@ -65,7 +66,7 @@ def tiny_model(family: str, layers: int = 8, seed: int = 0) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     _draw_weights(model, 1.0, generator)
-    for layer, strength in zip(find_layers(model), _strengths(layers, generator), strict=True):
+    for layer, strength in zip(find_layers(model), _strengths(family, layers, generator), strict=True):
         _draw_weights(layer, strength, generator)
     return model.requires_grad_(False)
 
@@ -90,10 +91,10 @@ def _common_settings(family: str, layers: int) -> dict[str, Any]:
     return settings
 
 
-def _strengths(layers: int, generator: torch.Generator) -> list[float]:
-    """A factor per layer, between 0.35 and 1, spread evenly on a log scale, in random order."""
+def _strengths(family: str, layers: int, generator: torch.Generator) -> list[float]:
+    """A factor per layer, spread evenly on a log scale, in random order."""
+    weakest, strongest = (0.15, 0.5) if family in NORM_AFTER_BLOCK else (0.3, 0.9)
     order = torch.randperm(layers, generator=generator)
-    weakest, strongest = 0.35, 1.0
     return [weakest * (strongest / weakest) ** (int(place) / max(layers - 1, 1)) for place in order]
 
 
