@@ -21,7 +21,7 @@ from swm.search import threshold_path  # noqa: E402
 
 
 def main() -> None:
-    shipped = [ROOT / f"assets/experiments/study/path/{rule}.json" for rule in ("rdsc", "replace")]
+    shipped = [ROOT / f"assets/experiments/example-study/path/{rule}.json" for rule in ("rdsc", "replace")]
     files = [Path(name) for name in sys.argv[1:]] or shipped
     print(json.dumps({"benchmark": "depth", "paths": [depths_of(file) for file in files]}, indent=1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -18,8 +19,9 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from swm.errors import Cancelled, ExperimentError, SettingsError, SwmError
+from swm.errors import Cancelled, ExperimentError, SettingsError, SwmError, printable
 from swm.experiments import BASELINE, Experiment, Run, Settings, delete, list_experiments
+from swm.files import demo_experiment
 from swm.grids import KINDS, OF_RUNS, Grid
 from swm.jobs import Target, beside, cancel, tracked
 from swm.metrics import Measure, parse_tasks
@@ -43,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("swm").setLevel(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
     if world_size() > 1 and options.command not in SHARED:
         sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch or torchrun."))
@@ -55,11 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(1)
     if is_first():
-        print(json.dumps(result, allow_nan=False) if options.json else text)
+        print(json.dumps(result, allow_nan=False) if options.json else printable(text))
 
 
 def _failed(message: str) -> int:
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
     return 1
 
 
@@ -82,7 +87,7 @@ def watched(target: Target, stage: str) -> Iterator[Progress]:
         def progress(done: int, total: int, text: str) -> None:
             tracker(done, total, text)
             bar.total, bar.n = total or None, done
-            bar.set_postfix_str(text)
+            bar.set_postfix_str(printable(text))
 
         yield progress
 
@@ -155,6 +160,8 @@ def run_search(options: argparse.Namespace) -> Result:
         f"{s.low:15.4f} {s.high:7.4f} {s.plan.layers_left:10d} {s.similarity:11.4f}  {_windows(s.plan)}" for s in steps
     ]
     lines.append(f"{len(path.similarities)} windows tried in {path.layer_runs:,.0f} runs of a layer")
+    if path.layer_count <= 2:
+        lines.append("The last layer is never merged, so two layers have no window to try. By hand: --windows 0-1.")
     if path.scoring != "exact":
         lines.append(f"similarities in {path.scoring}: off by up to {path.difference:.1g} where they were checked")
     data = {
@@ -277,14 +284,16 @@ def _planned_run(options: argparse.Namespace) -> Run:
     else:
         step = _plan(experiment, options)
         plan, threshold, similarity = step.plan, step.threshold, step.similarity
-    plan = replace(plan, width=width)
+    plan, origin = replace(plan, width=width), None
+    if options.planner:
+        origin = experiment.origin_of(MergePlan.from_dict(data), method=options.planner)
     if (run := Run(experiment, options.run)).is_there() and not run.is_baseline and run.stage != "planned":
         changes = plan_changes(run.plan, plan)
         if changes and options.again:
             delete(run)
         else:
             refuse(run, changes)
-    return experiment.create_run(options.run, plan, threshold, similarity)
+    return experiment.create_run(options.run, plan, threshold, similarity, origin=origin)
 
 
 def run_all(options: argparse.Namespace) -> Result:
@@ -422,6 +431,8 @@ def run_compare(options: argparse.Namespace) -> Result:
 def run_report(options: argparse.Namespace) -> Result:
     from swm.report import write_report
 
+    if demo_experiment():
+        raise ExperimentError(read_only_message(options.exp))
     write_report(Experiment.open(options.exp), options.output)
     return {"file": str(options.output)}, f"Report in {options.output}"
 

@@ -27,7 +27,8 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
         LoRA), `shared_texts` (perplexity texts that are also the calibration or the recovery text, so that their
         numbers are not independent), `timed_with` (the original's speed, measured in turn with the run's), `timed_as`
         (what was timed in its place, being of the same shape), `deltas` to the baseline, `not_compared` (why a delta
-        is None though the run was measured). A recovered run that was evaluated before has that row under `before_recovery`.
+        is None though the run was measured). A recovered run that was evaluated before has that row under
+        `before_recovery`.
         What was not measured is None. Only like is compared with like: perplexities of the same text, averages of the
         same documents of the same tasks; speed and memory with the original as it was measured in turn with the run.
     """
@@ -205,7 +206,7 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     """The comparison as comma-separated values, one line for each run and stage."""
     flat = flat_rows(rows)
     plain = ["run", "stage", "layers", "parameters", "size_bytes", "average", "average_stderr"]
-    plain += ["tokens_per_second", "latency_ms", "peak_memory_bytes", "experiment", "method", "fitted_first", "timed_as"]
+    plain += [*SPEED, "experiment", "method", "fitted_first", "timed_as"]
     texts = list(dict.fromkeys(text for row in flat for text in row["perplexities"]))
     tasks = list(dict.fromkeys(task for row in flat for task in row["scores"]))
     heads = [*plain, *(f"perplexity_{text}" for text in texts)]
@@ -279,7 +280,7 @@ def _of_tasks(row: dict[str, Any]) -> str:
 
 
 def _timed(row: dict[str, Any], name: str, digits: int) -> str:
-    """A figure of speed; that of the original in the same minutes stands beside it, as machines are not always as fast."""
+    """A figure of speed; that of the original in the same minutes stands beside it: machines vary."""
     text = number(row[name], digits)
     if row[name] is not None and name in row["timed_with"]:
         text += f" (original then: {number(row['timed_with'][name], digits)})"

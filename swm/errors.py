@@ -44,6 +44,11 @@ class Cancelled(BaseException):
     """The user cancelled the job; what was finished is kept."""
 
 
+def printable(text: str) -> str:
+    """The text as a terminal may have it: names and paths of others can hold codes that move its cursor or worse."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what it says, as a sentence."""
     lines = str(error).strip().splitlines()

@@ -7,7 +7,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ def zero_shot(
             report(100 * index + 100 * done // total, 100 * len(tasks), name)
 
         lm.on_progress = requests_done
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _machine_not_asked():
             # lm-eval warns and draws bars of its own; what matters of it is in the scores.
             warnings.simplefilter("ignore")
             results: Any = simple_evaluate(
@@ -175,6 +175,22 @@ def zero_shot(
             )
         scores += gathered([_score(name, results)] if results else [])[:1]  # of several processes one is given them
     return scores
+
+
+@contextlib.contextmanager
+def _machine_not_asked() -> Iterator[None]:
+    """lm-eval asks git and lists the machine's parts for each task: of no use here, and git complains."""
+    from lm_eval import evaluator
+
+    asking = [name for name in ("get_git_commit_hash", "add_env_info") if hasattr(evaluator, name)]
+    own = {name: getattr(evaluator, name) for name in asking}
+    try:
+        for name in own:
+            setattr(evaluator, name, lambda *_: None)
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(evaluator, name, function)
 
 
 def _task_manager(tasks: Sequence[str]) -> Any:
@@ -202,13 +218,24 @@ def check_request(tasks: Sequence[str], limit: int | None) -> Any:
             raise SettingsError(
                 f"'{task}' is not a task that lm-eval knows. Bundled: {', '.join(TASKS)}; all others: lm-eval ls tasks."
             )
+        if task not in TASK_FOLDERS and _config_of(task, manager).get("output_type") == "loglikelihood_rolling":
+            raise SettingsError(
+                f"{task} measures perplexity, not right answers, so it is no task to score. Name the text instead: "
+                "--texts wikitext, or any other."
+            )
     return manager
+
+
+def _config_of(task: str, manager: Any) -> dict[str, Any]:
+    """What lm-eval's file of the task says."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return dict(load_yaml(manager.task_index[task].yaml_path))
 
 
 def _task(name: str, manager: Any, limit: int | None) -> Any:
     """The registered task; for the seven with the bundled documents in place of the hub's."""
     from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks._yaml_loader import load_yaml
 
     if name not in TASK_DATA:
         try:
@@ -219,8 +246,7 @@ def _task(name: str, manager: Any, limit: int | None) -> Any:
                 f"tasks work: {', '.join(TASKS)}."
             ) from None
     # lm-eval has no public way to give a registered task other documents: a dict with its name is not merged with it.
-    config = load_yaml(manager.task_index[name].yaml_path)
-    config = {key: value for key, value in config.items() if key not in ("tag", "group")}
+    config = {key: value for key, value in _config_of(name, manager).items() if key not in ("tag", "group")}
     config.update(
         custom_dataset=lambda **_: {"validation": task_dataset(name, limit)},
         validation_split="validation",
@@ -238,6 +264,8 @@ def _score(task: str, results: dict[str, Any]) -> TaskScore:
     wanted = [PAPER_METRICS[task]] if task in PAPER_METRICS else ["acc_norm", "acc", "exact_match"]
     ordered = sorted(keys, key=lambda key: (*(key.split(",")[0] != name for name in wanted), keys.index(key)))
     metric, chosen = ordered[0].split(",", 1)
+    if not metric.startswith("acc") and metric != "exact_match":
+        raise SettingsError(f"Task {task} gives {metric}, not a share of right answers. Choose another task.")
     samples = [sample for sample in results["samples"][task] if sample.get("filter", "none") == chosen]
     samples.sort(key=lambda sample: sample["doc_id"])
     answers = tuple(_answer(sample, metric) for sample in samples)

@@ -14,9 +14,9 @@ from typing import Any
 from swm.errors import ExperimentError, JobError, PlanError, SettingsError
 from swm.files import demo_experiment, remove, set_aside, sweep, write_json
 from swm.grids import KINDS, checked_grid, read_grid
-from swm.names import check_name, check_new, experiments_folder, folders_in, list_names
+from swm.names import EXAMPLE, check_name, check_new, experiments_folder, folders_in, list_names
 from swm.path import SEARCH_VERSION, ThresholdPath
-from swm.plan import PLANS_VERSION, MergePlan
+from swm.plan import BY_HAND, BY_THRESHOLD, PLANNERS, PLANS_VERSION, SOURCES, MergePlan
 from swm.schemas import is_like
 from swm.tracked import (
     Tracked,
@@ -95,11 +95,11 @@ class Experiment(Tracked):
 
     @classmethod
     def open(cls, name: str) -> Experiment:
-        """An experiment by name; the one that ships with the program when the user has none of that name."""
+        """An experiment by name; one that ships also by its former name, without "example-"."""
         check_name(name)
-        own = experiments_folder() / name
-        for folder in (own, *shipped_folders()):
-            if folder.name == name and (folder / "experiment.json").is_file():
+        shipped = [each for each in shipped_folders() if each.name in (name, f"{EXAMPLE}{name}")]
+        for folder in (experiments_folder() / name, *shipped):
+            if (folder / "experiment.json").is_file():
                 return cls(folder)
         names = ", ".join(list_names()) or "none yet"
         raise ExperimentError(
@@ -242,13 +242,20 @@ class Experiment(Tracked):
         threshold: float | None = None,
         similarity: float | None = None,
         method: str | None = None,
+        origin: dict[str, Any] | None = None,
     ) -> Run:
-        """A new run with its plan, and the method that found it; an existing one with the same plan is given back."""
+        """A new run with its plan; an existing one with the same plan is given back.
+
+        Args:
+            method: of a study's cell.
+            origin: what chose the windows: `planner`, its settings, and `source`; found out if it is not given.
+        """
         self.check_writable()
         if check_name(name) == BASELINE:
             raise ExperimentError(f"{BASELINE} is the original model. Choose another name for the run.")
         run = Run(self, name)
         data = {"plan": plan.to_dict(), "threshold": threshold, "similarity": similarity, "created": time.time()}
+        data["origin"] = origin or self.origin_of(plan, threshold, method)
         with names_locked():
             if (run.folder / "run.json").is_file():
                 if run.plan == plan:
@@ -262,6 +269,28 @@ class Experiment(Tracked):
                     raise JobError(f"{name} has a job running with another plan. Wait for it, or choose another name.")
             write_json(run.folder / "run.json", {**data, **({"method": method} if method else {})})
         return run
+
+    def origin_of(self, plan: MergePlan, threshold: float | None = None, method: str | None = None) -> dict[str, Any]:
+        """What chose a plan's windows: the search at a threshold, a planner that found it here, or a hand."""
+        settings = {"texts": self.settings.texts, "count": self.settings.count, "length": self.settings.length}
+        settings["seed"] = self.settings.seed
+        if threshold is not None or (method and method not in PLANNERS):
+            name, settings = BY_THRESHOLD, {**settings, "threshold": threshold}
+        else:
+            found = self._planned_as(plan, method)
+            name = found["planner"] if found else BY_HAND
+            if found and "budget" in found:
+                settings["budget"] = found["budget"]
+        return {"planner": name, "source": SOURCES[name], "settings": {} if name == BY_HAND else settings}
+
+    def _planned_as(self, plan: MergePlan, method: str | None) -> dict[str, Any] | None:
+        """The planner's plan that has these windows."""
+        windows = plan.to_dict()["windows"]
+        for planner in [method] if method else PLANNERS:
+            data = self.planned(planner, plan.layers_left)
+            if data and windows and [list(pair) for pair in data["windows"]] == windows:
+                return data
+        return {"planner": method} if method else None
 
 
 class Run(Tracked):
@@ -288,6 +317,15 @@ class Run(Tracked):
         if self.is_baseline:
             return MergePlan(self.experiment.layer_count)
         return _plan_in(self.folder / "run.json")
+
+    @property
+    def source(self) -> str:
+        """The method that chose its windows, with its publication."""
+        settings = self.settings
+        origin = settings.get("origin") or self.experiment.origin_of(
+            self.plan, settings.get("threshold"), settings.get("method")
+        )
+        return str(origin["source"])
 
     def remember(self, **settings: Any) -> None:
         """Add the settings of a stage to run.json."""
@@ -434,8 +472,8 @@ def delete(item: Experiment | Run) -> None:
             raise JobError(f"{each.name} has a job running. Cancel it first.")
     with job_lock(item), names_locked():
         gone = set_aside(item.folder)
-    sweep(gone.parent, older_than=60)
     remove(gone)
+    sweep(gone.parent, older_than=60)
 
 
 def _windows_of(plan: MergePlan) -> str:

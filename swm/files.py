@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from swm.errors import ExperimentError
+from swm.errors import ExperimentError, first_line
 
 SCHEMA = 1
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.(?P<kind>tmp|new|old|gone)")
@@ -26,8 +26,26 @@ UNWRITABLE = (
 
 
 def home() -> Path:
-    """Folder of everything the product keeps: `SWM_HOME`, by default `~/.swm`. Read anew at each call."""
-    return Path(os.environ.get("SWM_HOME") or Path.home() / ".swm").expanduser()
+    """Folder of everything the product keeps: `SWM_HOME`, by default `~/.swm`, in full. Read anew at each call.
+
+    Raises:
+        ExperimentError: if there is no such folder to be had.
+    """
+    named = os.environ.get("SWM_HOME", "")
+    try:
+        folder = Path(named or "~/.swm").expanduser().absolute()
+        folder.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, or nobody's home
+        raise ExperimentError(
+            f"There is no folder to keep results in: SWM_HOME is '{named[:80]}' ({first_line(error)}) Set SWM_HOME to "
+            "a folder that you can write to."
+        ) from None
+    return folder
+
+
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment of a process of ours that runs elsewhere: the same home, said in full."""
+    return {**os.environ, "SWM_HOME": str(home()), **more}
 
 
 def demo_experiment() -> str:

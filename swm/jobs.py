@@ -25,7 +25,15 @@ from filelock import FileLock, Timeout
 
 from swm.errors import Cancelled, ExperimentError, JobError, SwmError
 from swm.experiments import Experiment
-from swm.files import check_space, demo_experiment, full_disk_message, home, is_full_disk, replace_file
+from swm.files import (
+    check_space,
+    child_environment,
+    demo_experiment,
+    full_disk_message,
+    home,
+    is_full_disk,
+    replace_file,
+)
 from swm.machine import memory_kills
 from swm.parallel import rank, world_size
 from swm.states import HEARTBEAT_SECONDS, State, this_process
@@ -222,7 +230,7 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd=Path(__file__).parents[1],
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env=child_environment(PYTHONUNBUFFERED="1"),
             )
         now = time.time()
         who = this_process(psutil.Process(child.pid))
@@ -263,6 +271,7 @@ def call(arguments: Sequence[str], timeout_seconds: float = 900) -> Any:
             text=True,
             timeout=timeout_seconds,
             cwd=Path(__file__).parents[1],
+            env=child_environment(),
         )
     except subprocess.TimeoutExpired:
         raise JobError(f"No answer within {timeout_seconds:.0f} seconds. Run it in a terminal to see why.") from None
@@ -286,7 +295,7 @@ def stream(arguments: Sequence[str], on_end: Callable[[str], None] | None = None
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+        env=child_environment(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8"),
     ) as child:
         assert child.stdout is not None
         assert child.stderr is not None

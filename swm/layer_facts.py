@@ -23,6 +23,7 @@ from swm.sources import config_errors
 
 Facts = dict[str, Any]
 Signature = tuple[dict[str, Any], ...]
+CANNOT_BE: tuple[type[Exception], ...] = (ModelError, StopIteration, *config_errors())
 
 
 def facts_for(model: PreTrainedModel, kept: Sequence[int]) -> Facts:
@@ -89,7 +90,7 @@ def _matching(model: PreTrainedModel, facts: Facts, wanted: Sequence[Signature],
     """How many layers the config with these entries builds as wanted; -1 if it builds no such model."""
     try:
         built = _layers_of(model, facts)
-    except (*config_errors(), ModelError):
+    except CANNOT_BE:
         return -1
     if len(built) != len(wanted):
         return -1
@@ -136,7 +137,7 @@ def _cannot_be_said(
         built = _layers_of(model, facts)
         wrong = next(n for n, one in enumerate(built) if not _alike(one, wanted[n], n, kept[n]))
         where = f"layer {wrong} of the smaller model, which was layer {kept[wrong]}, would be built as another kind"
-    except (*config_errors(), ModelError, StopIteration, IndexError):
+    except CANNOT_BE:
         where = "no model can be built from it"
     return PlanError(
         f"This plan cannot be saved: the config of {type(model).__name__} has no way to say which layers are left "

@@ -22,7 +22,7 @@ PARTS = {
 SAMPLES = {"tokens": "each token is a sample", "texts": "each text is one: the mean of its tokens' states"}
 
 # Metric of each task as the released evaluation takes it: accuracy, or accuracy with the log-likelihood divided by the
-# bytes of the answer ("acc_norm") where answers differ in length.
+# characters of the answer ("acc_norm", so in lm-eval 0.4.13; some papers say bytes) where answers differ in length.
 PAPER_METRICS = {
     "boolq": "acc",
     "piqa": "acc",

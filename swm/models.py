@@ -121,6 +121,21 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
     }
 
 
+def check_loadable(name: str) -> None:
+    """Raise ModelError if the weights are none that can be loaded and merged; none is read."""
+    folder = model_folder(name)
+    config = decoder_config(folder, name)
+    refuse_pickle(folder, name)
+    how = getattr(config, "quantization_config", None) or getattr(config.get_text_config(), "quantization_config", None)
+    if how:
+        kind = how.get("quant_method", "") if isinstance(how, dict) else getattr(how, "quant_method", "")
+        raise ModelError(
+            f"The weights of {name} are quantised ({kind or 'by an unnamed method'}), and such weights cannot be "
+            "added up. Use the model in bfloat16 or float32."
+        )
+    weight_files(folder)
+
+
 def check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
         raise SettingsError(f"'{dtype}' is not a number format. Choose one of: {', '.join(DTYPES)}.")

@@ -13,6 +13,9 @@ from swm.tracked import shipped_folders
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
+EXAMPLE = "example-"  # what the names of experiments that ship begin with
+
+
 def experiments_folder() -> Path:
     return home() / "experiments"
 
@@ -34,6 +37,8 @@ def check_name(name: str) -> str:
 def check_new(name: str) -> Path:
     """Folder for a new experiment of that name; raises ExperimentError if there is one already."""
     folder = experiments_folder() / check_name(name)
+    if name in (each.name for each in shipped_folders()):
+        raise ExperimentError(f"{name} is an example that ships with the program. Choose another name.")
     if (folder / "experiment.json").exists():  # a folder without it is what a killed process left
         raise ExperimentError(f"There is an experiment {name} already. Choose another name, or delete {folder}.")
     return folder

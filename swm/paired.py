@@ -52,8 +52,8 @@ def paired(first: dict[str, Any], second: dict[str, Any]) -> list[Paired]:
 
     Source: McNemar 1947, exact form (binomial on the documents that changed), and the exact interval that belongs to it
     (Clopper and Pearson 1934, of the share gained among the changed; scipy). Answers that are means over several runs
-    are no yes or no: there a t interval and test of the mean. The average takes tasks as independent and is taken as normal,
-    each task's error with half a document added to each kind of change (Bonett and Price 2012), so that none is 0.
+    are no yes or no: there a t interval and test of the mean. The average takes tasks as independent and normal, with
+    each task's error of half a document more of each kind of change (Bonett and Price 2012), so that none is 0.
     """
     found, errors = [], []
     for task, rows in first.get("tasks", {}).items():

@@ -101,7 +101,7 @@ def repeat(recipe: Recipe, name: str | None, watched: Watched) -> Run:
             raise ExperimentError(f"There is an experiment {name} with other settings. Choose another --name.")
     else:
         experiment = stages.create(name, recipe.settings)
-    run = experiment.create_run(recipe.run, recipe.plan)
+    run = experiment.create_run(recipe.run, recipe.plan, origin=recipe.origin)
     with watched(run, "run") as progress:
         run_pipeline(run, recipe.limit, recipe.recovery, progress)
     return run

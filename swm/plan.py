@@ -29,6 +29,19 @@ PLANNERS = {
     "laco": "Windows of a fixed size merged from the top while the final hidden state stays alike (LaCo).",
     "random": "Layers dropped by chance: what any method has to beat.",
 }
+BY_THRESHOLD, BY_HAND = "threshold", "windows"  # who chose a run's windows, besides a planner
+SOURCES = {
+    BY_THRESHOLD: "Sliding-Window Merging, arXiv:2502.19159",
+    BY_HAND: "windows chosen by hand",
+    "best": "beam search over dropped layers, each merged layer fitted on text (Sliding-Window Merging Studio)",
+    "sleb": "SLEB, arXiv:2402.09025",
+    "shortgpt": "ShortGPT, arXiv:2403.03853",
+    "perplexity": "Shortened LLaMA by perplexity, arXiv:2402.02834",
+    "taylor": "Shortened LLaMA by Taylor importance, arXiv:2402.02834",
+    "angular": "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887",
+    "laco": "LaCo, arXiv:2402.11187",
+    "random": "chance",
+}
 COMBINING_RULES = ("rdsc", "replace", "mean")  # those that add up weights, so that layers have to be alike in shape
 WEIGHT_RULES = tuple(rule for rule in RULES if rule != "fit")  # those that need the weights alone, and no text
 
@@ -88,6 +101,8 @@ class MergePlan:
         free = 0
         for window in self.windows:
             if not free <= window.first < window.last < self.layer_count:
+                if self.layer_count < 2:
+                    raise PlanError("The model has a single layer: there is nothing to merge. Choose another model.")
                 raise PlanError(
                     f"Window {window} does not fit: it needs two or more of the layers "
                     f"{free}-{self.layer_count - 1}. Edit the window or choose another model."
@@ -175,6 +190,11 @@ def check_planner(planner: str) -> None:
 
 def check_layers(layers: int, layer_count: int) -> None:
     """Raise SettingsError unless a model of `layer_count` layers can be left with so many."""
+    if layer_count <= 2:
+        raise SettingsError(
+            f"--layers {layers}: a model of {layer_count} layers has none that a search can take out. Merge them by "
+            "hand with --windows 0-1, or choose a larger model."
+        )
     if not 2 <= layers <= layer_count:
         raise SettingsError(
             f"--layers {layers} is out of range: the model has {layer_count} layers. Choose 2 to {layer_count}."

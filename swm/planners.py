@@ -24,7 +24,7 @@ from swm.merge import MergedLayer, can_merge, merge_window, projections
 from swm.path import Score
 from swm.plan import MergePlan, Window, check_layers, check_planner
 from swm.replay import Replay, check_tokens, layer_outputs
-from swm.similarity import measure_similarity
+from swm.similarity import block_influence
 from swm.windows import WindowScorer
 
 OnTry = Callable[[int, int], None]
@@ -63,7 +63,7 @@ def plan_with(
         return dropped_plan(count, random.Random(seed).sample(range(1, count), drop))
     if planner == "shortgpt":
         # ShortGPT, arXiv:2403.03853, section 3.2: block influence is 1 - mean cosine of a layer's input and output.
-        return dropped_plan(count, _lowest(measure_similarity(model, tokens).block_influence.tolist(), drop))
+        return dropped_plan(count, _lowest(block_influence(model, tokens).tolist(), drop))
     if planner == "angular":
         return dropped_plan(count, most_redundant_block(model, tokens, drop))
     if planner == "taylor":

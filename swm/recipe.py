@@ -12,7 +12,7 @@ from swm import __version__
 from swm.errors import PlanError, SettingsError, SwmError
 from swm.experiments import Experiment, Run, Settings
 from swm.files import read_json
-from swm.plan import MergePlan
+from swm.plan import SOURCES, MergePlan
 from swm.presets import RecoverySettings
 
 
@@ -26,6 +26,7 @@ class Recipe:
     plan: MergePlan
     recovery: RecoverySettings | None
     limit: int | None
+    origin: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -36,6 +37,7 @@ class Recipe:
             "plan": self.plan.to_dict(),
             "recovery": asdict(self.recovery) if self.recovery else None,
             "limit": self.limit,
+            "origin": self.origin,
         }
 
     @classmethod
@@ -50,11 +52,24 @@ class Recipe:
                 MergePlan.from_dict(data["plan"]),
                 RecoverySettings(**recovery) if recovery else None,
                 None if limit is None else int(limit),
+                _origin(data.get("origin")),
             )
         except SwmError:
             raise
         except (KeyError, TypeError, ValueError) as error:
             raise SettingsError(f"This is not a recipe: {error}. Take the recipe.json of an exported model.") from None
+
+
+def _origin(data: Any) -> dict[str, Any] | None:
+    """What chose the windows, by a name that we know: its source is ours to say, not the recipe's."""
+    if not isinstance(data, dict) or data.get("planner") not in SOURCES:
+        return None
+    settings = data.get("settings")
+    return {
+        "planner": data["planner"],
+        "source": SOURCES[data["planner"]],
+        "settings": settings if isinstance(settings, dict) else {},
+    }
 
 
 def recipe_of(run: Run) -> Recipe:
@@ -63,7 +78,9 @@ def recipe_of(run: Run) -> Recipe:
     fields = asdict(RecoverySettings())
     settings = RecoverySettings(**{name: recovery[name] for name in fields if name in recovery}) if recovery else None
     scores = run.scores() or {}
-    return Recipe(run.experiment.name, run.name, run.experiment.settings, run.plan, settings, scores.get("limit", 100))
+    origin = run.settings.get("origin")
+    limit = scores.get("limit", 100)
+    return Recipe(run.experiment.name, run.name, run.experiment.settings, run.plan, settings, limit, origin)
 
 
 def read_recipe(file: Path) -> Recipe:

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from swm.decoder import find_decoder
 from swm.distill import IGNORED, Distillation, Teacher, layer_pairs
-from swm.errors import Cancelled, ModelError, SettingsError, TextError
+from swm.errors import Cancelled, ModelError, SettingsError, TextError, first_line
 from swm.estimate import activation_bytes
 from swm.files import replace_file
 from swm.models import bfloat16_is_faster
@@ -83,7 +83,7 @@ def recover(
         teacher = Teacher(original, layer_pairs(model, original, behind if settings.target == "hidden" else ()))
     rows = training_rows(tokenizer, examples, settings)
     whole = copy.deepcopy(model) if is_sharded() and is_first() else model  # to fold into: the other one is taken apart
-    uses_cache = model.config.use_cache  # training switches it off, and a saved model would stay slow
+    uses_cache = getattr(model.config, "use_cache", None)  # training switches it off, and a saved model would stay slow
     adapted = _with_adapters(model, settings, layers)
     trainer, watch = _trainer(adapted, rows, settings, folder, on_step, teacher)
     _train(trainer, folder)
@@ -97,7 +97,8 @@ def recover(
         "held_out_losses": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
     }
     folded = _folded(trainer, adapted, whole, folder / "adapter")
-    folded.config.use_cache = uses_cache
+    if uses_cache is not None:
+        folded.config.use_cache = uses_cache
     return folded.eval(), summary
 
 
@@ -132,7 +133,20 @@ def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: S
     with warnings.catch_warnings():
         # peft tells what it adapts by itself: GPT-2's Conv1D, experts that it leaves alone.
         warnings.simplefilter("ignore")
-        return get_peft_model(model, lora)
+        try:
+            return get_peft_model(model, lora)
+        except ValueError as error:  # a kind of layer that peft knows it cannot adapt, or none at all
+            raise ModelError(
+                f"{type(model).__name__} cannot be healed with LoRA: {first_line(error)} Evaluate it as it is."
+            ) from None
+
+
+def check_adapts(model: PreTrainedModel, settings: RecoverySettings) -> None:
+    """Raise ModelError if LoRA cannot adapt such a model; found out without weights, before anything long."""
+    config = copy.deepcopy(model.config)
+    with torch.device("meta"):
+        bare: Any = type(model)(config)
+    _with_adapters(bare, settings, None)
 
 
 def _train(trainer: Trainer, folder: Path) -> None:
@@ -185,6 +199,9 @@ def _linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[s
     decoder = find_decoder(model).layers
     chosen = range(len(decoder)) if layers is None else layers
     inside = {id(module) for index in chosen for module in decoder[index].modules()}
+    # State-space mixers (they have A_log) read these weights without calling the module: an adapter would do nothing.
+    mixers = [module for index in chosen for module in decoder[index].modules() if hasattr(module, "A_log")]
+    inside -= {id(getattr(mixer, name, None)) for mixer in mixers for name in ("out_proj", "conv1d")}
     linear = (nn.Linear, Conv1D)
     return [name for name, module in model.named_modules() if isinstance(module, linear) and id(module) in inside]
 

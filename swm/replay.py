@@ -71,7 +71,7 @@ class Replay:
         self._between: dict[int, Tensor] = {}  # of the layers from one kept state to the next
         self._ready = torch.ones(len(tokens), dtype=torch.bool)  # the texts that `_between` is computed for
         self._tail: list[nn.Module] = []
-        self._tuples = False  # whether layers give their output in one
+        self._kind: Callable[[list[Tensor]], Any] | None = None  # of the sequence that layers give their output in
         self.reference = self._recorded()
         self._check()
 
@@ -174,7 +174,7 @@ class Replay:
         def after(module: nn.Module, args: Any, result: Any) -> None:
             nonlocal output
             output = hidden_of(result)
-            self._tuples = isinstance(result, tuple)
+            self._kind = type(result) if isinstance(result, (tuple, list)) else None
             self.layer_runs += len(rows) / len(self._tokens)
             _check_finite(output, len(calls) - 1)
 
@@ -208,7 +208,7 @@ class Replay:
         """What the model makes of the last layer's output, shape (rows, length, vocabulary)."""
 
         def hand_on(*args: Any, **kwargs: Any) -> Any:
-            return (hidden,) if self._tuples else hidden
+            return self._handed_on(hidden)
 
         with _forward_replaced(self.layers, hand_on), self._precision():
             tokens = self._tokens[torch.arange(len(hidden)) % len(self._tokens)]
@@ -230,11 +230,14 @@ class Replay:
             hidden, call = _split_call(args, kwargs)
             inputs.append(hidden)
             calls.append(call)
-            return (hidden,) if self._tuples else hidden
+            return self._handed_on(hidden)
 
         with _forward_replaced(self.layers, hand_on), self._precision():
             run_decoder(self._model, tokens)
         return inputs[0], calls
+
+    def _handed_on(self, hidden: Tensor) -> Any:
+        return hidden if self._kind is None else self._kind([hidden])
 
     def _check(self) -> None:
         """The last layer on the last texts, called as it was for the first ones."""
@@ -286,8 +289,8 @@ def run_decoder(model: PreTrainedModel, tokens: Tensor) -> None:
 
 
 def hidden_of(result: Any) -> Tensor:
-    """The hidden state in a layer's result: the result itself, or the first of a tuple (older transformers)."""
-    return result[0] if isinstance(result, tuple) else result
+    """The hidden state in a layer's result: the result itself, or the first of a tuple or list (some families)."""
+    return result[0] if isinstance(result, (tuple, list)) else result
 
 
 def check_tokens(tokens: Tensor) -> None:

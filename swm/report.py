@@ -27,8 +27,6 @@ from swm.presets import recovery_arguments
 from swm.recipe import fits_mergekit, mergekit_yaml, recipe_of
 from swm.view import TEMPLATES, plan_view
 
-METHOD = "Sliding-Window Merging, arXiv:2502.19159"
-
 
 def write_report(experiment: Experiment, file: Path) -> None:
     """Write the report; it needs no network when it is opened.
@@ -73,13 +71,12 @@ def report_html(experiment: Experiment) -> str:
             facts=experiment.model_facts,
             names=[row_name(row) for row in flat],
             lines=lines(flat),
-            plans=[(run.name, plan_view(run.plan, experiment.model_facts)) for run in runs],
+            plans=[(run.name, run.source, plan_view(run.plan, experiment.model_facts)) for run in runs],
             figures=[(title, _figure_html(figure, first=i == 0)) for i, (title, figure) in enumerate(figures)],
             costs=[(run.name, cost) for run in runs if (cost := _cost(run))],
             samples=[(row_name(row), row["samples"]) for row in flat if row["samples"]],
             conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
             commands=commands(experiment),
-            method=METHOD,
             version=__version__,
             date=time.strftime("%Y-%m-%d"),
         )
@@ -195,7 +192,6 @@ def model_card(run: Run) -> str:
             names=[row_name(row) for row in flat],
             lines=lines(flat),
             commands=[*create_commands(run.experiment), *run_commands(run)],
-            method=METHOD,
             version=__version__,
         )
     )

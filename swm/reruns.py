@@ -35,7 +35,11 @@ def recovery_changes(run: Run, settings: RecoverySettings | None) -> list[Change
     if known is None:
         return []
     if settings is None:
-        return [Change("healing", f"{known['preset']}, {known['steps']} steps", "none")] if "recovery" in run.settings else []
+        return (
+            [Change("healing", f"{known['preset']}, {known['steps']} steps", "none")]
+            if "recovery" in run.settings
+            else []
+        )
     new = asdict(settings)
     return _changes({name: known[name] for name in new if name in known}, {n: v for n, v in new.items() if n in known})
 

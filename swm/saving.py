@@ -102,9 +102,10 @@ def _loaded(folder: Path, **how: Any) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder)
     with quiet_transformers():
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **how)
+            found: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **how)
         except RuntimeError as error:  # shapes
             raise _not_as_saved(type(config).__name__, first_line(error)) from None
+    model, info = found
     for kind, what in (("missing_keys", "is not in the files"), ("unexpected_keys", "is not in the model")):
         if names := sorted(info[kind]):
             raise _not_as_saved(type(model).__name__, f"{names[0]} {what}, and {len(names) - 1} more.")

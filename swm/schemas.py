@@ -95,6 +95,7 @@ SHAPES: dict[str, Shape] = {
         similarity=maybe(NUMBER),
         created=NUMBER,
         method=TEXT,
+        origin=an({"planner": TEXT, "source": TEXT, "settings": an({})}),
         merge=an({}, parameters=WHOLE, size_bytes=WHOLE),
         recovery=RECOVERY,
         recovery_started=maybe(RECOVERY),

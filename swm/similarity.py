@@ -22,6 +22,7 @@ from swm.replay import layer_outputs
 
 BATCH_TOKENS = 512
 BLOCK_TEXTS = 256
+FEWEST_SAMPLES = 64  # in a batch, so far as there are as many
 NOISE_ALLOWED, BIAS_ALLOWED = 0.05, 0.1
 
 
@@ -84,11 +85,12 @@ def measure_similarity(
         )
     sums, pair = _Sums(), pair_products(measure.metric)
     means: list[Tensor] = []
+    seen = 0
     influence = norm = torch.zeros(())
     several, own = world_size(), rank()
     if several > 1 and measure.samples != "tokens":
         raise SettingsError("Means of texts are compared in one process. Start it without accelerate launch.")
-    batches = tokens.tensor_split(_batch_count(tokens))
+    batches = tokens.tensor_split(_batch_count(tokens, measure.skip_tokens))
     if several > len(batches):
         raise SettingsError(
             f"{several} processes share {len(batches)} batches of text. Use more text, or fewer processes."
@@ -98,8 +100,7 @@ def measure_similarity(
     for done, texts in enumerate(batches[own::several], 1):
         entry, outputs = _outputs_of(model, texts)
         states = torch.cat([entry[None], outputs])[:, :, measure.skip_tokens :]  # (1 + layers, texts, length, width)
-        unit = F.normalize(states.float(), dim=-1)
-        influence = influence + (1 - (unit[:-1] * unit[1:]).sum(-1).double()).sum((1, 2)).cpu()
+        influence = influence + _turned(states)
         norm = norm + states[1:].float().norm(dim=-1).double().sum((1, 2)).cpu()
         parts = _parts(entry, outputs, measure)
         if measure.samples == "tokens":
@@ -107,7 +108,10 @@ def measure_similarity(
                 sums.add(pair(block), block)
         else:
             means.append(parts.float().mean(2))
-            if sum(mean.shape[1] for mean in means) >= BLOCK_TEXTS or done == len(batches):
+            seen += len(texts)
+            gathered, left = sum(mean.shape[1] for mean in means), len(tokens) - seen
+            # No block is left with so few texts that they could not be compared.
+            if not left or (gathered >= BLOCK_TEXTS and left >= BLOCK_TEXTS // 2):
                 block = torch.cat(means, dim=1)
                 sums.add(pair(block), block)
                 means.clear()
@@ -120,6 +124,21 @@ def measure_similarity(
     count = len(tokens) * (tokens.shape[1] - measure.skip_tokens)
     matrix = normalised(sums.products, measure.metric, sums.samples)
     return LayerSimilarity(matrix, influence / count, norm / count, count, sums.warning(measure))
+
+
+def block_influence(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Block influence of each layer, shape (layers,), float64: see `LayerSimilarity`. Any number of tokens will do."""
+    total = torch.zeros((), dtype=torch.float64)
+    for texts in tokens.tensor_split(_batch_count(tokens)):
+        entry, outputs = _outputs_of(model, texts)
+        total = total + _turned(torch.cat([entry[None], outputs]))
+    return total / tokens.numel()
+
+
+def _turned(states: Tensor) -> Tensor:
+    """1 - cosine of each layer's input and output, summed over tokens; states of shape (1 + layers, texts, length, width)."""
+    unit = F.normalize(states.float(), dim=-1)
+    return (1 - (unit[:-1] * unit[1:]).sum(-1).double()).sum((1, 2)).cpu()
 
 
 @dataclass
@@ -166,9 +185,9 @@ def pair_products(metric: str) -> Callable[[Tensor], Tensor]:
     An RBF kernel freezes its width per layer at the first batch, so one function serves one measurement.
     """
     if metric == "cka":
-        return lambda states: _gram_products(u_centred(_linear_gram(states)))
+        return lambda states: _debiased(u_centred(_linear_gram(states)))
     if metric == "cka-biased":
-        return lambda states: _gram_products(centred(_linear_gram(states)))
+        return _biased
     if metric == "cosine":
         return lambda states: _token_cosines(states).sum(0)
     if metric == "angular":
@@ -180,7 +199,7 @@ def pair_products(metric: str) -> Callable[[Tensor], Tensor]:
         if not widths:
             widths.append(_median_distance(distances))
         sigma = 0.5 * widths[0][:, None, None]
-        return _gram_products(u_centred(torch.exp(-distances / (2 * sigma**2))))
+        return _debiased(u_centred(torch.exp(-distances / (2 * sigma**2))))
 
     return rbf
 
@@ -235,10 +254,22 @@ def _linear_gram(states: Tensor) -> Tensor:
     return x @ x.transpose(-1, -2)
 
 
-def _gram_products(gram: Tensor) -> Tensor:
-    """n HSIC of all pairs up to one constant: dividing by n - 3 weighs batches of unequal size by their tokens."""
+def _debiased(gram: Tensor) -> Tensor:
+    """n times the unbiased HSIC of all pairs, which weighs batches of unequal size by their tokens; `gram` U-centred."""
+    return _products(gram) / (gram.shape[-1] - 3)
+
+
+def _biased(states: Tensor) -> Tensor:
+    """n times the HSIC as first published, <HKH, HLH> / (n - 1)^2, of all pairs."""
+    n = states.shape[1]
+    if n < 2:
+        raise TextError("One token has nothing to be compared with. Use longer or more texts.")
+    return _products(centred(_linear_gram(states))) * n / (n - 1) ** 2
+
+
+def _products(gram: Tensor) -> Tensor:
     vectors = gram.flatten(1).double()
-    return vectors @ vectors.T / (gram.shape[-1] - 3)
+    return vectors @ vectors.T
 
 
 def _squared_distances(states: Tensor) -> Tensor:
@@ -265,8 +296,10 @@ def _token_cosines(states: Tensor) -> Tensor:
     return (unit @ unit.transpose(-1, -2)).double()
 
 
-def _batch_count(tokens: Tensor) -> int:
-    return min(len(tokens), max(1, round(tokens.numel() / BATCH_TOKENS)))
+def _batch_count(tokens: Tensor, skipped: int = 0) -> int:
+    """Batches of some 512 tokens, or as many texts as leave some 64 when the first tokens are skipped."""
+    samples = len(tokens) * (tokens.shape[1] - skipped)
+    return min(len(tokens), max(1, round(tokens.numel() / BATCH_TOKENS)), max(1, samples // FEWEST_SAMPLES))
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ from swm.errors import ExperimentError, ModelError, SettingsError, TextError
 from swm.estimate import adapter_bytes
 from swm.evaluate import TaskScore, check_request, perplexity, zero_shot
 from swm.experiments import BASELINE, Experiment, Run, Settings
-from swm.files import check_space, content_hash, home, read_json, write_json
+from swm.files import check_space, content_hash, demo_experiment, home, read_json, write_json
 from swm.fit import apply_fitted_plan
 from swm.machine import free_memory_bytes
 from swm.merge import apply_plan
@@ -38,7 +38,7 @@ from swm.parallel import check_sharding, first_alone, gathered, is_first, is_sha
 from swm.placement import is_spread
 from swm.plan import WEIGHT_RULES, MergePlan
 from swm.presets import FIT_TOKENS, RecoverySettings, adapted_layers
-from swm.recover import check_shared, recover, training_rows
+from swm.recover import check_adapts, check_shared, recover, training_rows
 from swm.similarity import measure_similarity
 from swm.stream import stream_merge
 from swm.texts import (
@@ -50,7 +50,8 @@ from swm.texts import (
     recovery_examples,
     text_hash,
 )
-from swm.timing import decode_cost, throughput, time_models
+from swm.timing import decode_cost, keeps_cache, throughput, time_models
+from swm.tracked import read_only_message
 from swm.width import prune_width
 
 Progress = Callable[[int, int, str], None]
@@ -73,11 +74,18 @@ def no_progress(done: int, total: int, text: str) -> None:
 def create(name: str, settings: Settings) -> Experiment:
     """A new experiment, once model, number format and text have been found to be usable."""
     check_new(name)
+    if demo_experiment():  # before a model is converted for nothing
+        raise ExperimentError(read_only_message(name))
+    if not 0 <= settings.seed < 2**63:
+        raise SettingsError(f"--seed {settings.seed} is out of range. Choose 0 to {2**63 - 1}.")
     models.check_dtype(settings.dtype)
     if settings.texts.startswith("task:"):
         raise TextError("Prompts of a task cannot calibrate: its scores would not be zero-shot. Choose another text.")
     settings = replace(settings, model=_absolute(settings.model), texts=_absolute(settings.texts))
+    models.check_loadable(settings.model)
     facts = models.config_facts(settings.model, settings.dtype)
+    if facts["layers"] < 2:
+        raise ModelError(f"{settings.model} has a single layer: there is nothing to merge. Choose another model.")
     config, tokenizer = sources.load_config(settings.model), models.load_tokenizer(settings.model)
     decoder.check_length(config, settings.length)
     tokens = calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
@@ -112,9 +120,10 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
     if not is_first():
         return data
     experiment.save_similarity(how.name, data)
-    if not experiment.cost() and not is_spread(model):  # else it would be timed how fast the disk is
+    prompt = calibration_of(experiment, tokenizer)[:1, :64]
+    if not experiment.cost() and not is_spread(model) and keeps_cache(model, prompt):  # else the disk would be timed
         progress(0, 0, "timing a token")
-        experiment.save_cost(decode_cost(model, calibration_of(experiment, tokenizer)[:1, :64]))
+        experiment.save_cost(decode_cost(model, prompt))
     return data
 
 
@@ -189,6 +198,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     decoder.check_length(model.config, settings.length)
     adapters = adapter_bytes(settings.rank, run.plan.layers_left, model.config.get_text_config().hidden_size)
     check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * adapters)  # two checkpoints stay, one is written
+    check_adapts(model, settings)
     examples = recovery_examples(settings.texts, settings.seed)
     wanted = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
     training_rows(tokenizer, examples, settings)  # tells of a text that is too short before anything is forgotten
@@ -199,7 +209,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
             run.remember(recovery_started=wanted)
             shutil.rmtree(folder, ignore_errors=True)
             run.clear_events()
-    start, last = time.time(), ""
+    last = ""
     if is_first():
         run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
     merged, repaired = _repaired(run, model, tokenizer, examples, settings, progress)

@@ -251,7 +251,8 @@ def packed_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length
     """
     prefix, end = leading_tokens(tokenizer), end_token(tokenizer)
     stream = [token for ids in token_ids(tokenizer, texts) for token in (*prefix, *ids, end)]
-    rows, place = [], 0
+    rows: list[list[int]] = []
+    place = 0
     while True:
         lead = [] if stream[place : place + len(prefix)] == prefix else prefix
         part = stream[place : place + length - len(lead)]

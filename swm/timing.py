@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from swm.decoder import find_decoder, parameter_count, size_bytes
+from swm.errors import ModelError
 from swm.machine import check_memory
 from swm.merge import MergedLayer, apply_plan
 from swm.models import bfloat16_is_faster, pick_device
@@ -49,6 +50,8 @@ def time_models(
         the ratios first / this one in each turn, with `low` and `high` (smallest and largest ratio). Conditions:
         `prompt_tokens`, `new_tokens`, `repetitions`, `warm_up`, `threads`, `device`, `dtype`.
     """
+    for model in models:
+        check_keeps_cache(model, prompt)
     latencies: list[list[float]] = [[] for _ in models]
     prefills: list[list[float]] = [[] for _ in models]
     peaks = [0] * len(models)
@@ -127,6 +130,7 @@ def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) ->
     it: layers cost alike. Also how many tokens per second a forward pass reads, in the model's format and in the one
     that training would take: for estimates.
     """
+    check_keeps_cache(model, prompt)
     layers = find_decoder(model).layers
     with _seconds_in_layers(model) as in_layers:
         costs: list[tuple[float, float]] = []
@@ -148,9 +152,9 @@ def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) ->
     }
 
 
-def config_cost(name: str, dtype: str = "auto", prompt_tokens: int = 64) -> dict[str, Any]:
+def config_cost(name: str, dtype: str = "auto", prompt_tokens: int = 64) -> dict[str, Any] | None:
     """`decode_cost` of a model that need not be here: one layer of its shape, with random weights, is timed on this
-    machine and counted as often as the model has layers.
+    machine and counted as often as the model has layers. None if the model keeps no cache to generate from.
 
     Args:
         name: a model as in `models.load_model`; its config is enough.
@@ -168,6 +172,8 @@ def config_cost(name: str, dtype: str = "auto", prompt_tokens: int = 64) -> dict
     with torch.device(device):
         model: Any = AutoModelForCausalLM.from_config(one.config, dtype=form).eval()
     prompt = torch.randint(0, min(1000, one.config.get_text_config().vocab_size), (1, prompt_tokens))
+    if not keeps_cache(model, prompt):
+        return None
     cost = decode_cost(model, prompt)
     rates = {}
     for rate, fast in (("forward", False), ("training", bfloat16_is_faster(device))):
@@ -238,15 +244,30 @@ def generated_tokens(model: PreTrainedModel, prompt: Tensor, new_tokens: int) ->
         token = result.logits[:, -1:].argmax(-1)
         yield token
         if step + 1 < new_tokens:
-            result = model(token, use_cache=True, logits_to_keep=1, **{_cache_name(result): _cache(result)})
+            kept = _kept(result)
+            assert kept is not None  # see check_keeps_cache
+            result = model(token, use_cache=True, logits_to_keep=1, **{kept: result[kept]})
 
 
-def _cache_name(result: Any) -> str:
-    return "cache" if "cache" in result else "past_key_values"
+def keeps_cache(model: PreTrainedModel, prompt: Tensor) -> bool:
+    """Whether the model gives back what it has read, so that the next token needs no second reading."""
+    with torch.inference_mode():
+        return _kept(model(prompt.to(model.device), use_cache=True)) is not None
 
 
-def _cache(result: Any) -> Any:
-    return result[_cache_name(result)]
+def check_keeps_cache(model: PreTrainedModel, prompt: Tensor) -> None:
+    """Raise ModelError if the model cannot generate token by token from what it has kept."""
+    if not keeps_cache(model, prompt):
+        raise ModelError(
+            f"{type(model).__name__} gives no cache back (keys and values, or a state), so generation cannot be timed. "
+            "Compare size and scores alone."
+        )
+
+
+def _kept(result: Any) -> str | None:
+    """By what name the result has the cache."""
+    names = ("cache", "past_key_values", "cache_params")
+    return next((name for name in names if name in result and result[name] is not None), None)
 
 
 def _wait(model: PreTrainedModel) -> None:

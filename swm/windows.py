@@ -15,9 +15,8 @@ from swm.placement import free_bytes_on
 from swm.plan import DEFAULT_RULE, Window
 from swm.replay import Replay, check_tokens
 
-CPU_PART_TOKENS = 384  # run together at most: more is hardly faster and needs more memory
-GPU_PART_TOKENS = 16384  # a GPU is fast only when it has much to do at once
-GPU_TOGETHER = 4  # windows scored in one batch at most: each needs a merged layer of its own
+PART_TOKENS = {"cpu": 384, "gpu": 16384}  # run together at most: on a CPU more is hardly faster and needs more memory
+TOGETHER = {"cpu": 1, "gpu": 4}  # windows scored in one batch at most: each needs a merged layer of its own
 Windows = tuple[Window, ...]
 
 
@@ -46,10 +45,11 @@ class WindowScorer:
     ) -> None:
         check_tokens(tokens)
         self.rule, self._make = rule, merged
-        most = CPU_PART_TOKENS if model.device.type == "cpu" else GPU_PART_TOKENS
+        kind = "cpu" if model.device.type == "cpu" else "gpu"
+        most = PART_TOKENS[kind]
         if fast:
             most *= 2  # a layer's weights are converted anew for each part
-        self.at_once = 1 if model.device.type == "cpu" else min(GPU_TOGETHER, max(1, most // tokens.numel()))
+        self.at_once = min(TOGETHER[kind], max(1, most // tokens.numel()))
         self.kept_layers = max(1, free_bytes_on(model.device) // (4 * size_bytes(find_decoder(model).layers[0])))
         lean = self.kept_layers == 1
         self._part = max(1, most // (4 if lean else 1) // tokens.shape[1])

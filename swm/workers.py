@@ -17,7 +17,7 @@ from pathlib import Path
 
 from swm.errors import Cancelled, ExperimentError, JobError, SettingsError
 from swm.experiments import Experiment, Run
-from swm.files import demo_experiment, home, write_json
+from swm.files import child_environment, demo_experiment, home, write_json
 from swm.sweep import FAILED, Cell, Progress, Sweep, SweepFile
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def run_cell(
     """
     folder = home() / "experiments" / experiment / "runs" / run
     folder.mkdir(parents=True, exist_ok=True)
-    told = {**_child_environment(), "PYTHONUNBUFFERED": "1", "SWM_WAIT": "1", **environment}
+    told = {**child_environment(), "PYTHONUNBUFFERED": "1", "SWM_WAIT": "1", **environment}
     for attempt in range(retries + 1):
         with (folder / "job.log").open("ab") as output:
             child = subprocess.Popen(
@@ -114,7 +114,7 @@ def _create(cell: Cell, progress: Progress) -> None:
     except ExperimentError:
         pass
     command = _python(cell.create_command)
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=_child_environment())
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=child_environment())
     if done.returncode:
         raise ExperimentError((done.stderr.strip().splitlines() or ["It could not be created."])[-1])
 
@@ -175,10 +175,6 @@ def _tell(file: SweepFile, left: int, progress: Progress) -> None:
     progress(len(file.cells) - left, len(file.cells), f"{left} of {len(file.cells)} runs left")
 
 
-def _child_environment() -> dict[str, str]:
-    return {**os.environ, "SWM_HOME": str(home().absolute())}
-
-
 def _end_with_parent() -> None:
     """Runs in the child: SIGTERM when the process that started it ends, however that ends (PR_SET_PDEATHSIG)."""
     assert LIBC is not None
@@ -201,7 +197,7 @@ def _on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: str,
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise JobError(f"The Ray cluster {address} does not answer: {str(error)[:200]}. Check --address.") from None
     try:
-        told = {"SWM_HOME": str(home().absolute()), "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "")}
+        told = {"SWM_HOME": str(home()), "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "")}
         task = ray.remote(_ray_cell).options(num_cpus=file.cpus, num_gpus=file.gpus, max_retries=file.retries)
         refs = {task.remote(c.run_command, c.experiment, c.run, file.retries, told): c for c in left}
         while refs:

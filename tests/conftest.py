@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -26,6 +27,16 @@ WORDS = (
 
 def pytest_addoption(parser):
     parser.addoption("--chaos", action="store_true", help="many more kills and bad inputs, and the soak: make chaos")
+
+
+def pytest_configure(config):
+    """How many cases hypothesis draws: the same ones each time in the normal tests, new ones and many more for chaos."""
+    few = {"max_examples": 25, "derandomize": True, "database": None}
+    many = {"max_examples": 1500, "derandomize": False, "database": None, "print_blob": True}
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+    chaos = config.getoption("--chaos")
+    settings.register_profile("ours", deadline=None, suppress_health_check=slow, **(many if chaos else few))
+    settings.load_profile("ours")
 
 
 class Chaos:

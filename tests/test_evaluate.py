@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from scipy.stats import binomtest, norm
 
 from swm import stages
 from swm.errors import ModelError, SettingsError, TextError
-from swm.evaluate import perplexity, zero_shot
+from swm.evaluate import perplexity, standard_error, zero_shot
 from swm.experiments import Settings
 from swm.files import content_hash
 from swm.metrics import PAPER_METRICS, TASKS, parse_tasks
@@ -116,9 +117,19 @@ def test_all_seven_tasks_score_as_with_lm_evals_own_class(tokenizer, monkeypatch
     for score in ours:
         assert score.documents == 3
         assert score.value == pytest.approx(sum(score.correct) / 3)
-        # lm-eval's standard error of a mean of n values with sample variance
-        spread = torch.tensor(score.correct).std() / 3**0.5
-        assert score.stderr == pytest.approx(float(spread), abs=1e-6)
+        # lm-eval's standard error of a mean of n values with sample variance; Wilson's where that would be 0
+        spread = float(torch.tensor(score.correct).std() / 3**0.5)
+        if score.value in (0.0, 1.0):
+            wilson = binomtest(int(sum(score.correct)), 3).proportion_ci(method="wilson")
+            spread = (wilson.high - wilson.low) / 2 / norm.ppf(0.975)
+        assert score.stderr == pytest.approx(spread, rel=1e-4)
+
+
+@pytest.mark.parametrize(("right", "of"), [(1, 1), (4, 4), (0, 5), (100, 100)])
+def test_no_score_is_without_an_error(right, of):
+    wilson = binomtest(right, of).proportion_ci(method="wilson")
+    expected = (wilson.high - wilson.low) / 2 / norm.ppf(0.975)
+    assert standard_error([1.0] * right + [0.0] * (of - right)) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.bundled

@@ -66,7 +66,7 @@ def no_demo(monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", ["app.py", *PAGES])
 def test_page_is_filled_by_the_demo_that_ships(page):
     test = opened(page)
-    assert test.sidebar.selectbox[0].value == "demo"
+    assert test.sidebar.selectbox[0].value == "example-demo"
     assert len(test.title) == 1
     assert not test.error
     if page == "pages/compare.py":
@@ -155,9 +155,9 @@ def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
     assert list(table["method"]) == ["original", "sleb", "rdsc"]
     assert json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["tickvals"] == [5]  # no half layers
     assert table["average, %"][1].count("±") == 1
-    assert list(table["average, points to sleb"]) == ["–", "–", "-100.0 [-100.0, -100.0]"]
+    assert list(table["average, points to sleb"]) == ["–", "–", "-100.0 [-100.0, +95.0]"]
     test.selectbox(key="studies_against_study_methods").select("rdsc").run()
-    assert list(test.dataframe[0].value["average, points to rdsc"])[1] == "+100.0 [+100.0, +100.0]"
+    assert list(test.dataframe[0].value["average, points to rdsc"])[1] == "+100.0 [-95.0, +100.0]"
     assert "taylor-5: No such plan." in " ".join(c.value for c in test.caption)
     for kind in ("healing", "width", "thresholds", "texts"):
         test.segmented_control(key="studies_kind").select(kind).run()

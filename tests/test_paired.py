@@ -28,8 +28,8 @@ def test_interval_and_p_value_are_those_of_the_exact_binomial_test_and_agree(doc
     answers = st.lists(st.sampled_from([0.0, 1.0]), min_size=documents_of_task, max_size=documents_of_task)
     before, after = data.draw(answers), data.draw(answers)
     (one,) = paired(documents(boolq=before), documents(boolq=after))
-    gained = sum(b > a for a, b in zip(before, after))
-    lost = sum(b < a for a, b in zip(before, after))
+    gained = sum(b > a for a, b in zip(before, after, strict=True))
+    lost = sum(b < a for a, b in zip(before, after, strict=True))
     assert (one.gained, one.lost, one.documents) == (gained, lost, documents_of_task)
     assert one.difference == pytest.approx((gained - lost) / documents_of_task)
     assert one.p_value == pytest.approx(binomtest(gained, gained + lost).pvalue if gained + lost else 1.0)
@@ -69,7 +69,7 @@ def test_answers_that_are_means_over_runs_get_students_interval():
     before = [0.0, 0.5, 1.0, 0.5, 0.0, 1.0]
     after = [0.5, 0.5, 1.0, 1.0, 0.5, 0.5]
     (one,) = paired(documents(boolq=before), documents(boolq=after))
-    changes = [b - a for a, b in zip(before, after)]
+    changes = [b - a for a, b in zip(before, after, strict=True)]
     mean = sum(changes) / 6
     error = math.sqrt(sum((c - mean) ** 2 for c in changes) / 5 / 6)
     reach = t.ppf(0.975, 5) * error

@@ -36,7 +36,10 @@ def test_a_path_of_a_search_that_could_be_wrong_is_computed_anew_and_says_so(swm
     assert "an earlier release could give windows the scores of others" in told[0]
 
 
-@pytest.mark.parametrize("command", [("measure",), ("search",), ("plan", "--threshold", "0.9"), ("merge", "r", "--windows", "1-2")])  # fmt: skip
+COMMANDS = (("measure",), ("search",), ("plan", "--threshold", "0.9"), ("merge", "r", "--windows", "1-2"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_calibration_file_that_changed_is_refused(swm, experiment, text_file, command):
     text_file.write_text(text_file.read_text() + "\n\nOne more paragraph, about nothing that stood there before.")
     code, _, told = swm(command[0], "e", *command[1:])
@@ -46,7 +49,8 @@ def test_a_calibration_file_that_changed_is_refused(swm, experiment, text_file, 
 
 
 def test_what_is_computed_keeps_the_hash_of_its_text(swm, experiment):
-    for command in (("measure", "e"), ("search", "e", "--from", "0.9"), ("plan", "e", "--planner", "shortgpt", "--layers", 3)):
+    found = ("plan", "e", "--planner", "shortgpt", "--layers", 3)
+    for command in (("measure", "e"), ("search", "e", "--from", "0.9"), found):
         assert swm(*command)[0] == 0
     files = [experiment.folder / name for name in ("similarity/cka.json", "path/rdsc.json", "plans/shortgpt-3.json")]
     assert {json.loads(file.read_text())["text_hash"] for file in files} == {experiment.text_hash} != {""}

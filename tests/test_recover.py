@@ -257,6 +257,10 @@ def test_recovery_text_begins_as_the_family_begins_every_text(bos_tokenizer, exa
         assert inner, "texts that begin within a row are led by it as well"
         assert all(row[i - 1] == end for row in rows for i, t in enumerate(row) if t == bos and i)
     else:
-        assert rows[0] == bos_tokenizer(examples[0].prompt).input_ids + (
-            bos_tokenizer(examples[0].response, add_special_tokens=False).input_ids + [end] * 16
-        )[: 16 - len(bos_tokenizer(examples[0].prompt).input_ids)]
+        assert (
+            rows[0]
+            == bos_tokenizer(examples[0].prompt).input_ids
+            + (bos_tokenizer(examples[0].response, add_special_tokens=False).input_ids + [end] * 16)[
+                : 16 - len(bos_tokenizer(examples[0].prompt).input_ids)
+            ]
+        )

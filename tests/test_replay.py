@@ -115,7 +115,7 @@ def test_texts_run_in_parts_score_as_all_at_once(tokens, monkeypatch):
     model = tiny_model(layers=6)
     cases = [((), Window(3, 4)), ((Window(3, 4),), Window(0, 2))]
     whole = [WindowScorer(model, tokens).score(*case) for case in cases]
-    monkeypatch.setattr("swm.windows.CPU_PART_TOKENS", 16)
+    monkeypatch.setattr("swm.windows.PART_TOKENS", {"cpu": 16})
     scorer = WindowScorer(model, tokens)
     assert [scorer.score(*case) for case in cases] == pytest.approx(whole, abs=1e-6)
     assert scorer.layer_runs < 6 + 2 * 7
@@ -176,7 +176,7 @@ def test_layers_called_by_what_the_text_says_are_refused(tokens, monkeypatch):
 
 def test_texts_are_left_out_once_they_cannot_change_the_verdict(monkeypatch):
     model, tokens = tiny_model(layers=6), torch.arange(128).reshape(8, 16) % 64
-    monkeypatch.setattr("swm.windows.CPU_PART_TOKENS", 16)
+    monkeypatch.setattr("swm.windows.PART_TOKENS", {"cpu": 16})
     exact, quick = WindowScorer(model, tokens), WindowScorer(model, tokens)
     cases = [((), Window(3, 4)), ((), Window(1, 4)), ((Window(3, 4),), Window(1, 2))]
     for case in cases:
@@ -226,7 +226,7 @@ def test_no_room_for_states_is_told_before_they_are_written(tokens, small_disk, 
 @pytest.mark.parametrize("fast", [False, True])
 def test_scores_cut_short_are_exact_or_true_bounds_in_every_order(monkeypatch, part_tokens, keep_every, fast):
     # Asked with `needed`, texts run in the order of what they lose; states kept from such a run must stay each text's.
-    monkeypatch.setattr("swm.windows.CPU_PART_TOKENS", part_tokens)
+    monkeypatch.setattr("swm.windows.PART_TOKENS", {"cpu": part_tokens})
     model, rng = tiny_model(layers=8), random.Random(part_tokens + keep_every)
     tokens = torch.randint(0, 300, (5, 12), generator=torch.Generator().manual_seed(keep_every))
     scorer = WindowScorer(model, tokens, keep_every=keep_every, fast=fast)

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 
 import pytest
+from scipy.stats import t
 
 from swm.compare import csv_text, points
 from swm.experiments import Experiment, Settings
@@ -42,18 +43,18 @@ def test_averages_are_compared_at_equal_size_over_the_same_documents(experiment)
     rows = {row["run"]: row for row in study_rows(experiment)}
     assert "first" not in rows  # no study made it
     assert [rows[name]["against"] for name in ("baseline", "best-4", "sleb-5")] == [None] * 3
-    # differences 1, 0, 1, 0 of best, so -0.5 for sleb; their spread is 1/3, so a standard error of sqrt(1/3/4)
+    # Two of four lost by sleb, none gained. The share gained of two is at most 1 - 0.025^(1/2), exactly.
     found = rows["sleb-4"]["against"]
     assert found == pytest.approx(
         {
             "method": "best",
             "difference": -0.5,
-            "low": -0.5 - 1.96 / 12**0.5,
-            "high": -0.5 + 1.96 / 12**0.5,
+            "low": -0.5,
+            "high": (2 * (1 - 0.025**0.5) - 1) * 2 / 4,
             "documents": 4,
         }
     )
-    assert points(found) == "-50.0 [-106.6, +6.6]"
+    assert points(found) == "-50.0 [-50.0, +34.2]"
     assert points(None) == "–"
     assert {row["run"]: row["against"] for row in study_rows(experiment, "sleb")}["best-4"]["difference"] == 0.5
     (line,) = [row for row in csv.DictReader(io.StringIO(csv_text(list(rows.values())))) if row["run"] == "sleb-4"]
@@ -94,7 +95,7 @@ def test_what_is_healed_with_several_seeds_is_one_row_of_means(experiment):
     error = math.sqrt(sum((d + 0.25) ** 2 for d in (-1, -0.5, 0, 0.5)) / 3 / 4)
     found = sleb["against"]
     assert (found["difference"], found["documents"]) == (-0.25, 4)
-    assert found["high"] == pytest.approx(-0.25 + 1.96 * math.hypot(error, 0.05))
+    assert found["high"] == pytest.approx(-0.25 + math.hypot(t.ppf(0.975, 3) * error, 1.96 * 0.05))
     lines = list(csv.DictReader(io.StringIO(csv_text(rows))))
     assert [line["seeds"] for line in lines] == ["", "", "", "1 2", "1"]
 

@@ -36,13 +36,16 @@ RESULTS = (
 
 
 def main() -> None:
-    from swm.names import experiments_folder
+    from swm.names import EXAMPLE, experiments_folder
     from swm.tracked import SHIPPED
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")
     options = parser.parse_args()
-    source, target = experiments_folder() / options.experiment, SHIPPED / options.experiment
+    source, target = (
+        experiments_folder() / options.experiment,
+        SHIPPED / f"{EXAMPLE}{options.experiment.removeprefix(EXAMPLE)}",
+    )
     shutil.rmtree(target, ignore_errors=True)
     for pattern in (*KEPT, *(f"runs/*/{name}" for name in RESULTS)):
         for file in sorted(source.glob(pattern)):
