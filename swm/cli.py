@@ -26,7 +26,7 @@ from swm.grids import KINDS, OF_RUNS, Grid
 from swm.jobs import Target, beside, cancel, tracked
 from swm.metrics import Measure, parse_tasks
 from swm.names import check_name
-from swm.options import build_parser
+from swm.options import build_parser, check_options
 from swm.parallel import is_first, together, world_size
 from swm.path import PlanAt
 from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, Window, parse_windows
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if world_size() > 1 and options.command not in SHARED:
         sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch or torchrun."))
     try:
+        check_options(options)
         result, text = COMMANDS[options.command](options)
     except SwmError as error:
         sys.exit(_failed(str(error)))
@@ -151,9 +152,9 @@ def run_measure(options: argparse.Namespace) -> Result:
 def run_search(options: argparse.Namespace) -> Result:
     from swm import planning
 
-    experiment = _own(options.exp)
+    experiment, precision = _own(options.exp), "exact" if options.exact else options.precision
     with watched(experiment, "search") as progress:
-        path = planning.search(experiment, options.rule, options.low, options.focus, progress, options.exact)
+        path = planning.search(experiment, options.rule, options.low, options.focus, progress, precision)
     steps = path.intervals()
     lines = ["threshold above   up to     layers  similarity  windows"]
     lines += [
@@ -199,8 +200,6 @@ def _measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[
     """A plan by hand, or of a planner, with its similarity and perplexity."""
     from swm import planning
 
-    if options.budget is not None and options.planner != "best":
-        raise SettingsError("--budget goes with --planner best alone. Leave it out.")
     if not options.planner:
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
         measured = partial(planning.measure_plan, experiment, plan)
@@ -212,6 +211,7 @@ def _measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[
             cast(int, _layers(experiment, options)),
             planning.BEST_BUDGET if options.budget is None else options.budget,
             rule=options.rule,
+            precision=options.precision,
         )
     if experiment.read_only:
         return measured()
@@ -258,6 +258,7 @@ def _plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
 
     rule = options.rule or DEFAULT_RULE
     asked = {"threshold": options.threshold, "layers": _layers(experiment, options), "rule": rule}
+    asked["precision"] = options.precision
     known = planning.known_plan(experiment, **asked)
     if known or experiment.read_only:
         return known or planning.plan_for(experiment, **asked)
@@ -269,7 +270,7 @@ def _planned_run(options: argparse.Namespace) -> Run:
     """The run with the plan that the options name, made if it is new; without a plan the run that is there."""
     experiment = _own(options.exp)
     check_name(options.run)
-    width = WidthCut(options.width, options.width_by) if options.width else WHOLE
+    width = WidthCut(options.width, options.width_by or WHOLE.method) if options.width else WHOLE
     threshold: float | None = None
     similarity: float | None = None
     if options.planner:

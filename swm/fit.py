@@ -89,6 +89,16 @@ def fit_merged(
             on_layer(layer + 1, plan.layers_left)
 
 
+def check_fits(model: PreTrainedModel) -> None:
+    """Raise ModelError if the layers of such a model cannot be fitted: known from one of each kind, in a moment."""
+    layers = find_decoder(model).layers
+    size = int(model.config.get_text_config().vocab_size)
+    replay = Replay(model, (torch.arange(8)[None] % size).to(model.device), keep_every=4)
+    for kind in dict.fromkeys(type(layer) for layer in layers):
+        index = next(i for i, layer in enumerate(layers) if type(layer) is kind)
+        last_projection(replay, index, replay.input_of(index))
+
+
 class WindowFitter:
     """Merged layers of rule `fit` for windows of a model in which everything below is as it was.
 

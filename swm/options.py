@@ -8,9 +8,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from swm import __version__
-from swm.grids import KINDS
+from swm.errors import SettingsError
+from swm.grids import KINDS, OF_RUNS
 from swm.metrics import METRICS, PARTS, SAMPLES
-from swm.plan import DEFAULT_RULE, PLANNERS, RULES, WIDTH_METHODS
+from swm.plan import DEFAULT_RULE, PLANNERS, PRECISIONS, RULES, WIDTH_METHODS
 from swm.presets import CHOICES, PRESET_HELP, RecoverySettings
 
 Add = Callable[..., argparse.ArgumentParser]  # a command: its name, its help, the names of its arguments
@@ -51,7 +52,8 @@ def _add_looking(add: Add) -> None:
     command = add("search", "Every plan for every threshold; goes on where it stopped.", "EXP")
     command.add_argument("--rule", default=DEFAULT_RULE, help=", ".join(RULES))
     command.add_argument("--from", dest="low", type=float, default=0.5, help="lowest threshold of interest (0.5)")
-    command.add_argument("--exact", action="store_true", help="no faster number format, even where there is one")
+    command.add_argument("--exact", action="store_true", help="the same as --precision exact")
+    _add_precision(command)
     command.add_argument("--focus", type=float, default=0.9, help="threshold to compute first (0.9)")
     _add_plan(add("plan", "Which windows merge at a threshold or for a number of layers; how good a plan is.", "EXP"))
 
@@ -146,12 +148,20 @@ def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
     command.add_argument("--budget", type=int, help="plans that planner best tries at most (400)")
     rules = f"{', '.join(RULES)} ({DEFAULT_RULE}, or what the planner's method does)"
     command.add_argument("--rule", help=rules)
+    _add_precision(command)
+
+
+def _add_precision(command: argparse.ArgumentParser) -> None:
+    told = (
+        "of similarities: auto (bfloat16 where it is faster, kept with the path), exact (the model's own) or bfloat16"
+    )
+    command.add_argument("--precision", choices=PRECISIONS, default="auto", help=told)
 
 
 def _add_width(command: argparse.ArgumentParser) -> None:
     command.add_argument("--width", type=float, default=0.0, help="share of the layers' weights to cut by width (0)")
     ways = "; ".join(f"{name}: {text}" for name, text in WIDTH_METHODS.items())
-    command.add_argument("--width-by", default="flap", help=ways)
+    command.add_argument("--width-by", help=f"flap, if it is left out; {ways}")
 
 
 def _add_limit(command: argparse.ArgumentParser, limit: int) -> None:
@@ -178,3 +188,33 @@ def _add_recovery(command: argparse.ArgumentParser) -> None:
         help_text = " or ".join(CHOICES.get(field.name, ())) or f"quick: {field.default}"
         option = f"--{field.name.replace('_', '-')}"
         command.add_argument(option, type=type(field.default), help=help_text)
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise SettingsError for an option that would be ignored beside the others, or a count that is none."""
+    given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
+    planned = "planner" in vars(options)
+    if planned and "budget" in given and options.planner != "best":
+        raise SettingsError("--budget goes with --planner best alone. Leave it out.")
+    if planned and options.precision != "auto" and options.windows is not None:
+        raise SettingsError("--precision is of a search, and --windows names the windows. Leave one of them out.")
+    if "width_by" in given and not options.width:
+        raise SettingsError("--width-by says how width is cut, and nothing is: add --width, or leave it out.")
+    if "no_recovery" in given:
+        names = [field.name for field in fields(RecoverySettings) if field.name != "preset"]
+        ignored = [name for name in names if name in given]
+        if ignored:
+            raise SettingsError(
+                f"--no-recovery leaves healing out, and --{_word(ignored[0])} is of healing. Choose one."
+            )
+    if options.command == "study" and "against" in given and options.kind not in OF_RUNS:
+        raise SettingsError(f"--against compares methods, and the study {options.kind} has none. Leave it out.")
+    if options.command == "sweep" and options.executor != "ray" and options.address:
+        raise SettingsError("--address is of a Ray cluster: add --executor ray, or leave it out.")
+    for name, least in (("count", 1), ("length_of_texts", 1), ("workers", 0)):
+        if options.command in ("estimate", "sweep") and given.get(name, least) < least:
+            raise SettingsError(f"--{_word(name)} {given[name]} is out of range. Choose {least} or more.")
+
+
+def _word(name: str) -> str:
+    return name.replace("_", "-")

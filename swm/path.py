@@ -16,6 +16,7 @@ from swm.plan import DEFAULT_RULE, MergePlan, Window, check_rule
 from swm.walk import Position, Trial, Walk, Windows, check_threshold, start, walk_at
 
 SEARCH_VERSION = 2  # raised when similarities of a release may have been wrong: paths kept before are computed anew
+DOUBT = 0.002  # in bfloat16: a similarity that is nearer to a threshold than this is made sure of; see LOG.md
 Score = Callable[[Windows, Window], float]
 """`score(merged_above, window)`: similarity to the original of the model in which `merged_above` (lowest first) and
 `window` are merged and everything below is untouched."""
@@ -53,10 +54,10 @@ class ThresholdPath:
 
     `similarities` maps (windows merged above, window tried) to the similarity. It may be incomplete while the search
     runs: `plan_at` then gives None where the walk needs a similarity that is not there yet. Those in `bounds` are upper
-    bounds, enough for thresholds above them. `scoring` is "exact", or
-    the faster number format that the similarities were computed in; `difference` is then the largest one seen between
-    the two. `perplexities` are those of plans on the calibration text, as far as they have been measured. `layer_runs`
-    is what it cost: how many times a layer was run for all calibration texts. `version` is that of the search which
+    bounds, enough for thresholds above them. `scoring` is "exact", or the faster number format that the similarities
+    were computed in; those in `sure` are exact all the same, and `difference` is the largest one seen between the two.
+    `perplexities` are those of plans on the calibration text, as far as they have been measured. `layer_runs` is what
+    it cost: how many times a layer was run for all calibration texts. `version` is that of the search which
     computed the similarities, `text_hash` that of the calibration text (see `texts.text_hash`).
     """
 
@@ -68,6 +69,7 @@ class ThresholdPath:
     similarities: dict[tuple[Windows, Window], float] = field(default_factory=dict)
     bounds: set[tuple[Windows, Window]] = field(default_factory=set)
     scoring: str = "exact"
+    sure: set[tuple[Windows, Window]] = field(default_factory=set)
     difference: float = 0.0
     perplexities: dict[Windows, float] = field(default_factory=dict)
     layer_runs: float = 0.0
@@ -164,15 +166,32 @@ class ThresholdPath:
 
         return self._extend(threshold, known, on_step)
 
-    def keep(self, above: Windows, window: Window, similarity: float) -> float:
-        """Put the exact similarity of a window in the table.
+    def keep(self, above: Windows, window: Window, similarity: float, sure: bool = False) -> float:
+        """Put the similarity of a window in the table, all texts run; `sure` in the model's own format.
 
         Raises:
             PlanError: if it is not a number.
         """
         self.similarities[above, window] = _checked(similarity, window)
         self.bounds.discard((above, window))
+        if sure:
+            self.sure.add((above, window))
         return similarity
+
+    @property
+    def doubt(self) -> float:
+        """How far a similarity can be from the exact one: 0 where they are exact."""
+        return 0.0 if self.scoring == "exact" else max(DOUBT, 5 * self.difference)
+
+    def unsure_trials(self, step: PlanAt) -> list[tuple[Windows, Window]]:
+        """The windows on a plan's way whose exact similarity could lie on the threshold's other side, and the last one
+        accepted, whose similarity is the plan's."""
+        if self.scoring == "exact":
+            return []
+        last = next((trial for trial in reversed(step.trace) if trial.accepted), None)
+        near = [t for t in step.trace if t is last or abs(t.similarity - step.threshold) <= self.doubt]
+        keys = [(trial.committed, trial.window) for trial in near]
+        return [key for key in keys if key not in self.sure]
 
     def knows(self, above: Windows, window: Window) -> bool:
         """Whether the exact similarity of a window is in the table."""
@@ -235,6 +254,7 @@ class ThresholdPath:
                     "window": [window.first, window.last],
                     "similarity": value,
                     **({"at_most": True} if (above, window) in self.bounds else {}),
+                    **({"exact": True} if (above, window) in self.sure else {}),
                 }
                 for (above, window), value in self.similarities.items()
             ],
@@ -255,6 +275,8 @@ class ThresholdPath:
             path.similarities[above, Window(*row["window"])] = float(row["similarity"])
             if row.get("at_most"):
                 path.bounds.add((above, Window(*row["window"])))
+            if row.get("exact"):
+                path.sure.add((above, Window(*row["window"])))
         return path
 
 

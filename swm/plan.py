@@ -18,6 +18,7 @@ RULES = {
     "fit": "The first layer, its last projection solved on text to give what the window gave. Not in the paper.",
 }
 DEFAULT_RULE = "rdsc"
+PRECISIONS = ("auto", "exact", "bfloat16")  # of a search: exact is the model's own format
 PLANS_VERSION = 3  # of what planners do: plans found by another are found anew
 PLANNERS = {
     "best": "Layers dropped by beam search, each merged layer fitted on text (rule fit), scored by perplexity. Ours.",

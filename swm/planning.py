@@ -18,7 +18,7 @@ from swm.decoder import find_decoder, size_bytes
 from swm.errors import ModelError, SettingsError
 from swm.evaluate import perplexity
 from swm.experiments import Experiment
-from swm.fit import WindowFitter, apply_fitted_plan
+from swm.fit import WindowFitter, apply_fitted_plan, check_fits
 from swm.merge import MergedLayer, check_plan
 from swm.path import PlanAt, ThresholdPath
 from swm.placement import free_bytes_on
@@ -55,22 +55,23 @@ def search(
     low: float = 0.5,
     focus: float = 0.9,
     progress: Progress = no_progress,
-    exact: bool = False,
+    precision: str = "auto",
     layers: int | None = None,
 ) -> ThresholdPath:
     """The threshold path from `low` to 1, written to path/<rule>.json as it grows; goes on where it stopped.
 
     With `layers`, only as far as plans need it that leave so many.
 
-    Unless `exact`, similarities are computed in bfloat16 where that is faster here; the plan at `focus` is then checked
-    in the model's own format, and the path says how large the difference was.
+    With precision "auto", similarities are computed in bfloat16 where that is faster here; the plan at `focus` is then
+    made sure of in the model's own format, and the path says how large the difference was. A path goes on in the format
+    it was begun in, unless "exact" is asked for.
     """
     check_rule(rule)
     check_range(low)
     check_threshold(focus)
     progress(0, 0, "loading the model")
     bench = _bench(experiment, rule)
-    path, scorer, settled = _scoring(experiment, bench, rule, low, exact)
+    path, scorer, settled = _scoring(experiment, bench, rule, low, precision)
     path.low = min(path.low, low)  # similarities do not depend on the range: they are kept
     saved, runs_before = time.monotonic(), path.layer_runs
 
@@ -140,7 +141,7 @@ def measured_path(
     progress(0, 2, "loading the model")
     bench = _bench(experiment, plan.rule, loaded)
     check_plan(bench.model, plan)
-    path, scorer, _ = _scoring(experiment, bench, plan.rule, 0.5, exact=False)
+    path, scorer, _ = _scoring(experiment, bench, plan.rule, 0.5)
     if plan.windows and known_similarity(path, plan) is None:
         progress(0, 2, "similarity")
         path.keep(plan.windows[1:], plan.windows[0], scorer.score(plan.windows[1:], plan.windows[0]))
@@ -183,6 +184,8 @@ class _Bench:
 
 def _bench(experiment: Experiment, rule: str, loaded: Loaded | None = None) -> _Bench:
     model, tokenizer = loaded or load_original(experiment, spread=rule in WEIGHT_RULES)
+    if rule not in WEIGHT_RULES:
+        check_fits(model)
     tokens = calibration_of(experiment, tokenizer)
     if rule in WEIGHT_RULES:
         return _Bench(model, tokens, None)
@@ -199,7 +202,7 @@ def _fitter(
 
 
 def _scoring(
-    experiment: Experiment, bench: _Bench, rule: str, low: float, exact: bool
+    experiment: Experiment, bench: _Bench, rule: str, low: float, precision: str = "auto"
 ) -> tuple[ThresholdPath, WindowScorer, Callable[[float, Callable[[int], None]], PlanAt]]:
     """The path as far as it is there, the scorer it was begun with, and what makes sure of the plan at a threshold."""
     model = bench.model
@@ -207,9 +210,8 @@ def _scoring(
         log.warning("The threshold path kept for rule %s is computed anew: %s.", rule, doubt)
     path = experiment.path(rule) or ThresholdPath(experiment.layer_count, rule, low)
     if not path.similarities:
-        fast = not exact and models.fast_format(model)
-        path.scoring = "bfloat16" if fast else "exact"
-    elif exact and path.scoring != "exact":
+        path.scoring = "bfloat16" if models.fast_format(model, precision) else "exact"
+    elif precision == "exact" and path.scoring != "exact":
         path = ThresholdPath(experiment.layer_count, rule, path.low)
     path.text_hash = experiment.text_hash
     scorer = WindowScorer(model, bench.tokens, rule, fast=path.scoring != "exact", merged=bench.make)
@@ -230,6 +232,7 @@ def plan_for(
     layers: int | None = None,
     rule: str = DEFAULT_RULE,
     progress: Progress = no_progress,
+    precision: str = "auto",
     load: Callable[[], Loaded] | None = None,
 ) -> PlanAt:
     """The plan at a threshold or with a number of layers: from the path where it is computed, else searched now.
@@ -241,27 +244,35 @@ def plan_for(
         SettingsError: if threshold, layers or rule cannot be. PlanError: if no threshold of the path leaves so many
             layers; the message names the nearest depths known.
     """
-    if known := known_plan(experiment, threshold=threshold, layers=layers, rule=rule):
+    if known := known_plan(experiment, threshold=threshold, layers=layers, rule=rule, precision=precision):
         return known
     path = experiment.path(rule)
     if threshold is not None:
-        return _searched_plan(experiment, threshold, rule, progress, load and load())
+        return _searched_plan(experiment, threshold, rule, progress, load and load(), precision)
     assert layers is not None
-    path = search(experiment, rule, path.low if path else 0.5, progress=progress, layers=layers)
+    path = search(experiment, rule, path.low if path else 0.5, progress=progress, precision=precision, layers=layers)
     return path.plan_with_layers(layers)
 
 
 def known_plan(
-    experiment: Experiment, *, threshold: float | None = None, layers: int | None = None, rule: str = DEFAULT_RULE
+    experiment: Experiment,
+    *,
+    threshold: float | None = None,
+    layers: int | None = None,
+    rule: str = DEFAULT_RULE,
+    precision: str = "auto",
 ) -> PlanAt | None:
-    """As `plan_for`, from the path as far as it is computed; None if it has to be searched."""
+    """As `plan_for`, from the path as far as it is computed and sure; None if it has to be searched."""
     check_rule(rule)
     if (threshold is None) == (layers is None):
         raise SettingsError("Say either --threshold or --layers.")
     path = experiment.path(rule)
     if threshold is not None:
         check_threshold(threshold)
-        return path.plan_at(threshold) if path else None
+        step = path.plan_at(threshold) if path else None
+        if path is None or step is None or experiment.read_only:
+            return step
+        return None if path.unsure_trials(step) or (precision == "exact" and path.scoring != "exact") else step
     assert layers is not None
     check_layers(layers, experiment.layer_count)
     if path is None or not path.knows_all_with(layers):
@@ -273,12 +284,12 @@ def known_plan(
 
 
 def _searched_plan(
-    experiment: Experiment, threshold: float, rule: str, progress: Progress, loaded: Loaded | None
+    experiment: Experiment, threshold: float, rule: str, progress: Progress, loaded: Loaded | None, precision: str
 ) -> PlanAt:
     """The plan at one threshold, searched; the similarities found are kept in the path."""
     progress(0, 0, "loading the model")
     bench = _bench(experiment, rule, loaded)
-    path, scorer, settled = _scoring(experiment, bench, rule, 0.5, exact=False)
+    path, scorer, settled = _scoring(experiment, bench, rule, 0.5, precision)
     layers = experiment.layer_count - 1
     step = settled(threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
     path.layer_runs += scorer.layer_runs
@@ -296,6 +307,7 @@ def plan_by(
     progress: Progress = no_progress,
     *,
     rule: str | None = None,
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """A planner's plan with so many layers, what it measures, and what finding it took; kept, so it is found once.
 
@@ -313,8 +325,9 @@ def plan_by(
     if planner == "best" and experiment.layer_count > layers:
         _check_budget(budget, experiment.layer_count, layers)
     data = experiment.planned(planner, layers)
-    if data is None or data.get("budget", budget) != budget:
-        data = _found_plan(experiment, planner, layers, budget, progress)
+    fits = precision in ("auto", (data or {}).get("scoring", "auto"))
+    if data is None or data.get("budget", budget) != budget or not fits:
+        data = _found_plan(experiment, planner, layers, budget, progress, precision)
     if rule and rule != data["rule"]:
         plan = replace(MergePlan.from_dict(data), rule=rule)
         return {**data, **measure_plan(experiment, plan, progress)}
@@ -330,23 +343,27 @@ def _check_budget(budget: int, layer_count: int, layers: int) -> None:
         )
 
 
-def _found_plan(experiment: Experiment, planner: str, layers: int, budget: int, progress: Progress) -> dict[str, Any]:
+def _found_plan(
+    experiment: Experiment, planner: str, layers: int, budget: int, progress: Progress, precision: str
+) -> dict[str, Any]:
     start = time.time()
     progress(0, 0, "loading the model")
     model, tokenizer = load_original(experiment, spread=planner not in ("best", "taylor"))
-    tokens = calibration_of(experiment, tokenizer)
+    if planner == "best":
+        check_fits(model)
+    tokens, fast = calibration_of(experiment, tokenizer), models.fast_format(model, precision)
 
     def on_try(done: int, total: int) -> None:
         progress(done, total, f"{planner}: {done} plans tried")
 
     if planner == "best":
-        plan = _best_plan(experiment, model, tokenizer, layers, budget, progress, on_try)
+        plan = _best_plan(experiment, model, tokenizer, layers, budget, progress, on_try, fast)
     else:
-        plan = plan_with(planner, model, tokens, layers, experiment.settings.seed, on_try, models.fast_format(model))
+        plan = plan_with(planner, model, tokens, layers, experiment.settings.seed, on_try, fast)
     seconds = round(time.time() - start, 1)
     found = measure_plan(experiment, plan, progress, (model, tokenizer))
     data = {**found, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
-    data["text_hash"] = experiment.text_hash
+    data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact"}
     if planner == "best":
         data["budget"] = budget
     if not experiment.read_only:
@@ -362,11 +379,12 @@ def _best_plan(
     budget: int,
     progress: Progress,
     on_try: Callable[[int, int], None],
+    fast: bool,
 ) -> MergePlan:
     """Layers to drop by beam search over quickly fitted plans; the last are fitted in full and judged on new text."""
     count, tokens = experiment.layer_count, calibration_of(experiment, tokenizer)
     made = _fitter(experiment, model, tokenizer)
-    loss = DropLoss(PlanLoss(model, tokens, made, models.fast_format(model)), count, "fit")
+    loss = DropLoss(PlanLoss(model, tokens, made, fast), count, "fit")
     found = beam_drops(range(1, count), count - layers, loss, BEST_WIDTH, budget, on_try)
     plans = [replace(dropped_plan(count, gone), rule="fit") for gone in found]
     rows = fit_tokens_of(experiment, tokenizer, FIT_TOKENS * 4 // 3)

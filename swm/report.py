@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from swm import __version__, charts
 from swm.compare import compare, documents_of, flat_rows, lines, row_name
-from swm.errors import ExperimentError
+from swm.errors import ExperimentError, printable
 from swm.estimate import gib
 from swm.experiments import BASELINE, Experiment, Run
 from swm.files import SCHEMA, check_space, disk_errors, replace_file, replaced_folder, sweep
@@ -212,5 +212,6 @@ def _environment() -> Environment:
     )
     environment.globals["layers_css"] = Markup((TEMPLATES / "layers.css").read_text(encoding="utf-8"))  # noqa: S704
     environment.globals["layers_js"] = Markup((TEMPLATES / "layers.js").read_text(encoding="utf-8"))  # noqa: S704
+    environment.filters["printable"] = printable
     environment.filters["number"] = lambda value: f"{value:,.1f}"
     return environment

@@ -133,6 +133,7 @@ SHAPES: dict[str, Shape] = {
         budget=WHOLE,
         version=WHOLE,
         text_hash=TEXT,
+        scoring=TEXT,
     ),
     "studies": an(
         {"failed": every(TEXT), "grid": an({})},

@@ -15,9 +15,6 @@ ScoreTogether = Callable[[Windows, list[Window]], list[float]]
 """`score_together(merged_above, windows)`: the same for several windows, none of them above a merged one."""
 
 
-DOUBT = 0.002  # a window that fails by less is scored in full when the score is only nearly right
-
-
 def find_plan(
     layer_count: int, score: Score, threshold: float, protect_last: int = 1, rule: str = DEFAULT_RULE
 ) -> MergePlan:
@@ -109,30 +106,20 @@ def settle(
     score: QuickScore,
     exact_score: Score,
     on_step: Callable[[int], None] | None = None,
-    nearest: int = 2,
 ) -> PlanAt:
     """The plan at one threshold, when `score` is fast and only nearly right.
 
-    The windows whose similarity lies nearest to the threshold are scored exactly, and then every other one that lies
-    within five times the largest difference seen: no decision rests on a similarity that could fall on the other side.
-    The exact similarities take their places in the path.
+    Every window whose similarity lies so near to the threshold that the exact one could fall on its other side is
+    scored exactly, and so is the last one accepted, whose similarity is the plan's. They are put in the path.
     """
-    checked: set[tuple[Windows, Window]] = set()
     while True:
-        step = path.extend_quickly(threshold, score, on_step, margin=DOUBT)
-        trials = sorted(step.trace, key=lambda trial: (trial.at_most, abs(trial.similarity - threshold)))
-        doubtful = [
-            (trial.committed, trial.window)
-            for place, trial in enumerate(trials)
-            if place < nearest or abs(trial.similarity - threshold) <= 5 * path.difference
-        ]
-        if not (left := [key for key in doubtful if key not in checked]):
+        step = path.extend_quickly(threshold, score, on_step, margin=path.doubt)
+        if not (left := path.unsure_trials(step)):
             return step
         for key in left:
             nearly = score(*key, -1.0) if key in path.bounds else path.similarities[key]
-            path.keep(*key, exact_score(*key))
+            path.keep(*key, exact_score(*key), sure=True)
             path.difference = max(path.difference, abs(path.similarities[key] - nearly))
-            checked.add(key)
 
 
 def _nearest(branches: list[Branch], focus: float) -> int:

@@ -136,7 +136,7 @@ def block_influence(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def _turned(states: Tensor) -> Tensor:
-    """1 - cosine of each layer's input and output, summed over tokens; states of shape (1 + layers, texts, length, width)."""
+    """1 - cosine of each layer's input and output, summed over tokens; `states` begin with the first layer's input."""
     unit = F.normalize(states.float(), dim=-1)
     return (1 - (unit[:-1] * unit[1:]).sum(-1).double()).sum((1, 2)).cpu()
 
@@ -255,7 +255,7 @@ def _linear_gram(states: Tensor) -> Tensor:
 
 
 def _debiased(gram: Tensor) -> Tensor:
-    """n times the unbiased HSIC of all pairs, which weighs batches of unequal size by their tokens; `gram` U-centred."""
+    """n times the unbiased HSIC of all pairs, weighing batches of unequal size by their tokens; `gram` U-centred."""
     return _products(gram) / (gram.shape[-1] - 3)
 
 

@@ -29,7 +29,7 @@ from swm.estimate import adapter_bytes
 from swm.evaluate import TaskScore, check_request, perplexity, zero_shot
 from swm.experiments import BASELINE, Experiment, Run, Settings
 from swm.files import check_space, content_hash, demo_experiment, home, read_json, write_json
-from swm.fit import apply_fitted_plan
+from swm.fit import apply_fitted_plan, check_fits
 from swm.machine import free_memory_bytes
 from swm.merge import apply_plan
 from swm.metrics import Measure
@@ -359,6 +359,7 @@ def merged_model(
     if plan.rule in WEIGHT_RULES or not plan.windows:
         merged = apply_plan(model, plan)
     else:
+        check_fits(model)
         merged = apply_fitted_plan(model, plan, fit_tokens_of(experiment, tokenizer), _fitting(progress))
     return _narrowed(experiment, merged, tokenizer, plan, progress)
 
@@ -398,6 +399,7 @@ def _repaired(
     count = -(-FIT_TOKENS // settings.length)
     tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
     try:
+        check_fits(model)
         merged, how = apply_fitted_plan(model, run.plan, tokens, _fitting(progress)), "fit"
     except ModelError as error:  # not every family can be; training alone heals it too
         merged, how = apply_plan(model, run.plan), f"none: {error}"

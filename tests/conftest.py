@@ -30,7 +30,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """How many cases hypothesis draws: the same ones each time in the normal tests, new ones and many more for chaos."""
+    """How many cases hypothesis draws: the same ones each time in the normal tests, many new ones for chaos."""
     few = {"max_examples": 25, "derandomize": True, "database": None}
     many = {"max_examples": 1500, "derandomize": False, "database": None, "print_blob": True}
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]

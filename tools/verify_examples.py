@@ -1,0 +1,76 @@
+"""Hold the experiments that ship against the plain reference of tests/reference, on the real bundled model.
+
+Of each threshold path a sample of similarities is computed anew by building and running whole models, and so is the
+plan at some thresholds; of each cheap planner the layers it drops. Prints one line for each; ends with 1 if a plan differs.
+
+    python tools/verify_examples.py [--similarities 40] [--thresholds 0.9,0.95]
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+PLANNERS = ("shortgpt", "angular", "taylor", "perplexity")
+
+
+def main() -> None:
+    from swm.experiments import Experiment
+    from swm.models import load_model
+    from swm.plan import MergePlan
+    from swm.texts import calibration_tokens
+    from tests.reference import planners, search
+
+    options = parse()
+    model, tokenizer = load_model("smollm2-135m")
+    tokens = calibration_tokens(tokenizer)
+    rng, wrong = random.Random(1), 0
+    truth = {}
+    for name in ("example-demo", "example-study", "example-healing"):
+        experiment = Experiment.open(name)
+        for rule in experiment.rules_searched():
+            path = experiment.path(rule)
+            if path is None or rule == "fit":  # solved on text: the reference has no such rule
+                continue
+            similarity = truth.setdefault(rule, search.remembered(search.model_similarity(model, tokens, rule)))
+            keys = rng.sample(sorted(path.similarities), min(options.similarities, len(path.similarities)))
+            off = [abs(similarity((w, *above)) - path.similarities[above, w]) for above, w in keys]
+            print(f"{name} {rule}: {len(keys)} similarities, at most {max(off):.5f} off ({path.scoring})", flush=True)
+            for threshold in options.thresholds:
+                step = path.plan_at(threshold)
+                if step is None:
+                    continue
+                expected = search.sliding_window_search(30, similarity, threshold)
+                same = step.plan.windows == expected
+                wrong += not same
+                print(f"{name} {rule} at {threshold}: {'the same plan' if same else f'{step.plan} is not {expected}'}")
+        for file in sorted((experiment.folder / "plans").glob("*.json")):
+            planner, layers = file.stem.rsplit("-", 1)
+            if planner not in PLANNERS:
+                continue
+            plan = MergePlan.from_dict(experiment.planned(planner, int(layers)) or {})
+            kept = {w.last if plan.rule == "keep_last" else w.first for w in plan.kept_layers()}
+            method = {"perplexity": "one_shot_perplexity"}.get(planner, planner)
+            expected = getattr(planners, method)(model, tokens, 30 - int(layers))
+            same = set(range(30)) - kept == expected
+            wrong += not same
+            told = "the same layers" if same else f"{sorted(set(range(30)) - kept)} is not {sorted(expected)}"
+            print(f"{name} {file.stem}: {told}", flush=True)
+    sys.exit(wrong > 0)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--similarities", type=int, default=40)
+    numbers = lambda text: [float(part) for part in text.split(",")]  # noqa: E731
+    parser.add_argument("--thresholds", type=numbers, default=[0.9, 0.95])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
