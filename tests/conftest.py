@@ -31,12 +31,13 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """How many cases hypothesis draws: the same ones each time in the normal tests, many new ones for chaos."""
-    few = {"max_examples": 25, "derandomize": True, "database": None}
-    many = {"max_examples": 1500, "derandomize": False, "database": None, "print_blob": True}
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
-    chaos = config.getoption("--chaos")
-    settings.register_profile("ours", deadline=None, suppress_health_check=slow, **(many if chaos else few))
-    settings.load_profile("ours")
+    same = {"deadline": None, "database": None, "suppress_health_check": slow}
+    settings.register_profile("normal", max_examples=25, derandomize=True, **same)
+    settings.register_profile("mutants", max_examples=6, derandomize=True, **same)  # once for each of many mutants
+    settings.register_profile("chaos", max_examples=1500, print_blob=True, **same)
+    chosen = os.environ.get("SWM_TESTS", "normal")
+    settings.load_profile("chaos" if config.getoption("--chaos") else chosen)
 
 
 class Chaos:

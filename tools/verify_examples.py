@@ -1,7 +1,7 @@
 """Hold the experiments that ship against the plain reference of tests/reference, on the real bundled model.
 
 Of each threshold path a sample of similarities is computed anew by building and running whole models, and so is the
-plan at some thresholds; of each cheap planner the layers it drops. Prints one line for each; ends with 1 if a plan differs.
+plan at some thresholds; of each cheap planner the layers it drops. One line for each; ends with 1 if a plan differs.
 
     python tools/verify_examples.py [--similarities 40] [--thresholds 0.9,0.95]
 """
