@@ -20,7 +20,7 @@ from swm.charts import similarity_heatmap, trace_chart
 from swm.experiments import Experiment
 from swm.jobs import start
 from swm.path import ThresholdPath
-from swm.plan import PLANNERS, RULES, MergePlan, parse_windows
+from swm.plan import PLANNERS, RULES, MergePlan, parse_windows, windows_arguments
 from swm.view import known_similarity, plan_view
 
 RULE_NAMES = {
@@ -171,7 +171,7 @@ with shown_errors():
 with shown_errors():
     other_methods(experiment)
 if hand is not None:
-    arguments = ["plan", experiment.name, "--windows", str(by_hand), "--rule", rule]
+    arguments = ["plan", experiment.name, *windows_arguments(str(by_hand)), "--rule", rule]
     if similarity is None or plan.windows not in path.perplexities:
         with shown_errors():
             st.caption("The search did not come by these windows, so their similarity or perplexity is not known yet.")

@@ -34,6 +34,7 @@ from swm.plan import (
     parse_windows,
     plan_arguments,
     width_arguments,
+    windows_arguments,
 )
 from swm.presets import (
     RecoverySettings,
@@ -82,7 +83,7 @@ def new_run(experiment: Experiment, count: int) -> None:
         )
         with right:
             recovery, healing = healing_settings(template)
-    plan_words = ["--windows", windows] if windows.strip() else ["--threshold", str(threshold)]
+    plan_words = windows_arguments(windows) if windows.strip() else ["--threshold", str(threshold)]
     plan = planned(experiment, windows, threshold, rule, width)
     if plan is None:
         st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it first.")

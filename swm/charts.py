@@ -72,7 +72,7 @@ def similarity_heatmap(
         ring = {"symbol": "square-open", "size": max(8, 420 // count), "color": "white", "line": {"width": 3}}
         figure.add_scatter(x=pair, y=pair[::-1], mode="markers", marker=ring, hoverinfo="skip", showlegend=False)
     for index, window in enumerate(windows):
-        low, high = window.first - 0.5, window.last + 0.5
+        low, high = max(window.first, 0) - 0.5, window.last + 0.5
         colour = WINDOW_COLOURS[index % len(WINDOW_COLOURS)]
         figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": "white", "width": 4})
         figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": colour, "width": 2})

@@ -74,6 +74,10 @@ def fit_merged(
     ours, theirs = (Replay(model, tokens[:part]) for model in (merged, original))
     wanted = torch.cat([theirs.embedded(tokens[some]) for some in rows])
     found, changed = wanted, False
+    if plan.windows and plan.windows[0].first < 0:  # the lowest layers are dropped
+        found, changed = wanted.clone(), True
+        for below in range(plan.windows[0].last + 1):
+            _advance(theirs, below, wanted, rows)
     for layer, window in enumerate(plan.kept_layers()):
         fits = len(window) > 1
         if fits and not changed:  # up to here both give the same

@@ -76,7 +76,10 @@ WHOLE = WidthCut()
 
 @dataclass(frozen=True, order=True)
 class Window:
-    """Neighbouring layers that become one; both ends included, counted from 0."""
+    """Neighbouring layers that become one; both ends included, counted from 0.
+
+    A window from -1 on (the embedding) with rule `keep_first` keeps no layer: the lowest layers are dropped outright.
+    """
 
     first: int
     last: int
@@ -99,16 +102,18 @@ class MergePlan:
 
     def __post_init__(self) -> None:
         check_rule(self.rule)
-        free = 0
+        free = -1 if self.rule == "keep_first" else 0
         for window in self.windows:
             if not free <= window.first < window.last < self.layer_count:
                 if self.layer_count < 2:
                     raise PlanError("The model has a single layer: there is nothing to merge. Choose another model.")
                 raise PlanError(
                     f"Window {window} does not fit: it needs two or more of the layers "
-                    f"{free}-{self.layer_count - 1}. Edit the window or choose another model."
+                    f"{max(free, 0)}-{self.layer_count - 1}. Edit the window or choose another model."
                 )
             free = window.last + 1
+        if self.layers_left < 1:
+            raise PlanError("The plan leaves no layer. Keep one or more.")
 
     @property
     def layers_left(self) -> int:
@@ -122,7 +127,8 @@ class MergePlan:
     def kept_layers(self) -> tuple[Window, ...]:
         """What each layer of the merged model was made from, lowest first; an unmerged layer is a window of one."""
         by_first = {window.first: window for window in self.windows}
-        kept, layer = [], 0
+        kept: list[Window] = []
+        layer = by_first[-1].last + 1 if -1 in by_first else 0
         while layer < self.layer_count:
             window = by_first.get(layer, Window(layer, layer))
             kept.append(window)
@@ -150,14 +156,14 @@ def windows_from(pairs: Iterable[Iterable[int]]) -> tuple[Window, ...]:
 
 
 def parse_windows(text: str) -> tuple[Window, ...]:
-    """Windows written by hand, as in "27-28,25-26"; any order, both ends included.
+    """Windows written by hand, as in "27-28,25-26"; any order, both ends included; -1 is the embedding.
 
     Raises:
         PlanError: if a part is not two numbers with a hyphen between them.
     """
     pairs = []
     for part in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"(\d{1,4})\s*-\s*(\d{1,4})", part)
+        match = re.fullmatch(r"(-1|\d{1,4})\s*-\s*(\d{1,4})", part)
         if not match:
             raise PlanError(
                 f"'{part[:40]}' is not a window. Write first and last layer with a hyphen, both included, "
@@ -169,8 +175,12 @@ def parse_windows(text: str) -> tuple[Window, ...]:
 
 def plan_arguments(plan: MergePlan) -> list[str]:
     """The command line's options that give this plan."""
-    found = ["--windows", ",".join(map(str, plan.windows)), "--rule", plan.rule]
+    found = [*windows_arguments(",".join(map(str, plan.windows))), "--rule", plan.rule]
     return [*found, *width_arguments(plan.width)]
+
+
+def windows_arguments(windows: str) -> list[str]:
+    return [f"--windows={windows}"] if windows.startswith("-") else ["--windows", windows]
 
 
 def width_arguments(width: WidthCut) -> list[str]:

@@ -102,12 +102,12 @@ def dropped_plan(layer_count: int, dropped: Iterable[int]) -> MergePlan:
     """The plan that leaves these layers out and changes no other.
 
     Raises:
-        PlanError: if both the first and the last layer are dropped, or all: no one rule can say that.
+        PlanError: if all are dropped.
     """
     gone = set(dropped)
-    if {0, layer_count - 1} <= gone:
-        raise PlanError("A plan cannot drop both the first and the last layer. Keep more layers.")
-    keeper = -1 if 0 not in gone else 1  # the layer beside a run that stands for it: below, or above where 0 is gone
+    # The layer beside a run that stands for it: below, or above where layer 0 is gone. Where the last one is, too, the
+    # embedding stands for the lowest run.
+    keeper = 1 if 0 in gone and layer_count - 1 not in gone else -1
     windows: list[Window] = []
     for layer in sorted(gone):
         window = Window(layer + min(keeper, 0), layer + max(keeper, 0))
@@ -287,7 +287,7 @@ class PlanLoss:
             return math.inf
         make = self._make or (lambda window: merge_window(layers, window, plan.rule))
         lowest = min((window.first for window in plan.windows), default=plan.layer_count - 1)
-        states = [self._replay.input_of(lowest, rows) for rows in self._rows]
+        states = [self._replay.input_of(max(lowest, 0), rows) for rows in self._rows]
         for window in plan.kept_layers():
             if window.first >= lowest:
                 merged = make(window) if len(window) > 1 else MergedLayer(window.first)
@@ -313,6 +313,7 @@ class DropLoss:
     def __call__(self, gone: frozenset[int]) -> float:
         try:
             plan = dropped_plan(self._layer_count, gone)
+            plan = replace(plan, rule=self._rule or plan.rule)
         except PlanError:
             return math.inf
-        return self._loss(replace(plan, rule=self._rule or plan.rule))
+        return self._loss(plan)

@@ -84,7 +84,7 @@ class WindowScorer:
         while left and not mean < needed:
             done = texts - left
             rows = order[done : done + self._next_part(order, lost, done, needed)]
-            hidden = replay.input_of(window.first, rows)
+            hidden = replay.input_of(max(window.first, 0), rows)
             for each in layers:
                 hidden = self._run(hidden, each)
             lost[rows] = 1 - text_cosines(replay.finish(hidden), replay.reference[rows]).clamp(max=1.0).cpu()
@@ -106,7 +106,7 @@ class WindowScorer:
         for place, window in enumerate(fitting):
             for layer in range(fitting[place - 1].last + 1 if place else 0, window.last + 1 if place else 0):
                 batch = replay.run(batch, layer)  # those that start lower, up to where this one ends
-            own = self._run(replay.input_of(window.first), window)
+            own = self._run(replay.input_of(max(window.first, 0)), window)
             batch = torch.cat([batch.to(own.device), own]) if place else own
         if fitting:
             for each in self._layers_above(merged_above, fitting[-1].last + 1):
@@ -143,6 +143,8 @@ class WindowScorer:
         return found
 
     def _run(self, hidden: Tensor, window: Window) -> Tensor:
+        if window.first < 0:  # the embedding stands for it
+            return hidden
         if len(window) == 1:
             return self._replay.run(hidden, window.first)
         merged = self._merged(window)

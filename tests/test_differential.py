@@ -249,11 +249,22 @@ def test_planners_drop_the_layers_that_brute_force_drops(case, planner, data):
             "angular": planners.angular,
         }
         expected = methods[planner](model, tokens, drop)
-    if {0, layers - 1} <= expected:
-        return
     plan = plan_with(planner, model, tokens, layers - drop)
     kept = {w.last if plan.rule == "keep_last" else w.first for w in plan.kept_layers()}
     assert set(range(layers)) - kept == expected
+
+
+@given(case=CASES)
+def test_models_without_their_first_and_last_layer_are_scored_as_they_are(case):
+    model, tokens = case.made()
+    scorer = replace(case, rule="keep_first", fast=False).scorer(model, tokens)
+    top = Window(case.layers - 2, case.layers - 1)
+    expected = search.mean_cosine(
+        search.final_states(merging.without_layers(model, {0, case.layers - 1}), tokens),
+        search.final_states(model, tokens),
+    )
+    assert scorer.score((top,), Window(-1, 0)) == pytest.approx(expected, abs=ROUNDING)
+    assert scorer.score_together((top,), [Window(-1, 0)]) == [pytest.approx(expected, abs=ROUNDING)]
 
 
 @given(case=CASES)

@@ -1,7 +1,7 @@
 import pytest
 
 from swm.errors import PlanError, SettingsError
-from swm.plan import MergePlan, Window, parse_windows
+from swm.plan import MergePlan, Window, parse_windows, plan_arguments
 
 
 def test_layers_left_counts_one_layer_for_each_window():
@@ -30,7 +30,7 @@ def test_windows_are_read_in_any_order():
     assert parse_windows("27-28, 25-26") == (Window(25, 26), Window(27, 28))
 
 
-@pytest.mark.parametrize("text", ["27", "a-b", "1-2;3-4", "../x", "1--2", "-1-2"])
+@pytest.mark.parametrize("text", ["27", "a-b", "1-2;3-4", "../x", "1--2", "-2-2"])
 def test_what_is_no_window_is_refused_with_an_example(text):
     with pytest.raises(PlanError, match="27-28,25-26"):
         parse_windows(text)
@@ -39,3 +39,17 @@ def test_what_is_no_window_is_refused_with_an_example(text):
 def test_unknown_rule_names_the_known_ones():
     with pytest.raises(SettingsError, match="rdsc, replace, mean, keep_first, keep_last"):
         MergePlan(4, (), "avg")
+
+
+def test_a_window_from_the_embedding_drops_the_lowest_layers():
+    plan = MergePlan(6, (Window(-1, 1), Window(3, 5)), "keep_first")
+    # layers 0 and 1 go, 2 stays, 3 stands for 3 to 5
+    assert plan.kept_layers() == (Window(2, 2), Window(3, 5))
+    assert plan.layers_left == 2
+    assert MergePlan.from_dict(plan.to_dict()) == plan
+    assert parse_windows("3-5,-1-1") == plan.windows
+    assert plan_arguments(plan)[0] == "--windows=-1-1,3-5"
+    with pytest.raises(PlanError, match="Window -1-1 does not fit"):
+        MergePlan(6, (Window(-1, 1),), "mean")
+    with pytest.raises(PlanError, match="leaves no layer"):
+        MergePlan(6, (Window(-1, 5),), "keep_first")

@@ -50,14 +50,15 @@ def gone(plan):
 def test_dropped_layers_are_windows_around_one_that_stays(tokens):
     assert dropped_plan(8, {2, 3, 6}) == MergePlan(8, (Window(1, 3), Window(5, 6)), "keep_first")
     assert dropped_plan(8, {0, 1, 5}) == MergePlan(8, (Window(0, 2), Window(5, 6)), "keep_last")
+    assert dropped_plan(8, {0, 1, 5, 7}) == MergePlan(8, (Window(-1, 1), Window(4, 5), Window(6, 7)), "keep_first")
     assert dropped_plan(8, ()) == MergePlan(8, (), "keep_first")
     model = tiny_model(layers=6)
-    for dropped in ({1, 2, 5}, {0, 3}):
+    for dropped in ({1, 2, 5}, {0, 3}, {0, 1, 3, 5}):
         small, expected = apply_plan(model, dropped_plan(6, dropped)), without(model, dropped, 6)
         with torch.no_grad():
             assert torch.equal(small(tokens).logits, expected(tokens, use_cache=False).logits)
-    with pytest.raises(PlanError, match="both the first and the last layer"):
-        dropped_plan(4, {0, 3})
+    with pytest.raises(PlanError, match="leaves no layer"):
+        dropped_plan(4, {0, 1, 2, 3})
 
 
 @torch.no_grad()
@@ -208,7 +209,11 @@ def test_loss_of_fitted_plans_is_that_of_the_layers_given(tokens):
     expected = own_loss(apply_plan(model, plan, merged), tokens)
     assert PlanLoss(model, tokens, merged)(plan) == pytest.approx(expected, abs=1e-5)
     assert DropLoss(PlanLoss(model, tokens, merged), 6, "fit")(frozenset({2, 5})) == pytest.approx(expected, abs=1e-5)
-    assert DropLoss(PlanLoss(model, tokens), 6)(frozenset({0, 5})) == math.inf
+    assert DropLoss(PlanLoss(model, tokens), 6)(frozenset({0, 5})) == pytest.approx(
+        own_loss(without(model, {0, 5}, 6), tokens), abs=1e-5
+    )
+    assert DropLoss(PlanLoss(model, tokens), 6)(frozenset(range(6))) == math.inf
+    assert DropLoss(PlanLoss(model, tokens, merged), 6, "fit")(frozenset({0, 5})) == math.inf
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ function titled(node, text) {
 function keptLayers(plan) {
   const byFirst = new Map(plan.windows.map((window) => [window[0], window]));
   const kept = [];
-  for (let layer = 0; layer < plan.layers; layer = kept.at(-1)[1] + 1) kept.push(byFirst.get(layer) ?? [layer, layer]);
+  for (let layer = (byFirst.get(-1)?.[1] ?? -1) + 1; layer < plan.layers; layer = kept.at(-1)[1] + 1) kept.push(byFirst.get(layer) ?? [layer, layer]);
   return kept;
 }
 
@@ -39,7 +39,7 @@ export function strip(plan, width) {
   const below = BAR + GAP;
   const size = { width, height: below + BAR };
   const root = svg("svg", { ...size, viewBox: `0 0 ${width} ${size.height}`, role: "img" });
-  const merged = plan.windows.map(([a, b]) => `${a} to ${b}`).join(", ");
+  const merged = plan.windows.map(([a, b]) => (a < 0 ? `0 to ${b} dropped` : `${a} to ${b}`)).join(", ");
   titled(root, `${plan.layers} layers before, ${plan.left} after; merged: ${merged || "none"}`);
   root.append(svg("text", { x: 0, y: BAR / 2, class: "row" }, "before"));
   root.append(svg("text", { x: 0, y: below + BAR / 2, class: "row" }, "after"));
@@ -52,6 +52,10 @@ export function strip(plan, width) {
     return x + cell / 2;
   };
   let used = 0;
+  for (const [, last] of plan.windows.filter(([first]) => first < 0)) {
+    const colour = plan.colours[used++ % plan.colours.length];
+    for (let layer = 0; layer <= last; layer++) bar(layer, 0, colour, `layer ${layer}, dropped`, layer);
+  }
   keptLayers(plan).forEach(([first, last], after) => {
     const isMerged = last > first;
     const colour = isMerged ? plan.colours[used++ % plan.colours.length] : "";
