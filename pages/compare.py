@@ -6,6 +6,7 @@ from pages.shared.frame import (
     caption,
     command_line,
     next_step,
+    plain,
     require_experiment,
     run_metrics,
     shown_errors,
@@ -13,7 +14,7 @@ from pages.shared.frame import (
 )
 from pages.shared.tables import comparison_table, paired_table, runs_figures
 from swm.charts import differences_chart, score_against_speed, scores_chart
-from swm.compare import compare, csv_text, documents_of, flat_rows, row_name
+from swm.compare import comparable, compare, csv_text, documents_of, flat_rows, row_name
 from swm.experiments import list_experiments
 from swm.paired import flipped, paired
 
@@ -77,7 +78,10 @@ with left:
     st.plotly_chart(scores_chart(list(scored.values()), list(scored)), key="compare_scores")
 with right:
     st.subheader("Score against speed", anchor=False)
-    st.plotly_chart(score_against_speed(list(scored.values()), list(scored)), key="compare_pareto")
+    alike, unlike = comparable(scored)
+    st.plotly_chart(score_against_speed(list(alike.values()), list(alike)), key="compare_pareto")
+    if unlike:
+        st.caption(f"Left out, scored on other tasks or documents: {plain(', '.join(unlike))}.")
 
 if len(scored) > 1:
     st.subheader("Is the difference more than noise?", anchor=False)

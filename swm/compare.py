@@ -50,7 +50,7 @@ def _deltas(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[dict[str, An
         other = baseline["perplexities"].get(text)
         if other is None:
             reasons.append(f"The original's perplexity on {text} was not measured.")
-        elif _text_of(other) != _text_of(row["perplexities"][text]):
+        elif not _same_text(other, row["perplexities"][text]):
             reasons.append(f"The original's perplexity was measured on another version or length of {text}.")
         else:
             deltas["perplexity"] = _difference(row["perplexity"], other["value"])
@@ -61,15 +61,23 @@ def _deltas(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[dict[str, An
     return deltas, reasons
 
 
-def _text_of(perplexity: dict[str, Any]) -> tuple[Any, ...]:
-    """On what a perplexity was measured; scores of the first release do not say the text's hash."""
-    return tuple(perplexity.get(name) for name in ("texts", "length_tokens", "text_hash"))
+def _same_text(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two perplexities were measured on the same; those of the first release do not say the text's hash."""
+    names = [name for name in ("texts", "length_tokens", "text_hash") if name in first and name in second]
+    return all(first[name] == second[name] for name in names)
 
 
 def documents_key(row: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     """What a row's average is of: averages are comparable where this is equal."""
     names = ("documents", "metric", "data", "version")
     return {task: tuple(score.get(name) for name in names) for task, score in sorted(row["scores"].items())}
+
+
+def comparable(rows: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The scored rows whose averages are of the same documents as the first one's, and the names of the others."""
+    first = next(iter(rows.values()), None)
+    alike = {name: row for name, row in rows.items() if first and documents_key(row) == documents_key(first)}
+    return alike, [name for name in rows if name not in alike]
 
 
 def _unlike(row: dict[str, Any], other: dict[str, Any]) -> str:
@@ -264,14 +272,16 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     mixed = len({str(documents_key(row)) for row in flat if row["scores"]}) > 1
     averages = [percent(row["average"], row["average_stderr"]) + _of_tasks(row) * mixed for row in flat]
     found.append((f"average of tasks, %{' (of unlike documents: not comparable)' * mixed}", averages))
-    found.append(("tokens per second", [_timed(row, "tokens_per_second", 1) for row in flat]))
+    found.append(("tokens per second", _timed(flat, "tokens_per_second", 1)))
     for batch in dict.fromkeys(batch for row in flat for batch in row["throughput"] if batch != "1"):
         rates = [number(row["throughput"].get(batch), 0) for row in flat]
         found.append((f"tokens per second, batch of {batch}", rates))
     found.append(("speed, times the original", [speedup(row["speedup"]) for row in flat]))
-    found.append(("latency, ms", [_timed(row, "latency_ms", 0) for row in flat]))
+    found.append(("latency, ms", _timed(flat, "latency_ms", 0)))
     memory = [row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20 for row in flat]
     found.append(("peak memory, MiB", [number(value, 0) for value in memory]))
+    if any(row["timed_as"] for row in flat):
+        found.append(("speed was measured of", [_measured(row) for row in flat]))
     return found
 
 
@@ -279,12 +289,23 @@ def _of_tasks(row: dict[str, Any]) -> str:
     return f" ({len(row['scores'])} tasks)" if row["scores"] else ""
 
 
-def _timed(row: dict[str, Any], name: str, digits: int) -> str:
-    """A figure of speed; that of the original in the same minutes stands beside it: machines vary."""
-    text = number(row[name], digits)
-    if row[name] is not None and name in row["timed_with"]:
-        text += f" (original then: {number(row['timed_with'][name], digits)})"
-    return f"{text} as {row['timed_as']}" if row[name] is not None and row["timed_as"] else text
+def _measured(row: dict[str, Any]) -> str:
+    """Of what speed and memory were measured: another model of the same shape is as fast."""
+    return MISSING if row["tokens_per_second"] is None else str(row["timed_as"] or "itself")
+
+
+def _timed(flat: list[dict[str, Any]], name: str, digits: int) -> list[str]:
+    """A figure of speed of each row; where the original was measured otherwise beside it than its row says, with that.
+
+    Machines are not always as fast: two figures compare only where they were measured in turn.
+    """
+    originals = {row["experiment"]: number(row[name], digits) for row in flat if row["run"] == BASELINE}
+    cells = []
+    for row in flat:
+        beside = number(row["timed_with"].get(name), digits)
+        told = beside not in (MISSING, originals.get(row["experiment"])) and row["run"] != BASELINE
+        cells.append(number(row[name], digits) + (f" (original beside it: {beside})" if told else ""))
+    return cells
 
 
 def row_name(row: dict[str, Any]) -> str:

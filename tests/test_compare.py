@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from swm.compare import compare, conditions_of, csv_text, flat_rows, interval, row_name, table
+from swm.compare import comparable, compare, conditions_of, csv_text, flat_rows, interval, lines, row_name, table
 from swm.experiments import Experiment, Settings
 from swm.plan import MergePlan, Window
 from swm.presets import preset_settings
@@ -131,3 +131,64 @@ def test_a_study_says_what_it_was_measured_with(experiment):
 )
 def test_perplexities_are_as_long_as_they_say_something(value, text):
     assert interval({"value": value, "low": value - 1, "high": value + 1}) == text
+
+
+def timing(latency, beside=None):
+    """As `timing.json`: with the original as it was measured in turn."""
+    numbers = {"tokens_per_second": 32000 / latency, "latency_ms": latency, "peak_memory_bytes": 2**20}
+    return numbers if beside is None else {**numbers, "baseline": timing(beside)}
+
+
+def test_two_timings_that_contradict_each_other_say_beside_what_they_were_measured(experiment):
+    run = experiment.run("first")
+    experiment.run("baseline").save("timing", timing(2047.0))  # on another day than the run
+    run.save("timing", timing(2047.0, beside=2231.0))
+    cells = dict(lines(flat_rows(compare(experiment))))
+    assert cells["latency, ms"][-1] == "2,047 (original beside it: 2,231)"
+    experiment.run("baseline").save("timing", timing(2231.0))
+    assert dict(lines(flat_rows(compare(experiment))))["latency, ms"][-1] == "2,047"
+
+
+def test_a_timing_that_two_rows_share_says_of_which_it_is(experiment):
+    run = experiment.run("first")
+    run.save("scores-merged", scores(50.0, 0.5, 0.6))
+    run.remember(recovery=asdict(preset_settings("quick")))
+    run.save("timing", timing(2000.0, beside=2200.0))
+    cells = dict(lines(flat_rows(compare(experiment))))
+    assert cells["speed was measured of"][-2:] == ["first (merged + LoRA)", "itself"]
+
+
+def test_only_like_is_compared_with_like(experiment):
+    run, value = experiment.run("first"), {"value": 50.0, "low": 49.0, "high": 51.0, "texts": 32, "length_tokens": 256}
+    known = {**value, "text_hash": "a"}
+    experiment.run("baseline").save("scores", {**scores(20.0, 0.6, 0.8), "perplexity": {"lambada": known}})
+    run.save("scores", {**scores(50.0, 0.5, 0.6), "perplexity": {"lambada": value}})  # of before hashes were kept
+    assert compare(experiment)[-1]["deltas"]["perplexity"] == 0.0
+    cases = {
+        "another text": ({"squad": value}, "The original's perplexity on squad was not measured."),
+        "another length": ({"lambada": {**value, "length_tokens": 9}}, "another version or length of lambada"),
+        "another version": ({"lambada": {**value, "text_hash": "x"}}, "another version or length of lambada"),
+    }
+    for found, reason in cases.values():
+        run.save("scores", {**scores(50.0, 0.5, 0.6), "perplexity": found})
+        row = compare(experiment)[-1]
+        assert row["deltas"]["perplexity"] is None
+        assert reason in " ".join(row["not_compared"])
+    tasks = dict(scores(50.0, 0.5, 0.6)["tasks"])
+    removed = next(iter(tasks))
+    kept = {task: score for task, score in tasks.items() if task != removed}
+    run.save("scores", {**scores(50.0, 0.5, 0.6), "tasks": kept})
+    rows = compare(experiment)
+    assert rows[-1]["deltas"]["average"] is None
+    assert f"different tasks ({removed} in one of them only)" in " ".join(rows[-1]["not_compared"])
+    cells = dict(lines(flat_rows(rows)))
+    label = "average of tasks, % (of unlike documents: not comparable)"
+    assert [cell.split("(")[1] for cell in cells[label]] == [f"{len(tasks)} tasks)", f"{len(kept)} tasks)"]
+
+
+def test_rows_of_other_documents_are_left_out_of_a_chart_of_averages(experiment):
+    rows = {row["run"]: row for row in compare(experiment)}
+    assert comparable(rows) == (rows, [])
+    rows["first"]["scores"]["boolq"]["documents"] = 41
+    alike, unlike = comparable(rows)
+    assert (list(alike), unlike) == (["baseline"], ["first"])
