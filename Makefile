@@ -23,7 +23,7 @@ lint: $(VENV)/installed-dev
 	@$(RUN) -m mypy
 
 chaos: $(VENV)/installed-dev
-	@$(RUN) -m pytest --chaos tests/test_kill.py tests/test_disk.py tests/test_together.py tests/test_damage.py tests/test_broken_input.py tests/test_soak.py
+	@$(RUN) -m pytest --chaos tests/test_kill.py tests/test_disk.py tests/test_together.py tests/test_damage.py tests/test_broken_input.py tests/test_differential.py tests/test_soak.py
 
 audit: $(VENV)/installed-dev
 	@$(RUN) -m pip_audit --local --skip-editable --progress-spinner off

@@ -35,7 +35,7 @@ def pytest_configure(config):
     same = {"deadline": None, "database": None, "suppress_health_check": slow}
     settings.register_profile("normal", max_examples=25, derandomize=True, **same)
     settings.register_profile("mutants", max_examples=6, derandomize=True, **same)  # once for each of many mutants
-    settings.register_profile("chaos", max_examples=1500, print_blob=True, **same)
+    settings.register_profile("chaos", max_examples=1000, print_blob=True, **same)
     chosen = os.environ.get("SWM_TESTS", "normal")
     settings.load_profile("chaos" if config.getoption("--chaos") else chosen)
 

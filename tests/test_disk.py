@@ -44,7 +44,7 @@ def command(stage, text_file):
     return (*STAGES[stage][1], "--texts", text_file) if stage == "recover" else STAGES[stage][1]
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "delete"])
 def test_a_full_disk_in_any_stage_is_told_and_nothing_is_lost(stage, swm, study, disk, text_file, small_disk, chaos):
     for each in STAGES[stage][0]:
@@ -72,7 +72,7 @@ def test_a_full_disk_in_any_stage_is_told_and_nothing_is_lost(stage, swm, study,
     chaos.figure("full disks told", failed)
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "delete"])
 def test_a_read_only_disk_is_told(stage, swm, study, text_file, small_disk):
     for each in STAGES[stage][0]:

