@@ -77,7 +77,7 @@ def new_run(experiment: Experiment, count: int) -> None:
             "Documents of each task",
             1,
             20_000,
-            template.get("limit", 100),
+            template.get("limit") or (experiment.run(BASELINE).scores() or {}).get("limit") or 100,
             key="run_limit",
             help="More: smaller error bars, longer waits.",
         )

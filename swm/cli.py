@@ -41,7 +41,9 @@ SHARED = ("measure", "recover", "evaluate")  # commands that several processes w
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m swm`; exits with 0, 1 (the user can mend it) or 2 (wrong usage)."""
     warnings.simplefilter("ignore")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("swm").setLevel(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -67,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _failed(message: str) -> int:
     print(printable(message), file=sys.stderr)
     return 1
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 @contextmanager
@@ -96,6 +103,7 @@ def watched(target: Target, stage: str) -> Iterator[Progress]:
 # ---- commands: each gives (JSON object, text) ---------------------------------------------------------------------
 
 Result = tuple[Any, str]
+Entries = dict[str, Any]
 
 
 def run_models(options: argparse.Namespace) -> Result:
@@ -233,18 +241,20 @@ def _layers(experiment: Experiment, options: argparse.Namespace) -> int | None:
 def run_merge(options: argparse.Namespace) -> Result:
     from swm import stages
 
-    run = _planned_run(options)
-    plan, done = run.plan, run.stage == "merged" and run.has_model and not options.again
-    if run.stage == "recovered" and not options.again:
-        raise ExperimentError(
-            f"Run {run.name} is healed: merging it again deletes its adapter, healed model, scores and timing. Pass "
-            "--again to do that, or choose another run name."
-        )
+    run, entries = _planned_run(options)
+    done = not options.again and run.has_model and run.stage in ("merged", "recovered")
+    if not done and run.stage == "recovered" and not options.again:
+        raise ExperimentError(f"Run {run.name} is healed and has no model any more. Pass --again to merge it anew.")
     if not done:
         with watched(run, "merge") as progress:
-            stages.merge(run, progress, True if options.stream else None)
+            stages.merge(run, progress, True if options.stream else None, entries)
+    plan = run.plan
     data = {"run": run.name, **plan.to_dict(), **run.settings["merge"], "folder": str(run.model_folder)}
-    text = f"Run {run.name} is merged with these settings already: nothing to do. --again merges it again.\n" * done
+    text = ""
+    if done:
+        since = " and healed since" if run.stage == "recovered" else ""
+        text = f"Run {run.name} is merged with these settings already{since}: nothing to do. --again merges it again"
+        text += f"{', and deletes its adapter, scores and timing' * bool(since)}.\n"
     text += (
         f"Merged {_windows(plan)}: {plan.layers_left} of {plan.layer_count} layers, "
         f"{data['parameters'] / 1e6:,.1f} M parameters, in {run.model_folder}"
@@ -266,8 +276,13 @@ def _plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
         return planning.plan_for(experiment, **asked, progress=progress)
 
 
-def _planned_run(options: argparse.Namespace) -> Run:
-    """The run with the plan that the options name, made if it is new; without a plan the run that is there."""
+def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
+    """The run with the plan that the options name, made if it is new; without a plan the run that is there.
+
+    Returns:
+        With what run.json will say of the plan once its model has taken the place of a former plan's; empty if the run
+        has the plan already.
+    """
     experiment = _own(options.exp)
     check_name(options.run)
     width = WidthCut(options.width, options.width_by or WHOLE.method) if options.width else WHOLE
@@ -281,7 +296,7 @@ def _planned_run(options: argparse.Namespace) -> Run:
     elif options.threshold is None and options.layers is None and options.ratio is None:
         if options.width:
             raise SettingsError('--width is a part of a plan. Say --windows "" for width alone, or name a plan.')
-        return experiment.run(options.run)
+        return experiment.run(options.run), {}
     else:
         step = _plan(experiment, options)
         plan, threshold, similarity = step.plan, step.threshold, step.similarity
@@ -291,23 +306,22 @@ def _planned_run(options: argparse.Namespace) -> Run:
     if (run := Run(experiment, options.run)).is_there() and not run.is_baseline and run.stage != "planned":
         changes = plan_changes(run.plan, plan)
         if changes and options.again:
-            delete(run)
-        else:
-            refuse(run, changes)
-    return experiment.create_run(options.run, plan, threshold, similarity, origin=origin)
+            return run, experiment.plan_entries(plan, threshold, similarity, origin=origin)
+        refuse(run, changes)
+    return experiment.create_run(options.run, plan, threshold, similarity, origin=origin), {}
 
 
 def run_all(options: argparse.Namespace) -> Result:
     from swm.pipeline import is_finished, run_pipeline
 
     settings = recovery_settings(options)
-    run = _planned_run(options)
+    run, entries = _planned_run(options)
     recovery = None if options.no_recovery else settings
     if done := not options.again and is_finished(run, options.limit, recovery):
         told = f"Run {run.name} is finished with these settings: nothing to do. --again does it all again."
     else:
         with watched(run, "run") as progress:
-            run_pipeline(run, options.limit, recovery, progress, options.again)
+            run_pipeline(run, options.limit, recovery, progress, options.again, entries)
     from swm.compare import compare
 
     rows = [row for row in compare(run.experiment) if row["run"] in (BASELINE, run.name)]
@@ -335,9 +349,12 @@ def run_study(options: argparse.Namespace) -> Result:
 
 
 def recovery_settings(options: argparse.Namespace) -> RecoverySettings:
-    """The preset with what the options change."""
+    """The preset with what the options change; a file by its full path, as it may be read again elsewhere."""
     names = [field.name for field in fields(RecoverySettings) if field.name != "preset"]
-    return preset_settings(options.preset, **{name: getattr(options, name) for name in names})
+    changed = {name: getattr(options, name) for name in names}
+    if changed["texts"] and (file := Path(changed["texts"]).expanduser()).is_file():
+        changed["texts"] = str(file.absolute())
+    return preset_settings(options.preset, **changed)
 
 
 def run_recover(options: argparse.Namespace) -> Result:
@@ -347,7 +364,8 @@ def run_recover(options: argparse.Namespace) -> Result:
     run = _own(options.exp).run(options.run)
     if not options.again:
         refuse(run, recovery_changes(run, settings))
-        if run.stage == "recovered":
+        if run.stage == "recovered" and run.has_model:
+            stages.check_recovery_text(run, settings)
             told = f"Run {run.name} is healed with these settings already: nothing to do. --again heals it again."
             return {"run": run.name, **run.settings["recovery"]}, told
     with watched(run, "recover") as progress:
@@ -465,7 +483,7 @@ def run_answer(options: argparse.Namespace) -> Result:
     for piece in answer.pieces(options.prompt, options.tokens):
         pieces.append(piece)
         if not options.json:
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
     if not options.json:
         print(answer.speed, file=sys.stderr)
     return {"run": run.name, "prompt": options.prompt, "answer": "".join(pieces), "speed": answer.speed}, ""

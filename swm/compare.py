@@ -263,6 +263,9 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     for text in dict.fromkeys(text for row in flat for text in row["perplexities"]):
         uses = sorted({row["shared_texts"][text] for row in flat if text in row["shared_texts"]})
         told = f" (also the {' and '.join(uses)} text: not independent)" if uses else ""
+        entries = [row["perplexities"][text] for row in flat if text in row["perplexities"]]
+        if not all(_same_text(entries[0], entry) for entry in entries):
+            told += " (of unlike versions or lengths: not comparable)"
         found.append((f"perplexity, {text}{told}", [interval(row["perplexities"].get(text)) for row in flat]))
     for task in dict.fromkeys(task for row in flat for task in row["scores"]):
         scored = [row["scores"][task] for row in flat if task in row["scores"]]

@@ -210,8 +210,7 @@ def check_request(tasks: Sequence[str], limit: int | None) -> Any:
     Raises:
         SettingsError: if a task is unknown or the limit is out of range.
     """
-    if limit is not None and not 1 <= limit <= MOST_DOCUMENTS:
-        raise SettingsError(f"--limit {limit} is out of range. Choose 1 or more documents, or none for all.")
+    check_limit(limit)
     manager = _task_manager(tasks)
     for task in tasks:
         if task not in manager.all_subtasks:
@@ -224,6 +223,12 @@ def check_request(tasks: Sequence[str], limit: int | None) -> Any:
                 "--texts wikitext, or any other."
             )
     return manager
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise SettingsError unless it is a number of documents, or None for all."""
+    if limit is not None and not 1 <= limit <= MOST_DOCUMENTS:
+        raise SettingsError(f"--limit {limit} is out of range. Choose 1 or more documents, or none for all.")
 
 
 def _config_of(task: str, manager: Any) -> dict[str, Any]:

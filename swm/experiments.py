@@ -32,6 +32,7 @@ from swm.tracked import (
 BASELINE = "baseline"
 RESULTS = ("scores", "documents", "timing")
 MOST_TOKENS_AT_ONCE = 32_768  # that the first release ran in one pass, on any device
+KEPT_ADAPTER = "adapter-before"  # of the healed model that is there, while it is healed otherwise
 PROMISED = ".promised"  # in a model folder whose run.json does not know it yet
 
 
@@ -178,7 +179,9 @@ class Experiment(Tracked):
     def planned(self, planner: str, layers: int) -> dict[str, Any] | None:
         """A planner's plan with so many layers, if it was found before."""
         data = self._json(f"plans/{planner}-{layers}.json")
-        return data if data and data.get("version") == PLANS_VERSION else None
+        if not data or data.get("version") != PLANS_VERSION:
+            return None
+        return data if data.get("text_hash", "") in ("", self.text_hash) else None
 
     def save_planned(self, planner: str, layers: int, data: dict[str, Any]) -> None:
         self.check_writable()
@@ -254,8 +257,7 @@ class Experiment(Tracked):
         if check_name(name) == BASELINE:
             raise ExperimentError(f"{BASELINE} is the original model. Choose another name for the run.")
         run = Run(self, name)
-        data = {"plan": plan.to_dict(), "threshold": threshold, "similarity": similarity, "created": time.time()}
-        data["origin"] = origin or self.origin_of(plan, threshold, method)
+        data = {**self.plan_entries(plan, threshold, similarity, method, origin), "created": time.time()}
         with names_locked():
             if (run.folder / "run.json").is_file():
                 if run.plan == plan:
@@ -269,6 +271,18 @@ class Experiment(Tracked):
                     raise JobError(f"{name} has a job running with another plan. Wait for it, or choose another name.")
             write_json(run.folder / "run.json", {**data, **({"method": method} if method else {})})
         return run
+
+    def plan_entries(
+        self,
+        plan: MergePlan,
+        threshold: float | None,
+        similarity: float | None,
+        method: str | None = None,
+        origin: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """What run.json says of a plan."""
+        entries = {"plan": plan.to_dict(), "threshold": threshold, "similarity": similarity}
+        return {**entries, "origin": origin or self.origin_of(plan, threshold, method)}
 
     def origin_of(self, plan: MergePlan, threshold: float | None = None, method: str | None = None) -> dict[str, Any]:
         """What chose a plan's windows: the search at a threshold, a planner that found it here, or a hand."""
@@ -406,6 +420,8 @@ class Run(Tracked):
         if token.is_file() and token.read_text(encoding="utf-8") == pending["token"]:
             self.let_go_of_scores(pending["scores"])
             settings = {name: value for name, value in settings.items() if not name.startswith("recovery")}
+            if "plan" in pending["settings"]:  # another plan, which no study made
+                settings.pop("method", None)
             settings |= pending["settings"]
         write_json(self.folder / "run.json", settings)
         token.unlink(missing_ok=True)
@@ -420,8 +436,18 @@ class Run(Tracked):
             if what == "forget":
                 aside.unlink(missing_ok=True)
         if what == "forget":
+            self.forget_kept_adapter()
             shutil.rmtree(self.folder / "recovery", ignore_errors=True)
             self.clear_events()
+
+    def keep_adapter(self) -> None:
+        """Set the adapter of the finished recovery aside while another recovery has not ended."""
+        adapter, kept = self.folder / "recovery" / "adapter", self.folder / KEPT_ADAPTER
+        if self.stage == "recovered" and adapter.is_dir() and not kept.exists():
+            adapter.rename(kept)
+
+    def forget_kept_adapter(self) -> None:
+        shutil.rmtree(self.folder / KEPT_ADAPTER, ignore_errors=True)
 
     def mend(self) -> None:
         """Put right what a killed job left; to be called by a job, which keeps others waiting."""

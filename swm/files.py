@@ -34,6 +34,7 @@ def home() -> Path:
     named = os.environ.get("SWM_HOME", "")
     try:
         folder = Path(named or "~/.swm").expanduser().absolute()
+        str(folder).encode()  # JSON and transformers write it
         folder.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, or nobody's home
         raise ExperimentError(

@@ -9,6 +9,7 @@ that stays is built as it was.
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -76,6 +77,10 @@ def _candidates(entries: Facts, kept: Sequence[int], count: int) -> Iterator[tup
             yield name, value  # as long as the layers by chance
         if isinstance(value, (list, tuple)) and value:
             yield name, [value[layer % len(value)] for layer in kept]  # a pattern that repeats
+            if all(isinstance(one, (list, tuple)) and len(one) == 2 and isinstance(one[1], int) for one in value):
+                each = [kind for kinds, times in value for kind in list(kinds) * times]  # patterns with how often
+                if len(each) == count:
+                    yield name, [[[each[layer] for layer in kept], 1]]
             if all(isinstance(one, int) for one in value):
                 yield name, [new for new, old in enumerate(kept) if old in value]  # indexes
         elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= count:
@@ -101,6 +106,10 @@ def _layers_of(model: PreTrainedModel, facts: Facts) -> list[Signature]:
     config = copy.deepcopy(model.config)
     for name, value in facts.items():
         setattr(config.get_text_config(), name, value)
+    if facts:  # as it will be read again
+        with tempfile.TemporaryDirectory() as folder:
+            config.save_pretrained(folder)
+            config = type(config).from_pretrained(folder)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of entries that are tried and make no sense
         built: Any = type(model)(config)

@@ -198,6 +198,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise SettingsError("--budget goes with --planner best alone. Leave it out.")
     if planned and options.precision != "auto" and options.windows is not None:
         raise SettingsError("--precision is of a search, and --windows names the windows. Leave one of them out.")
+    named = ("threshold", "layers", "ratio", "windows", "planner")
+    without = options.command == "run" and not any(name in given for name in named)
+    if without and ("rule" in given or options.precision != "auto"):
+        raise SettingsError("--rule and --precision are of a plan, and none is named. Name one, or leave them out.")
     if "width_by" in given and not options.width:
         raise SettingsError("--width-by says how width is cut, and nothing is: add --width, or leave it out.")
     if "no_recovery" in given:

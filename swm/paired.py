@@ -60,7 +60,7 @@ def paired(first: dict[str, Any], second: dict[str, Any]) -> list[Paired]:
         pairs = _pairs(rows, second.get("tasks", {}).get(task, []))
         if not pairs:
             continue
-        changes = [b["correct"] - a["correct"] for a, b in pairs]
+        changes = [round(b["correct"] - a["correct"], 9) for a, b in pairs]  # means over runs have rounding in them
         mean = math.fsum(changes) / len(changes)
         gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
         errors.append(_error(changes, gained, lost))
@@ -133,7 +133,7 @@ def _by_t(changes: Sequence[float]) -> tuple[float, float, float]:
         return -1.0, 1.0, 1.0
     test = ttest_1samp(changes, 0.0)
     interval = test.confidence_interval(1 - NOISE)
-    return float(interval.low), float(interval.high), float(test.pvalue)
+    return max(-1.0, float(interval.low)), min(1.0, float(interval.high)), float(test.pvalue)
 
 
 def flipped(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:

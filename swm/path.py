@@ -178,6 +178,13 @@ class ThresholdPath:
             self.sure.add((above, window))
         return similarity
 
+    def is_exact(self, plan: MergePlan) -> bool:
+        """Whether the similarity of a plan is known in the model's own format."""
+        if not plan.windows:
+            return True
+        key = (plan.windows[1:], plan.windows[0])
+        return self.knows(*key) and (self.scoring == "exact" or key in self.sure)
+
     @property
     def doubt(self) -> float:
         """How far a similarity can be from the exact one: 0 where they are exact."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 from swm import planning, stages
 from swm.compare import run_name
-from swm.errors import ExperimentError
+from swm.errors import ExperimentError, TextError
+from swm.evaluate import check_limit, check_request
 from swm.experiments import BASELINE, Experiment, Run, Settings
 from swm.jobs import Target
 from swm.metrics import TASKS
@@ -16,6 +18,7 @@ from swm.names import check_name, experiments_folder
 from swm.presets import RecoverySettings, preset_settings
 from swm.recipe import Recipe
 from swm.reruns import limit_changes, recovery_changes, refuse
+from swm.texts import text_hash
 
 log = logging.getLogger(__name__)
 
@@ -34,23 +37,27 @@ def run_pipeline(
     recovery: RecoverySettings | None,
     progress: stages.Progress,
     again: bool = False,
+    entries: dict[str, Any] | None = None,
 ) -> None:
     """Merge, evaluate (also the original), recover, evaluate again, time; what is done already is left out.
 
     Args:
         recovery: None leaves healing out.
         again: begin with merging, and replace what the run has.
+        entries: of another plan to replace the run's, see `stages.merge`.
 
     Raises:
         ExperimentError: if the run has other settings and `again` is not said.
     """
     baseline = run.experiment.run(BASELINE)
     if not again:
-        refuse(run, [*recovery_changes(run, recovery), *limit_changes(run, limit)])
+        _refuse_others(run, limit, recovery)
+    check_request(TASKS, limit)
+    if recovery:
+        stages.check_recovery(run.experiment, recovery)  # all of it before anything is replaced
     if again or run.stage == "planned":
-        stages.merge(run, _named("merge", progress))
-    healing = run.settings.get("recovery_started")  # its model may be the healed one already
-    for each in (baseline,) if healing else (baseline, run):
+        stages.merge(run, _named("merge", progress), entries=entries)
+    for each in (baseline, run):
         if not _is_evaluated(each, limit):
             stages.evaluate(each, TASKS, limit, _named(f"evaluate {run_name(each.name, each.stage)}", progress))
     if recovery and run.stage == "merged":
@@ -66,15 +73,30 @@ def is_finished(run: Run, limit: int | None, recovery: RecoverySettings | None) 
     Raises:
         ExperimentError: if the run has other settings.
     """
-    refuse(run, [*recovery_changes(run, recovery), *limit_changes(run, limit)])
+    _refuse_others(run, limit, recovery)
     done = run.stage == ("recovered" if recovery else "merged") and run.timing() is not None
     return done and all(_is_evaluated(each, limit) for each in (run.experiment.run(BASELINE), run))
+
+
+def _refuse_others(run: Run, limit: int | None, recovery: RecoverySettings | None) -> None:
+    check_limit(limit)
+    refuse(run, [*recovery_changes(run, recovery), *limit_changes(run, limit)])
+    baseline = run.experiment.run(BASELINE)
+    if limit_changes(baseline, limit) and set(TASKS) <= set((baseline.scores() or {}).get("tasks", {})):
+        had = (baseline.scores() or {})["limit"] or "none"
+        raise ExperimentError(
+            f"The original is scored with --limit {had}, and this run with {limit or 'none'}: they could "
+            f"not be compared. Pass --limit {had}, or evaluate the original anew first: "
+            f"python -m swm evaluate {run.experiment.name} {BASELINE} --limit {limit or 'none'}"
+        )
 
 
 def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) -> Experiment:
     """All of it on the bundled model."""
     if (experiments_folder() / check_name(name) / "experiment.json").is_file():
         experiment = Experiment.open(name)
+        if experiment.settings != Settings(DEMO_MODEL):
+            raise ExperimentError(f"There is an experiment {name} with other settings. Choose another --name.")
     else:
         log.info("create: %s, LAMBADA 10 x 128 tokens", DEMO_MODEL)
         experiment = stages.create(name, Settings(DEMO_MODEL))
@@ -100,6 +122,11 @@ def repeat(recipe: Recipe, name: str | None, watched: Watched) -> Run:
         if experiment.settings != recipe.settings:
             raise ExperimentError(f"There is an experiment {name} with other settings. Choose another --name.")
     else:
+        if recipe.text_hash and text_hash(recipe.settings.texts) != recipe.text_hash:
+            raise TextError(
+                f"The calibration text {recipe.settings.texts} is not the one that the recipe was made with: the same "
+                "run cannot come of it. Restore the text."
+            )
         experiment = stages.create(name, recipe.settings)
     run = experiment.create_run(recipe.run, recipe.plan, origin=recipe.origin)
     with watched(run, "run") as progress:

@@ -142,9 +142,12 @@ def measured_path(
     bench = _bench(experiment, plan.rule, loaded)
     check_plan(bench.model, plan)
     path, scorer, _ = _scoring(experiment, bench, plan.rule, 0.5)
-    if plan.windows and known_similarity(path, plan) is None:
+    if not path.is_exact(plan):
         progress(0, 2, "similarity")
-        path.keep(plan.windows[1:], plan.windows[0], scorer.score(plan.windows[1:], plan.windows[0]))
+        if path.scoring != "exact":
+            scorer = WindowScorer(bench.model, bench.tokens, plan.rule, merged=bench.make)
+        above, window = plan.windows[1:], plan.windows[0]
+        path.keep(above, window, scorer.score(above, window), sure=path.scoring != "exact")
         path.layer_runs += scorer.layer_runs
     _measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], bench, progress)
     if not experiment.read_only:
@@ -212,6 +215,7 @@ def _scoring(
     if not path.similarities:
         path.scoring = "bfloat16" if models.fast_format(model, precision) else "exact"
     elif precision == "exact" and path.scoring != "exact":
+        log.warning("The threshold path kept for rule %s is in %s: it is computed anew.", rule, path.scoring)
         path = ThresholdPath(experiment.layer_count, rule, path.low)
     path.text_hash = experiment.text_hash
     scorer = WindowScorer(model, bench.tokens, rule, fast=path.scoring != "exact", merged=bench.make)
@@ -251,7 +255,9 @@ def plan_for(
         return _searched_plan(experiment, threshold, rule, progress, load and load(), precision)
     assert layers is not None
     path = search(experiment, rule, path.low if path else 0.5, progress=progress, precision=precision, layers=layers)
-    return path.plan_with_layers(layers)
+    while not path.is_exact((step := path.plan_with_layers(layers)).plan):
+        path = measured_path(experiment, step.plan, progress)
+    return step
 
 
 def known_plan(
@@ -272,7 +278,7 @@ def known_plan(
         step = path.plan_at(threshold) if path else None
         if path is None or step is None or experiment.read_only:
             return step
-        return None if path.unsure_trials(step) or (precision == "exact" and path.scoring != "exact") else step
+        return None if path.unsure_trials(step) else step
     assert layers is not None
     check_layers(layers, experiment.layer_count)
     if path is None or not path.knows_all_with(layers):
@@ -280,7 +286,9 @@ def known_plan(
     fitting = [step for step in path.intervals() if step.plan.layers_left == layers]
     if not experiment.read_only and any(step.perplexity is None for step in fitting):
         return None
-    return path.plan_with_layers(layers)
+    step = path.plan_with_layers(layers)
+    exact = path.is_exact(step.plan) and (precision != "exact" or path.scoring == "exact")
+    return step if exact or experiment.read_only else None
 
 
 def _searched_plan(
@@ -289,7 +297,9 @@ def _searched_plan(
     """The plan at one threshold, searched; the similarities found are kept in the path."""
     progress(0, 0, "loading the model")
     bench = _bench(experiment, rule, loaded)
-    path, scorer, settled = _scoring(experiment, bench, rule, 0.5, precision)
+    path, scorer, settled = _scoring(
+        experiment, bench, rule, 0.5, precision if experiment.path(rule) is None else "auto"
+    )
     layers = experiment.layer_count - 1
     step = settled(threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
     path.layer_runs += scorer.layer_runs

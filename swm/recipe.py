@@ -27,6 +27,7 @@ class Recipe:
     recovery: RecoverySettings | None
     limit: int | None
     origin: dict[str, Any] | None = None
+    text_hash: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -38,6 +39,7 @@ class Recipe:
             "recovery": asdict(self.recovery) if self.recovery else None,
             "limit": self.limit,
             "origin": self.origin,
+            "text_hash": self.text_hash,
         }
 
     @classmethod
@@ -53,6 +55,7 @@ class Recipe:
                 RecoverySettings(**recovery) if recovery else None,
                 None if limit is None else int(limit),
                 _origin(data.get("origin")),
+                str(data.get("text_hash", "")),
             )
         except SwmError:
             raise
@@ -80,7 +83,8 @@ def recipe_of(run: Run) -> Recipe:
     scores = run.scores() or {}
     origin = run.settings.get("origin")
     limit = scores.get("limit", 100)
-    return Recipe(run.experiment.name, run.name, run.experiment.settings, run.plan, settings, limit, origin)
+    of = run.experiment
+    return Recipe(of.name, run.name, of.settings, run.plan, settings, limit, origin, of.text_hash)
 
 
 def read_recipe(file: Path) -> Recipe:

@@ -64,7 +64,7 @@ def _plan_words(plan: MergePlan) -> dict[str, Any]:
     return {
         "windows": ", ".join(map(str, plan.windows)) or "none",
         "rule": plan.rule,
-        "width": f"{width.ratio:g} by {width.method}" if width.ratio else "whole",
+        "width": f"{width.ratio} by {width.method}" if width.ratio else "whole",
     }
 
 

@@ -46,6 +46,7 @@ RECOVERY = {
         trained_parameters=WHOLE,
         seconds=NUMBER,
         text_hash=TEXT,
+        examples_hash=TEXT,
         **{f.name: KINDS[str(f.type)] for f in fields(RecoverySettings) if f.name not in NEEDED},
     ),
     "dependentRequired": {"trained_parameters": ["seconds", "rank", "learning_rate"]},

@@ -195,6 +195,7 @@ def pair_products(metric: str) -> Callable[[Tensor], Tensor]:
     widths: list[Tensor] = []
 
     def rbf(states: Tensor) -> Tensor:
+        _check_samples(states.shape[1])
         distances = _squared_distances(states)
         if not widths:
             widths.append(_median_distance(distances))
@@ -230,8 +231,7 @@ def u_centred(gram: Tensor) -> Tensor:
     Source: Song et al. 2012 (JMLR 13) and Nguyen et al. 2020, arXiv:2010.15327, section 2.
     """
     n = gram.shape[-1]
-    if n < 4:
-        raise TextError(f"{n} tokens are too few for CKA: at least 4 are needed. Use longer or more texts.")
+    _check_samples(n)
     gram = gram.clone()
     gram.diagonal(dim1=-2, dim2=-1).zero_()
     means = gram.sum(-1, dtype=torch.float64) / (n - 2)
@@ -239,6 +239,11 @@ def u_centred(gram: Tensor) -> Tensor:
     gram = gram - (means[..., :, None] + means[..., None, :]).to(gram.dtype)
     gram.diagonal(dim1=-2, dim2=-1).zero_()
     return gram
+
+
+def _check_samples(n: int) -> None:
+    if n < 4:
+        raise TextError(f"{n} tokens are too few for CKA: at least 4 are needed. Use longer or more texts.")
 
 
 def centred(gram: Tensor) -> Tensor:

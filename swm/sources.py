@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swm.decoder import parameter_count
 from swm.errors import ModelError, SwmError, first_line
-from swm.files import home, sweep
+from swm.files import demo_experiment, home, sweep
 from swm.saving import save_model
 
 log = logging.getLogger(__name__)
@@ -161,6 +161,10 @@ def _converted(gguf: Path, folder: Path) -> Path:
 
     transformers cannot save a model it has read from GGUF, so the weights go into a fresh model of the same class.
     """
+    if (folder / "config.json").is_file():  # it appears whole
+        return folder
+    if demo_experiment():
+        raise ModelError(f"{gguf.name} is not converted yet, and a read-only demo writes nothing. Convert it first.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if (folder / "config.json").is_file():

@@ -31,7 +31,7 @@ from swm.experiments import BASELINE, Experiment, Run, Settings
 from swm.files import check_space, content_hash, demo_experiment, home, read_json, write_json
 from swm.fit import apply_fitted_plan, check_fits
 from swm.machine import free_memory_bytes
-from swm.merge import apply_plan
+from swm.merge import apply_plan, check_plan
 from swm.metrics import Measure
 from swm.names import check_new
 from swm.parallel import check_sharding, first_alone, gathered, is_first, is_sharded, world_size
@@ -50,7 +50,7 @@ from swm.texts import (
     recovery_examples,
     text_hash,
 )
-from swm.timing import decode_cost, keeps_cache, throughput, time_models
+from swm.timing import check_generates, decode_cost, keeps_cache, throughput, time_models
 from swm.tracked import read_only_message
 from swm.width import prune_width
 
@@ -105,6 +105,7 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
     progress(0, 0, "loading the model")
     model, tokenizer = load_original(experiment, spread=True)
     tokens = calibration_of(experiment, tokenizer, how.texts)
+    prompt = calibration_of(experiment, tokenizer)[:1, :64]
     start = time.time()
     found = measure_similarity(model, tokens, how, lambda done, total: progress(done, total, "measuring"))
     data = {
@@ -120,56 +121,68 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
     if not is_first():
         return data
     experiment.save_similarity(how.name, data)
-    prompt = calibration_of(experiment, tokenizer)[:1, :64]
     if not experiment.cost() and not is_spread(model) and keeps_cache(model, prompt):  # else the disk would be timed
         progress(0, 0, "timing a token")
         experiment.save_cost(decode_cost(model, prompt))
     return data
 
 
-def merge(run: Run, progress: Progress = no_progress, stream: bool | None = None) -> None:
+def merge(
+    run: Run,
+    progress: Progress = no_progress,
+    stream: bool | None = None,
+    entries: dict[str, Any] | None = None,
+) -> None:
     """Apply a run's plan, save the smaller model and check that it reloads with the same logits.
 
-    A run that was recovered is merged again from its plan: what its recovery and scores said is forgotten.
+    A run that was recovered is merged again from its plan: what its recovery and scores said is forgotten, once the new
+    model has taken the place of the former one.
 
     Args:
         stream: merge from disk to disk without loading the model, see `swm.stream`; None does that when the model and
             its merged copy would not fit into memory.
+        entries: of another plan that is to replace the run's, as from `Experiment.plan_entries`.
     """
     _refuse_baseline(run, "merged")
-    if _streams(run, stream) and _streamed(run, progress, stream is True):
+    check_text(run.experiment)
+    entries = entries or {}
+    plan = MergePlan.from_dict(entries["plan"]) if entries else run.plan
+    if _streams(run, plan, stream) and _streamed(run, plan, entries, progress, stream is True):
         return
     progress(0, 3, "loading the model")
     model, tokenizer = load_original(run.experiment)
+    check_plan(model, plan)
     check_space(run.folder, decoder.size_bytes(model))
     progress(1, 3, "merging")
-    merged = merged_model(run.experiment, model, tokenizer, run.plan, progress)
+    merged = merged_model(run.experiment, model, tokenizer, plan, progress)
+    check_generates(merged, calibration_of(run.experiment, tokenizer)[:1, :8])
     facts = {"parameters": decoder.parameter_count(merged), "size_bytes": decoder.size_bytes(merged)}
-    _save(run, merged, tokenizer, progress, {"merge": facts}, "forget")
+    _save(run, merged, tokenizer, progress, {**entries, "merge": facts}, "forget")
 
 
-def _streams(run: Run, asked: bool | None) -> bool:
+def _streams(run: Run, plan: MergePlan, asked: bool | None) -> bool:
     """Whether to merge from disk to disk.
 
     Raises:
         SettingsError: if that was asked for, and the plan needs the model's outputs.
     """
-    able = run.plan.rule in WEIGHT_RULES and not run.plan.width.ratio
+    able = plan.rule in WEIGHT_RULES and not plan.width.ratio
     if asked and not able:
         raise SettingsError(
-            f"--stream works on weights alone: rule {run.plan.rule} and cuts in width need the model loaded. Leave it "
+            f"--stream works on weights alone: rule {plan.rule} and cuts in width need the model loaded. Leave it "
             f"out, or choose one of the rules {', '.join(WEIGHT_RULES)}."
         )
     needed = 2.2 * run.experiment.model_facts["size_bytes"]  # the model, and the merged one reloaded
     return able and (needed > free_memory_bytes() if asked is None else asked)
 
 
-def _streamed(run: Run, progress: Progress, asked: bool) -> bool:
+def _streamed(run: Run, plan: MergePlan, entries: dict[str, Any], progress: Progress, asked: bool) -> bool:
     """Merge from disk to disk; False when the model is not stored so that it can be, and nobody asked for it."""
     told = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
     settings = run.experiment.settings
+    promise = partial(_promise_merge, run, entries)
     try:
-        stream_merge(settings.model, run.plan, run.model_folder, settings.dtype, told, partial(_promise_merge, run))
+        stream_merge(settings.model, plan, run.model_folder, settings.dtype, told, promise)
     except ModelError:
         if asked:
             raise
@@ -178,8 +191,33 @@ def _streamed(run: Run, progress: Progress, asked: bool) -> bool:
     return True
 
 
-def _promise_merge(run: Run, folder: Path, facts: dict[str, int]) -> None:
-    run.promise(folder, {"merge": facts}, "forget")
+def _promise_merge(run: Run, entries: dict[str, Any], folder: Path, facts: dict[str, int]) -> None:
+    run.promise(folder, {**entries, "merge": facts}, "forget")
+
+
+def check_recovery(experiment: Experiment, settings: RecoverySettings) -> None:
+    """Raise what a recovery with these settings would raise, before anything is merged or loaded for it."""
+    check_text(experiment)
+    name = experiment.settings.model
+    config, tokenizer = sources.load_config(name), models.load_tokenizer(name)
+    decoder.check_length(config, settings.length)
+    check_adapts(sources.skeleton(config, name), settings)
+    training_rows(tokenizer, recovery_examples(settings.texts, settings.seed), settings)
+
+
+def check_recovery_text(run: Run, settings: RecoverySettings) -> None:
+    """Raise TextError if the text of a finished recovery is another by now."""
+    had = run.settings.get("recovery", {}).get("examples_hash")
+    if had and had != _examples_hash(recovery_examples(settings.texts, settings.seed)):
+        raise TextError(
+            f"The recovery text {settings.texts} has changed since {run.name} was healed with it. Restore it, pass "
+            "--again to heal with the new one, or choose another run."
+        )
+
+
+def _examples_hash(examples: list[Example]) -> str:
+    """Hash of the examples in their order: a recovery goes on with these alone."""
+    return _digest([(example.prompt, example.response) for example in examples])
 
 
 def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_progress) -> dict[str, Any]:
@@ -191,6 +229,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     if run.stage == "planned":
         raise ExperimentError(f"Run {run.name} is not merged yet. Merge it first.")
     folder = run.folder / "recovery"
+    check_text(run.experiment)
     check_sharding()
     check_shared(settings)
     progress(0, settings.steps, "loading the model")
@@ -201,12 +240,14 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     check_adapts(model, settings)
     examples = recovery_examples(settings.texts, settings.seed)
     wanted = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
+    wanted["examples_hash"] = _examples_hash(examples)
     training_rows(tokenizer, examples, settings)  # tells of a text that is too short before anything is forgotten
     with first_alone():
         if (before := run.settings.get("recovery_started")) != wanted:
-            if before and {**before, "text_hash": wanted["text_hash"]} == wanted:
+            if before and all(before.get(name) == value for name, value in asdict(settings).items()):
                 log.warning("The recovery text %s has changed since healing began: it begins anew.", settings.texts)
             run.remember(recovery_started=wanted)
+            run.keep_adapter()
             shutil.rmtree(folder, ignore_errors=True)
             run.clear_events()
     last = ""
@@ -236,6 +277,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     if world_size() > 1:
         recovery["processes"] = world_size()
     _save(run, healed, tokenizer, no_progress, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
+    run.forget_kept_adapter()
     return summary
 
 
@@ -274,10 +316,7 @@ def evaluate(
         "tasks": {score.task: score.to_dict() for score in scores},
         "limit": limit,
         "fewshot": 0,
-        "samples": [
-            {"prompt": prompt, "answer": "".join(Answer(model, tokenizer).pieces(prompt, SAMPLE_TOKENS))}
-            for prompt in SAMPLE_PROMPTS
-        ],
+        "samples": _samples(model, tokenizer),
         "conditions": _conditions(run.experiment, model, start),
     }
     if not is_first():
@@ -285,6 +324,19 @@ def evaluate(
     run.save("documents", {"tasks": {score.task: score.answers for score in scores}})
     run.save("scores", data)  # last: it says that the run is evaluated
     return data
+
+
+def _samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+    """What the model writes; none if it cannot generate, which must not cost the scores."""
+    try:
+        check_generates(model, torch.tensor([[0, 0]]))
+    except ModelError as error:
+        log.warning("%s", error)
+        return []
+    return [
+        {"prompt": prompt, "answer": "".join(Answer(model, tokenizer).pieces(prompt, SAMPLE_TOKENS))}
+        for prompt in SAMPLE_PROMPTS
+    ]
 
 
 def _scores(

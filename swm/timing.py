@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from swm.decoder import find_decoder, parameter_count, size_bytes
-from swm.errors import ModelError
+from swm.errors import ModelError, first_line
 from swm.machine import check_memory
 from swm.merge import MergedLayer, apply_plan
 from swm.models import bfloat16_is_faster, pick_device
 from swm.plan import MergePlan, Window
+from swm.saving import quiet_transformers
 from swm.sources import load_config, skeleton
 
 WARM_UP = 2
@@ -253,6 +254,19 @@ def keeps_cache(model: PreTrainedModel, prompt: Tensor) -> bool:
     """Whether the model gives back what it has read, so that the next token needs no second reading."""
     with torch.inference_mode():
         return _kept(model(prompt.to(model.device), use_cache=True)) is not None
+
+
+@torch.inference_mode()
+def check_generates(model: PreTrainedModel, prompt: Tensor) -> None:
+    """Raise ModelError if transformers cannot generate with the model, as when no layer is left that has attention."""
+    try:
+        with quiet_transformers():
+            model.generate(prompt.to(model.device), max_new_tokens=2, do_sample=False)  # type: ignore[operator]
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"The smaller {type(model).__name__} cannot generate text: {first_line(error)} Of layers of several kinds, "
+            "keep one of each kind."
+        ) from None
 
 
 def check_keeps_cache(model: PreTrainedModel, prompt: Tensor) -> None:

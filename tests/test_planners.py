@@ -284,10 +284,10 @@ def test_unknown_planner_is_refused(experiment, model, tokens):
 
 
 def test_a_plan_with_a_depth_needs_no_whole_path_and_is_searched_once(experiment, monkeypatch):
-    whole = planning.search(experiment, "keep_first", 0.5)
+    whole = planning.search(experiment, "keep_first", 0.5, precision="exact")
     depth = max(step.plan.layers_left for step in whole.intervals() if step.plan.windows)
     (experiment.folder / "path" / "keep_first.json").unlink()
-    step = planning.plan_for(experiment, layers=depth, rule="keep_first")
+    step = planning.plan_for(experiment, layers=depth, rule="keep_first", precision="exact")
     assert step == whole.plan_with_layers(depth)
     perplexities = experiment.path("keep_first").perplexities
     assert () in perplexities

@@ -363,3 +363,203 @@ def test_griffin_is_refused_or_whole(swm, create, tokenizer, tmp_path):
     with torch.inference_mode():
         assert torch.equal(models[0](ids).logits, models[1](ids).logits)
     assert Settings("x").seed == 1234
+
+
+# ---- found by trying -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def healed(swm, study, text_file):
+    """A run that is merged and healed."""
+    assert swm("merge", "mine", "a", "--windows", "1-2")[0] == 0
+    assert swm("recover", "mine", "a", "--texts", text_file, *SMALL)[0] == 0
+    return study.run("a")
+
+
+def state_of(run):
+    """All that it has, file by file."""
+    names = ("state.json", "job.log", ".job.lock")
+    return {p: p.read_bytes() for p in run.folder.rglob("*") if p.is_file() and p.name not in names}
+
+
+def test_again_with_what_cannot_be_loses_nothing(swm, healed, tmp_path):
+    before = state_of(healed)
+    for command, message in (
+        (
+            ("merge", "mine", "a", "--windows", "0-1", "--rule", "fit", "--stream", "--again"),
+            "--stream works on weights",
+        ),
+        (("merge", "mine", "a", "--windows", "2-9", "--again"), "does not fit"),
+        (("run", "mine", "a", "--windows", "1-2", "--again", "--texts", tmp_path / "none.txt"), "no file"),
+        (("run", "mine", "a", "--windows", "1-2", "--again", "--limit", 0), "--limit 0 is out of range"),
+    ):
+        code, _, told = swm(*command)
+        assert (code, message in told) == (1, True), told
+        assert state_of(healed) == before
+
+
+def test_another_plan_takes_the_place_of_the_first_only_when_its_model_is_there(swm, healed):
+    assert swm("merge", "mine", "a", "--windows", "0-1", "--rule", "mean", "--again")[0] == 0
+    assert (healed.stage, healed.plan) == ("merged", MergePlan(4, (Window(0, 1),), "mean"))
+    assert not (healed.folder / "recovery").exists()
+    assert healed.settings["origin"]["planner"] == "windows"
+
+
+def test_healing_otherwise_that_is_cancelled_keeps_the_adapter_of_the_model_that_is_there(swm, healed, text_file):
+    from swm import stages
+    from swm.errors import Cancelled
+    from swm.presets import preset_settings
+
+    adapter = (healed.folder / "recovery" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+    def impatient(done, total, text):
+        if done:
+            raise Cancelled
+
+    small = {"texts": str(text_file), "steps": 4, "batch": 2, "length": 32, "held_out": 2, "rank": 4}
+    with pytest.raises(Cancelled):
+        stages.recover_run(healed, preset_settings("quick", **small), impatient)
+    assert healed.stage == "recovered"
+    assert (healed.folder / "adapter-before" / "adapter_model.safetensors").read_bytes() == adapter
+    stages.recover_run(healed, preset_settings("quick", **small))
+    assert not (healed.folder / "adapter-before").exists()
+
+
+def test_a_recovery_text_in_another_order_begins_anew_and_says_so(swm, study, tmp_path, caplog):
+    from swm import stages
+    from swm.errors import Cancelled
+    from swm.presets import preset_settings
+
+    lines = [json.dumps({"prompt": f"the old house {n}", "response": "stood near a river"}) for n in range(80)]
+    file = tmp_path / "rec.jsonl"
+    file.write_text("\n".join(lines))
+    assert swm("merge", "mine", "a", "--windows", "1-2")[0] == 0
+    run, seen = study.run("a"), []
+    settings = preset_settings(
+        "quick", texts=str(file), steps=4, batch=2, length=32, held_out=2, save_every=1, repair="none"
+    )
+
+    def impatient(done, total, text):
+        if done == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        stages.recover_run(run, settings, impatient)
+    file.write_text("\n".join(reversed(lines)))
+    stages.recover_run(run, settings, lambda done, total, text: seen.append(done))
+    assert [done for done in dict.fromkeys(seen) if done] == [1, 2, 3, 4]
+    assert "has changed since healing began: it begins anew" in caplog.text
+    file.write_text("\n".join(lines[1:]))
+    command = ("recover", "mine", "a", "--texts", file, "--steps", 4, "--batch", 2, "--length", 32, "--held-out", 2)
+    code, _, told = swm(*command, "--save-every", 1, "--repair", "none")
+    assert (code, "has changed since a was healed with it" in told) == (1, True)
+
+
+def test_a_changed_calibration_text_is_told_before_merging_and_healing(swm, study, text_file, tmp_path, monkeypatch):
+    assert swm("merge", "mine", "a", "--windows", "1-2")[0] == 0
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text())
+    text_file.write_text(text_file.read_text() + "\n\nmore")
+    monkeypatch.setattr("swm.stages.load_original", None)  # whoever loads a model has come too far
+    for command in (("recover", "mine", "a", "--texts", other, *SMALL), ("merge", "mine", "b", "--windows", "0-1")):
+        code, _, told = swm(*command)
+        assert (code, "has changed since mine was created" in told) == (1, True)
+
+
+def test_a_run_whose_healing_was_cancelled_is_scored_all_the_same(swm, study, monkeypatch):
+    from swm import pipeline
+
+    run = study.create_run("a", MergePlan(4, (Window(1, 2),)))
+    begun = {"preset": "quick", "texts": "x", "steps": 1, "batch": 1, "accumulate": 1, "length": 32}
+    run.remember(merge={"parameters": 1, "size_bytes": 1}, recovery_started=begun)
+    scored = []
+    monkeypatch.setattr(pipeline.stages, "evaluate", lambda run, *_: scored.append(run.name))
+    monkeypatch.setattr(pipeline.stages, "time_run", lambda run, progress: None)
+    pipeline.run_pipeline(run, 2, None, lambda done, total, text: None)
+    assert scored == ["baseline", "a"]
+
+
+def test_a_plan_without_attention_left_is_refused_and_never_costs_scores(swm, create, tokenizer, tmp_path):
+    settings = {"full_attn_idxs": [1, 4], "block_ff_dim": 64, "conv_L_cache": 3}
+    folder = saved("lfm2", tmp_path / "model", tokenizer, layers=6, **settings)
+    assert create("mine", folder)[0] == 0
+    code, _, told = swm("merge", "mine", "a", "--windows", "0-2,3-5", "--rule", "keep_first")
+    assert (code, "cannot generate text" in told) == (1, True), told
+
+
+@pytest.mark.parametrize("kind", ["jamba", "gpt_neo"])
+def test_plans_that_a_config_cannot_describe_never_end_in_a_traceback(swm, create, tokenizer, tmp_path, kind):
+    settings = {
+        "jamba": {"num_experts": 2, "attn_layer_period": 4, "attn_layer_offset": 2, "use_mamba_kernels": False},
+        "gpt_neo": {"num_layers": 6, "num_heads": 4, "attention_types": [[["global", "local"], 3]]},
+    }[kind]
+    assert create("mine", saved(kind, tmp_path / "model", tokenizer, layers=6, **settings))[0] == 0
+    for number, windows in enumerate(("1-2", "-1-2", "2-4")):
+        for more in ((), ("--stream",)):
+            name = f"r{number}{len(more)}"
+            code, _, told = swm("merge", "mine", name, f"--windows={windows}", "--rule", "keep_first", *more)
+            reasons = ("This plan cannot be saved", "in memory only", "cannot generate text")
+            assert code == 0 or any(reason in told for reason in reasons), told
+
+
+def test_similarities_of_plans_are_those_of_the_models_own_format(swm, study):
+    from swm import stages
+    from swm.windows import WindowScorer
+
+    model, tokenizer = stages.load_original(study)
+    tokens = stages.calibration_of(study, tokenizer)
+    assert swm("search", "mine", "--precision", "bfloat16", "--from", 0.2)[0] == 0
+    for command in (("--planner", "sleb", "--layers", 3), ("--layers", 3), ("--windows", "0-1,2-3", "--rule", "mean")):
+        found = json.loads(swm("plan", "mine", *command, "--json")[1])
+        above, window = [Window(*pair) for pair in found["windows"]][1:], Window(*found["windows"][0])
+        exact = WindowScorer(model, tokens, found["rule"]).score(tuple(above), window)
+        assert found["similarity"] == pytest.approx(exact, abs=1e-7)
+    assert study.path("rdsc").scoring == "bfloat16"  # what was asked for since has not cost the path
+    assert study.path("rdsc").covered() > 0.99
+    assert swm("plan", "mine", "--threshold", 0.7, "--precision", "exact")[0] == 0
+    assert study.path("rdsc").covered() > 0.99
+
+
+def test_small_ones(swm, study, healed, text_file, tmp_path, monkeypatch):
+    code, _, told = swm("run", "mine", "a", "--rule", "mean", "--no-recovery")
+    assert (code, "--rule and --precision are of a plan" in told) == (1, True)
+    code, _, told = swm("merge", "mine", "a", "--windows", "1-2", "--width", 0.250000001)
+    assert (code, "width is whole, asked for: 0.250000001 by flap" in told) == (1, True)
+    assert healed.settings["recovery"]["texts"] == str(text_file)
+    monkeypatch.chdir(text_file.parent)
+    assert "nothing to do" in swm("recover", "mine", "a", "--texts", text_file.name, *SMALL)[1]
+    assert (
+        swm("create", "tiny", "--model", study.settings.model, "--texts", text_file, "--count", 1, "--length", 8)[0]
+        == 0
+    )
+    code, _, told = swm("measure", "tiny", "--metric", "cka-rbf", "--samples", "texts")
+    assert (code, "too few for CKA" in told) == (1, True)
+    monkeypatch.setenv("SWM_DEMO", "mine")
+    code, _, told = swm("estimate", "smollm2-135m", "--untimed")
+    assert (code, "a read-only demo writes nothing" in told) == (1, True)
+
+
+def test_the_demo_does_not_go_on_in_an_experiment_of_ones_own(swm, create, model_folder):
+    assert create("demo", model_folder)[0] == 0
+    code, _, told = swm("demo")
+    assert (code, "There is an experiment demo with other settings" in told) == (1, True)
+
+
+def test_a_recipe_knows_its_calibration_text(swm, study, healed, text_file, tmp_path):
+    assert swm("export", "mine", "a", tmp_path / "out")[0] == 0
+    text_file.write_text(text_file.read_text() + "\n\nmore")
+    code, _, told = swm("repeat", tmp_path / "out" / "recipe.json", "--name", "again")
+    assert (code, "is not the one that the recipe was made with" in told) == (1, True)
+    assert "again" not in list_names()
+
+
+def test_another_limit_does_not_replace_the_originals_scores(swm, study):
+    from swm.metrics import TASKS
+
+    score = {"value": 0.5, "stderr": 0.1, "metric": "acc", "documents": 5}
+    found = {"tasks": dict.fromkeys(TASKS, score), "perplexity": {}, "limit": 5}
+    study.run("baseline").save("scores", found)
+    code, _, told = swm("run", "mine", "b", "--windows", "1-2", "--limit", 3, "--no-recovery")
+    assert code == 1
+    assert "The original is scored with --limit 5, and this run with 3" in told
+    assert study.run("baseline").scores()["limit"] == 5
