@@ -1,6 +1,24 @@
 """Sliding-Window Merging: see which layers of a language model are redundant, merge them, heal and compare.
 
-The stages are plain functions in `swm.stages`; `python -m swm` runs each of them.
+What a notebook or a script uses is here by name and loaded when it is used: `import swm` loads no torch. The stages of
+an experiment are plain functions in `swm.stages`; `python -m swm` runs each of them.
 """
 
+import lazy_loader
+
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "merge": ["apply_plan"],
+        "models": ["load_model", "save_model"],
+        "path": ["ThresholdPath"],
+        "plan": ["MergePlan", "Window"],
+        "planners": ["plan_with"],
+        "search": ["find_plan", "threshold_path"],
+        "similarity": ["layer_similarity"],
+        "texts": ["calibration_tokens"],
+        "windows": ["WindowScorer"],
+    },
+)

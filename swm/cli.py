@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from swm.errors import Cancelled, ExperimentError, SettingsError, SwmError, printable
 from swm.experiments import BASELINE, Experiment, Run, Settings, delete, list_experiments
-from swm.files import demo_experiment
+from swm.files import child_environment, demo_experiment
 from swm.grids import KINDS, OF_RUNS, Grid
 from swm.jobs import Target, beside, cancel, tracked
 from swm.metrics import Measure, parse_tasks
@@ -489,6 +489,19 @@ def run_answer(options: argparse.Namespace) -> Result:
     return {"run": run.name, "prompt": options.prompt, "answer": "".join(pieces), "speed": answer.speed}, ""
 
 
+def run_app(options: argparse.Namespace) -> Result:
+    """Becomes the app: streamlit in this process's place."""
+    app = Path(__file__).parents[1] / "app.py"
+    if not app.is_file():
+        raise ExperimentError(f"There is no {app}: the app is part of the source folder. Start it there: make app")
+    if not 1 <= options.port <= 65_535:
+        raise SettingsError(f"--port {options.port} is out of range. Choose 1 to 65,535.")
+    environment = child_environment()
+    os.chdir(app.parent)  # where its settings lie
+    command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(options.port)]
+    os.execve(sys.executable, command, environment)  # noqa: S606 - an argument list, no shell
+
+
 def run_cancel(options: argparse.Namespace) -> Result:
     target = _target(options)
     cancel(target)
@@ -556,5 +569,6 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "answer": run_answer,
     "cancel": run_cancel,
     "delete": run_delete,
+    "app": run_app,
     "demo": run_demo,
 }

@@ -120,6 +120,8 @@ def _add_showing(add: Add) -> None:
     for name, help_text in (("cancel", "Cancel the job"), ("delete", "Delete all")):
         command = add(name, f"{help_text} of an experiment, or of one of its runs.", "EXP")
         command.add_argument("run", nargs="?", metavar="RUN")
+    command = add("app", "Open the app in a browser.")
+    command.add_argument("--port", type=int, default=8501, help="of the app on this machine (8501)")
     command = add("demo", "All of it on the bundled model with small settings.")
     command.add_argument("--name", default="demo", help="name of the experiment (demo)")
     _add_limit(command, 40)

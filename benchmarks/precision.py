@@ -1,0 +1,56 @@
+"""How far similarities computed in bfloat16 are from those in the model's own format. Prints one JSON object.
+
+A sample of the windows of a threshold path that ships (computed in bfloat16), scored anew in float32, by merge rule.
+
+    python benchmarks/precision.py [--windows 200] [--experiment example-study]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def main() -> None:
+    from swm.experiments import Experiment
+    from swm.models import load_model
+    from swm.path import DOUBT
+    from swm.texts import calibration_tokens
+    from swm.windows import WindowScorer
+
+    options = parse()
+    experiment = Experiment.open(options.experiment)
+    model, tokenizer = load_model(experiment.settings.model)
+    tokens, rng, result = calibration_tokens(tokenizer), random.Random(1), {}
+    for rule in experiment.rules_searched():
+        path = experiment.path(rule)
+        if path is None or path.scoring != "bfloat16" or rule == "fit":
+            continue
+        scorer = WindowScorer(model, tokens, rule)
+        exact = [key for key in sorted(path.similarities) if key not in path.bounds]
+        keys = rng.sample(exact, min(options.windows, len(exact)))
+        off = sorted(abs(scorer.score(*key) - path.similarities[key]) for key in keys)
+        result[rule] = {
+            "windows": len(off),
+            "median": round(off[len(off) // 2], 6),
+            "99 %": round(off[int(0.99 * (len(off) - 1))], 6),
+            "largest": round(off[-1], 6),
+        }
+    print(json.dumps({"benchmark": "precision", "made sure of within": DOUBT, "off": result}, indent=1))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=200)
+    parser.add_argument("--experiment", default="example-study")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
