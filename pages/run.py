@@ -219,7 +219,7 @@ def follow(run: Run, state: State) -> None:
         delta_arrow="off",
     )
     recovery = run.settings.get("recovery_started") or run.settings.get("recovery") or {}
-    events = [event for event in run.events() if event.get("stage") == "recover"]
+    events = [event for event in run.events() if event.get("stage") == "recover" and not event.get("begun")]
     if events:
         st.subheader("Loss while healing", anchor=False)
         healing_numbers(events, recovery)
