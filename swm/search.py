@@ -125,8 +125,8 @@ def settle(
 def _nearest(branches: list[Branch], focus: float) -> int:
     """Index of the branch whose interval (a, b] holds the focus, else lies next to it; the latest of equals."""
 
-    def distance(i: int) -> tuple[float, int]:
+    def distance(i: int) -> tuple[bool, float, int]:
         _, a, b = branches[i]
-        return (0.0 if a < focus <= b else min(abs(focus - a), abs(focus - b))), -i
+        return not a < focus <= b, min(abs(focus - a), abs(focus - b)), -i
 
     return min(range(len(branches)), key=distance)

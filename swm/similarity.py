@@ -7,6 +7,7 @@ length of a text (the states of one), not with the number of texts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -174,7 +175,7 @@ class _Sums:
         if measure.metric != "cka-biased" and noise > NOISE_ALLOWED:
             return (
                 f"{self.samples} samples are few: independent layers would scatter by {noise:.2f} about 0. "
-                f"{2**0.5 / NOISE_ALLOWED:.0f} samples or more would do."
+                f"{math.ceil(2**0.5 / NOISE_ALLOWED)} samples or more would do."
             )
         return ""
 
