@@ -35,7 +35,7 @@ from swm.plan import (
 from swm.planners import DropLoss, PlanLoss, beam_drops, dropped_plan, plan_with
 from swm.presets import FIT_TOKENS
 from swm.search import settle, threshold_path
-from swm.stages import Progress, calibration_of, fit_tokens_of, load_original, no_progress
+from swm.stages import Progress, calibration_of, check_text, fit_tokens_of, load_original, no_progress
 from swm.view import known_similarity
 from swm.walk import check_range, check_threshold
 from swm.windows import WindowScorer
@@ -272,6 +272,8 @@ def known_plan(
     check_rule(rule)
     if (threshold is None) == (layers is None):
         raise SettingsError("Say either --threshold or --layers.")
+    if not experiment.read_only and experiment.settings.texts.endswith((".txt", ".jsonl")):  # others do not change
+        check_text(experiment)
     path = experiment.path(rule)
     if threshold is not None:
         check_threshold(threshold)

@@ -60,3 +60,10 @@ def test_experiments_of_the_first_release_open_and_go_on(swm, experiment, text_f
     rewrite(experiment.folder / "experiment.json", text_hash=None)
     text_file.write_text(text_file.read_text() + "\n\nOne more paragraph.")
     assert swm("plan", "e", "--threshold", "0.9")[0] == 0
+
+
+def test_a_plan_that_is_known_already_is_told_of_the_change_too(swm, experiment, text_file):
+    assert swm("plan", "e", "--threshold", "0.9")[0] == 0
+    text_file.write_text(text_file.read_text() + "\n\nOne more paragraph.")
+    code, _, told = swm("plan", "e", "--threshold", "0.9")
+    assert (code, "has changed since e was created" in told) == (1, True)
