@@ -59,7 +59,7 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
     covered = path.covered()
     if not experiment.state().active and covered == 0:
         if doubt := experiment.outdated_path(rule):
-            st.warning(f"The path kept for this rule is not shown, and the search computes it anew: {doubt}.")
+            st.warning(f"The saved path for this rule is not shown because {doubt}. The next search recomputes it.")
         st.info(
             "No threshold is computed for this rule yet. The search finds every plan at once, the one at this "
             "threshold first; for 30 layers and 10 × 128 tokens expect some minutes on a processor."

@@ -73,14 +73,7 @@ def new_run(experiment: Experiment, count: int) -> None:
         rule = left.selectbox("Merge rule", rules, index=rules.index(wanted), key="run_rule", help=RULE)
         with left:
             width = width_cut(template.get("width", WHOLE))
-        limit = left.number_input(
-            "Documents of each task",
-            1,
-            20_000,
-            template.get("limit") or (experiment.run(BASELINE).scores() or {}).get("limit") or 100,
-            key="run_limit",
-            help="More: smaller error bars, longer waits.",
-        )
+        limit = document_limit(left, experiment, template.get("limit"))
         with right:
             recovery, healing = healing_settings(template)
     plan_words = windows_arguments(windows) if windows.strip() else ["--threshold", str(threshold)]
@@ -94,12 +87,41 @@ def new_run(experiment: Experiment, count: int) -> None:
         blocked = experiment.read_only or not fits
         if st.button("Merge, heal and evaluate", type="primary", disabled=blocked, key="run_start"):
             run = experiment.create_run(check_name(name), *plan)
-            start(run, "run", ["run", experiment.name, name, *healing, "--limit", str(limit)])
+            start(run, "run", ["run", experiment.name, name, *healing, *limit_words(limit)])
             st.session_state["run_next"] = name
             st.session_state.pop("run_template", None)
             st.rerun()
     plan_words += ["--rule", rule, *width_arguments(width)]
-    command_line("run", experiment.name, name, *plan_words, *healing, "--limit", str(limit))
+    command_line("run", experiment.name, name, *plan_words, *healing, *limit_words(limit))
+
+
+def document_limit(place: Any, experiment: Experiment, copied: int | None) -> int | None:
+    """Documents of each task: as many as the original was scored on, or runs could not be compared; None for all."""
+    usual = usual_limit(experiment.run(BASELINE))
+    if usual is None and copied is None:
+        place.caption("All documents of each task, as the original was scored.")
+        return None
+    return int(
+        place.number_input(
+            "Documents of each task",
+            1,
+            20_000,
+            min(copied or usual or 100, 20_000),
+            key="run_limit",
+            help="More: smaller error bars, longer waits. The same as the original's, to be compared with it.",
+        )
+    )
+
+
+def usual_limit(run: Run) -> int | None:
+    """Documents that the run was scored on, else the original; None for all."""
+    scores = run.scores() or run.experiment.run(BASELINE).scores() or {"limit": 100}
+    limit: int | None = scores["limit"]
+    return limit
+
+
+def limit_words(limit: int | None) -> list[str]:
+    return ["--limit", "none" if limit is None else str(limit)]
 
 
 def width_cut(copied: WidthCut) -> WidthCut:
@@ -119,7 +141,7 @@ def width_cut(copied: WidthCut) -> WidthCut:
     return WidthCut(percent / 100, by) if percent else WHOLE
 
 
-def shown_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int) -> bool:
+def shown_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int | None) -> bool:
     """Time, memory and disk of the run; whether it fits."""
     evaluated = experiment.run(BASELINE).scores()
     evaluations = 1 + (recovery is not None) + (not evaluated or evaluated.get("limit") != limit)
@@ -155,13 +177,13 @@ def controls(run: Run) -> None:
     known = unfinished or run.settings.get("recovery")
     heal = recovery_arguments(known) if known else ["--preset", "quick"]
     again = ["--again"] if run.stage == "recovered" else []
-    limit = (run.scores() or {}).get("limit", 100)
+    limit = limit_words(usual_limit(run))
     actions = {
         "Merge": ["merge", *name, *plan_arguments(run.plan)],
         "Go on healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal, *again],
-        "Evaluate": ["evaluate", *name],
+        "Evaluate": ["evaluate", *name, *limit],
         "Time": ["time", *name],
-        "All that is left": ["run", *name, *heal, "--limit", "none" if limit is None else str(limit)],
+        "All that is left": ["run", *name, *heal, *limit],
     }
     columns = st.columns(len(actions) + 1)
     for column, (label, arguments) in zip(columns, actions.items(), strict=False):

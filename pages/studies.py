@@ -85,7 +85,8 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
             key=f"studies_against_{experiment.name}_{kind}",
             width=240,
             help="The table then says how far each average is from this method's at equal size and stage: the mean of "
-            "the same documents' differences, with its 95 % interval. An interval with 0 in it is not significant.",
+            "the same documents' differences, with its 95 % interval. If the interval "
+            "contains 0, the difference is not significant.",
         )
         rows = rows_of(experiment, names, against)
     st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=115)})

@@ -32,7 +32,7 @@ from swm.path import PlanAt
 from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, Window, parse_windows
 from swm.presets import RecoverySettings, preset_settings
 from swm.reruns import plan_changes, recovery_changes, refuse
-from swm.tracked import read_only_message
+from swm.tracked import job_lock, read_only_message
 
 Progress = Callable[[int, int, str], None]
 SHARED = ("measure", "recover", "evaluate")  # commands that several processes work on together
@@ -160,9 +160,9 @@ def run_measure(options: argparse.Namespace) -> Result:
 def run_search(options: argparse.Namespace) -> Result:
     from swm import planning
 
-    experiment, precision = _own(options.exp), "exact" if options.exact else options.precision
+    experiment = _own(options.exp)
     with watched(experiment, "search") as progress:
-        path = planning.search(experiment, options.rule, options.low, options.focus, progress, precision)
+        path = planning.search(experiment, options.rule, options.low, options.focus, progress, options.precision)
     steps = path.intervals()
     lines = ["threshold above   up to     layers  similarity  windows"]
     lines += [
@@ -296,14 +296,15 @@ def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
     elif options.threshold is None and options.layers is None and options.ratio is None:
         if options.width:
             raise SettingsError('--width is a part of a plan. Say --windows "" for width alone, or name a plan.')
-        return experiment.run(options.run), {}
+        return _settled(experiment.run(options.run)), {}
     else:
         step = _plan(experiment, options)
         plan, threshold, similarity = step.plan, step.threshold, step.similarity
     plan, origin = replace(plan, width=width), None
     if options.planner:
         origin = experiment.origin_of(MergePlan.from_dict(data), method=options.planner)
-    if (run := Run(experiment, options.run)).is_there() and not run.is_baseline and run.stage != "planned":
+    run = _settled(Run(experiment, options.run))
+    if run.is_there() and not run.is_baseline and run.stage != "planned":
         changes = plan_changes(run.plan, plan)
         if changes and options.again:
             return run, experiment.plan_entries(plan, threshold, similarity, origin=origin)
@@ -318,7 +319,7 @@ def run_all(options: argparse.Namespace) -> Result:
     run, entries = _planned_run(options)
     recovery = None if options.no_recovery else settings
     if done := not options.again and is_finished(run, options.limit, recovery):
-        told = f"Run {run.name} is finished with these settings: nothing to do. --again does it all again."
+        told = f"Run {run.name} is finished with these settings: nothing to do. --again repeats everything."
     else:
         with watched(run, "run") as progress:
             run_pipeline(run, options.limit, recovery, progress, options.again, entries)
@@ -352,8 +353,8 @@ def recovery_settings(options: argparse.Namespace) -> RecoverySettings:
     """The preset with what the options change; a file by its full path, as it may be read again elsewhere."""
     names = [field.name for field in fields(RecoverySettings) if field.name != "preset"]
     changed = {name: getattr(options, name) for name in names}
-    if changed["texts"] and (file := Path(changed["texts"]).expanduser()).is_file():
-        changed["texts"] = str(file.absolute())
+    if (changed["texts"] or "").endswith((".txt", ".jsonl")):
+        changed["texts"] = os.path.abspath(os.path.expanduser(changed["texts"]))
     return preset_settings(options.preset, **changed)
 
 
@@ -361,7 +362,7 @@ def run_recover(options: argparse.Namespace) -> Result:
     from swm import stages
 
     settings = recovery_settings(options)
-    run = _own(options.exp).run(options.run)
+    run = _settled(_own(options.exp).run(options.run))
     if not options.again:
         refuse(run, recovery_changes(run, settings))
         if run.stage == "recovered" and run.has_model:
@@ -483,7 +484,7 @@ def run_answer(options: argparse.Namespace) -> Result:
     for piece in answer.pieces(options.prompt, options.tokens):
         pieces.append(piece)
         if not options.json:
-            print(printable(piece), end="", flush=True)
+            print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     if not options.json:
         print(answer.speed, file=sys.stderr)
     return {"run": run.name, "prompt": options.prompt, "answer": "".join(pieces), "speed": answer.speed}, ""
@@ -535,6 +536,14 @@ def _own(name: str) -> Experiment:
     if experiment.read_only:
         raise ExperimentError(read_only_message(name))
     return experiment
+
+
+def _settled(run: Run) -> Run:
+    """The run, once what a killed job left open is settled: only then does run.json say what is there."""
+    if world_size() == 1 and not run.is_baseline and run.is_there():
+        with job_lock(run):
+            run.mend()
+    return run
 
 
 def _table(experiment: Experiment, run: Run) -> str:

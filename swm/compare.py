@@ -57,7 +57,7 @@ def _deltas(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[dict[str, An
     if row["scores"] and documents_key(row) == documents_key(baseline):
         deltas["average"] = _difference(row["average"], baseline["average"])
     elif row["scores"]:
-        reasons.append(f"The averages are of {_unlike(row, baseline)}, so they are not compared.")
+        reasons.append(f"Averages are not compared: {_unlike(row, baseline)}.")
     return deltas, reasons
 
 
@@ -82,9 +82,9 @@ def comparable(rows: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any
 
 def _unlike(row: dict[str, Any], other: dict[str, Any]) -> str:
     if not other["scores"]:
-        return "the run alone (the original was not scored)"
+        return "the original has no scores"
     if set(row["scores"]) != set(other["scores"]):
-        return f"different tasks ({', '.join(sorted(set(row['scores']) ^ set(other['scores'])))} in one of them only)"
+        return f"different tasks (only one has {', '.join(sorted(set(row['scores']) ^ set(other['scores'])))})"
     return "different documents or metrics"
 
 
@@ -140,7 +140,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "perplexity": next((p["value"] for p in perplexities.values()), None),
         "perplexities": perplexities,
         "perplexity_text": next(iter(perplexities), None),
-        "shared_texts": _shared_texts(run, perplexities),
+        "shared_texts": _shared_texts(run, stage, perplexities),
         "scores": tasks,
         "samples": scores.get("samples", []),
         "average": average,
@@ -157,11 +157,16 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
     }
 
 
-def _shared_texts(run: Run, perplexities: dict[str, Any]) -> dict[str, str]:
+def _shared_texts(run: Run, stage: str, perplexities: dict[str, Any]) -> dict[str, str]:
     """Perplexity texts whose documents the model was also searched or healed with, and for what."""
-    uses = {run.experiment.text_hash: "calibration", run.settings.get("recovery", {}).get("text_hash"): "recovery"}
-    hashes = {text: entry.get("text_hash") for text, entry in perplexities.items()}
-    return {text: uses[found] for text, found in hashes.items() if found and found in uses}
+    uses = {"calibration": run.experiment.text_hash}
+    if stage == "recovered":
+        uses["recovery"] = run.settings["recovery"].get("text_hash", "")
+    shared = {
+        text: [use for use, known in uses.items() if known and known == entry.get("text_hash")]
+        for text, entry in perplexities.items()
+    }
+    return {text: " and ".join(found) for text, found in shared.items() if found}
 
 
 def _fitted_first(run: Run) -> bool:
@@ -265,7 +270,7 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         told = f" (also the {' and '.join(uses)} text: not independent)" if uses else ""
         entries = [row["perplexities"][text] for row in flat if text in row["perplexities"]]
         if not all(_same_text(entries[0], entry) for entry in entries):
-            told += " (of unlike versions or lengths: not comparable)"
+            told += " (different versions or lengths: not comparable)"
         found.append((f"perplexity, {text}{told}", [interval(row["perplexities"].get(text)) for row in flat]))
     for task in dict.fromkeys(task for row in flat for task in row["scores"]):
         scored = [row["scores"][task] for row in flat if task in row["scores"]]
@@ -274,7 +279,7 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         found.append((label, [_score(row["scores"].get(task)) for row in flat]))
     mixed = len({str(documents_key(row)) for row in flat if row["scores"]}) > 1
     averages = [percent(row["average"], row["average_stderr"]) + _of_tasks(row) * mixed for row in flat]
-    found.append((f"average of tasks, %{' (of unlike documents: not comparable)' * mixed}", averages))
+    found.append((f"average of tasks, %{' (different documents: not comparable)' * mixed}", averages))
     found.append(("tokens per second", _timed(flat, "tokens_per_second", 1)))
     for batch in dict.fromkeys(batch for row in flat for batch in row["throughput"] if batch != "1"):
         rates = [number(row["throughput"].get(batch), 0) for row in flat]
@@ -284,7 +289,7 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     memory = [row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20 for row in flat]
     found.append(("peak memory, MiB", [number(value, 0) for value in memory]))
     if any(row["timed_as"] for row in flat):
-        found.append(("speed was measured of", [_measured(row) for row in flat]))
+        found.append(("speed measured on", [_measured(row) for row in flat]))
     return found
 
 
@@ -307,7 +312,7 @@ def _timed(flat: list[dict[str, Any]], name: str, digits: int) -> list[str]:
     for row in flat:
         beside = number(row["timed_with"].get(name), digits)
         told = beside not in (MISSING, originals.get(row["experiment"])) and row["run"] != BASELINE
-        cells.append(number(row[name], digits) + (f" (original beside it: {beside})" if told else ""))
+        cells.append(number(row[name], digits) + (f" (original in the same session: {beside})" if told else ""))
     return cells
 
 

@@ -4,6 +4,7 @@ SwmError
 ├── SettingsError     a threshold, rule, metric, task or number that cannot be
 ├── PlanError         a window that does not fit the model
 ├── ModelError        a model that cannot be loaded, understood, merged or saved
+│   └── NoCacheError  a model whose generation cannot be timed
 ├── TextError         a text that is missing, empty or too short
 ├── ExperimentError   a name, folder or file of an experiment or run
 └── JobError          a job that cannot start, or that another job excludes
@@ -26,6 +27,10 @@ class PlanError(SwmError):
 
 class ModelError(SwmError):
     """A model that cannot be loaded, understood, merged or saved."""
+
+
+class NoCacheError(ModelError):
+    """A model that keeps nothing of what it has read, so that its generation cannot be timed."""
 
 
 class TextError(SwmError):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm.errors import ModelError, SettingsError, TextError
+from swm.errors import ModelError, SettingsError, TextError, first_line
 from swm.metrics import MOST_DOCUMENTS, PAPER_METRICS, TASKS
 from swm.parallel import gathered, own_part, world_size
 from swm.texts import TASK_DATA, task_dataset
@@ -217,10 +217,12 @@ def check_request(tasks: Sequence[str], limit: int | None) -> Any:
             raise SettingsError(
                 f"'{task}' is not a task that lm-eval knows. Bundled: {', '.join(TASKS)}; all others: lm-eval ls tasks."
             )
-        if task not in TASK_FOLDERS and _config_of(task, manager).get("output_type") == "loglikelihood_rolling":
+        if (
+            task not in TASK_FOLDERS
+            and _config_of(task, manager, code=False).get("output_type") == "loglikelihood_rolling"
+        ):
             raise SettingsError(
-                f"{task} measures perplexity, not right answers, so it is no task to score. Name the text instead: "
-                "--texts wikitext, or any other."
+                f"Task {task} measures perplexity, not accuracy. Pass a text instead: --texts wikitext."
             )
     return manager
 
@@ -231,11 +233,11 @@ def check_limit(limit: int | None) -> None:
         raise SettingsError(f"--limit {limit} is out of range. Choose 1 or more documents, or none for all.")
 
 
-def _config_of(task: str, manager: Any) -> dict[str, Any]:
-    """What lm-eval's file of the task says."""
+def _config_of(task: str, manager: Any, code: bool = True) -> dict[str, Any]:
+    """What lm-eval's file of the task says; with the task's own functions, which may need packages of theirs."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    return dict(load_yaml(manager.task_index[task].yaml_path))
+    return dict(load_yaml(manager.task_index[task].yaml_path, resolve_func=code))
 
 
 def _task(name: str, manager: Any, limit: int | None) -> Any:
@@ -245,6 +247,10 @@ def _task(name: str, manager: Any, limit: int | None) -> Any:
     if name not in TASK_DATA:
         try:
             return next(iter(manager.load_task_or_group(name).values()))
+        except ImportError as error:
+            raise SettingsError(
+                f"Task {name} needs a package that is not installed: {first_line(error)} Install it, or choose another."
+            ) from None
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise SettingsError(
                 f"The data of task {name} cannot be had ({type(error).__name__}). Without a network only the bundled "

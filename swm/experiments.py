@@ -264,7 +264,7 @@ class Experiment(Tracked):
                     return run
                 if run.stage != "planned":
                     raise ExperimentError(
-                        f"There is a run {name} with another plan ({_windows_of(run.plan)}; asked for: "
+                        f"There is a run {name} with another plan ({_windows_of(run.plan)}; requested: "
                         f"{_windows_of(plan)}). Choose another name."
                     )
                 if run.state().active:
@@ -420,6 +420,7 @@ class Run(Tracked):
         if token.is_file() and token.read_text(encoding="utf-8") == pending["token"]:
             self.let_go_of_scores(pending["scores"])
             settings = {name: value for name, value in settings.items() if not name.startswith("recovery")}
+            self.forget_kept_adapter()
             if "plan" in pending["settings"]:  # another plan, which no study made
                 settings.pop("method", None)
             settings |= pending["settings"]
@@ -441,7 +442,7 @@ class Run(Tracked):
             self.clear_events()
 
     def keep_adapter(self) -> None:
-        """Set the adapter of the finished recovery aside while another recovery has not ended."""
+        """Set the adapter of the healed model aside, in `adapter-before/`, while it is healed otherwise."""
         adapter, kept = self.folder / "recovery" / "adapter", self.folder / KEPT_ADAPTER
         if self.stage == "recovered" and adapter.is_dir() and not kept.exists():
             adapter.rename(kept)

@@ -38,8 +38,8 @@ def home() -> Path:
         folder.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, or nobody's home
         raise ExperimentError(
-            f"There is no folder to keep results in: SWM_HOME is '{named[:80]}' ({first_line(error)}) Set SWM_HOME to "
-            "a folder that you can write to."
+            f"Cannot use SWM_HOME '{named[:80]}' as the folder for results: "
+            f"{getattr(error, 'strerror', None) or first_line(error)} Set SWM_HOME to a folder that you can write to."
         ) from None
     return folder
 

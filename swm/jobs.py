@@ -34,7 +34,7 @@ from swm.files import (
     is_full_disk,
     replace_file,
 )
-from swm.machine import memory_kills
+from swm.machine import is_out_of_memory, memory_kills
 from swm.parallel import rank, world_size
 from swm.states import HEARTBEAT_SECONDS, State, this_process
 from swm.tracked import Tracked, job_lock, read_only_message
@@ -190,7 +190,7 @@ def _explained(error: BaseException, target: Target) -> SwmError | None:
         return error
     if is_full_disk(error):
         return ExperimentError(full_disk_message(target.folder, SPACE_BYTES))
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return JobError("Out of memory. Use shorter or fewer texts, a smaller batch, or --dtype bfloat16.")
     return None
 
@@ -203,12 +203,6 @@ def _gpu_memory_bytes() -> int:
     """What this process has allocated on its GPU; torch is asked only when the stage has loaded it."""
     torch = sys.modules.get("torch")
     return int(torch.cuda.memory_allocated()) if torch and torch.cuda.is_initialized() else 0
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Python's own, a GPU's (torch.OutOfMemoryError), or torch's on the CPU, which is a plain RuntimeError."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def start(target: Target, stage: str, arguments: Sequence[str]) -> int:

@@ -86,3 +86,9 @@ def _memory_cgroups() -> list[Path]:
             folder = root / path.lstrip("/")
             found += [each for each in (folder, *folder.parents) if each == root or root in each.parents]
     return found
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own, a GPU's (torch.OutOfMemoryError), or torch's on the CPU, which is a plain RuntimeError."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)

@@ -52,8 +52,8 @@ def _add_looking(add: Add) -> None:
     command = add("search", "Every plan for every threshold; goes on where it stopped.", "EXP")
     command.add_argument("--rule", default=DEFAULT_RULE, help=", ".join(RULES))
     command.add_argument("--from", dest="low", type=float, default=0.5, help="lowest threshold of interest (0.5)")
-    command.add_argument("--exact", action="store_true", help="the same as --precision exact")
     _add_precision(command)
+    command.add_argument("--exact", action="store_const", dest="precision", const="exact", help="--precision exact")
     command.add_argument("--focus", type=float, default=0.9, help="threshold to compute first (0.9)")
     _add_plan(add("plan", "Which windows merge at a threshold or for a number of layers; how good a plan is.", "EXP"))
 
@@ -163,7 +163,7 @@ def _add_precision(command: argparse.ArgumentParser) -> None:
 def _add_width(command: argparse.ArgumentParser) -> None:
     command.add_argument("--width", type=float, default=0.0, help="share of the layers' weights to cut by width (0)")
     ways = "; ".join(f"{name}: {text}" for name, text in WIDTH_METHODS.items())
-    command.add_argument("--width-by", help=f"flap, if it is left out; {ways}")
+    command.add_argument("--width-by", help=f"default flap; {ways}")
 
 
 def _add_limit(command: argparse.ArgumentParser, limit: int) -> None:
@@ -197,26 +197,26 @@ def check_options(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
     planned = "planner" in vars(options)
     if planned and "budget" in given and options.planner != "best":
-        raise SettingsError("--budget goes with --planner best alone. Leave it out.")
+        raise SettingsError("--budget only applies to --planner best. Leave it out.")
     if planned and options.precision != "auto" and options.windows is not None:
-        raise SettingsError("--precision is of a search, and --windows names the windows. Leave one of them out.")
+        raise SettingsError("--precision applies to a search, and with --windows there is none. Leave it out.")
     named = ("threshold", "layers", "ratio", "windows", "planner")
     without = options.command == "run" and not any(name in given for name in named)
     if without and ("rule" in given or options.precision != "auto"):
-        raise SettingsError("--rule and --precision are of a plan, and none is named. Name one, or leave them out.")
+        raise SettingsError(
+            "--rule and --precision need a plan: add --threshold, --layers, --ratio, --windows or --planner."
+        )
     if "width_by" in given and not options.width:
-        raise SettingsError("--width-by says how width is cut, and nothing is: add --width, or leave it out.")
+        raise SettingsError("--width-by needs --width. Add it, or leave --width-by out.")
     if "no_recovery" in given:
         names = [field.name for field in fields(RecoverySettings) if field.name != "preset"]
         ignored = [name for name in names if name in given]
         if ignored:
-            raise SettingsError(
-                f"--no-recovery leaves healing out, and --{_word(ignored[0])} is of healing. Choose one."
-            )
+            raise SettingsError(f"--no-recovery cannot be combined with --{_word(ignored[0])}. Leave one of them out.")
     if options.command == "study" and "against" in given and options.kind not in OF_RUNS:
-        raise SettingsError(f"--against compares methods, and the study {options.kind} has none. Leave it out.")
+        raise SettingsError(f"--against does not apply to the study {options.kind}. Leave it out.")
     if options.command == "sweep" and options.executor != "ray" and options.address:
-        raise SettingsError("--address is of a Ray cluster: add --executor ray, or leave it out.")
+        raise SettingsError("--address needs --executor ray. Add it, or leave --address out.")
     for name, least in (("count", 1), ("length_of_texts", 1), ("workers", 0)):
         if options.command in ("estimate", "sweep") and given.get(name, least) < least:
             raise SettingsError(f"--{_word(name)} {given[name]} is out of range. Choose {least} or more.")

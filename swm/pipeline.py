@@ -9,7 +9,7 @@ from typing import Any
 
 from swm import planning, stages
 from swm.compare import run_name
-from swm.errors import ExperimentError, TextError
+from swm.errors import ExperimentError, NoCacheError, TextError
 from swm.evaluate import check_limit, check_request
 from swm.experiments import BASELINE, Experiment, Run, Settings
 from swm.jobs import Target
@@ -50,10 +50,11 @@ def run_pipeline(
         ExperimentError: if the run has other settings and `again` is not said.
     """
     baseline = run.experiment.run(BASELINE)
+    check_request(TASKS, limit)
     if not again:
         _refuse_others(run, limit, recovery)
-    check_request(TASKS, limit)
-    if recovery:
+    _refuse_another_baseline(run.experiment, limit)
+    if recovery and (again or run.stage != "recovered"):
         stages.check_recovery(run.experiment, recovery)  # all of it before anything is replaced
     if again or run.stage == "planned":
         stages.merge(run, _named("merge", progress), entries=entries)
@@ -64,7 +65,10 @@ def run_pipeline(
         stages.recover_run(run, recovery, _named("recover", progress))
         stages.evaluate(run, TASKS, limit, _named(f"evaluate {run_name(run.name, run.stage)}", progress))
     if not run.timing():
-        stages.time_run(run, progress=_named("time", progress))
+        try:
+            stages.time_run(run, progress=_named("time", progress))
+        except NoCacheError as error:  # all else is done
+            log.warning("%s", error)
 
 
 def is_finished(run: Run, limit: int | None, recovery: RecoverySettings | None) -> bool:
@@ -73,21 +77,27 @@ def is_finished(run: Run, limit: int | None, recovery: RecoverySettings | None) 
     Raises:
         ExperimentError: if the run has other settings.
     """
+    check_limit(limit)
     _refuse_others(run, limit, recovery)
+    _refuse_another_baseline(run.experiment, limit)
     done = run.stage == ("recovered" if recovery else "merged") and run.timing() is not None
     return done and all(_is_evaluated(each, limit) for each in (run.experiment.run(BASELINE), run))
 
 
 def _refuse_others(run: Run, limit: int | None, recovery: RecoverySettings | None) -> None:
-    check_limit(limit)
     refuse(run, [*recovery_changes(run, recovery), *limit_changes(run, limit)])
-    baseline = run.experiment.run(BASELINE)
-    if limit_changes(baseline, limit) and set(TASKS) <= set((baseline.scores() or {}).get("tasks", {})):
-        had = (baseline.scores() or {})["limit"] or "none"
+
+
+def _refuse_another_baseline(experiment: Experiment, limit: int | None) -> None:
+    """Raise ExperimentError if the original's scores, with which all runs are compared, would be replaced."""
+    baseline = experiment.run(BASELINE)
+    scores = baseline.scores() or {"tasks": {}}
+    if limit_changes(baseline, limit) and set(TASKS) <= set(scores["tasks"]):
+        had = scores["limit"] or "none"
         raise ExperimentError(
             f"The original is scored with --limit {had}, and this run with {limit or 'none'}: they could "
-            f"not be compared. Pass --limit {had}, or evaluate the original anew first: "
-            f"python -m swm evaluate {run.experiment.name} {BASELINE} --limit {limit or 'none'}"
+            f"not be compared. Pass --limit {had}, or evaluate the original first: "
+            f"python -m swm evaluate {experiment.name} {BASELINE} --limit {limit or 'none'}"
         )
 
 
@@ -124,8 +134,8 @@ def repeat(recipe: Recipe, name: str | None, watched: Watched) -> Run:
     else:
         if recipe.text_hash and text_hash(recipe.settings.texts) != recipe.text_hash:
             raise TextError(
-                f"The calibration text {recipe.settings.texts} is not the one that the recipe was made with: the same "
-                "run cannot come of it. Restore the text."
+                f"The calibration text {recipe.settings.texts} is not the one that the recipe was made with, so "
+                "the run cannot be reproduced. Restore the text."
             )
         experiment = stages.create(name, recipe.settings)
     run = experiment.create_run(recipe.run, recipe.plan, origin=recipe.origin)

@@ -33,7 +33,7 @@ PLANNERS = {
 BY_THRESHOLD, BY_HAND = "threshold", "windows"  # who chose a run's windows, besides a planner
 SOURCES = {
     BY_THRESHOLD: "Sliding-Window Merging, arXiv:2502.19159",
-    BY_HAND: "windows chosen by hand",
+    BY_HAND: "hand",
     "best": "beam search over dropped layers, each merged layer fitted on text (Sliding-Window Merging Studio)",
     "sleb": "SLEB, arXiv:2402.09025",
     "shortgpt": "ShortGPT, arXiv:2403.03853",

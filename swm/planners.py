@@ -48,7 +48,7 @@ def plan_with(
         planner: one of PLANNERS, but not "best": see `best_plans`.
         tokens: calibration text, ids of shape (texts, length), int64, no padding.
         on_try: called with (tries done, tries in all, 0 where that is unknown); may raise to stop.
-        fast: similarities in bfloat16, which differ by some 0.0001.
+        fast: similarities in bfloat16, which can be 0.001 off.
 
     Raises:
         SettingsError: if there is no such planner, or the model cannot have so many layers left. PlanError: if the

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SAVE_SECONDS = 2.0
+SETTLING = 8  # plans of a depth that are made exact one after the other, at most
 WORST = math.exp(50.0)  # a perplexity that says no more than "broken"; JSON has no infinity
 BEST_BUDGET, BEST_WIDTH = 400, 3  # plans that planner `best` tries; sets that it goes on with, and fits in full at last
 WINDOW_FIT_TOKENS = 4096  # to fit a window while searching; the plan chosen is fitted on more when it is merged
@@ -210,12 +211,12 @@ def _scoring(
     """The path as far as it is there, the scorer it was begun with, and what makes sure of the plan at a threshold."""
     model = bench.model
     if doubt := experiment.outdated_path(rule):
-        log.warning("The threshold path kept for rule %s is computed anew: %s.", rule, doubt)
+        log.warning("Recomputing the threshold path for rule %s: %s.", rule, doubt)
     path = experiment.path(rule) or ThresholdPath(experiment.layer_count, rule, low)
     if not path.similarities:
         path.scoring = "bfloat16" if models.fast_format(model, precision) else "exact"
     elif precision == "exact" and path.scoring != "exact":
-        log.warning("The threshold path kept for rule %s is in %s: it is computed anew.", rule, path.scoring)
+        log.warning("Recomputing the threshold path for rule %s: it was computed in %s.", rule, path.scoring)
         path = ThresholdPath(experiment.layer_count, rule, path.low)
     path.text_hash = experiment.text_hash
     scorer = WindowScorer(model, bench.tokens, rule, fast=path.scoring != "exact", merged=bench.make)
@@ -255,8 +256,13 @@ def plan_for(
         return _searched_plan(experiment, threshold, rule, progress, load and load(), precision)
     assert layers is not None
     path = search(experiment, rule, path.low if path else 0.5, progress=progress, precision=precision, layers=layers)
-    while not path.is_exact((step := path.plan_with_layers(layers)).plan):
-        path = measured_path(experiment, step.plan, progress)
+    step, loaded = path.plan_with_layers(layers), None
+    for _ in range(SETTLING):  # an exact similarity can move another plan to the front
+        if path.is_exact(step.plan):
+            break
+        loaded = loaded or (load() if load else load_original(experiment, spread=rule in WEIGHT_RULES))
+        path = measured_path(experiment, step.plan, progress, loaded)
+        step = path.plan_with_layers(layers)
     return step
 
 

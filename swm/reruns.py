@@ -21,7 +21,7 @@ class Change:
     new: str
 
     def __str__(self) -> str:
-        return f"{self.name} is {self.old}, asked for: {self.new}"
+        return f"{self.name} is {self.old} (requested: {self.new})"
 
 
 def plan_changes(old: MergePlan, new: MergePlan) -> list[Change]:

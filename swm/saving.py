@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from swm.decoder import size_bytes
 from swm.errors import ExperimentError, ModelError, first_line
 from swm.files import check_space, disk_errors, full_disk_message, is_full_disk, replaced_folder
+from swm.machine import is_out_of_memory
 
 
 def save_model(
@@ -104,6 +105,8 @@ def _loaded(folder: Path, **how: Any) -> PreTrainedModel:
         try:
             found: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **how)
         except RuntimeError as error:  # shapes
+            if is_out_of_memory(error):
+                raise
             raise _not_as_saved(type(config).__name__, first_line(error)) from None
     model, info = found
     for kind, what in (("missing_keys", "is not in the files"), ("unexpected_keys", "is not in the model")):
@@ -114,7 +117,7 @@ def _loaded(folder: Path, **how: Any) -> PreTrainedModel:
 
 def _not_as_saved(what: str, reason: str) -> ModelError:
     return ModelError(
-        f"The saved {what} would not load as it is: {reason} Its config cannot describe the layers that are left. "
+        f"The saved {what} would not load correctly: {reason} Its config cannot describe the layers that are left. "
         "Choose other windows, or another model."
     )
 

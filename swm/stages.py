@@ -144,7 +144,7 @@ def merge(
         entries: of another plan that is to replace the run's, as from `Experiment.plan_entries`.
     """
     _refuse_baseline(run, "merged")
-    check_text(run.experiment)
+    check_text(run.experiment)  # a streamed merge reads no text
     entries = entries or {}
     plan = MergePlan.from_dict(entries["plan"]) if entries else run.plan
     if _streams(run, plan, stream) and _streamed(run, plan, entries, progress, stream is True):
@@ -154,10 +154,12 @@ def merge(
     check_plan(model, plan)
     check_space(run.folder, decoder.size_bytes(model))
     progress(1, 3, "merging")
+    ids = calibration_of(run.experiment, tokenizer)
     merged = merged_model(run.experiment, model, tokenizer, plan, progress)
-    check_generates(merged, calibration_of(run.experiment, tokenizer)[:1, :8])
+    check_generates(merged, ids[:1, :8])
     facts = {"parameters": decoder.parameter_count(merged), "size_bytes": decoder.size_bytes(merged)}
-    _save(run, merged, tokenizer, progress, {**entries, "merge": facts}, "forget")
+    progress(2, 3, "saving and reloading")
+    _save(run, merged, tokenizer, ids, {**entries, "merge": facts}, "forget")
 
 
 def _streams(run: Run, plan: MergePlan, asked: bool | None) -> bool:
@@ -238,6 +240,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     adapters = adapter_bytes(settings.rank, run.plan.layers_left, model.config.get_text_config().hidden_size)
     check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * adapters)  # two checkpoints stay, one is written
     check_adapts(model, settings)
+    ids = calibration_of(run.experiment, tokenizer)  # now: hours later the text may have changed
     examples = recovery_examples(settings.texts, settings.seed)
     wanted = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
     wanted["examples_hash"] = _examples_hash(examples)
@@ -245,11 +248,11 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     with first_alone():
         if (before := run.settings.get("recovery_started")) != wanted:
             if before and all(before.get(name) == value for name, value in asdict(settings).items()):
-                log.warning("The recovery text %s has changed since healing began: it begins anew.", settings.texts)
-            run.remember(recovery_started=wanted)
+                log.warning("The recovery text %s has changed since healing began: starting over.", settings.texts)
             run.keep_adapter()
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # before what it was begun with is forgotten
             run.clear_events()
+            run.remember(recovery_started=wanted)
     last = ""
     if is_first():
         run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
@@ -276,8 +279,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     recovery = {**wanted, **summary, "seconds": round(healing_seconds(run.events(), time.time()), 1)}
     if world_size() > 1:
         recovery["processes"] = world_size()
-    _save(run, healed, tokenizer, no_progress, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
-    run.forget_kept_adapter()
+    _save(run, healed, tokenizer, ids, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
     return summary
 
 
@@ -489,13 +491,15 @@ def _save(
     run: Run,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    progress: Progress,
+    ids: Tensor,
     settings: dict[str, Any],
     scores: str,
 ) -> None:
-    """Put a model in the place of the run's, with what run.json is to say of it; see `Run.promise`."""
-    progress(2, 3, "saving and reloading")
-    ids = calibration_of(run.experiment, tokenizer)
+    """Put a model in the place of the run's, with what run.json is to say of it; see `Run.promise`.
+
+    Args:
+        ids: some text, to compare the reloaded model on.
+    """
     models.save_model(model, tokenizer, run.model_folder, ids, lambda new: run.promise(new, settings, scores))
     run.settle()
 
@@ -512,8 +516,8 @@ def check_text(experiment: Experiment) -> None:
     """Raise TextError if the calibration text is not the one that the experiment was created with."""
     if experiment.text_hash and text_hash(experiment.settings.texts) != experiment.text_hash:
         raise TextError(
-            f"The calibration text {experiment.settings.texts} has changed since {experiment.name} was created: what "
-            "is measured now would not fit what was measured before. Restore the text, or create a new experiment."
+            f"The calibration text {experiment.settings.texts} has changed since {experiment.name} was created: new "
+            "results would not match the old ones. Restore the text, or create a new experiment."
         )
 
 

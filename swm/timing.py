@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from swm.decoder import find_decoder, parameter_count, size_bytes
-from swm.errors import ModelError, first_line
-from swm.machine import check_memory
+from swm.errors import ModelError, NoCacheError, first_line
+from swm.machine import check_memory, is_out_of_memory
 from swm.merge import MergedLayer, apply_plan
 from swm.models import bfloat16_is_faster, pick_device
 from swm.plan import MergePlan, Window
@@ -263,8 +263,10 @@ def check_generates(model: PreTrainedModel, prompt: Tensor) -> None:
         with quiet_transformers():
             model.generate(prompt.to(model.device), max_new_tokens=2, do_sample=False)  # type: ignore[operator]
     except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"The smaller {type(model).__name__} cannot generate text: {first_line(error)} Of layers of several kinds, "
+            f"The {type(model).__name__} cannot generate text: {first_line(error)} Of layers of several kinds, "
             "keep one of each kind."
         ) from None
 
@@ -272,9 +274,9 @@ def check_generates(model: PreTrainedModel, prompt: Tensor) -> None:
 def check_keeps_cache(model: PreTrainedModel, prompt: Tensor) -> None:
     """Raise ModelError if the model cannot generate token by token from what it has kept."""
     if not keeps_cache(model, prompt):
-        raise ModelError(
-            f"{type(model).__name__} gives no cache back (keys and values, or a state), so generation cannot be timed. "
-            "Compare size and scores alone."
+        raise NoCacheError(
+            f"{type(model).__name__} returns no cache (keys and values, or a state), so its generation speed cannot be "
+            "measured. Compare size and scores only."
         )
 
 

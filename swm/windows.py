@@ -29,7 +29,7 @@ class WindowScorer:
     Args:
         merged: makes the merged layer of a window; by default `rule` does, which has to be one of WEIGHT_RULES.
 
-    With `fast`, in bfloat16: a similarity then differs by some 0.0001 from the one in the model's own format.
+    With `fast`, in bfloat16: a similarity can then be 0.001 off (LOG.md); see `search.settle`.
 
     Source: arXiv:2502.19159, Fig. 2c: cosine of the final hidden states, over all tokens of a text, mean of texts.
     """

@@ -144,7 +144,7 @@ def test_two_timings_that_contradict_each_other_say_beside_what_they_were_measur
     experiment.run("baseline").save("timing", timing(2047.0))  # on another day than the run
     run.save("timing", timing(2047.0, beside=2231.0))
     cells = dict(lines(flat_rows(compare(experiment))))
-    assert cells["latency, ms"][-1] == "2,047 (original beside it: 2,231)"
+    assert cells["latency, ms"][-1] == "2,047 (original in the same session: 2,231)"
     experiment.run("baseline").save("timing", timing(2231.0))
     assert dict(lines(flat_rows(compare(experiment))))["latency, ms"][-1] == "2,047"
 
@@ -155,7 +155,7 @@ def test_a_timing_that_two_rows_share_says_of_which_it_is(experiment):
     run.remember(recovery=asdict(preset_settings("quick")))
     run.save("timing", timing(2000.0, beside=2200.0))
     cells = dict(lines(flat_rows(compare(experiment))))
-    assert cells["speed was measured of"][-2:] == ["first (merged + LoRA)", "itself"]
+    assert cells["speed measured on"][-2:] == ["first (merged + LoRA)", "itself"]
 
 
 def test_only_like_is_compared_with_like(experiment):
@@ -180,9 +180,9 @@ def test_only_like_is_compared_with_like(experiment):
     run.save("scores", {**scores(50.0, 0.5, 0.6), "tasks": kept})
     rows = compare(experiment)
     assert rows[-1]["deltas"]["average"] is None
-    assert f"different tasks ({removed} in one of them only)" in " ".join(rows[-1]["not_compared"])
+    assert f"different tasks (only one has {removed})" in " ".join(rows[-1]["not_compared"])
     cells = dict(lines(flat_rows(rows)))
-    label = "average of tasks, % (of unlike documents: not comparable)"
+    label = "average of tasks, % (different documents: not comparable)"
     assert [cell.split("(")[1] for cell in cells[label]] == [f"{len(tasks)} tasks)", f"{len(kept)} tasks)"]
 
 

@@ -31,7 +31,7 @@ def test_a_path_of_a_search_that_could_be_wrong_is_computed_anew_and_says_so(swm
     caplog.clear()
     again = json.loads(swm("plan", "e", "--threshold", "0.8", "--json")[1])
     assert again["windows"] == right["windows"]
-    told = [record.message for record in caplog.records if "computed anew" in record.message]
+    told = [record.message for record in caplog.records if "Recomputing" in record.message]
     assert len(told) == 1
     assert "an earlier release could give windows the scores of others" in told[0]
 

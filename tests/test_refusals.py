@@ -59,7 +59,7 @@ def test_a_run_asked_for_with_another_plan_names_each_setting_old_and_new(swm, s
     assert swm("merge", "mine", "a", "--windows", "1-2")[0] == 0
     code, _, told = swm("merge", "mine", "a", "--windows", "0-1", "--rule", "mean")
     assert code == 1
-    assert "windows is 1-2, asked for: 0-1; rule is rdsc, asked for: mean" in told
+    assert "windows is 1-2 (requested: 0-1); rule is rdsc (requested: mean)" in told
     assert "Pass --again to replace its model and results, or choose another run name" in told
     assert study.run("a").plan == MergePlan(4, (Window(1, 2),))
     assert swm("merge", "mine", "a", "--windows", "0-1", "--rule", "mean", "--again")[0] == 0
@@ -77,7 +77,7 @@ def test_healing_again_with_other_settings_is_refused_and_the_same_is_nothing_to
     assert (code, "nothing to do" in out) == (0, True)
     code, _, told = swm(*heal, "--rank", 4)
     assert code == 1
-    assert "rank is 16, asked for: 4" in told
+    assert "rank is 16 (requested: 4)" in told
     assert (run.model_folder / "model.safetensors").read_bytes() == weights
     assert (run.folder / "recovery" / "adapter").is_dir()
     assert swm(*heal, "--rank", 4, "--again")[0] == 0
@@ -90,7 +90,7 @@ def test_a_finished_run_asked_for_otherwise_says_in_what(swm, study, text_file):
     run.save("scores", {"tasks": {}, "perplexity": {}, "limit": 40})
     code, _, told = swm("run", "mine", "a", "--no-recovery", "--limit", 7)
     assert code == 1
-    assert "limit is 40, asked for: 7" in told
+    assert "limit is 40 (requested: 7)" in told
 
 
 # ---- names and places -----------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_a_home_that_cannot_be_is_told(swm, monkeypatch, named):
     monkeypatch.setenv("SWM_HOME", named)
     code, _, told = swm("list")
     assert code == 1
-    assert "There is no folder to keep results in" in told
+    assert "as the folder for results" in told
     assert "Traceback" not in told
 
 
@@ -189,9 +189,9 @@ def test_unusual_families_are_measured_merged_and_healed(swm, create, tokenizer,
         assert code == 0, told
     code, _, told = swm("recover", "mine", "a", "--texts", text_file, *SMALL)
     assert code == 0, told
-    if kind == "openai-gpt":  # it gives no cache back
+    if kind == "openai-gpt":  # it returns no cache
         code, _, told = swm("time", "mine", "a")
-        assert (code, "gives no cache back" in told) == (1, True)
+        assert (code, "returns no cache" in told) == (1, True)
 
 
 def test_a_model_that_peft_cannot_adapt_is_told_before_anything_is_fitted(swm, study, text_file, monkeypatch):
@@ -258,21 +258,24 @@ def test_seeds_that_no_generator_takes(create, model_folder, seed):
 def test_wikitext_is_no_task(swm, study):
     code, _, told = swm("evaluate", "mine", "baseline", "--tasks", "wikitext")
     assert code == 1
-    assert "wikitext measures perplexity, not right answers" in told
+    assert "wikitext measures perplexity, not accuracy" in told
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("plan", "mine", "--threshold", 0.9, "--budget", 50), "--budget goes with --planner best alone"),
-        (("merge", "mine", "a", "--layers", 3, "--budget", 50), "--budget goes with --planner best alone"),
-        (("merge", "mine", "a", "--windows", "1-2", "--width-by", "taylor"), "--width-by says how width is cut"),
-        (("plan", "mine", "--windows", "1-2", "--precision", "exact"), "--precision is of a search"),
-        (("run", "mine", "a", "--windows", "1-2", "--no-recovery", "--steps", 5), "--no-recovery leaves healing out"),
-        (("study", "mine", "texts", "--against", "best"), "--against compares methods"),
+        (("plan", "mine", "--threshold", 0.9, "--budget", 50), "--budget only applies to --planner best"),
+        (("merge", "mine", "a", "--layers", 3, "--budget", 50), "--budget only applies to --planner best"),
+        (("merge", "mine", "a", "--windows", "1-2", "--width-by", "taylor"), "--width-by needs --width"),
+        (("plan", "mine", "--windows", "1-2", "--precision", "exact"), "--precision applies to a search"),
+        (
+            ("run", "mine", "a", "--windows", "1-2", "--no-recovery", "--steps", 5),
+            "--no-recovery cannot be combined with --steps",
+        ),
+        (("study", "mine", "texts", "--against", "best"), "--against does not apply"),
         (("estimate", "smollm2-135m", "--count", -5), "--count -5 is out of range"),
         (("sweep", "x.yaml", "--workers", -5), "--workers -5 is out of range"),
-        (("sweep", "x.yaml", "--address", "auto"), "--address is of a Ray cluster"),
+        (("sweep", "x.yaml", "--address", "auto"), "--address needs --executor ray"),
     ],
 )
 def test_options_that_would_be_ignored_are_refused(swm, study, command, message):
@@ -298,12 +301,12 @@ def test_the_card_and_the_report_name_the_method_that_chose_the_layers(swm, stud
     assert swm("merge", "mine", "w", "--threshold", 0.01)[0] == 0
     assert swm("merge", "mine", "h", "--windows", "0-1", "--rule", "mean")[0] == 0
     expected = {
-        "s": "SLEB, arXiv:2402.09025", "w": "Sliding-Window Merging, arXiv:2502.19159", "h": "windows chosen by hand",
+        "s": "SLEB, arXiv:2402.09025", "w": "Sliding-Window Merging, arXiv:2502.19159", "h": "hand",
     }  # fmt: skip
     for name, source in expected.items():
         assert swm("export", "mine", name, tmp_path / name)[0] == 0
         card = (tmp_path / name / "README.md").read_text()
-        assert f"Windows chosen by: {source}." in card
+        assert f"Windows chosen by {source}." in card
         others = set(expected.values()) - {source}
         assert not [other for other in others if other in card]
         assert json.loads((tmp_path / name / "recipe.json").read_text())["origin"]["source"] == source
@@ -448,7 +451,7 @@ def test_a_recovery_text_in_another_order_begins_anew_and_says_so(swm, study, tm
     file.write_text("\n".join(reversed(lines)))
     stages.recover_run(run, settings, lambda done, total, text: seen.append(done))
     assert [done for done in dict.fromkeys(seen) if done] == [1, 2, 3, 4]
-    assert "has changed since healing began: it begins anew" in caplog.text
+    assert "has changed since healing began: starting over" in caplog.text
     file.write_text("\n".join(lines[1:]))
     command = ("recover", "mine", "a", "--texts", file, "--steps", 4, "--batch", 2, "--length", 32, "--held-out", 2)
     code, _, told = swm(*command, "--save-every", 1, "--repair", "none")
@@ -522,9 +525,9 @@ def test_similarities_of_plans_are_those_of_the_models_own_format(swm, study):
 
 def test_small_ones(swm, study, healed, text_file, tmp_path, monkeypatch):
     code, _, told = swm("run", "mine", "a", "--rule", "mean", "--no-recovery")
-    assert (code, "--rule and --precision are of a plan" in told) == (1, True)
+    assert (code, "--rule and --precision need a plan" in told) == (1, True)
     code, _, told = swm("merge", "mine", "a", "--windows", "1-2", "--width", 0.250000001)
-    assert (code, "width is whole, asked for: 0.250000001 by flap" in told) == (1, True)
+    assert (code, "width is whole (requested: 0.250000001 by flap)" in told) == (1, True)
     assert healed.settings["recovery"]["texts"] == str(text_file)
     monkeypatch.chdir(text_file.parent)
     assert "nothing to do" in swm("recover", "mine", "a", "--texts", text_file.name, *SMALL)[1]
@@ -563,3 +566,48 @@ def test_another_limit_does_not_replace_the_originals_scores(swm, study):
     assert code == 1
     assert "The original is scored with --limit 5, and this run with 3" in told
     assert study.run("baseline").scores()["limit"] == 5
+
+
+def test_a_text_that_changes_while_healing_does_not_cost_the_healed_model(swm, study, text_file, tmp_path):
+    from swm import stages
+    from swm.presets import preset_settings
+
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text())
+    assert swm("merge", "mine", "a", "--windows", "1-2")[0] == 0
+    small = {"texts": str(other), "steps": 2, "batch": 2, "length": 32, "held_out": 2}
+    changed = text_file.read_text() + "\n\nmore"
+    stages.recover_run(
+        study.run("a"),
+        preset_settings("quick", **small),
+        lambda done, total, text: done and text_file.write_text(changed),
+    )
+    assert study.run("a").stage == "recovered"
+
+
+def test_again_does_not_replace_the_originals_scores_either(swm, study):
+    from swm.metrics import TASKS
+
+    score = {"value": 0.5, "stderr": 0.1, "metric": "acc", "documents": 5}
+    study.run("baseline").save("scores", {"tasks": dict.fromkeys(TASKS, score), "perplexity": {}, "limit": 5})
+    assert swm("merge", "mine", "b", "--windows", "1-2")[0] == 0
+    code, _, told = swm("run", "mine", "b", "--windows", "1-2", "--limit", 3, "--no-recovery", "--again")
+    assert (code, "The original is scored with --limit 5" in told) == (1, True)
+    assert study.run("b").has_model
+
+
+def test_a_task_that_needs_a_package_says_which(swm, study):
+    code, _, told = swm("evaluate", "mine", "baseline", "--tasks", "ifeval", "--limit", 2)
+    assert code == 1
+    assert "ifeval" in told
+    assert "Traceback" not in told
+
+
+def test_a_killed_replacement_is_settled_before_it_is_judged(swm, study):
+    assert swm("merge", "mine", "a", "--windows", "1-2")[0] == 0
+    run, new = study.run("a"), MergePlan(4, (Window(0, 1),), "mean")
+    # killed between the new model taking its place and run.json knowing of it
+    run.promise(run.model_folder, {**study.plan_entries(new, None, None), "merge": run.settings["merge"]}, "forget")
+    assert run.plan == MergePlan(4, (Window(1, 2),))
+    code, _, told = swm("merge", "mine", "a", "--windows", "1-2")
+    assert (code, "windows is 0-1 (requested: 1-2)" in told) == (1, True)

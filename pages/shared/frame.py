@@ -19,6 +19,7 @@ from swm.estimate import duration
 from swm.experiments import Experiment, Run, list_experiments
 from swm.files import demo_experiment
 from swm.jobs import Target, active_targets, cancel
+from swm.names import EXAMPLE
 from swm.states import State
 
 AVERAGE = "Mean accuracy of the zero-shot tasks."
@@ -49,8 +50,10 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
     st.logo(ASSETS / "logo.svg", icon_image=ASSETS / "icon.svg", size="large")
     require_login()
     if "--demo" in sys.argv[1:]:  # streamlit run app.py -- --demo [EXPERIMENT]
-        os.environ.setdefault("SWM_DEMO", (sys.argv[sys.argv.index("--demo") + 1 :] or ["demo"])[0])
-    experiments, broken = list_experiments()
+        os.environ.setdefault("SWM_DEMO", (sys.argv[sys.argv.index("--demo") + 1 :] or [f"{EXAMPLE}demo"])[0])
+    experiments, broken = [], []
+    with shown_errors():
+        experiments, broken = list_experiments()
     with st.sidebar:
         experiment = _choose(experiments)
         _steps(experiment)
@@ -223,11 +226,14 @@ def job_status(state: State) -> None:
 def _choose(experiments: list[Experiment]) -> Experiment | None:
     if not experiments:
         return None
-    experiments = sorted(experiments, key=lambda experiment: experiment.name != demo_experiment())
+    demo = demo_experiment()
+    experiments = sorted(experiments, key=lambda one: one.name not in (demo, f"{EXAMPLE}{demo}"))
     names = [experiment.name for experiment in experiments]
     wanted = st.session_state.pop("next_experiment", None)
     if wanted is None and "experiment" not in st.session_state:
-        wanted = st.query_params.get("experiment") or demo_experiment() or None
+        wanted = st.query_params.get("experiment") or demo or None
+        if wanted not in names and f"{EXAMPLE}{wanted}" in names:  # as links of before say it
+            wanted = f"{EXAMPLE}{wanted}"
     if wanted in names:
         st.session_state["experiment"] = wanted
     elif wanted is not None:
