@@ -97,8 +97,8 @@ if len(scored) > 1:
         right.dataframe(paired_table(compared), hide_index=True)
         st.caption(
             "Both models answered the same documents. p: chance of a difference at least as large when there is none "
-            "(exact McNemar test; normal for the average). The interval belongs to that test: it takes as given how many "
-            "answers changed. One of twenty comparisons falls below 0.05 by chance."
+            "(exact McNemar test; normal for the average). The interval belongs to that test and takes as given how "
+            "many answers changed. One of twenty comparisons falls below 0.05 by chance."
         )
         changed = flipped(before, after)
         with st.expander(f"The {len(changed)} documents whose answer changed between right and wrong"):
