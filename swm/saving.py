@@ -107,7 +107,9 @@ def _loaded(folder: Path, **how: Any) -> PreTrainedModel:
         except RuntimeError as error:  # shapes
             if is_out_of_memory(error):
                 raise
-            raise _not_as_saved(type(config).__name__, first_line(error)) from None
+            shapes = "mismatched" in str(error)  # transformers names them in a report of its own alone
+            reason = "a weight has another shape than the config says." if shapes else first_line(error)
+            raise _not_as_saved(type(config).__name__, reason) from None
     model, info = found
     for kind, what in (("missing_keys", "is not in the files"), ("unexpected_keys", "is not in the model")):
         if names := sorted(info[kind]):

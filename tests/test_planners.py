@@ -261,7 +261,7 @@ def test_planners_from_the_command_line(experiment, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--planner", "sleb", "--layers", "3", "--budget", "9"], "goes with --planner best alone"),
+        (["--planner", "sleb", "--layers", "3", "--budget", "9"], "only applies to --planner best"),
         (["--planner", "best", "--layers", "2", "--budget", "5"], "choose 6 to 1,000,000"),
         (["--planner", "sleb", "--threshold", "0.9"], "needs to know how many layers"),
         (["--planner", "sleb", "--layers", "1"], "--layers 1 is out of range: the model has 4 layers"),
