@@ -152,4 +152,5 @@ def test_a_new_path_has_the_range_rule_and_protected_layers_that_were_asked_for(
 
 
 def test_windows_are_scored_alone_unless_a_number_at_once_is_given():
-    threshold_path(5, lambda above, window: 0.1, 0.5, score_together=lambda *_: pytest.fail("not asked for"))
+    path = threshold_path(5, lambda above, window: 0.1, 0.5, score_together=lambda *_: pytest.fail("not asked for"))
+    assert len(path.similarities) == 3  # 2-3, 1-2 and 0-1, each by itself
