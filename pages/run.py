@@ -12,6 +12,7 @@ from pages.shared.frame import (
     job_panel,
     next_step,
     number_from_address,
+    plain,
     require_experiment,
     shown_errors,
     start_page,
@@ -229,6 +230,7 @@ def progress(run: Run) -> None:
 
 def follow(run: Run, state: State) -> None:
     """What changes while the run's job goes on."""
+    st.caption(plain(f"Windows chosen by {run.source}."))
     columns = st.columns(4)
     columns[0].metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}")
     columns[1].metric("Rule", run.plan.rule, help=RULES[run.plan.rule])

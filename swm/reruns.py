@@ -1,9 +1,9 @@
-"""A run that is there already, asked for again: what is asked otherwise, so that nothing is replaced without a word."""
+"""An existing run requested with other settings: which ones differ, so that nothing is replaced silently."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from swm.errors import ExperimentError
@@ -12,49 +12,34 @@ from swm.plan import MergePlan
 from swm.presets import RecoverySettings
 
 
-@dataclass(frozen=True)
-class Change:
-    """A setting that a run has, and how it is asked for now."""
-
-    name: str
-    old: str
-    new: str
-
-    def __str__(self) -> str:
-        return f"{self.name} is {self.old} (requested: {self.new})"
-
-
-def plan_changes(old: MergePlan, new: MergePlan) -> list[Change]:
+def plan_changes(old: MergePlan, new: MergePlan) -> list[str]:
     """In what another plan differs."""
     return _changes(_plan_words(old), _plan_words(new))
 
 
-def recovery_changes(run: Run, settings: RecoverySettings | None) -> list[Change]:
+def recovery_changes(run: Run, settings: RecoverySettings | None) -> list[str]:
     """In what the asked recovery (None: no healing) differs from the one that the run had, or has begun."""
     known = run.settings.get("recovery") or run.settings.get("recovery_started")
     if known is None:
         return []
     if settings is None:
-        return (
-            [Change("healing", f"{known['preset']}, {known['steps']} steps", "none")]
-            if "recovery" in run.settings
-            else []
-        )
+        had = f"healing is {known['preset']}, {known['steps']} steps (requested: none)"
+        return [had] if "recovery" in run.settings else []
     new = asdict(settings)
     return _changes({name: known[name] for name in new if name in known}, {n: v for n, v in new.items() if n in known})
 
 
-def limit_changes(run: Run, limit: int | None) -> list[Change]:
+def limit_changes(run: Run, limit: int | None) -> list[str]:
     """Whether its scores are of another number of documents."""
     scores = run.scores()
     return [] if scores is None else _changes({"limit": scores["limit"] or "none"}, {"limit": limit or "none"})
 
 
-def refuse(run: Run, changes: list[Change]) -> None:
+def refuse(run: Run, changes: list[str]) -> None:
     """Raise ExperimentError, naming each setting, if there are any."""
     if changes:
         raise ExperimentError(
-            f"Run {run.name} was made with other settings: {'; '.join(map(str, changes))}. Pass --again to replace its "
+            f"Run {run.name} was made with other settings: {'; '.join(changes)}. Pass --again to replace its "
             "model and results, or choose another run name."
         )
 
@@ -68,5 +53,7 @@ def _plan_words(plan: MergePlan) -> dict[str, Any]:
     }
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    return [Change(name.replace("_", "-"), f"{old[name]}", f"{new[name]}") for name in old if old[name] != new[name]]
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name.replace('_', '-')} is {old[name]} (requested: {new[name]})" for name in old if old[name] != new[name]
+    ]
