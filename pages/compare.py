@@ -117,7 +117,7 @@ if len(scored) > 1:
 st.subheader("All figures", anchor=False)
 figures = runs_figures(flat)
 number = st.column_config.NumberColumn(format="%.1f")
-columns = {name: number for name in figures.columns if name not in ("experiment", "layers")}
+columns = {name: number for name in figures.columns if name not in ("experiment", "layers", "scored on")}
 st.dataframe(figures, column_config={"run": st.column_config.Column(pinned=True), **columns})
 st.caption("Click a column's head to sort or pin it; the magnifying glass finds a run.")
 st.download_button(

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm import models
+from swm import models, sources
 from swm.decoder import find_decoder, size_bytes
 from swm.errors import ModelError, SettingsError
 from swm.evaluate import perplexity
@@ -286,7 +286,7 @@ def known_plan(
         step = path.plan_at(threshold) if path else None
         if path is None or step is None or experiment.read_only:
             return step
-        return None if path.unsure_trials(step) else step
+        return None if path.unsure_trials(step) else _savable(experiment, step)
     assert layers is not None
     check_layers(layers, experiment.layer_count)
     if path is None or not path.knows_all_with(layers):
@@ -296,7 +296,16 @@ def known_plan(
         return None
     step = path.plan_with_layers(layers)
     exact = path.is_exact(step.plan) and (precision != "exact" or path.scoring == "exact")
-    return step if exact or experiment.read_only else None
+    if experiment.read_only:
+        return step
+    return _savable(experiment, step) if exact else None
+
+
+def _savable(experiment: Experiment, step: PlanAt) -> PlanAt:
+    """The same, once the smaller model's config is known to be able to describe it; no weight is read."""
+    name = experiment.settings.model
+    check_plan(sources.skeleton(sources.load_config(name), name), step.plan)
+    return step
 
 
 def _searched_plan(

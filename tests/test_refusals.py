@@ -12,6 +12,7 @@ from swm.experiments import Experiment, Run, Settings, delete
 from swm.files import home as home_folder
 from swm.models import load_model
 from swm.names import list_names
+from swm.path import ThresholdPath
 from swm.plan import MergePlan, Window
 from swm.stages import healing_seconds
 from tests.conftest import tiny_model
@@ -611,3 +612,14 @@ def test_a_killed_replacement_is_settled_before_it_is_judged(swm, study):
     assert run.plan == MergePlan(4, (Window(1, 2),))
     code, _, told = swm("merge", "mine", "a", "--windows", "1-2")
     assert (code, "windows is 0-1 (requested: 1-2)" in told) == (1, True)
+
+
+def test_a_known_plan_that_cannot_be_saved_is_refused_when_it_is_asked_for(swm, create, tokenizer, tmp_path):
+    settings = {"num_experts": 2, "attn_layer_period": 4, "attn_layer_offset": 2, "use_mamba_kernels": False}
+    assert create("mine", saved("jamba", tmp_path / "model", tokenizer, layers=12, **settings))[0] == 0
+    path = ThresholdPath(12, "keep_first", 0.5)
+    path.extend(0.9, lambda above, window: 0.95 if str(window) == "4-5" else 0.1)  # as a search may have found it
+    path.text_hash = Experiment.open("mine").text_hash
+    Experiment.open("mine").save_path(path)
+    code, _, told = swm("plan", "mine", "--threshold", 0.9, "--rule", "keep_first")
+    assert (code, "This plan cannot be saved" in told) == (1, True)

@@ -28,6 +28,7 @@ def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "parameters, M": row["parameters"] / 1e6,
             "size, MiB": row["size_bytes"] / 2**20,
             "average, %": None if row["average"] is None else 100 * row["average"],
+            "scored on": _scored_on(row),
             "± %": None if row["average_stderr"] is None else 100 * row["average_stderr"],
             "perplexity": row["perplexity"],
             "tokens per second": row["tokens_per_second"],
@@ -38,6 +39,13 @@ def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
         for row in rows
     )
     return table.set_index("run")
+
+
+def _scored_on(row: dict[str, Any]) -> str:
+    """Of what an average is: others do not compare with it."""
+    counts = sorted({score["documents"] for score in row["scores"].values()})
+    documents = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}" if counts else ""
+    return f"{len(row['scores'])} tasks × {documents}" if counts else "–"
 
 
 def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
