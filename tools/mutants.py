@@ -27,7 +27,7 @@ TESTS = {
     "windows": ("replay", "differential"), "replay": ("replay", "differential"),
     "merge": ("merge", "layer_facts"), "similarity": ("similarity", "differential"), "paired": ("paired",),
     "layer_facts": ("layer_facts",), "saving": ("models", "layer_facts"), "plan": ("plan", "search"),
-    "reruns": ("refusals",), "schemas": ("damage", "experiments"),
+    "reruns": ("refusals",), "schemas": ("schemas",),
 }  # fmt: skip
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", "docs", ".*_cache")
 
