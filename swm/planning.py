@@ -72,7 +72,8 @@ def search(
     check_threshold(focus)
     progress(0, 0, "loading the model")
     bench = _bench(experiment, rule)
-    path, scorer, settled = _scoring(experiment, bench, rule, low, precision)
+    path = _path_of(experiment, bench.model, rule, low, precision)
+    scorer = _scorer(bench, rule, path.scoring)
     path.low = min(path.low, low)  # similarities do not depend on the range: they are kept
     saved, runs_before = time.monotonic(), path.layer_runs
 
@@ -88,7 +89,7 @@ def search(
         progress(round(1000 * covered), 1000, f"{len(path.similarities)} windows tried")
 
     try:
-        settled(focus, lambda layer: step(path, 0.0))
+        _settled(path, bench, scorer, focus, lambda layer: step(path, 0.0))
         save()
         threshold_path(
             experiment.layer_count,
@@ -142,12 +143,10 @@ def measured_path(
     progress(0, 2, "loading the model")
     bench = _bench(experiment, plan.rule, loaded)
     check_plan(bench.model, plan)
-    path, scorer, _ = _scoring(experiment, bench, plan.rule, 0.5)
+    path = _path_of(experiment, bench.model, plan.rule)
     if not path.is_exact(plan):
         progress(0, 2, "similarity")
-        if path.scoring != "exact":
-            scorer = WindowScorer(bench.model, bench.tokens, plan.rule, merged=bench.make)
-        above, window = plan.windows[1:], plan.windows[0]
+        scorer, above, window = _scorer(bench, plan.rule), plan.windows[1:], plan.windows[0]
         path.keep(above, window, scorer.score(above, window), sure=path.scoring != "exact")
         path.layer_runs += scorer.layer_runs
     _measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], bench, progress)
@@ -205,11 +204,10 @@ def _fitter(
     return lru_cache(max(1, room))(fitter.merged)
 
 
-def _scoring(
-    experiment: Experiment, bench: _Bench, rule: str, low: float, precision: str = "auto"
-) -> tuple[ThresholdPath, WindowScorer, Callable[[float, Callable[[int], None]], PlanAt]]:
-    """The path as far as it is there, the scorer it was begun with, and what makes sure of the plan at a threshold."""
-    model = bench.model
+def _path_of(
+    experiment: Experiment, model: PreTrainedModel, rule: str, low: float = 0.5, precision: str = "auto"
+) -> ThresholdPath:
+    """The path as far as it is there and can be relied on; a new one in the precision asked for."""
     if doubt := experiment.outdated_path(rule):
         log.warning("Recomputing the threshold path for rule %s: %s.", rule, doubt)
     path = experiment.path(rule) or ThresholdPath(experiment.layer_count, rule, low)
@@ -219,15 +217,20 @@ def _scoring(
         log.warning("Recomputing the threshold path for rule %s: it was computed in %s.", rule, path.scoring)
         path = ThresholdPath(experiment.layer_count, rule, path.low)
     path.text_hash = experiment.text_hash
-    scorer = WindowScorer(model, bench.tokens, rule, fast=path.scoring != "exact", merged=bench.make)
+    return path
 
-    def settled(threshold: float, on_step: Callable[[int], None]) -> PlanAt:
-        if path.scoring == "exact":
-            return path.extend_quickly(threshold, scorer.score, on_step)
-        sure = WindowScorer(model, bench.tokens, rule, merged=bench.make)
-        return settle(path, threshold, scorer.score, sure.score, on_step)
 
-    return path, scorer, settled
+def _scorer(bench: _Bench, rule: str, scoring: str = "exact") -> WindowScorer:
+    return WindowScorer(bench.model, bench.tokens, rule, fast=scoring != "exact", merged=bench.make)
+
+
+def _settled(
+    path: ThresholdPath, bench: _Bench, scorer: WindowScorer, threshold: float, on_step: Callable[[int], None]
+) -> PlanAt:
+    """The plan at a threshold, computed as far as it is missing and made sure of in the model's own format."""
+    if path.scoring == "exact":
+        return path.extend_quickly(threshold, scorer.score, on_step)
+    return settle(path, threshold, scorer.score, _scorer(bench, path.rule).score, on_step)
 
 
 def plan_for(
@@ -314,11 +317,9 @@ def _searched_plan(
     """The plan at one threshold, searched; the similarities found are kept in the path."""
     progress(0, 0, "loading the model")
     bench = _bench(experiment, rule, loaded)
-    path, scorer, settled = _scoring(
-        experiment, bench, rule, 0.5, precision if experiment.path(rule) is None else "auto"
-    )
-    layers = experiment.layer_count - 1
-    step = settled(threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
+    path = _path_of(experiment, bench.model, rule, precision="auto" if experiment.path(rule) else precision)
+    scorer, layers = _scorer(bench, rule, path.scoring), experiment.layer_count - 1
+    step = _settled(path, bench, scorer, threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
     path.layer_runs += scorer.layer_runs
     if not experiment.read_only:
         experiment.save_path(path)

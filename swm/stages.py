@@ -105,7 +105,7 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
     progress(0, 0, "loading the model")
     model, tokenizer = load_original(experiment, spread=True)
     tokens = calibration_of(experiment, tokenizer, how.texts)
-    prompt = calibration_of(experiment, tokenizer)[:1, :64]
+    check_text(experiment)
     start = time.time()
     found = measure_similarity(model, tokens, how, lambda done, total: progress(done, total, "measuring"))
     data = {
@@ -121,9 +121,11 @@ def measure(experiment: Experiment, how: Measure | str = "cka", progress: Progre
     if not is_first():
         return data
     experiment.save_similarity(how.name, data)
-    if not experiment.cost() and not is_spread(model) and keeps_cache(model, prompt):  # else the disk would be timed
-        progress(0, 0, "timing a token")
-        experiment.save_cost(decode_cost(model, prompt))
+    if not experiment.cost() and not is_spread(model):  # else the disk would be timed
+        prompt = calibration_of(experiment, tokenizer)[:1, :64]
+        if keeps_cache(model, prompt):
+            progress(0, 0, "timing a token")
+            experiment.save_cost(decode_cost(model, prompt))
     return data
 
 
