@@ -31,7 +31,7 @@ from swm.experiments import BASELINE, Experiment, Run, Settings
 from swm.files import check_space, content_hash, demo_experiment, home, read_json, write_json
 from swm.fit import apply_fitted_plan, check_fits
 from swm.machine import free_memory_bytes
-from swm.merge import apply_plan, check_plan
+from swm.merge import apply_plan
 from swm.metrics import Measure
 from swm.names import check_new
 from swm.parallel import check_sharding, first_alone, gathered, is_first, is_sharded, world_size
@@ -153,7 +153,6 @@ def merge(
         return
     progress(0, 3, "loading the model")
     model, tokenizer = load_original(run.experiment)
-    check_plan(model, plan)
     check_space(run.folder, decoder.size_bytes(model))
     progress(1, 3, "merging")
     ids = calibration_of(run.experiment, tokenizer)
@@ -248,8 +247,9 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     wanted["examples_hash"] = _examples_hash(examples)
     training_rows(tokenizer, examples, settings)  # tells of a text that is too short before anything is forgotten
     with first_alone():
-        if (before := run.settings.get("recovery_started")) != wanted:
-            if before and all(before.get(name) == value for name, value in asdict(settings).items()):
+        before = run.settings.get("recovery_started") or {}
+        if not before or any(wanted.get(name) != value for name, value in before.items()):
+            if all(before.get(name) == value for name, value in asdict(settings).items()):
                 log.warning("The recovery text %s has changed since healing began: starting over.", settings.texts)
             run.keep_adapter()
             shutil.rmtree(folder, ignore_errors=True)  # before what it was begun with is forgotten

@@ -623,3 +623,25 @@ def test_a_known_plan_that_cannot_be_saved_is_refused_when_it_is_asked_for(swm, 
     Experiment.open("mine").save_path(path)
     code, _, told = swm("plan", "mine", "--threshold", 0.9, "--rule", "keep_first")
     assert (code, "This plan cannot be saved" in told) == (1, True)
+
+
+def test_a_recovery_that_an_earlier_release_began_goes_on(swm, study, text_file):
+    from dataclasses import asdict
+
+    from swm import stages
+    from swm.errors import Cancelled
+    from swm.presets import preset_settings
+
+    assert swm("merge", "mine", "a", "--windows", "1-2")[0] == 0
+    run, seen = study.run("a"), []
+    settings = preset_settings("quick", texts=str(text_file), steps=4, batch=2, length=32, held_out=2, save_every=1)
+
+    def impatient(done, total, text):
+        if done == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        stages.recover_run(run, settings, impatient)
+    run.remember(recovery_started=asdict(settings))  # without the hashes of today
+    stages.recover_run(run, settings, lambda done, total, text: seen.append(done))
+    assert [done for done in dict.fromkeys(seen) if done] == [3, 4]
