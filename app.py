@@ -5,8 +5,8 @@ import streamlit as st
 from pages.shared.frame import STEPS, command_line, next_step, run_metrics, shown_errors, start_page
 from pages.shared.live import layers_picture
 from pages.shared.tables import runs_table
-from swm.compare import compare, flat_rows, row_name
-from swm.experiments import list_experiments
+from swm.reporting.compare import compare, flat_rows, row_name
+from swm.workspace.experiments import list_experiments
 
 experiment = start_page(
     "Sliding-Window Merging Studio",

@@ -16,8 +16,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from swm.path import ThresholdPath  # noqa: E402
-from swm.search import threshold_path  # noqa: E402
+from swm.search.find import threshold_path
+from swm.search.threshold_path import ThresholdPath
 
 
 def main() -> None:

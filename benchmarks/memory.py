@@ -32,9 +32,9 @@ def main() -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from swm.decoder import find_decoder, size_bytes
+    from swm.models.decoder import find_decoder, size_bytes
     from swm.plan import Window
-    from swm.windows import WindowScorer
+    from swm.search.window_score import WindowScorer
 
     heads = options.width // 128
     config = AutoConfig.for_model(

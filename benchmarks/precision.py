@@ -13,23 +13,25 @@ import random
 import sys
 from pathlib import Path
 
+from swm.search.kept_path import kept_path
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 
 def main() -> None:
-    from swm.experiments import Experiment
-    from swm.models import load_model
-    from swm.path import DOUBT
-    from swm.texts import calibration_tokens
-    from swm.windows import WindowScorer
+    from swm.models.load import load_model
+    from swm.search.threshold_path import DOUBT
+    from swm.search.window_score import WindowScorer
+    from swm.texts.calibration import calibration_tokens
+    from swm.workspace.experiments import Experiment
 
     options = parse()
     experiment = Experiment.open(options.experiment)
     model, tokenizer = load_model(experiment.settings.model)
     tokens, rng, result = calibration_tokens(tokenizer), random.Random(1), {}
     for rule in experiment.rules_searched():
-        path = experiment.path(rule)
+        path = kept_path(experiment, rule)
         if path is None or path.scoring != "bfloat16" or rule == "fit":
             continue
         scorer = WindowScorer(model, tokens, rule)

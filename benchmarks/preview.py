@@ -26,7 +26,8 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.running import CHROMIUM_FLAGS, running_app  # noqa: E402
+from swm.search.kept_path import save_path
+from tools.running import CHROMIUM_FLAGS, running_app
 
 MOVES = 60
 BROWSERS = 10
@@ -51,8 +52,9 @@ def main() -> None:
 
 def make_experiments(layers: int, count: int) -> dict[str, int]:
     """Experiments as the stages write them; similarities fall with the window's length, plus noise."""
-    from swm.experiments import Experiment, Settings
-    from swm.search import threshold_path
+    from swm.search.find import threshold_path
+    from swm.settings import ExperimentSettings
+    from swm.workspace.experiments import Experiment
 
     def score(above: Any, window: Any) -> float:
         noise = random.Random(f"{above}{window}").uniform(-0.04, 0.0)
@@ -62,8 +64,8 @@ def make_experiments(layers: int, count: int) -> dict[str, int]:
     facts |= {"size_bytes": 14e10, "dtype": "bfloat16", "width": 8192}
     path = threshold_path(layers, score, 0.5)
     for number in range(count):
-        experiment = Experiment.create(f"bench-{number}", Settings("some-model"), facts)
-    experiment.save_path(path)
+        experiment = Experiment.create(f"bench-{number}", ExperimentSettings("some-model"), facts)
+    save_path(experiment, path)
     return {
         "layers": layers,
         "experiments": count,

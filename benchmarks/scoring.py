@@ -24,9 +24,9 @@ TRIED = 8  # documents, to find HFLM's best batch size
 def main() -> None:
     import torch
 
-    from swm.evaluate import zero_shot
-    from swm.metrics import TASKS
-    from swm.models import load_model
+    from swm.evaluation.task_names import TASKS
+    from swm.evaluation.tasks import zero_shot
+    from swm.models.load import load_model
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
@@ -67,11 +67,11 @@ def hflm_seconds(model: Any, tokenizer: Any, task: str, limit: int, batch: int) 
     """The same evaluation with lm-eval's own class, and its score."""
     from lm_eval.models.huggingface import HFLM
 
-    from swm import scoring
-    from swm.evaluate import zero_shot
+    from swm.evaluation import shared_context
+    from swm.evaluation.tasks import zero_shot
 
-    own = scoring.SharedContextLM
-    scoring.SharedContextLM = lambda model, tokenizer: HFLM(  # type: ignore[assignment, misc]
+    own = shared_context.SharedContextLM
+    shared_context.SharedContextLM = lambda model, tokenizer: HFLM(  # type: ignore[assignment, misc]
         pretrained=model, tokenizer=tokenizer, batch_size=batch
     )
     try:
@@ -79,7 +79,7 @@ def hflm_seconds(model: Any, tokenizer: Any, task: str, limit: int, batch: int) 
         score = zero_shot(model, tokenizer, (task,), limit)[0]
         return time.perf_counter() - start, score
     finally:
-        scoring.SharedContextLM = own  # type: ignore[misc]
+        shared_context.SharedContextLM = own  # type: ignore[misc]
 
 
 if __name__ == "__main__":

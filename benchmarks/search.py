@@ -96,13 +96,13 @@ def in_own_process(method: str, threshold: float) -> dict[str, Any]:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from swm.decoder import layer_count, size_bytes
-    from swm.models import load_model
-    from swm.path import ThresholdPath
-    from swm.search import settle, threshold_path
-    from swm.texts import calibration_tokens
-    from swm.timing import peak_memory
-    from swm.windows import WindowScorer
+    from swm.evaluation.peak_memory import peak_memory
+    from swm.models.decoder import layer_count, size_bytes
+    from swm.models.load import load_model
+    from swm.search.find import settle, threshold_path
+    from swm.search.threshold_path import ThresholdPath
+    from swm.search.window_score import WindowScorer
+    from swm.texts.calibration import calibration_tokens
 
     model, tokenizer = load_model(options.model, options.dtype)
     tokens = calibration_tokens(tokenizer)
@@ -170,10 +170,10 @@ class Plain:
         self.reference = self._run(model)
 
     def score(self, above: Any, window: Any) -> float:
-        from swm.decoder import layer_count
-        from swm.merge import apply_plan
+        from swm.merging.apply import apply_plan
+        from swm.models.decoder import layer_count
         from swm.plan import MergePlan
-        from swm.windows import text_cosines
+        from swm.search.window_score import text_cosines
 
         plan = MergePlan(layer_count(self.model), tuple(sorted((*above, window))), self.rule)
         merged = apply_plan(copy.deepcopy(self.model), plan)
@@ -182,7 +182,7 @@ class Plain:
     def _run(self, model: Any) -> Any:
         import torch
 
-        from swm.decoder import layer_count
+        from swm.models.decoder import layer_count
 
         self.layer_runs += layer_count(model)
         with torch.inference_mode():

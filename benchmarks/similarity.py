@@ -30,11 +30,11 @@ def main() -> None:
 
     import torch
 
-    from swm.decoder import size_bytes
-    from swm.models import load_model
-    from swm.similarity import layer_similarity
-    from swm.texts import calibration_tokens
-    from swm.timing import peak_memory
+    from swm.evaluation.peak_memory import peak_memory
+    from swm.models.decoder import size_bytes
+    from swm.models.load import load_model
+    from swm.similarity.layers import layer_similarity
+    from swm.texts.calibration import calibration_tokens
 
     model, tokenizer = load_model(options.model)
     tokens = calibration_tokens(tokenizer)
@@ -84,8 +84,8 @@ def timed(seconds: dict[str, float], name: str, call: Callable[[], Any]) -> Any:
 
 
 def outputs(model: Any, tokens: Any) -> list[Any]:
-    from swm.replay import layer_outputs
-    from swm.similarity import BATCH_TOKENS
+    from swm.models.layer_outputs import layer_outputs
+    from swm.similarity.layers import BATCH_TOKENS
 
     parts = tokens.tensor_split(max(1, round(tokens.numel() / BATCH_TOKENS)))
     return [layer_outputs(model, part)[1].flatten(1, 2).float() for part in parts]
@@ -95,7 +95,7 @@ def pair_by_pair(model: Any, tokens: Any) -> Any:
     """Each pair of layers on its own: both Gram matrices are made again for every pair and batch."""
     import torch
 
-    from swm.similarity import u_centred
+    from swm.similarity.gram import u_centred
 
     batches = outputs(model, tokens)
 

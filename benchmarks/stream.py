@@ -29,8 +29,8 @@ ROUNDS = 3
 
 def made(folder: Path, gib: float) -> int:
     """A random Llama of 24 layers in bfloat16 with the bundled tokenizer, written layer by layer; its bytes."""
-    from swm.decoder import find_decoder
-    from swm.models import load_tokenizer
+    from swm.models.decoder import find_decoder
+    from swm.models.load import load_tokenizer
 
     width = 128 * max(1, round((gib * 2**30 / (24 * 13.5 * 2)) ** 0.5 / 128))
     config = AutoConfig.for_model(
@@ -85,8 +85,8 @@ def peak_memory(action: object) -> tuple[float, int]:
 
 
 def main() -> None:
+    from swm.merging.stream import stream_merge
     from swm.plan import MergePlan, Window
-    from swm.stream import stream_merge
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gib", type=float, default=2.0)

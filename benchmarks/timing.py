@@ -20,13 +20,14 @@ sys.path.insert(0, str(ROOT))
 def main() -> None:
     import torch
 
-    from swm.decoder import layer_count, parameter_count
-    from swm.merge import apply_plan
-    from swm.models import config_facts, load_model
+    from swm.evaluation.cost import decode_cost
+    from swm.evaluation.speed import time_models
+    from swm.merging.apply import apply_plan
+    from swm.models.decoder import layer_count, parameter_count
+    from swm.models.load import config_facts, load_model
     from swm.plan import MergePlan, Window
-    from swm.texts import calibration_tokens
-    from swm.timing import decode_cost, time_models
-    from swm.view import expected_speedup
+    from swm.reporting.preview import expected_speedup
+    from swm.texts.calibration import calibration_tokens
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")

@@ -13,10 +13,11 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.tables import comparison_table, paired_table, runs_figures
-from swm.charts import differences_chart, score_against_speed, scores_chart
-from swm.compare import comparable, compare, csv_text, documents_of, flat_rows, row_name
-from swm.experiments import list_experiments
-from swm.paired import flipped, paired
+from swm.evaluation.paired import flipped, paired
+from swm.reporting.charts import differences_chart, score_against_speed, scores_chart
+from swm.reporting.compare import comparable, compare, documents_of, flat_rows, row_name
+from swm.reporting.csv_table import csv_text
+from swm.workspace.experiments import list_experiments
 
 MOST = 12  # runs shown at first
 

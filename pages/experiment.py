@@ -3,10 +3,10 @@
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, go_to, job_panel, next_step, shown_errors, start_page
-from swm.experiments import Experiment
-from swm.files import demo_experiment
-from swm.jobs import call, start
-from swm.names import check_name
+from swm.jobs.child import call, start
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import demo_experiment
+from swm.workspace.names import check_name
 
 current = start_page("Experiment", "A model and a calibration text: what redundancy is measured with.")
 

@@ -5,8 +5,8 @@ from itertools import chain
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, next_step, plain, require_experiment, shown_errors, start_page
-from swm.experiments import BASELINE
-from swm.jobs import stream
+from swm.jobs.child import stream
+from swm.workspace.runs import BASELINE
 
 PROMPTS = (
     "The capital of France is",

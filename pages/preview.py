@@ -16,21 +16,16 @@ from pages.shared.frame import (
 )
 from pages.shared.live import DEFAULT_THRESHOLD, hand_key, live_preview, path_and_view
 from pages.shared.tables import trace_table
-from swm.charts import similarity_heatmap, trace_chart
-from swm.experiments import Experiment
-from swm.jobs import start
-from swm.path import ThresholdPath
-from swm.plan import PLANNERS, RULES, MergePlan, parse_windows, windows_arguments
-from swm.view import known_similarity, plan_view
+from swm.jobs.child import start
+from swm.plan import MergePlan, parse_windows
+from swm.registry import MERGE_RULES, PLANNERS
+from swm.reporting.arguments import windows_arguments
+from swm.reporting.charts import similarity_heatmap, trace_chart
+from swm.reporting.preview import plan_view
+from swm.search.kept_path import outdated_path
+from swm.search.threshold_path import ThresholdPath, known_similarity
+from swm.workspace.experiments import Experiment
 
-RULE_NAMES = {
-    "rdsc": "printed formula",
-    "replace": "released code",
-    "mean": "average",
-    "keep_first": "keep the first layer",
-    "keep_last": "keep the last layer",
-    "fit": "solved on text",
-}
 ANY = "any"
 
 
@@ -58,7 +53,7 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
     arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", str(threshold)]
     covered = path.covered()
     if not experiment.state().active and covered == 0:
-        if doubt := experiment.outdated_path(rule):
+        if doubt := outdated_path(experiment, rule):
             st.warning(f"The saved path for this rule is not shown because {doubt}. The next search recomputes it.")
         st.info(
             "No threshold is computed for this rule yet. The search finds every plan at once, the one at this "
@@ -92,21 +87,25 @@ def other_methods(experiment: Experiment) -> None:
     with st.expander("Let another method choose the layers", expanded=by_planner(experiment)):
         inputs = st.columns([2, 1, 3], gap="large", vertical_alignment="bottom")
         planner = inputs[0].selectbox(
-            "Method", list(PLANNERS), key="preview_planner", help="Each finds a plan for a number of layers."
+            "Method",
+            list(PLANNERS),
+            format_func=lambda name: PLANNERS[name].title,
+            key="preview_planner",
+            help="Each finds a plan for a number of layers.",
         )
         most = experiment.layer_count
         layers = inputs[1].number_input("Layers left", 2, most, max(2, round(0.8 * most)), key="preview_planner_layers")
-        st.caption(PLANNERS[planner])
+        st.caption(f"{PLANNERS[planner].help[0].upper()}{PLANNERS[planner].help[1:]}.")
         arguments = ["plan", experiment.name, "--planner", planner, "--layers", str(layers)]
         found = experiment.planned(planner, layers)
         if found:
             windows = ", ".join(f"{first}-{last}" for first, last in found["windows"])
             st.markdown(
-                f"Windows {windows or 'none'} with rule {RULE_NAMES[found['rule']]}: perplexity "
+                f"Windows {windows or 'none'} with rule {MERGE_RULES[found['rule']].title}: perplexity "
                 f"{found['perplexity']:,.1f} on the calibration text; the original has "
                 f"{found['perplexity_original']:,.1f}."
             )
-            if found["rule"] == "fit":
+            if MERGE_RULES[found["rule"]].needs_text:
                 st.caption(
                     "Of a quick fit, for comparing plans. The merged model is fitted on more text and does better."
                 )
@@ -129,8 +128,8 @@ st.session_state.setdefault("preview_threshold", number_from_address("threshold"
 controls = st.columns([2, 1.3, 4], gap="large", vertical_alignment="bottom")
 rule = controls[0].selectbox(
     "Merge rule",
-    list(RULES),
-    format_func=RULE_NAMES.get,
+    list(MERGE_RULES),
+    format_func=lambda name: MERGE_RULES[name].title,
     key="rule",
     bind="query-params",
     persist_state="session",

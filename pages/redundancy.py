@@ -13,19 +13,14 @@ from pages.shared.frame import (
 )
 from pages.shared.live import current_windows
 from pages.shared.tables import similarity_maps
-from swm.charts import depth_lines, difference_heatmap, norm_line, similarity_heatmap
-from swm.experiments import list_experiments
-from swm.jobs import start
-from swm.metrics import PARTS, TASKS, Measure
-from swm.view import pair_sentence, similar_patches
+from swm.evaluation.task_names import TASKS
+from swm.jobs.child import start
+from swm.registry import METRICS
+from swm.reporting.charts import depth_lines, difference_heatmap, norm_line, similarity_heatmap
+from swm.similarity.blocks import pair_sentence, similar_patches
+from swm.similarity.measure import PARTS, Measure
+from swm.workspace.experiments import list_experiments
 
-NAMES = {
-    "cka": "CKA",
-    "cka-rbf": "CKA, Gaussian",
-    "cka-biased": "CKA, biased",
-    "cosine": "Cosine",
-    "angular": "Angular",
-}
 OWN, NONE, CURRENT = "calibration text", "none", "the preview"
 
 experiment = require_experiment(start_page("Redundancy", "How alike the outputs of each pair of layers are."))
@@ -33,8 +28,8 @@ caption(experiment)
 controls = st.columns([2.2, 2.1, 1.6, 2.1], gap="medium", vertical_alignment="bottom")
 metric = controls[0].selectbox(
     "Metric",
-    list(NAMES),
-    format_func=NAMES.get,
+    list(METRICS),
+    format_func=lambda name: METRICS[name].title,
     key="redundancy_metric",
     bind="query-params",
     persist_state="session",
@@ -119,12 +114,12 @@ pair_key = f"redundancy_pair_{experiment.name}"
 if chosen := st.session_state.get("redundancy_map", {}).get("selection", {}).get("points"):
     st.session_state[pair_key] = (int(chosen[0]["x"]), int(chosen[0]["y"]))
 pair = st.session_state.get(pair_key)
-figure = similarity_heatmap(matrix, NAMES[metric], windows, patches, pair)
+figure = similarity_heatmap(matrix, METRICS[metric].title, windows, patches, pair)
 maps_beside = st.columns(3, gap="medium") if second else st.columns([3, 2], gap="large")
 with maps_beside[0]:
     st.plotly_chart(figure, key="redundancy_map", on_select="rerun", selection_mode="points")
     if pair:
-        st.markdown(f"**{pair_sentence(matrix, min(pair), max(pair), NAMES[metric])}**")
+        st.markdown(f"**{pair_sentence(matrix, min(pair), max(pair), METRICS[metric].title)}**")
     else:
         st.caption("Click a cell to read a pair.")
     if patches:

@@ -3,8 +3,10 @@
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
-from swm.recipe import fits_mergekit, mergekit_yaml
-from swm.report import commands, model_card, recipe_json, report_html
+from swm.reporting.commands import commands
+from swm.reporting.export import model_card, recipe_json
+from swm.reporting.report import report_html
+from swm.workspace.recipe import fits_mergekit, mergekit_yaml
 
 experiment = require_experiment(
     start_page("Report", "One file that opens without a network: what was done, and what it gave.")

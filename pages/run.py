@@ -19,31 +19,22 @@ from pages.shared.frame import (
 )
 from pages.shared.healing import healing_settings
 from pages.shared.live import layers_picture
-from swm.charts import loss_chart
-from swm.compare import STAGES
-from swm.estimate import estimate_run, gib
-from swm.experiments import BASELINE, Experiment, Run
-from swm.jobs import start
-from swm.names import check_name
-from swm.plan import (
-    DEFAULT_RULE,
-    RULES,
-    WHOLE,
-    WIDTH_METHODS,
-    MergePlan,
-    WidthCut,
-    parse_windows,
-    plan_arguments,
-    width_arguments,
-    windows_arguments,
-)
-from swm.presets import (
-    RecoverySettings,
-    recovery_arguments,
-    training_speed,
-)
-from swm.report import run_commands
-from swm.states import State
+from swm.healing.training_speed import training_speed
+from swm.jobs.child import start
+from swm.plan import DEFAULT_RULE, WHOLE, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
+from swm.registry import MERGE_RULES
+from swm.reporting.arguments import plan_arguments, recovery_arguments, width_arguments, windows_arguments
+from swm.reporting.charts import loss_chart
+from swm.reporting.commands import run_commands
+from swm.reporting.compare import STAGES
+from swm.search.kept_path import kept_path
+from swm.settings import RecoverySettings
+from swm.workspace.estimate import estimate_run
+from swm.workspace.experiments import Experiment
+from swm.workspace.names import check_name
+from swm.workspace.runs import BASELINE, Run
+from swm.workspace.state import State
+from swm.workspace.units import gib
 
 NEW = "new run"
 TUNED = "As tuned on the preview page: a window grows while the similarity is at least this."
@@ -55,8 +46,8 @@ def new_run(experiment: Experiment, count: int) -> None:
     """The settings of a new run, what it will need, and the job it starts."""
     template = st.session_state.get("run_template", {})
     asked = template or st.query_params
-    wanted = asked.get("merge_by") if asked.get("merge_by") in RULES else DEFAULT_RULE
-    rules = list(RULES)
+    wanted = asked.get("merge_by") if asked.get("merge_by") in MERGE_RULES else DEFAULT_RULE
+    rules = list(MERGE_RULES)
     with st.container(border=True):
         left, right = st.columns(2, gap="large")
         name = left.text_input("Name", f"run-{count + 1}", max_chars=64, key="run_name", help="For you; a-z, 0-9, -")
@@ -165,7 +156,7 @@ def planned(
     """Plan, threshold and similarity; None if the threshold's plan is not known yet."""
     if windows.strip():
         return MergePlan(experiment.layer_count, parse_windows(windows), rule, width), None, None
-    path = experiment.path(rule)
+    path = kept_path(experiment, rule)
     step = path.plan_at(threshold) if path else None
     return step and (replace(step.plan, width=width), threshold, step.similarity)
 
@@ -233,7 +224,7 @@ def follow(run: Run, state: State) -> None:
     st.caption(plain(f"Windows chosen by {run.source}."))
     columns = st.columns(4)
     columns[0].metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}")
-    columns[1].metric("Rule", run.plan.rule, help=RULES[run.plan.rule])
+    columns[1].metric("Rule", run.plan.rule, help=MERGE_RULES[run.plan.rule].help)
     columns[2].metric("Stage", STAGES[run.stage])
     columns[3].metric(
         "Memory of the job",

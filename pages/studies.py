@@ -17,15 +17,18 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.tables import study_table
-from swm.charts import similarity_heatmap
-from swm.compare import conditions_of, csv_text
-from swm.estimate import study_seconds
-from swm.experiments import BASELINE, Experiment
-from swm.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, grid_text, grid_yaml
-from swm.jobs import start
-from swm.metrics import Measure
-from swm.study_charts import depths_chart, staircase_chart, threshold_scores_chart
-from swm.study_rows import study_rows
+from swm.jobs.child import start
+from swm.reporting.charts import similarity_heatmap
+from swm.reporting.csv_table import csv_text
+from swm.reporting.study_charts import depths_chart, staircase_chart, threshold_scores_chart
+from swm.reporting.table import conditions_of
+from swm.search.kept_path import kept_path
+from swm.similarity.measure import Measure
+from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, grid_of, grid_text, grid_yaml
+from swm.studies.rows import study_rows
+from swm.studies.times import study_seconds
+from swm.workspace.experiments import Experiment
+from swm.workspace.runs import BASELINE
 
 NAMES = {
     "methods": "Methods",
@@ -111,7 +114,7 @@ def seeds_told(rows: list[dict[str, Any]]) -> str:
 
 
 def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[dict[str, Any]]) -> None:
-    paths = [path for rule in grid.rules if (path := experiment.path(rule))]
+    paths = [path for rule in grid.rules if (path := kept_path(experiment, rule))]
     if not paths:
         st.info("No threshold path has been searched yet.", icon=":material/science:")
         return
@@ -156,7 +159,7 @@ kind = st.segmented_control(
 st.caption(KINDS[kind])
 with shown_errors():
     last = experiment.study(kind)
-    grid = experiment.grid(kind)
+    grid = grid_of(experiment, kind)
     if kind in OF_RUNS:
         show_runs(experiment, kind, Grid.from_dict(grid))
     elif kind == "thresholds":

@@ -4,10 +4,10 @@ import streamlit as st
 
 from pages.shared.frame import command_line, go_to, job_panel, plain, shown_errors, start_page
 from pages.shared.tables import sweep_table
-from swm.compare import csv_text
-from swm.files import demo_experiment
-from swm.jobs import start
-from swm.sweep import ENDED, sweep_rows, sweeps
+from swm.jobs.child import start
+from swm.jobs.sweep import ENDED, sweep_rows, sweeps
+from swm.reporting.csv_table import csv_text
+from swm.workspace.files import demo_experiment
 
 start_page("Sweeps", "Many runs from one file: where each stands, and which is best so far.")
 if demo_experiment():

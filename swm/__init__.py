@@ -11,14 +11,14 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "merge": ["apply_plan"],
-        "models": ["load_model", "save_model"],
-        "path": ["ThresholdPath"],
+        "merging.apply": ["apply_plan"],
+        "models.load": ["load_model", "save_model"],
+        "planners.plan_with": ["plan_with"],
         "plan": ["MergePlan", "Window"],
-        "planners": ["plan_with"],
-        "search": ["find_plan", "threshold_path"],
-        "similarity": ["layer_similarity"],
-        "texts": ["calibration_tokens"],
-        "windows": ["WindowScorer"],
+        "search.find": ["find_plan", "threshold_path"],
+        "search.threshold_path": ["ThresholdPath"],
+        "search.window_score": ["WindowScorer"],
+        "similarity.layers": ["layer_similarity"],
+        "texts.calibration": ["calibration_tokens"],
     },
 )

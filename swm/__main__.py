@@ -1,4 +1,4 @@
-from swm.cli import main
+from swm.cli.main import main
 
 if __name__ == "__main__":
     main()

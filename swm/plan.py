@@ -8,43 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from swm.errors import PlanError, SettingsError
+from swm.registry import MERGE_RULES
 
-RULES = {
-    "rdsc": "The formula printed in the paper: the first layer plus every later layer's difference to it.",
-    "replace": "The last layer's projections with the first layer's norms: what the released code computes.",
-    "mean": "The average of the window's layers.",
-    "keep_first": "The first layer as it is; the others are dropped.",
-    "keep_last": "The last layer as it is, norms included; the others are dropped.",
-    "fit": "The first layer, its last projection solved on text to give what the window gave. Not in the paper.",
-}
 DEFAULT_RULE = "rdsc"
-PRECISIONS = ("auto", "exact", "bfloat16")  # of a search: exact is the model's own format
-PLANS_VERSION = 3  # of what planners do: plans found by another are found anew
-PLANNERS = {
-    "best": "Layers dropped by beam search, each merged layer fitted on text (rule fit), scored by perplexity. Ours.",
-    "sleb": "Layers dropped one by one, each time the one that costs least perplexity (SLEB).",
-    "shortgpt": "The layers that turn the hidden state least are dropped at once (ShortGPT's block influence).",
-    "perplexity": "The layers without which perplexity is lowest are dropped at once (Shortened LLaMA, PPL).",
-    "taylor": "The layers of lowest weight times gradient are dropped at once (Shortened LLaMA, Taylor+).",
-    "angular": "The one run of layers whose ends are nearest in angle at the last token is dropped (Gromov et al.).",
-    "laco": "Windows of a fixed size merged from the top while the final hidden state stays alike (LaCo).",
-    "random": "Layers dropped by chance: what any method has to beat.",
-}
-BY_THRESHOLD, BY_HAND = "threshold", "windows"  # who chose a run's windows, besides a planner
-SOURCES = {
-    BY_THRESHOLD: "Sliding-Window Merging, arXiv:2502.19159",
-    BY_HAND: "hand",
-    "best": "beam search over dropped layers, each merged layer fitted on text (Sliding-Window Merging Studio)",
-    "sleb": "SLEB, arXiv:2402.09025",
-    "shortgpt": "ShortGPT, arXiv:2403.03853",
-    "perplexity": "Shortened LLaMA by perplexity, arXiv:2402.02834",
-    "taylor": "Shortened LLaMA by Taylor importance, arXiv:2402.02834",
-    "angular": "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887",
-    "laco": "LaCo, arXiv:2402.11187",
-    "random": "chance",
-}
-COMBINING_RULES = ("rdsc", "replace", "mean")  # those that add up weights, so that layers have to be alike in shape
-WEIGHT_RULES = tuple(rule for rule in RULES if rule != "fit")  # those that need the weights alone, and no text
 
 
 WIDTH_METHODS = {
@@ -101,7 +67,7 @@ class MergePlan:
     width: WidthCut = WHOLE
 
     def __post_init__(self) -> None:
-        check_rule(self.rule)
+        MERGE_RULES.check(self.rule)
         free = -1 if self.rule == "keep_first" else 0
         for window in self.windows:
             if not free <= window.first < window.last < self.layer_count:
@@ -171,32 +137,6 @@ def parse_windows(text: str) -> tuple[Window, ...]:
             )
         pairs.append((int(match[1]), int(match[2])))
     return windows_from(pairs)
-
-
-def plan_arguments(plan: MergePlan) -> list[str]:
-    """The command line's options that give this plan."""
-    found = [*windows_arguments(",".join(map(str, plan.windows))), "--rule", plan.rule]
-    return [*found, *width_arguments(plan.width)]
-
-
-def windows_arguments(windows: str) -> list[str]:
-    return [f"--windows={windows}"] if windows.startswith("-") else ["--windows", windows]
-
-
-def width_arguments(width: WidthCut) -> list[str]:
-    return ["--width", f"{width.ratio:g}", "--width-by", width.method] if width.ratio else []
-
-
-def check_rule(rule: str) -> None:
-    """Raise SettingsError unless `rule` is one of RULES."""
-    if rule not in RULES:
-        raise SettingsError(f"'{rule}' is not a merge rule. Choose one of: {', '.join(RULES)}.")
-
-
-def check_planner(planner: str) -> None:
-    """Raise SettingsError unless `planner` is one of PLANNERS."""
-    if planner not in PLANNERS:
-        raise SettingsError(f"'{planner}' is not a planner. Choose one of: {', '.join(PLANNERS)}.")
 
 
 def check_layers(layers: int, layer_count: int) -> None:

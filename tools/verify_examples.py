@@ -13,6 +13,8 @@ import random
 import sys
 from pathlib import Path
 
+from swm.search.kept_path import kept_path
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -20,10 +22,10 @@ PLANNERS = ("shortgpt", "angular", "taylor", "perplexity")
 
 
 def main() -> None:
-    from swm.experiments import Experiment
-    from swm.models import load_model
+    from swm.models.load import load_model
     from swm.plan import MergePlan
-    from swm.texts import calibration_tokens
+    from swm.texts.calibration import calibration_tokens
+    from swm.workspace.experiments import Experiment
     from tests.reference import planners, search
 
     options = parse()
@@ -46,7 +48,7 @@ def main() -> None:
             told = "the same layers" if same else f"{sorted(set(range(30)) - kept)} is not {sorted(expected)}"
             print(f"{name} {file.stem}: {told}", flush=True)
         for rule in experiment.rules_searched():
-            path = experiment.path(rule)
+            path = kept_path(experiment, rule)
             if path is None or rule == "fit":  # solved on text: the reference has no such rule
                 continue
             similarity = truth.setdefault(rule, search.remembered(search.model_similarity(model, tokens, rule)))

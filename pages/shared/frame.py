@@ -15,12 +15,14 @@ import streamlit as st
 from streamlit.errors import StreamlitSecretNotFoundError
 
 from swm.errors import SwmError
-from swm.estimate import duration
-from swm.experiments import Experiment, Run, list_experiments
-from swm.files import demo_experiment
-from swm.jobs import Target, active_targets, cancel
-from swm.names import EXAMPLE
-from swm.states import State
+from swm.jobs.child import active_targets, cancel
+from swm.jobs.tracking import Target
+from swm.workspace.experiments import Experiment, list_experiments
+from swm.workspace.files import demo_experiment
+from swm.workspace.names import EXAMPLE
+from swm.workspace.runs import Run
+from swm.workspace.state import State
+from swm.workspace.units import duration
 
 AVERAGE = "Mean accuracy of the zero-shot tasks."
 PERPLEXITY = "On held-out text; lower is better."

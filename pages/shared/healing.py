@@ -7,7 +7,8 @@ from typing import Any
 
 import streamlit as st
 
-from swm.presets import CHOICES, LIMITS, PRESET_HELP, PRESETS, RecoverySettings, recovery_arguments
+from swm.reporting.arguments import recovery_arguments
+from swm.settings import CHOICES, LIMITS, PRESET_HELP, PRESETS, RecoverySettings
 
 ADAPT = {"all": "all layers", "above": "layers above the lowest merged", "near": "merged layers and neighbours"}
 NUMBERS = {

@@ -7,10 +7,11 @@ from typing import Any
 
 import streamlit as st
 
-from swm.experiments import Experiment
-from swm.path import ThresholdPath
 from swm.plan import DEFAULT_RULE, MergePlan, Window, parse_windows
-from swm.view import HELP, TEMPLATES, path_view, plan_view
+from swm.reporting.preview import HELP, TEMPLATES, path_view, plan_view
+from swm.search.kept_path import kept_path
+from swm.search.threshold_path import ThresholdPath
+from swm.workspace.experiments import Experiment
 
 DEFAULT_THRESHOLD = 0.9
 
@@ -25,7 +26,7 @@ def path_and_view(experiment: Experiment, rule: str) -> tuple[ThresholdPath, dic
 def _path_and_view(
     folder: str, rule: str, changed: tuple[int, int], _experiment: Experiment
 ) -> tuple[ThresholdPath, dict[str, Any]]:
-    path = _experiment.path(rule) or ThresholdPath(_experiment.layer_count, rule)
+    path = kept_path(_experiment, rule) or ThresholdPath(_experiment.layer_count, rule)
     return path, path_view(path, _experiment.model_facts, _experiment.cost())
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from swm.compare import STAGES, interval, lines, number, percent, points, row_name, speedup
-from swm.experiments import Experiment
-from swm.paired import Paired
-from swm.path import PlanAt
+from swm.evaluation.paired import Paired
+from swm.reporting.compare import STAGES, row_name
+from swm.reporting.table import interval, lines, number, percent, points, speedup
+from swm.search.threshold_path import PlanAt
+from swm.workspace.experiments import Experiment
 
 
 def comparison_table(labels: list[str], flat: list[dict[str, Any]]) -> pd.DataFrame:

@@ -1,0 +1,144 @@
+"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
+from swm.cli.targets import Result, own_experiment
+from swm.cli.watched import watched
+from swm.errors import SettingsError
+from swm.plan import MergePlan, Window
+from swm.settings import ExperimentSettings
+from swm.similarity.measure import Measure
+from swm.workspace.experiments import Experiment, list_experiments
+
+
+def run_models(options: argparse.Namespace) -> Result:
+    from swm.models.load import TESTED_FAMILIES
+    from swm.models.locate import BUNDLED
+
+    rows = {name: {"title": model.title, "licence": model.licence} for name, model in BUNDLED.items()}
+    lines = [f"{name}  {model.title} ({model.licence})" for name, model in BUNDLED.items()]
+    how = (
+        "Besides: a Hugging Face folder (config.json and .safetensors), a .gguf file, or a hub id such as "
+        "meta-llama/Llama-2-7b-hf, which needs a network the first time."
+    )
+    families = [f"  {name:12} {title}" for name, title in TESTED_FAMILIES.items()]
+    table = ["Families that are tested (model_type in config.json); others are tried by structure:", *families]
+    return {"bundled": rows, "families": TESTED_FAMILIES}, "\n".join([*lines, how, *table])
+
+
+def run_list(options: argparse.Namespace) -> Result:
+    experiments, broken = list_experiments()
+    rows: list[dict[str, Any]] = [
+        {"experiment": e.name, "model": e.settings.model, "shipped": e.read_only, "runs": [r.name for r in e.runs()]}
+        for e in experiments
+    ]
+    lines = [f"{row['experiment']}  {row['model']}  runs: {', '.join(row['runs'])}" for row in rows]
+    return {"experiments": rows, "broken": broken}, "\n".join([*lines, *broken])
+
+
+def run_create(options: argparse.Namespace) -> Result:
+    from swm.stages.create import create_experiment
+
+    settings = ExperimentSettings(
+        options.model, options.texts, options.count, options.length, options.seed, options.dtype
+    )
+    experiment = create_experiment(options.exp, settings)
+    facts = experiment.model_facts
+    text = (
+        f"Created {experiment.name}: {facts['architecture']}, {facts['layers']} layers, "
+        f"{facts['parameters'] / 1e6:,.1f} M parameters.\nNext: python -m swm measure {experiment.name}"
+    )
+    return {"experiment": experiment.name, "folder": str(experiment.folder), "model": facts}, text
+
+
+def run_measure(options: argparse.Namespace) -> Result:
+    from swm.stages.measure import measure_experiment
+
+    how = Measure(options.metric, options.part, options.samples, options.skip, options.texts)
+    experiment = own_experiment(options.exp)
+    with watched(experiment, "measure") as progress:
+        data = measure_experiment(experiment, how, progress)
+    matrix = data["matrix"]
+    lines = [f"{data['metric']} of each layer and the next, {data['tokens']} tokens"]
+    lines += [f"{i:3d} - {i + 1:<3d} {matrix[i][i + 1]:.4f}" for i in range(len(matrix) - 1)]
+    return data, "\n".join([*lines, *filter(None, [data["warning"]])])
+
+
+def run_search(options: argparse.Namespace) -> Result:
+    from swm.stages.search import search_path
+
+    experiment = own_experiment(options.exp)
+    with watched(experiment, "search") as progress:
+        path = search_path(experiment, options.rule, options.low, options.focus, progress, options.precision)
+    steps = path.intervals()
+    lines = ["threshold above   up to     layers  similarity  windows"]
+    lines += [
+        f"{s.low:15.4f} {s.high:7.4f} {s.plan.layers_left:10d} {s.similarity:11.4f}  {windows_text(s.plan)}"
+        for s in steps
+    ]
+    lines.append(f"{len(path.similarities)} windows tried in {path.layer_runs:,.0f} runs of a layer")
+    if path.layer_count <= 2:
+        lines.append("The last layer is never merged, so two layers have no window to try. By hand: --windows 0-1.")
+    if path.scoring != "exact":
+        lines.append(f"similarities in {path.scoring}: off by up to {path.difference:.1g} where they were checked")
+    data = {
+        "rule": path.rule,
+        "windows_tried": len(path.similarities),
+        "layer_runs": round(path.layer_runs, 1),
+        "scoring": path.scoring,
+        "difference": path.difference,
+        "plans": [step.to_dict() for step in steps],
+    }
+    return data, "\n".join(lines)
+
+
+def run_plan(options: argparse.Namespace) -> Result:
+    experiment = Experiment.open(options.exp)
+    if options.windows is not None or options.planner:
+        data = measured_plan(experiment, options)
+        plan = MergePlan.from_dict(data)
+        return data, (
+            f"{plan.layers_left} of {plan.layer_count} layers; windows {windows_text(plan)}; rule {plan.rule}; "
+            f"similarity {data['similarity']:.4f}; perplexity {data['perplexity']:,.1f} on the calibration text, "
+            f"the original's {data['perplexity_original']:,.1f}"
+        )
+    step = chosen_plan(experiment, options)
+    text = (
+        f"{step.plan.layers_left} of {step.plan.layer_count} layers; windows {windows_text(step.plan)}; similarity "
+        f"{step.similarity:.4f}; the same for thresholds above {step.low:.4f} up to {step.high:.4f}"
+    )
+    if step.perplexity is not None:
+        text += f"; perplexity {step.perplexity:,.1f} on the calibration text"
+    return step.to_dict(), text
+
+
+def run_estimate(options: argparse.Namespace) -> Result:
+    from swm.evaluation.cost import config_cost
+    from swm.models.load import config_facts
+    from swm.workspace.estimate import stage_needs
+    from swm.workspace.machine import free_memory_bytes
+    from swm.workspace.units import duration, gib
+
+    facts = config_facts(options.m, options.dtype)
+    if not 0 <= options.ratio < 1:
+        raise SettingsError(f"--ratio {options.ratio} is out of range. Choose 0 or more, and less than 1.")
+    dropped = facts["layers"] - max(1, round(facts["layers"] * (1 - options.ratio)))
+    plan = MergePlan(facts["layers"], (Window(0, dropped),) if dropped else ())
+    cost = None if options.untimed else config_cost(options.m, options.dtype)
+    tokens = options.count * options.length_of_texts
+    needs = stage_needs(facts, cost, plan, recovery_settings(options), options.limit, tokens)
+    lines = [
+        f"{facts['architecture']}: {facts['layers']} layers, {facts['parameters'] / 1e9:,.3f} billion parameters, "
+        f"{gib(facts['size_bytes'])} in {facts['dtype']}; {gib(free_memory_bytes())} of memory are free here.",
+        f"{'stage':22} {'memory':>10} {'disk':>10} {'time here':>14}",
+    ]
+    for need in needs:
+        time = "–" if need.seconds is None else duration(need.seconds)
+        lines.append(f"{need.stage:22} {gib(need.memory_bytes):>10} {gib(need.disk_bytes):>10} {time:>14}")
+    lines.append("Beside the memory: 0.7 GiB for the program. Times hold where the memory is there.")
+    return {"model": facts, "cost": cost, "stages": [asdict(need) for need in needs]}, "\n".join(lines)

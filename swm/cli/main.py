@@ -1,0 +1,98 @@
+"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from swm.cli.check import check_options
+from swm.cli.explore import run_create, run_estimate, run_list, run_measure, run_models, run_plan, run_search
+from swm.cli.make import (
+    run_all,
+    run_demo,
+    run_evaluate,
+    run_merge,
+    run_recover,
+    run_repeat,
+    run_study,
+    run_sweep,
+    run_time,
+)
+from swm.cli.options import build_parser
+from swm.cli.show import run_answer, run_app, run_cancel, run_compare, run_delete, run_export, run_report
+from swm.cli.targets import Result
+from swm.errors import Cancelled, SwmError, printable
+from swm.models.processes import is_first, world_size
+
+SHARED = ("measure", "recover", "evaluate")  # commands that several processes work on together
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m swm`; exits with 0, 1 (the user can mend it) or 2 (wrong usage)."""
+    warnings.simplefilter("ignore")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("swm").setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    options = build_parser().parse_args(arguments)
+    if world_size() > 1 and options.command not in SHARED:
+        sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch or torchrun."))
+    try:
+        check_options(options)
+        result, text = COMMANDS[options.command](options)
+    except SwmError as error:
+        sys.exit(_failed(str(error)))
+    except Cancelled:
+        sys.exit(_failed("Cancelled. What was finished is kept; the same command goes on from there."))
+    except BrokenPipeError:
+        sys.exit(1)
+    if is_first():
+        print(json.dumps(result, allow_nan=False) if options.json else printable(text))
+
+
+def _failed(message: str) -> int:
+    print(printable(message), file=sys.stderr)
+    return 1
+
+
+class _PrintableFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
+    "models": run_models,
+    "list": run_list,
+    "create": run_create,
+    "measure": run_measure,
+    "search": run_search,
+    "plan": run_plan,
+    "merge": run_merge,
+    "recover": run_recover,
+    "evaluate": run_evaluate,
+    "time": run_time,
+    "run": run_all,
+    "study": run_study,
+    "sweep": run_sweep,
+    "estimate": run_estimate,
+    "compare": run_compare,
+    "report": run_report,
+    "export": run_export,
+    "repeat": run_repeat,
+    "answer": run_answer,
+    "cancel": run_cancel,
+    "delete": run_delete,
+    "app": run_app,
+    "demo": run_demo,
+}

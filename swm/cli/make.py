@@ -1,0 +1,206 @@
+"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
+from swm.cli.targets import Entries, Result, comparison_table, own_experiment
+from swm.cli.watched import watched
+from swm.errors import ExperimentError, SettingsError
+from swm.evaluation.task_names import parse_tasks
+from swm.jobs.tracking import tracked
+from swm.models.processes import world_size
+from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, parse_windows
+from swm.studies.grids import KINDS, OF_RUNS, Grid, grid_of
+from swm.workspace.changes import plan_changes, recovery_changes, refuse
+from swm.workspace.names import check_name
+from swm.workspace.runs import BASELINE, Run
+from swm.workspace.tracked import job_lock
+
+
+def run_merge(options: argparse.Namespace) -> Result:
+    from swm.stages.merge import merge_run
+
+    run, entries = _planned_run(options)
+    done = not options.again and run.has_model and run.stage in ("merged", "recovered")
+    if not done and run.stage == "recovered" and not options.again:
+        raise ExperimentError(f"Run {run.name} is healed and has no model any more. Pass --again to merge it anew.")
+    if not done:
+        with watched(run, "merge") as progress:
+            merge_run(run, progress, True if options.stream else None, entries)
+    plan = run.plan
+    data = {"run": run.name, **plan.to_dict(), **run.settings["merge"], "folder": str(run.model_folder)}
+    text = ""
+    if done:
+        since = " and healed since" if run.stage == "recovered" else ""
+        text = f"Run {run.name} is merged with these settings already{since}: nothing to do. --again merges it again"
+        text += f"{', and deletes its adapter, scores and timing' * bool(since)}.\n"
+    text += (
+        f"Merged {windows_text(plan)}: {plan.layers_left} of {plan.layer_count} layers, "
+        f"{data['parameters'] / 1e6:,.1f} M parameters, in {run.model_folder}"
+    )
+    return data, text
+
+
+def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
+    """The run with the plan that the options name, made if it is new; without a plan the run that is there.
+
+    Returns:
+        With what run.json will say of the plan once its model has taken the place of a former plan's; empty if the run
+        has the plan already.
+    """
+    experiment = own_experiment(options.exp)
+    check_name(options.run)
+    width = WidthCut(options.width, options.width_by or WHOLE.method) if options.width else WHOLE
+    threshold: float | None = None
+    similarity: float | None = None
+    if options.planner:
+        data = measured_plan(experiment, options)
+        plan, similarity = MergePlan.from_dict(data), data["similarity"]
+    elif options.windows is not None:
+        plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
+    elif options.threshold is None and options.layers is None and options.ratio is None:
+        if options.width:
+            raise SettingsError('--width is a part of a plan. Say --windows "" for width alone, or name a plan.')
+        return _settled(experiment.run(options.run)), {}
+    else:
+        step = chosen_plan(experiment, options)
+        plan, threshold, similarity = step.plan, step.threshold, step.similarity
+    plan, origin = replace(plan, width=width), None
+    if options.planner:
+        origin = experiment.origin_of(MergePlan.from_dict(data), method=options.planner)
+    run = _settled(Run(experiment, options.run))
+    if run.is_there() and not run.is_baseline and run.stage != "planned":
+        changes = plan_changes(run.plan, plan)
+        if changes and options.again:
+            return run, experiment.plan_entries(plan, threshold, similarity, origin=origin)
+        refuse(run, changes)
+    return experiment.create_run(options.run, plan, threshold, similarity, origin=origin), {}
+
+
+def run_all(options: argparse.Namespace) -> Result:
+    from swm.stages.run import is_finished, run_pipeline
+
+    settings = recovery_settings(options)
+    run, entries = _planned_run(options)
+    recovery = None if options.no_recovery else settings
+    if done := not options.again and is_finished(run, options.limit, recovery):
+        told = f"Run {run.name} is finished with these settings: nothing to do. --again repeats everything."
+    else:
+        with watched(run, "run") as progress:
+            run_pipeline(run, options.limit, recovery, progress, options.again, entries)
+    from swm.reporting.compare import compare
+
+    rows = [row for row in compare(run.experiment) if row["run"] in (BASELINE, run.name)]
+    return {"runs": rows}, (f"{told}\n\n" if done else "") + comparison_table(run.experiment, run)
+
+
+def run_study(options: argparse.Namespace) -> Result:
+    from swm.reporting.csv_table import csv_text
+    from swm.studies.rows import study_rows
+    from swm.studies.run import run_study
+
+    experiment = own_experiment(options.exp)
+    grid = grid_of(experiment, options.kind, options.grid)
+    if options.kind in OF_RUNS and options.against:
+        methods = {cell.name: None for cell in Grid.from_dict(grid).cells(experiment.layer_count)}
+        if options.against not in methods:
+            raise SettingsError(f"The grid has no method '{options.against}'. Choose one of: {', '.join(methods)}.")
+    with watched(experiment, "study") as progress:
+        failed = run_study(experiment, options.kind, grid, progress)
+    told = "".join(f"\n{cell}: {reason}" for cell, reason in failed.items())
+    if options.kind not in OF_RUNS:
+        return {"study": options.kind, "failed": failed}, f"Done: {KINDS[options.kind]}{told}"
+    rows = study_rows(experiment, options.against)
+    return {"study": options.kind, "failed": failed, "rows": rows}, csv_text(rows) + told
+
+
+def run_recover(options: argparse.Namespace) -> Result:
+    from swm.stages.recover import check_recovery_text, recover_run
+
+    settings = recovery_settings(options)
+    run = _settled(own_experiment(options.exp).run(options.run))
+    if not options.again:
+        refuse(run, recovery_changes(run, settings))
+        if run.stage == "recovered" and run.has_model:
+            check_recovery_text(run, settings)
+            told = f"Run {run.name} is healed with these settings already: nothing to do. --again heals it again."
+            return {"run": run.name, **run.settings["recovery"]}, told
+    with watched(run, "recover") as progress:
+        summary = recover_run(run, settings, progress)
+    losses = summary["held_out_losses"]
+    told = f"held-out loss {min(losses):.3f}, {losses[0]:.3f} at the first checkpoint; " if losses else ""
+    return {"run": run.name, **summary}, f"Recovered {run.name}: {told}model in {run.model_folder}"
+
+
+def run_evaluate(options: argparse.Namespace) -> Result:
+    from swm.stages.evaluate import evaluate_run
+
+    tasks = parse_tasks(options.tasks)
+    texts = [text.strip() for text in options.texts.split(",") if text.strip()]
+    run = own_experiment(options.exp).run(options.run)
+    with watched(run, "evaluate") as progress:
+        data = evaluate_run(run, tasks, options.limit, progress, texts)
+    return data, comparison_table(run.experiment, run)
+
+
+def run_time(options: argparse.Namespace) -> Result:
+    from swm.stages.time import time_run
+
+    run = own_experiment(options.exp).run(options.run)
+    with watched(run, "time") as progress:
+        data = time_run(run, options.tokens, progress)
+    text = f"{data['tokens_per_second']:.1f} tokens per second, "
+    text += f"{data['latency_ms']:.0f} ms for {data['new_tokens']} tokens"
+    if "speedup" in data:
+        text += f"; {data['speedup']['value']:.2f} times the original"
+    return data, text
+
+
+def run_sweep(options: argparse.Namespace) -> Result:
+    from swm.jobs.sweep import Sweep
+    from swm.jobs.sweep_file import load_grid
+    from swm.jobs.workers import run_sweep
+
+    sweep = Sweep.create(load_grid(Path(options.file)))
+    if options.status:
+        states = sweep.states()
+    else:
+        with tracked(sweep, "sweep", sys.argv[1:], device=False) as progress:
+            states = run_sweep(sweep, progress, options.executor, options.workers, options.address)
+    failed = sweep.failures()
+    lines = [f"{state:12} {name}  {failed.get(name, '')}".rstrip() for name, state in states.items()]
+    return {"sweep": sweep.name, "cells": states}, "\n".join(lines)
+
+
+def run_repeat(options: argparse.Namespace) -> Result:
+    from swm.stages.repeat import repeat_recipe
+    from swm.workspace.recipe import read_recipe
+
+    run = repeat_recipe(read_recipe(Path(options.file)), options.name, watched)
+    from swm.reporting.compare import compare
+
+    return {"runs": compare(run.experiment)}, comparison_table(run.experiment, run)
+
+
+def run_demo(options: argparse.Namespace) -> Result:
+    from swm.stages.demo import run_demo as demo
+
+    experiment = demo(options.name, options.limit, options.steps, watched)
+    from swm.reporting.compare import compare
+    from swm.reporting.table import table
+
+    rows = compare(experiment)
+    return {"runs": rows}, table(rows)
+
+
+def _settled(run: Run) -> Run:
+    """The run, once what a killed job left open is settled: only then does run.json say what is there."""
+    if world_size() == 1 and not run.is_baseline and run.is_there():
+        with job_lock(run):
+            run.mend()
+    return run

@@ -1,0 +1,87 @@
+"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from swm.cli.targets import Result, own_experiment
+from swm.errors import ExperimentError, SettingsError, printable
+from swm.jobs.child import cancel
+from swm.workspace.experiments import Experiment, delete
+from swm.workspace.files import APP_FOLDER, child_environment, demo_experiment
+from swm.workspace.names import read_only_message
+from swm.workspace.runs import Run
+
+
+def run_compare(options: argparse.Namespace) -> Result:
+    from swm.reporting.compare import compare
+    from swm.reporting.csv_table import csv_text
+    from swm.reporting.table import table
+
+    rows = compare(Experiment.open(options.exp))
+    return {"runs": rows}, csv_text(rows) if options.csv else table(rows)
+
+
+def run_report(options: argparse.Namespace) -> Result:
+    from swm.reporting.report import write_report
+
+    if demo_experiment():
+        raise ExperimentError(read_only_message(options.exp))
+    write_report(Experiment.open(options.exp), options.output)
+    return {"file": str(options.output)}, f"Report in {options.output}"
+
+
+def run_export(options: argparse.Namespace) -> Result:
+    from swm.reporting.export import export_run
+
+    folder = export_run(own_experiment(options.exp).run(options.run), Path(options.folder))
+    return {"folder": str(folder)}, f"Model and model card in {folder}"
+
+
+def run_answer(options: argparse.Namespace) -> Result:
+    from swm.evaluation.answers import Answer
+    from swm.stages.loading import load_run
+
+    run = Experiment.open(options.exp).run(options.run)
+    answer = Answer(*load_run(run))
+    pieces = []
+    for piece in answer.pieces(options.prompt, options.tokens):
+        pieces.append(piece)
+        if not options.json:
+            print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+    if not options.json:
+        print(answer.speed, file=sys.stderr)
+    return {"run": run.name, "prompt": options.prompt, "answer": "".join(pieces), "speed": answer.speed}, ""
+
+
+def run_app(options: argparse.Namespace) -> Result:
+    """Becomes the app: streamlit in this process's place."""
+    app = APP_FOLDER / "app.py"
+    if not app.is_file():
+        raise ExperimentError(f"There is no {app}: the app is part of the source folder. Start it there: make app")
+    if not 1 <= options.port <= 65_535:
+        raise SettingsError(f"--port {options.port} is out of range. Choose 1 to 65,535.")
+    environment = child_environment()
+    os.chdir(app.parent)  # where its settings lie
+    command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(options.port)]
+    os.execve(sys.executable, command, environment)  # noqa: S606 - an argument list, no shell
+
+
+def run_cancel(options: argparse.Namespace) -> Result:
+    target = _target(options)
+    cancel(target)
+    return {"cancelled": target.name}, f"Asked the job of {target.name} to stop."
+
+
+def run_delete(options: argparse.Namespace) -> Result:
+    target = _target(options)
+    delete(target)
+    return {"deleted": target.name}, f"Deleted {target.name}."
+
+
+def _target(options: argparse.Namespace) -> Experiment | Run:
+    experiment = own_experiment(options.exp)
+    return experiment.run(options.run) if options.run else experiment

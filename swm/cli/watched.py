@@ -1,0 +1,39 @@
+"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from swm.errors import printable
+from swm.jobs.tracking import Target, beside, tracked
+from swm.models.processes import is_first, together
+from swm.progress import Progress
+
+
+@contextmanager
+def watched(target: Target, stage: str) -> Iterator[Progress]:
+    """The stage's progress on disk and, on a terminal, as a bar."""
+    if not is_first():  # the first of several processes keeps the state, and waits for its turn
+        together()
+        if stage == "recover":  # cancelled, it writes a checkpoint with all of them
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+        with beside(target):
+            yield lambda done, total, text: None
+        return
+    shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}"
+    bar = tqdm(desc=stage, disable=not sys.stderr.isatty(), file=sys.stderr, bar_format=shape)
+    with tracked(target, stage, sys.argv[1:]) as tracker, bar:
+        together()
+
+        def progress(done: int, total: int, text: str) -> None:
+            tracker(done, total, text)
+            bar.total, bar.n = total or None, done
+            bar.set_postfix_str(printable(text))
+
+        yield progress

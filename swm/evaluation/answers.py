@@ -1,0 +1,61 @@
+"""A model's answer to a prompt, piece by piece as it comes, and how fast it came."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.errors import SettingsError
+from swm.evaluation.generation import generated_tokens
+from swm.models.decoder import context_length
+from swm.texts.tokens import whole_characters
+
+
+class Answer:
+    """A greedy continuation of a prompt; `speed` says, once it has ended, how fast it came."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model, self._tokenizer, self.speed = model, tokenizer, ""
+
+    def pieces(self, prompt: str, new_tokens: int = 64) -> Iterator[str]:
+        """The answer piece by piece; stops at end of text.
+
+        Raises:
+            SettingsError: if the prompt is empty, or prompt and answer do not fit the model's context.
+        """
+        times = [time.perf_counter()]
+        yield from _pieces(self._model, self._tokenizer, prompt, new_tokens, times)
+        if len(times) > 1:
+            rest = times[-1] - times[1]
+            rate = f", then {(len(times) - 2) / rest:.1f} tokens per second" if rest > 0 else ""
+            self.speed = f"{len(times) - 1} tokens: the first after {times[1] - times[0]:.2f} s{rate}"
+
+
+def _pieces(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int, times: list[float]
+) -> Iterator[str]:
+    """Pieces of text; the moment of each token goes into `times`."""
+    ids = tokenizer(whole_characters(prompt), return_tensors="pt").input_ids
+    context = context_length(model.config)
+    if ids.shape[1] == 0:
+        raise SettingsError("The prompt is empty. Write a few words to continue.")
+    if not 1 <= new_tokens <= context - ids.shape[1]:
+        raise SettingsError(
+            f"{ids.shape[1]} prompt tokens and {new_tokens} new ones do not fit: the model reads {context} tokens. "
+            "Shorten the prompt or ask for fewer tokens (at least 1)."
+        )
+    said, found = "", []
+    with torch.inference_mode():
+        for token in generated_tokens(model, ids, new_tokens):
+            times.append(time.perf_counter())
+            if int(token) == tokenizer.eos_token_id:
+                return
+            found.append(int(token))
+            text = str(tokenizer.decode(found, skip_special_tokens=True))
+            if text.endswith("\ufffd"):
+                continue  # half of a character: wait for the rest
+            yield text[len(said) :]
+            said = text

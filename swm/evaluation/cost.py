@@ -1,0 +1,128 @@
+"""Latency, throughput and memory of generation. Two models are timed in turn, so that a busy moment hits both."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from swm.evaluation.generation import check_keeps_cache, generated_tokens, keeps_cache, wait_for_device
+from swm.merging.apply import MergedLayer, apply_plan
+from swm.models.decoder import find_decoder, parameter_count
+from swm.models.load import bfloat16_is_faster, pick_device
+from swm.models.locate import load_config, skeleton
+from swm.plan import MergePlan, Window
+from swm.workspace.machine import check_memory
+
+
+@torch.inference_mode()
+def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) -> dict[str, Any]:
+    """Where the time of a generated token goes: `layers_ms` in all decoder layers, `rest_ms` in embedding, norm, head.
+
+    Args:
+        prompt: ids, shape (1, length).
+
+    Medians over `new_tokens` - 1 tokens, after the same number to warm up. What a plan's model will cost follows from
+    it: layers cost alike. Also how many tokens per second a forward pass reads, in the model's format and in the one
+    that training would take: for estimates.
+    """
+    check_keeps_cache(model, prompt)
+    layers = find_decoder(model).layers
+    with _seconds_in_layers(model) as in_layers:
+        costs: list[tuple[float, float]] = []
+        for _ in range(2):
+            costs, last = [], time.perf_counter()
+            for _ in generated_tokens(model, prompt, new_tokens):
+                wait_for_device(model)
+                now = time.perf_counter()
+                costs.append((in_layers[0], now - last - in_layers[0]))
+                in_layers[0], last = 0.0, time.perf_counter()
+    layers_ms, rest_ms = (1000 * statistics.median(values) for values in zip(*costs[1:], strict=True))
+    return {
+        "layers_ms": layers_ms,
+        "rest_ms": rest_ms,
+        "layers": len(layers),
+        "prompt_tokens": prompt.shape[1],
+        "forward_tokens_per_second": 1 / sum(_forward_seconds(model, prompt, fast=False)),
+        "training_tokens_per_second": 1 / sum(_forward_seconds(model, prompt, bfloat16_is_faster(model.device))),
+    }
+
+
+def config_cost(name: str, dtype: str = "auto", prompt_tokens: int = 64) -> dict[str, Any] | None:
+    """`decode_cost` of a model that need not be here: one layer of its shape, with random weights, is timed on this
+    machine and counted as often as the model has layers. None if the model keeps no cache to generate from.
+
+    Args:
+        name: a model as in `models.load_model`; its config is enough.
+
+    Memory: one layer, embedding and head.
+    """
+    config = load_config(name)
+    whole = skeleton(config, name)
+    count = len(find_decoder(whole).layers)
+    first = MergePlan(count, (Window(0, count - 1),) if count > 1 else (), "keep_first")
+    one = apply_plan(whole, first, lambda window: MergedLayer(0))
+    form = one.dtype if dtype == "auto" else getattr(torch, dtype)
+    device = pick_device("auto")
+    check_memory(f"Timing a layer of {name}", 2 * parameter_count(one) * form.itemsize)
+    with torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(one.config, dtype=form).eval()
+    prompt = torch.randint(0, min(1000, one.config.get_text_config().vocab_size), (1, prompt_tokens))
+    if not keeps_cache(model, prompt):
+        return None
+    cost = decode_cost(model, prompt)
+    rates = {}
+    for rate, fast in (("forward", False), ("training", bfloat16_is_faster(device))):
+        layer, rest = _forward_seconds(model, prompt, fast)
+        rates[f"{rate}_tokens_per_second"] = 1 / (count * layer + rest)
+        rates[f"{rate}_layer_us"] = 1e6 * layer
+    return {**cost, **rates, "layers_ms": count * cost["layers_ms"], "layers": count}
+
+
+@contextmanager
+def _seconds_in_layers(model: PreTrainedModel) -> Iterator[list[float]]:
+    """One number that grows by the seconds that the decoder's layers take."""
+    spent, began = [0.0], [0.0]
+
+    def before(*_: Any) -> None:
+        wait_for_device(model)
+        began[0] = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        wait_for_device(model)
+        spent[0] += time.perf_counter() - began[0]
+
+    layers = find_decoder(model).layers
+    handles = [
+        h for layer in layers for h in (layer.register_forward_pre_hook(before), layer.register_forward_hook(after))
+    ]
+    try:
+        yield spent
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.inference_mode()
+def _forward_seconds(model: PreTrainedModel, prompt: Tensor, fast: bool, texts: int = 8) -> tuple[float, float]:
+    """Seconds for each token of a forward pass with logits, in the layers and besides; the better of two.
+
+    Args:
+        fast: in bfloat16, as when training.
+    """
+    ids = prompt.to(model.device).repeat(texts, 1)
+    found = []
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=fast), _seconds_in_layers(model) as in_layers:
+        for _ in range(2):
+            in_layers[0], start = 0.0, time.perf_counter()
+            model(ids, use_cache=False)
+            wait_for_device(model)
+            found.append((time.perf_counter() - start, in_layers[0]))
+    whole, layers = min(found)
+    return layers / ids.numel(), (whole - layers) / ids.numel()

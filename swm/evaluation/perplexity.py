@@ -1,0 +1,63 @@
+"""Zero-shot tasks and perplexity. The only module that imports lm_eval."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from swm.errors import ModelError, TextError
+from swm.models.processes import gathered, own_part, world_size
+from swm.progress import Progress
+
+
+@torch.inference_mode()
+def perplexity(
+    model: PreTrainedModel, tokens: Tensor, batch: int = 8, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Perplexity of texts that stand each on their own (no context carried over).
+
+    Args:
+        tokens: ids, shape (texts, length), int64, no padding; the first token of a text is given, not predicted.
+
+    Returns:
+        `value`; `low` and `high`, its 95 % interval over texts (normal, on the mean log-likelihood per text);
+        `texts`, `length_tokens`, `predicted_tokens`.
+
+    Raises:
+        TextError: if a text has fewer than two tokens. ModelError: if the loss is not finite.
+    """
+    if tokens.shape[1] < 2:
+        raise TextError("A text of one token has nothing to predict. Choose longer texts.")
+    losses: list[float] = []
+    for part in own_part(list(tokens.split(batch))):
+        ids = part.to(model.device)
+        logits = model(ids, use_cache=False).logits[:, :-1].float()
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        losses += loss.view(len(part), -1).mean(1, dtype=torch.float64).tolist()
+        if not math.isfinite(losses[-1]):
+            break
+        if on_progress:
+            on_progress(len(losses) * world_size(), len(tokens), "perplexity")
+    losses = gathered(losses)
+    if broken := [loss for loss in losses if not math.isfinite(loss)]:
+        raise ModelError(
+            f"The model's loss is {broken[0]} in {str(model.dtype).removeprefix('torch.')}: its weights or its "
+            "number format overflow. Merge with other windows, or create the experiment with --dtype float32."
+        )
+    mean = math.fsum(losses) / len(losses)
+    spread = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1) / len(losses))
+    # Beyond e^50 the number says no more than "broken", and JSON has no infinity.
+    value, low, high = (math.exp(min(x, 50.0)) for x in (mean, mean - 1.96 * spread, mean + 1.96 * spread))
+    return {
+        "value": value,
+        "low": low,
+        "high": high,
+        "texts": len(losses),
+        "length_tokens": tokens.shape[1],
+        "predicted_tokens": len(losses) * (tokens.shape[1] - 1),
+    }

@@ -1,0 +1,198 @@
+"""An lm-eval model that reads what the choices of a question share once. Its log-likelihoods equal HFLM's.
+
+lm-eval's own class runs context and choice together, once for each choice, and computes the whole vocabulary at every
+position. Here the choices of a question are one tree of tokens, each seen by those below it only (the attention of
+SpecInfer, arXiv:2305.09781, section 4.2), and the vocabulary is computed where a token is scored. Only evaluate.py uses
+this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.models.processes import gathered, own_part
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+Result = tuple[float, bool]
+BATCH_TOKENS = {"cpu": 512, "cuda": 4096}  # with padding; logits of 4096 places of 150 thousand words are 2.5 GB
+TREE_TOKENS = 4096  # a larger question is left to lm-eval's own class: the mask grows with the square
+logger = logging.getLogger(__name__)
+
+
+class _Question:
+    """Choices as a tree of tokens: beginnings that they share are one branch.
+
+    Attributes:
+        parents: of each token the one before it, -1 at the beginning; always an earlier index.
+        scored: of each request its index, the tokens that predict its continuation, and the continuation.
+    """
+
+    def __init__(self, context: str) -> None:
+        self.context = context
+        self.first: list[int] = []
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self.scored: list[tuple[int, list[int], list[int]]] = []
+        self._known: dict[tuple[int, int], int] = {}
+
+    def add(self, index: int, tokens: list[int], continuation: list[int]) -> None:
+        """A choice: all tokens but its last, and the continuation to score."""
+        self.first = self.first or tokens
+        node, path = -1, []
+        for depth, token in enumerate(tokens):
+            node, parent = self._known.setdefault((node, token), len(self.tokens)), node
+            if node == len(self.tokens):
+                self.tokens.append(token)
+                self.parents.append(parent)
+                self.depths.append(depth)
+            path.append(node)
+        self.scored.append((index, path[-len(continuation) :], continuation))
+
+    @property
+    def hardness(self) -> tuple[bool, int]:
+        """Whether it branches (else any causal model gets it right), and its tokens."""
+        return len(self.tokens) > max(self.depths) + 1, len(self.tokens)
+
+    def takes(self, context: str, tokens: list[int]) -> bool:
+        """Whether a request is a choice of this question: the same context, or half of its tokens."""
+        pairs = zip(self.first, tokens, strict=False)
+        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.first), len(tokens)))
+        return context == self.context or 2 * common >= min(len(self.first), len(tokens))
+
+
+class SharedContextLM(HFLM):
+    """HFLM that computes what neighbouring requests share once.
+
+    Where a model does not take such attention (tried on the longest question that branches), or a question does not
+    fit, lm-eval's own way is used.
+
+    Several processes (see `swm.models.processes`) score a part each, and all get all results.
+
+    Attributes:
+        on_progress: called with (requests done, requests in all).
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=16, device=str(model.device))  # type: ignore[arg-type]
+        self.on_progress: Callable[[int, int], None] = lambda done, total: None
+        # A window of attention narrower than the question would need a mask for each layer.
+        self._longest = min(TREE_TOKENS, getattr(self.model.config, "sliding_window", None) or TREE_TOKENS)
+        self._tried = (False, 0)  # whether it branched, and tokens, of the hardest question that both ways agreed on
+
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Result]:
+        return gathered(self._log_likelihoods(own_part(requests), disable_tqdm, override_bs))
+
+    @torch.inference_mode()
+    def _log_likelihoods(self, requests: list[Request], disable_tqdm: bool, override_bs: int | None) -> list[Result]:
+        questions = sorted(self._questions(requests), key=lambda question: -len(question.tokens))
+        trees = [question for question in questions if len(question.tokens) <= self._longest]
+        hardest = max(trees, key=lambda question: question.hardness, default=None)
+        if hardest and hardest.hardness > self._tried and not self._takes_trees(hardest, requests):
+            trees = []
+        results: dict[int, Result] = {}
+        for batch in _batches(trees, BATCH_TOKENS.get(self.device.type, 4096)):
+            results.update(self._scored(batch))
+            self.on_progress(len(results), len(requests))
+        for (strings, _, _), result in ((requests[index], result) for index, result in results.items()):
+            self.cache_hook.add_partial("loglikelihood", strings, result)
+        left = [index for index in range(len(requests)) if index not in results]
+        if left:
+            plain = super()._loglikelihood_tokens([requests[index] for index in left], disable_tqdm, override_bs)
+            results.update(zip(left, plain, strict=True))
+            self.on_progress(len(requests), len(requests))
+        return [results[index] for index in range(len(requests))]
+
+    def _questions(self, requests: list[Request]) -> Iterator[_Question]:
+        question: _Question | None = None
+        for index, ((text, _), context, continuation) in enumerate(requests):
+            if len(continuation) > self.max_length:
+                continue
+            # Cut from the left where it is too long, as HFLM does.
+            tokens = (context + continuation)[-(self.max_length + 1) :][:-1]
+            if question is None or not question.takes(text, tokens):
+                if question:
+                    yield question
+                question = _Question(text)
+            question.add(index, tokens, continuation)
+        if question:
+            yield question
+
+    def _takes_trees(self, question: _Question, requests: list[Request]) -> bool:
+        """Whether the choice that branches off last scores the same as on its own; told once where it does not."""
+        index, _, _ = max(question.scored, key=lambda choice: choice[1][-1])
+        expected, _ = super()._loglikelihood_tokens([requests[index]], disable_tqdm=True)[0]
+        allowed = 1e-4 if self.model.dtype == torch.float32 else 0.02
+        reason = "its attention does not take trees of tokens"
+        try:
+            found, _ = dict(self._scored([question]))[index]
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            reason, found = str(error).partition("\n")[0][:200], math.nan
+        if abs(found - expected) <= allowed * max(1.0, abs(expected)):
+            self._tried = question.hardness
+            return True
+        logger.info("Scoring one choice at a time, since this model does not go with the fast way: %s.", reason)
+        self._longest = 0
+        return False
+
+    def _scored(self, batch: list[_Question]) -> Iterator[tuple[int, Result]]:
+        longest = max(len(question.tokens) for question in batch)
+        ids, positions = (
+            torch.tensor([values + [0] * (longest - len(values)) for values in rows], device=self.device)
+            for rows in ([q.tokens for q in batch], [q.depths for q in batch])
+        )
+        scored = [(row, *choice) for row, question in enumerate(batch) for choice in question.scored]
+        places = torch.tensor([row * longest + node for row, _, nodes, _ in scored for node in nodes])
+        with _only_at(self.model.get_output_embeddings(), places):
+            mask = _mask(batch, longest).to(self.device, self.model.dtype)
+            logits = self.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits[0]
+        parts = logits.split([len(nodes) for _, _, nodes, _ in scored])
+        for (_, index, _, continuation), part in zip(scored, parts, strict=True):
+            target = torch.tensor(continuation, device=part.device)
+            log_probabilities = F.log_softmax(part, dim=-1, dtype=self.softmax_dtype)
+            greedy = bool((log_probabilities.argmax(-1) == target).all())
+            yield index, (float(log_probabilities.gather(1, target[:, None]).sum()), greedy)
+
+
+@contextmanager
+def _only_at(head: nn.Module, places: Tensor) -> Iterator[None]:
+    """The head is given these places of (rows x length) only, as one row."""
+    handle = head.register_forward_pre_hook(
+        lambda module, args: (args[0].flatten(0, 1)[places.to(args[0].device)][None],)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _mask(batch: list[_Question], longest: int) -> Tensor:
+    """Added to the attention, shape (rows, 1, longest, longest): each token sees those before it in its tree."""
+    sees = np.zeros((len(batch), longest, longest), dtype=bool)
+    sees[:, range(longest), range(longest)] = True  # padding sees itself
+    for row, question in zip(sees, batch, strict=True):
+        for node, parent in enumerate(question.parents):
+            if parent >= 0:
+                row[node] |= row[parent]
+    low = torch.finfo(torch.float16).min
+    return torch.zeros(sees.shape).masked_fill_(torch.from_numpy(~sees), low)[:, None]
+
+
+def _batches(questions: list[_Question], tokens: int) -> Iterator[list[_Question]]:
+    """Questions of nearly the same size, longest first, so many that they have at most `tokens` with padding."""
+    while questions:
+        fit = max(1, tokens // len(questions[0].tokens))
+        yield questions[:fit]
+        questions = questions[fit:]

@@ -1,0 +1,114 @@
+"""Zero-shot tasks and perplexity. The only module that imports lm_eval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from swm.errors import SettingsError
+from swm.evaluation.task_names import PAPER_METRICS
+from swm.texts.task_prompts import TASK_DATA
+
+QUESTION_LETTERS = 400  # of a question and an answer are kept
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's score.
+
+    Attributes:
+        value: share of documents answered right, 0 to 1.
+        stderr: standard error of `value` over documents.
+        answers: for each document, in order: `id` (hash of the document), `correct` (1 or 0), `question` (its end),
+            `right` and `picked`, the right answer and the model's.
+    """
+
+    task: str
+    value: float
+    stderr: float
+    metric: str
+    documents: int
+    version: str
+    data: str
+    answers: tuple[dict[str, Any], ...]
+
+    @property
+    def correct(self) -> tuple[float, ...]:
+        return tuple(answer["correct"] for answer in self.answers)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TaskScore:
+        """From `asdict`."""
+        names = [field.name for field in fields(cls) if field.name != "answers"]
+        return cls(**{name: data[name] for name in names}, answers=tuple(data["answers"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "value": self.value,
+            "stderr": self.stderr,
+            "metric": self.metric,
+            "documents": self.documents,
+            "version": self.version,
+            "data": self.data,
+        }
+
+
+def score_of(task: str, results: dict[str, Any]) -> TaskScore:
+    # "metric,filter", as in "acc,none" or "exact_match,strict-match"
+    keys = [key for key in results["results"][task] if "," in key and "_stderr" not in key]
+    wanted = [PAPER_METRICS[task]] if task in PAPER_METRICS else ["acc_norm", "acc", "exact_match"]
+    ordered = sorted(keys, key=lambda key: (*(key.split(",")[0] != name for name in wanted), keys.index(key)))
+    metric, chosen = ordered[0].split(",", 1)
+    if not metric.startswith("acc") and metric != "exact_match":
+        raise SettingsError(f"Task {task} gives {metric}, not a share of right answers. Choose another task.")
+    samples = [sample for sample in results["samples"][task] if sample.get("filter", "none") == chosen]
+    samples.sort(key=lambda sample: sample["doc_id"])
+    answers = tuple(_answer(sample, metric) for sample in samples)
+    correct = [answer["correct"] for answer in answers]
+    value = math.fsum(correct) / len(correct)
+    spread = standard_error(correct)
+    data = "bundled" if task in TASK_DATA else "hub"
+    version = str(results["versions"].get(task, ""))
+    return TaskScore(task, value, spread, metric, len(correct), version, data, answers)
+
+
+def standard_error(correct: Sequence[float]) -> float:
+    """Standard error of the share of documents answered right: the sample's, as lm-eval gives it for a mean.
+
+    Where all are right, or all wrong, that would be 0 however few they are: there it is a quarter of the 95 % interval
+    of Wilson 1927, which such a sample still leaves open.
+    """
+    n, value = len(correct), math.fsum(correct) / len(correct)
+    if len(set(correct)) > 1:
+        return math.sqrt(math.fsum((c - value) ** 2 for c in correct) / (n - 1) / n)
+    z_squared = 1.96**2
+    return z_squared / (n + z_squared) / 2 / 1.96
+
+
+def _answer(sample: dict[str, Any], metric: str) -> dict[str, Any]:
+    """A document's question, right answer and the model's, from what lm-eval keeps of it."""
+    requests, target, responses = sample["arguments"], sample["target"], sample["filtered_resps"]
+    question = str(requests[0][0])
+    choices = [str(request[1]).strip() for request in requests]
+    if len({str(request[0]) for request in requests}) > 1:  # the choices stand in the context, as in winogrande
+        question = "…" + choices[0]
+        choices = [str(request[0]) for request in requests]
+        target = sample["doc"].get("answer", target)
+        target = int(target) - 1 if str(target).isdigit() else target
+    right, picked = str(target), str(responses[0])
+    if len(choices) > 1:
+        scores = [
+            response[0] / (len(choice) if metric == "acc_norm" else 1)
+            for response, choice in zip(responses, choices, strict=True)
+        ]
+        picked = choices[scores.index(max(scores))]
+        right = choices[int(target)] if str(target).isdigit() and int(target) < len(choices) else str(target)
+    return {
+        "id": str(sample["doc_hash"])[:16],
+        "correct": float(sample[metric]),
+        "question": question[-QUESTION_LETTERS:],
+        "right": right[:QUESTION_LETTERS],
+        "picked": picked[:QUESTION_LETTERS],
+    }

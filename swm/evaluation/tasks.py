@@ -1,0 +1,175 @@
+"""Zero-shot tasks and perplexity. The only module that imports lm_eval."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.errors import SettingsError, first_line
+from swm.evaluation.task_names import MOST_DOCUMENTS, TASKS
+from swm.evaluation.task_score import TaskScore, score_of
+from swm.models.processes import gathered
+from swm.progress import Progress
+from swm.texts.task_prompts import TASK_DATA, task_dataset
+
+# Where lm-eval keeps their definitions.
+TASK_FOLDERS = {
+    "boolq": "super_glue/boolq",
+    "piqa": "piqa",
+    "hellaswag": "hellaswag",
+    "winogrande": "winogrande",
+    "arc_easy": "arc",
+    "arc_challenge": "arc",
+    "openbookqa": "openbookqa",
+}
+
+
+def zero_shot(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str] = TASKS,
+    limit: int | None = 100,
+    on_progress: Progress | None = None,
+) -> list[TaskScore]:
+    """Zero-shot scores through lm-eval's own tasks and metrics.
+
+    Args:
+        tasks: names that lm-eval knows. The seven of PAPER_METRICS use the bundled data, others the hub.
+        limit: the first so-many documents of each task; None for all.
+
+    Raises:
+        SettingsError: if a task is unknown, or its data cannot be had.
+    """
+    from lm_eval import simple_evaluate
+
+    from swm.evaluation.shared_context import SharedContextLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = check_request(tasks, limit)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    report = on_progress or (lambda done, total, text: None)
+    lm: Any = SharedContextLM(model, tokenizer)
+    scores = []
+    for index, name in enumerate(tasks):
+
+        def requests_done(done: int, total: int, index: int = index, name: str = name) -> None:
+            report(100 * index + 100 * done // total, 100 * len(tasks), name)
+
+        lm.on_progress = requests_done
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _machine_not_asked():
+            # lm-eval warns and draws bars of its own; what matters of it is in the scores.
+            warnings.simplefilter("ignore")
+            results: Any = simple_evaluate(
+                model=lm,
+                tasks=[_task(name, manager, limit)],
+                task_manager=manager,
+                num_fewshot=0,
+                limit=limit,
+                bootstrap_iters=0,
+                random_seed=0,
+                numpy_random_seed=1234,
+                torch_random_seed=1234,
+                fewshot_random_seed=1234,
+            )
+        scores += gathered([score_of(name, results)] if results else [])[:1]  # of several processes one is given them
+    return scores
+
+
+@contextlib.contextmanager
+def _machine_not_asked() -> Iterator[None]:
+    """lm-eval asks git and lists the machine's parts for each task: of no use here, and git complains."""
+    from lm_eval import evaluator
+
+    asking = [name for name in ("get_git_commit_hash", "add_env_info") if hasattr(evaluator, name)]
+    own = {name: getattr(evaluator, name) for name in asking}
+    try:
+        for name in own:
+            setattr(evaluator, name, lambda *_: None)
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(evaluator, name, function)
+
+
+def _task_manager(tasks: Sequence[str]) -> Any:
+    """lm-eval's index of tasks; for the seven alone only their folders, since indexing all takes 10 seconds."""
+    import lm_eval.tasks
+    from lm_eval.tasks import TaskManager
+
+    if not all(task in TASK_FOLDERS for task in tasks):
+        return TaskManager()
+    root = Path(lm_eval.tasks.__file__).parent
+    return TaskManager(include_defaults=False, include_path=sorted({str(root / TASK_FOLDERS[task]) for task in tasks}))
+
+
+def check_request(tasks: Sequence[str], limit: int | None) -> Any:
+    """lm-eval's index of the tasks, once they are found to be known and the limit to be one; loads no model.
+
+    Raises:
+        SettingsError: if a task is unknown or the limit is out of range.
+    """
+    check_limit(limit)
+    manager = _task_manager(tasks)
+    for task in tasks:
+        if task not in manager.all_subtasks:
+            raise SettingsError(
+                f"'{task}' is not a task that lm-eval knows. Bundled: {', '.join(TASKS)}; all others: lm-eval ls tasks."
+            )
+        if (
+            task not in TASK_FOLDERS
+            and _config_of(task, manager, code=False).get("output_type") == "loglikelihood_rolling"
+        ):
+            raise SettingsError(
+                f"Task {task} measures perplexity, not accuracy. Pass a text instead: --texts wikitext."
+            )
+    return manager
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise SettingsError unless it is a number of documents, or None for all."""
+    if limit is not None and not 1 <= limit <= MOST_DOCUMENTS:
+        raise SettingsError(f"--limit {limit} is out of range. Choose 1 or more documents, or none for all.")
+
+
+def _config_of(task: str, manager: Any, code: bool = True) -> dict[str, Any]:
+    """What lm-eval's file of the task says; with the task's own functions, which may need packages of theirs."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return dict(load_yaml(manager.task_index[task].yaml_path, resolve_func=code))
+
+
+def _task(name: str, manager: Any, limit: int | None) -> Any:
+    """The registered task; for the seven with the bundled documents in place of the hub's."""
+    from lm_eval.api.task import ConfigurableTask
+
+    if name not in TASK_DATA:
+        try:
+            return next(iter(manager.load_task_or_group(name).values()))
+        except ImportError as error:
+            raise SettingsError(
+                f"Task {name} needs a package that is not installed: {first_line(error)} Install it, or choose another."
+            ) from None
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise SettingsError(
+                f"The data of task {name} cannot be had ({type(error).__name__}). Without a network only the bundled "
+                f"tasks work: {', '.join(TASKS)}."
+            ) from None
+    # lm-eval has no public way to give a registered task other documents: a dict with its name is not merged with it.
+    config = {key: value for key, value in _config_of(name, manager).items() if key not in ("tag", "group")}
+    config.update(
+        custom_dataset=lambda **_: {"validation": task_dataset(name, limit)},
+        validation_split="validation",
+        test_split=None,
+        training_split=None,
+    )
+    if name == "boolq":
+        config["doc_to_target"] = lambda doc: int(doc["answer"])
+    return ConfigurableTask(config=config)

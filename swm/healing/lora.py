@@ -1,0 +1,159 @@
+"""Recovery of a merged model with LoRA. The only module that imports peft."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
+from transformers.pytorch_utils import Conv1D
+
+from swm.errors import ModelError, SettingsError, first_line
+from swm.healing.distillation import Teacher, layer_pairs
+from swm.healing.rows import training_rows
+from swm.healing.trainer import OnStep, make_trainer, train
+from swm.models.decoder import find_decoder
+from swm.models.processes import is_first, is_sharded, world_size
+from swm.settings import RecoverySettings
+from swm.texts.example import Example
+
+
+def recover(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    folder: Path,
+    on_step: OnStep | None = None,
+    *,
+    original: PreTrainedModel | None = None,
+    layers: Sequence[int] | None = None,
+    behind: Sequence[tuple[int, int]] = (),
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Train LoRA adapters on the linear maps of the layers and fold them in.
+
+    Several processes (`accelerate launch`) share each batch: a step sees the same sequences whatever their number. The
+    first one writes.
+
+    Args:
+        model: the merged model; it is changed, and so are tensors that it shares with the original.
+        examples: recovery examples; the first ones are held out, the others are drawn in an order that `seed` fixes.
+        folder: for checkpoints and `adapter/` (a peft folder); a checkpoint found there is gone on from.
+        on_step: called after each step with (step, steps, numbers: loss, learning_rate, held_out_loss, ...); may raise
+            Cancelled, then a checkpoint is written first.
+        original: the model to learn from when `settings.target` is not "text".
+        layers: indexes of those that get adapters; None for all.
+        behind: (layer of the merged model, layer of the original) whose outputs are to be alike with target "hidden".
+
+    Returns:
+        The model with the adapters folded in (of processes that share its weights in the first one alone), and a
+        summary: trained parameters and tokens, held-out losses.
+
+    Raises:
+        TextError: if there are too few examples. ModelError: if the loss is not finite. SettingsError: if the
+            processes cannot share a batch.
+    """
+    check_shared(settings)
+    teacher = None
+    if settings.target != "text":
+        if original is None:
+            raise ValueError("The target is the original model's output, and no original model is given.")
+        teacher = Teacher(original, layer_pairs(model, original, behind if settings.target == "hidden" else ()))
+    rows = training_rows(tokenizer, examples, settings)
+    whole = copy.deepcopy(model) if is_sharded() and is_first() else model  # to fold into: the other one is taken apart
+    uses_cache = getattr(model.config, "use_cache", None)  # training switches it off, and a saved model would stay slow
+    adapted = _with_adapters(model, settings, layers)
+    trainer, watch = make_trainer(adapted, rows, settings, folder, on_step, teacher)
+    train(trainer, folder)
+    if watch.failure:
+        raise watch.failure
+    summary = {
+        "bfloat16": trainer.args.bf16,
+        "trained_parameters": sum(p.numel() for p in adapted.parameters() if p.requires_grad),
+        "training_tokens": settings.steps * settings.batch * settings.accumulate * settings.length,  # padding included
+        "sequences": len(rows) - settings.held_out,
+        "held_out_losses": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
+    }
+    folded = _folded(trainer, adapted, whole, folder / "adapter")
+    if uses_cache is not None:
+        folded.config.use_cache = uses_cache
+    return folded.eval(), summary
+
+
+def _folded(trainer: Trainer, adapted: Any, whole: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """Save the adapters and fold them in; where processes share the weights, into a whole model in the first one."""
+    weights = trainer.accelerator.get_state_dict(trainer.model) if is_sharded() else None
+    if is_first():
+        adapted.save_pretrained(folder, state_dict=weights)
+    if is_sharded():
+        if not is_first():
+            return whole
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(whole, folder)
+    folded: PreTrainedModel = adapted.merge_and_unload()
+    return folded
+
+
+def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: Sequence[int] | None) -> Any:
+    """The model with new LoRA adapters in some layers; the same ones for the same seed."""
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        bias="none",
+        target_modules=_linear_maps(model, layers),
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(settings.seed)
+    with warnings.catch_warnings():
+        # peft tells what it adapts by itself: GPT-2's Conv1D, experts that it leaves alone.
+        warnings.simplefilter("ignore")
+        try:
+            return get_peft_model(model, lora)
+        except ValueError as error:  # a kind of layer that peft knows it cannot adapt, or none at all
+            raise ModelError(
+                f"{type(model).__name__} cannot be healed with LoRA: {first_line(error)} Evaluate it as it is."
+            ) from None
+
+
+def check_adapts(model: PreTrainedModel, settings: RecoverySettings) -> None:
+    """Raise ModelError if LoRA cannot adapt such a model; found out without weights, before anything long."""
+    config = copy.deepcopy(model.config)
+    with torch.device("meta"):
+        bare: Any = type(model)(config)
+    _with_adapters(bare, settings, None)
+
+
+def _linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[str]:
+    """Full names of the linear maps in these layers."""
+    decoder = find_decoder(model).layers
+    chosen = range(len(decoder)) if layers is None else layers
+    inside = {id(module) for index in chosen for module in decoder[index].modules()}
+    # State-space mixers (they have A_log) read these weights without calling the module: an adapter would do nothing.
+    mixers = [module for index in chosen for module in decoder[index].modules() if hasattr(module, "A_log")]
+    inside -= {id(getattr(mixer, name, None)) for mixer in mixers for name in ("out_proj", "conv1d")}
+    linear = (nn.Linear, Conv1D)
+    return [name for name, module in model.named_modules() if isinstance(module, linear) and id(module) in inside]
+
+
+def check_shared(settings: RecoverySettings) -> None:
+    """Raise SettingsError for what several processes cannot do together."""
+    if settings.batch % world_size():
+        raise SettingsError(
+            f"{world_size()} processes cannot share a batch of {settings.batch} evenly. Choose --batch "
+            f"{-(-settings.batch // world_size()) * world_size()}, or another number of processes."
+        )
+    if is_sharded() and settings.target != "text":
+        raise SettingsError("Processes that share the weights (FSDP) learn --target text alone. Choose that.")

@@ -1,0 +1,60 @@
+"""Recovery of a merged model with LoRA. The only module that imports peft."""
+
+from __future__ import annotations
+
+from transformers import (
+    PreTrainedTokenizerBase,
+)
+
+from swm.errors import TextError
+from swm.healing.distillation import IGNORED
+from swm.settings import RecoverySettings
+from swm.texts.example import Example
+from swm.texts.tokens import end_token, leading_tokens, packed_rows, token_ids
+
+
+def training_rows(
+    tokenizer: PreTrainedTokenizerBase, examples: list[Example], settings: RecoverySettings
+) -> list[dict[str, list[int]]]:
+    """Token ids with labels, all of `settings.length` tokens.
+
+    Packed ("text"): the examples one after another, end-of-text between them, cut into equal parts. Else ("response"):
+    one example each, cut or padded; the prompt and the padding have no label.
+
+    Raises:
+        TextError: if there are too few for the held-out ones and one batch.
+    """
+    rows = rows_of(tokenizer, examples, settings)
+    if len(rows) < settings.held_out + settings.batch:
+        raise TextError(
+            f"The recovery text gives {len(rows)} sequences of {settings.length} tokens; {settings.held_out} are held "
+            f"out and a batch needs {settings.batch}. Choose a longer text or lower --length, --batch or --held-out."
+        )
+    return rows
+
+
+def rows_of(
+    tokenizer: PreTrainedTokenizerBase, examples: list[Example], settings: RecoverySettings
+) -> list[dict[str, list[int]]]:
+    length = settings.length
+    if settings.loss_on == "text":
+        parts = packed_rows(tokenizer, [example.prompt + example.response for example in examples], length)
+        return [{"input_ids": part, "labels": part, "attention_mask": [1] * length} for part in parts]
+    prefix, end = leading_tokens(tokenizer), end_token(tokenizer)
+    prompts = token_ids(tokenizer, [example.prompt for example in examples])
+    responses = token_ids(tokenizer, [example.response for example in examples])
+    rows = []
+    for prompt, response in zip(([*prefix, *ids] for ids in prompts), responses, strict=True):
+        ids = [*prompt, *response, end][:length]
+        labels = ([IGNORED] * len(prompt) + [*response, end])[:length]
+        if all(label == IGNORED for label in labels):
+            continue  # the prompt alone fills the sequence
+        padding = length - len(ids)
+        rows.append(
+            {
+                "input_ids": ids + [end] * padding,
+                "labels": labels + [IGNORED] * padding,
+                "attention_mask": [1] * len(ids) + [0] * padding,
+            }
+        )
+    return rows

@@ -1,0 +1,198 @@
+"""Recovery of a merged model with LoRA. The only module that imports peft."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from swm.errors import Cancelled, ModelError, SettingsError
+from swm.healing.distillation import Distillation, Teacher
+from swm.models.load import bfloat16_is_faster
+from swm.models.offload import free_bytes_on
+from swm.models.processes import any_of, first_alone, is_sharded, world_size
+from swm.settings import RecoverySettings
+from swm.workspace.estimate import activation_bytes
+from swm.workspace.files import replace_file
+
+log = logging.getLogger(__name__)
+
+
+OnStep = Callable[[int, int, dict[str, float]], None]
+
+
+def train(trainer: Trainer, folder: Path) -> None:
+    """Train to the last step, from the last checkpoint on if there is one."""
+    with first_alone():
+        found = _last_checkpoint(folder)
+    if found is None:
+        trainer.train()
+        return
+    last, state = found
+    try:
+        if state.global_step < trainer.args.max_steps:
+            trainer.train(resume_from_checkpoint=str(last))
+        else:  # it ended between the last step and the folding
+            trainer.state = state
+            trainer._load_from_checkpoint(state.best_model_checkpoint or str(last))
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        raise ModelError(
+            f"The checkpoint {last} is of another model or other settings: its adapters have other shapes. Delete the "
+            f"folder {folder} and recover again."
+        ) from None
+
+
+def _last_checkpoint(folder: Path) -> tuple[Path, TrainerState] | None:
+    """The last checkpoint that was written to its end; those that a killed process left half-written are removed.
+
+    The Trainer writes its state after everything else of a checkpoint, but not at once.
+    """
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        try:
+            state = TrainerState.load_from_json(str(path / "trainer_state.json"))
+        except (OSError, ValueError, TypeError):
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        if (path / "pytorch_model_fsdp.bin").exists() != is_sharded():
+            raise SettingsError(
+                f"The recovery in {folder} was begun by processes that {'do not ' if is_sharded() else ''}share the "
+                "weights (FSDP). Go on in the same way, or delete that folder and recover again."
+            )
+        if state.best_model_checkpoint and not Path(state.best_model_checkpoint).is_dir():
+            state.best_model_checkpoint = str(path)
+        return path, state
+    return None
+
+
+def make_trainer(
+    adapted: Any,
+    rows: list[dict[str, list[int]]],
+    settings: RecoverySettings,
+    folder: Path,
+    on_step: OnStep | None,
+    teacher: Teacher | None,
+) -> tuple[Trainer, _Watch]:
+    own_batch, device = settings.batch // world_size(), _training_device(adapted)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=own_batch,
+        per_device_eval_batch_size=own_batch,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=settings.save_every,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        load_best_model_at_end=settings.steps >= settings.save_every,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        report_to=[],
+        disable_tqdm=True,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        label_names=["labels"],
+        bf16=_in_bfloat16(device, folder),
+        use_cpu=device.type == "cpu",
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=False,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # one process trains on one GPU: the Trainer would multiply the batch by all it sees
+    if _checkpoints(adapted, settings):
+        # The name changed between releases of transformers, that of the setting too.
+        enable = getattr(adapted, "activation_checkpointing_enable", None) or adapted.gradient_checkpointing_enable
+        enable()
+        adapted.enable_input_require_grads()
+    watch = _Watch(settings.steps, on_step)
+    held_out, train = rows[: settings.held_out], rows[settings.held_out :]
+    train = train[: len(train) // settings.batch * settings.batch]  # several processes could not share half a batch
+    data: dict[str, Any] = {"train_dataset": train, "eval_dataset": held_out, "callbacks": [watch]}
+    trainer = Distillation(teacher, adapted, arguments, **data) if teacher else Trainer(adapted, arguments, **data)
+    trainer.remove_callback(_printer())
+    return trainer, watch
+
+
+def _training_device(adapted: Any) -> torch.device:
+    """Where it is trained; processes that share the weights take them to their GPUs later."""
+    device: torch.device = next(adapted.parameters()).device
+    return torch.device("cuda") if is_sharded() and torch.cuda.is_available() else device
+
+
+def _in_bfloat16(device: torch.device, folder: Path) -> bool:
+    """Whether to train in bfloat16; found out once, so that a recovery goes on in the format it began with."""
+    file = folder / "precision.txt"
+    with first_alone():
+        if not file.exists():
+            replace_file(file, b"bfloat16" if bfloat16_is_faster(device) else b"float32")
+        return file.read_text() == "bfloat16"
+
+
+def _checkpoints(adapted: Any, settings: RecoverySettings) -> bool:
+    """Whether activations are computed again instead of kept."""
+    if settings.checkpointing != "auto":
+        return settings.checkpointing == "on"
+    tokens, config = settings.batch // world_size() * settings.length, adapted.config.get_text_config()
+    needed = activation_bytes(tokens, config.num_hidden_layers, config.hidden_size)
+    return needed > free_bytes_on(_training_device(adapted)) / 2
+
+
+def _printer() -> type[TrainerCallback]:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+class _Watch(TrainerCallback):
+    """Passes numbers on, and stops the training in good order: with a checkpoint when the user cancelled."""
+
+    def __init__(self, steps: int, on_step: OnStep | None) -> None:
+        self.failure: BaseException | None = None
+        self._steps, self._on_step = steps, on_step or (lambda step, steps, numbers: None)
+
+    def on_log(  # type: ignore[override]
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
+    ) -> None:
+        names = {
+            "loss": "loss",
+            "learning_rate": "learning_rate",
+            "eval_loss": "held_out_loss",
+            "grad_norm": "grad_norm",
+        }
+        numbers = {names[key]: float(value) for key, value in logs.items() if key in names}
+        if not numbers:
+            return
+        if any_of(not all(math.isfinite(value) for value in numbers.values())):
+            self.failure = ModelError(
+                f"The loss is not a number any more at step {state.global_step}. Recover again with a lower "
+                "--learning-rate."
+            )
+            control.should_training_stop = True
+            return
+        cancelled = False
+        try:
+            self._on_step(state.global_step, self._steps, numbers)
+        except Cancelled:
+            cancelled = True
+        if any_of(cancelled):  # all stop at the same step
+            self.failure = Cancelled()
+            control.should_training_stop = control.should_save = True

@@ -1,0 +1,158 @@
+"""Start, follow, cancel and resume a stage in a child process. The folder of the experiment or run is the interface."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import psutil
+
+from swm.errors import JobError, SwmError
+from swm.jobs.tracking import Target, log
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import (
+    APP_FOLDER,
+    child_environment,
+    demo_experiment,
+)
+from swm.workspace.names import read_only_message
+from swm.workspace.state import State, this_process
+from swm.workspace.tracked import job_lock
+
+
+def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
+    """Start `python -m swm ARGUMENTS` for a target in a child process that outlives this one; gives its pid.
+
+    Raises:
+        JobError: if the target has a job already, or is read-only.
+    """
+    if target.read_only:
+        raise JobError(read_only_message(target.name))
+    with job_lock(target):  # two that click at once: the second sees the first's state
+        if target.state().active:
+            raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.")
+        with (target.folder / "job.log").open("wb") as output:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "swm", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=APP_FOLDER,
+                env=child_environment(PYTHONUNBUFFERED="1"),
+            )
+        now = time.time()
+        who = this_process(psutil.Process(child.pid))
+        first = State(stage, "queued", text="starting", started=now, heartbeat=now, command=tuple(arguments), **who)
+        target.write_state(first)  # until the child speaks for itself
+    threading.Thread(target=_wait_for, args=(child, target, first), daemon=True).start()
+    return child.pid
+
+
+def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> None:
+    """Leave no zombie, and tell of a child that ended before it could write its own state."""
+    code = child.wait()
+    try:
+        state = target.state()
+        silent = (state.pid, state.started) == (first.pid, first.started)  # it never wrote a state of its own
+        if silent and code == -signal.SIGTERM:  # cancelled when it was too young to end in good order
+            target.write_state(replace(first, status="cancelled"))
+        elif silent and code > 0:
+            last = target.log_tail(1) or f"exit code {code}"
+            target.write_state(replace(first, status="failed", error=f"The job could not start: {last}"))
+        elif code < 0 and state.status == "interrupted" and state.pid == child.pid:
+            target.write_state(state)  # with the reason as it is now: later it might be taken for another
+    except SwmError as error:
+        log.warning("%s", error)
+
+
+def call(arguments: Sequence[str], timeout_seconds: float = 900) -> Any:
+    """Run a short command in a child process and give its JSON object.
+
+    Raises:
+        JobError: with the command's own message when it fails.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "swm", *arguments, "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_seconds,
+            cwd=APP_FOLDER,
+            env=child_environment(),
+        )
+    except subprocess.TimeoutExpired:
+        raise JobError(f"No answer within {timeout_seconds:.0f} seconds. Run it in a terminal to see why.") from None
+    if done.returncode:
+        raise JobError("\n".join(done.stderr.strip().splitlines()[-3:]) or f"It ended with {done.returncode}.")
+    return json.loads(done.stdout)
+
+
+def stream(arguments: Sequence[str], on_end: Callable[[str], None] | None = None) -> Iterator[str]:
+    """Output of a command in a child process, piece by piece; the child ends when nobody listens any more.
+
+    Args:
+        on_end: given the last line that the command wrote to stderr, when it ended well.
+
+    Raises:
+        JobError: with the command's own message when it fails.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", "swm", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=APP_FOLDER,
+        env=child_environment(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8"),
+    ) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            while piece := os.read(child.stdout.fileno(), 4096):
+                yield decoder.decode(piece)
+        finally:
+            child.terminate()
+        code, message = child.wait(), child.stderr.read().decode("utf-8", "replace").strip()
+        if on_end and code <= 0 and message:
+            on_end(message.splitlines()[-1])
+        if code > 0:
+            raise JobError(message.splitlines()[-1] if message else f"It ended with {child.returncode}.")
+
+
+def cancel(target: Target) -> None:
+    """Ask the target's job to stop; it ends at its next progress report and keeps what is finished.
+
+    Raises:
+        JobError: if there is no job, or it runs on another machine.
+    """
+    state = target.state()
+    if demo_experiment():
+        raise JobError("This is a demo: it is read-only.")
+    if not state.active:
+        raise JobError(f"{target.name} has no job running.")
+    if state.host != socket.gethostname():
+        raise JobError(f"The job of {target.name} runs on {state.host}. Cancel it there.")
+    if state.pid == os.getpid():
+        raise JobError(f"The job of {target.name} runs in this very process. Press Ctrl-C instead.")
+    os.kill(state.pid, signal.SIGTERM)
+
+
+def active_targets(experiments: Sequence[Experiment]) -> list[tuple[Target, State]]:
+    """Every experiment and run that has a job queued or running."""
+    found: list[tuple[Target, State]] = []
+    for experiment in experiments:
+        targets: list[Target] = [] if experiment.read_only else [experiment, *experiment.runs()]
+        found += [(target, state) for target in targets if (state := target.state()).active]
+    return found

@@ -1,0 +1,63 @@
+"""Running a sweep: its cells as child processes, on this machine or on a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+from swm.errors import Cancelled, JobError, SettingsError
+from swm.jobs.cells import POLL_SECONDS, report_progress, run_cell
+from swm.jobs.sweep_file import Cell, SweepFile
+from swm.progress import Progress
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import home
+from swm.workspace.runs import Run
+
+
+def run_on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: str, failed: dict[str, str]) -> None:
+    """One task for each cell. Ray starts a task again whose node was lost; what it had done lies in SWM_HOME.
+
+    SWM_HOME has to be a folder that every node sees by the same path.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise SettingsError("Ray is not installed. Run: pip install ray. Or leave --executor out.") from None
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(address=address or None, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise JobError(f"The Ray cluster {address} does not answer: {str(error)[:200]}. Check --address.") from None
+    try:
+        told = {"SWM_HOME": str(home()), "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "")}
+        task = ray.remote(_ray_cell).options(num_cpus=file.cpus, num_gpus=file.gpus, max_retries=file.retries)
+        refs = {task.remote(c.run_command, c.experiment, c.run, file.retries, told): c for c in left}
+        while refs:
+            report_progress(file, len(refs), progress)
+            ended, _ = ray.wait(list(refs), num_returns=1, timeout=POLL_SECONDS)
+            for ref in ended:
+                cell = refs.pop(ref)
+                try:
+                    if reason := ray.get(ref):
+                        failed[cell.name] = reason
+                except ray.exceptions.RayError as error:
+                    failed[cell.name] = " ".join(str(error).split())[:200]
+    except Cancelled:
+        for ref in refs:
+            ray.cancel(ref, force=True)
+        raise
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _ray_cell(command: list[str], experiment: str, run: str, retries: int, environment: dict[str, str]) -> str:
+    """Runs on a node of the cluster."""
+    os.environ.update({name: value for name, value in environment.items() if value})
+    before = Run(Experiment.open(experiment), run)
+    while before.state().active:  # the first try's process, on a node that was lost, has yet to notice
+        time.sleep(POLL_SECONDS)
+    several = {"SWM_DEVICE": f"{socket.gethostname()}-ray-{os.getpid()}"}
+    return run_cell(command, experiment, run, retries, several)

@@ -1,0 +1,97 @@
+"""Sweeps: many runs from one readable file, each the command that a user would type. The disk is the ledger.
+
+What a cell has on disk is never done again, so a sweep, a machine or a cluster can end at any moment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from swm.errors import ExperimentError, SettingsError
+from swm.jobs.sweep_file import SweepFile, read_sweep
+from swm.reporting.compare import compare
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import demo_experiment, home, replace_file, write_json
+from swm.workspace.names import NAME, check_name, read_only_message
+from swm.workspace.tracked import Tracked
+
+FILE, FAILED = "sweep.json", "failed.json"
+
+
+ENDED = ("done", "failed")
+
+
+class Sweep(Tracked):
+    """A sweep's folder: its file and its state. Its cells lie in experiments of their own."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.folder = check_name(name), home() / "sweeps" / name
+
+    def is_there(self) -> bool:
+        return (self.folder / FILE).is_file()
+
+    def mend(self) -> None:
+        """Nothing of it can be half done."""
+
+    @classmethod
+    def create(cls, grid: dict[str, Any]) -> Sweep:
+        """Its folder, with the grid; one of that name must have the same grid."""
+        sweep = cls(read_sweep(grid).name)
+        if demo_experiment():
+            raise ExperimentError(read_only_message(sweep.name))
+        if sweep.is_there() and sweep.grid != grid:
+            raise SettingsError(f"There is a sweep {sweep.name} with another grid. Give this file another name.")
+        write_json(sweep.folder / FILE, {"grid": grid})
+        replace_file(sweep.folder / "sweep.yaml", yaml.safe_dump(grid, sort_keys=False, allow_unicode=True).encode())
+        return sweep
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        found: dict[str, Any] = (self.read(FILE) or {}).get("grid", {})
+        return found
+
+    @property
+    def file(self) -> SweepFile:
+        return read_sweep(self.grid)
+
+    def failures(self) -> dict[str, str]:
+        """What the runs said that ended badly in the last pass, by "experiment/run"."""
+        data = (self.read(FAILED) or {}).get("failed")
+        return {str(name): str(reason) for name, reason in data.items()} if isinstance(data, dict) else {}
+
+    def states(self) -> dict[str, str]:
+        """Where each run stands, by "experiment/run"; one that failed before it left a trace is failed too."""
+        failed, found = self.failures(), {cell.name: cell.state() for cell in self.file.cells}
+        return {name: "failed" if state == "waiting" and name in failed else state for name, state in found.items()}
+
+
+def sweeps() -> tuple[list[Sweep], list[str]]:
+    """The sweeps that can be read, the newest first, and one message for each that cannot."""
+    files = sorted((home() / "sweeps").glob(f"*/{FILE}"), key=lambda file: -file.stat().st_mtime)
+    found, broken = [], []
+    for file in files:
+        if NAME.fullmatch(file.parent.name):
+            try:
+                sweep = Sweep(file.parent.name)
+                _ = sweep.file
+                found.append(sweep)
+            except (ExperimentError, SettingsError) as error:
+                broken.append(f"Sweep {file.parent.name}: {error}")
+    return found, broken
+
+
+def sweep_rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """One row for each run of a sweep: `name`, `state`, `experiment`, `run`, and what `compare` says of it, if any."""
+    cells, states, rows = sweep.file.cells, sweep.states(), []
+    found: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(cell.experiment for cell in cells):
+        try:
+            found.update({f"{name}/{row['run']}": row for row in compare(Experiment.open(name))})
+        except ExperimentError:  # not created yet, or damaged: its page tells
+            continue
+    for cell in cells:
+        known = {"name": cell.name, "experiment": cell.experiment, "run": cell.run, "state": states[cell.name]}
+        rows.append({**found.get(cell.name, {}), **known})
+    return rows

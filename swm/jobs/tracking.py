@@ -1,0 +1,238 @@
+"""Start, follow, cancel and resume a stage in a child process. The folder of the experiment or run is the interface."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from types import FrameType
+
+import psutil
+from filelock import FileLock, Timeout
+
+from swm.errors import Cancelled, ExperimentError, JobError, SwmError
+from swm.models.processes import rank, world_size
+from swm.workspace.files import (
+    check_space,
+    full_disk_message,
+    home,
+    is_full_disk,
+    replace_file,
+)
+from swm.workspace.machine import is_out_of_memory, memory_kills
+from swm.workspace.names import read_only_message
+from swm.workspace.state import HEARTBEAT_SECONDS, State, this_process
+from swm.workspace.tracked import Tracked, job_lock
+
+log = logging.getLogger(__name__)
+
+
+Target = Tracked  # an experiment, a run or a sweep
+
+
+BESIDE = "failed-beside.txt"  # what a process other than the first one ended with
+
+
+SPACE_BYTES = 2**18  # for the small files of any stage; those with large ones look for themselves
+
+
+class Tracker:
+    """Writes the state of a running stage: progress when it comes, a heartbeat when it does not."""
+
+    def __init__(self, target: Target, state: State) -> None:
+        self._target, self.state = target, state
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._written = 0.0
+        self._process = psutil.Process()
+        self.cancelled = False
+        self._failure: SwmError | None = None
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        """Progress of the stage; raises Cancelled when the user asked for that."""
+        if self.cancelled:
+            raise Cancelled
+        if self._failure:
+            raise self._failure
+        self.state = replace(self.state, done=done, total=total, text=text)
+        if time.monotonic() - self._written > 0.5:
+            self.write()
+
+    def write(self, **changes: object) -> None:
+        with self._lock:
+            used = {
+                "memory_bytes": self._process.memory_info().rss,
+                "cpu_percent": self._process.cpu_percent(),
+                "gpu_memory_bytes": _gpu_memory_bytes(),
+            }
+            self.state = replace(self.state, heartbeat=time.time(), **used, **changes)  # type: ignore[arg-type]
+            self._target.write_state(self.state)
+            self._written = time.monotonic()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                self.write()
+            except JobError as error:  # its folder is gone; the next progress report ends the stage
+                self._failure = error
+            except SwmError as error:  # a full disk must not end the stage's own error handling
+                log.warning("%s", error)
+
+
+@contextmanager
+def tracked(target: Target, stage: str, command: Sequence[str] = (), device: bool = True) -> Iterator[Tracker]:
+    """Run a stage in this process with its state on disk: queued, running, then done, failed or cancelled.
+
+    One stage at a time for each target (a second is refused) and for each machine (a second waits). SIGTERM and
+    SIGINT cancel at the next progress report.
+
+    Args:
+        device: whether the stage computes on this machine's device, named by SWM_DEVICE where there are several.
+
+    Raises:
+        JobError: if the target has a job already.
+    """
+    if target.read_only:
+        raise JobError(read_only_message(target.name))
+    with job_lock(target), _tracked(target, stage, command, device) as tracker:
+        yield tracker
+
+
+@contextmanager
+def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool) -> Iterator[Tracker]:
+    name = re.sub(r"[^A-Za-z0-9-]", "-", os.environ.get("SWM_DEVICE", ""))[:100]
+    device = FileLock(home() / (f".device-{name}.lock" if name else ".device.lock"))
+    now = time.time()
+    state = State(stage, "queued", started=now, heartbeat=now, command=tuple(command), **this_process())
+    tracker = Tracker(target, state)
+    restore = _on_signals(tracker)
+    try:
+        (target.folder / BESIDE).unlink(missing_ok=True)
+        tracker.write()
+        tracker.start()
+        if computes:
+            _acquire(device, tracker)
+        target.mend()
+        check_space(target.folder, SPACE_BYTES)
+        tracker.write(status="running", started=time.time(), text="starting")
+        yield tracker
+        tracker.stop()
+        tracker.write(status="done", text="", done=tracker.state.total)
+    except BaseException as error:
+        tracker.stop()
+        told = _explained(error, target) or _ended_beside(tracker, target)
+        if told is None and isinstance(error, Cancelled):
+            tracker.write(status="cancelled", error="")
+            raise
+        _write_failure(tracker, f"{told}" if told else _unexpected(error))
+        if told is None or told is error:
+            raise
+        raise told from error
+    finally:
+        restore()
+        device.release()
+
+
+@contextmanager
+def beside(target: Target) -> Iterator[None]:
+    """A stage in a process beside the first one: what ends it is left in the folder for the first one to tell."""
+    try:
+        yield
+    except Exception as error:
+        told = _explained(error, target)
+        message = f"Process {rank()} of {world_size()}: {told or _unexpected(error)}"
+        file = target.folder / BESIDE
+        with suppress(OSError, SwmError):  # the message on stderr has to do
+            if target.is_there() and not file.exists():  # the first that ended is the one to tell of
+                replace_file(file, message.encode("utf-8", "replace"))
+        if told is None or told is error:
+            raise
+        raise told from error
+
+
+def _ended_beside(tracker: Tracker, target: Target) -> SwmError | None:
+    """Why another process of the stage ended, if one did: the launcher then ends this one too."""
+    if world_size() == 1:
+        return None
+    file = target.folder / BESIDE
+    if file.is_file():
+        return JobError(file.read_text(encoding="utf-8"))
+    if memory_kills() > tracker.state.memory_kills:
+        return JobError(
+            "The stage ended, and this machine ran out of memory meanwhile: the kernel ended a process. Use fewer "
+            "processes, a smaller batch or --dtype bfloat16, and start it again: what was finished is kept."
+        )
+    return None
+
+
+def _explained(error: BaseException, target: Target) -> SwmError | None:
+    """What the user can mend; None for a mistake of ours."""
+    if isinstance(error, SwmError):
+        return error
+    if is_full_disk(error):
+        return ExperimentError(full_disk_message(target.folder, SPACE_BYTES))
+    if is_out_of_memory(error):
+        return JobError("Out of memory. Use shorter or fewer texts, a smaller batch, or --dtype bfloat16.")
+    return None
+
+
+def _unexpected(error: BaseException) -> str:
+    return f"Unexpected error: {type(error).__name__}: {error}. The log has the details."
+
+
+def _gpu_memory_bytes() -> int:
+    """What this process has allocated on its GPU; torch is asked only when the stage has loaded it."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.memory_allocated()) if torch and torch.cuda.is_initialized() else 0
+
+
+def _acquire(device: FileLock, tracker: Tracker) -> None:
+    home().mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            device.acquire(timeout=0.5)
+            return
+        except Timeout:
+            tracker(0, 0, "waiting for another job on this machine")
+
+
+def _write_failure(tracker: Tracker, message: str) -> None:
+    try:
+        tracker.write(status="failed", error=message)
+    except SwmError as error:  # the disk is full: the message on stderr has to do
+        log.warning("%s", error)
+
+
+def _on_signals(tracker: Tracker) -> Callable[[], None]:
+    """Let SIGTERM and SIGINT cancel; gives a function that puts the former handlers back."""
+    if threading.current_thread() is not threading.main_thread():
+        return lambda: None
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if tracker.cancelled and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        tracker.cancelled = True
+
+    former = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, previous in former.items():
+            signal.signal(number, previous)
+
+    return restore

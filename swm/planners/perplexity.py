@@ -1,0 +1,32 @@
+"""Shortened LLaMA (PPL), arXiv:2402.02834: the layers without which perplexity is lowest are dropped at once."""
+
+from __future__ import annotations
+
+from swm.plan import MergePlan
+from swm.planners.drops import DropLoss, dropped_plan, lowest_layers
+from swm.planners.request import PlanRequest
+from swm.registry import PLANNERS, Planner
+
+
+def find(request: PlanRequest) -> MergePlan:
+    """The plan without the layers whose removal alone costs least (section 3.1, PPL)."""
+    from swm.search.plan_loss import PlanLoss
+
+    count = request.layer_count
+    loss = DropLoss(PlanLoss(request.model, request.tokens), count)
+    losses = []
+    for layer in range(count):
+        losses.append(loss(frozenset({layer})))
+        request.tried(layer + 1, count)
+    return dropped_plan(count, lowest_layers(losses, request.drop))
+
+
+PLANNERS.register(
+    Planner(
+        "perplexity",
+        "Shortened LLaMA (PPL)",
+        "drops the layers without which perplexity is lowest, all at once",
+        "Shortened LLaMA by perplexity, arXiv:2402.02834",
+        find,
+    )
+)

@@ -1,0 +1,27 @@
+"""ShortGPT, arXiv:2403.03853: the layers that change the hidden state least are dropped at once."""
+
+from __future__ import annotations
+
+from swm.plan import MergePlan
+from swm.planners.drops import dropped_plan, lowest_layers
+from swm.planners.request import PlanRequest
+from swm.registry import PLANNERS, Planner
+
+
+def find(request: PlanRequest) -> MergePlan:
+    """The plan without the layers of lowest block influence: 1 - mean cosine of input and output (section 3.2)."""
+    from swm.similarity.layers import block_influence
+
+    influence = block_influence(request.model, request.tokens).tolist()
+    return dropped_plan(request.layer_count, lowest_layers(influence, request.drop))
+
+
+PLANNERS.register(
+    Planner(
+        "shortgpt",
+        "ShortGPT",
+        "drops the layers that change the hidden state least, all at once (block influence)",
+        "ShortGPT, arXiv:2403.03853",
+        find,
+    )
+)

@@ -1,0 +1,30 @@
+"""SLEB, arXiv:2402.09025: layers dropped one by one, each time the one whose loss costs least."""
+
+from __future__ import annotations
+
+from swm.plan import MergePlan
+from swm.planners.drops import DropLoss, beam_drops, dropped_plan
+from swm.planners.request import PlanRequest
+from swm.registry import PLANNERS, Planner
+
+
+def find(request: PlanRequest) -> MergePlan:
+    """The plan of the greedy search (section 3.3, algorithm 1); as in its released code the first and the last layer
+    stay."""
+    from swm.search.plan_loss import PlanLoss
+
+    count = request.layer_count
+    loss = DropLoss(PlanLoss(request.model, request.tokens), count)
+    best = beam_drops(range(1, count - 1), request.drop, loss, on_try=request.tried)[0]
+    return dropped_plan(count, best)
+
+
+PLANNERS.register(
+    Planner(
+        "sleb",
+        "SLEB",
+        "drops layers one by one, each time the one that costs least perplexity",
+        "SLEB, arXiv:2402.09025",
+        find,
+    )
+)

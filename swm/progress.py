@@ -1,0 +1,33 @@
+"""How long work reports its progress: one function for all stages."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+"""`progress(done, total, text)`; total 0 where it is unknown. May raise Cancelled: what was finished is kept."""
+
+
+def no_progress(done: int, total: int, text: str) -> None:
+    """Ignores progress."""
+
+
+def named(stage: str, progress: Progress) -> Progress:
+    """Progress of one stage of several, with its name in front; the log tells when it begins."""
+    log.info("%s", stage)
+    return lambda done, total, text: progress(done, total, f"{stage}: {text}")
+
+
+def part_of(progress: Progress, place: int, parts: int, name: str) -> Progress:
+    """Progress of part `place` (from 0) of `parts`, in thousandths of the whole; it never goes back."""
+    share = 0.0
+
+    def report(done: int, total: int, text: str) -> None:
+        nonlocal share
+        share = max(share, done / total if total else 0.0)
+        progress(round(1000 * (place + share) / parts), 1000, f"{name} ({place + 1} of {parts}): {text}")
+
+    return report

@@ -1,0 +1,194 @@
+"""What can be chosen by name: merge rules, planners, similarity metrics, texts, export formats.
+
+Each is one file in the folder that its registry names, and is registered where it is written. An installed package adds
+its own through the entry point group `swm.plugins`: each entry names a module that registers when it is imported. Files
+that register import nothing heavy at their top, so that pages and the command line can list what there is.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from swm.errors import SettingsError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from swm.plan import MergePlan
+    from swm.planners.request import PlanRequest
+    from swm.texts.example import Example
+
+PLUGINS = "swm.plugins"
+
+
+class Entry(Protocol):
+    """What every registered thing says of itself: the name that is typed, a title for pages, a line of help."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def help(self) -> str: ...
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Registry(Mapping[str, E], Generic[E]):
+    """Everything of one kind by name: the `first` one, then in alphabetical order, then what plugins add."""
+
+    def __init__(self, kind: str, folder: str, first: str = "") -> None:
+        self.kind, self._folder, self._first = kind, folder, first
+        self._entries: dict[str, E] = {}
+        self._read = False
+
+    def register(self, entry: E) -> E:
+        """The entry itself, known by its name from now on.
+
+        Raises:
+            ValueError: if another has that name.
+        """
+        if self._entries.setdefault(entry.name, entry) != entry:
+            raise ValueError(f"There are two of the name {entry.name} ({self.kind}).")
+        return entry
+
+    def check(self, name: str) -> E:
+        """The entry of that name; raises SettingsError, naming the choices, if there is none."""
+        if name not in self:
+            raise SettingsError(f"'{name}' is not a {self.kind}. Choose one of: {', '.join(self)}.")
+        return self[name]
+
+    def help_text(self) -> str:
+        """Every name with its line of help, for the command line."""
+        return "; ".join(f"{name}: {entry.help}" for name, entry in self.items())
+
+    def __getitem__(self, name: str) -> E:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> dict[str, E]:
+        if not self._read:
+            self._read = True
+            package = importlib.import_module(self._folder)
+            for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
+                importlib.import_module(f"{self._folder}.{module}")
+            own = sorted(self._entries, key=lambda name: (name != self._first, name))
+            self._entries = {name: self._entries[name] for name in own}
+            for plugin in entry_points(group=PLUGINS):
+                plugin.load()
+        return self._entries
+
+
+@dataclass(frozen=True)
+class MergeRule:
+    """How a window of layers becomes one.
+
+    Attributes:
+        combine: one parameter of the merged layer from that of each of the window's layers, lowest first, in float32;
+            may be given a few rows at a time. None: no parameter is combined, the base layer stays as it is.
+        base: "first" or "last": the layer of the window whose norms and other traits the merged layer has.
+        needs_text: the merged layer is made from what the layers give on text, not from the weights alone.
+    """
+
+    name: str
+    title: str
+    help: str
+    combine: Callable[[Sequence[Tensor]], Tensor] | None = None
+    base: str = "first"
+    needs_text: bool = False
+
+
+@dataclass(frozen=True)
+class Planner:
+    """A method that chooses which layers go.
+
+    Attributes:
+        source: the method with its publication, as exported models name it.
+        find: the plan for a request; raises PlanError if the method finds none.
+        whole_model: needs the model on one device: for gradients, or to fit layers.
+        least_budget: plans it has to try for (layers of the model, layers left); None where it takes no budget.
+    """
+
+    name: str
+    title: str
+    help: str
+    source: str
+    find: Callable[[PlanRequest], MergePlan]
+    whole_model: bool = False
+    least_budget: Callable[[int, int], int] | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of how similar layers are.
+
+    Attributes:
+        products: makes the function of one measurement: (layers, samples, width) -> (layers, layers), float64, whose
+            sums over blocks of samples give the similarity.
+        mean: the similarity is the sum over the number of samples; else the sums are divided by the root of both
+            layers' own, as for CKA.
+        warning: what is wrong with a sample of (samples in a block, blocks, width); empty if nothing is.
+        first_block_counts: `products` learns something from the first block that it is given.
+    """
+
+    name: str
+    title: str
+    help: str
+    products: Callable[[], Callable[[Tensor], Tensor]]
+    mean: bool = False
+    warning: Callable[[float, int, int], str] = lambda samples, blocks, width: ""
+    first_block_counts: bool = False
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text that can be chosen by name.
+
+    Attributes:
+        purposes: of "calibration", "perplexity" and "recovery", those it serves; for others the name is looked up on
+            the hub.
+        examples: its documents for a purpose; no document may serve two.
+        mix_with: another text that is mixed in when merged layers are fitted.
+    """
+
+    name: str
+    title: str
+    help: str
+    purposes: frozenset[str]
+    examples: Callable[[str], Iterable[Example]]
+    mix_with: str = ""
+
+
+@dataclass(frozen=True)
+class ExportFormat:
+    """A form in which a run leaves the program.
+
+    Attributes:
+        suffix: of the file, with its dot; empty for a folder. Chosen by it where no format is named.
+        write: writes a run to a path that does not exist yet; raises ExperimentError if it cannot.
+    """
+
+    name: str
+    title: str
+    help: str
+    suffix: str
+    write: Callable[[Any, Path], None]
+
+
+MERGE_RULES: Registry[MergeRule] = Registry("merge rule", "swm.merging.rules", first="rdsc")
+PLANNERS: Registry[Planner] = Registry("planner", "swm.planners", first="best")
+METRICS: Registry[Metric] = Registry("similarity metric", "swm.similarity.metrics", first="cka")
+TEXTS: Registry[TextSource] = Registry("text", "swm.texts.sources", first="lambada")
+EXPORT_FORMATS: Registry[ExportFormat] = Registry("export format", "swm.reporting.formats", first="transformers")

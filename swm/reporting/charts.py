@@ -1,0 +1,282 @@
+"""Plotly figures from plain data; the pages and the report draw the same ones.
+
+Colours: similarity is always cividis from 0 to 1. Blue is better or accepted, orange worse or rejected; colour-blind
+readers can tell them apart. Windows have colours of their own. All else is grey: it has to work on light and dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from swm.evaluation.paired import VERDICTS, Paired
+from swm.plan import Window
+from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
+from swm.search.threshold_path import PlanAt
+
+ERROR_BAR = "rgba(90,98,112,1)"
+LINE = "rgba(115,124,140,1)"
+COLOUR_BAR = {"orientation": "h", "thickness": 10, "outlinewidth": 0, "len": 0.6, "y": -0.1, "yanchor": "top"}
+
+
+def similarity_heatmap(
+    matrix: Sequence[Sequence[float]],
+    name: str,
+    windows: Sequence[Window] = (),
+    patches: Sequence[Window] = (),
+    pair: tuple[int, int] | None = None,
+) -> go.Figure:
+    """Similarity of all layer pairs, layer 0 in the lower left corner.
+
+    Windows are outlined in their colours, patches dashed, the chosen pair ringed. Plotly tells of clicks on
+    points alone, so each cell has one that is not seen.
+    """
+    count = len(matrix)
+    layers = list(range(count))
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[round(value, 4) for value in row] for row in matrix],
+            x=layers,
+            y=layers,
+            zmin=0,
+            zmax=1,
+            colorscale="Cividis",
+            colorbar={
+                **COLOUR_BAR,
+                "title": {"text": name, "side": "bottom"},
+                "tickvals": [0, 0.25, 0.5, 0.75, 1],
+            },
+            hoverinfo="skip",
+        )
+    )
+    for patch in patches:
+        low, high = patch.first - 0.5, patch.last + 0.5
+        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": "white", "width": 3})
+        dashed = {"color": "black", "width": 1.5, "dash": "dot"}
+        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line=dashed)
+    cells = [(x, y) for y in layers for x in layers]
+    figure.add_scatter(
+        x=[x for x, _ in cells],
+        y=[y for _, y in cells],
+        mode="markers",
+        marker={"symbol": "square", "size": max(3, 420 // count), "opacity": 0},
+        selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+        customdata=[round(matrix[y][x], 4) for x, y in cells],
+        hovertemplate="layer %{y} and layer %{x}<br>" + name + " %{customdata:.4f}<extra></extra>",
+        showlegend=False,
+    )
+    if pair:
+        ring = {"symbol": "square-open", "size": max(8, 420 // count), "color": "white", "line": {"width": 3}}
+        figure.add_scatter(x=pair, y=pair[::-1], mode="markers", marker=ring, hoverinfo="skip", showlegend=False)
+    for index, window in enumerate(windows):
+        low, high = max(window.first, 0) - 0.5, window.last + 0.5
+        colour = WINDOW_COLOURS[index % len(WINDOW_COLOURS)]
+        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": "white", "width": 4})
+        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": colour, "width": 2})
+    return _square(figure, count)
+
+
+def difference_heatmap(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], names: str) -> go.Figure:
+    """First minus second similarity of all layer pairs: blue where the first is higher, orange where the second is."""
+    values = [[round(a - b, 4) for a, b in zip(x, y, strict=True)] for x, y in zip(first, second, strict=True)]
+    most = max(max(map(abs, row)) for row in values) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            zmin=-most,
+            zmax=most,
+            colorscale=[[0, WORSE], [0.5, "#f2f2f2"], [1, BETTER]],
+            colorbar={**COLOUR_BAR, "title": {"text": names, "side": "bottom"}},
+            hovertemplate="layer %{y} and layer %{x}<br>difference %{z:+.4f}<extra></extra>",
+        )
+    )
+    return _square(figure, len(values))
+
+
+def _square(figure: go.Figure, count: int) -> go.Figure:
+    axis = {"title": {"text": "layer"}, "range": [-0.5, count - 0.5], "showgrid": False, "zeroline": False}
+    figure.update_layout(
+        xaxis={**axis, "constrain": "domain"},
+        yaxis={**axis, "scaleanchor": "x", "constrain": "domain"},
+        height=600,
+        margin={"l": 40, "r": 0, "t": 0, "b": 95},
+        dragmode=False,
+    )
+    return figure
+
+
+def depth_lines(similarity_to_next: Sequence[float], block_influence: Sequence[float]) -> go.Figure:
+    """Along the depth: similarity to the next layer, and how much each layer changes its input."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=list(range(len(similarity_to_next))),
+        y=list(similarity_to_next),
+        name="similarity to the next layer",
+        mode="lines+markers",
+        line={"color": BETTER},
+        hovertemplate="layer %{x}: %{y:.4f}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=list(range(len(block_influence))),
+        y=list(block_influence),
+        name="block influence",
+        mode="lines+markers",
+        line={"color": WORSE, "dash": "dot"},
+        hovertemplate="layer %{x}: %{y:.4f}<extra></extra>",
+    )
+    return plain_axes(figure, "layer", "", 300, legend=True)
+
+
+def norm_line(norms: Sequence[float]) -> go.Figure:
+    """Mean length of a token's state after each layer."""
+    figure = go.Figure(
+        go.Bar(
+            x=list(range(len(norms))),
+            y=list(norms),
+            marker_color=LINE,
+            hovertemplate="layer %{x}: %{y:,.0f}<extra></extra>",
+        )
+    )
+    return plain_axes(figure, "layer", "mean length of a token's state", 260)
+
+
+def trace_chart(step: PlanAt) -> go.Figure:
+    """Every window tried, in order, against the threshold."""
+    figure = go.Figure()
+    for accepted, name, colour, symbol in ((True, "accepted", BETTER, "circle"), (False, "rejected", WORSE, "x")):
+        chosen = [(i, trial) for i, trial in enumerate(step.trace, 1) if trial.accepted == accepted]
+        figure.add_scatter(
+            x=[i for i, _ in chosen],
+            y=[trial.similarity for _, trial in chosen],
+            mode="markers",
+            name=name,
+            marker={"color": colour, "symbol": symbol, "size": 9},
+            text=[
+                f"layers {t.window}: similarity {'at most ' if t.at_most else ''}{t.similarity:.4f}<br>"
+                + ("grows further down" if accepted else f"below the threshold: layer {t.window.first} starts anew")
+                for _, t in chosen
+            ],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    figure.add_hline(y=step.threshold, line={"color": LINE, "dash": "dash"})
+    return plain_axes(figure, "window tried, in order", "similarity to the original", 320, legend=True)
+
+
+def loss_chart(events: Sequence[dict[str, Any]]) -> go.Figure:
+    """Loss of each recovery step, and on the held-out sequences."""
+    figure = go.Figure()
+    for key, name, colour, mode in (
+        ("loss", "training", BETTER, "lines"),
+        ("held_out_loss", "held out", WORSE, "markers"),
+    ):
+        rows = [event for event in events if key in event]
+        figure.add_scatter(
+            x=[row["step"] for row in rows],
+            y=[row[key] for row in rows],
+            name=name,
+            mode=mode,
+            line={"color": colour},
+            marker={"color": colour, "size": 9},
+            hovertemplate="step %{x}: %{y:.3f}<extra></extra>",
+        )
+    return plain_axes(figure, "step", "loss", 300, legend=True)
+
+
+def scores_chart(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Figure:
+    """Accuracy by task with standard errors, one group of bars for each task."""
+    colours = (LINE, WORSE, BETTER, *WINDOW_COLOURS)
+    figure = go.Figure()
+    for index, (row, name) in enumerate(zip(rows, names, strict=True)):
+        tasks = list(row["scores"])
+        figure.add_bar(
+            x=tasks,
+            y=[100 * row["scores"][task]["value"] for task in tasks],
+            name=name,
+            marker_color=colours[index % len(colours)],
+            error_y={
+                "array": [100 * row["scores"][t]["stderr"] for t in tasks],
+                "thickness": 1.4,
+                "width": 4,
+                "color": ERROR_BAR,
+            },
+            hovertemplate="%{x}: %{y:.1f} %<extra>" + name + "</extra>",
+        )
+    figure.update_layout(barmode="group", bargap=0.25)
+    return plain_axes(figure, "", "accuracy, %", 340, legend=True)
+
+
+def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Figure:
+    """Average score against tokens per second; the line joins the rows that no other beats in both (Pareto front)."""
+    placed = [
+        (row["tokens_per_second"], 100 * row["average"], 100 * row["average_stderr"], name)
+        for row, name in zip(rows, names, strict=True)
+        if row["tokens_per_second"] and row["average"] is not None
+    ]
+    best = [p for p in placed if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in placed)]
+    best.sort()
+    middle = sum(p[0] for p in placed) / max(1, len(placed))  # names stand on the side that has room
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[p[0] for p in best],
+        y=[p[1] for p in best],
+        mode="lines",
+        line={"color": LINE, "dash": "dot"},
+        name="not beaten in both",
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=[p[0] for p in placed],
+        y=[p[1] for p in placed],
+        error_y={"array": [p[2] for p in placed], "thickness": 1.4, "width": 4, "color": ERROR_BAR},
+        mode="markers+text",
+        text=[p[3] for p in placed],
+        textposition=["middle left" if p[0] > middle else "middle right" for p in placed],
+        marker={"color": [BETTER if p in best else WORSE for p in placed], "size": 10},
+        hovertemplate="%{text}<br>%{x:.1f} tokens per second, %{y:.1f} %<extra></extra>",
+        showlegend=False,
+        cliponaxis=False,
+    )
+    return plain_axes(figure, "tokens per second", "average accuracy, %", 340, legend=True)
+
+
+def differences_chart(compared: Sequence[Paired]) -> go.Figure:
+    """Difference on each task with its 95 % interval; grey where it is not significant."""
+    figure = go.Figure()
+    for verdict, colour in zip(VERDICTS, (LINE, BETTER, WORSE, LINE), strict=True):
+        rows = [one for one in compared if one.verdict == verdict]
+        figure.add_scatter(
+            x=[100 * one.difference for one in rows],
+            y=[one.task for one in rows],
+            error_x={
+                "array": [100 * (one.high - one.difference) for one in rows],
+                "arrayminus": [100 * (one.difference - one.low) for one in rows],
+                "thickness": 2,
+                "width": 5,
+                "color": colour,
+            },
+            mode="markers",
+            name=verdict,
+            marker={"color": colour, "size": 9},
+            customdata=[(one.p_value, one.gained, one.lost) for one in rows],
+            hovertemplate="%{y}: %{x:+.1f} points<br>p = %{customdata[0]:.3f}, %{customdata[1]} gained, "
+            "%{customdata[2]} lost<extra></extra>",
+        )
+    figure.add_vline(x=0, line={"color": LINE, "width": 1})
+    figure.update_yaxes(categoryorder="array", categoryarray=[one.task for one in reversed(compared)])
+    return plain_axes(figure, "difference, points", "", 80 + 34 * len(compared), legend=True)
+
+
+def plain_axes(figure: go.Figure, x: str, y: str, height: int, legend: bool = False) -> go.Figure:
+    """The figure with titles at its axes and without what plotly adds."""
+    figure.update_layout(
+        height=height,
+        margin={"l": 60, "r": 10, "t": 30 if legend else 10, "b": 45},
+        showlegend=legend,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        xaxis={"title": {"text": x}, "zeroline": False},
+        yaxis={"title": {"text": y}, "zeroline": False},
+    )
+    return figure

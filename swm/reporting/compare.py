@@ -1,0 +1,202 @@
+"""One table of an experiment's runs: what each is, what it scores, and the difference to the original."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from swm.registry import MERGE_RULES
+from swm.workspace.experiments import Experiment
+from swm.workspace.runs import BASELINE, Run
+
+SPEED = ("tokens_per_second", "latency_ms", "peak_memory_bytes")
+
+
+STAGES = {"original": "original", "planned": "planned", "merged": "merged", "recovered": "merged + LoRA"}
+
+
+def compare(experiment: Experiment) -> list[dict[str, Any]]:
+    """One row for each run, the original first.
+
+    Returns:
+        Rows with `run`, `stage`, `layers`, `parameters`, `size_bytes`, `perplexity` (on LAMBADA unless another text was
+        measured first), `perplexities` by text, `scores` by task (`value`, `stderr`, `metric`, `documents`), `average`
+        and `average_stderr`, `tokens_per_second`, `latency_ms`, `peak_memory_bytes`, `speedup` (with `low` and `high`),
+        `conditions` (what scores were measured with), `fitted_first` (whether merged layers were solved for before
+        LoRA), `shared_texts` (perplexity texts that are also the calibration or the recovery text, so that their
+        numbers are not independent), `timed_with` (the original's speed, measured in turn with the run's), `timed_as`
+        (what was timed in its place, being of the same shape), `deltas` to the baseline, `not_compared` (why a delta
+        is None though the run was measured). A recovered run that was evaluated before has that row under
+        `before_recovery`.
+        What was not measured is None. Only like is compared with like: perplexities of the same text, averages of the
+        same documents of the same tasks; speed and memory with the original as it was measured in turn with the run.
+    """
+    rows = [_row_of(run) for run in experiment.runs()]
+    for row in rows:
+        for each in filter(None, (row, row.get("before_recovery"))):
+            each["deltas"], each["not_compared"] = _deltas(each, rows[0])
+    return rows
+
+
+def _deltas(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The differences to the original, and why one is not there."""
+    deltas = {name: _difference(row[name], baseline[name]) for name in ("layers", "parameters", "size_bytes")}
+    timed_with = row["timed_with"] or baseline
+    deltas |= {name: _difference(row[name], timed_with.get(name)) for name in SPEED}
+    deltas |= dict.fromkeys(("perplexity", "average"))
+    reasons = []
+    if text := row["perplexity_text"]:
+        other = baseline["perplexities"].get(text)
+        if other is None:
+            reasons.append(f"The original's perplexity on {text} was not measured.")
+        elif not same_text(other, row["perplexities"][text]):
+            reasons.append(f"The original's perplexity was measured on another version or length of {text}.")
+        else:
+            deltas["perplexity"] = _difference(row["perplexity"], other["value"])
+    if row["scores"] and documents_key(row) == documents_key(baseline):
+        deltas["average"] = _difference(row["average"], baseline["average"])
+    elif row["scores"]:
+        reasons.append(f"Averages are not compared: {_unlike(row, baseline)}.")
+    return deltas, reasons
+
+
+def same_text(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two perplexities were measured on the same; those of the first release do not say the text's hash."""
+    names = [name for name in ("texts", "length_tokens", "text_hash") if name in first and name in second]
+    return all(first[name] == second[name] for name in names)
+
+
+def documents_key(row: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """What a row's average is of: averages are comparable where this is equal."""
+    names = ("documents", "metric", "data", "version")
+    return {task: tuple(score.get(name) for name in names) for task, score in sorted(row["scores"].items())}
+
+
+def comparable(rows: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """The scored rows whose averages are of the same documents as the first one's, and the names of the others."""
+    first = next(iter(rows.values()), None)
+    alike = {name: row for name, row in rows.items() if first and documents_key(row) == documents_key(first)}
+    return alike, [name for name in rows if name not in alike]
+
+
+def _unlike(row: dict[str, Any], other: dict[str, Any]) -> str:
+    if not other["scores"]:
+        return "the original has no scores"
+    if set(row["scores"]) != set(other["scores"]):
+        return f"different tasks (only one has {', '.join(sorted(set(row['scores']) ^ set(other['scores'])))})"
+    return "different documents or metrics"
+
+
+def documents_of(row: dict[str, Any]) -> dict[str, Any]:
+    """The answers that a row's scores are of."""
+    run = Experiment.open(row["experiment"]).run(row["run"])
+    return run.documents(before_recovery=row["stage"] == "merged" and run.stage == "recovered")
+
+
+def flat_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows in the order people read them: a run before its recovery, then after."""
+    flat = []
+    for row in rows:
+        if row.get("before_recovery"):
+            flat.append(row["before_recovery"])
+        flat.append(row)
+    return flat
+
+
+def _row_of(run: Run) -> dict[str, Any]:
+    row = _row(run, run.stage, run.scores(), run.timing())
+    if (scores := run.scores_before_recovery()) and run.stage == "recovered":
+        before = run.timing_before_recovery()
+        row["before_recovery"] = _row(run, "merged", scores, before or run.timing())
+        if not before and run.timing():
+            row["before_recovery"]["timed_as"] = row_name(row)
+    return row
+
+
+def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, Any] | None) -> dict[str, Any]:
+    scores, timing = scores or {}, timing or {}
+    facts = run.experiment.model_facts
+    dropped = run.experiment.layer_count - run.plan.worth_layers
+    merged = run.settings.get("merge", {})
+    parameters = merged.get("parameters", round(facts["parameters"] - dropped * facts["parameters_per_layer"]))
+    tasks = scores.get("tasks", {})
+    perplexities = scores.get("perplexity", {})
+    average, stderr = _average(tasks)
+    timed_with = timing.get("baseline", {})
+    return {
+        "experiment": run.experiment.name,
+        "run": run.name,
+        "stage": stage,
+        "layers": run.plan.layers_left,
+        "parameters": parameters,
+        "size_bytes": merged.get("size_bytes", parameters * facts["size_bytes"] // facts["parameters"]),
+        "windows": [[window.first, window.last] for window in run.plan.windows],
+        "fitted_first": stage == "recovered" and _fitted_first(run),
+        "rule": None if run.is_baseline else run.plan.rule,
+        "threshold": run.settings.get("threshold"),
+        "width": asdict(run.plan.width),
+        "method": _method(run),
+        "perplexity": next((p["value"] for p in perplexities.values()), None),
+        "perplexities": perplexities,
+        "perplexity_text": next(iter(perplexities), None),
+        "shared_texts": _shared_texts(run, stage, perplexities),
+        "scores": tasks,
+        "samples": scores.get("samples", []),
+        "average": average,
+        "average_stderr": stderr,
+        "tokens_per_second": timing.get("tokens_per_second"),
+        "latency_ms": timing.get("latency_ms"),
+        "peak_memory_bytes": timing.get("peak_memory_bytes"),
+        "speedup": timing.get("speedup"),
+        "throughput": timing.get("throughput", {}),
+        "conditions": scores.get("conditions", {}),
+        "created": run.settings.get("created", 0.0),
+        "timed_with": {name: timed_with[name] for name in SPEED if name in timed_with},
+        "timed_as": timing.get("timed_as"),
+    }
+
+
+def _shared_texts(run: Run, stage: str, perplexities: dict[str, Any]) -> dict[str, str]:
+    """Perplexity texts whose documents the model was also searched or healed with, and for what."""
+    uses = {"calibration": run.experiment.text_hash}
+    if stage == "recovered":
+        uses["recovery"] = run.settings["recovery"].get("text_hash", "")
+    shared = {
+        text: [use for use, known in uses.items() if known and known == entry.get("text_hash")]
+        for text, entry in perplexities.items()
+    }
+    return {text: " and ".join(found) for text, found in shared.items() if found}
+
+
+def _fitted_first(run: Run) -> bool:
+    return MERGE_RULES[run.plan.rule].needs_text or run.settings["recovery"].get("repaired") == "fit"
+
+
+def _method(run: Run) -> str | None:
+    """What found the run's plan, where a study made it, and how its width was cut."""
+    if run.is_baseline:
+        return "original"
+    method = run.settings.get("method")
+    return method and run.plan.width.after(method)
+
+
+def _average(tasks: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Mean of the tasks' values and its standard error, the tasks taken as independent."""
+    if not tasks:
+        return None, None
+    value = sum(task["value"] for task in tasks.values()) / len(tasks)
+    return value, math.sqrt(sum(task["stderr"] ** 2 for task in tasks.values())) / len(tasks)
+
+
+def _difference(value: float | None, baseline: float | None) -> float | None:
+    return None if value is None or baseline is None else value - baseline
+
+
+def row_name(row: dict[str, Any]) -> str:
+    """What people call a row: "original", "first (merged)", "first (merged + LoRA)"."""
+    return run_name(row["run"], row["stage"])
+
+
+def run_name(run: str, stage: str) -> str:
+    return "original" if run == BASELINE else f"{run} ({STAGES[stage]})"

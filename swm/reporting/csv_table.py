@@ -1,0 +1,42 @@
+"""One table of an experiment's runs: what each is, what it scores, and the difference to the original."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+from swm.reporting.compare import SPEED, flat_rows
+
+AGAINST = {"against": "method", **{f"against_{name}": name for name in ("difference", "low", "high")}}
+
+
+def csv_text(rows: list[dict[str, Any]]) -> str:
+    """The comparison as comma-separated values, one line for each run and stage."""
+    flat = flat_rows(rows)
+    plain = ["run", "stage", "layers", "parameters", "size_bytes", "average", "average_stderr"]
+    plain += [*SPEED, "experiment", "method", "fitted_first", "timed_as"]
+    texts = list(dict.fromkeys(text for row in flat for text in row["perplexities"]))
+    tasks = list(dict.fromkeys(task for row in flat for task in row["scores"]))
+    heads = [*plain, *(f"perplexity_{text}" for text in texts)]
+    measured_with = ("model", "texts", "seed", "dtype", "device", "seconds")
+    heads += [f"{task}{suffix}" for task in tasks for suffix in ("", "_stderr")]
+    heads += [*(f"{task}_documents" for task in tasks), *(f"measured_{name}" for name in measured_with), "versions"]
+    if of_studies := any("against" in row for row in flat):
+        heads += ["seeds", *AGAINST]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(heads)
+    for row in flat:
+        values = [row[name] for name in plain] + [row["perplexities"].get(text, {}).get("value") for text in texts]
+        values += [row["scores"].get(task, {}).get(key) for task in tasks for key in ("value", "stderr")]
+        values += [row["scores"].get(task, {}).get("documents") for task in tasks]
+        values += [row["conditions"].get(name) for name in measured_with]
+        values += [" ".join(f"{name}={version}" for name, version in row["conditions"].get("versions", {}).items())]
+        if of_studies:
+            values += [
+                " ".join(map(str, row["seeds"])),
+                *((row["against"] or {}).get(name) for name in AGAINST.values()),
+            ]
+        writer.writerow(values)
+    return out.getvalue().rstrip("\n")

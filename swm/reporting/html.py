@@ -1,0 +1,30 @@
+"""One self-contained HTML page for stakeholders, and the model card of an exported model."""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+
+from swm.errors import printable
+from swm.reporting.preview import TEMPLATES
+
+
+def figure_html(figure: go.Figure, first: bool) -> Markup:
+    figure.update_layout(template="plotly_white", font={"family": "system-ui, sans-serif"})
+    html = figure.to_html(full_html=False, include_plotlyjs=first, config={"displaylogo": False, "responsive": True})
+    return Markup(html)  # noqa: S704 - plotly's own output; what the user typed goes through the template
+
+
+def template_environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("swm.reporting", "templates"),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["layers_css"] = Markup((TEMPLATES / "layers.css").read_text(encoding="utf-8"))  # noqa: S704
+    environment.globals["layers_js"] = Markup((TEMPLATES / "layers.js").read_text(encoding="utf-8"))  # noqa: S704
+    environment.filters["printable"] = printable
+    environment.filters["number"] = lambda value: f"{value:,.1f}"
+    return environment

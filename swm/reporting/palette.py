@@ -1,0 +1,8 @@
+"""What the preview draws: every plan of a threshold path with its numbers, ready for the browser. No torch."""
+
+from __future__ import annotations
+
+BETTER, WORSE = "#2f6fde", "#d9730d"
+
+
+WINDOW_COLOURS = ("#0072b2", "#b5568c", "#00835f", "#a6761d", "#7b68b5", "#3d87b5")

@@ -1,0 +1,98 @@
+"""One self-contained HTML page for stakeholders, and the model card of an exported model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from swm import __version__
+from swm.errors import ExperimentError
+from swm.evaluation.paired import paired
+from swm.reporting.charts import differences_chart, loss_chart, scores_chart, similarity_heatmap
+from swm.reporting.commands import commands
+from swm.reporting.compare import compare, documents_of, flat_rows, row_name
+from swm.reporting.html import figure_html, template_environment
+from swm.reporting.preview import plan_view
+from swm.reporting.table import lines
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import disk_errors, replace_file
+from swm.workspace.runs import BASELINE, Run
+from swm.workspace.units import gib
+
+
+def write_report(experiment: Experiment, file: Path) -> None:
+    """Write the report; it needs no network when it is opened.
+
+    Raises:
+        ExperimentError: if the file cannot be written.
+    """
+    with disk_errors(file, 0):
+        file = file.absolute().resolve()
+        special = file.exists() and not file.is_file()
+    if special:
+        raise ExperimentError(f"{file} is not a file that can be written over. Name a file, such as report.html.")
+    replace_file(file, report_html(experiment).encode())
+
+
+def report_html(experiment: Experiment) -> str:
+    """The report: what was done, similarity, plans, scores before and after, caveats, commands."""
+    rows = compare(experiment)
+    flat = flat_rows(rows)
+    measured = [row for row in flat if row["scores"]]
+    metric = next(iter(experiment.metrics_measured()), None)
+    similarity = experiment.similarity(metric) if metric else None
+    runs = [run for run in experiment.runs() if not run.is_baseline]
+    figures: list[tuple[str, go.Figure]] = []
+    if similarity:
+        windows = runs[0].plan.windows if runs else ()
+        title = f"Similarity of all layer pairs ({metric}), windows of the first run outlined"
+        figures.append((title, similarity_heatmap(similarity["matrix"], str(metric), windows)))
+    figures += [(f"Recovery of run {run.name}", loss_chart(run.events())) for run in runs if run.stage == "recovered"]
+    if measured:
+        names = [row_name(row) for row in measured]
+        figures.append(("Zero-shot accuracy with standard errors", scores_chart(measured, names)))
+        figures += _differences(measured)
+    return (
+        template_environment()
+        .get_template("report.html")
+        .render(
+            experiment=experiment,
+            settings=experiment.settings,
+            facts=experiment.model_facts,
+            names=[row_name(row) for row in flat],
+            lines=lines(flat),
+            plans=[(run.name, run.source, plan_view(run.plan, experiment.model_facts)) for run in runs],
+            figures=[(title, figure_html(figure, first=i == 0)) for i, (title, figure) in enumerate(figures)],
+            costs=[(run.name, cost) for run in runs if (cost := _cost(run))],
+            samples=[(row_name(row), row["samples"]) for row in flat if row["samples"]],
+            conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
+            commands=commands(experiment),
+            version=__version__,
+            date=time.strftime("%Y-%m-%d"),
+        )
+    )
+
+
+def _cost(run: Run) -> list[str]:
+    """What the run took: healing, evaluation, space."""
+    recovery, scores = run.settings.get("recovery", {}), run.scores() or {}
+    found = []
+    if "seconds" in recovery:
+        tokens = recovery["steps"] * recovery["batch"] * recovery["accumulate"] * recovery["length"]
+        found.append(f"healing {recovery['seconds'] / 60:,.1f} min ({tokens:,} tokens)")
+    if seconds := scores.get("conditions", {}).get("seconds"):
+        found.append(f"evaluation {seconds:,.0f} s")
+    if size := run.settings.get("merge", {}).get("size_bytes"):
+        found.append(f"{gib(size)} on disk")
+    return found
+
+
+def _differences(measured: list[dict[str, Any]]) -> list[tuple[str, go.Figure]]:
+    """Each row against the original, over the same documents."""
+    before = documents_of(measured[0]) if measured[0]["run"] == BASELINE else {}
+    compared = [(row_name(row), paired(before, documents_of(row))) for row in measured[1:]]
+    title = "Difference of {} to the original, with its 95 % interval over the same documents"
+    return [(title.format(name), differences_chart(found)) for name, found in compared if found]

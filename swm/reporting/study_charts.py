@@ -1,0 +1,148 @@
+"""Plotly figures of studies: every method against depth, every merge rule against threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from swm.reporting.charts import LINE, plain_axes
+from swm.reporting.palette import BETTER, WORSE
+from swm.search.threshold_path import ThresholdPath
+
+COLOURS = (
+    BETTER, WORSE, "#00835f", "#b5568c", "#a6761d", "#7b68b5", "#17a2a2", "#8a8f98", "#d94a4a", "#5c6b1f",
+    "#4fb0e8", "#e0a30b", "#7bb661", "#c77dba",
+)  # fmt: skip
+TALLEST = 20  # times the original's perplexity: what lies above is broken, and would press the rest together
+SYMBOLS = ("circle", "diamond", "x")
+
+
+def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
+    """One figure of every method against the layers left, with its error bars; dashed after LoRA.
+
+    Args:
+        rows: of `study_rows.study_rows`. figure_of: "average", or a text for perplexity (drawn on a log axis).
+    """
+    figure, original = go.Figure(), next((row for row in rows if row["method"] == "original"), None)
+    lines: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row is not original and _studied(row, figure_of):
+            lines.setdefault((row["method"], row["stage"] == "recovered"), []).append(row)
+    methods = list(dict.fromkeys(method for method, _ in lines))
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
+    symbols = {method: SYMBOLS[i // len(COLOURS) % len(SYMBOLS)] for i, method in enumerate(methods)}
+    for (method, healed), points in lines.items():
+        values = [value for row in points if (value := _studied(row, figure_of))]
+        name = f"{method}{' + LoRA' if healed else ''}"
+        figure.add_scatter(
+            x=[row["layers"] for row in points],
+            y=[value for value, _, _ in values],
+            error_y={
+                "array": [high - value for value, _, high in values],
+                "arrayminus": [value - low for value, low, _ in values],
+                "thickness": 1.4,
+                "width": 4,
+            },
+            mode="lines+markers",
+            name=name,
+            line={"color": colours[method], "dash": "dot" if healed else "solid"},
+            marker={"size": 8, "symbol": symbols[method]},
+            hovertemplate="%{x} layers: %{y:,.1f}<extra>" + name + "</extra>",
+        )
+    level = original and _studied(original, figure_of)
+    if level:
+        figure.add_hline(y=level[0], line={"color": LINE, "dash": "dash"})
+        figure.add_annotation(  # plotly places an annotation on a log axis by the logarithm
+            x=0.5, xref="paper", xanchor="center", yanchor="top", text="original", font={"color": LINE},
+            showarrow=False, y=level[0] if figure_of == "average" else math.log10(level[0]),
+        )  # fmt: skip
+    title = "average accuracy, %" if figure_of == "average" else f"perplexity, {figure_of}"
+    figure = plain_axes(figure, "layers left", title, 420, legend=True)
+    figure.update_xaxes(autorange="reversed", tickvals=sorted({row["layers"] for row in rows if row is not original}))
+    if figure_of != "average":
+        _log_axis(figure, level[0] if level else None)
+    figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
+    return figure
+
+
+def _log_axis(figure: go.Figure, lowest: float | None) -> None:
+    """Perplexities on a log axis, from the original's up to TALLEST times that."""
+    ticks = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
+    values = [value for line in figure.data for value in line.y]
+    if lowest and values:
+        highest = min(max(values), TALLEST * lowest)
+        figure.update_yaxes(range=[math.log10(0.8 * lowest), math.log10(1.15 * highest)])
+
+
+def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] | None:
+    """Value, low and high of a row's figure: one standard error of the average, the 95 % interval of perplexity."""
+    if figure_of == "average":
+        value, stderr = row["average"], row["average_stderr"]
+        return None if value is None else (100 * value, 100 * (value - stderr), 100 * (value + stderr))
+    entry = row["perplexities"].get(figure_of)
+    return entry and (entry["value"], entry["low"], entry["high"])
+
+
+def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Sequence[float] = ()) -> go.Figure:
+    """Layers left, or perplexity on the calibration text, against threshold: one line for each merge rule.
+
+    Args:
+        below: thresholds under a path's range whose plans are drawn too, where they are known.
+    """
+    figure, lowest = go.Figure(), min([path.low for path in paths] + [*below], default=0.0)
+    for index, path in enumerate(paths):
+        single = [path.plan_at(threshold) for threshold in sorted(below, reverse=True) if threshold < path.low]
+        known = {step.low: step for step in (*path.intervals(), *single) if step}
+        steps = [step for step in known.values() if figure_of == "layers" or step.perplexity is not None]
+        joins = {step.high for step in steps} & {step.low for step in steps}
+        x: list[float | None] = []
+        y: list[float | None] = []
+        sizes: list[int] = []
+        for step in steps:
+            if x and step.high not in joins:  # what lies between is not computed
+                x, y, sizes = [*x, None], [*y, None], [*sizes, 0]
+            value = step.plan.layers_left if figure_of == "layers" else step.perplexity
+            x, y = [*x, step.high, max(step.low, lowest)], [*y, value, value]
+            sizes += [0 if joins & {step.low, step.high} else 6] * 2  # one known alone may be too short for a line
+        figure.add_scatter(
+            x=x,
+            y=y,
+            mode="lines+markers" if any(sizes) else "lines",
+            name=path.rule,
+            marker={"size": sizes, "opacity": 1},
+            line={"color": COLOURS[index % len(COLOURS)], "width": 2},
+            hovertemplate="%{x:.3f}: %{y:,.1f}<extra>" + path.rule + "</extra>",
+        )
+    title = "layers left" if figure_of == "layers" else "perplexity of the calibration text"
+    figure = plain_axes(figure, "threshold", title, 380, legend=True)
+    figure.update_xaxes(range=[lowest - 0.01, 1.01])
+    figure.update_yaxes(type="linear" if figure_of == "layers" else "log")
+    return figure
+
+
+def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:
+    """Score of the plans at some thresholds with its standard error: one line for each merge rule.
+
+    Args:
+        scores: rows with `rule`, `threshold`, `layers`, `task`, `value` and `stderr`, as a study of thresholds keeps.
+    """
+    figure = go.Figure()
+    for index, rule in enumerate(dict.fromkeys(row["rule"] for row in scores)):
+        rows = sorted((row for row in scores if row["rule"] == rule), key=lambda row: row["threshold"])
+        figure.add_scatter(
+            x=[row["threshold"] for row in rows],
+            y=[100 * row["value"] for row in rows],
+            error_y={"array": [100 * row["stderr"] for row in rows], "thickness": 1.4, "width": 4},
+            customdata=[row["layers"] for row in rows],
+            mode="lines+markers",
+            name=rule,
+            line={"color": COLOURS[index % len(COLOURS)]},
+            marker={"size": 8},
+            hovertemplate="%{x:.2f}, %{customdata} layers: %{y:.1f} %<extra>" + rule + "</extra>",
+        )
+    figure = plain_axes(figure, "threshold", f"{scores[0]['task']}, %" if scores else "", 380, legend=True)
+    return figure.update_xaxes(range=[min((row["threshold"] for row in scores), default=0.0) - 0.01, 1.01])

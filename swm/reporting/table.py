@@ -1,0 +1,134 @@
+"""One table of an experiment's runs: what each is, what it scores, and the difference to the original."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swm.reporting.compare import documents_key, flat_rows, row_name, same_text
+from swm.workspace.runs import BASELINE
+
+MISSING = "–"
+
+
+def conditions_of(rows: list[dict[str, Any]]) -> str:
+    """What the rows' scores were measured with, as one sentence; what is not the same for all is said in full."""
+    measured = [row for row in rows if row["conditions"]]
+    if not measured:
+        return ""
+    counts = [score["documents"] for row in measured for score in row["scores"].values()]
+    seconds = [row["conditions"].get("seconds", 0.0) for row in measured]
+    found = [f"{_span(counts)} documents of each task, zero-shot"] if counts else []
+    found += [" or ".join(dict.fromkeys(_condition(row["conditions"]) for row in measured))]
+    return f"{'; '.join(found)}. Scoring a model took {_span(seconds)} s."
+
+
+def _condition(conditions: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in conditions["versions"].items())
+    return f"{conditions['dtype']} on {conditions['device']}, seed {conditions.get('seed', MISSING)}; {versions}"
+
+
+def _span(values: list[Any]) -> str:
+    low, high = f"{min(values):,.0f}", f"{max(values):,.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The comparison as plain text, for a terminal."""
+    flat = flat_rows(rows)
+    body = [("", [row_name(row) for row in flat]), *lines(flat)]
+    head = max(len(label) for label, _ in body)
+    widths = [max(len(cells[i]) for _, cells in body) for i in range(len(flat))]
+    return "\n".join(
+        "  ".join([label.ljust(head), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
+        for label, cells in body
+    )
+
+
+def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The comparison as people read it: (what, one cell for each row); for terminal, page, report and model card."""
+    found = [
+        ("layers", [f"{row['layers']}" for row in flat]),
+        ("parameters, million", [f"{row['parameters'] / 1e6:,.1f}" for row in flat]),
+        ("size, MiB", [f"{row['size_bytes'] / 2**20:,.0f}" for row in flat]),
+    ]
+    for text in dict.fromkeys(text for row in flat for text in row["perplexities"]):
+        uses = sorted({row["shared_texts"][text] for row in flat if text in row["shared_texts"]})
+        told = f" (also the {' and '.join(uses)} text: not independent)" if uses else ""
+        entries = [row["perplexities"][text] for row in flat if text in row["perplexities"]]
+        if not all(same_text(entries[0], entry) for entry in entries):
+            told += " (different versions or lengths: not comparable)"
+        found.append((f"perplexity, {text}{told}", [interval(row["perplexities"].get(text)) for row in flat]))
+    for task in dict.fromkeys(task for row in flat for task in row["scores"]):
+        scored = [row["scores"][task] for row in flat if task in row["scores"]]
+        counts = " or ".join(dict.fromkeys(f"{score['documents']:,}" for score in scored))
+        label = f"{task}, % ({scored[0]['metric']}, {counts} documents)"
+        found.append((label, [_score(row["scores"].get(task)) for row in flat]))
+    mixed = len({str(documents_key(row)) for row in flat if row["scores"]}) > 1
+    averages = [percent(row["average"], row["average_stderr"]) + _of_tasks(row) * mixed for row in flat]
+    found.append((f"average of tasks, %{' (different documents: not comparable)' * mixed}", averages))
+    found.append(("tokens per second", _timed(flat, "tokens_per_second", 1)))
+    for batch in dict.fromkeys(batch for row in flat for batch in row["throughput"] if batch != "1"):
+        rates = [number(row["throughput"].get(batch), 0) for row in flat]
+        found.append((f"tokens per second, batch of {batch}", rates))
+    found.append(("speed, times the original", [speedup(row["speedup"]) for row in flat]))
+    found.append(("latency, ms", _timed(flat, "latency_ms", 0)))
+    memory = [row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20 for row in flat]
+    found.append(("peak memory, MiB", [number(value, 0) for value in memory]))
+    if any(row["timed_as"] for row in flat):
+        found.append(("speed measured on", [_measured(row) for row in flat]))
+    return found
+
+
+def _of_tasks(row: dict[str, Any]) -> str:
+    return f" ({len(row['scores'])} tasks)" if row["scores"] else ""
+
+
+def _measured(row: dict[str, Any]) -> str:
+    """Of what speed and memory were measured: another model of the same shape is as fast."""
+    return MISSING if row["tokens_per_second"] is None else str(row["timed_as"] or "itself")
+
+
+def _timed(flat: list[dict[str, Any]], name: str, digits: int) -> list[str]:
+    """A figure of speed of each row; where the original was measured otherwise beside it than its row says, with that.
+
+    Machines are not always as fast: two figures compare only where they were measured in turn.
+    """
+    originals = {row["experiment"]: number(row[name], digits) for row in flat if row["run"] == BASELINE}
+    cells = []
+    for row in flat:
+        beside = number(row["timed_with"].get(name), digits)
+        told = beside not in (MISSING, originals.get(row["experiment"])) and row["run"] != BASELINE
+        cells.append(number(row[name], digits) + (f" (original in the same session: {beside})" if told else ""))
+    return cells
+
+
+def interval(entry: dict[str, Any] | None) -> str:
+    return f"{_short(entry['value'])} [{_short(entry['low'])}, {_short(entry['high'])}]" if entry else MISSING
+
+
+def _short(value: float) -> str:
+    """A perplexity: those of broken models run into millions."""
+    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" if value < 100_000 else f"{value:.1e}"
+
+
+def speedup(entry: dict[str, Any] | None) -> str:
+    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]" if entry else MISSING
+
+
+def _score(entry: dict[str, Any] | None) -> str:
+    return percent(entry["value"], entry["stderr"]) if entry else MISSING
+
+
+def percent(value: float | None, stderr: float | None) -> str:
+    return MISSING if value is None or stderr is None else f"{100 * value:.1f} ± {100 * stderr:.1f}"
+
+
+def points(entry: dict[str, Any] | None) -> str:
+    """A difference of shares with its interval."""
+    if entry is None:
+        return MISSING
+    return f"{100 * entry['difference']:+.1f} [{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
+
+
+def number(value: float | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:,.{digits}f}"

@@ -1,0 +1,47 @@
+"""One function for each stage: read the experiment or run, call the engine, write the result.
+
+A stage reports through `progress(done, total, text)`, which may raise Cancelled; what was finished is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from swm.errors import ExperimentError, ModelError, SettingsError, TextError
+from swm.models.decoder import check_length, check_vocabulary
+from swm.models.load import check_dtype, check_loadable, config_facts, load_tokenizer
+from swm.models.locate import BUNDLED, load_config, local_path
+from swm.settings import ExperimentSettings
+from swm.texts.calibration import calibration_tokens
+from swm.texts.documents import text_hash
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import demo_experiment
+from swm.workspace.names import check_new, read_only_message
+
+
+def create_experiment(name: str, settings: ExperimentSettings) -> Experiment:
+    """A new experiment, once model, number format and text have been found to be usable."""
+    check_new(name)
+    if demo_experiment():  # before a model is converted for nothing
+        raise ExperimentError(read_only_message(name))
+    if not 0 <= settings.seed < 2**63:
+        raise SettingsError(f"--seed {settings.seed} is out of range. Choose 0 to {2**63 - 1}.")
+    check_dtype(settings.dtype)
+    if settings.texts.startswith("task:"):
+        raise TextError("Prompts of a task cannot calibrate: its scores would not be zero-shot. Choose another text.")
+    settings = replace(settings, model=_absolute(settings.model), texts=_absolute(settings.texts))
+    check_loadable(settings.model)
+    facts = config_facts(settings.model, settings.dtype)
+    if facts["layers"] < 2:
+        raise ModelError(f"{settings.model} has a single layer: there is nothing to merge. Choose another model.")
+    config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
+    check_length(config, settings.length)
+    tokens = calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
+    check_vocabulary(config, tokens)
+    return Experiment.create(name, settings, facts, text_hash(settings.texts))
+
+
+def _absolute(name: str) -> str:
+    """A file or folder by its full path, since jobs run elsewhere; other names as they are."""
+    path = local_path(name)
+    return str(path.absolute()) if path.exists() and name not in BUNDLED else name

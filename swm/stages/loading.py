@@ -1,0 +1,96 @@
+"""One function for each stage: read the experiment or run, call the engine, write the result.
+
+A stage reports through `progress(done, total, text)`, which may raise Cancelled; what was finished is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.errors import ExperimentError, TextError
+from swm.models.decoder import layer_count
+from swm.models.load import load_model
+from swm.models.processes import world_size
+from swm.settings import FIT_TOKENS
+from swm.texts.calibration import calibration_tokens, fit_tokens
+from swm.texts.documents import text_hash
+from swm.workspace.experiments import Experiment
+from swm.workspace.runs import Run
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def fit_tokens_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, tokens: int = FIT_TOKENS) -> Tensor:
+    """Text to fit merged layers on: of the experiment's kind, and none that its windows are scored on."""
+    settings = experiment.settings
+    check_text(experiment)
+    return fit_tokens(tokenizer, settings.texts, settings.length, settings.seed, tokens, settings.count)
+
+
+def load_original(
+    experiment: Experiment, device: str = "auto", spread: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, tokenizer = load_model(experiment.settings.model, experiment.settings.dtype, device, spread)
+    if (found := layer_count(model)) != experiment.layer_count:
+        raise ExperimentError(
+            f"{experiment.settings.model} has {found} layers now, and had {experiment.layer_count} when "
+            f"{experiment.name} was created. Create a new experiment."
+        )
+    return model, tokenizer
+
+
+def load_run(run: Run, spread: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The run's model: the original for the baseline, else the one in its folder."""
+    if run.is_baseline:
+        return load_original(run.experiment, spread=spread)
+    if not run.has_model:
+        raise ExperimentError(
+            f"Run {run.name} has no model. Merge it first: python -m swm merge {run.experiment.name} {run.name} ..."
+        )
+    return load_model(str(run.model_folder), run.experiment.settings.dtype, spread=spread)
+
+
+def calibration_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, texts: str = "") -> Any:
+    """The experiment's calibration tokens, or as many of another text."""
+    settings = experiment.settings
+    if not texts:
+        check_text(experiment)
+    return calibration_tokens(tokenizer, texts or settings.texts, settings.count, settings.length, settings.seed)
+
+
+def check_text(experiment: Experiment) -> None:
+    """Raise TextError if the calibration text is not the one that the experiment was created with."""
+    if experiment.text_hash and text_hash(experiment.settings.texts) != experiment.text_hash:
+        raise TextError(
+            f"The calibration text {experiment.settings.texts} has changed since {experiment.name} was created: new "
+            "results would not match the old ones. Restore the text, or create a new experiment."
+        )
+
+
+def conditions_for(experiment: Experiment, model: PreTrainedModel, start: float) -> dict[str, Any]:
+    """What a number was measured with."""
+    packages = ("torch", "transformers", "peft", "lm_eval")
+    return {
+        **asdict(experiment.settings),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "seconds": round(time.time() - start, 1),
+        **({"processes": world_size()} if world_size() > 1 else {}),
+        "versions": {"swm": version_of_swm(), "python": sys.version.split()[0], **{p: version(p) for p in packages}},
+    }
+
+
+def version_of_swm() -> str:
+    from swm import __version__
+
+    return __version__

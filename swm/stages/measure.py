@@ -1,0 +1,53 @@
+"""One function for each stage: read the experiment or run, call the engine, write the result.
+
+A stage reports through `progress(done, total, text)`, which may raise Cancelled; what was finished is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from swm.evaluation.cost import decode_cost
+from swm.evaluation.generation import keeps_cache
+from swm.models.offload import is_spread
+from swm.models.processes import is_first
+from swm.progress import Progress, no_progress
+from swm.similarity.layers import measure_similarity
+from swm.similarity.measure import Measure
+from swm.stages.loading import calibration_of, check_text, conditions_for, load_original
+from swm.texts.documents import text_hash
+from swm.workspace.experiments import Experiment
+
+
+def measure_experiment(
+    experiment: Experiment, how: Measure | str = "cka", progress: Progress = no_progress
+) -> dict[str, Any]:
+    """Similarity of all layer pairs, written to similarity/<name of the measure>.json."""
+    how = Measure(how) if isinstance(how, str) else how
+    progress(0, 0, "loading the model")
+    model, tokenizer = load_original(experiment, spread=True)
+    tokens = calibration_of(experiment, tokenizer, how.texts)
+    check_text(experiment)
+    start = time.time()
+    found = measure_similarity(model, tokens, how, lambda done, total: progress(done, total, "measuring"))
+    data = {
+        **asdict(how),
+        "matrix": found.matrix.tolist(),
+        "block_influence": found.block_influence.tolist(),
+        "norm": found.norm.tolist(),
+        "tokens": found.tokens,
+        "warning": found.warning,
+        "text_hash": text_hash(how.texts) if how.texts else experiment.text_hash,
+        "conditions": conditions_for(experiment, model, start),
+    }
+    if not is_first():
+        return data
+    experiment.save_similarity(how.name, data)
+    if not experiment.cost() and not is_spread(model):  # else the disk would be timed
+        prompt = calibration_of(experiment, tokenizer)[:1, :64]
+        if keeps_cache(model, prompt):
+            progress(0, 0, "timing a token")
+            experiment.save_cost(decode_cost(model, prompt))
+    return data

@@ -1,0 +1,58 @@
+"""The search on an experiment: its threshold path on disk, the plan at a threshold, with a depth, or by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swm.errors import ModelError
+from swm.merging.apply import check_plan
+from swm.plan import (
+    MergePlan,
+)
+from swm.progress import Progress, no_progress
+from swm.search.kept_path import save_path
+from swm.search.threshold_path import ThresholdPath, known_similarity
+from swm.stages.search import WORST, Loaded, bench_for, measure_perplexities, path_to_extend, scorer_for
+from swm.workspace.experiments import Experiment
+
+
+def measure_plan(
+    experiment: Experiment, plan: MergePlan, progress: Progress = no_progress, loaded: Loaded | None = None
+) -> dict[str, Any]:
+    """Similarity and perplexity on the calibration text of a plan, however it came about; kept with the path.
+
+    Raises:
+        ModelError: if the merged model's numbers overflow.
+    """
+    path = measured_path(experiment, plan, progress, loaded)
+    if path.perplexities[plan.windows] >= WORST:
+        raise ModelError(
+            "The merged model's numbers overflow: its perplexity is beyond any number. Choose other windows or another "
+            "rule, or create the experiment with --dtype float32."
+        )
+    perplexities = path.perplexities
+    return {
+        **plan.to_dict(),
+        "similarity": known_similarity(path, plan),
+        "perplexity": perplexities[plan.windows],
+        "perplexity_original": perplexities[()],
+    }
+
+
+def measured_path(
+    experiment: Experiment, plan: MergePlan, progress: Progress = no_progress, loaded: Loaded | None = None
+) -> ThresholdPath:
+    """The path of the plan's rule, with what the plan and the original measure on the calibration text in it."""
+    progress(0, 2, "loading the model")
+    bench = bench_for(experiment, plan.rule, loaded)
+    check_plan(bench.model, plan)
+    path = path_to_extend(experiment, bench.model, plan.rule)
+    if not path.is_exact(plan):
+        progress(0, 2, "similarity")
+        scorer, above, window = scorer_for(bench, plan.rule), plan.windows[1:], plan.windows[0]
+        path.keep(above, window, scorer.score(above, window), sure=path.scoring != "exact")
+        path.layer_runs += scorer.layer_runs
+    measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], bench, progress)
+    if not experiment.read_only:
+        save_path(experiment, path)
+    return path

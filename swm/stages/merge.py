@@ -1,0 +1,156 @@
+"""One function for each stage: read the experiment or run, call the engine, write the result.
+
+A stage reports through `progress(done, total, text)`, which may raise Cancelled; what was finished is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.errors import ExperimentError, ModelError, SettingsError
+from swm.evaluation.generation import check_generates
+from swm.merging.apply import apply_plan
+from swm.merging.fit import apply_fitted_plan, check_fits
+from swm.merging.stream import stream_merge
+from swm.merging.width import prune_width
+from swm.models.decoder import parameter_count, size_bytes
+from swm.models.load import save_model
+from swm.plan import MergePlan
+from swm.progress import Progress, no_progress
+from swm.registry import MERGE_RULES
+from swm.stages.loading import calibration_of, check_text, fit_tokens_of, load_original
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import check_space
+from swm.workspace.machine import free_memory_bytes
+from swm.workspace.runs import Run
+
+
+def merge_run(
+    run: Run,
+    progress: Progress = no_progress,
+    stream: bool | None = None,
+    entries: dict[str, Any] | None = None,
+) -> None:
+    """Apply a run's plan, save the smaller model and check that it reloads with the same logits.
+
+    A run that was recovered is merged again from its plan: what its recovery and scores said is forgotten, once the new
+    model has taken the place of the former one.
+
+    Args:
+        stream: merge from disk to disk without loading the model, see `swm.merging.stream`; None does that when
+            the model and its merged copy would not fit into memory.
+        entries: of another plan that is to replace the run's, as from `Experiment.plan_entries`.
+    """
+    check_not_baseline(run, "merged")
+    check_text(run.experiment)  # a streamed merge reads no text
+    entries = entries or {}
+    plan = MergePlan.from_dict(entries["plan"]) if entries else run.plan
+    if _streams(run, plan, stream) and _streamed(run, plan, entries, progress, stream is True):
+        return
+    progress(0, 3, "loading the model")
+    model, tokenizer = load_original(run.experiment)
+    check_space(run.folder, size_bytes(model))
+    progress(1, 3, "merging")
+    ids = calibration_of(run.experiment, tokenizer)
+    merged = merged_model(run.experiment, model, tokenizer, plan, progress)
+    check_generates(merged, ids[:1, :8])
+    facts = {"parameters": parameter_count(merged), "size_bytes": size_bytes(merged)}
+    progress(2, 3, "saving and reloading")
+    save_run_model(run, merged, tokenizer, ids, {**entries, "merge": facts}, "forget")
+
+
+def _streams(run: Run, plan: MergePlan, asked: bool | None) -> bool:
+    """Whether to merge from disk to disk.
+
+    Raises:
+        SettingsError: if that was asked for, and the plan needs the model's outputs.
+    """
+    able = not MERGE_RULES[plan.rule].needs_text and not plan.width.ratio
+    if asked and not able:
+        able_rules = ", ".join(name for name, rule in MERGE_RULES.items() if not rule.needs_text)
+        raise SettingsError(
+            f"--stream works on weights alone: rule {plan.rule} and cuts in width need the model loaded. Leave it "
+            f"out, or choose one of the rules {able_rules}."
+        )
+    needed = 2.2 * run.experiment.model_facts["size_bytes"]  # the model, and the merged one reloaded
+    return able and (needed > free_memory_bytes() if asked is None else asked)
+
+
+def _streamed(run: Run, plan: MergePlan, entries: dict[str, Any], progress: Progress, asked: bool) -> bool:
+    """Merge from disk to disk; False when the model is not stored so that it can be, and nobody asked for it."""
+    told = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
+    settings = run.experiment.settings
+    promise = partial(_promise_merge, run, entries)
+    try:
+        stream_merge(settings.model, plan, run.model_folder, settings.dtype, told, promise)
+    except ModelError:
+        if asked:
+            raise
+        return False
+    run.settle()
+    return True
+
+
+def _promise_merge(run: Run, entries: dict[str, Any], folder: Path, facts: dict[str, int]) -> None:
+    run.promise(folder, {**entries, "merge": facts}, "forget")
+
+
+def merged_model(
+    experiment: Experiment,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: MergePlan,
+    progress: Progress = no_progress,
+) -> PreTrainedModel:
+    """The plan applied; with rule `fit` on text of the experiment's kind."""
+    if not MERGE_RULES[plan.rule].needs_text or not plan.windows:
+        merged = apply_plan(model, plan)
+    else:
+        check_fits(model)
+        merged = apply_fitted_plan(model, plan, fit_tokens_of(experiment, tokenizer), fitting_progress(progress))
+    return cut_width(experiment, merged, tokenizer, plan, progress)
+
+
+def cut_width(
+    experiment: Experiment,
+    merged: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    plan: MergePlan,
+    progress: Progress,
+) -> PreTrainedModel:
+    if not plan.width.ratio:
+        return merged
+    told = lambda done, total: progress(0, 0, f"cutting width, text {done} of {total}")  # noqa: E731
+    return prune_width(merged, plan.width, fit_tokens_of(experiment, tokenizer), told)
+
+
+def fitting_progress(progress: Progress) -> Callable[[int, int], None]:
+    return lambda done, total: progress(0, 0, f"fitting merged layers, {done} of {total}")
+
+
+def save_run_model(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Tensor,
+    settings: dict[str, Any],
+    scores: str,
+) -> None:
+    """Put a model in the place of the run's, with what run.json is to say of it; see `Run.promise`.
+
+    Args:
+        ids: some text, to compare the reloaded model on.
+    """
+    save_model(model, tokenizer, run.model_folder, ids, lambda new: run.promise(new, settings, scores))
+    run.settle()
+
+
+def check_not_baseline(run: Run, verb: str) -> None:
+    if run.is_baseline:
+        raise ExperimentError(f"The baseline is the original model and is not {verb}. Name another run.")

@@ -1,0 +1,77 @@
+"""The search on an experiment: its threshold path on disk, the plan at a threshold, with a depth, or by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from swm.merging.apply import check_plan
+from swm.plan import (
+    DEFAULT_RULE,
+)
+from swm.progress import Progress, no_progress
+from swm.registry import MERGE_RULES
+from swm.search.kept_path import kept_path, save_path
+from swm.search.threshold_path import PlanAt
+from swm.stages.known_plan import known_plan
+from swm.stages.loading import load_original
+from swm.stages.measure_plan import measured_path
+from swm.stages.search import Loaded, bench_for, path_to_extend, scorer_for, search_path, settled_plan
+from swm.workspace.experiments import Experiment
+
+SETTLING = 8  # plans of a depth that are made exact one after the other, at most
+
+
+def plan_for(
+    experiment: Experiment,
+    *,
+    threshold: float | None = None,
+    layers: int | None = None,
+    rule: str = DEFAULT_RULE,
+    progress: Progress = no_progress,
+    precision: str = "auto",
+    load: Callable[[], Loaded] | None = None,
+) -> PlanAt:
+    """The plan at a threshold or with a number of layers: from the path where it is computed, else searched now.
+
+    Of several plans with that number of layers the one of lowest perplexity on the calibration text. The model comes
+    from `load` where a threshold has to be searched and others need it too.
+
+    Raises:
+        SettingsError: if threshold, layers or rule cannot be. PlanError: if no threshold of the path leaves so many
+            layers; the message names the nearest depths known.
+    """
+    if known := known_plan(experiment, threshold=threshold, layers=layers, rule=rule, precision=precision):
+        return known
+    path = kept_path(experiment, rule)
+    if threshold is not None:
+        return _searched_plan(experiment, threshold, rule, progress, load and load(), precision)
+    assert layers is not None
+    path = search_path(
+        experiment, rule, path.low if path else 0.5, progress=progress, precision=precision, layers=layers
+    )
+    step, loaded = path.plan_with_layers(layers), None
+    for _ in range(SETTLING):  # an exact similarity can move another plan to the front
+        if path.is_exact(step.plan):
+            break
+        loaded = loaded or (load() if load else load_original(experiment, spread=not MERGE_RULES[rule].needs_text))
+        path = measured_path(experiment, step.plan, progress, loaded)
+        step = path.plan_with_layers(layers)
+    return step
+
+
+def _searched_plan(
+    experiment: Experiment, threshold: float, rule: str, progress: Progress, loaded: Loaded | None, precision: str
+) -> PlanAt:
+    """The plan at one threshold, searched; the similarities found are kept in the path."""
+    progress(0, 0, "loading the model")
+    bench = bench_for(experiment, rule, loaded)
+    path = path_to_extend(experiment, bench.model, rule, precision="auto" if kept_path(experiment, rule) else precision)
+    scorer, layers = scorer_for(bench, rule, path.scoring), experiment.layer_count - 1
+    step = settled_plan(
+        path, bench, scorer, threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}")
+    )
+    path.layer_runs += scorer.layer_runs
+    if not experiment.read_only:
+        save_path(experiment, path)
+    check_plan(bench.model, step.plan)
+    return step

@@ -1,0 +1,84 @@
+"""The search on an experiment: its threshold path on disk, the plan at a threshold, with a depth, or by hand."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from swm.models.load import fast_format
+from swm.plan import (
+    MergePlan,
+    check_layers,
+)
+from swm.planners.plan_with import check_budget, plan_with
+from swm.progress import Progress, no_progress
+from swm.registry import PLANNERS
+from swm.settings import PLAN_BUDGET
+from swm.stages.loading import calibration_of, fit_tokens_of, load_original
+from swm.stages.measure_plan import measure_plan
+from swm.workspace.experiments import PLANS_VERSION, Experiment
+
+
+def plan_by(
+    experiment: Experiment,
+    planner: str,
+    layers: int,
+    budget: int = PLAN_BUDGET,
+    progress: Progress = no_progress,
+    *,
+    rule: str | None = None,
+    precision: str = "auto",
+) -> dict[str, Any]:
+    """A planner's plan with so many layers, what it measures, and what finding it took; kept, so it is found once.
+
+    Args:
+        rule: how its windows merge, instead of what the planner's method does.
+
+    Returns:
+        The plan's entries, `planner`, `seconds`, and similarity and perplexities as from `measure_plan`.
+
+    Raises:
+        SettingsError: if planner, layers or budget cannot be. PlanError: if the planner finds no such plan.
+    """
+    PLANNERS.check(planner)
+    check_layers(layers, experiment.layer_count)
+    check_budget(planner, budget, experiment.layer_count, layers)
+    data = experiment.planned(planner, layers)
+    fits = precision in ("auto", (data or {}).get("scoring", "auto"))
+    if data is None or data.get("budget", budget) != budget or not fits:
+        data = _found_plan(experiment, planner, layers, budget, progress, precision)
+    if rule and rule != data["rule"]:
+        plan = replace(MergePlan.from_dict(data), rule=rule)
+        return {**data, **measure_plan(experiment, plan, progress)}
+    return data
+
+
+def _found_plan(
+    experiment: Experiment, planner: str, layers: int, budget: int, progress: Progress, precision: str
+) -> dict[str, Any]:
+    start, method = time.time(), PLANNERS[planner]
+    progress(0, 0, "loading the model")
+    model, tokenizer = load_original(experiment, spread=not method.whole_model)
+    fast = fast_format(model, precision)
+    plan = plan_with(
+        planner,
+        model,
+        calibration_of(experiment, tokenizer),
+        layers,
+        experiment.settings.seed,
+        fast=fast,
+        budget=budget,
+        fit_tokens=partial(fit_tokens_of, experiment, tokenizer),
+        progress=lambda done, total, text: progress(done, total, f"{planner}: {text}"),
+    )
+    seconds = round(time.time() - start, 1)
+    measured = measure_plan(experiment, plan, progress, (model, tokenizer))
+    data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
+    data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact"}
+    if method.least_budget:
+        data["budget"] = budget
+    if not experiment.read_only:
+        experiment.save_planned(planner, layers, data)
+    return data

@@ -1,0 +1,159 @@
+"""One function for each stage: read the experiment or run, call the engine, write the result.
+
+A stage reports through `progress(done, total, text)`, which may raise Cancelled; what was finished is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.errors import ExperimentError, ModelError, TextError
+from swm.healing.layers import adapted_layers
+from swm.healing.lora import check_adapts, check_shared, recover
+from swm.healing.rows import training_rows
+from swm.merging.apply import apply_plan
+from swm.merging.fit import apply_fitted_plan, check_fits
+from swm.models.decoder import check_length
+from swm.models.load import load_tokenizer
+from swm.models.locate import load_config, skeleton
+from swm.models.processes import check_sharding, first_alone, is_first, is_sharded, world_size
+from swm.progress import Progress, no_progress
+from swm.settings import FIT_TOKENS, RecoverySettings
+from swm.stages.loading import calibration_of, check_text, digest, load_original
+from swm.stages.merge import check_not_baseline, cut_width, fitting_progress, merged_model, save_run_model
+from swm.texts.documents import recovery_examples, text_hash
+from swm.texts.example import Example
+from swm.workspace.estimate import adapter_bytes
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import check_space
+from swm.workspace.runs import Run
+
+log = logging.getLogger(__name__)
+
+
+def check_recovery(experiment: Experiment, settings: RecoverySettings) -> None:
+    """Raise what a recovery with these settings would raise, before anything is merged or loaded for it."""
+    check_text(experiment)
+    name = experiment.settings.model
+    config, tokenizer = load_config(name), load_tokenizer(name)
+    check_length(config, settings.length)
+    check_adapts(skeleton(config, name), settings)
+    training_rows(tokenizer, recovery_examples(settings.texts, settings.seed), settings)
+
+
+def check_recovery_text(run: Run, settings: RecoverySettings) -> None:
+    """Raise TextError if the text of a finished recovery is another by now."""
+    had = run.settings.get("recovery", {}).get("examples_hash")
+    if had and had != _examples_hash(recovery_examples(settings.texts, settings.seed)):
+        raise TextError(
+            f"The recovery text {settings.texts} has changed since {run.name} was healed with it. Restore it, pass "
+            "--again to heal with the new one, or choose another run."
+        )
+
+
+def _examples_hash(examples: list[Example]) -> str:
+    """Hash of the examples in their order: a recovery goes on with these alone."""
+    return digest([(example.prompt, example.response) for example in examples])
+
+
+def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_progress) -> dict[str, Any]:
+    """Heal a merged model with LoRA and put the result in the place of the merged one.
+
+    Starts from the plan, so it can be repeated; with the same settings it goes on from its last checkpoint.
+    """
+    check_not_baseline(run, "recovered")
+    if run.stage == "planned":
+        raise ExperimentError(f"Run {run.name} is not merged yet. Merge it first.")
+    folder = run.folder / "recovery"
+    check_text(run.experiment)
+    check_sharding()
+    check_shared(settings)
+    progress(0, settings.steps, "loading the model")
+    model, tokenizer = load_original(run.experiment, "cpu" if is_sharded() else "auto")
+    check_length(model.config, settings.length)
+    adapters = adapter_bytes(settings.rank, run.plan.layers_left, model.config.get_text_config().hidden_size)
+    check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * adapters)  # two checkpoints stay, one is written
+    check_adapts(model, settings)
+    ids = calibration_of(run.experiment, tokenizer)  # now: hours later the text may have changed
+    examples = recovery_examples(settings.texts, settings.seed)
+    wanted = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
+    wanted["examples_hash"] = _examples_hash(examples)
+    training_rows(tokenizer, examples, settings)  # tells of a text that is too short before anything is forgotten
+    with first_alone():
+        before = run.settings.get("recovery_started") or {}
+        if not before or any(wanted.get(name) != value for name, value in before.items()):
+            if all(before.get(name) == value for name, value in asdict(settings).items()):
+                log.warning("The recovery text %s has changed since healing began: starting over.", settings.texts)
+            run.keep_adapter()
+            shutil.rmtree(folder, ignore_errors=True)  # before what it was begun with is forgotten
+            run.clear_events()
+            run.remember(recovery_started=wanted)
+    last = ""
+    if is_first():
+        run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
+    merged, repaired = _repaired(run, model, tokenizer, examples, settings, progress)
+
+    def step(done: int, steps: int, numbers: dict[str, float]) -> None:
+        nonlocal last
+        if not is_first():
+            return
+        run.add_event(stage="recover", step=done, steps=steps, **numbers)
+        last = f"loss {numbers['loss']:.3f}" if "loss" in numbers else last
+        progress(done, steps, last)
+
+    layers = adapted_layers(run.plan, settings.adapt)
+    behind = [(own, window.last) for own, window in enumerate(run.plan.kept_layers()) if len(window) > 1]
+    original = model if settings.target != "text" else None
+    del model  # processes that share weights keep none that somebody else holds
+    healed, summary = recover(
+        merged, tokenizer, examples, settings, folder, step, original=original, layers=layers, behind=behind
+    )
+    summary["repaired"] = repaired
+    if not is_first():
+        return summary
+    recovery = {**wanted, **summary, "seconds": round(healing_seconds(run.events(), time.time()), 1)}
+    if world_size() > 1:
+        recovery["processes"] = world_size()
+    save_run_model(run, healed, tokenizer, ids, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
+    return summary
+
+
+def healing_seconds(events: Sequence[dict[str, Any]], now: float) -> float:
+    """Seconds that healing took in all its sessions; one that was killed counts up to its last event."""
+    sessions: list[list[float]] = []
+    for event in events:
+        if event.get("stage") == "recover":
+            if event.get("begun") or not sessions:
+                sessions.append([])
+            sessions[-1].append(event["time"])
+    return sum(times[-1] - times[0] for times in sessions[:-1]) + (now - sessions[-1][0] if sessions else 0.0)
+
+
+def _repaired(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    progress: Progress,
+) -> tuple[PreTrainedModel, str]:
+    """The merged model to train, its layers fitted on the text it will be trained on, and how that went."""
+    if settings.repair == "none" or not run.plan.windows:
+        return merged_model(run.experiment, model, tokenizer, run.plan, progress), "none"
+    packed = training_rows(tokenizer, examples, replace(settings, loss_on="text"))[settings.held_out :]
+    count = -(-FIT_TOKENS // settings.length)
+    tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
+    try:
+        check_fits(model)
+        merged, how = apply_fitted_plan(model, run.plan, tokens, fitting_progress(progress)), "fit"
+    except ModelError as error:  # not every family can be; training alone heals it too
+        merged, how = apply_plan(model, run.plan), f"none: {error}"
+    return cut_width(run.experiment, merged, tokenizer, run.plan, progress), how

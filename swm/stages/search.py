@@ -1,0 +1,177 @@
+"""The search on an experiment: its threshold path on disk, the plan at a threshold, with a depth, or by hand."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.merging.apply import MergedLayer
+from swm.merging.fit import check_fits, window_fitter
+from swm.models.load import fast_format
+from swm.plan import (
+    DEFAULT_RULE,
+    MergePlan,
+    Window,
+)
+from swm.progress import Progress, no_progress
+from swm.registry import MERGE_RULES
+from swm.search.find import settle, threshold_path
+from swm.search.kept_path import kept_path, outdated_path, save_path
+from swm.search.plan_loss import PlanLoss
+from swm.search.threshold_path import PlanAt, ThresholdPath
+from swm.search.walk import check_range, check_threshold
+from swm.search.window_score import WindowScorer
+from swm.settings import WINDOW_FIT_TOKENS
+from swm.stages.loading import calibration_of, fit_tokens_of, load_original
+from swm.workspace.experiments import Experiment
+
+log = logging.getLogger(__name__)
+
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+SAVE_SECONDS = 2.0
+
+
+WORST = math.exp(50.0)  # a perplexity that says no more than "broken"; JSON has no infinity
+
+
+def search_path(
+    experiment: Experiment,
+    rule: str = DEFAULT_RULE,
+    low: float = 0.5,
+    focus: float = 0.9,
+    progress: Progress = no_progress,
+    precision: str = "auto",
+    layers: int | None = None,
+) -> ThresholdPath:
+    """The threshold path from `low` to 1, written to path/<rule>.json as it grows; goes on where it stopped.
+
+    With `layers`, only as far as plans need it that leave so many.
+
+    With precision "auto", similarities are computed in bfloat16 where that is faster here; the plan at `focus` is then
+    made sure of in the model's own format, and the path says how large the difference was. A path goes on in the format
+    it was begun in, unless "exact" is asked for.
+    """
+    MERGE_RULES.check(rule)
+    check_range(low)
+    check_threshold(focus)
+    progress(0, 0, "loading the model")
+    bench = bench_for(experiment, rule)
+    path = path_to_extend(experiment, bench.model, rule, low, precision)
+    scorer = scorer_for(bench, rule, path.scoring)
+    path.low = min(path.low, low)  # similarities do not depend on the range: they are kept
+    saved, runs_before = time.monotonic(), path.layer_runs
+
+    def save() -> None:
+        path.layer_runs = runs_before + scorer.layer_runs
+        save_path(experiment, path)
+
+    def step(path: ThresholdPath, covered: float) -> None:
+        nonlocal saved
+        if time.monotonic() - saved > SAVE_SECONDS:
+            save()
+            saved = time.monotonic()
+        progress(round(1000 * covered), 1000, f"{len(path.similarities)} windows tried")
+
+    try:
+        settled_plan(path, bench, scorer, focus, lambda layer: step(path, 0.0))
+        save()
+        threshold_path(
+            experiment.layer_count,
+            scorer.score,
+            path.low,
+            path.high,
+            rule=rule,
+            focus=focus,
+            path=path,
+            on_step=step,
+            score_together=scorer.score_together,
+            at_once=scorer.at_once,
+            layers=layers,
+        )
+        save()
+        plans = [MergePlan(path.layer_count, (), rule), *(step.plan for step in path.intervals())]
+        wanted = [plan for plan in plans if layers is None or not plan.windows or plan.layers_left == layers]
+        measure_perplexities(path, wanted, bench, progress, save)
+    finally:
+        save()
+    return path
+
+
+def measure_perplexities(
+    path: ThresholdPath,
+    plans: Sequence[MergePlan],
+    bench: Bench,
+    progress: Progress,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """Perplexity on the calibration text of those of the plans that have none yet; each is kept as it comes.
+
+    In the number format of the path's similarities; bfloat16 moves it by some 0.1 %.
+    """
+    left = [plan for plan in dict.fromkeys(plans) if plan.windows not in path.perplexities]
+    if not left:
+        return
+    loss = PlanLoss(bench.model, bench.tokens, bench.make, fast=path.scoring != "exact")
+    for done, plan in enumerate(left):
+        progress(done, len(left), f"perplexity of plan {done + 1} of {len(left)}")
+        path.perplexities[plan.windows] = min(math.exp(min(loss(plan), 50.0)), WORST)
+        save()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What windows are tried on; `make` gives the merged layer where the rule needs more than the weights."""
+
+    model: PreTrainedModel
+    tokens: Tensor
+    make: Callable[[Window], MergedLayer] | None
+
+
+def bench_for(experiment: Experiment, rule: str, loaded: Loaded | None = None) -> Bench:
+    """What windows of an experiment are tried on with a rule."""
+    needs_text = MERGE_RULES[rule].needs_text
+    model, tokenizer = loaded or load_original(experiment, spread=not needs_text)
+    if needs_text:
+        check_fits(model)
+    tokens = calibration_of(experiment, tokenizer)
+    if not needs_text:
+        return Bench(model, tokens, None)
+    return Bench(model, tokens, window_fitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS)))
+
+
+def path_to_extend(
+    experiment: Experiment, model: PreTrainedModel, rule: str, low: float = 0.5, precision: str = "auto"
+) -> ThresholdPath:
+    """The path as far as it is there and can be relied on; a new one in the precision asked for."""
+    if doubt := outdated_path(experiment, rule):
+        log.warning("Recomputing the threshold path for rule %s: %s.", rule, doubt)
+    path = kept_path(experiment, rule) or ThresholdPath(experiment.layer_count, rule, low)
+    if not path.similarities:
+        path.scoring = "bfloat16" if fast_format(model, precision) else "exact"
+    elif precision == "exact" and path.scoring != "exact":
+        log.warning("Recomputing the threshold path for rule %s: it was computed in %s.", rule, path.scoring)
+        path = ThresholdPath(experiment.layer_count, rule, path.low)
+    path.text_hash = experiment.text_hash
+    return path
+
+
+def scorer_for(bench: Bench, rule: str, scoring: str = "exact") -> WindowScorer:
+    return WindowScorer(bench.model, bench.tokens, rule, fast=scoring != "exact", merged=bench.make)
+
+
+def settled_plan(
+    path: ThresholdPath, bench: Bench, scorer: WindowScorer, threshold: float, on_step: Callable[[int], None]
+) -> PlanAt:
+    """The plan at a threshold, computed as far as it is missing and made sure of in the model's own format."""
+    if path.scoring == "exact":
+        return path.extend_quickly(threshold, scorer.score, on_step)
+    return settle(path, threshold, scorer.score, scorer_for(bench, path.rule).score, on_step)

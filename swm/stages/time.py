@@ -1,0 +1,41 @@
+"""One function for each stage: read the experiment or run, call the engine, write the result.
+
+A stage reports through `progress(done, total, text)`, which may raise Cancelled; what was finished is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from swm.errors import SettingsError
+from swm.evaluation.speed import throughput, time_models
+from swm.models.decoder import check_length
+from swm.progress import Progress, no_progress
+from swm.stages.loading import calibration_of, conditions_for, load_original, load_run
+from swm.workspace.runs import BASELINE, Run
+
+NEW_TOKENS = 32  # generated to time a model
+
+
+def time_run(run: Run, new_tokens: int = NEW_TOKENS, progress: Progress = no_progress) -> dict[str, Any]:
+    """Latency, speed and memory of a run, measured in turn with the original; written to timing.json of both."""
+    if not 2 <= new_tokens <= 10_000:
+        raise SettingsError(f"--tokens {new_tokens} is out of range. Choose 2 to 10,000.")
+    progress(0, 0, "loading the models")
+    original, tokenizer = load_original(run.experiment)
+    prompt = calibration_of(run.experiment, tokenizer)[:1, :64]
+    check_length(original.config, prompt.shape[1] + new_tokens)
+    pair = [original] if run.is_baseline else [original, load_run(run)[0]]
+    start = time.time()
+    found = time_models(pair, prompt, new_tokens, on_progress=progress)
+    progress(0, 0, "throughput by batch size")
+    for one, rates in zip(found, throughput(pair, prompt), strict=True):
+        one["throughput"] = rates
+    conditions = conditions_for(run.experiment, original, start)
+    data = {**found[-1], "conditions": conditions}
+    if not run.is_baseline:
+        data["baseline"] = found[0]
+        run.experiment.run(BASELINE).save("timing", {**found[0], "conditions": conditions})
+    run.save("timing", data)
+    return data

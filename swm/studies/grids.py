@@ -1,0 +1,288 @@
+"""Grids of studies, declared in assets/studies.yaml: which methods, at which depths, scored how. No torch."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+from swm.errors import SettingsError
+from swm.evaluation.task_names import MOST_DOCUMENTS, parse_tasks
+from swm.plan import WHOLE, WidthCut
+from swm.registry import MERGE_RULES, PLANNERS
+from swm.settings import RecoverySettings, preset_settings
+from swm.similarity.measure import Measure
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import APP_FOLDER
+from swm.workspace.records import NUMBER, TEXT, Shape, an, many, maybe
+from swm.workspace.records import WHOLE as WHOLE_NUMBER
+
+GRIDS = APP_FOLDER / "assets" / "studies.yaml"
+KINDS = {
+    "methods": "All methods at several depths: perplexity, scores, speed (the paper's tables 1 and 2).",
+    "healing": "Before and after LoRA at several depths (figure 4).",
+    "width": "Depth against score with width cut as well, at equal numbers of parameters (figure 3).",
+    "thresholds": "Layers left, perplexity and score against threshold, for every merge rule (figure 5).",
+    "texts": "Heat maps of the zero-shot tasks' prompts (figure 1).",
+}
+SEED = "-seed-"  # in the name of a run that is healed with another seed than the recovery's own
+OF_RUNS = ("methods", "healing", "width")
+NAMES: Shape = many(TEXT)
+LIMIT: Shape = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_DOCUMENTS}, {"const": "none"}]}
+RUNS_SHAPE = an(
+    {
+        "ratios": many(NUMBER), "planners": NAMES, "rules": NAMES, "heal": NAMES, "recovery": an({"preset": TEXT}),
+        "tasks": TEXT, "limit": LIMIT, "time": {"type": "boolean"}, "keep_models": {"type": "boolean"},
+    },
+    total=maybe(NUMBER), width_by=NAMES, lora_alone=NAMES, seeds=many(WHOLE_NUMBER),
+)  # fmt: skip
+GRID_SHAPES = {
+    **dict.fromkeys(OF_RUNS, RUNS_SHAPE),
+    "thresholds": an({"rules": NAMES}, **{"from": NUMBER}, scored_at=many(NUMBER), task=TEXT, limit=LIMIT),
+    "texts": an({"metric": TEXT, "texts": NAMES}),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one depth, and a cut in width after it. A method is a planner, or a rule of the threshold walk."""
+
+    method: str
+    layers: int
+    recovery: RecoverySettings | None = None  # None leaves healing out
+    width: WidthCut = WHOLE
+    seed: int | None = None  # of healing, where it is not the one that the grid's recovery names
+
+    @property
+    def name(self) -> str:
+        """What tables and charts call it."""
+        return self.width.after(self.method)
+
+    @property
+    def run(self) -> str:
+        """Name of its run."""
+        name = f"{self.method.replace('_', '-')}-{self.layers}"
+        if self.width.ratio:
+            name += f"-{self.width.method}-{1000 * self.width.ratio:.0f}"
+        return name if self.seed is None else f"{name}{SEED}{self.seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a study of runs asks of each; see assets/studies.yaml.
+
+    Attributes:
+        total: share of the layers' weights to remove in all: what depth leaves of it goes by width, `width_by`. None
+            leaves width alone.
+        lora_alone: those of `heal` whose merged layers are not fitted before LoRA, as their papers do it.
+        seeds: each of `heal` is healed with each of them, and its row has their means; empty for `recovery`'s own.
+    """
+
+    ratios: tuple[float, ...]
+    planners: tuple[str, ...]
+    rules: tuple[str, ...]
+    heal: tuple[str, ...]
+    recovery: RecoverySettings
+    tasks: tuple[str, ...]
+    limit: int | None
+    time: bool
+    keep_models: bool
+    total: float | None = None
+    width_by: tuple[str, ...] = ("flap",)
+    lora_alone: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for planner in self.planners:
+            PLANNERS.check(planner)
+        for rule in self.rules:
+            MERGE_RULES.check(rule)
+        unknown = sorted({*self.heal} - {*self.planners, *self.rules})
+        if unknown:
+            raise SettingsError(
+                f"The grid heals {', '.join(unknown)}, but does not plan it. Name it as planner or rule."
+            )
+        if fitted := sorted({*self.lora_alone} & {"best", "fit"}):
+            raise SettingsError(
+                f"The grid names {fitted[0]} under lora_alone, but its rule solves for the layers. Leave it out there."
+            )
+        if unhealed := sorted({*self.lora_alone} - {*self.heal}):
+            raise SettingsError(
+                f"The grid names {', '.join(unhealed)} under lora_alone, but does not heal it. Name it under heal too."
+            )
+        for method in self.width_by:
+            WidthCut(0.0, method)
+        for seed in self.seeds:
+            replace(self.recovery, seed=seed)  # raises
+        if len({*self.seeds}) < len(self.seeds):
+            raise SettingsError("The grid names a seed twice. Name each once.")
+        for ratio in (*self.ratios, self.total or 0.0):
+            if not 0 <= ratio < 1:
+                raise SettingsError(f"Ratio {ratio} is out of range. Choose 0 or more, and less than 1.")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Grid:
+        """From an entry of the file."""
+        tasks, recovery = data["tasks"], dict(data["recovery"])
+        return cls(
+            ratios=tuple(float(ratio) for ratio in data["ratios"]),
+            planners=tuple(data["planners"]),
+            rules=tuple(data["rules"]),
+            heal=tuple(data["heal"]),
+            recovery=preset_settings(recovery.pop("preset"), **recovery),
+            tasks=() if tasks == "none" else parse_tasks(tasks),
+            limit=None if data["limit"] == "none" else int(data["limit"]),
+            time=data["time"],
+            keep_models=data["keep_models"],
+            total=data.get("total"),
+            width_by=tuple(data.get("width_by", ("flap",))),
+            lora_alone=tuple(data.get("lora_alone", ())),
+            seeds=tuple(data.get("seeds", ())),
+        )
+
+    def cells(self, layer_count: int) -> list[Cell]:
+        """Depth by depth, so that all methods can be compared at the first before the next begins."""
+        return [
+            Cell(method, layers, recovery, width, None if seed == self.recovery.seed else seed)
+            for layers in dict.fromkeys(max(1, round(layer_count * (1 - ratio))) for ratio in self.ratios)
+            for method in (*self.planners, *self.rules)
+            for width in self._widths(layers / layer_count)
+            for seed, recovery in self._recoveries_of(method)
+        ]
+
+    def _recoveries_of(self, method: str) -> list[tuple[int, RecoverySettings | None]]:
+        own = self.recovery.seed
+        if method not in self.heal:
+            return [(own, None)]
+        recovery = replace(self.recovery, repair="none") if method in self.lora_alone else self.recovery
+        return [(seed, replace(recovery, seed=seed)) for seed in self.seeds or (own,)]
+
+    def _widths(self, left: float) -> list[WidthCut]:
+        """The cuts after which so many of the layers' weights are gone as `total` says; none if depth took more."""
+        if self.total is None:
+            return [WHOLE]
+        ratio = round(1 - (1 - self.total) / left, 3)
+        return list(dict.fromkeys(WidthCut(ratio, by) if ratio > 0 else WHOLE for by in self.width_by))
+
+
+@dataclass(frozen=True)
+class ThresholdGrid:
+    """What the study of thresholds asks for.
+
+    Attributes:
+        low: where the threshold paths begin; None leaves the paths out but for the walks at `scored_at`.
+        scored_at: thresholds whose plans are scored on `limit` documents of `task`; None for all documents.
+    """
+
+    rules: tuple[str, ...]
+    low: float | None
+    scored_at: tuple[float, ...] = ()
+    task: str = "hellaswag"
+    limit: int | None = 100
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            MERGE_RULES.check(rule)
+        if self.low is None and not self.scored_at:
+            raise SettingsError("The grid asks for no threshold. Name from, for whole paths, or scored_at.")
+        if self.low is not None and not 0 < self.low <= 1:
+            raise SettingsError(f"The grid's from: {self.low} is out of range. Choose more than 0, up to 1.")
+        for threshold in self.scored_at:
+            if not (self.low or 0) <= threshold <= 1 or not threshold:
+                known = f"{self.low} to 1" if self.low else "more than 0, up to 1"
+                raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Choose {known}.")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ThresholdGrid:
+        """From an entry of the file."""
+        limit = data.get("limit", 100)
+        return cls(
+            rules=tuple(data["rules"]),
+            low=float(data["from"]) if "from" in data else None,
+            scored_at=tuple(float(threshold) for threshold in data.get("scored_at", ())),
+            task=data.get("task", "hellaswag"),
+            limit=None if limit == "none" else int(limit),
+        )
+
+    def scores_in(self, kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those of a study's kept scores that this grid asks for."""
+        how = (self.task, self.limit)
+        asked = [row for row in kept if (row["task"], row["limit"]) == how]
+        return [row for row in asked if row["rule"] in self.rules and row["threshold"] in self.scored_at]
+
+
+def tasks_of(kind: str, grid: dict[str, Any]) -> tuple[str, ...]:
+    """The tasks that a grid scores models on."""
+    if kind in OF_RUNS:
+        return Grid.from_dict(grid).tasks
+    asked = ThresholdGrid.from_dict(grid) if kind == "thresholds" else None
+    return (asked.task,) if asked and asked.scored_at else ()
+
+
+def grid_of(experiment: Experiment, kind: str, file: Path | None = None) -> dict[str, Any]:
+    """A study's grid: the file's; without a file that of the study's last pass, and before one the usual grid.
+
+    Raises:
+        SettingsError: if there is no such study, or its grid cannot be read.
+    """
+    last = (experiment.study(kind) or {}).get("grid") if kind in KINDS and not file else None
+    return checked_grid(kind, last, f"The study of {experiment.name}") if last else read_grid(kind, file)
+
+
+def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
+    """A study's grid as the file says it, checked.
+
+    Raises:
+        SettingsError: if there is no such study, or the file has no grid for it that can be.
+    """
+    if kind not in KINDS:
+        raise SettingsError(f"'{kind}' is not a study. Choose one of: {', '.join(KINDS)}.")
+    file = file or GRIDS
+    try:
+        grid: dict[str, Any] = dict(yaml.safe_load(file.read_text(encoding="utf-8"))[kind])
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise _unreadable(kind, f"{file}", f"{type(error).__name__}: {error}") from None
+    return checked_grid(kind, grid, f"{file}")
+
+
+def checked_grid(kind: str, grid: dict[str, Any], where: str) -> dict[str, Any]:
+    """The grid itself; raises SettingsError, naming `where` it lies, if it is none of that kind."""
+    shape = {**GRID_SHAPES[kind], "additionalProperties": False}
+    if wrong := best_match(Draft202012Validator(shape).iter_errors(grid)):
+        raise _unreadable(kind, where, ": ".join([*map(str, wrong.path), wrong.message]))
+    try:
+        if kind in OF_RUNS:
+            Grid.from_dict(grid)
+        elif kind == "thresholds":
+            ThresholdGrid.from_dict(grid)
+        else:
+            for text in grid["texts"]:
+                Measure(grid["metric"], texts=text)
+    except (TypeError, ArithmeticError) as error:  # an unknown setting of the recovery, a number beyond all bounds
+        raise _unreadable(kind, where, str(error)) from None
+    return grid
+
+
+def _unreadable(kind: str, where: str, reason: str) -> SettingsError:
+    reason = " ".join(reason.split())[:200]
+    return SettingsError(
+        f"{where} has no grid '{kind}' that can be read ({reason}). Compare it with {GRIDS}, or pass that file: --grid."
+    )
+
+
+def grid_text(kind: str) -> str:
+    """The part of assets/studies.yaml that declares a study."""
+    lines = GRIDS.read_text(encoding="utf-8").splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith(f"{kind}:"))
+    rest = itertools.takewhile(lambda line: not line or line[0] == " ", lines[first + 1 :])
+    return "\n".join([lines[first], *rest]).rstrip()
+
+
+def grid_yaml(kind: str, grid: dict[str, Any]) -> str:
+    """A grid as a file would declare it, to be shown and copied."""
+    return yaml.safe_dump({kind: grid}, sort_keys=False, default_flow_style=None, width=110).rstrip()

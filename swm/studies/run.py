@@ -1,0 +1,218 @@
+"""Studies: every method at several depths, before and after healing, on one model. Each cell is a run like any other.
+
+A study goes on where it stopped: what a run has is not computed again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+from swm.errors import ModelError, PlanError, SettingsError, TextError
+from swm.evaluation.tasks import check_request, zero_shot
+from swm.plan import MergePlan
+from swm.progress import Progress, no_progress, part_of
+from swm.registry import PLANNERS
+from swm.settings import PERPLEXITY_TEXTS, RecoverySettings
+from swm.similarity.measure import Measure
+from swm.stages.evaluate import evaluate_run
+from swm.stages.loading import load_original
+from swm.stages.measure import measure_experiment
+from swm.stages.measure_plan import measured_path
+from swm.stages.merge import merge_run, merged_model
+from swm.stages.plan import plan_for
+from swm.stages.plan_by import plan_by
+from swm.stages.recover import recover_run
+from swm.stages.search import search_path
+from swm.stages.time import NEW_TOKENS, time_run
+from swm.studies.grids import OF_RUNS, Cell, Grid, ThresholdGrid, tasks_of
+from swm.workspace.experiments import Experiment
+from swm.workspace.recipe import recipe_of
+from swm.workspace.runs import BASELINE, Run
+
+CELL_ERRORS = (PlanError, ModelError, TextError, SettingsError)  # the other cells can go on
+
+
+def run_study(
+    experiment: Experiment, kind: str, grid: dict[str, Any], progress: Progress = no_progress
+) -> dict[str, str]:
+    """Run what a grid asks for and is not there yet.
+
+    Args:
+        grid: as from `grids.read_grid`.
+
+    Returns:
+        The cells that cannot be, with the reason: a method that finds no such plan, a rule that the model does not go
+        with.
+    """
+    if tasks := tasks_of(kind, grid):
+        check_request(tasks, None)  # a grid that cannot be must not take the place of the last
+    experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": {}, "grid": grid})  # pages show this grid
+    if kind in OF_RUNS:
+        failed = _study_runs(experiment, Grid.from_dict(grid), progress)
+    elif kind == "thresholds":
+        failed = _study_thresholds(experiment, ThresholdGrid.from_dict(grid), progress)
+    else:
+        failed = {}
+        measures = [Measure(grid["metric"], texts=text) for text in grid["texts"]]
+        for place, how in enumerate(measures):
+            if not experiment.similarity(how.name):
+                measure_experiment(experiment, how, part_of(progress, place, len(measures), how.texts))
+    experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": failed, "grid": grid})
+    return failed
+
+
+def _study_thresholds(experiment: Experiment, grid: ThresholdGrid, progress: Progress) -> dict[str, str]:
+    failed: dict[str, str] = {}
+    if grid.low is not None:
+        parts = len(grid.rules) * (2 if grid.scored_at else 1)
+        for place, rule in enumerate(grid.rules):
+            try:
+                search_path(experiment, rule, grid.low, progress=part_of(progress, place, parts, rule))
+            except CELL_ERRORS as error:
+                failed[rule] = str(error)
+        progress = part_of(progress, 1, 2, "scores")
+    if grid.scored_at:
+        failed |= _score_thresholds(experiment, grid, [rule for rule in grid.rules if rule not in failed], progress)
+    return failed
+
+
+def _score_thresholds(
+    experiment: Experiment, grid: ThresholdGrid, rules: list[str], progress: Progress
+) -> dict[str, str]:
+    """Scores of the plans at the grid's thresholds, each plan's once; kept with the study as they come."""
+    kept = experiment.study("thresholds") or {}
+    how, scores = {"task": grid.task, "limit": grid.limit}, list(kept.get("scores", []))
+    known = {_plan_key(one): one for one in scores if _holds(one, how)}
+    cells = [(rule, threshold) for rule in rules for threshold in grid.scored_at]
+    failed, original = {}, cache(partial(load_original, experiment))
+    for place, (rule, threshold) in enumerate(cells):
+        told = part_of(progress, place, len(cells), f"{rule} at {threshold:g}")
+        entry = {"rule": rule, "threshold": threshold, **how}
+        try:
+            step = plan_for(experiment, threshold=threshold, rule=rule, progress=told, load=original)
+            plan = step.plan
+            if step.perplexity is None:
+                measured_path(experiment, plan, told, original())
+            new = {**entry, "layers": plan.layers_left, "windows": plan.to_dict()["windows"]}
+            if any(_holds(one, new) for one in scores):
+                continue
+            if _plan_key(new) not in known:
+                model, tokenizer = original()
+                merged = merged_model(experiment, model, tokenizer, plan, told)
+                known[_plan_key(new)] = zero_shot(merged, tokenizer, [grid.task], grid.limit, told)[0].to_dict()
+        except CELL_ERRORS as error:  # of this plan alone
+            failed[f"{rule} at {threshold:g}"] = str(error)
+            continue
+        scores = [one for one in scores if not _holds(one, entry)]  # of a plan that was there before
+        scores.append({**known[_plan_key(new)], **new})
+        experiment.save_study("thresholds", {**kept, "scores": scores})
+    return failed
+
+
+def _holds(row: dict[str, Any], entries: dict[str, Any]) -> bool:
+    return all(row.get(name) == value for name, value in entries.items())
+
+
+def _plan_key(score: dict[str, Any]) -> tuple[str, str]:
+    """The same for all that is scored with the same merged model: rules do not differ where nothing merges."""
+    return score["rule"] if score["windows"] else "", str(score["windows"])
+
+
+def _study_runs(experiment: Experiment, grid: Grid, progress: Progress) -> dict[str, str]:
+    cells = grid.cells(experiment.layer_count)
+    _score(experiment.run(BASELINE), grid, part_of(progress, 0, len(cells) + 1, "original"))
+    failed = {}
+    for place, cell in enumerate(cells, 1):
+        try:
+            _run_cell(experiment, cell, grid, part_of(progress, place, len(cells) + 1, cell.run))
+        except CELL_ERRORS as error:
+            failed[cell.run] = str(error)
+    return failed
+
+
+def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress) -> None:
+    """Merge, score, heal, score again: what of it is not there yet, or is of another grid."""
+    run = _planned(experiment, cell, progress)
+    recovery = cell.recovery or recipe_of(run).recovery  # one that another grid healed stays healed
+    begin = _has_to_begin(run, grid, recovery)
+    if not begin and _is_scored(run, grid) and (run.stage == "recovered" or not recovery):
+        return
+    if begin:
+        merge_run(run, progress)
+    if run.stage == "merged" and not run.settings.get("recovery_started"):
+        _score(run, grid, progress)
+    if recovery and (run.stage == "merged" or not (run.has_model or _is_scored(run, grid))):
+        recover_run(run, recovery, progress)
+    _score(run, grid, progress)
+    if not grid.keep_models:
+        shutil.rmtree(run.model_folder, ignore_errors=True)
+        shutil.rmtree(run.folder / "recovery", ignore_errors=True)
+
+
+def _has_to_begin(run: Run, grid: Grid, recovery: RecoverySettings | None) -> bool:
+    if run.stage == "merged":
+        return not run.has_model and not _is_scored(run, grid)
+    if run.stage == "recovered":
+        return recovery != recipe_of(run).recovery or not _fits(run.scores_before_recovery(), grid)
+    return True
+
+
+def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
+    if (experiment.folder / "runs" / cell.run / "run.json").is_file():
+        run = experiment.run(cell.run)
+        if run.settings.get("method") != cell.method:
+            raise SettingsError(
+                f"There is a run {cell.run} that no study made. Delete it, or leave it out of the grid."
+            )
+        return run
+    if cell.method in PLANNERS:
+        data = plan_by(experiment, cell.method, cell.layers, progress=progress)
+        plan, threshold, similarity = MergePlan.from_dict(data), None, data["similarity"]
+    else:
+        step = plan_for(experiment, layers=cell.layers, rule=cell.method, progress=progress)
+        plan, threshold, similarity = step.plan, step.threshold, step.similarity
+    return experiment.create_run(cell.run, replace(plan, width=cell.width), threshold, similarity, cell.method)
+
+
+def _score(run: Run, grid: Grid, progress: Progress) -> None:
+    if not _fits(run.scores(), grid):
+        evaluate_run(run, grid.tasks, grid.limit, progress)
+    if grid.time and not _take_timing(run):
+        time_run(run, progress=progress)
+
+
+def _take_timing(run: Run) -> bool:
+    """Whether the run is timed; if not it takes the timing of a study's run with as many layers and parameters.
+
+    Equal shapes are equally fast, and so is a run before its recovery and after.
+    """
+    if run.timing():
+        return True
+    original = run.experiment.run(BASELINE).timing() or {}
+    for other in [] if run.is_baseline else run.experiment.runs():
+        if "method" not in other.settings or _shape(run) != _shape(other):
+            continue
+        timing = other.timing() or other.timing_before_recovery() or {}
+        if (timing.get("new_tokens"), timing.get("device")) == (NEW_TOKENS, original.get("device")):
+            run.save("timing", {"timed_as": other.name, **timing})
+            return True
+    return False
+
+
+def _shape(run: Run) -> tuple[int, int]:
+    return run.plan.layers_left, run.settings.get("merge", {}).get("parameters", 0)
+
+
+def _is_scored(run: Run, grid: Grid) -> bool:
+    """Whether it has all the grid asks for; a timing that another run has already is taken over."""
+    return _fits(run.scores(), grid) and (not grid.time or _take_timing(run))
+
+
+def _fits(scores: dict[str, Any] | None, grid: Grid) -> bool:
+    """Whether scores are of the grid's tasks, documents and texts: only then can they stand in one chart."""
+    if scores is None or scores["limit"] != grid.limit:
+        return False
+    return set(scores["tasks"]) == set(grid.tasks) and set(PERPLEXITY_TEXTS) <= set(scores["perplexity"])

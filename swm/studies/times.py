@@ -1,0 +1,26 @@
+"""What a run will need: time by stage, memory, disk. From the model's size and rates measured once here. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from swm.plan import MergePlan, WidthCut, Window
+from swm.studies.grids import Grid
+from swm.workspace.estimate import estimate_run
+
+
+def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid, folder: Path) -> float:
+    """What all cells of a study take when none is there yet, the planners' searches left out; 0 if unknown."""
+    total, timed = 0.0, set[tuple[int, WidthCut]]()
+    for cell in grid.cells(facts["layers"]):
+        dropped = facts["layers"] - cell.layers
+        plan = MergePlan(facts["layers"], (Window(0, dropped),) if dropped else ())
+        evaluations = 2 if cell.recovery else 1
+        needs = estimate_run(facts, cost, plan, cell.recovery, grid.limit, folder, len(grid.tasks), evaluations)
+        shape = (cell.layers, cell.width)
+        if not grid.time or shape in timed:
+            total -= needs.seconds.get("time", 0)
+        timed.add(shape)
+        total += needs.total_seconds
+    return total

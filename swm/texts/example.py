@@ -1,0 +1,18 @@
+"""One document of a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document in two parts, of which a recovery can learn the second alone; plain text has no prompt."""
+
+    prompt: str
+    response: str
+
+    @property
+    def text(self) -> str:
+        """The whole document."""
+        return self.prompt + self.response

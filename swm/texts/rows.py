@@ -1,0 +1,104 @@
+"""Texts that are not registered by name: files, folders and data sets of the hub. The only users of datasets beside
+`bundled`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from swm.errors import TextError
+from swm.registry import TEXTS
+from swm.texts.example import Example
+
+MAX_DOCUMENTS = 20_000
+MAX_DOCUMENT_CHARACTERS = 1_000_000
+
+
+def read_examples(texts: str, purpose: str) -> Iterator[Example]:
+    """The documents of a .txt or .jsonl file, a local folder, or a hub data set.
+
+    Raises:
+        TextError: if there is no such text, or it cannot be read.
+    """
+    return map(example_of, _rows(texts, purpose))
+
+
+def _rows(texts: str, purpose: str) -> Iterator[dict[str, Any]]:
+    path = Path(texts).expanduser()
+    readers: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {".txt": _txt_rows, ".jsonl": _jsonl_rows}
+    if path.suffix in readers:
+        if not path.is_file():
+            raise TextError(f"There is no file {path}. Check the path of the text.")
+        try:
+            yield from readers[path.suffix](path)
+        except UnicodeDecodeError:
+            raise TextError(f"{path} is not UTF-8 text. Save it as UTF-8 and try again.") from None
+        return
+    yield from hub_rows(texts, purpose, texts)
+
+
+def _txt_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Paragraphs, divided by blank lines."""
+    with path.open(encoding="utf-8-sig") as file:
+        paragraph: list[str] = []
+        for line in iter(partial(file.readline, MAX_DOCUMENT_CHARACTERS), ""):
+            if line.strip():
+                paragraph.append(line)
+            elif paragraph:
+                yield {"text": "".join(paragraph)}
+                paragraph = []
+        yield {"text": "".join(paragraph)}
+
+
+def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(iter(partial(file.readline, MAX_DOCUMENT_CHARACTERS), ""), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                raise TextError(f"Line {number} of {path} is not JSON. Each line has to be one JSON object.") from None
+            yield row if isinstance(row, dict) else {"text": row}
+
+
+def hub_rows(repository: str, purpose: str, name: str) -> Iterator[dict[str, Any]]:
+    """Rows of a hub data set (or a local folder with one), streamed, at most MAX_DOCUMENTS.
+
+    Args:
+        repository: as in org/name or org/name:config.
+        name: what the user called it, for messages.
+    """
+    import datasets
+
+    folder, _, config = repository.partition(":")
+    ordered = ["test", "validation", "train"] if purpose == "perplexity" else ["train", "validation", "test"]
+    try:
+        splits = datasets.load_dataset(folder, config or None, streaming=True)
+        rows = splits[next(split for split in (*ordered, *splits) if split in splits)]
+        yield from rows.take(MAX_DOCUMENTS)
+    except (OSError, ValueError, RuntimeError, StopIteration) as error:
+        line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        known = ", ".join(text for text, source in TEXTS.items() if purpose in source.purposes)
+        raise TextError(
+            f"Cannot load text '{name}': {line} Name one of {known}, a .txt or .jsonl file, or a hub data set "
+            "(org/name or org/name:config), which needs a network."
+        ) from None
+
+
+def example_of(row: dict[str, Any]) -> Example:
+    """A document: prompt and response by the usual column names; else the whole text is the response."""
+    if "output" in row and "instruction" in row:  # alpaca
+        extra = f"\n\n### Input:\n{row['input']}" if row.get("input") else ""
+        return Example(f"### Instruction:\n{row['instruction']}{extra}\n\n### Response:\n", str(row["output"]))
+    if "prompt" in row and "response" in row:
+        return Example(str(row["prompt"]), str(row["response"]))
+    for column in ("text", "sentence", "content", "document", "passage"):
+        if isinstance(row.get(column), str):
+            return Example("", row[column])
+    raise TextError(
+        f"No text column among {', '.join(map(str, row))[:200]}. Name the column text, or prompt and response."
+    )

@@ -1,0 +1,216 @@
+"""Experiments and runs: folders and JSON on disk. The pages read them, the stages write them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swm.errors import ExperimentError, PlanError, SettingsError
+from swm.plan import MergePlan
+from swm.workspace.files import sweep, write_json
+from swm.workspace.reading import checked_file, once_for_each_writing
+from swm.workspace.records import is_like
+from swm.workspace.tracked import Tracked
+
+if TYPE_CHECKING:
+    from swm.workspace.experiments import Experiment
+
+BASELINE = "baseline"
+
+
+RESULTS = ("scores", "documents", "timing")
+
+
+KEPT_ADAPTER = "adapter-before"  # of the healed model that is there, while it is healed otherwise
+
+
+PROMISED = ".promised"  # in a model folder whose run.json does not know it yet
+
+
+class Run(Tracked):
+    """One plan's life inside an experiment: merged, recovered, evaluated."""
+
+    def __init__(self, experiment: Experiment, name: str) -> None:
+        self.experiment, self.name = experiment, name
+        self.folder = experiment.folder / "runs" / name
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.name == BASELINE
+
+    def is_there(self) -> bool:
+        return self.experiment.is_there() and (self.is_baseline or (self.folder / "run.json").is_file())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What run.json says: plan, threshold, and the settings of the stages that ran."""
+        return self.read("run.json") or {}
+
+    @property
+    def plan(self) -> MergePlan:
+        if self.is_baseline:
+            return MergePlan(self.experiment.layer_count)
+        return _plan_in(self.folder / "run.json")
+
+    @property
+    def source(self) -> str:
+        """The method that chose its windows, with its publication."""
+        settings = self.settings
+        origin = settings.get("origin") or self.experiment.origin_of(
+            self.plan, settings.get("threshold"), settings.get("method")
+        )
+        return str(origin["source"])
+
+    def remember(self, **settings: Any) -> None:
+        """Add the settings of a stage to run.json."""
+        self.check_writable()
+        write_json(self.folder / "run.json", {**self.settings, **settings})
+
+    @property
+    def model_folder(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def has_model(self) -> bool:
+        return (self.model_folder / "config.json").is_file()
+
+    @property
+    def stage(self) -> str:
+        """How far the run has come: "original", "planned", "merged" or "recovered"."""
+        if self.is_baseline:
+            return "original"
+        settings = self.settings
+        return "recovered" if "recovery" in settings else "merged" if "merge" in settings else "planned"
+
+    @property
+    def is_evaluated(self) -> bool:
+        return (self.folder / "scores.json").is_file()
+
+    def checkpoint_step(self) -> int:
+        """The last step of an unfinished recovery that a checkpoint holds; 0 if there is none."""
+        steps = [
+            int(file.parent.name.split("-")[1]) for file in self.folder.glob("recovery/checkpoint-*/trainer_state.json")
+        ]
+        return max(steps, default=0) if self.settings.get("recovery_started") else 0
+
+    def scores(self) -> dict[str, Any] | None:
+        return self.read("scores.json")
+
+    def timing(self) -> dict[str, Any] | None:
+        return self.read("timing.json")
+
+    def documents(self, before_recovery: bool = False) -> dict[str, Any]:
+        """The answers to each document of each task; empty if the run was not evaluated."""
+        return self.read(f"documents{'-merged' if before_recovery else ''}.json") or {}
+
+    def scores_before_recovery(self) -> dict[str, Any] | None:
+        return self.read("scores-merged.json")
+
+    def timing_before_recovery(self) -> dict[str, Any] | None:
+        return self.read("timing-merged.json")
+
+    def save(self, name: str, data: dict[str, Any]) -> None:
+        """Write one of the run's results, as in `save("scores", {...})`."""
+        self.check_writable()
+        write_json(self.folder / f"{name}.json", data)
+
+    def promise(self, new_model: Path, settings: dict[str, Any], scores: str) -> None:
+        """Say what will hold once `new_model`, a finished folder, has taken the place of the run's model.
+
+        A model, what run.json says of it and its scores lie in several files. So that a kill leaves the old or the new
+        of all of them, the new model carries a token, and `settle` finds by it whether the change took place.
+
+        Args:
+            settings: to be added to run.json; those of a recovery before are forgotten.
+            scores: what becomes of the former model's: "aside" keeps them as those before recovery, "drop" keeps what
+                was set aside before and drops the others, "forget" drops both, and the recovery's checkpoints.
+        """
+        self.check_writable()
+        token = uuid.uuid4().hex
+        (new_model / PROMISED).write_text(token, encoding="utf-8")
+        self.remember(pending={"token": token, "scores": scores, "settings": settings})
+
+    def settle(self) -> None:
+        """Carry out what was promised if the new model is there, else forget it. Can be repeated from any point."""
+        settings = self.settings
+        pending = settings.pop("pending", None)
+        if pending is None:
+            return
+        token = self.model_folder / PROMISED
+        if token.is_file() and token.read_text(encoding="utf-8") == pending["token"]:
+            self.let_go_of_scores(pending["scores"])
+            settings = {name: value for name, value in settings.items() if not name.startswith("recovery")}
+            self.forget_kept_adapter()
+            if "plan" in pending["settings"]:  # another plan, which no study made
+                settings.pop("method", None)
+            settings |= pending["settings"]
+        write_json(self.folder / "run.json", settings)
+        token.unlink(missing_ok=True)
+
+    def let_go_of_scores(self, what: str) -> None:
+        """Another model takes the place of the one these scores are of; `what` as in `promise`."""
+        for name in RESULTS:
+            file, aside = self.folder / f"{name}.json", self.folder / f"{name}-merged.json"
+            if what == "aside" and file.exists():
+                file.replace(aside)
+            file.unlink(missing_ok=True)
+            if what == "forget":
+                aside.unlink(missing_ok=True)
+        if what == "forget":
+            self.forget_kept_adapter()
+            shutil.rmtree(self.folder / "recovery", ignore_errors=True)
+            self.clear_events()
+
+    def keep_adapter(self) -> None:
+        """Set the adapter of the healed model aside, in `adapter-before/`, while it is healed otherwise."""
+        adapter, kept = self.folder / "recovery" / "adapter", self.folder / KEPT_ADAPTER
+        if self.stage == "recovered" and adapter.is_dir() and not kept.exists():
+            adapter.rename(kept)
+
+    def forget_kept_adapter(self) -> None:
+        shutil.rmtree(self.folder / KEPT_ADAPTER, ignore_errors=True)
+
+    def mend(self) -> None:
+        """Put right what a killed job left; to be called by a job, which keeps others waiting."""
+        if self.read_only:
+            return
+        sweep(self.folder)
+        self.settle()
+
+    def add_event(self, **event: Any) -> None:
+        self.check_writable()
+        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), **event}) + "\n")
+
+    def clear_events(self) -> None:
+        (self.folder / "events.jsonl").unlink(missing_ok=True)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What the stages told while they ran; a line that is being written is left out."""
+        file = self.folder / "events.jsonl"
+        return list(_json_lines(file.read_text(encoding="utf-8", errors="replace"))) if file.exists() else []
+
+
+@once_for_each_writing
+def _plan_in(file: Path) -> MergePlan:
+    try:
+        return MergePlan.from_dict(checked_file(file, "run.json")["plan"])
+    except (KeyError, TypeError, ValueError, SettingsError, PlanError) as error:
+        raise ExperimentError(
+            f"{file} is damaged ({error}). Delete the folder {file.parent} and merge again."
+        ) from None
+
+
+def _json_lines(text: str) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if is_like(row, "event"):
+            yield row

@@ -1,0 +1,105 @@
+"""The paired comparison against pencil and scipy."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta, binomtest, norm, t
+
+from swm.evaluation.paired import flipped, paired
+
+
+def documents(**tasks):
+    rows = {
+        task: [
+            {"id": f"{task}{i}", "correct": c, "question": f"q{i}", "right": "a", "picked": "ab"[1 - int(c)]}
+            for i, c in enumerate(values)
+        ]
+        for task, values in tasks.items()
+    }
+    return {"tasks": rows}
+
+
+@pytest.mark.parametrize("documents_of_task", [4, 5, 30, 100])
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_interval_and_p_value_are_those_of_the_exact_binomial_test_and_agree(documents_of_task, data):
+    answers = st.lists(st.sampled_from([0.0, 1.0]), min_size=documents_of_task, max_size=documents_of_task)
+    before, after = data.draw(answers), data.draw(answers)
+    (one,) = paired(documents(boolq=before), documents(boolq=after))
+    gained = sum(b > a for a, b in zip(before, after, strict=True))
+    lost = sum(b < a for a, b in zip(before, after, strict=True))
+    assert (one.gained, one.lost, one.documents) == (gained, lost, documents_of_task)
+    assert one.difference == pytest.approx((gained - lost) / documents_of_task)
+    assert one.p_value == pytest.approx(binomtest(gained, gained + lost).pvalue if gained + lost else 1.0)
+    assert one.low <= one.difference <= one.high
+    assert (one.low > 0 or one.high < 0) == (one.p_value < 0.05)
+    if gained + lost:  # Clopper and Pearson by the beta distribution
+        changed = gained + lost
+        low = beta.ppf(0.025, gained, lost + 1) if gained else 0.0
+        high = beta.ppf(0.975, gained + 1, lost) if lost else 1.0
+        ends = ((2 * low - 1) * changed / documents_of_task, (2 * high - 1) * changed / documents_of_task)
+        assert (one.low, one.high) == pytest.approx(ends)
+
+
+def test_five_gained_and_none_lost_of_a_hundred_is_not_significant_and_its_interval_says_so():
+    (one,) = paired(documents(boolq=[0.0] * 5 + [1.0] * 95), documents(boolq=[1.0] * 100))
+    assert one.p_value == pytest.approx(2 * 0.5**5)  # 0.0625
+    assert one.verdict == "not significant"
+    assert one.low < 0 < one.high
+    # 0.025 = share^5 at the lower end of Clopper and Pearson
+    assert one.low == pytest.approx((2 * 0.025 ** (1 / 5) - 1) * 5 / 100)
+
+
+def test_no_verdict_on_few_documents_and_never_an_interval_without_width():
+    few = [0.0] * 5
+    tasks = ("boolq", "piqa", "arc_easy")
+    found = paired(documents(**dict.fromkeys(tasks, few)), documents(**dict.fromkeys(tasks, [1.0] * 5)))
+    assert {one.verdict for one in found} == {"too few documents"}
+    assert all(one.low < one.high for one in found)
+    same = paired(documents(**dict.fromkeys(tasks, few)), documents(**dict.fromkeys(tasks, few)))
+    assert all(one.low < 0 < one.high and one.p_value == 1 for one in same)
+    (nothing,) = paired(documents(boolq=[1.0] * 100), documents(boolq=[1.0] * 100))
+    # nothing changed in 100 documents: a share of changes up to 1 - 0.025^(1/100) was to be expected not to be seen
+    assert (nothing.low, nothing.high) == pytest.approx((-0.0362, 0.0362), abs=1e-4)
+
+
+def test_answers_that_are_means_over_runs_get_students_interval():
+    before = [0.0, 0.5, 1.0, 0.5, 0.0, 1.0]
+    after = [0.5, 0.5, 1.0, 1.0, 0.5, 0.5]
+    (one,) = paired(documents(boolq=before), documents(boolq=after))
+    changes = [b - a for a, b in zip(before, after, strict=True)]
+    mean = sum(changes) / 6
+    error = math.sqrt(sum((c - mean) ** 2 for c in changes) / 5 / 6)
+    reach = t.ppf(0.975, 5) * error
+    assert (one.low, one.high) == pytest.approx((mean - reach, mean + reach))
+    assert one.p_value == pytest.approx(2 * t.sf(mean / error, 5))
+
+
+def test_the_average_is_of_the_tasks_and_its_interval_agrees_with_its_p_value():
+    first = documents(boolq=[1.0] * 40, piqa=[1.0, 0.0] * 20)
+    second = documents(boolq=[0.0] * 20 + [1.0] * 20, piqa=[1.0, 0.0] * 20)
+    boolq, piqa, average = paired(first, second)
+    assert (boolq.difference, boolq.verdict) == (-0.5, "worse")
+    assert (piqa.difference, piqa.p_value, piqa.verdict) == (0.0, 1.0, "not significant")
+    assert (average.task, average.difference, average.documents, average.fewest) == ("average", -0.25, 80, 40)
+    assert average.low < -0.25 < average.high < 0
+    # Bonett and Price: boolq 20 lost of 40, piqa none changed; half a document more of each kind
+    errors = [math.sqrt(20 + 1 - 20**2 / 42) / 42, math.sqrt(0 + 1) / 42]
+    error = math.hypot(*errors) / 2
+    assert average.high - average.low == pytest.approx(2 * norm.ppf(0.975) * error)
+    assert average.p_value == pytest.approx(2 * norm.sf(0.25 / error))
+
+
+def test_only_the_same_documents_are_compared():
+    first, second = documents(boolq=[1.0, 0.0, 1.0]), documents(boolq=[1.0, 1.0], piqa=[1.0])
+    assert [(one.task, one.documents) for one in paired(first, second)] == [("boolq", 2)]
+    assert paired({}, second) == []
+
+
+def test_flipped_documents_are_readable():
+    first, second = documents(boolq=[1.0, 0.0, 1.0]), documents(boolq=[0.0, 1.0, 1.0])
+    lost, gained = flipped(first, second)
+    assert lost == {"task": "boolq", "verdict": "lost", "question": "q0", "right": "a", "first": "a", "second": "b"}
+    assert gained["verdict"] == "gained"

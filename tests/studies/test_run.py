@@ -1,0 +1,430 @@
+import pytest
+import yaml
+
+from swm.cli.main import main
+from swm.errors import Cancelled, PlanError, SettingsError
+from swm.evaluation.tasks import zero_shot
+from swm.merging.apply import apply_plan
+from swm.plan import MergePlan, Window
+from swm.registry import MERGE_RULES, PLANNERS
+from swm.reporting.study_charts import staircase_chart
+from swm.search.kept_path import kept_path
+from swm.settings import ExperimentSettings
+from swm.stages.create import create_experiment
+from swm.stages.loading import load_original
+from swm.stages.merge import merge_run
+from swm.stages.plan import plan_for
+from swm.stages.search import search_path
+from swm.stages.time import NEW_TOKENS, time_run
+from swm.studies import run as run_module
+from swm.studies.grids import GRIDS, KINDS, Cell, Grid, ThresholdGrid, grid_of, grid_text, grid_yaml, read_grid
+from swm.studies.rows import study_rows
+from swm.studies.run import run_study
+
+SMALL = {
+    "ratios": [0.25, 0.5],
+    "planners": ["sleb", "random"],
+    "rules": ["keep_first"],
+    "tasks": "none",
+    "limit": 3,
+    "heal": ["sleb"],
+    "recovery": {"preset": "quick", "steps": 2, "batch": 2, "length": 16, "held_out": 2, "repair": "none"},
+    "time": False,
+    "keep_models": False,
+}
+
+
+@pytest.fixture
+def experiment(model_folder, text_file, home):
+    SMALL["recovery"]["texts"] = str(text_file)
+    return create_experiment("e", ExperimentSettings(str(model_folder), str(text_file), 4, 32))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What the study asked of the stages, in order."""
+    asked = []
+    for name in ("merge_run", "evaluate_run", "recover_run", "time_run"):
+        whole = getattr(run_module, name)
+
+        def told(run, *arguments, name=name, whole=whole, **named):
+            asked.append((name, run.name, run.stage))
+            return whole(run, *arguments, **named)
+
+        monkeypatch.setattr(run_module, name, told)
+    return asked
+
+
+def test_the_grids_that_ship_can_be_read():
+    assert list(yaml.safe_load(GRIDS.read_text())) == list(KINDS)
+    for kind in KINDS:
+        assert read_grid(kind) == yaml.safe_load(grid_text(kind))[kind]
+        assert read_grid(kind) == yaml.safe_load(grid_yaml(kind, read_grid(kind)))[kind]
+    grid = Grid.from_dict(read_grid("methods"))
+    assert sorted(grid.planners) == sorted(PLANNERS)
+    assert sorted(grid.rules) == sorted(MERGE_RULES)
+    assert [cell.layers for cell in grid.cells(30)][:: len(PLANNERS) + len(MERGE_RULES)] == [27, 24, 20]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"planners": ["chess"]}, "'chess' is not a planner"),
+        ({"rules": ["chess"]}, "'chess' is not a merge rule"),
+        ({"ratios": [1.0]}, "Ratio 1.0 is out of range"),
+        ({"heal": ["best"]}, "heals best, but does not plan it"),
+        ({"lora_alone": ["random"]}, "names random under lora_alone, but does not heal it"),
+        ({"ratios": None}, "has no grid 'methods' that can be read"),
+        ({"recovery": {"preset": "quick", "stepz": 3}}, "has no grid 'methods' that can be read"),
+        ({"limit": "many"}, "has no grid 'methods' that can be read"),
+        ({"limit": 0}, "has no grid 'methods' that can be read"),
+        ({"limit": 2.7}, "has no grid 'methods' that can be read"),
+        ({"limit": float("inf")}, "has no grid 'methods' that can be read"),
+        ({"ratios": [10**400]}, "has no grid 'methods' that can be read"),
+        ({"ratios": [float("nan")]}, "Ratio nan is out of range"),
+        ({"time": "no"}, "time: 'no' is not of type 'boolean'"),
+        ({"heal": "best"}, "heal: 'best' is not of type 'array'"),
+        ({"lora_only": ["sleb"]}, "'lora_only' was unexpected"),
+        ({"planners": ["best"], "heal": ["best"], "lora_alone": ["best"]}, "its rule solves for the layers"),
+        ({"seeds": [1, 1]}, "names a seed twice"),
+        ({"seeds": [-1]}, "seed -1 is out of range"),
+        ({"seeds": [1.5]}, "has no grid 'methods' that can be read"),
+        ({"recovery": {"preset": "quick", "steps": 2.5}}, "steps 2.5 cannot be. Give a whole number"),
+        ({"recovery": {"preset": "quick", "texts": 5}}, "texts 5 cannot be. Give text"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(tmp_path, change, message):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"methods": {**SMALL, **change}}))
+    with pytest.raises(SettingsError, match=message):
+        read_grid("methods", tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize("text", ["", "methods", "methods: [", "other: {}", "[" * 3000, "!!python/object:os.system {}"])
+def test_a_file_that_is_no_grid_is_refused(tmp_path, text):
+    (tmp_path / "grid.yaml").write_text(text)
+    with pytest.raises(SettingsError, match="that can be read"):
+        read_grid("methods", tmp_path / "grid.yaml")
+    with pytest.raises(SettingsError, match="'chess' is not a study"):
+        read_grid("chess")
+
+
+def test_cells_go_depth_by_depth():
+    cells = Grid.from_dict(SMALL).cells(4)
+    assert [cell.run for cell in cells] == ["sleb-3", "random-3", "keep-first-3", "sleb-2", "random-2", "keep-first-2"]
+    assert [cell.recovery is not None for cell in cells] == [True, False, False] * 2
+    assert cells[1] == Cell("random", 3)
+
+
+def test_a_method_can_be_healed_by_lora_alone():
+    grid = Grid.from_dict(
+        {**SMALL, "heal": ["sleb", "random"], "recovery": {"preset": "quick"}, "lora_alone": ["sleb"]}
+    )
+    found = {cell.run: cell.recovery and cell.recovery.repair for cell in grid.cells(4)}
+    assert found == {
+        "sleb-3": "none", "random-3": "fit", "keep-first-3": None,
+        "sleb-2": "none", "random-2": "fit", "keep-first-2": None,
+    }  # fmt: skip
+
+
+def test_each_seed_is_a_run_of_what_is_healed():
+    grid = Grid.from_dict({**SMALL, "ratios": [0.25], "seeds": [1234, 2]})
+    assert [(cell.run, cell.recovery and cell.recovery.seed) for cell in grid.cells(4)] == [
+        ("sleb-3", 1234), ("sleb-3-seed-2", 2), ("random-3", None), ("keep-first-3", None),
+    ]  # fmt: skip
+
+
+def test_a_method_healed_with_two_seeds(experiment, made):
+    grid = {**SMALL, "ratios": [0.25], "planners": ["sleb"], "rules": []}
+    run_study(experiment, "healing", grid)
+    made.clear()
+    run_study(experiment, "healing", {**grid, "seeds": [1234, 2]})  # the first is there
+    assert [name for name, run, _ in made] == ["merge", "evaluate", "recover_run", "evaluate"]
+    assert {run for _, run, _ in made} == {"sleb-3-seed-2"}
+    rows = {row["stage"]: row for row in study_rows(experiment)}
+    assert (rows["merged"]["seeds"], rows["recovered"]["seeds"]) == ([], [1234, 2])
+    values = [experiment.run(name).scores()["perplexity"]["lambada"]["value"] for name in ("sleb-3", "sleb-3-seed-2")]
+    assert values[0] != values[1]
+    assert rows["recovered"]["perplexity"] == pytest.approx((values[0] * values[1]) ** 0.5)
+    made.clear()
+    run_study(experiment, "healing", {**grid, "seeds": [2, 1234]})
+    assert made == []
+
+
+def test_width_makes_up_what_depth_leaves():
+    grid = Grid.from_dict({**SMALL, "ratios": [0, 0.25, 0.5], "total": 0.4, "planners": ["sleb"], "rules": []})
+    cells = grid.cells(4)
+    assert [(cell.layers, cell.width.ratio) for cell in cells] == [(4, 0.4), (3, 0.2), (2, 0.0)]
+    assert [cell.run for cell in cells] == ["sleb-4-flap-400", "sleb-3-flap-200", "sleb-2"]
+
+
+def test_a_study_computes_each_cell_once_whenever_it_is_stopped(experiment, made, monkeypatch):
+    stop_after = 1
+    whole = run_module.evaluate_run
+
+    def stopped(run, *arguments):
+        if len([one for one in made if one[0] == "evaluate"]) == stop_after:
+            raise Cancelled
+        return whole(run, *arguments)
+
+    monkeypatch.setattr(run_module, "evaluate_run", stopped)
+    passes = 0
+    while True:
+        passes += 1
+        try:
+            failed = run_study(experiment, "methods", SMALL)
+            break
+        except Cancelled:
+            stop_after += 1
+    assert passes == 9 - len(failed)  # the original, six cells, two of them healed
+    assert len(made) == len(set(made))
+    assert [one for one in made if one[0] == "evaluate" and one[2] == "recovered"] == [
+        ("evaluate", "sleb-3", "recovered"),
+        ("evaluate", "sleb-2", "recovered"),
+    ]
+    assert set(failed) <= {"keep-first-3", "keep-first-2"}
+    rows = study_rows(experiment)
+    assert rows[0]["method"] == "original"
+    assert {(row["method"], row["layers"], row["stage"]) for row in rows} >= {
+        ("sleb", 3, "merged"), ("sleb", 3, "recovered"), ("random", 2, "merged"), ("sleb", 2, "recovered"),
+    }  # fmt: skip
+    assert not any(run.has_model for run in experiment.runs())
+    made.clear()
+    run_study(experiment, "methods", SMALL)
+    assert made == []
+
+
+def test_another_grid_makes_what_it_needs_again(experiment, made):
+    grid = {**SMALL, "ratios": [0.25], "planners": ["sleb"], "rules": []}
+    run_study(experiment, "methods", grid)
+    made.clear()
+    run_study(experiment, "methods", {**grid, "limit": 4})
+    assert [name for name, run, _ in made if run == "sleb-3"] == ["merge", "evaluate", "recover_run", "evaluate"]
+    run = experiment.run("sleb-3")
+    assert (run.scores()["limit"], run.scores_before_recovery()["limit"]) == (4, 4)
+    made.clear()
+    run_study(experiment, "methods", {**grid, "limit": 4, "heal": []})  # what is healed stays healed
+    assert made == []
+    more = {**SMALL["recovery"], "steps": 3}
+    run_study(experiment, "methods", {**grid, "limit": 4, "recovery": more})
+    assert experiment.run("sleb-3").settings["recovery"]["steps"] == 3
+    made.clear()
+    experiment.create_run("sleb-2", MergePlan(4, (Window(0, 1), Window(2, 3)), "keep_first"))
+    failed = run_study(experiment, "methods", {**grid, "limit": 4, "recovery": more, "ratios": [0.25, 0.5]})
+    assert list(failed) == ["sleb-2"]
+    assert "that no study made" in failed["sleb-2"]
+    made.clear()
+    run_study(experiment, "methods", {**grid, "limit": 4, "heal": [], "planners": ["random"], "keep_models": True})
+    assert [name for name, _, _ in made] == ["merge", "evaluate"]
+    assert experiment.run("random-3").has_model
+
+
+def test_a_study_of_all_kinds_in_any_order(experiment):
+    small = {**SMALL, "ratios": [0.25], "planners": ["sleb"], "rules": []}
+    for heal, time in ((["sleb"], False), ([], True), (["sleb"], False)):
+        assert run_study(experiment, "methods", {**small, "heal": heal, "time": time}) == {}
+    assert experiment.run("sleb-3").timing()
+
+
+def test_speed_is_measured_once_for_each_shape(experiment, made):
+    run_study(experiment, "methods", {**SMALL, "time": True})
+    timed = [run for name, run, _ in made if name == "time_run"]
+    assert [run.split("-")[-1] for run in timed] == ["baseline", "3", "2"]
+    rows = {row["run"]: row for row in study_rows(experiment)}
+    other = "random-3" if timed[1] == "sleb-3" else "sleb-3"
+    assert experiment.run(other).timing()["timed_as"] == timed[1]
+    for what in ("speedup", "latency_ms", "peak_memory_bytes", "throughput"):
+        assert rows[other][what] == rows[timed[1]][what] is not None
+    assert rows[other]["deltas"]["latency_ms"] == rows[timed[1]]["deltas"]["latency_ms"]
+    made.clear()
+    run_study(experiment, "methods", {**SMALL, "time": True})
+    assert made == []
+
+
+def test_speed_that_a_user_measured_otherwise_is_not_taken_over(experiment, made):
+    plan = MergePlan(4, (Window(0, 1),), "keep_first")
+    run = experiment.create_run("mine", plan)
+    merge_run(run)
+    time_run(run, 3)
+    grid = {**SMALL, "ratios": [0.25], "planners": ["sleb"], "rules": [], "heal": [], "time": True}
+    run_study(experiment, "methods", grid)
+    assert ("time_run", "sleb-3", "merged") in made
+    assert experiment.run("sleb-3").timing()["new_tokens"] == NEW_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid", "message"),
+    [
+        ("thresholds", {"rules": ["rdsc"]}, "asks for no threshold"),
+        ("thresholds", {"rules": ["rdsc"], "scored_at": []}, "asks for no threshold"),
+        ("thresholds", {"rules": ["rdsc"], "scored_at": [0]}, "Choose more than 0, up to 1"),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": [0.4]}, "Choose 0.5 to 1"),
+        ("thresholds", {"rules": ["rdsc"], "from": 2}, "from: 2.0 is out of range"),
+        ("thresholds", {"rules": ["rdsc"], "from": None, "scored_at": [0.9]}, "from: None is not of type 'number'"),
+        ("thresholds", {"rules": 3, "from": 0.5}, "rules: 3 is not of type 'array'"),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": 0.9}, "scored_at: 0.9 is not of type 'array'"),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "score_at": [0.9]}, "'score_at' was unexpected"),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "task": []}, "task: .* is not of type 'string'"),
+        ("texts", {"metric": "cka", "texts": [5]}, "texts: 0: 5 is not of type 'string'"),
+        ("texts", {"metric": "cka", "texts": None}, "texts: None is not of type 'array'"),
+    ],
+)
+def test_other_grids_are_checked_too(tmp_path, kind, grid, message):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({kind: grid}))
+    with pytest.raises(SettingsError, match=message):
+        read_grid(kind, tmp_path / "grid.yaml")
+
+
+@pytest.mark.parametrize(
+    ("kind", "grid", "change"),
+    [
+        ("thresholds", {"rules": ["mean"], "scored_at": [0.9], "task": "piqa", "limit": 2}, {"task": "chess"}),
+        ("methods", {**SMALL, "ratios": [0.25], "planners": [], "heal": [], "limit": 2}, {"tasks": "piqa,chess"}),
+    ],
+)
+def test_a_grid_with_an_unknown_task_does_not_take_the_place_of_the_last(experiment, kind, grid, change):
+    assert run_study(experiment, kind, grid) == {}
+    with pytest.raises(SettingsError, match="'chess' is not a task"):
+        run_study(experiment, kind, {**grid, **change})
+    assert grid_of(experiment, kind) == grid
+
+
+def test_a_method_that_finds_no_plan_is_told_of(experiment):
+    grid = {**SMALL, "ratios": [0.25], "planners": ["taylor", "random"], "rules": [], "heal": []}
+    failed = run_study(experiment, "methods", grid)
+    assert list(failed) == ["taylor-3"]
+    assert "at most" in failed["taylor-3"]
+    assert experiment.study("methods")["failed"] == failed
+    assert experiment.run("random-3").is_evaluated
+
+
+def test_depth_and_width_together(experiment):
+    changes = {"ratios": [0, 0.25], "total": 0.5, "width_by": ["flap", "taylor"], "planners": ["sleb"], "rules": []}
+    assert run_study(experiment, "width", {**SMALL, **changes, "heal": ["sleb"]}) == {}
+    rows = [row for row in study_rows(experiment) if row["stage"] == "merged"]
+    assert {(row["layers"], row["method"]) for row in rows} == {
+        (4, "sleb + flap"), (4, "sleb + taylor"), (3, "sleb + flap"), (3, "sleb + taylor"),
+    }  # fmt: skip
+    assert not any(row["fitted_first"] for row in study_rows(experiment))
+    whole = experiment.model_facts["parameters"]
+    assert all(row["parameters"] < 0.7 * whole for row in rows)
+    assert experiment.run("sleb-3-taylor-333").stage == "recovered"
+
+
+def test_thresholds_and_texts(experiment, text_file):
+    assert run_study(experiment, "thresholds", {"rules": ["keep_first", "mean"], "from": 0.9}) == {}
+    assert experiment.rules_searched() == ["keep_first", "mean"]
+    told = []
+    grid = {"metric": "cosine", "texts": [str(text_file)]}
+    run_study(experiment, "texts", grid, lambda done, total, text: told.append(done / total))
+    assert len(experiment.metrics_measured()) == 1
+    assert told == sorted(told)
+    assert told[-1] <= 1
+
+
+def test_thresholds_alone_without_the_whole_paths(experiment, monkeypatch):
+    loads = []
+    monkeypatch.setattr(run_module, "load_original", lambda one: loads.append(one) or load_original(one))
+    monkeypatch.setattr(run_module, "search_path", None)  # of whole paths
+    grid = {"rules": ["keep_first", "mean", "fit"], "scored_at": [0.99, 0.8, 0.4], "task": "piqa", "limit": 4}
+    assert run_study(experiment, "thresholds", grid) == {}
+    assert len(loads) == 1
+    rows = experiment.study("thresholds")["scores"]
+    assert [(row["rule"], row["threshold"]) for row in rows] == [
+        (rule, threshold) for rule in grid["rules"] for threshold in grid["scored_at"]
+    ]
+    for rule in grid["rules"]:
+        path = kept_path(experiment, rule)
+        steps = [path.plan_at(threshold) for threshold in grid["scored_at"]]
+        assert [step.plan.layers_left for step in steps] == [row["layers"] for row in rows if row["rule"] == rule]
+        assert all(step.perplexity for step in steps)
+        (line,) = staircase_chart([path], "layers", grid["scored_at"]).data
+        assert {max(step.low, 0.4) for step in steps} <= {*line.x}
+    found = [kept_path(experiment, "mean").plan_at(threshold).plan for threshold in grid["scored_at"]]
+    assert run_study(experiment, "thresholds", grid) == {}
+    assert len(loads) == 1  # nothing is left to do
+    whole = search_path(experiment, "mean")
+    assert [whole.plan_at(threshold).plan for threshold in grid["scored_at"]] == found
+
+
+def test_a_threshold_that_fails_is_told_of_and_the_others_are_scored(experiment, monkeypatch):
+    def planned(experiment, *, threshold, **named):
+        if threshold == 0.8:
+            raise PlanError("no such plan")
+        return plan_for(experiment, threshold=threshold, **named)
+
+    monkeypatch.setattr(run_module, "plan_for", planned)
+    grid = {"rules": ["mean"], "scored_at": [0.9, 0.8, 0.7], "task": "piqa", "limit": 2}
+    assert run_study(experiment, "thresholds", grid) == {"mean at 0.8": "no such plan"}
+    assert [row["threshold"] for row in experiment.study("thresholds")["scores"]] == [0.9, 0.7]
+
+
+def test_plans_at_thresholds_are_scored_once(experiment, monkeypatch):
+    scored = []
+
+    def told(model, *arguments, whole=zero_shot):
+        scored.append(model)
+        if len(scored) == 3:
+            raise Cancelled
+        return whole(model, *arguments)
+
+    monkeypatch.setattr(run_module, "zero_shot", told)
+    grid = {"rules": ["keep_first", "mean"], "from": 0.5, "scored_at": [0.99, 0.9, 0.5], "task": "piqa", "limit": 4}
+    with pytest.raises(Cancelled):
+        run_study(experiment, "thresholds", grid)
+    assert run_study(experiment, "thresholds", grid) == {}
+    rows = experiment.study("thresholds")["scores"]
+    assert [(row["rule"], row["threshold"]) for row in rows] == [
+        (rule, threshold) for rule in grid["rules"] for threshold in grid["scored_at"]
+    ]
+    for row in rows:
+        plan = plan_for(experiment, threshold=row["threshold"], rule=row["rule"]).plan
+        assert (row["layers"], row["windows"]) == (plan.layers_left, plan.to_dict()["windows"])
+        assert (row["task"], row["documents"]) == ("piqa", 4)
+    plans = {(row["rule"] if row["windows"] else "", str(row["windows"])): row["value"] for row in rows}
+    assert len(scored) == len(plans) + 1  # the one that was cancelled, again
+    merged = apply_plan(load_original(experiment)[0], plan)
+    (score,) = zero_shot(merged, load_original(experiment)[1], ["piqa"], 4)
+    assert rows[-1]["value"] == score.value
+    assert run_study(experiment, "thresholds", grid) == {}
+    assert len(scored) == len(plans) + 1
+    with pytest.raises(SettingsError, match="'chess' is not a task"):
+        run_study(experiment, "thresholds", {**grid, "task": "chess"})
+    with pytest.raises(SettingsError, match=r"Threshold 0.4 of scored_at is out of range. Choose 0.5 to 1"):
+        run_study(experiment, "thresholds", {**grid, "scored_at": [0.4]})
+    with pytest.raises(SettingsError, match=r"from: 2.0 is out of range. Choose more than 0, up to 1"):
+        run_study(experiment, "thresholds", {**grid, "from": 2})
+
+
+def test_scores_at_thresholds_of_another_grid_are_kept_but_not_shown(experiment):
+    grid = {"rules": ["keep_first"], "from": 0.5, "scored_at": [0.9, 0.5], "task": "piqa", "limit": 3}
+    run_study(experiment, "thresholds", grid)
+    before = experiment.study("thresholds")["scores"]
+    run_study(experiment, "thresholds", {**grid, "limit": 4, "scored_at": [0.5]})
+    after = experiment.study("thresholds")["scores"]
+    assert after[:2] == before
+    assert [row["documents"] for row in after] == [3, 3, 4]
+    assert ThresholdGrid.from_dict(grid).scores_in(after) == before
+    after[0]["windows"] = [[0, 1], [2, 3]]  # as if the path had been searched anew
+    experiment.save_study("thresholds", {"failed": {}, "grid": grid, "scores": after})
+    run_study(experiment, "thresholds", grid)
+    assert len(experiment.study("thresholds")["scores"]) == 3
+    assert before[0] in experiment.study("thresholds")["scores"]
+
+
+def test_a_study_from_the_command_line(experiment, tmp_path, capsys):
+    grid = {**SMALL, "ratios": [0.25], "planners": ["sleb", "taylor"], "rules": [], "heal": []}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"methods": grid}))
+    main(["study", "e", "methods", "--grid", str(tmp_path / "grid.yaml")])
+    out = capsys.readouterr().out
+    assert "sleb-3,merged,3," in out
+    assert "taylor-3: This method can drop" in out
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", "e", "methods", "--against", "best"])  # goes on with the grid it had
+    assert stopped.value.code == 1
+    assert "The grid has no method 'best'. Choose one of: sleb, taylor." in capsys.readouterr().err
+    assert grid_of(experiment, "methods") == grid
+    assert grid_of(experiment, "methods", GRIDS) == read_grid("methods")
+    assert grid_of(experiment, "healing") == read_grid("healing")
+    with pytest.raises(SystemExit) as stopped:
+        main(["study", "e", "chess"])
+    assert stopped.value.code == 1
