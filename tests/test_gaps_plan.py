@@ -3,7 +3,7 @@
 import pytest
 
 from swm.errors import PlanError, SettingsError
-from swm.plan import PLANS_VERSION, WHOLE, MergePlan, WidthCut, Window, check_layers, parse_windows, windows_from
+from swm.plan import WHOLE, MergePlan, WidthCut, Window, check_layers, parse_windows, windows_from
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.reporting.arguments import plan_arguments, width_arguments
 from swm.workspace.experiments import PLANS_VERSION, SOURCES, source_of

@@ -47,7 +47,7 @@ def merge_window(layers: Sequence[nn.Module], window: Window, rule: str) -> Merg
 
     Memory: the merged layer, and a few rows of it in float32; none where it is one of the window's layers.
     """
-    if MERGE_RULES[rule].needs_text:
+    if MERGE_RULES.check(rule).needs_text:
         raise ValueError(f"Rule {rule} needs text: see swm.merging.fit.")
     check_window(layers, window, rule)
     base = base_layer(window, rule)
@@ -66,8 +66,10 @@ def merged_tensor(tensors: Sequence[Tensor], rule: str) -> Tensor:
         tensors: the parameter in each of the window's layers, lowest first, two or more of one shape.
         rule: a merge rule that combines layers.
     """
-    combine = MERGE_RULES[rule].combine
-    assert combine is not None
+    combine = MERGE_RULES.check(rule).combine
+    if combine is None:
+        reason = "needs text: see swm.merging.fit" if MERGE_RULES[rule].needs_text else "keeps a layer as it is"
+        raise ValueError(f"Rule {rule} {reason}.")
     first = tensors[0].detach()
     merged: Tensor | None = None
     height = max(1, BLOCK_NUMBERS * len(first) // max(1, first.numel()))

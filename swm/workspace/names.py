@@ -62,6 +62,11 @@ def folders_in(folder: Path) -> list[str]:
 SHIPPED = APP_FOLDER / "assets" / "experiments"
 
 
+def is_shipped(folder: Path) -> bool:
+    """Whether a folder belongs to the experiments that ship with the program."""
+    return SHIPPED in folder.parents
+
+
 def shipped_folders() -> list[Path]:
     """Folders of the experiments that ship with the program, by name."""
     return sorted(file.parent for file in SHIPPED.glob("*/experiment.json"))

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from swm.errors import ExperimentError, JobError
 from swm.workspace.files import demo_experiment, disk_errors, write_json
-from swm.workspace.names import SHIPPED, read_only_message
+from swm.workspace.names import is_shipped, read_only_message
 from swm.workspace.reading import read_file, state_in
 from swm.workspace.state import State
 
@@ -28,7 +28,7 @@ class Tracked(ABC):
 
     @property
     def read_only(self) -> bool:
-        return SHIPPED in self.folder.parents or bool(demo_experiment())
+        return is_shipped(self.folder) or bool(demo_experiment())
 
     def state(self) -> State:
         return state_in(self.folder / "state.json").seen_from_here()

@@ -194,7 +194,7 @@ def test_perplexity_on_a_text_of_ones_own(swm, study, text_file):
     assert scores["perplexity"][str(text_file)]["predicted_tokens"] == 32 * 255
     code, _, err = swm("evaluate", study, "baseline", "--tasks", "piqa", "--limit", 1, "--texts", "wikitext")
     assert code == 1
-    assert "'wikitext' cannot be had" in err
+    assert "Cannot load text 'wikitext'" in err
 
 
 def test_relative_paths_are_kept_as_absolute_ones(swm, model_folder, text_file, monkeypatch, tmp_path):

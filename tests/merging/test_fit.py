@@ -143,5 +143,5 @@ def test_the_widest_map_that_ends_in_the_sum_is_found_with_its_factor():
 
 
 def test_without_text_the_rule_is_refused(model):
-    with pytest.raises(ValueError, match=r"needs text: see swm\.fit"):
+    with pytest.raises(ValueError, match=r"needs text: see swm\.merging\.fit"):
         apply_plan(model, MergePlan(4, (Window(1, 2),), "fit"))

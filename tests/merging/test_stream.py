@@ -160,7 +160,7 @@ PEAK = """
 import resource, sys
 from pathlib import Path
 from swm.plan import MergePlan, Window
-from swm.stream import stream_merge
+from swm.merging.stream import stream_merge
 stream_merge(sys.argv[1], MergePlan(2, (Window(0, 1),)), Path(sys.argv[2]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 stream_merge(sys.argv[3], MergePlan(24, (Window(10, 12),)), Path(sys.argv[4]))

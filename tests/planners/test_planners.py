@@ -286,10 +286,24 @@ def test_planners_tell_of_what_they_cannot_do(experiment, capsys, arguments, mes
 
 
 def test_unknown_planner_is_refused(experiment, model, tokens):
-    with pytest.raises(SettingsError, match="'chess' is not a planner. Choose one of: best, sleb"):
+    with pytest.raises(SettingsError, match="'chess' is not a planner. Choose one of: best, angular"):
         plan_by(experiment, "chess", 3)
-    with pytest.raises(ValueError, match="needs more than the calibration text"):
-        plan_with("best", model, tokens, 3)
+    with pytest.raises(SettingsError, match="'chess' is not a planner"):
+        plan_with("chess", model, tokens, 3)
+
+
+def test_best_plans_a_model_in_memory_on_text_of_its_own(model, tokens):
+    text = torch.randint(0, 300, (40, 16), generator=torch.Generator().manual_seed(5))
+    asked = []
+    plan = plan_with("best", model, tokens, 3, budget=3, fit_tokens=lambda count: asked.append(count) or text)
+    loss = PlanLoss(model, tokens, WindowFitter(model, text).merged)
+    losses = {layer: loss(MergePlan(4, (Window(layer - 1, layer),), "fit")) for layer in (1, 2, 3)}
+    assert asked == [4096, 24_576 * 4 // 3]
+    assert plan.rule == "fit"
+    assert plan.windows[0].last in sorted(losses, key=losses.get)[:3]
+    assert plan == plan_with("best", model, tokens, 3, budget=3, fit_tokens=lambda count: text)
+    with pytest.raises(SettingsError, match="--budget 2 is out of range. To leave 3 of 4 layers choose 3 to"):
+        plan_with("best", model, tokens, 3, budget=2)
 
 
 def test_a_plan_with_a_depth_needs_no_whole_path_and_is_searched_once(experiment, monkeypatch):

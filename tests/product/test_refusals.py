@@ -217,7 +217,7 @@ FITTING = (
 @pytest.mark.parametrize("command", FITTING)
 def test_rule_fit_is_refused_at_once_where_a_norm_follows(swm, create, tokenizer, tmp_path, monkeypatch, command):
     assert create("mine", saved("gemma3_text", tmp_path / "model", tokenizer, head_dim=8))[0] == 0
-    monkeypatch.setattr("swm.stages.search.WindowFitter", None)
+    monkeypatch.setattr("swm.merging.fit.WindowFitter", None)
     monkeypatch.setattr("swm.stages.merge.apply_fitted_plan", None)
     code, _, told = swm(command[0], "mine", *command[1:])
     assert code == 1
@@ -475,14 +475,14 @@ def test_a_changed_calibration_text_is_told_before_merging_and_healing(swm, stud
 
 
 def test_a_run_whose_healing_was_cancelled_is_scored_all_the_same(swm, study, monkeypatch):
-    from swm.stages.run import run_pipeline, stages
+    from swm.stages.run import run_pipeline
 
     run = study.create_run("a", MergePlan(4, (Window(1, 2),)))
     begun = {"preset": "quick", "texts": "x", "steps": 1, "batch": 1, "accumulate": 1, "length": 32}
     run.remember(merge={"parameters": 1, "size_bytes": 1}, recovery_started=begun)
     scored = []
-    monkeypatch.setattr(stages, "evaluate", lambda run, *_: scored.append(run.name))
-    monkeypatch.setattr(stages, "time_run", lambda run, progress: None)
+    monkeypatch.setattr("swm.stages.run.evaluate_run", lambda run, *_: scored.append(run.name))
+    monkeypatch.setattr("swm.stages.run.time_run", lambda run, progress: None)
     run_pipeline(run, 2, None, lambda done, total, text: None)
     assert scored == ["baseline", "a"]
 

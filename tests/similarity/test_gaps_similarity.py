@@ -34,7 +34,7 @@ def test_biased_cka_warns_until_the_samples_are_nine_times_the_width(texts, warn
     if warned:
         assert warning == (
             "Independent layers would seem 0.10 similar: biased CKA sees 287 samples at a time of width 32; "
-            "288 would do. Take debiased CKA instead."
+            "it needs 288. Use debiased CKA instead."
         )
 
 

@@ -138,7 +138,7 @@ def test_a_method_healed_with_two_seeds(experiment, made):
     run_study(experiment, "healing", grid)
     made.clear()
     run_study(experiment, "healing", {**grid, "seeds": [1234, 2]})  # the first is there
-    assert [name for name, run, _ in made] == ["merge", "evaluate", "recover_run", "evaluate"]
+    assert [name for name, run, _ in made] == ["merge_run", "evaluate_run", "recover_run", "evaluate_run"]
     assert {run for _, run, _ in made} == {"sleb-3-seed-2"}
     rows = {row["stage"]: row for row in study_rows(experiment)}
     assert (rows["merged"]["seeds"], rows["recovered"]["seeds"]) == ([], [1234, 2])
@@ -162,7 +162,7 @@ def test_a_study_computes_each_cell_once_whenever_it_is_stopped(experiment, made
     whole = run_module.evaluate_run
 
     def stopped(run, *arguments):
-        if len([one for one in made if one[0] == "evaluate"]) == stop_after:
+        if len([one for one in made if one[0] == "evaluate_run"]) == stop_after:
             raise Cancelled
         return whole(run, *arguments)
 
@@ -177,9 +177,9 @@ def test_a_study_computes_each_cell_once_whenever_it_is_stopped(experiment, made
             stop_after += 1
     assert passes == 9 - len(failed)  # the original, six cells, two of them healed
     assert len(made) == len(set(made))
-    assert [one for one in made if one[0] == "evaluate" and one[2] == "recovered"] == [
-        ("evaluate", "sleb-3", "recovered"),
-        ("evaluate", "sleb-2", "recovered"),
+    assert [one for one in made if one[0] == "evaluate_run" and one[2] == "recovered"] == [
+        ("evaluate_run", "sleb-3", "recovered"),
+        ("evaluate_run", "sleb-2", "recovered"),
     ]
     assert set(failed) <= {"keep-first-3", "keep-first-2"}
     rows = study_rows(experiment)
@@ -198,7 +198,12 @@ def test_another_grid_makes_what_it_needs_again(experiment, made):
     run_study(experiment, "methods", grid)
     made.clear()
     run_study(experiment, "methods", {**grid, "limit": 4})
-    assert [name for name, run, _ in made if run == "sleb-3"] == ["merge", "evaluate", "recover_run", "evaluate"]
+    assert [name for name, run, _ in made if run == "sleb-3"] == [
+        "merge_run",
+        "evaluate_run",
+        "recover_run",
+        "evaluate_run",
+    ]
     run = experiment.run("sleb-3")
     assert (run.scores()["limit"], run.scores_before_recovery()["limit"]) == (4, 4)
     made.clear()
@@ -214,7 +219,7 @@ def test_another_grid_makes_what_it_needs_again(experiment, made):
     assert "that no study made" in failed["sleb-2"]
     made.clear()
     run_study(experiment, "methods", {**grid, "limit": 4, "heal": [], "planners": ["random"], "keep_models": True})
-    assert [name for name, _, _ in made] == ["merge", "evaluate"]
+    assert [name for name, _, _ in made] == ["merge_run", "evaluate_run"]
     assert experiment.run("random-3").has_model
 
 

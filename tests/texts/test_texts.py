@@ -63,7 +63,7 @@ def test_text_file_that_cannot_be_used_is_told(tokenizer, tmp_path, name, conten
 def test_missing_file_and_unknown_name_are_told(tokenizer, tmp_path):
     with pytest.raises(TextError, match="There is no file"):
         calibration_tokens(tokenizer, str(tmp_path / "no.txt"))
-    with pytest.raises(TextError, match=r"'no-such-text' cannot be had.*lambada, squad, coqa"):
+    with pytest.raises(TextError, match=r"Cannot load text 'no-such-text'.*lambada, bookcorpus, coqa"):
         calibration_tokens(tokenizer, "no-such-text")
 
 

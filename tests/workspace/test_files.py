@@ -5,10 +5,10 @@ import re
 import subprocess
 
 import pytest
-from tests.test_kill import STAGES, check_whole, content
 
 from swm.workspace.experiments import Experiment
 from tests.conftest import need
+from tests.product.test_kill import STAGES, check_whole, content
 
 DISK = "size=8m"
 
