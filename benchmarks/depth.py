@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from swm.search.find import threshold_path
+from swm.search.kept_path import path_from
 from swm.search.threshold_path import ThresholdPath
 
 
@@ -27,7 +28,7 @@ def main() -> None:
 
 
 def depths_of(file: Path) -> dict[str, Any]:
-    known = ThresholdPath.from_dict(json.loads(file.read_text()))
+    known = path_from(json.loads(file.read_text()))
     if known.covered() < 0.999:
         sys.exit(f"{file} is not computed in whole. Run swm search first.")
 

@@ -161,9 +161,9 @@ with shown_errors():
     last = experiment.study(kind)
     grid = grid_of(experiment, kind)
     if kind in OF_RUNS:
-        show_runs(experiment, kind, Grid.from_dict(grid))
+        show_runs(experiment, kind, Grid(**grid))
     elif kind == "thresholds":
-        asked = ThresholdGrid.from_dict(grid)
+        asked = ThresholdGrid(**grid)
         show_thresholds(experiment, asked, asked.scores_in((last or {}).get("scores", [])))
     else:
         show_texts(experiment, grid["metric"], grid["texts"])
@@ -177,7 +177,7 @@ with st.expander("What it runs"):
         "Each cell is a run of this experiment, and what is there is not computed again."
     )
 if kind in OF_RUNS:
-    seconds = study_seconds(experiment.model_facts, experiment.cost(), Grid.from_dict(grid), experiment.folder)
+    seconds = study_seconds(experiment.model_facts, experiment.cost(), Grid(**grid), experiment.folder)
     if seconds:
         st.caption(f"About {duration(seconds)} in all when nothing is there yet, and the methods' own searches.")
 arguments = ["study", experiment.name, kind]

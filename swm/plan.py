@@ -105,7 +105,7 @@ class MergePlan:
         return {
             "layer_count": self.layer_count,
             "layers_left": self.layers_left,
-            "windows": [[window.first, window.last] for window in self.windows],
+            "windows": pairs(self.windows),
             "rule": self.rule,
             **({"width": asdict(self.width)} if self.width.ratio else {}),
         }
@@ -114,6 +114,11 @@ class MergePlan:
     def from_dict(cls, data: dict[str, Any]) -> MergePlan:
         width = WidthCut(**data["width"]) if "width" in data else WHOLE
         return cls(int(data["layer_count"]), windows_from(data["windows"]), str(data["rule"]), width)
+
+
+def pairs(windows: Iterable[Window]) -> list[list[int]]:
+    """Windows as JSON holds them: [first, last] each, both ends included."""
+    return [[window.first, window.last] for window in windows]
 
 
 def windows_from(pairs: Iterable[Iterable[int]]) -> tuple[Window, ...]:

@@ -1,41 +1,33 @@
-"""Settings of a recovery and its presets. Plain data, no torch: pages show them, the engine follows them."""
+"""What users set: an experiment, a recovery and its presets. No torch: pages show them, the engine follows them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
+from swm.checked import Between, checked
 from swm.errors import SettingsError
 
 FIT_TOKENS = 24_576  # to fit merged layers on: 43 times SmolLM2-135M's width; twice as many made no difference
-
-
 WINDOW_FIT_TOKENS = 4096  # to fit a window while searching; the plan chosen is fitted on more when it is merged
 PLAN_BUDGET = 400  # plans that a planner with a budget tries
 PRECISIONS = ("auto", "exact", "bfloat16")  # of a search: exact is the model's own format
 PERPLEXITY_TEXTS = ("lambada", "squad")  # measured unless others are named
-CHOICES = {
-    "loss_on": ("text", "response"),
-    "target": ("text", "original", "hidden"),
-    "adapt": ("all", "above", "near"),
-    "checkpointing": ("auto", "on", "off"),
-    "schedule": ("cosine", "linear", "constant"),
-    "repair": ("fit", "none"),
-}
 
 
-FORMS = {"str": "text", "int": "a whole number", "float": "a number"}
+@checked
+class ExperimentSettings:
+    """What an experiment measures: the model and its calibration text."""
+
+    model: str
+    texts: str = "lambada"
+    count: int = 10
+    length: int = 128
+    seed: int = 1234
+    dtype: str = "auto"
 
 
-LIMITS: dict[str, tuple[float, float]] = {
-    "steps": (1, 1_000_000), "batch": (1, 4096), "accumulate": (1, 4096), "length": (8, 131_072),
-    "rank": (1, 1024), "alpha": (1, 8192), "dropout": (0, 0.9), "learning_rate": (1e-8, 1.0),
-    "warmup_steps": (0, 1_000_000), "held_out": (1, 10_000), "save_every": (1, 1_000_000),
-    "seed": (0, 2**32 - 1),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
+@checked
 class RecoverySettings:
     """What LoRA does. One step sees batch * accumulate sequences of at most `length` tokens.
 
@@ -55,37 +47,24 @@ class RecoverySettings:
 
     preset: str = "quick"
     texts: str = "instructions"
-    loss_on: str = "text"
-    target: str = "text"
-    adapt: str = "all"
-    checkpointing: str = "auto"
-    repair: str = "fit"
-    steps: int = 120
-    batch: int = 8
-    accumulate: int = 1
-    length: int = 256
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    learning_rate: float = 2e-3
-    warmup_steps: int = 10
-    schedule: str = "cosine"
-    held_out: int = 16
-    save_every: int = 30
-    seed: int = 1234
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value, kind = getattr(self, field.name), str(field.type)
-            if not ((isinstance(value, (int, float)) and kind == "float") or type(value).__name__ == kind):
-                raise SettingsError(f"{field.name} {value!r} cannot be. Give {FORMS[kind]}.")
-        for name, (low, high) in LIMITS.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise SettingsError(f"{name} {value} is out of range. Choose {low:g} to {high:g}.")
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise SettingsError(f"{name} '{getattr(self, name)}' is unknown. Choose {' or '.join(known)}.")
+    loss_on: Literal["text", "response"] = "text"
+    target: Literal["text", "original", "hidden"] = "text"
+    adapt: Literal["all", "above", "near"] = "all"
+    checkpointing: Literal["auto", "on", "off"] = "auto"
+    repair: Literal["fit", "none"] = "fit"
+    steps: Annotated[int, Between(1, 1_000_000)] = 120
+    batch: Annotated[int, Between(1, 4096)] = 8
+    accumulate: Annotated[int, Between(1, 4096)] = 1
+    length: Annotated[int, Between(8, 131_072)] = 256
+    rank: Annotated[int, Between(1, 1024)] = 16
+    alpha: Annotated[int, Between(1, 8192)] = 32
+    dropout: Annotated[float, Between(0, 0.9)] = 0.0
+    learning_rate: Annotated[float, Between(1e-8, 1.0)] = 2e-3
+    warmup_steps: Annotated[int, Between(0, 1_000_000)] = 10
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    held_out: Annotated[int, Between(1, 10_000)] = 16
+    save_every: Annotated[int, Between(1, 1_000_000)] = 30
+    seed: Annotated[int, Between(0, 2**32 - 1)] = 1234
 
 
 # "paper": the released settings (LLM-Pruner's recovery): 2 epochs of 51,760 examples in batches of 64.
@@ -128,15 +107,3 @@ def preset_settings(preset: str, **changes: Any) -> RecoverySettings:
     if "warmup_steps" not in changes:
         settings = replace(settings, warmup_steps=min(settings.warmup_steps, settings.steps // 4))
     return settings
-
-
-@dataclass(frozen=True)
-class ExperimentSettings:
-    """What an experiment measures: the model and its calibration text."""
-
-    model: str
-    texts: str = "lambada"
-    count: int = 10
-    length: int = 128
-    seed: int = 1234
-    dtype: str = "auto"

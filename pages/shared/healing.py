@@ -7,8 +7,9 @@ from typing import Any
 
 import streamlit as st
 
+from swm.checked import choices, limits
 from swm.reporting.arguments import recovery_arguments
-from swm.settings import CHOICES, LIMITS, PRESET_HELP, PRESETS, RecoverySettings
+from swm.settings import PRESET_HELP, PRESETS, RecoverySettings
 
 ADAPT = {"all": "all layers", "above": "layers above the lowest merged", "near": "merged layers and neighbours"}
 NUMBERS = {
@@ -63,20 +64,20 @@ def changed(base: RecoverySettings, preset: str) -> RecoverySettings:
     columns = st.columns(2)
     values: dict[str, Any] = {}
     for place, (name, (label, sentence)) in enumerate(NUMBERS.items()):
-        low, high = map(int, LIMITS[name])
+        low, high = limits(RecoverySettings, name)
         values[name] = columns[place % 2].number_input(
             label, low, high, getattr(base, name), key=f"run_{name}_{preset}", help=sentence
         )
     values["learning_rate"] = columns[0].number_input(
         "Learning rate",
-        *LIMITS["learning_rate"],
+        *limits(RecoverySettings, "learning_rate"),
         base.learning_rate,
         format="%.1e",
         key=f"run_learning_rate_{preset}",
         help="Lower it when the loss jumps.",
     )
     for place, (name, (label, sentence)) in enumerate(CHOSEN.items(), 1):
-        options = CHOICES[name]
+        options = choices(RecoverySettings, name)
         values[name] = columns[place % 2].selectbox(
             label,
             options,

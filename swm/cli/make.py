@@ -107,7 +107,7 @@ def run_study(options: argparse.Namespace) -> Result:
     experiment = own_experiment(options.exp)
     grid = grid_of(experiment, options.kind, options.grid)
     if options.kind in OF_RUNS and options.against:
-        methods = {cell.name: None for cell in Grid.from_dict(grid).cells(experiment.layer_count)}
+        methods = {cell.name: None for cell in Grid(**grid).cells(experiment.layer_count)}
         if options.against not in methods:
             raise SettingsError(f"The grid has no method '{options.against}'. Choose one of: {', '.join(methods)}.")
     with watched(experiment, "study") as progress:

@@ -8,9 +8,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from swm import __version__
+from swm.checked import choices
 from swm.plan import DEFAULT_RULE, WIDTH_METHODS
 from swm.registry import MERGE_RULES, METRICS, PLANNERS
-from swm.settings import CHOICES, PRECISIONS, PRESET_HELP, RecoverySettings
+from swm.settings import PRECISIONS, PRESET_HELP, RecoverySettings
 from swm.similarity.measure import PARTS, SAMPLES
 from swm.studies.grids import KINDS
 
@@ -188,6 +189,6 @@ def _add_recovery(command: argparse.ArgumentParser) -> None:
         if field.name == "preset":
             continue
         assert field.default is not MISSING
-        help_text = " or ".join(CHOICES.get(field.name, ())) or f"quick: {field.default}"
+        help_text = " or ".join(choices(RecoverySettings, field.name)) or f"quick: {field.default}"
         option = f"--{field.name.replace('_', '-')}"
         command.add_argument(option, type=type(field.default), help=help_text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from swm.errors import SettingsError
@@ -38,21 +38,9 @@ class TaskScore:
     def correct(self) -> tuple[float, ...]:
         return tuple(answer["correct"] for answer in self.answers)
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> TaskScore:
-        """From `asdict`."""
-        names = [field.name for field in fields(cls) if field.name != "answers"]
-        return cls(**{name: data[name] for name in names}, answers=tuple(data["answers"]))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "value": self.value,
-            "stderr": self.stderr,
-            "metric": self.metric,
-            "documents": self.documents,
-            "version": self.version,
-            "data": self.data,
-        }
+    def entry(self) -> dict[str, Any]:
+        """What scores.json says of it: all but the answers."""
+        return {name: value for name, value in asdict(self).items() if name not in ("task", "answers")}
 
 
 def score_of(task: str, results: dict[str, Any]) -> TaskScore:

@@ -44,7 +44,7 @@ def export_run(run: Run, folder: Path) -> Path:
 
 def recipe_json(run: Run) -> str:
     """What `python -m swm repeat FILE` makes the same run from."""
-    return json.dumps({"schema": SCHEMA, **recipe_of(run).to_dict()}, indent=1)
+    return json.dumps({"schema": SCHEMA, **recipe_of(run).model_dump(mode="json")}, indent=1)
 
 
 def model_card(run: Run) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 from swm.errors import PlanError
 from swm.plan import DEFAULT_RULE, MergePlan, Window
-from swm.registry import MERGE_RULES
 from swm.search.walk import Position, Trial, Walk, Windows, check_threshold, start, walk_at
 
 SEARCH_VERSION = 2  # raised when similarities of a release may have been wrong: paths kept before are computed anew
@@ -239,53 +238,6 @@ class ThresholdPath:
             return 0.0
         known = sum(min(step.high, self.high) - max(step.low, self.low) for step in self.intervals())
         return known / (self.high - self.low)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "rule": self.rule,
-            "layer_count": self.layer_count,
-            "low": self.low,
-            "high": self.high,
-            "protect_last": self.protect_last,
-            "perplexities": [
-                {"windows": [[w.first, w.last] for w in windows], "perplexity": value}
-                for windows, value in self.perplexities.items()
-            ],
-            "scoring": self.scoring,
-            "layer_runs": round(self.layer_runs, 1),
-            "difference": self.difference,
-            "version": self.version,
-            "text_hash": self.text_hash,
-            "similarities": [
-                {
-                    "above": [[w.first, w.last] for w in above],
-                    "window": [window.first, window.last],
-                    "similarity": value,
-                    **({"at_most": True} if (above, window) in self.bounds else {}),
-                    **({"exact": True} if (above, window) in self.sure else {}),
-                }
-                for (above, window), value in self.similarities.items()
-            ],
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ThresholdPath:
-        low, high, protected = float(data["low"]), float(data["high"]), int(data["protect_last"])
-        path = cls(int(data["layer_count"]), str(data["rule"]), low, high, protected)
-        path.scoring, path.difference = str(data.get("scoring", "exact")), float(data.get("difference", 0.0))
-        path.layer_runs = float(data.get("layer_runs", 0.0))
-        path.version, path.text_hash = int(data.get("version", 1)), str(data.get("text_hash", ""))
-        MERGE_RULES.check(path.rule)
-        for row in data.get("perplexities", []):
-            path.perplexities[tuple(Window(*pair) for pair in row["windows"])] = float(row["perplexity"])
-        for row in data["similarities"]:
-            above = tuple(Window(*pair) for pair in row["above"])
-            path.similarities[above, Window(*row["window"])] = float(row["similarity"])
-            if row.get("at_most"):
-                path.bounds.add((above, Window(*row["window"])))
-            if row.get("exact"):
-                path.sure.add((above, Window(*row["window"])))
-        return path
 
 
 def whole_range(path: ThresholdPath) -> list[Branch]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ExperimentError, ModelError
@@ -68,7 +69,7 @@ def evaluate_run(
     data = {
         "stage": run.stage,
         "perplexity": perplexities,
-        "tasks": {score.task: score.to_dict() for score in scores},
+        "tasks": {score.task: score.entry() for score in scores},
         "limit": limit,
         "fewshot": 0,
         "samples": _samples(model, tokenizer),
@@ -123,6 +124,6 @@ def _scores(
 
 def _kept_score(file: Path) -> TaskScore | None:
     try:
-        return TaskScore.from_dict(read_json(file)) if file.is_file() else None
-    except (ExperimentError, KeyError, TypeError):  # it can be made again
+        return TypeAdapter(TaskScore).validate_python(read_json(file)) if file.is_file() else None
+    except (ExperimentError, ValidationError):  # it can be made again
         return None

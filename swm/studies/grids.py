@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import best_match
+from pydantic import BeforeValidator, Field
 
+from swm.checked import Between, Many, checked, said
 from swm.errors import SettingsError
 from swm.evaluation.task_names import MOST_DOCUMENTS, parse_tasks
 from swm.plan import WHOLE, WidthCut
@@ -19,8 +19,6 @@ from swm.settings import RecoverySettings, preset_settings
 from swm.similarity.measure import Measure
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import APP_FOLDER
-from swm.workspace.records import NUMBER, TEXT, Shape, an, many, maybe
-from swm.workspace.records import WHOLE as WHOLE_NUMBER
 
 GRIDS = APP_FOLDER / "assets" / "studies.yaml"
 KINDS = {
@@ -32,20 +30,34 @@ KINDS = {
 }
 SEED = "-seed-"  # in the name of a run that is healed with another seed than the recovery's own
 OF_RUNS = ("methods", "healing", "width")
-NAMES: Shape = many(TEXT)
-LIMIT: Shape = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": MOST_DOCUMENTS}, {"const": "none"}]}
-RUNS_SHAPE = an(
-    {
-        "ratios": many(NUMBER), "planners": NAMES, "rules": NAMES, "heal": NAMES, "recovery": an({"preset": TEXT}),
-        "tasks": TEXT, "limit": LIMIT, "time": {"type": "boolean"}, "keep_models": {"type": "boolean"},
-    },
-    total=maybe(NUMBER), width_by=NAMES, lora_alone=NAMES, seeds=many(WHOLE_NUMBER),
-)  # fmt: skip
-GRID_SHAPES = {
-    **dict.fromkeys(OF_RUNS, RUNS_SHAPE),
-    "thresholds": an({"rules": NAMES}, **{"from": NUMBER}, scored_at=many(NUMBER), task=TEXT, limit=LIMIT),
-    "texts": an({"metric": TEXT, "texts": NAMES}),
-}
+
+
+def _tasks(value: Any) -> Any:
+    return () if value == "none" else parse_tasks(value) if isinstance(value, str) else value
+
+
+def _limit(value: Any) -> Any:
+    if not isinstance(value, str):
+        return 0 if value is None else value  # a file says none
+    return None if value == "none" else value
+
+
+def _given(value: Any) -> Any:
+    if value is None:
+        raise ValueError("must be a number (got None)")
+    return value
+
+
+def _recovery(value: Any) -> Any:
+    """A preset's name, and the settings that differ."""
+    if not isinstance(value, dict) or "preset" not in value:
+        return value
+    return preset_settings(**value)
+
+
+Limit = Annotated[Annotated[int, Between(1, MOST_DOCUMENTS)] | None, BeforeValidator(_limit)]
+Tasks = Annotated[Many[str], said(_tasks)]
+Recovery = Annotated[RecoverySettings, said(_recovery)]
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class Cell:
         return name if self.seed is None else f"{name}{SEED}{self.seed}"
 
 
-@dataclass(frozen=True)
+@checked
 class Grid:
     """What a study of runs asks of each; see assets/studies.yaml.
 
@@ -83,19 +95,19 @@ class Grid:
         seeds: each of `heal` is healed with each of them, and its row has their means; empty for `recovery`'s own.
     """
 
-    ratios: tuple[float, ...]
-    planners: tuple[str, ...]
-    rules: tuple[str, ...]
-    heal: tuple[str, ...]
-    recovery: RecoverySettings
-    tasks: tuple[str, ...]
-    limit: int | None
+    ratios: Many[float]
+    planners: Many[str]
+    rules: Many[str]
+    heal: Many[str]
+    recovery: Recovery
+    tasks: Tasks
+    limit: Limit
     time: bool
     keep_models: bool
     total: float | None = None
-    width_by: tuple[str, ...] = ("flap",)
-    lora_alone: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
+    width_by: Many[str] = ("flap",)
+    lora_alone: Many[str] = ()
+    seeds: Many[int] = ()
 
     def __post_init__(self) -> None:
         for planner in self.planners:
@@ -125,26 +137,6 @@ class Grid:
             if not 0 <= ratio < 1:
                 raise SettingsError(f"Ratio {ratio} is out of range. Choose 0 or more, and less than 1.")
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Grid:
-        """From an entry of the file."""
-        tasks, recovery = data["tasks"], dict(data["recovery"])
-        return cls(
-            ratios=tuple(float(ratio) for ratio in data["ratios"]),
-            planners=tuple(data["planners"]),
-            rules=tuple(data["rules"]),
-            heal=tuple(data["heal"]),
-            recovery=preset_settings(recovery.pop("preset"), **recovery),
-            tasks=() if tasks == "none" else parse_tasks(tasks),
-            limit=None if data["limit"] == "none" else int(data["limit"]),
-            time=data["time"],
-            keep_models=data["keep_models"],
-            total=data.get("total"),
-            width_by=tuple(data.get("width_by", ("flap",))),
-            lora_alone=tuple(data.get("lora_alone", ())),
-            seeds=tuple(data.get("seeds", ())),
-        )
-
     def cells(self, layer_count: int) -> list[Cell]:
         """Depth by depth, so that all methods can be compared at the first before the next begins."""
         return [
@@ -170,7 +162,7 @@ class Grid:
         return list(dict.fromkeys(WidthCut(ratio, by) if ratio > 0 else WHOLE for by in self.width_by))
 
 
-@dataclass(frozen=True)
+@checked
 class ThresholdGrid:
     """What the study of thresholds asks for.
 
@@ -179,11 +171,11 @@ class ThresholdGrid:
         scored_at: thresholds whose plans are scored on `limit` documents of `task`; None for all documents.
     """
 
-    rules: tuple[str, ...]
-    low: float | None
-    scored_at: tuple[float, ...] = ()
+    rules: Many[str]
+    low: Annotated[float | None, BeforeValidator(_given)] = Field(default=None, alias="from")
+    scored_at: Many[float] = ()
     task: str = "hellaswag"
-    limit: int | None = 100
+    limit: Limit = 100
 
     def __post_init__(self) -> None:
         for rule in self.rules:
@@ -197,18 +189,6 @@ class ThresholdGrid:
                 known = f"{self.low} to 1" if self.low else "more than 0, up to 1"
                 raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Choose {known}.")
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ThresholdGrid:
-        """From an entry of the file."""
-        limit = data.get("limit", 100)
-        return cls(
-            rules=tuple(data["rules"]),
-            low=float(data["from"]) if "from" in data else None,
-            scored_at=tuple(float(threshold) for threshold in data.get("scored_at", ())),
-            task=data.get("task", "hellaswag"),
-            limit=None if limit == "none" else int(limit),
-        )
-
     def scores_in(self, kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Those of a study's kept scores that this grid asks for."""
         how = (self.task, self.limit)
@@ -216,12 +196,33 @@ class ThresholdGrid:
         return [row for row in asked if row["rule"] in self.rules and row["threshold"] in self.scored_at]
 
 
-def tasks_of(kind: str, grid: dict[str, Any]) -> tuple[str, ...]:
-    """The tasks that a grid scores models on."""
+@checked
+class TextsGrid:
+    """What the study of texts asks for: the similarity of layers on each of them."""
+
+    metric: str
+    texts: Many[str]
+
+    def __post_init__(self) -> None:
+        _ = self.measures
+
+    @property
+    def measures(self) -> list[Measure]:
+        return [Measure(self.metric, texts=text) for text in self.texts]
+
+
+def parsed_grid(kind: str, grid: dict[str, Any]) -> Grid | ThresholdGrid | TextsGrid:
+    """The grid of a study, checked; raises SettingsError if it is none of that kind."""
     if kind in OF_RUNS:
-        return Grid.from_dict(grid).tasks
-    asked = ThresholdGrid.from_dict(grid) if kind == "thresholds" else None
-    return (asked.task,) if asked and asked.scored_at else ()
+        return Grid(**grid)
+    return ThresholdGrid(**grid) if kind == "thresholds" else TextsGrid(**grid)
+
+
+def tasks_of(grid: Grid | ThresholdGrid | TextsGrid) -> tuple[str, ...]:
+    """The tasks that a grid scores models on."""
+    if isinstance(grid, Grid):
+        return grid.tasks
+    return (grid.task,) if isinstance(grid, ThresholdGrid) and grid.scored_at else ()
 
 
 def grid_of(experiment: Experiment, kind: str, file: Path | None = None) -> dict[str, Any]:
@@ -252,24 +253,15 @@ def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
 
 def checked_grid(kind: str, grid: dict[str, Any], where: str) -> dict[str, Any]:
     """The grid itself; raises SettingsError, naming `where` it lies, if it is none of that kind."""
-    shape = {**GRID_SHAPES[kind], "additionalProperties": False}
-    if wrong := best_match(Draft202012Validator(shape).iter_errors(grid)):
-        raise _unreadable(kind, where, ": ".join([*map(str, wrong.path), wrong.message]))
     try:
-        if kind in OF_RUNS:
-            Grid.from_dict(grid)
-        elif kind == "thresholds":
-            ThresholdGrid.from_dict(grid)
-        else:
-            for text in grid["texts"]:
-                Measure(grid["metric"], texts=text)
-    except (TypeError, ArithmeticError) as error:  # an unknown setting of the recovery, a number beyond all bounds
+        parsed_grid(kind, grid)
+    except (SettingsError, TypeError, ArithmeticError) as error:  # names that are no text, numbers beyond all bounds
         raise _unreadable(kind, where, str(error)) from None
     return grid
 
 
 def _unreadable(kind: str, where: str, reason: str) -> SettingsError:
-    reason = " ".join(reason.split())[:200]
+    reason = " ".join(reason.split()).rstrip(".")[:300]
     return SettingsError(
         f"{where} has no grid '{kind}' that can be read ({reason}). Compare it with {GRIDS}, or pass that file: --grid."
     )

@@ -16,7 +16,6 @@ from swm.plan import MergePlan
 from swm.progress import Progress, no_progress, part_of
 from swm.registry import PLANNERS
 from swm.settings import PERPLEXITY_TEXTS, RecoverySettings
-from swm.similarity.measure import Measure
 from swm.stages.evaluate import evaluate_run
 from swm.stages.loading import load_original
 from swm.stages.measure import measure_experiment
@@ -27,7 +26,7 @@ from swm.stages.plan_by import plan_by
 from swm.stages.recover import recover_run
 from swm.stages.search import search_path
 from swm.stages.time import NEW_TOKENS, time_run
-from swm.studies.grids import OF_RUNS, Cell, Grid, ThresholdGrid, tasks_of
+from swm.studies.grids import Cell, Grid, ThresholdGrid, parsed_grid, tasks_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.recipe import recipe_of
 from swm.workspace.runs import BASELINE, Run
@@ -47,19 +46,19 @@ def run_study(
         The cells that cannot be, with the reason: a method that finds no such plan, a rule that the model does not go
         with.
     """
-    if tasks := tasks_of(kind, grid):
+    parsed = parsed_grid(kind, grid)
+    if tasks := tasks_of(parsed):
         check_request(tasks, None)  # a grid that cannot be must not take the place of the last
     experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": {}, "grid": grid})  # pages show this grid
-    if kind in OF_RUNS:
-        failed = _study_runs(experiment, Grid.from_dict(grid), progress)
-    elif kind == "thresholds":
-        failed = _study_thresholds(experiment, ThresholdGrid.from_dict(grid), progress)
+    if isinstance(parsed, Grid):
+        failed = _study_runs(experiment, parsed, progress)
+    elif isinstance(parsed, ThresholdGrid):
+        failed = _study_thresholds(experiment, parsed, progress)
     else:
         failed = {}
-        measures = [Measure(grid["metric"], texts=text) for text in grid["texts"]]
-        for place, how in enumerate(measures):
+        for place, how in enumerate(parsed.measures):
             if not experiment.similarity(how.name):
-                measure_experiment(experiment, how, part_of(progress, place, len(measures), how.texts))
+                measure_experiment(experiment, how, part_of(progress, place, len(parsed.measures), how.texts))
     experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": failed, "grid": grid})
     return failed
 
@@ -102,7 +101,7 @@ def _score_thresholds(
             if _plan_key(new) not in known:
                 model, tokenizer = original()
                 merged = merged_model(experiment, model, tokenizer, plan, told)
-                known[_plan_key(new)] = zero_shot(merged, tokenizer, [grid.task], grid.limit, told)[0].to_dict()
+                known[_plan_key(new)] = zero_shot(merged, tokenizer, [grid.task], grid.limit, told)[0].entry()
         except CELL_ERRORS as error:  # of this plan alone
             failed[f"{rule} at {threshold:g}"] = str(error)
             continue

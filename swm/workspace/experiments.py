@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from swm.errors import ExperimentError, JobError
+from swm.errors import ExperimentError, JobError, SettingsError
 from swm.plan import MergePlan
 from swm.registry import PLANNERS
 from swm.settings import ExperimentSettings
@@ -40,14 +40,14 @@ class Experiment(Tracked):
         data = read_file(folder / "experiment.json", "experiment.json")
         try:
             self.settings = ExperimentSettings(**data["settings"])
-            self.model_facts: dict[str, Any] = dict(data["model_facts"])
-            self.layer_count = int(self.model_facts["layers"])
-            self.created = float(data["created"])
-            self.text_hash = str(data.get("text_hash", ""))  # empty in experiments of the first release
-        except (KeyError, TypeError, ValueError) as error:
+        except SettingsError as error:
             raise ExperimentError(
                 f"{folder / 'experiment.json'} is damaged ({error}). Delete the folder {folder} and create it again."
             ) from None
+        self.model_facts: dict[str, Any] = dict(data["model_facts"])
+        self.layer_count: int = self.model_facts["layers"]
+        self.created: float = data["created"]
+        self.text_hash: str = data.get("text_hash", "")  # empty in experiments of the first release
 
     @classmethod
     def create(

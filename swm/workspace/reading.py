@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from swm.errors import ExperimentError
 from swm.workspace.files import read_json
-from swm.workspace.records import SHAPES, check_like
+from swm.workspace.records import FILES, check_record
 from swm.workspace.state import State
 
 SMALL_BYTES = 2**16  # larger files are read anew each time
@@ -39,8 +39,8 @@ def once_for_each_writing(parse: Callable[..., T]) -> Callable[..., T]:
 @once_for_each_writing
 def checked_file(file: Path, kind: str) -> dict[str, Any]:
     data = read_json(file)
-    if kind in SHAPES:
-        check_like(data, kind, str(file))
+    if kind in FILES:
+        check_record(data, kind, str(file))
     return data
 
 
@@ -54,9 +54,8 @@ def state_in(file: Path) -> State:
     if not file.exists():
         return State()
     try:
-        data = checked_file(file, "state.json")
-        known = {field.name: data[field.name] for field in fields(State) if field.name in data}
-        return State(**{**known, "command": tuple(known.get("command", ()))})
-    except (ExperimentError, TypeError, ValueError) as error:
+        known = check_record(read_json(file), "state.json", str(file))
+        return State(**{field.name: getattr(known, field.name) for field in fields(State)})
+    except ExperimentError as error:
         # The state only tells; what a job made lies in other files.
         return State("job", "failed", error=f"What it did cannot be read: {error}")

@@ -2,67 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from swm import __version__
-from swm.errors import PlanError, SettingsError, SwmError
+from swm.checked import explained, from_object
+from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan
 from swm.registry import MERGE_RULES
 from swm.settings import ExperimentSettings, RecoverySettings
 from swm.workspace.experiments import Experiment, known_source, source_of
 from swm.workspace.files import read_json
 from swm.workspace.runs import Run
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What makes a run; `recovery` None leaves healing out, `limit` None takes all documents."""
-
-    experiment: str
-    run: str
-    settings: ExperimentSettings
-    plan: MergePlan
-    recovery: RecoverySettings | None
-    limit: int | None
-    origin: dict[str, Any] | None = None
-    text_hash: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "made_with": f"Sliding-Window Merging Studio {__version__}",
-            "experiment": self.experiment,
-            "run": self.run,
-            "settings": asdict(self.settings),
-            "plan": self.plan.to_dict(),
-            "recovery": asdict(self.recovery) if self.recovery else None,
-            "limit": self.limit,
-            "origin": self.origin,
-            "text_hash": self.text_hash,
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Recipe:
-        """Raises SettingsError, naming what is missing or wrong."""
-        try:
-            recovery, limit = data["recovery"], data["limit"]
-            return cls(
-                str(data["experiment"]),
-                str(data["run"]),
-                ExperimentSettings(**data["settings"]),
-                MergePlan.from_dict(data["plan"]),
-                RecoverySettings(**recovery) if recovery else None,
-                None if limit is None else int(limit),
-                _origin(data.get("origin")),
-                str(data.get("text_hash", "")),
-            )
-        except SwmError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise SettingsError(f"This is not a recipe: {error}. Take the recipe.json of an exported model.") from None
 
 
 def _origin(data: Any) -> dict[str, Any] | None:
@@ -77,21 +32,51 @@ def _origin(data: Any) -> dict[str, Any] | None:
     }
 
 
+class Recipe(BaseModel):
+    """What makes a run; `recovery` None leaves healing out, `limit` None takes all documents."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", arbitrary_types_allowed=True)
+
+    made_with: str = f"Sliding-Window Merging Studio {__version__}"
+    experiment: str
+    run: str
+    settings: Annotated[ExperimentSettings, from_object(lambda data: ExperimentSettings(**data))]
+    plan: Annotated[MergePlan, from_object(MergePlan.from_dict), PlainSerializer(MergePlan.to_dict)]
+    recovery: Annotated[RecoverySettings | None, from_object(lambda data: RecoverySettings(**data))]
+    limit: int | None
+    origin: Annotated[dict[str, Any] | None, BeforeValidator(_origin)] = None
+    text_hash: str = ""
+
+
 def recipe_of(run: Run) -> Recipe:
-    """The recipe of a run as it stands."""
-    recovery = run.settings.get("recovery")
-    fields = asdict(RecoverySettings())
-    settings = RecoverySettings(**{name: recovery[name] for name in fields if name in recovery}) if recovery else None
-    scores = run.scores() or {}
-    origin = run.settings.get("origin")
-    limit = scores.get("limit", 100)
-    of = run.experiment
-    return Recipe(of.name, run.name, of.settings, run.plan, settings, limit, origin, of.text_hash)
+    """The recipe of a run as it is now."""
+    recovery, of = run.settings.get("recovery"), run.experiment
+    names = [field.name for field in fields(RecoverySettings)]
+    return Recipe(
+        experiment=of.name,
+        run=run.name,
+        settings=of.settings,
+        plan=run.plan,
+        recovery=RecoverySettings(**{name: recovery[name] for name in names if name in recovery}) if recovery else None,
+        limit=(run.scores() or {}).get("limit", 100),
+        origin=run.settings.get("origin"),
+        text_hash=of.text_hash,
+    )
 
 
 def read_recipe(file: Path) -> Recipe:
-    """Raises ExperimentError or SettingsError, if the file cannot be read or is no recipe."""
-    return Recipe.from_dict(read_json(file))
+    """The recipe in a file; raises ExperimentError or SettingsError if it cannot be read or is none."""
+    return parsed_recipe(read_json(file))
+
+
+def parsed_recipe(data: dict[str, Any]) -> Recipe:
+    """The recipe in the data of a file; raises SettingsError, naming what is missing or wrong, if it is none."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise SettingsError(
+            f"This is not a recipe: {explained(error)}. Use the recipe.json of an exported model."
+        ) from None
 
 
 def fits_mergekit(experiment: Experiment, plan: MergePlan) -> bool:

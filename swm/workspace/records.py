@@ -1,183 +1,334 @@
-"""What our files on disk have to hold, so that a damaged one is told of by name and never breaks a page."""
+"""What each of our JSON files holds: one model for each, so that a damaged file is refused by name and entry."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
-from jsonschema import Draft202012Validator
+from pydantic import Field, TypeAdapter, ValidationError, create_model, model_validator
 
+from swm.checked import Record, explained
 from swm.errors import ExperimentError
-from swm.settings import RecoverySettings
+from swm.settings import ExperimentSettings, RecoverySettings
+from swm.workspace.state import State
 
-Shape = dict[str, Any]
-
-NUMBER: Shape = {"type": "number"}
-SHARE: Shape = {"type": "number", "minimum": 0, "maximum": 1}
-POSITIVE: Shape = {"type": "number", "exclusiveMinimum": 0}
-WHOLE: Shape = {"type": "integer"}
-TEXT: Shape = {"type": "string"}
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
+Free = dict[str, Any]
 
 
-def an(required: dict[str, Shape], **optional: Shape) -> Shape:
-    """An object with these entries; others are allowed."""
-    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
+class Interval(Record):
+    """An estimate with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
 
 
-def every(shape: Shape) -> Shape:
-    return {"type": "object", "additionalProperties": shape}
+def _entry(base: type[Record], cls: Any, needed: Iterable[str] = ()) -> Any:
+    """The fields of a dataclass as a file holds them; those named must be there."""
+    hints = get_type_hints(cls, include_extras=True)
+    entries: Any = {f.name: (hints[f.name], ... if f.name in needed else f.default) for f in fields(cls)}
+    return create_model(f"{cls.__name__}Entry", __base__=base, **entries)
 
 
-def many(shape: Shape) -> Shape:
-    return {"type": "array", "items": shape}
+SettingsEntry = _entry(Record, ExperimentSettings, [field.name for field in fields(ExperimentSettings)])
+StateFile = _entry(Record, State)
 
 
-def maybe(shape: Shape) -> Shape:
-    return {"anyOf": [shape, {"type": "null"}]}
+class ModelFacts(Record):
+    """What a page shows of a model before it is loaded; see `models.load.config_facts`."""
+
+    layers: Annotated[int, Field(ge=1)]
+    width: Annotated[int, Field(ge=1)]
+    dtype: str
+    parameters: Positive
+    parameters_per_layer: Positive
+    size_bytes: Positive
+    architecture: str = ""
 
 
-INTERVAL = an({"value": NUMBER, "low": NUMBER, "high": NUMBER})
-NEEDED = ("preset", "texts", "steps", "batch", "accumulate", "length")
-KINDS = {"str": TEXT, "int": WHOLE, "float": NUMBER}
-RECOVERY = {
-    **an(
-        {f.name: KINDS[str(f.type)] for f in fields(RecoverySettings) if f.name in NEEDED},
-        trained_parameters=WHOLE,
-        seconds=NUMBER,
-        text_hash=TEXT,
-        examples_hash=TEXT,
-        **{f.name: KINDS[str(f.type)] for f in fields(RecoverySettings) if f.name not in NEEDED},
-    ),
-    "dependentRequired": {"trained_parameters": ["seconds", "rank", "learning_rate"]},
+class ExperimentFile(Record):
+    """experiment.json."""
+
+    settings: SettingsEntry  # type: ignore[valid-type]
+    model_facts: ModelFacts
+    created: float
+    text_hash: str = ""
+
+
+class Conditions(Record):
+    """What a number was measured with."""
+
+    dtype: str
+    device: str
+    versions: dict[str, str]
+    seconds: float = 0.0
+
+
+class TaskEntry(Record):
+    """The score of one task."""
+
+    value: Share
+    stderr: Share
+    metric: str
+    documents: int
+
+
+class Sample(Record):
+    """What a model wrote."""
+
+    prompt: str
+    answer: str
+
+
+class ScoresFile(Record):
+    """scores.json, and scores-merged.json with those before recovery."""
+
+    tasks: dict[str, TaskEntry]
+    perplexity: dict[str, Interval]
+    limit: int | None
+    samples: list[Sample] = Field(default_factory=list)
+    conditions: Conditions = Conditions.model_construct()
+
+
+class Document(Record):
+    """One question of a task, and what the model picked."""
+
+    id: str
+    correct: Share
+    question: str
+    right: str
+    picked: str
+
+
+class DocumentsFile(Record):
+    """documents.json: each answer of each task."""
+
+    tasks: dict[str, list[Document]] = Field(default_factory=dict)
+
+
+class Speed(Record):
+    """How fast a model is."""
+
+    tokens_per_second: float = 0.0
+    latency_ms: float = 0.0
+    peak_memory_bytes: float = 0.0
+
+
+class TimingFile(Speed):
+    """timing.json: a run's speed, and the original's measured in turn with it."""
+
+    speedup: Interval = Interval.model_construct()
+    throughput: dict[str, float] = Field(default_factory=dict)
+    baseline: Speed = Speed()
+
+
+class CostFile(Record):
+    """cost.json: what a token costs the original; see `evaluation.cost.decode_cost`."""
+
+    layers_ms: Positive
+    rest_ms: Positive
+    forward_tokens_per_second: Positive = 1.0
+    training_tokens_per_second: Positive = 1.0
+
+
+class MeasuredOn(Record):
+    """What a similarity was measured with."""
+
+    dtype: str
+    seconds: float
+
+
+class SimilarityFile(Record):
+    """similarity/<measure>.json."""
+
+    matrix: list[list[float]]
+    block_influence: list[float]
+    norm: list[float]
+    tokens: int
+    conditions: MeasuredOn
+    warning: str = ""
+    text_hash: str = ""
+
+
+class PlannedFile(Record):
+    """plans/<planner>-<layers>.json."""
+
+    layer_count: int
+    windows: list[Pair]
+    rule: str
+    planner: str
+    similarity: float | None
+    perplexity: float
+    perplexity_original: float
+    seconds: float
+    budget: int = 0
+    version: int = 0
+    text_hash: str = ""
+    scoring: str = ""
+
+
+class Tried(Record):
+    """A window tried below merged ones, and its similarity."""
+
+    above: list[Pair]
+    window: Pair
+    similarity: float
+    at_most: bool = False
+    exact: bool = False
+
+
+class PlanPerplexity(Record):
+    """The perplexity of a plan on the calibration text."""
+
+    windows: list[Pair]
+    perplexity: float
+
+
+class PathFile(Record):
+    """path/<rule>.json: see `search.threshold_path.ThresholdPath`."""
+
+    rule: str
+    layer_count: int
+    low: float
+    high: float
+    protect_last: int
+    similarities: list[Tried]
+    perplexities: list[PlanPerplexity] = Field(default_factory=list)
+    scoring: str = "exact"
+    layer_runs: float = 0.0
+    difference: float = 0.0
+    version: int = 1
+    text_hash: str = ""
+
+
+class ThresholdScore(TaskEntry):
+    """The score of the plan at one threshold."""
+
+    rule: str
+    threshold: float
+    layers: int
+    windows: list[list[int]]
+    task: str
+    limit: int | None
+
+
+class StudyFile(Record):
+    """studies/<kind>.json: the grid of the last pass, and the cells that failed."""
+
+    failed: dict[str, str]
+    grid: Free
+    scores: list[ThresholdScore] = Field(default_factory=list)
+
+
+class _Recovery(Record):
+    trained_parameters: int = 0
+    seconds: float = 0.0
+    text_hash: str = ""
+    examples_hash: str = ""
+
+    @model_validator(mode="after")
+    def _trained_with(self) -> _Recovery:
+        if "trained_parameters" in self.model_fields_set:
+            for name in ("seconds", "rank", "learning_rate"):
+                if name not in self.model_fields_set:
+                    raise ValueError(f"{name} is missing")
+        return self
+
+
+Recovery = _entry(_Recovery, RecoverySettings, ("preset", "texts", "steps", "batch", "accumulate", "length"))
+
+
+class Origin(Record):
+    """What chose a plan's windows."""
+
+    planner: str
+    source: str
+    settings: Free
+
+
+class MergeFacts(Record):
+    """The merged model's size."""
+
+    parameters: int = 0
+    size_bytes: int = 0
+
+
+class Pending(Record):
+    """What will hold once a new model has taken its place; see `Run.promise`."""
+
+    token: str
+    scores: str
+    settings: Free
+
+
+class RunFile(Record):
+    """run.json: the plan, and the settings of the stages that ran."""
+
+    plan: Free
+    threshold: float | None = None
+    similarity: float | None = None
+    created: float = 0.0
+    method: str = ""
+    origin: Origin = Origin.model_construct()
+    merge: MergeFacts = MergeFacts()
+    recovery: Recovery = Recovery.model_construct()  # type: ignore[valid-type]
+    recovery_started: Recovery | None = None  # type: ignore[valid-type]
+    pending: Pending = Pending.model_construct()
+
+
+class Event(Record):
+    """A line of events.jsonl."""
+
+    step: int
+    steps: int
+    time: float
+    stage: str = ""
+    loss: float = 0.0
+    held_out_loss: float = 0.0
+    learning_rate: float = 0.0
+    begun: bool = False
+
+
+FILES: dict[str, Any] = {
+    "experiment.json": ExperimentFile,
+    "run.json": RunFile,
+    "cost.json": CostFile,
+    **dict.fromkeys(("scores.json", "scores-merged.json"), ScoresFile),
+    **dict.fromkeys(("timing.json", "timing-merged.json"), TimingFile),
+    **dict.fromkeys(("documents.json", "documents-merged.json"), DocumentsFile),
+    "state.json": StateFile,
+    "similarity": SimilarityFile,
+    "path": PathFile,
+    "plans": PlannedFile,
+    "studies": StudyFile,
+    "event": Event,
 }
-TASK = an({"value": SHARE, "stderr": SHARE, "metric": TEXT, "documents": WHOLE})
-SCORES = an(
-    {"tasks": every(TASK), "perplexity": every(INTERVAL), "limit": maybe(WHOLE)},
-    samples=many(an({"prompt": TEXT, "answer": TEXT})),
-    conditions=an({"versions": every(TEXT), "dtype": TEXT, "device": TEXT}, seconds=NUMBER),
-)
-COSTS = ("layers_ms", "rest_ms", "forward_tokens_per_second", "training_tokens_per_second")
-RATES = dict.fromkeys(("tokens_per_second", "latency_ms", "peak_memory_bytes"), NUMBER)
-TIMING = an({}, **RATES, speedup=INTERVAL, throughput=every(NUMBER), baseline=an({}, **RATES))
-DOCUMENTS = an(
-    {},
-    tasks=every(many(an({"id": TEXT, "correct": SHARE, "question": TEXT, "right": TEXT, "picked": TEXT}))),
-)
-SHAPES: dict[str, Shape] = {
-    "experiment.json": an(
-        {
-            "settings": an(
-                {"model": TEXT, "texts": TEXT, "count": WHOLE, "length": WHOLE, "seed": WHOLE, "dtype": TEXT}
-            ),
-            "model_facts": an(
-                {
-                    "layers": {**WHOLE, "minimum": 1},
-                    "width": {**WHOLE, "minimum": 1},
-                    "dtype": TEXT,
-                    **dict.fromkeys(("parameters", "parameters_per_layer", "size_bytes"), POSITIVE),
-                },
-                architecture=TEXT,
-            ),
-            "created": NUMBER,
-        },
-        text_hash=TEXT,
-    ),
-    "state.json": an(
-        {},
-        **dict.fromkeys(("stage", "status", "text", "error", "host"), TEXT),
-        **dict.fromkeys(("done", "total", "pid", "memory_bytes", "gpu_memory_bytes", "memory_kills"), WHOLE),
-        **dict.fromkeys(("started", "heartbeat", "process_started", "cpu_percent"), NUMBER),
-        command=many(TEXT),
-    ),
-    "run.json": an(
-        {"plan": an({})},
-        threshold=maybe(NUMBER),
-        similarity=maybe(NUMBER),
-        created=NUMBER,
-        method=TEXT,
-        origin=an({"planner": TEXT, "source": TEXT, "settings": an({})}),
-        merge=an({}, parameters=WHOLE, size_bytes=WHOLE),
-        recovery=RECOVERY,
-        recovery_started=maybe(RECOVERY),
-        pending=an({"token": TEXT, "scores": TEXT, "settings": an({})}),
-    ),
-    "cost.json": an({}, **dict.fromkeys(COSTS, POSITIVE)) | {"required": ["layers_ms", "rest_ms"]},
-    "scores.json": SCORES,
-    "scores-merged.json": SCORES,
-    "timing.json": TIMING,
-    "timing-merged.json": TIMING,
-    "documents.json": DOCUMENTS,
-    "documents-merged.json": DOCUMENTS,
-    "similarity": an(
-        {
-            "matrix": many(many(NUMBER)),
-            "block_influence": many(NUMBER),
-            "norm": many(NUMBER),
-            "tokens": WHOLE,
-            "conditions": an({"dtype": TEXT, "seconds": NUMBER}),
-        },
-        warning=TEXT,
-        text_hash=TEXT,
-    ),
-    "plans": an(
-        {
-            "layer_count": WHOLE,
-            "windows": many({"type": "array", "items": WHOLE, "minItems": 2, "maxItems": 2}),
-            "rule": TEXT,
-            "planner": TEXT,
-            "similarity": maybe(NUMBER),
-            "perplexity": NUMBER,
-            "perplexity_original": NUMBER,
-            "seconds": NUMBER,
-        },
-        budget=WHOLE,
-        version=WHOLE,
-        text_hash=TEXT,
-        scoring=TEXT,
-    ),
-    "studies": an(
-        {"failed": every(TEXT), "grid": an({})},
-        scores=many(
-            an(
-                {
-                    "rule": TEXT,
-                    "threshold": NUMBER,
-                    "layers": WHOLE,
-                    "windows": many(many(WHOLE)),
-                    "task": TEXT,
-                    "limit": maybe(WHOLE),
-                    **TASK["properties"],
-                }
-            )
-        ),
-    ),
-    "event": an(
-        {"step": WHOLE, "steps": WHOLE, "time": NUMBER},
-        stage=TEXT,
-        loss=NUMBER,
-        held_out_loss=NUMBER,
-        learning_rate=NUMBER,
-        begun={"type": "boolean"},
-    ),
-}
 
 
-def is_like(data: Any, name: str) -> bool:
-    """Whether data are what a file of that name holds."""
-    return _validator(name).is_valid(data)
+def is_record(data: Any, kind: str) -> bool:
+    """Whether data are what a file of that kind holds."""
+    try:
+        _adapter(kind).validate_python(data)
+    except ValidationError:
+        return False
+    return True
 
 
-def check_like(data: Any, name: str, where: str) -> None:
-    """Raise ExperimentError, naming the file and the entry, unless data are what a file of that name holds."""
-    error = next(iter(_validator(name).iter_errors(data)), None)
-    if error is not None:
-        place = ".".join(map(str, error.absolute_path)) or "the whole"
+def check_record(data: Any, kind: str, where: str) -> Any:
+    """The record in the data of a file of that kind; raises ExperimentError, naming file and entry, if it is none."""
+    try:
+        return _adapter(kind).validate_python(data)
+    except ValidationError as error:
         raise ExperimentError(
-            f"{where} cannot be read: {place}: {error.message[:200]}. Delete it and repeat the step that wrote it."
-        )
+            f"{where} cannot be read: {explained(error)}. Delete it and repeat the step that wrote it."
+        ) from None
 
 
 @cache
-def _validator(name: str) -> Draft202012Validator:
-    return Draft202012Validator(SHAPES[name])
+def _adapter(kind: str) -> TypeAdapter[Any]:
+    return TypeAdapter(FILES[kind])

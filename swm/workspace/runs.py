@@ -14,7 +14,7 @@ from swm.errors import ExperimentError, PlanError, SettingsError
 from swm.plan import MergePlan
 from swm.workspace.files import sweep, write_json
 from swm.workspace.reading import checked_file, once_for_each_writing
-from swm.workspace.records import is_like
+from swm.workspace.records import is_record
 from swm.workspace.tracked import Tracked
 
 if TYPE_CHECKING:
@@ -212,5 +212,5 @@ def _json_lines(text: str) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if is_like(row, "event"):
+        if is_record(row, "event"):
             yield row

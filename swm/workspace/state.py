@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from swm.checked import Many
 from swm.workspace.machine import memory_kills
 
 HEARTBEAT_SECONDS = 3.0
@@ -39,7 +40,7 @@ class State:
     cpu_percent: float = 0.0
     gpu_memory_bytes: int = 0
     memory_kills: int = -1
-    command: tuple[str, ...] = ()
+    command: Many[str] = ()
 
     @property
     def active(self) -> bool:

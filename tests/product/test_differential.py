@@ -22,6 +22,7 @@ from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
 from swm.registry import METRICS
 from swm.search.find import find_plan, settle, threshold_path
+from swm.search.kept_path import path_data, path_from
 from swm.search.threshold_path import ThresholdPath
 from swm.search.window_score import PART_TOKENS, TOGETHER, WindowScorer
 from swm.settings import RecoverySettings
@@ -118,7 +119,7 @@ def test_the_path_has_the_plan_of_the_plain_search_at_every_threshold(case):
     path = ThresholdPath(case.layers, case.rule, low)
     path.extend_quickly(thresholds[0], scorer.score)  # one threshold first, cut short, as the app does
     if case.keep_every % 2:  # resumed from what lies on disk
-        path = ThresholdPath.from_dict(path.to_dict())
+        path = path_from(path_data(path))
         scorer = case.scorer(model, tokens)
     together = {"score_together": scorer.score_together, "at_once": scorer.at_once} if scorer.at_once > 1 else {}
     threshold_path(case.layers, scorer.score, low, focus=thresholds[1], path=path, rule=case.rule, **together)

@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from swm.search.threshold_path import ThresholdPath
+from swm.search.kept_path import path_from
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.workspace.experiments import Experiment
@@ -72,7 +72,7 @@ def content(folder, skip=("state.json", "cost.json", "timing.json", "timing-merg
         if any(part.startswith(".") for part in file.relative_to(folder).parts) or "recovery/" in name:
             continue
         if file.parent.name == "path":
-            steps = ThresholdPath.from_dict(json.loads(file.read_text())).intervals()
+            steps = path_from(json.loads(file.read_text())).intervals()
             found[name] = [rounded(step.to_dict()) for step in steps]
         elif file.suffix == ".json" and file.name not in skip:
             found[name] = without_times(json.loads(file.read_text()))

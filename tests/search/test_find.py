@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from swm.errors import PlanError, SettingsError
 from swm.plan import Window
 from swm.search.find import find_plan, settle, threshold_path
+from swm.search.kept_path import path_data, path_from
 from swm.search.threshold_path import ThresholdPath
 
 
@@ -158,7 +159,7 @@ def test_an_interrupted_path_goes_on_where_it_stopped():
         threshold_path(10, until_ten, 0.4, path=half)
     assert len(half.similarities) == 10
     assert 0 <= half.covered() < 1
-    restored = ThresholdPath.from_dict(json.loads(json.dumps(half.to_dict())))
+    restored = path_from(json.loads(json.dumps(path_data(half))))
     more = []
     whole = threshold_path(10, lambda a, w: more.append((a, w)) or score(a, w), 0.4, path=restored)
     assert not set(calls) & set(more)
@@ -215,7 +216,7 @@ def test_bounds_give_the_same_plan_and_only_for_the_thresholds_they_settle(seed,
     for t in (other, step.low, step.high):
         if t > 0 and (found := path.plan_at(t)):
             assert found.plan == find_plan(10, exact, t)
-    assert ThresholdPath.from_dict(json.loads(json.dumps(path.to_dict()))) == path
+    assert path_from(json.loads(json.dumps(path_data(path)))) == path
     whole = threshold_path(10, exact, 0.4, path=path)
     assert not whole.bounds & {key for key in whole.similarities if exact(*key) > 0.4}
     assert whole.plan_at(other).plan == find_plan(10, exact, other)
@@ -244,7 +245,7 @@ def test_of_several_plans_of_a_depth_the_one_of_lowest_perplexity_is_taken():
         path.perplexities[windows] = 50.0 - rank
     chosen = path.plan_with_layers(layers)
     assert chosen.plan.windows == list(plans)[-1]
-    assert ThresholdPath.from_dict(json.loads(json.dumps(path.to_dict()))) == path
+    assert path_from(json.loads(json.dumps(path_data(path)))) == path
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -7,6 +7,7 @@ import pytest
 from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan, Window
 from swm.search.find import threshold_path
+from swm.search.kept_path import path_data, path_from
 from swm.search.threshold_path import DOUBT, SEARCH_VERSION, ThresholdPath
 from swm.search.walk import Trial
 
@@ -57,18 +58,18 @@ def test_every_entry_of_a_path_survives_a_round_trip(path):
     path.perplexities = {(): 20.0, (Window(0, 1),): 21.5}
     path.text_hash = "abc"
     path.version = SEARCH_VERSION + 1
-    written = json.loads(json.dumps(path.to_dict()))
-    assert ThresholdPath.from_dict(written) == path
+    written = json.loads(json.dumps(path_data(path)))
+    assert path_from(written) == path
     assert (written["low"], written["high"], written["protect_last"]) == (0.5, 1.0, 1)
     assert [row.get("at_most", False) for row in written["similarities"]] == [True, False, False]
     assert [row.get("exact", False) for row in written["similarities"]] == [False, True, True]
 
 
 def test_a_path_that_an_older_release_wrote_is_read_as_of_the_first_version(path):
-    written = path.to_dict()
+    written = path_data(path)
     for name in ("perplexities", "scoring", "layer_runs", "difference", "version", "text_hash"):
         del written[name]
-    again = ThresholdPath.from_dict(written)
+    again = path_from(written)
     assert (again.scoring, again.layer_runs, again.difference, again.version) == ("exact", 0.0, 0.0, 1)
     assert (again.text_hash, again.perplexities) == ("", {})
     assert again.similarities == path.similarities
@@ -76,7 +77,7 @@ def test_a_path_that_an_older_release_wrote_is_read_as_of_the_first_version(path
 
 def test_a_path_of_an_unknown_rule_is_refused(path):
     with pytest.raises(SettingsError, match="'avg' is not a merge rule"):
-        ThresholdPath.from_dict(path.to_dict() | {"rule": "avg"})
+        path_from(path_data(path) | {"rule": "avg"})
 
 
 def test_a_new_path_covers_thresholds_from_a_half_to_one_and_protects_the_top_layer():

@@ -11,7 +11,7 @@ from swm.plan import MergePlan, Window
 from swm.reporting.export import recipe_json
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
-from swm.workspace.recipe import Recipe, mergekit_yaml, read_recipe, recipe_of
+from swm.workspace.recipe import mergekit_yaml, parsed_recipe, read_recipe, recipe_of
 from tests.reporting.test_compare import FACTS, scores
 
 PLAN = MergePlan(6, (Window(0, 1), Window(3, 5)), "keep_first")
@@ -40,7 +40,7 @@ def test_a_recipe_comes_back_from_its_file_as_it_was(run, tmp_path):
 def test_what_is_no_recipe_is_told(run, change):
     data = {**json.loads(recipe_json(run)), **change}
     with pytest.raises(SettingsError, match=r"not a recipe|out of range"):
-        Recipe.from_dict(data)
+        parsed_recipe(data)
 
 
 def test_mergekit_slices_keep_what_the_plan_keeps(run):

@@ -5,7 +5,7 @@ import copy
 import pytest
 
 from swm.errors import ExperimentError
-from swm.workspace.records import check_like, is_like
+from swm.workspace.records import check_record, is_record
 
 RECOVERY = {
     "preset": "quick", "texts": "instructions", "loss_on": "text", "target": "text", "repair": "fit", "adapt": "all",
@@ -149,11 +149,11 @@ def wrong_values(value):
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_value_of_another_kind_is_refused_wherever_it_stands(file):
-    assert is_like(FILES[file], file)
+    assert is_record(FILES[file], file)
     for place, value in places(FILES[file]):
         for wrong in wrong_values(value):
-            assert not is_like(changed(file, place, wrong), file), (place, wrong)
-        assert is_like(changed(file, place, None), file) == (place in MAY_BE_NULL.get(file, ())), place
+            assert not is_record(changed(file, place, wrong), file), (place, wrong)
+        assert is_record(changed(file, place, None), file) == (place in MAY_BE_NULL.get(file, ())), place
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -163,18 +163,19 @@ def test_what_has_to_be_there_is_missed_and_nothing_else_is(file):
             continue  # one of several
         missing = place in NEEDED.get(file, ())
         once_trained = file == "run.json" and place.endswith(".trained_parameters")
-        assert is_like(changed(file, place, delete=True), file) == (not missing or once_trained), place
+        assert is_record(changed(file, place, delete=True), file) == (not missing or once_trained), place
 
 
 @pytest.mark.parametrize(("file", "place", "value"), OUT_OF_RANGE)
 def test_numbers_out_of_range_are_refused(file, place, value):
-    assert not is_like(changed(file, place, value), file)
+    assert not is_record(changed(file, place, value), file)
 
 
 def test_the_message_names_file_place_and_cure():
     with pytest.raises(
-        ExperimentError, match=r"e/run.json cannot be read: merge.parameters: 'x' .* Delete it and repeat"
+        ExperimentError,
+        match=r"e/run.json cannot be read: merge.parameters must be a whole number \(got 'x'\)\. Delete it and repeat",
     ):
-        check_like(changed("run.json", "merge.parameters", "x"), "run.json", "e/run.json")
-    with pytest.raises(ExperimentError, match="the whole: "):
-        check_like([], "run.json", "e/run.json")
+        check_record(changed("run.json", "merge.parameters", "x"), "run.json", "e/run.json")
+    with pytest.raises(ExperimentError, match="the whole file must be an object"):
+        check_record([], "run.json", "e/run.json")
