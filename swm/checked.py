@@ -77,6 +77,8 @@ def explained(error: ValidationError) -> str:
     got = got if len(got) <= 80 else f"{got[:77]}..."
     kind = what.rsplit("_", 1)[0] if what.endswith(("_type", "_parsing")) else ""
     context = first.get("ctx", {})
+    if what == "finite_number":
+        return f"{place} must be a finite number (got {got})"
     if what == "missing":
         return f"{place} is missing"
     if what in ("extra_forbidden", "unexpected_keyword_argument"):

@@ -1,7 +1,12 @@
-"""What a similarity of layers is measured with. Plain data, no torch: pages and command line name it."""
+"""The zero-shot tasks by name, and how many documents of each. No lm_eval: pages and command line name them."""
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from swm.checked import Between
 from swm.errors import SettingsError
 
 # Metric of each task as the released evaluation takes it: accuracy, or accuracy with the log-likelihood divided by the
@@ -31,3 +36,13 @@ def parse_tasks(text: str) -> tuple[str, ...]:
     if not tasks:
         raise SettingsError("No task is named. Write all, or names with commas between, as in boolq,piqa.")
     return tasks
+
+
+def _limit(value: Any) -> Any:
+    if not isinstance(value, str):
+        return 0 if value is None else value  # a file says none
+    return None if value == "none" else value
+
+
+Limit = Annotated[Annotated[int, Between(1, MOST_DOCUMENTS)] | None, BeforeValidator(_limit)]
+"""Documents of each task; "none" in a file, None in memory, for all."""

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from swm.checked import explained
 from swm.errors import ExperimentError, SettingsError
-from swm.evaluation.task_names import TASKS
+from swm.evaluation.task_names import TASKS, Limit
 from swm.plan import DEFAULT_RULE
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.reporting.arguments import recovery_arguments
@@ -25,6 +26,7 @@ from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
 from swm.workspace.names import check_name
 
+T = TypeVar("T")
 MOST_CELLS = 10_000
 
 
@@ -71,6 +73,52 @@ class Cell:
             return "waiting"
 
 
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+OneOrMany = Annotated[tuple[T, ...], BeforeValidator(_as_list)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class PlanEntry(BaseModel):
+    """Plans of a sweep: a planner or a rule, at ratios, numbers of layers or thresholds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    planner: str | None = None
+    rule: str | None = None
+    ratio: OneOrMany[Amount] = ()
+    layers: OneOrMany[Annotated[int, Field(ge=0)]] = ()
+    threshold: OneOrMany[Amount] = ()
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> PlanEntry:
+        if sum(map(bool, (self.ratio, self.layers, self.threshold))) != 1:
+            raise ValueError("a plan needs planner or rule, and one of ratio, layers and threshold")
+        return self
+
+
+class SweepGrid(BaseModel):
+    """A sweep's file as it is written; see assets/sweeps."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+    name: str
+    models: OneOrMany[str]
+    plans: OneOrMany[PlanEntry]
+    texts: OneOrMany[str] = ("lambada",)
+    count: int = 10
+    length: int = 128
+    dtype: str = "auto"
+    seeds: OneOrMany[int] = (1234,)
+    recovery: OneOrMany[Any] = ("quick",)
+    limit: Limit = 100
+    cpus: Annotated[float, Field(gt=0, le=1024)] = 1
+    gpus: Annotated[float, Field(ge=0, le=1024)] = 0
+    retries: Annotated[int, Field(ge=0, le=100)] = 2
+
+
 @dataclass(frozen=True)
 class SweepFile:
     """What a sweep's file says, checked."""
@@ -97,7 +145,7 @@ def load_grid(file: Path) -> dict[str, Any]:
     grid.setdefault("name", _slug(file.stem))
     for entry in ("models", "texts"):  # the runs work elsewhere
         if entry in grid:
-            grid[entry] = [_absolute(str(one)) for one in _list(grid[entry])]
+            grid[entry] = [_absolute(str(one)) for one in _as_list(grid[entry])]
     read_sweep(grid)
     return grid
 
@@ -106,50 +154,35 @@ def read_sweep(grid: dict[str, Any]) -> SweepFile:
     """The cells of a grid: every model with every text and seed, planned and healed in every way.
 
     Raises:
-        SettingsError: naming the entry that cannot be.
+        SettingsError: naming the entry that is wrong.
     """
-    known = {
-        "name", "models", "texts", "count", "length", "dtype", "seeds", "plans", "recovery", "limit", "cpus", "gpus",
-        "retries",
-    }  # fmt: skip
-    if unknown := sorted(set(map(str, grid)) - known):
-        raise SettingsError(
-            f"The sweep has an entry {unknown[0]}, which means nothing. Known: {', '.join(sorted(known))}."
-        )
     try:
-        cells = tuple(_cells(grid))
-        numbers = float(grid.get("cpus", 1)), float(grid.get("gpus", 0)), int(grid.get("retries", 2))
-        if not (0 < numbers[0] <= 1024 and 0 <= numbers[1] <= 1024 and 0 <= numbers[2] <= 100):
-            raise ValueError(f"cpus, gpus or retries are out of range: {numbers}")
-        name = check_name(str(grid["name"]))
+        asked = SweepGrid.model_validate(grid)
+        name, cells = check_name(asked.name), tuple(_cells(asked))
+    except ValidationError as error:
+        reason = explained(error)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, ExperimentError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise SettingsError(
-            f"The sweep cannot be read ({reason}). Compare it with the files in assets/sweeps."
-        ) from None
-    return SweepFile(name, cells, *numbers)
+        reason = f"{error}".rstrip(".")
+    else:
+        return SweepFile(name, cells, asked.cpus, asked.gpus, asked.retries)
+    raise SettingsError(
+        f"Cannot read the sweep: {' '.join(reason.split())[:300]}. Compare it with the files in assets/sweeps."
+    )
 
 
-def _cells(grid: dict[str, Any]) -> Iterator[Cell]:
-    limit = grid.get("limit", 100)
-    limit = None if limit == "none" else int(limit)
-    plans = [plan for entry in _list(grid["plans"]) for plan in _plans(entry)]
-    recoveries = [_recovery(entry) for entry in _list(grid.get("recovery", "quick"))]
-    models, texts = _list(grid["models"]), _list(grid.get("texts", "lambada"))
-    seeds = _list(grid.get("seeds", 1234))
-    shape = {"count": int(grid.get("count", 10)), "length": int(grid.get("length", 128))}
-    every = list(itertools.product(models, texts, seeds, plans, recoveries))
+def _cells(grid: SweepGrid) -> Iterator[Cell]:
+    plans = [plan for entry in grid.plans for plan in _plans(entry)]
+    recoveries = [_recovery(entry) for entry in grid.recovery]
+    every = list(itertools.product(grid.models, grid.texts, grid.seeds, plans, recoveries))
     if not 1 <= len(every) <= MOST_CELLS:
         raise SettingsError(f"The sweep has {len(every):,} runs. Choose 1 to {MOST_CELLS:,}.")
     seen: dict[str, Cell] = {}
     for model, text, seed, (plan_name, plan), (recovery_name, recovery) in every:
-        settings = ExperimentSettings(
-            str(model), str(text), **shape, seed=int(seed), dtype=str(grid.get("dtype", "auto"))
-        )
-        parts = [str(grid["name"]), Path(str(model)).name, Path(str(text)).name, str(seed)]
-        cell = Cell(
-            _name(parts, repr(settings)), _name([plan_name, recovery_name], ""), settings, plan, recovery, limit
-        )
+        settings = ExperimentSettings(model, text, grid.count, grid.length, seed, grid.dtype)
+        parts = [grid.name, Path(model).name, Path(text).name, str(seed)]
+        whole = repr(settings).removeprefix("Experiment")  # names keep the hashes that they have always had
+        experiment, run = _name(parts, whole), _name([plan_name, recovery_name], "")
+        cell = Cell(experiment, run, settings, plan, recovery, grid.limit)
         if cell.name not in seen:
             seen[cell.name] = cell
             yield cell
@@ -157,30 +190,19 @@ def _cells(grid: dict[str, Any]) -> Iterator[Cell]:
             raise SettingsError(f"Two different runs of the sweep would be called {cell.name}. Change one of them.")
 
 
-def _plans(entry: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Name and options of each plan that an entry names: a planner or a rule, at ratios, layers or thresholds."""
-    entry = dict(entry)
-    planner, rule = entry.pop("planner", None), entry.pop("rule", None)
+def _plans(entry: PlanEntry) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Name and options of each plan that an entry names."""
     how: list[str] = []
-    if planner is not None:
-        PLANNERS.check(planner)
-        how = ["--planner", planner]
-    if rule is not None or planner is None:
-        MERGE_RULES.check(rule or DEFAULT_RULE)
-        how += ["--rule", rule or DEFAULT_RULE]
-    amounts = {key: entry.pop(key) for key in ("ratio", "layers", "threshold") if key in entry}
-    if len(amounts) != 1 or entry:
-        raise SettingsError(
-            f"A plan of the sweep needs planner or rule, and one of ratio, layers and threshold; it says "
-            f"{sorted([*amounts, *map(str, entry)])}. Correct it."
-        )
-    ((kind, values),) = amounts.items()
-    for value in _list(values):
-        number: float = int(value) if kind == "layers" else float(value)
-        if not 0 <= number < math.inf:
-            raise ValueError(f"{kind} {number}")
+    if entry.planner is not None:
+        PLANNERS.check(entry.planner)
+        how = ["--planner", entry.planner]
+    if entry.rule is not None or entry.planner is None:
+        MERGE_RULES.check(entry.rule or DEFAULT_RULE)
+        how += ["--rule", entry.rule or DEFAULT_RULE]
+    for number in entry.ratio or entry.layers or entry.threshold:
+        kind = "ratio" if entry.ratio else "layers" if entry.layers else "threshold"
         amount = {"ratio": f"{100 * number:.6g}pc", "layers": f"{number}", "threshold": f"t{number!r}"}[kind]
-        yield "-".join(filter(None, [planner, rule, amount])), (*how, f"--{kind}", f"{number!r}")
+        yield "-".join(filter(None, [entry.planner, entry.rule, amount])), (*how, f"--{kind}", f"{number!r}")
 
 
 def _recovery(entry: Any) -> tuple[str, tuple[str, ...]]:
@@ -199,10 +221,6 @@ def _absolute(name: str) -> str:
         return str(Path(name).absolute()) if Path(name).exists() else name
     except (OSError, ValueError):
         return name
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list) else [value]
 
 
 def _slug(text: str) -> str:

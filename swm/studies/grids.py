@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field
 
-from swm.checked import Between, Many, checked, said
+from swm.checked import Many, checked, said
 from swm.errors import SettingsError
-from swm.evaluation.task_names import MOST_DOCUMENTS, parse_tasks
+from swm.evaluation.task_names import Limit, parse_tasks
 from swm.plan import WHOLE, WidthCut
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import RecoverySettings, preset_settings
@@ -36,12 +36,6 @@ def _tasks(value: Any) -> Any:
     return () if value == "none" else parse_tasks(value) if isinstance(value, str) else value
 
 
-def _limit(value: Any) -> Any:
-    if not isinstance(value, str):
-        return 0 if value is None else value  # a file says none
-    return None if value == "none" else value
-
-
 def _given(value: Any) -> Any:
     if value is None:
         raise ValueError("must be a number (got None)")
@@ -55,7 +49,6 @@ def _recovery(value: Any) -> Any:
     return preset_settings(**value)
 
 
-Limit = Annotated[Annotated[int, Between(1, MOST_DOCUMENTS)] | None, BeforeValidator(_limit)]
 Tasks = Annotated[Many[str], said(_tasks)]
 Recovery = Annotated[RecoverySettings, said(_recovery)]
 

@@ -1,5 +1,6 @@
 """Sweeps: files, a local queue, and a Ray cluster of two nodes of which one is killed; each run once."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -74,23 +75,30 @@ def test_a_file_gives_every_run_as_the_command_a_user_would_type(grid):
         ({"plans": [{"planner": "sleb"}]}, "needs planner or rule, and one of"),
         ({"plans": [{"planner": "sleb", "ratio": 0.2, "layers": 3}]}, "needs planner or rule"),
         ({"plans": []}, "has 0 runs"),
-        ({"plans": 3}, "cannot be read"),
+        ({"plans": 3}, "Cannot read the sweep"),
         ({"recovery": {"preset": "quick", "steps": -1}}, "steps -1 is out of range"),
         ({"recovery": "chess"}, "not a recovery preset"),
-        ({"recovery": {"stepz": 1}}, "cannot be read"),
+        ({"recovery": {"stepz": 1}}, "unknown entry 'stepz'"),
         ({"seeds": list(range(10_000))}, "has 60,000 runs"),
-        ({"limit": "many"}, "cannot be read"),
+        ({"limit": "many"}, "Cannot read the sweep"),
         ({"retries": -1}, "out of range"),
-        ({"name": "../x"}, "cannot be read"),
-        ({"mdels": []}, "means nothing"),
-        ({"plans": {"rule": "mean", "layers": float("inf")}}, "cannot be read"),
-        ({"plans": {"rule": "mean", "ratio": float("nan")}}, "cannot be read"),
-        ({"limit": float("inf")}, "cannot be read"),
+        ({"name": "../x"}, "Cannot read the sweep"),
+        ({"mdels": []}, "unknown entry 'mdels'"),
+        ({"plans": {"rule": "mean", "layers": float("inf")}}, "Cannot read the sweep"),
+        ({"plans": {"rule": "mean", "ratio": float("nan")}}, "Cannot read the sweep"),
+        ({"limit": float("inf")}, "Cannot read the sweep"),
     ],
 )
 def test_files_that_cannot_be_are_told(grid, change, message):
     with pytest.raises(SettingsError, match=message):
         read_sweep({**grid, **change})
+
+
+def test_experiments_of_a_sweep_keep_the_names_of_earlier_releases(grid):
+    asked = {"name": "s", "models": "a", "texts": "lambada", "plans": {"rule": "mean", "layers": 3}}
+    settings = "Settings(model='a', texts='lambada', count=10, length=128, seed=1234, dtype='auto')"
+    digest = hashlib.sha256(f"{['s', 'a', 'lambada', '1234']}{settings}".encode()).hexdigest()[:6]
+    assert read_sweep(asked).cells[0].experiment == f"s-a-lambada-1234-{digest}"
 
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{a: [", "\0", "a: &x [*x]"])
