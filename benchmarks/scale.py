@@ -25,7 +25,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from swm.stages.evaluate import SAMPLE_PROMPTS, SAMPLE_TOKENS
+from swm.settings import SAMPLE_PROMPTS
+from swm.stages.evaluate import SAMPLE_TOKENS
 from swm.workspace.estimate import (
     BACKWARD,
     ONE_PLAN_RUNS,

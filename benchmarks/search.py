@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from swm.search.find import confirmed_plan
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -99,7 +101,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     from swm.evaluation.peak_memory import peak_memory
     from swm.models.decoder import layer_count, size_bytes
     from swm.models.load import load_model
-    from swm.search.find import settle, threshold_path
+    from swm.search.find import threshold_path
     from swm.search.threshold_path import ThresholdPath
     from swm.search.window_score import WindowScorer
     from swm.texts.calibration import calibration_tokens
@@ -123,7 +125,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             step = path.extend_quickly(options.threshold, scorer.score)
         else:
             sure = WindowScorer(model, tokens, options.rule)
-            step = settle(path, options.threshold, scorer.score, sure.score)
+            step = confirmed_plan(path, options.threshold, scorer.score, sure.score)
             del sure
         if options.method == "path":
             extra["first_seconds"] = round(time.perf_counter() - start, 2)

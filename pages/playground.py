@@ -6,12 +6,11 @@ import streamlit as st
 
 from pages.shared.frame import caption, command_line, next_step, plain, require_experiment, shown_errors, start_page
 from swm.jobs.child import stream
+from swm.settings import SAMPLE_PROMPTS
 from swm.workspace.runs import BASELINE
 
 PROMPTS = (
-    "The capital of France is",
-    "Once upon a time there was a little bear who",
-    "Question: What do plants need to grow?\nAnswer:",
+    *SAMPLE_PROMPTS,
     "The three most important inventions of the last century are",
 )
 MOST = 3

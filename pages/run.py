@@ -21,7 +21,7 @@ from pages.shared.healing import healing_settings
 from pages.shared.live import layers_picture
 from swm.healing.training_speed import training_speed
 from swm.jobs.child import start
-from swm.plan import DEFAULT_RULE, WHOLE, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
+from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
 from swm.registry import MERGE_RULES
 from swm.reporting.arguments import plan_arguments, recovery_arguments, width_arguments, windows_arguments
 from swm.reporting.charts import loss_chart
@@ -64,7 +64,7 @@ def new_run(experiment: Experiment, count: int) -> None:
         )
         rule = left.selectbox("Merge rule", rules, index=rules.index(wanted), key="run_rule", help=RULE)
         with left:
-            width = width_cut(template.get("width", WHOLE))
+            width = width_cut(template.get("width", WHOLE_WIDTH))
         limit = document_limit(left, experiment, template.get("limit"))
         with right:
             recovery, healing = healing_settings(template)
@@ -130,7 +130,7 @@ def width_cut(copied: WidthCut) -> WidthCut:
         help=" ".join(f"{way}: {text}" for way, text in WIDTH_METHODS.items()),
         key="run_width_by",
     )
-    return WidthCut(percent / 100, by) if percent else WHOLE
+    return WidthCut(percent / 100, by) if percent else WHOLE_WIDTH
 
 
 def shown_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int | None) -> bool:

@@ -37,7 +37,7 @@ class WidthCut:
         return f"{method} + {self.method}" if self.ratio else method
 
 
-WHOLE = WidthCut()
+WHOLE_WIDTH = WidthCut()
 
 
 @dataclass(frozen=True, order=True)
@@ -64,7 +64,7 @@ class MergePlan:
     layer_count: int
     windows: tuple[Window, ...] = ()
     rule: str = DEFAULT_RULE
-    width: WidthCut = WHOLE
+    width: WidthCut = WHOLE_WIDTH
 
     def __post_init__(self) -> None:
         MERGE_RULES.check(self.rule)
@@ -83,6 +83,7 @@ class MergePlan:
 
     @property
     def layers_left(self) -> int:
+        """Layers of the merged model."""
         return self.layer_count - sum(len(window) - 1 for window in self.windows)
 
     @property
@@ -101,7 +102,12 @@ class MergePlan:
             layer = window.last + 1
         return tuple(kept)
 
+    def base_layers(self) -> tuple[int, ...]:
+        """The layer whose norms and other traits each layer of the merged model has, lowest first."""
+        return tuple(base_layer(window, self.rule) for window in self.kept_layers())
+
     def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON: `layer_count`, `layers_left`, `windows` as [first, last], `rule`; `width` if it is cut."""
         return {
             "layer_count": self.layer_count,
             "layers_left": self.layers_left,
@@ -112,8 +118,14 @@ class MergePlan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MergePlan:
-        width = WidthCut(**data["width"]) if "width" in data else WHOLE
+        """The plan that `to_dict` gave; raises PlanError or SettingsError if it is none."""
+        width = WidthCut(**data["width"]) if "width" in data else WHOLE_WIDTH
         return cls(int(data["layer_count"]), windows_from(data["windows"]), str(data["rule"]), width)
+
+
+def base_layer(window: Window, rule: str) -> int:
+    """The layer of a window whose norms, kind of attention and other traits the merged layer has."""
+    return window.last if MERGE_RULES[rule].base == "last" else window.first
 
 
 def pairs(windows: Iterable[Window]) -> list[list[int]]:
@@ -142,6 +154,13 @@ def parse_windows(text: str) -> tuple[Window, ...]:
             )
         pairs.append((int(match[1]), int(match[2])))
     return windows_from(pairs)
+
+
+def layers_at(ratio: float, layer_count: int) -> int:
+    """Layers left when a share of them is removed, one at least; raises SettingsError unless it is 0 to below 1."""
+    if not 0 <= ratio < 1:
+        raise SettingsError(f"--ratio {ratio} is out of range. Choose 0 or more, and less than 1.")
+    return max(1, round(layer_count * (1 - ratio)))
 
 
 def check_layers(layers: int, layer_count: int) -> None:

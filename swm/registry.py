@@ -31,11 +31,16 @@ class Entry(Protocol):
     """What every registered thing says of itself: the name that is typed, a title for pages, a line of help."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What is typed."""
+
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """What pages show."""
+
     @property
-    def help(self) -> str: ...
+    def help(self) -> str:
+        """One line of explanation."""
 
 
 E = TypeVar("E", bound=Entry)

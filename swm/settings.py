@@ -12,6 +12,11 @@ FIT_TOKENS = 24_576  # to fit merged layers on: 43 times SmolLM2-135M's width; t
 WINDOW_FIT_TOKENS = 4096  # to fit a window while searching; the plan chosen is fitted on more when it is merged
 PLAN_BUDGET = 400  # plans that a planner with a budget tries
 PRECISIONS = ("auto", "exact", "bfloat16")  # of a search: exact is the model's own format
+SAMPLE_PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was a little bear who",
+    "Question: What do plants need to grow?\nAnswer:",
+)
 PERPLEXITY_TEXTS = ("lambada", "squad")  # measured unless others are named
 
 

@@ -3,10 +3,11 @@
 import pytest
 
 from swm.errors import PlanError, SettingsError
-from swm.plan import WHOLE, MergePlan, WidthCut, Window, check_layers, parse_windows, windows_from
+from swm.plan import WHOLE_WIDTH, MergePlan, WidthCut, Window, check_layers, parse_windows, windows_from
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.reporting.arguments import plan_arguments, width_arguments
-from swm.workspace.experiments import PLANS_VERSION, SOURCES, source_of
+from swm.workspace.experiments import PLANS_VERSION
+from swm.workspace.origin import SOURCES, source_of
 
 
 @pytest.mark.parametrize("ratio", [0, 0.0, 0.25, 0.9])
@@ -28,8 +29,8 @@ def test_an_unknown_way_to_cut_width_names_the_known_ones():
 
 def test_a_method_is_named_with_the_cut_after_it_if_there_is_one():
     assert WidthCut(0.1, "taylor").after("sleb") == "sleb + taylor"
-    assert WHOLE.after("sleb") == "sleb"
-    assert WidthCut(0, "flap") == WHOLE
+    assert WHOLE_WIDTH.after("sleb") == "sleb"
+    assert WidthCut(0, "flap") == WHOLE_WIDTH
 
 
 def test_layers_count_by_their_weights_after_a_cut_in_width():
@@ -57,7 +58,7 @@ def test_a_plan_is_asked_for_by_its_windows_rule_and_cut():
         "--windows", "2-4,25-26", "--rule", "mean", "--width", "0.125", "--width-by", "taylor",
     ]  # fmt: skip
     assert plan_arguments(MergePlan(30)) == ["--windows", "", "--rule", "rdsc"]
-    assert width_arguments(WHOLE) == []
+    assert width_arguments(WHOLE_WIDTH) == []
     assert parse_windows(plan_arguments(plan)[1]) == plan.windows
 
 

@@ -9,14 +9,14 @@ from typing import Any
 from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
 from swm.cli.targets import Result, own_experiment
 from swm.cli.watched import watched
-from swm.errors import SettingsError
-from swm.plan import MergePlan, Window
+from swm.plan import MergePlan, Window, layers_at
 from swm.settings import ExperimentSettings
 from swm.similarity.measure import Measure
 from swm.workspace.experiments import Experiment, list_experiments
 
 
 def run_models(options: argparse.Namespace) -> Result:
+    """The command `swm models`."""
     from swm.models.load import TESTED_FAMILIES
     from swm.models.locate import BUNDLED
 
@@ -32,6 +32,7 @@ def run_models(options: argparse.Namespace) -> Result:
 
 
 def run_list(options: argparse.Namespace) -> Result:
+    """The command `swm list`."""
     experiments, broken = list_experiments()
     rows: list[dict[str, Any]] = [
         {"experiment": e.name, "model": e.settings.model, "shipped": e.read_only, "runs": [r.name for r in e.runs()]}
@@ -42,6 +43,7 @@ def run_list(options: argparse.Namespace) -> Result:
 
 
 def run_create(options: argparse.Namespace) -> Result:
+    """The command `swm create`."""
     from swm.stages.create import create_experiment
 
     settings = ExperimentSettings(
@@ -57,6 +59,7 @@ def run_create(options: argparse.Namespace) -> Result:
 
 
 def run_measure(options: argparse.Namespace) -> Result:
+    """The command `swm measure`."""
     from swm.stages.measure import measure_experiment
 
     how = Measure(options.metric, options.part, options.samples, options.skip, options.texts)
@@ -70,6 +73,7 @@ def run_measure(options: argparse.Namespace) -> Result:
 
 
 def run_search(options: argparse.Namespace) -> Result:
+    """The command `swm search`."""
     from swm.stages.search import search_path
 
     experiment = own_experiment(options.exp)
@@ -98,6 +102,7 @@ def run_search(options: argparse.Namespace) -> Result:
 
 
 def run_plan(options: argparse.Namespace) -> Result:
+    """The command `swm plan`."""
     experiment = Experiment.open(options.exp)
     if options.windows is not None or options.planner:
         data = measured_plan(experiment, options)
@@ -118,6 +123,7 @@ def run_plan(options: argparse.Namespace) -> Result:
 
 
 def run_estimate(options: argparse.Namespace) -> Result:
+    """The command `swm estimate`."""
     from swm.evaluation.cost import config_cost
     from swm.models.load import config_facts
     from swm.workspace.estimate import stage_needs
@@ -125,9 +131,7 @@ def run_estimate(options: argparse.Namespace) -> Result:
     from swm.workspace.units import duration, gib
 
     facts = config_facts(options.m, options.dtype)
-    if not 0 <= options.ratio < 1:
-        raise SettingsError(f"--ratio {options.ratio} is out of range. Choose 0 or more, and less than 1.")
-    dropped = facts["layers"] - max(1, round(facts["layers"] * (1 - options.ratio)))
+    dropped = facts["layers"] - layers_at(options.ratio, facts["layers"])
     plan = MergePlan(facts["layers"], (Window(0, dropped),) if dropped else ())
     cost = None if options.untimed else config_cost(options.m, options.dtype)
     tokens = options.count * options.length_of_texts

@@ -14,7 +14,7 @@ from swm.errors import ExperimentError, SettingsError
 from swm.evaluation.task_names import parse_tasks
 from swm.jobs.tracking import tracked
 from swm.models.processes import world_size
-from swm.plan import DEFAULT_RULE, WHOLE, MergePlan, WidthCut, parse_windows
+from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, MergePlan, WidthCut, parse_windows
 from swm.studies.grids import KINDS, OF_RUNS, Grid, grid_of
 from swm.workspace.changes import plan_changes, recovery_changes, refuse
 from swm.workspace.names import check_name
@@ -23,6 +23,7 @@ from swm.workspace.tracked import job_lock
 
 
 def run_merge(options: argparse.Namespace) -> Result:
+    """The command `swm merge`."""
     from swm.stages.merge import merge_run
 
     run, entries = _planned_run(options)
@@ -55,7 +56,7 @@ def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
     """
     experiment = own_experiment(options.exp)
     check_name(options.run)
-    width = WidthCut(options.width, options.width_by or WHOLE.method) if options.width else WHOLE
+    width = WidthCut(options.width, options.width_by or WHOLE_WIDTH.method) if options.width else WHOLE_WIDTH
     threshold: float | None = None
     similarity: float | None = None
     if options.planner:
@@ -66,14 +67,14 @@ def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
     elif options.threshold is None and options.layers is None and options.ratio is None:
         if options.width:
             raise SettingsError('--width is a part of a plan. Say --windows "" for width alone, or name a plan.')
-        return _settled(experiment.run(options.run)), {}
+        return _mended(experiment.run(options.run)), {}
     else:
         step = chosen_plan(experiment, options)
         plan, threshold, similarity = step.plan, step.threshold, step.similarity
     plan, origin = replace(plan, width=width), None
     if options.planner:
         origin = experiment.origin_of(MergePlan.from_dict(data), method=options.planner)
-    run = _settled(Run(experiment, options.run))
+    run = _mended(Run(experiment, options.run))
     if run.is_there() and not run.is_baseline and run.stage != "planned":
         changes = plan_changes(run.plan, plan)
         if changes and options.again:
@@ -83,6 +84,7 @@ def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
 
 
 def run_all(options: argparse.Namespace) -> Result:
+    """The command `swm run`."""
     from swm.stages.run import is_finished, run_pipeline
 
     settings = recovery_settings(options)
@@ -100,6 +102,7 @@ def run_all(options: argparse.Namespace) -> Result:
 
 
 def run_study(options: argparse.Namespace) -> Result:
+    """The command `swm study`."""
     from swm.reporting.csv_table import csv_text
     from swm.studies.rows import study_rows
     from swm.studies.run import run_study
@@ -120,10 +123,11 @@ def run_study(options: argparse.Namespace) -> Result:
 
 
 def run_recover(options: argparse.Namespace) -> Result:
+    """The command `swm recover`."""
     from swm.stages.recover import check_recovery_text, recover_run
 
     settings = recovery_settings(options)
-    run = _settled(own_experiment(options.exp).run(options.run))
+    run = _mended(own_experiment(options.exp).run(options.run))
     if not options.again:
         refuse(run, recovery_changes(run, settings))
         if run.stage == "recovered" and run.has_model:
@@ -138,6 +142,7 @@ def run_recover(options: argparse.Namespace) -> Result:
 
 
 def run_evaluate(options: argparse.Namespace) -> Result:
+    """The command `swm evaluate`."""
     from swm.stages.evaluate import evaluate_run
 
     tasks = parse_tasks(options.tasks)
@@ -149,6 +154,7 @@ def run_evaluate(options: argparse.Namespace) -> Result:
 
 
 def run_time(options: argparse.Namespace) -> Result:
+    """The command `swm time`."""
     from swm.stages.time import time_run
 
     run = own_experiment(options.exp).run(options.run)
@@ -162,6 +168,7 @@ def run_time(options: argparse.Namespace) -> Result:
 
 
 def run_sweep(options: argparse.Namespace) -> Result:
+    """The command `swm sweep`."""
     from swm.jobs.sweep import Sweep
     from swm.jobs.sweep_file import load_grid
     from swm.jobs.workers import run_sweep
@@ -178,6 +185,7 @@ def run_sweep(options: argparse.Namespace) -> Result:
 
 
 def run_repeat(options: argparse.Namespace) -> Result:
+    """The command `swm repeat`."""
     from swm.stages.repeat import repeat_recipe
     from swm.workspace.recipe import read_recipe
 
@@ -188,6 +196,7 @@ def run_repeat(options: argparse.Namespace) -> Result:
 
 
 def run_demo(options: argparse.Namespace) -> Result:
+    """The command `swm demo`."""
     from swm.stages.demo import run_demo as demo
 
     experiment = demo(options.name, options.limit, options.steps, watched)
@@ -198,7 +207,7 @@ def run_demo(options: argparse.Namespace) -> Result:
     return {"runs": rows}, table(rows)
 
 
-def _settled(run: Run) -> Run:
+def _mended(run: Run) -> Run:
     """The run, once what a killed job left open is settled: only then does run.json say what is there."""
     if world_size() == 1 and not run.is_baseline and run.is_there():
         with job_lock(run):

@@ -19,6 +19,7 @@ Add = Callable[..., argparse.ArgumentParser]  # a command: its name, its help, t
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="python -m swm",
         description="See which layers of a language model are redundant, merge them, heal and compare.",

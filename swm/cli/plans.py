@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from swm.cli.watched import watched
 from swm.errors import SettingsError
-from swm.plan import DEFAULT_RULE, MergePlan, parse_windows
+from swm.plan import DEFAULT_RULE, MergePlan, layers_at, parse_windows
 from swm.search.threshold_path import PlanAt
 from swm.settings import PLAN_BUDGET, RecoverySettings, preset_settings
 from swm.workspace.experiments import Experiment
@@ -46,9 +46,7 @@ def layers_asked(experiment: Experiment, options: argparse.Namespace) -> int | N
         raise SettingsError("A planner needs to know how many layers to leave. Say --layers or --ratio.")
     if options.ratio is None:
         return cast("int | None", options.layers)
-    if not 0 <= options.ratio < 1:
-        raise SettingsError(f"--ratio {options.ratio} is out of range. Choose 0 or more, and less than 1.")
-    return round(experiment.layer_count * (1 - options.ratio))
+    return layers_at(options.ratio, experiment.layer_count)
 
 
 def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
@@ -67,6 +65,7 @@ def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
 
 
 def windows_text(plan: MergePlan) -> str:
+    """A plan's windows as they are typed."""
     return ",".join(map(str, plan.windows)) or "none"
 
 

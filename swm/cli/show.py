@@ -17,6 +17,7 @@ from swm.workspace.runs import Run
 
 
 def run_compare(options: argparse.Namespace) -> Result:
+    """The command `swm compare`."""
     from swm.reporting.compare import compare
     from swm.reporting.csv_table import csv_text
     from swm.reporting.table import table
@@ -26,6 +27,7 @@ def run_compare(options: argparse.Namespace) -> Result:
 
 
 def run_report(options: argparse.Namespace) -> Result:
+    """The command `swm report`."""
     from swm.reporting.report import write_report
 
     if demo_experiment():
@@ -35,6 +37,7 @@ def run_report(options: argparse.Namespace) -> Result:
 
 
 def run_export(options: argparse.Namespace) -> Result:
+    """The command `swm export`."""
     from swm.reporting.export import export_run
 
     folder = export_run(own_experiment(options.exp).run(options.run), Path(options.folder))
@@ -42,6 +45,7 @@ def run_export(options: argparse.Namespace) -> Result:
 
 
 def run_answer(options: argparse.Namespace) -> Result:
+    """The command `swm answer`."""
     from swm.evaluation.answers import Answer
     from swm.stages.loading import load_run
 
@@ -71,12 +75,14 @@ def run_app(options: argparse.Namespace) -> Result:
 
 
 def run_cancel(options: argparse.Namespace) -> Result:
+    """The command `swm cancel`."""
     target = _target(options)
     cancel(target)
     return {"cancelled": target.name}, f"Asked the job of {target.name} to stop."
 
 
 def run_delete(options: argparse.Namespace) -> Result:
+    """The command `swm delete`."""
     target = _target(options)
     delete(target)
     return {"deleted": target.name}, f"Deleted {target.name}."

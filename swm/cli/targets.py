@@ -24,6 +24,7 @@ def own_experiment(name: str) -> Experiment:
 
 
 def comparison_table(experiment: Experiment, run: Run) -> str:
+    """The original and a run side by side, as text."""
     from swm.reporting.compare import compare
     from swm.reporting.table import table
 

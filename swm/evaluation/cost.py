@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from swm.evaluation.generation import check_keeps_cache, generated_tokens, keeps_cache, wait_for_device
 from swm.merging.apply import MergedLayer, apply_plan
 from swm.models.decoder import find_decoder, parameter_count
+from swm.models.hooks import hooked
 from swm.models.load import bfloat16_is_faster, pick_device
 from swm.models.locate import load_config, skeleton
 from swm.plan import MergePlan, Window
@@ -99,14 +100,11 @@ def _seconds_in_layers(model: PreTrainedModel) -> Iterator[list[float]]:
         spent[0] += time.perf_counter() - began[0]
 
     layers = find_decoder(model).layers
-    handles = [
-        h for layer in layers for h in (layer.register_forward_pre_hook(before), layer.register_forward_hook(after))
-    ]
-    try:
+    with (
+        hooked(layer.register_forward_pre_hook(before) for layer in layers),
+        hooked(layer.register_forward_hook(after) for layer in layers),
+    ):
         yield spent
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.inference_mode()

@@ -63,5 +63,6 @@ def _kept(result: Any) -> str | None:
 
 
 def wait_for_device(model: PreTrainedModel) -> None:
+    """Wait until the model's GPU has finished; at once on a CPU."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

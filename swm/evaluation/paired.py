@@ -38,6 +38,7 @@ class Paired:
 
     @property
     def verdict(self) -> str:
+        """One of VERDICTS."""
         if self.fewest < FEWEST_DOCUMENTS:
             return VERDICTS[3]
         return VERDICTS[0] if self.p_value >= NOISE else VERDICTS[1] if self.difference > 0 else VERDICTS[2]

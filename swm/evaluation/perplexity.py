@@ -50,9 +50,9 @@ def perplexity(
             "number format overflow. Merge with other windows, or create the experiment with --dtype float32."
         )
     mean = math.fsum(losses) / len(losses)
-    spread = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1) / len(losses))
+    error = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1) / len(losses))
     # Beyond e^50 the number says no more than "broken", and JSON has no infinity.
-    value, low, high = (math.exp(min(x, 50.0)) for x in (mean, mean - 1.96 * spread, mean + 1.96 * spread))
+    value, low, high = (math.exp(min(x, 50.0)) for x in (mean, mean - 1.96 * error, mean + 1.96 * error))
     return {
         "value": value,
         "low": low,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from swm.models.hooks import hooked
 from swm.models.processes import gathered, own_part
 
 Request = tuple[tuple[str, str], list[int], list[int]]
@@ -169,13 +170,9 @@ class SharedContextLM(HFLM):
 @contextmanager
 def _only_at(head: nn.Module, places: Tensor) -> Iterator[None]:
     """The head is given these places of (rows x length) only, as one row."""
-    handle = head.register_forward_pre_hook(
-        lambda module, args: (args[0].flatten(0, 1)[places.to(args[0].device)][None],)
-    )
-    try:
+    chosen = lambda module, args: (args[0].flatten(0, 1)[places.to(args[0].device)][None],)  # noqa: E731
+    with hooked([head.register_forward_pre_hook(chosen)]):
         yield
-    finally:
-        handle.remove()
 
 
 def _mask(batch: list[_Question], longest: int) -> Tensor:

@@ -36,6 +36,7 @@ class TaskScore:
 
     @property
     def correct(self) -> tuple[float, ...]:
+        """1 or 0 for each document, in order."""
         return tuple(answer["correct"] for answer in self.answers)
 
     def entry(self) -> dict[str, Any]:
@@ -44,6 +45,7 @@ class TaskScore:
 
 
 def score_of(task: str, results: dict[str, Any]) -> TaskScore:
+    """A task's score from the results of lm-eval; raises SettingsError if the task has no accuracy."""
     # "metric,filter", as in "acc,none" or "exact_match,strict-match"
     keys = [key for key in results["results"][task] if "," in key and "_stderr" not in key]
     wanted = [PAPER_METRICS[task]] if task in PAPER_METRICS else ["acc_norm", "acc", "exact_match"]
@@ -56,10 +58,10 @@ def score_of(task: str, results: dict[str, Any]) -> TaskScore:
     answers = tuple(_answer(sample, metric) for sample in samples)
     correct = [answer["correct"] for answer in answers]
     value = math.fsum(correct) / len(correct)
-    spread = standard_error(correct)
+    stderr = standard_error(correct)
     data = "bundled" if task in TASK_DATA else "hub"
     version = str(results["versions"].get(task, ""))
-    return TaskScore(task, value, spread, metric, len(correct), version, data, answers)
+    return TaskScore(task, value, stderr, metric, len(correct), version, data, answers)
 
 
 def standard_error(correct: Sequence[float]) -> float:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer
 
 from swm.models.decoder import find_decoder
+from swm.models.hooks import hooked
 from swm.models.layer_outputs import hidden_of
 from swm.models.processes import world_size
 
@@ -51,6 +52,7 @@ class Distillation(Trainer):
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """The distillation loss of a batch."""
         inputs = dict(inputs)
         counted = inputs.pop("labels")[:, 1:] != IGNORED
         with _outputs([own for own, _ in self._teacher.pairs]) as states:
@@ -77,9 +79,6 @@ def _relative_distance(states: Tensor, wanted: Tensor) -> Tensor:
 def _outputs(layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
     """What each of the layers gives in one forward pass, in their order."""
     found: list[Tensor] = []
-    handles = [layer.register_forward_hook(lambda m, args, result: found.append(hidden_of(result))) for layer in layers]
-    try:
+    keep = lambda module, args, result: found.append(hidden_of(result))  # noqa: E731
+    with hooked(layer.register_forward_hook(keep) for layer in layers):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()

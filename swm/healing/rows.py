@@ -36,6 +36,7 @@ def training_rows(
 def rows_of(
     tokenizer: PreTrainedTokenizerBase, examples: list[Example], settings: RecoverySettings
 ) -> list[dict[str, list[int]]]:
+    """The sequences of a recovery text, however many there are."""
     length = settings.length
     if settings.loss_on == "text":
         parts = packed_rows(tokenizer, [example.prompt + example.response for example in examples], length)

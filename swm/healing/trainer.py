@@ -86,6 +86,7 @@ def make_trainer(
     on_step: OnStep | None,
     teacher: Teacher | None,
 ) -> tuple[Trainer, _Watch]:
+    """transformers' Trainer for a recovery, and the callback that watches it."""
     own_batch, device = settings.batch // world_size(), _training_device(adapted)
     arguments = TrainingArguments(
         output_dir=str(folder),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 
+from swm.jobs.end_with_parent import wrapped
 from swm.jobs.sweep_file import SweepFile
 from swm.progress import Progress
 from swm.workspace.files import APP_FOLDER, child_environment, home
@@ -19,9 +19,6 @@ log = logging.getLogger(__name__)
 
 
 POLL_SECONDS = 0.5
-
-
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def run_cell(
@@ -45,13 +42,12 @@ def run_cell(
     for attempt in range(retries + 1):
         with (folder / "job.log").open("ab") as output:
             child = subprocess.Popen(
-                swm_command(command),
+                wrapped(swm_command(command)),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=APP_FOLDER,
                 env=told,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
         while child.poll() is None:
             if stop is not None and stop.is_set():
@@ -69,14 +65,10 @@ def run_cell(
 
 
 def swm_command(command: Sequence[str]) -> list[str]:
+    """`python -m swm ...` as an argument list."""
     return [sys.executable, "-m", "swm", *command]
 
 
 def report_progress(file: SweepFile, left: int, progress: Progress) -> None:
+    """Report how many of the sweep's runs are left."""
     progress(len(file.cells) - left, len(file.cells), f"{left} of {len(file.cells)} runs left")
-
-
-def _end_with_parent() -> None:
-    """Runs in the child: SIGTERM when the process that started it ends, however that ends (PR_SET_PDEATHSIG)."""
-    assert LIBC is not None
-    LIBC.prctl(1, signal.SIGTERM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from typing import Any
 
 from swm.errors import Cancelled, JobError, SettingsError
 from swm.jobs.cells import POLL_SECONDS, report_progress, run_cell
@@ -38,12 +39,9 @@ def run_on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: s
             report_progress(file, len(refs), progress)
             ended, _ = ray.wait(list(refs), num_returns=1, timeout=POLL_SECONDS)
             for ref in ended:
-                cell = refs.pop(ref)
-                try:
-                    if reason := ray.get(ref):
-                        failed[cell.name] = reason
-                except ray.exceptions.RayError as error:
-                    failed[cell.name] = " ".join(str(error).split())[:200]
+                if reason := _reason(ref):
+                    failed[refs[ref].name] = reason
+                del refs[ref]
     except Cancelled:
         for ref in refs:
             ray.cancel(ref, force=True)
@@ -51,6 +49,16 @@ def run_on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: s
     finally:
         if ours:
             ray.shutdown()
+
+
+def _reason(ref: Any) -> str:
+    """Why an ended task failed; empty if it did not."""
+    import ray
+
+    try:
+        return str(ray.get(ref))
+    except ray.exceptions.RayError as error:
+        return " ".join(str(error).split())[:200]
 
 
 def _ray_cell(command: list[str], experiment: str, run: str, retries: int, environment: dict[str, str]) -> str:

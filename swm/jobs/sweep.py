@@ -30,6 +30,7 @@ class Sweep(Tracked):
         self.name, self.folder = check_name(name), home() / "sweeps" / name
 
     def is_there(self) -> bool:
+        """Whether the sweep still exists."""
         return (self.folder / FILE).is_file()
 
     def mend(self) -> None:
@@ -49,11 +50,13 @@ class Sweep(Tracked):
 
     @property
     def grid(self) -> dict[str, Any]:
+        """The sweep's file, as it was written."""
         found: dict[str, Any] = (self.read(FILE) or {}).get("grid", {})
         return found
 
     @property
     def file(self) -> SweepFile:
+        """The sweep's file, checked, with its cells."""
         return read_sweep(self.grid)
 
     def failures(self) -> dict[str, str]:

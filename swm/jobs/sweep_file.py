@@ -24,6 +24,7 @@ from swm.registry import MERGE_RULES, PLANNERS
 from swm.reporting.arguments import recovery_arguments
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
+from swm.workspace.files import whole_path
 from swm.workspace.names import check_name
 
 T = TypeVar("T")
@@ -43,16 +44,19 @@ class Cell:
 
     @property
     def name(self) -> str:
+        """ "experiment/run"."""
         return f"{self.experiment}/{self.run}"
 
     @property
     def create_command(self) -> list[str]:
+        """The command that creates the cell's experiment."""
         s = self.settings
         numbers = ["--count", f"{s.count}", "--length", f"{s.length}", "--seed", f"{s.seed}", "--dtype", s.dtype]
         return ["create", self.experiment, "--model", s.model, "--texts", s.texts, *numbers]
 
     @property
     def run_command(self) -> list[str]:
+        """The command that makes the cell's run."""
         limit = "none" if self.limit is None else f"{self.limit}"
         return ["run", self.experiment, self.run, *self.plan, *self.recovery, "--limit", limit]
 
@@ -63,8 +67,7 @@ class Cell:
             status = run.state().status
             if status in ("queued", "running"):
                 return status
-            scores = run.scores()
-            whole = scores and scores["limit"] == self.limit and set(TASKS) <= set(scores["tasks"]) and run.timing()
+            whole = run.is_scored(TASKS, self.limit) and run.timing()
             healed = run.stage == "recovered" or "--no-recovery" in self.recovery
             if whole and healed:
                 return "done"
@@ -145,7 +148,7 @@ def load_grid(file: Path) -> dict[str, Any]:
     grid.setdefault("name", _slug(file.stem))
     for entry in ("models", "texts"):  # the runs work elsewhere
         if entry in grid:
-            grid[entry] = [_absolute(str(one)) for one in _as_list(grid[entry])]
+            grid[entry] = [whole_path(str(one)) for one in _as_list(grid[entry])]
     read_sweep(grid)
     return grid
 
@@ -213,14 +216,6 @@ def _recovery(entry: Any) -> tuple[str, tuple[str, ...]]:
     settings = preset_settings(changes.pop("preset", "quick"), **changes)
     name = "-".join([settings.preset, *(f"{key}-{value}" for key, value in changes.items())])
     return name, tuple(recovery_arguments(vars(settings)))
-
-
-def _absolute(name: str) -> str:
-    """A relative path that is there, as seen from here, whole; other names as they are."""
-    try:
-        return str(Path(name).absolute()) if Path(name).exists() else name
-    except (OSError, ValueError):
-        return name
 
 
 def _slug(text: str) -> str:

@@ -67,6 +67,7 @@ class Tracker:
             self.write()
 
     def write(self, **changes: object) -> None:
+        """Write the state with a heartbeat, and what the process uses."""
         with self._lock:
             used = {
                 "memory_bytes": self._process.memory_info().rss,
@@ -78,9 +79,11 @@ class Tracker:
             self._written = time.monotonic()
 
     def start(self) -> None:
+        """Start the heartbeat."""
         self._thread.start()
 
     def stop(self) -> None:
+        """Stop the heartbeat."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -22,7 +22,7 @@ from swm.errors import ModelError, PlanError
 from swm.models.decoder import find_decoder, renumber_layers
 from swm.models.layer_facts import facts_for, set_facts
 from swm.models.offload import weights_of
-from swm.plan import MergePlan, Window
+from swm.plan import MergePlan, Window, base_layer
 from swm.registry import MERGE_RULES
 
 Parameters = dict[str, Tensor]
@@ -35,11 +35,6 @@ class MergedLayer:
 
     base: int
     parameters: Parameters = field(default_factory=dict)
-
-
-def base_layer(window: Window, rule: str) -> int:
-    """The layer whose norms, kind of attention and other traits the merged layer has."""
-    return window.last if MERGE_RULES[rule].base == "last" else window.first
 
 
 def merge_window(layers: Sequence[nn.Module], window: Window, rule: str) -> MergedLayer:
@@ -158,7 +153,7 @@ def apply_plan(
     facts = check_plan(model, plan)
     make = make or (lambda window: merge_window(layers, window, plan.rule))
     merged = {window: make(window) for window in plan.windows}
-    kept = _bases(plan)
+    kept = plan.base_layers()
     tensors = [*model.parameters(), *model.buffers()]
     small = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
     decoder = find_decoder(small)
@@ -185,12 +180,7 @@ def check_plan(model: PreTrainedModel, plan: MergePlan) -> dict[str, Any]:
         )
     for window in plan.windows:
         check_window(layers, window, plan.rule)
-    return facts_for(model, _bases(plan)) if plan.windows else {}
-
-
-def _bases(plan: MergePlan) -> list[int]:
-    """The layer that each layer of the merged model is based on."""
-    return [base_layer(window, plan.rule) if len(window) > 1 else window.first for window in plan.kept_layers()]
+    return facts_for(model, list(plan.base_layers())) if plan.windows else {}
 
 
 def _set_parameters(layer: nn.Module, parameters: Parameters) -> None:

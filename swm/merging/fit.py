@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from swm.errors import ModelError
 from swm.merging.apply import MergedLayer, apply_plan
 from swm.models.decoder import find_decoder, size_bytes
+from swm.models.hooks import hooked
 from swm.models.layer_outputs import check_tokens
 from swm.models.offload import free_bytes_on
 from swm.models.replay import Replay
@@ -159,6 +160,7 @@ class Projection:
         return (weight + (change if isinstance(self.module, Conv1D) else change.T)).to(weight.dtype)
 
     def add(self, change: Tensor) -> None:
+        """Add a change to the projection's weights."""
         self.module.weight = nn.Parameter(self.weight_with(change), requires_grad=False)
 
 
@@ -207,11 +209,8 @@ def _bumped(module: nn.Module) -> Iterator[list[Tensor]]:
         bumps.append(noise * output.float().std().clamp(min=1e-3).to(output.dtype))
         return output + bumps[-1]
 
-    handle = module.register_forward_hook(add)
-    try:
+    with hooked([module.register_forward_hook(add)]):
         yield bumps
-    finally:
-        handle.remove()
 
 
 def _advance(replay: Replay, layer: int, states: Tensor, rows: Sequence[Tensor]) -> None:
@@ -253,11 +252,8 @@ def _normal_equations(
     X is what the projection is given, E what the layer's output lacks, each row over the norm of the wanted output.
     """
     given: list[Tensor] = []
-    handle = projection.module.register_forward_pre_hook(lambda module, args: given.append(args[0]))
-    try:
+    with hooked([projection.module.register_forward_pre_hook(lambda module, args: given.append(args[0]))]):
         output = replay.run(hidden, layer)
-    finally:
-        handle.remove()
     target = wanted[:, SKIP_TOKENS:].flatten(0, 1).float()
     weight = 1 / target.norm(dim=1, keepdim=True).clamp(min=1e-6)
     features = given[0].view(*hidden.shape[:2], -1)[:, SKIP_TOKENS:].flatten(0, 1).float() * weight

@@ -59,6 +59,7 @@ def read_header(file: Path) -> dict[str, Stored]:
 
 
 def read_tensor(stored: Stored, name: str) -> Tensor:
+    """A tensor of a safetensors file."""
     with safe_open(stored.file, "pt") as file:
         return file.get_tensor(name)
 

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from swm.errors import ModelError
-from swm.merging.apply import MergedLayer, apply_plan, base_layer, check_window, merged_tensor, projection_names
+from swm.merging.apply import MergedLayer, apply_plan, check_window, merged_tensor, projection_names
 from swm.merging.stored import FLOATS, Stored, copy_bytes, flushed, read_header, read_tensor
 from swm.models.decoder import find_decoder, parameter_count
 from swm.models.load import load_tokenizer
 from swm.models.locate import load_config, model_folder, skeleton, weight_files
 from swm.models.save import check_complete, generation_config
-from swm.plan import MergePlan, Window
+from swm.plan import MergePlan, Window, base_layer
 from swm.registry import MERGE_RULES
 from swm.workspace.files import check_space, disk_errors, replaced_folder
 
@@ -158,8 +158,7 @@ def _pieces(plan: MergePlan, stored: dict[str, Stored], prefix: str, layers: Seq
             by_layer.setdefault(int(name.removeprefix(prefix).split(".")[0]), []).append(name)
         else:
             yield _as_it_is(name, stored[name])
-    for new, window in enumerate(plan.kept_layers()):
-        base = base_layer(window, plan.rule) if len(window) > 1 else window.first
+    for new, (window, base) in enumerate(zip(plan.kept_layers(), plan.base_layers(), strict=True)):
         combined = len(window) > 1 and MERGE_RULES[plan.rule].combine is not None
         computed = projection_names(layers[base]) if combined else []
         for name in by_layer[base]:

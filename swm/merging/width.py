@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from swm.errors import ModelError
 from swm.models.decoder import find_decoder
 from swm.models.gradients import loss_gradients
+from swm.models.hooks import hooked
 from swm.models.layer_outputs import check_tokens, run_decoder
 from swm.plan import WidthCut
 
@@ -194,30 +195,26 @@ def _fluctuation_scores(
         return add
 
     places = [(index, coupled) for index in range(len(layers)) for coupled in both]
-    handles = [_map(layers[i], c.reader).register_forward_pre_hook(watch((i, c.reader))) for i, c in places]
-    try:
-        with torch.inference_mode():
-            for done, text in enumerate(tokens.to(model.device).split(1), 1):
-                run_decoder(model, text)
-                on_text(done, len(tokens))
-    finally:
-        for handle in handles:
-            handle.remove()
+    watching = (_map(layers[i], c.reader).register_forward_pre_hook(watch((i, c.reader))) for i, c in places)
+    with hooked(watching), torch.inference_mode():
+        for done, text in enumerate(tokens.to(model.device).split(1), 1):
+            run_decoder(model, text)
+            on_text(done, len(tokens))
     scores, means = {}, {}
     for index, coupled in places:
         total, squares = (part / tokens.numel() for part in sums[index, coupled.reader])
-        spread = (squares - total.square()).clamp(min=0)
+        variance = (squares - total.square()).clamp(min=0)
         norms = _map(layers[index], coupled.reader).weight.detach().double().square().sum(0)
-        scores[index, coupled.reader] = (spread * norms).view(coupled.count, -1).sum(1)
+        scores[index, coupled.reader] = (variance * norms).view(coupled.count, -1).sum(1)
         means[index, coupled.reader] = total
     return scores, means
 
 
 def _cut(layer: nn.Module, coupled: Coupled, kept: Tensor, mean: Tensor | None) -> None:
     for name, rows in coupled.makers.items():
-        maker, places = _map(layer, name), _spread(kept, rows)
+        maker, places = _map(layer, name), _expanded(kept, rows)
         _set(maker, maker.weight[places], None if maker.bias is None else maker.bias[places])
-    reader, columns = _map(layer, coupled.reader), _spread(kept, coupled.columns)
+    reader, columns = _map(layer, coupled.reader), _expanded(kept, coupled.columns)
     bias: Tensor | None = reader.bias
     if mean is not None:
         gone = torch.ones(reader.in_features, dtype=torch.bool, device=columns.device)
@@ -227,7 +224,7 @@ def _cut(layer: nn.Module, coupled: Coupled, kept: Tensor, mean: Tensor | None) 
     _set(reader, reader.weight[:, columns], bias)
 
 
-def _spread(kept: Tensor, size: int) -> Tensor:
+def _expanded(kept: Tensor, size: int) -> Tensor:
     """Places of all rows of the structures kept."""
     return (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()
 

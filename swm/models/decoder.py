@@ -25,6 +25,7 @@ class Decoder:
 
     @property
     def layers(self) -> Sequence[nn.Module]:
+        """The decoder's layers, lowest first."""
         return cast(Sequence[nn.Module], getattr(self.parent, self.attribute))
 
 
@@ -48,6 +49,7 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
 
 
 def layer_count(model: PreTrainedModel) -> int:
+    """How many layers the model has."""
     return len(find_decoder(model).layers)
 
 

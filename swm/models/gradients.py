@@ -36,9 +36,9 @@ def loss_gradients(
         with torch.enable_grad():
             for done, text in enumerate(tokens.to(model.device).split(1), 1):
                 loss = model(input_ids=text, labels=text, use_cache=False).loss
-                for total, gradient in zip(sums, torch.autograd.grad(loss, weights, allow_unused=True), strict=True):
-                    if gradient is not None:  # an expert that no token was sent to
-                        total.add_(gradient)
+                gradients = torch.autograd.grad(loss, weights, materialize_grads=True)  # an expert may see no token
+                for total, gradient in zip(sums, gradients, strict=True):
+                    total.add_(gradient)
                 on_text(done, len(tokens))
     finally:
         for weight, before in zip(weights, needed, strict=True):

@@ -6,8 +6,7 @@ none of that has to be known here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from swm.errors import ModelError, TextError
 from swm.models.decoder import find_decoder
+from swm.models.hooks import hooked
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -47,7 +47,7 @@ def layer_outputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tenso
         check_finite(hidden, len(outputs))
         outputs.append(hidden.to(first[0].device))
 
-    with hooks_removed([h for layer in find_decoder(model).layers for h in layer_hooks(layer, before, after)]):
+    with hooked([h for layer in find_decoder(model).layers for h in layer_hooks(layer, before, after)]):
         run_decoder(model, tokens.to(model.device))
     return first[0], torch.stack(outputs)
 
@@ -63,11 +63,13 @@ def hidden_of(result: Any) -> Tensor:
 
 
 def check_tokens(tokens: Tensor) -> None:
+    """Raise TextError unless tokens have one row for each text."""
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise TextError(f"Tokens of shape {tuple(tokens.shape)}: one row for each text is needed. Choose another text.")
 
 
 def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+    """The hidden state that a layer was called with, and the rest of the call."""
     if args:
         return args[0], (args[1:], kwargs)
     rest = dict(kwargs)
@@ -75,6 +77,7 @@ def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, C
 
 
 def check_finite(hidden: Tensor, layer: int) -> None:
+    """Raise ModelError if a layer's output has numbers that are not finite."""
     if not torch.isfinite(hidden).all():
         raise ModelError(
             f"Layer {layer} gives numbers that are not finite in {str(hidden.dtype).removeprefix('torch.')}. "
@@ -83,13 +86,5 @@ def check_finite(hidden: Tensor, layer: int) -> None:
 
 
 def layer_hooks(layer: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> list[Any]:
+    """Hooks before and after a layer's forward pass."""
     return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
-
-
-@contextmanager
-def hooks_removed(handles: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

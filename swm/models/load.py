@@ -29,7 +29,7 @@ from swm.models.offload import device_map, room_here
 from swm.models.processes import world_size
 from swm.models.save import safetensors_error, save_model
 from swm.settings import PRECISIONS
-from swm.workspace.files import disk_errors, full_disk_message, home, is_full_disk, neighbour, sweep
+from swm.workspace.files import clean_up, disk_errors, full_disk_message, home, is_full_disk, neighbour
 from swm.workspace.machine import check_memory
 
 __all__ = ["config_facts", "load_model", "load_tokenizer", "save_model"]  # those that others rely on
@@ -59,7 +59,7 @@ TESTED_FAMILIES = {
 
 
 def load_model(
-    name: str, dtype: str = "auto", device: str = "auto", spread: bool = False
+    name: str, dtype: str = "auto", device: str = "auto", offload: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A decoder-only language model in eval mode, and its tokenizer.
 
@@ -67,7 +67,7 @@ def load_model(
         name: a bundled model's name, a Hugging Face folder, a `.gguf` file, or a hub id.
         dtype: "auto" (what the checkpoint says; float32 for GGUF), "float32", "bfloat16" or "float16".
         device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1", ...
-        spread: let a model that has no room on the device lie on several, and on disk; see `swm.models.offload`.
+        offload: let a model that has no room on the device lie on several, and on disk; see `swm.models.offload`.
 
     Raises:
         ModelError: if it is not there, not decoder-only, damaged, or would need pickle or remote code.
@@ -79,8 +79,8 @@ def load_model(
     refuse_pickle(folder, name)
     stored = sum(file.stat().st_size for file in weight_files(folder))
     check_size(config, name, stored)
-    if spread and device == "auto" and (places := _places(config, name, dtype)):
-        return _spread(folder, name, dtype, config, places), load_tokenizer(name)
+    if offload and device == "auto" and (places := _places(config, name, dtype)):
+        return _offloaded(folder, name, dtype, config, places), load_tokenizer(name)
     check_memory(f"Loading {name}", _bytes_in_memory(stored, config, dtype))
     model = _load_weights(folder, name, dtype, config)
     return model.to(pick_device(device)).eval(), load_tokenizer(name)  # type: ignore[arg-type]
@@ -136,11 +136,13 @@ def check_loadable(name: str) -> None:
 
 
 def check_dtype(dtype: str) -> None:
+    """Raise SettingsError unless it is one of DTYPES."""
     if dtype not in DTYPES:
         raise SettingsError(f"'{dtype}' is not a number format. Choose one of: {', '.join(DTYPES)}.")
 
 
 def pick_device(device: str) -> torch.device:
+    """The device of that name; for "auto" a GPU if there is one. Raises SettingsError if it cannot be used."""
     if device == "auto":  # one of several processes takes the GPU of its number
         own = os.environ.get("LOCAL_RANK", "")
         return torch.device(f"cuda:{own}" if own else "cuda") if torch.cuda.is_available() else torch.device("cpu")
@@ -176,8 +178,8 @@ def fast_format(model: PreTrainedModel, precision: str = "auto") -> bool:
     return model.dtype == torch.float32 and wanted
 
 
-def _spread(folder: Path, name: str, dtype: str, config: Any, places: dict[str, Any]) -> PreTrainedModel:
-    sweep(home() / "cache", older_than=WEEK)  # what a killed process left
+def _offloaded(folder: Path, name: str, dtype: str, config: Any, places: dict[str, Any]) -> PreTrainedModel:
+    clean_up(home() / "cache", older_than=WEEK)  # what a killed process left
     converted = neighbour(home() / "cache" / "converted", "new")
     with ExitStack() as removal, disk_errors(converted, 0):
         converted.mkdir(parents=True)

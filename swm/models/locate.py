@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from swm.errors import ModelError, SwmError, first_line
 from swm.models.decoder import parameter_count
 from swm.models.save import save_model
-from swm.workspace.files import demo_experiment, home, sweep
+from swm.workspace.files import clean_up, demo_experiment, home
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ def local_path(name: str) -> Path:
 
 
 def bundled_file(name: str) -> Path:
+    """Where a bundled model's GGUF file is; raises ModelError if its package is not installed."""
     bundled = BUNDLED[name]
     spec = importlib.util.find_spec(bundled.package)
     if spec is None or not spec.origin:
@@ -169,7 +170,7 @@ def _converted(gguf: Path, folder: Path) -> Path:
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if (folder / "config.json").is_file():
             return folder
-        sweep(folder.parent, older_than=3600)
+        clean_up(folder.parent, older_than=3600)
         log.info("Converting %s to safetensors, once (about 20 seconds for 135M parameters)", gguf.name)
         try:
             found = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -194,6 +195,7 @@ def _converted(gguf: Path, folder: Path) -> Path:
 
 
 def decoder_config(folder: Path, name: str) -> Any:
+    """The config in a model's folder; raises ModelError unless it is a decoder-only model that transformers knows."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except config_errors() as error:
@@ -231,6 +233,7 @@ def check_size(config: Any, name: str, stored_bytes: int) -> None:
 
 
 def refuse_pickle(folder: Path, name: str) -> None:
+    """Raise ModelError if a folder has no safetensors."""
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))

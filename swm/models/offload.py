@@ -49,7 +49,7 @@ def device_map(skeleton: nn.Module, layers: list[nn.Module], dtype: torch.dtype,
     return dict(infer_auto_device_map(skeleton, dict(room), kinds, dtype=dtype))  # type: ignore[arg-type]
 
 
-def is_spread(model: nn.Module) -> bool:
+def is_offloaded(model: nn.Module) -> bool:
     """Whether parts of the model lie on several devices or on disk."""
     return bool(getattr(model, "hf_device_map", None)) and any("_hf_hook" in vars(part) for part in model.modules())
 

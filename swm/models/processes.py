@@ -33,6 +33,7 @@ def rank() -> int:
 
 
 def is_first() -> bool:
+    """Whether this is the first, or the only, process."""
     return rank() == 0
 
 

@@ -20,17 +20,17 @@ from transformers import PreTrainedModel
 
 from swm.errors import ModelError
 from swm.models.decoder import find_decoder
+from swm.models.hooks import hooked
 from swm.models.layer_outputs import (
     Call,
     check_finite,
     check_tokens,
     hidden_of,
-    hooks_removed,
     layer_hooks,
     run_decoder,
     split_call,
 )
-from swm.models.offload import bare, brought, is_spread, weights_of
+from swm.models.offload import bare, brought, is_offloaded, weights_of
 from swm.workspace.files import check_space, disk_errors, home
 
 
@@ -69,7 +69,7 @@ class Replay:
         check_tokens(tokens)
         self._model, self._tokens, self._fast, self._lean = model, tokens, fast, lean
         self.layers = find_decoder(model).layers
-        self._spread = is_spread(model)
+        self._offloaded = is_offloaded(model)
         self._bare: dict[int, nn.Module] = {}  # of layers whose weights accelerate brings where they are run
         self.keep_every = keep_every
         self.layer_runs = 0.0
@@ -92,7 +92,7 @@ class Replay:
         with self._precision():
             if not parameters:
                 return hidden_of(module(hidden, *args, **kwargs))
-            if self._spread:
+            if self._offloaded:
                 if layer not in self._bare:
                     self._bare[layer] = bare(module)
                 hidden, args, kwargs, parameters = brought(module, (hidden, args, kwargs, parameters))
@@ -195,7 +195,7 @@ class Replay:
         parent = find_decoder(self._model).parent
         handles = [h for layer in self.layers for h in layer_hooks(layer, before, after)]
         handles += [m.register_forward_hook(follow) for m in parent.children() if m is not self.layers]
-        with hooks_removed(handles), self._precision():
+        with hooked(handles), self._precision():
             run_decoder(self._model, self._tokens[rows])
         if len(calls) != len(self.layers) or output is None:
             raise ModelError(

@@ -139,6 +139,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def safetensors_error() -> type[Exception]:
+    """The error class of safetensors, imported when it is needed."""
     from safetensors import SafetensorError
 
     return cast(type[Exception], SafetensorError)

@@ -16,10 +16,12 @@ def plan_arguments(plan: MergePlan) -> list[str]:
 
 
 def windows_arguments(windows: str) -> list[str]:
+    """The command line's options for windows set by hand."""
     return [f"--windows={windows}"] if windows.startswith("-") else ["--windows", windows]
 
 
 def width_arguments(width: WidthCut) -> list[str]:
+    """The command line's options for a cut in width; none for the whole width."""
     return ["--width", f"{width.ratio:g}", "--width-by", width.method] if width.ratio else []
 
 

@@ -199,4 +199,5 @@ def row_name(row: dict[str, Any]) -> str:
 
 
 def run_name(run: str, stage: str) -> str:
+    """What people call a run at a stage: "original", "first (merged)", "first (merged + LoRA)"."""
     return "original" if run == BASELINE else f"{run} ({STAGES[stage]})"

@@ -12,7 +12,7 @@ from swm.reporting.commands import create_commands, run_commands
 from swm.reporting.compare import compare, flat_rows, row_name
 from swm.reporting.html import template_environment
 from swm.reporting.table import lines
-from swm.workspace.files import SCHEMA, check_space, disk_errors, replaced_folder, sweep
+from swm.workspace.files import SCHEMA, check_space, clean_up, disk_errors, replaced_folder
 from swm.workspace.recipe import fits_mergekit, mergekit_yaml, recipe_of
 from swm.workspace.runs import BASELINE, Run
 
@@ -31,7 +31,7 @@ def export_run(run: Run, folder: Path) -> Path:
         raise ExperimentError(f"{folder} exists already. Name a new folder.")
     size = sum(file.stat().st_size for file in run.model_folder.iterdir())
     check_space(folder.absolute(), size)
-    sweep(folder.absolute().parent, older_than=24 * 3600)
+    clean_up(folder.absolute().parent, older_than=24 * 3600)
     with disk_errors(folder, size), replaced_folder(folder.absolute()) as new:
         shutil.copytree(run.model_folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
         check_complete(new)

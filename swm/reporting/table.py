@@ -103,6 +103,7 @@ def _timed(flat: list[dict[str, Any]], name: str, digits: int) -> list[str]:
 
 
 def interval(entry: dict[str, Any] | None) -> str:
+    """A perplexity with its 95 % interval."""
     return f"{_short(entry['value'])} [{_short(entry['low'])}, {_short(entry['high'])}]" if entry else MISSING
 
 
@@ -112,6 +113,7 @@ def _short(value: float) -> str:
 
 
 def speedup(entry: dict[str, Any] | None) -> str:
+    """A speedup with its smallest and largest ratio."""
     return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]" if entry else MISSING
 
 
@@ -120,6 +122,7 @@ def _score(entry: dict[str, Any] | None) -> str:
 
 
 def percent(value: float | None, stderr: float | None) -> str:
+    """A share with its standard error, in percent."""
     return MISSING if value is None or stderr is None else f"{100 * value:.1f} ± {100 * stderr:.1f}"
 
 
@@ -131,4 +134,5 @@ def points(entry: dict[str, Any] | None) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
+    """A number with so many decimals; a dash where there is none."""
     return MISSING if value is None else f"{value:,.{digits}f}"

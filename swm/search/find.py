@@ -100,7 +100,7 @@ def _batch(
     return [window for window in windows if not path.knows(wanted[0].committed, window)][:at_once]
 
 
-def settle(
+def confirmed_plan(
     path: ThresholdPath,
     threshold: float,
     score: QuickScore,

@@ -10,7 +10,8 @@ from swm.registry import MERGE_RULES
 from swm.search.threshold_path import SEARCH_VERSION, ThresholdPath
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import read_json
-from swm.workspace.records import PathFile, check_record
+from swm.workspace.records import check_record
+from swm.workspace.result_records import PathFile
 
 MOST_TOKENS_AT_ONCE = 32_768  # that the first release ran in one pass, on any device
 

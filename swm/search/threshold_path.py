@@ -39,6 +39,7 @@ class PlanAt:
     perplexity: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON, with its threshold, interval, similarity and perplexity."""
         return {
             **self.plan.to_dict(),
             "threshold": self.threshold,
@@ -241,6 +242,7 @@ class ThresholdPath:
 
 
 def whole_range(path: ThresholdPath) -> list[Branch]:
+    """The one branch that all walks of the path start on."""
     return [(start(path.layer_count, path.protect_last), math.nextafter(path.low, 0.0), path.high)]
 
 

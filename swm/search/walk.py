@@ -29,10 +29,12 @@ class Position:
 
     @property
     def window(self) -> Window:
+        """The window to try."""
         return Window(self.low, self.high)
 
     @property
     def at_bottom(self) -> bool:
+        """Whether no layer is left to try."""
         return self.low < 0
 
     def can_leave(self, layers: int, layer_count: int) -> bool:
@@ -82,6 +84,7 @@ class Walk:
 
     @property
     def complete(self) -> bool:
+        """Whether the walk has reached the bottom."""
         return self.position.at_bottom
 
 

@@ -15,10 +15,10 @@ from swm.models.layer_outputs import check_tokens
 from swm.models.offload import free_bytes_on
 from swm.models.replay import Replay
 from swm.plan import DEFAULT_RULE, Window
+from swm.search.walk import Windows
 
 PART_TOKENS = {"cpu": 384, "gpu": 16384}  # run together at most: on a CPU more is hardly faster and needs more memory
 TOGETHER = {"cpu": 1, "gpu": 4}  # windows scored in one batch at most: each needs a merged layer of its own
-Windows = tuple[Window, ...]
 
 
 class WindowScorer:
@@ -30,7 +30,7 @@ class WindowScorer:
     Args:
         merged: makes the merged layer of a window; by default `rule` does, which has to be one of WEIGHT_RULES.
 
-    With `fast`, in bfloat16: a similarity can then be 0.001 off (LOG.md); see `search.settle`.
+    With `fast`, in bfloat16: a similarity can then be 0.001 off (LOG.md); see `search.find.confirmed_plan`.
 
     Source: arXiv:2502.19159, Fig. 2c: cosine of the final hidden states, over all tokens of a text, mean of texts.
     """

@@ -29,6 +29,7 @@ def u_centred(gram: Tensor) -> Tensor:
 
 
 def check_samples(n: int) -> None:
+    """Raise TextError for fewer than 4 samples."""
     if n < 4:
         raise TextError(f"{n} tokens are too few for CKA: at least 4 are needed. Use longer or more texts.")
 
@@ -52,11 +53,13 @@ def debiased(gram: Tensor) -> Tensor:
 
 
 def products_of_pairs(gram: Tensor) -> Tensor:
+    """Inner products of all pairs of layers' Gram matrices, float64."""
     vectors = gram.flatten(1).double()
     return vectors @ vectors.T
 
 
 def squared_distances(states: Tensor) -> Tensor:
+    """Squared distances between samples, shape (layers, n, n)."""
     gram = linear_gram(states)
     square = gram.diagonal(dim1=-2, dim2=-1)
     return (square[:, :, None] + square[:, None, :] - 2 * gram).clamp_(min=0)

@@ -83,12 +83,10 @@ def measure_similarity(
         raise SettingsError(
             f"--skip {measure.skip_tokens} leaves nothing of texts of {tokens.shape[1]} tokens. Skip fewer."
         )
-    metric = METRICS[measure.metric]
+    metric, several, own = METRICS[measure.metric], world_size(), rank()
     sums, pair = _Sums(), metric.products()
     means: list[Tensor] = []
-    seen = 0
-    influence = norm = torch.zeros(())
-    several, own = world_size(), rank()
+    seen, influence, norm = 0, torch.zeros(()), torch.zeros(())
     if several > 1 and measure.samples != "tokens":
         raise SettingsError("Means of texts are compared in one process. Start it without accelerate launch.")
     batches = tokens.tensor_split(_batch_count(tokens, measure.skip_tokens))

@@ -10,12 +10,13 @@ from dataclasses import replace
 from swm.errors import ExperimentError, ModelError, SettingsError, TextError
 from swm.models.decoder import check_length, check_vocabulary
 from swm.models.load import check_dtype, check_loadable, config_facts, load_tokenizer
-from swm.models.locate import BUNDLED, load_config, local_path
+from swm.models.locate import BUNDLED, load_config
+from swm.registry import TEXTS
 from swm.settings import ExperimentSettings
 from swm.texts.calibration import calibration_tokens
 from swm.texts.documents import text_hash
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import demo_experiment
+from swm.workspace.files import demo_experiment, whole_path
 from swm.workspace.names import check_new, read_only_message
 
 
@@ -29,7 +30,11 @@ def create_experiment(name: str, settings: ExperimentSettings) -> Experiment:
     check_dtype(settings.dtype)
     if settings.texts.startswith("task:"):
         raise TextError("Prompts of a task cannot calibrate: its scores would not be zero-shot. Choose another text.")
-    settings = replace(settings, model=_absolute(settings.model), texts=_absolute(settings.texts))
+    settings = replace(
+        settings,
+        model=settings.model if settings.model in BUNDLED else whole_path(settings.model),
+        texts=settings.texts if settings.texts in TEXTS else whole_path(settings.texts),
+    )
     check_loadable(settings.model)
     facts = config_facts(settings.model, settings.dtype)
     if facts["layers"] < 2:
@@ -39,9 +44,3 @@ def create_experiment(name: str, settings: ExperimentSettings) -> Experiment:
     tokens = calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
     check_vocabulary(config, tokens)
     return Experiment.create(name, settings, facts, text_hash(settings.texts))
-
-
-def _absolute(name: str) -> str:
-    """A file or folder by its full path, since jobs run elsewhere; other names as they are."""
-    path = local_path(name)
-    return str(path.absolute()) if path.exists() and name not in BUNDLED else name

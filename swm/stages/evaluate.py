@@ -27,20 +27,13 @@ from swm.models.decoder import context_length
 from swm.models.locate import model_folder
 from swm.models.processes import gathered, is_first
 from swm.progress import Progress, no_progress
-from swm.settings import PERPLEXITY_TEXTS
+from swm.settings import PERPLEXITY_TEXTS, SAMPLE_PROMPTS
 from swm.stages.loading import conditions_for, digest, load_run
 from swm.stages.recover import log
 from swm.texts.calibration import perplexity_tokens
 from swm.texts.documents import text_hash
 from swm.workspace.files import content_hash, home, read_json, write_json
 from swm.workspace.runs import Run
-
-SAMPLE_PROMPTS = (
-    "The capital of France is",
-    "Once upon a time there was a little bear who",
-    "Question: What do plants need to grow?\nAnswer:",
-)
-
 
 SAMPLE_TOKENS = 32
 
@@ -58,7 +51,7 @@ def evaluate_run(
     """Perplexity on each text and zero-shot scores, written to scores.json."""
     check_request(tasks, limit)
     progress(0, 0, "loading the model")
-    model, tokenizer = load_run(run, spread=True)
+    model, tokenizer = load_run(run, offload=True)
     start, length = time.time(), min(256, context_length(model.config))
     tokens = {text: perplexity_tokens(tokenizer, text, length=length) for text in texts}
     perplexities = {

@@ -27,6 +27,7 @@ from swm.workspace.runs import Run
 
 
 def digest(*parts: object) -> str:
+    """Hash of any plain values."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -38,9 +39,10 @@ def fit_tokens_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, to
 
 
 def load_original(
-    experiment: Experiment, device: str = "auto", spread: bool = False
+    experiment: Experiment, device: str = "auto", offload: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, tokenizer = load_model(experiment.settings.model, experiment.settings.dtype, device, spread)
+    """The experiment's model and tokenizer; raises ExperimentError if it has another number of layers by now."""
+    model, tokenizer = load_model(experiment.settings.model, experiment.settings.dtype, device, offload)
     if (found := layer_count(model)) != experiment.layer_count:
         raise ExperimentError(
             f"{experiment.settings.model} has {found} layers now, and had {experiment.layer_count} when "
@@ -49,15 +51,15 @@ def load_original(
     return model, tokenizer
 
 
-def load_run(run: Run, spread: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_run(run: Run, offload: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The run's model: the original for the baseline, else the one in its folder."""
     if run.is_baseline:
-        return load_original(run.experiment, spread=spread)
+        return load_original(run.experiment, offload=offload)
     if not run.has_model:
         raise ExperimentError(
             f"Run {run.name} has no model. Merge it first: python -m swm merge {run.experiment.name} {run.name} ..."
         )
-    return load_model(str(run.model_folder), run.experiment.settings.dtype, spread=spread)
+    return load_model(str(run.model_folder), run.experiment.settings.dtype, offload=offload)
 
 
 def calibration_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, texts: str = "") -> Any:
@@ -91,6 +93,7 @@ def conditions_for(experiment: Experiment, model: PreTrainedModel, start: float)
 
 
 def version_of_swm() -> str:
+    """The release of this program."""
     from swm import __version__
 
     return __version__

@@ -11,7 +11,7 @@ from typing import Any
 
 from swm.evaluation.cost import decode_cost
 from swm.evaluation.generation import keeps_cache
-from swm.models.offload import is_spread
+from swm.models.offload import is_offloaded
 from swm.models.processes import is_first
 from swm.progress import Progress, no_progress
 from swm.similarity.layers import measure_similarity
@@ -27,7 +27,7 @@ def measure_experiment(
     """Similarity of all layer pairs, written to similarity/<name of the measure>.json."""
     how = Measure(how) if isinstance(how, str) else how
     progress(0, 0, "loading the model")
-    model, tokenizer = load_original(experiment, spread=True)
+    model, tokenizer = load_original(experiment, offload=True)
     tokens = calibration_of(experiment, tokenizer, how.texts)
     check_text(experiment)
     start = time.time()
@@ -45,7 +45,7 @@ def measure_experiment(
     if not is_first():
         return data
     experiment.save_similarity(how.name, data)
-    if not experiment.cost() and not is_spread(model):  # else the disk would be timed
+    if not experiment.cost() and not is_offloaded(model):  # else the disk would be timed
         prompt = calibration_of(experiment, tokenizer)[:1, :64]
         if keeps_cache(model, prompt):
             progress(0, 0, "timing a token")

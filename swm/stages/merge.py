@@ -124,6 +124,7 @@ def cut_width(
     plan: MergePlan,
     progress: Progress,
 ) -> PreTrainedModel:
+    """The merged model with its width cut as the plan says."""
     if not plan.width.ratio:
         return merged
     told = lambda done, total: progress(0, 0, f"cutting width, text {done} of {total}")  # noqa: E731
@@ -131,6 +132,7 @@ def cut_width(
 
 
 def fitting_progress(progress: Progress) -> Callable[[int, int], None]:
+    """Progress of fitting, layer by layer."""
     return lambda done, total: progress(0, 0, f"fitting merged layers, {done} of {total}")
 
 
@@ -152,5 +154,6 @@ def save_run_model(
 
 
 def check_not_baseline(run: Run, verb: str) -> None:
+    """Raise ExperimentError if the run is the original model."""
     if run.is_baseline:
         raise ExperimentError(f"The baseline is the original model and is not {verb}. Name another run.")

@@ -15,7 +15,7 @@ from swm.search.threshold_path import PlanAt
 from swm.stages.known_plan import known_plan
 from swm.stages.loading import load_original
 from swm.stages.measure_plan import measured_path
-from swm.stages.search import Loaded, bench_for, path_to_extend, scorer_for, search_path, settled_plan
+from swm.stages.search import Loaded, bench_for, exact_plan, path_to_extend, scorer_for, search_path
 from swm.workspace.experiments import Experiment
 
 SETTLING = 8  # plans of a depth that are made exact one after the other, at most
@@ -53,7 +53,7 @@ def plan_for(
     for _ in range(SETTLING):  # an exact similarity can move another plan to the front
         if path.is_exact(step.plan):
             break
-        loaded = loaded or (load() if load else load_original(experiment, spread=not MERGE_RULES[rule].needs_text))
+        loaded = loaded or (load() if load else load_original(experiment, offload=not MERGE_RULES[rule].needs_text))
         path = measured_path(experiment, step.plan, progress, loaded)
         step = path.plan_with_layers(layers)
     return step
@@ -67,9 +67,7 @@ def _searched_plan(
     bench = bench_for(experiment, rule, loaded)
     path = path_to_extend(experiment, bench.model, rule, precision="auto" if kept_path(experiment, rule) else precision)
     scorer, layers = scorer_for(bench, rule, path.scoring), experiment.layer_count - 1
-    step = settled_plan(
-        path, bench, scorer, threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}")
-    )
+    step = exact_plan(path, bench, scorer, threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
     path.layer_runs += scorer.layer_runs
     if not experiment.read_only:
         save_path(experiment, path)

@@ -60,7 +60,7 @@ def _found_plan(
 ) -> dict[str, Any]:
     start, method = time.time(), PLANNERS[planner]
     progress(0, 0, "loading the model")
-    model, tokenizer = load_original(experiment, spread=not method.whole_model)
+    model, tokenizer = load_original(experiment, offload=not method.whole_model)
     fast = fast_format(model, precision)
     plan = plan_with(
         planner,

@@ -57,7 +57,7 @@ def run_pipeline(
     if again or run.stage == "planned":
         merge_run(run, named("merge", progress), entries=entries)
     for each in (baseline, run):
-        if not _is_evaluated(each, limit):
+        if not each.is_scored(TASKS, limit):
             evaluate_run(each, TASKS, limit, named(f"evaluate {run_name(each.name, each.stage)}", progress))
     if recovery and run.stage == "merged":
         recover_run(run, recovery, named("recover", progress))
@@ -79,7 +79,7 @@ def is_finished(run: Run, limit: int | None, recovery: RecoverySettings | None) 
     _refuse_others(run, limit, recovery)
     _refuse_another_baseline(run.experiment, limit)
     done = run.stage == ("recovered" if recovery else "merged") and run.timing() is not None
-    return done and all(_is_evaluated(each, limit) for each in (run.experiment.run(BASELINE), run))
+    return done and all(each.is_scored(TASKS, limit) for each in (run.experiment.run(BASELINE), run))
 
 
 def _refuse_others(run: Run, limit: int | None, recovery: RecoverySettings | None) -> None:
@@ -97,9 +97,3 @@ def _refuse_another_baseline(experiment: Experiment, limit: int | None) -> None:
             f"not be compared. Pass --limit {had}, or evaluate the original first: "
             f"python -m swm evaluate {experiment.name} {BASELINE} --limit {limit or 'none'}"
         )
-
-
-def _is_evaluated(run: Run, limit: int | None) -> bool:
-    """Whether it has scores of all tasks on as many documents: else they could not be compared."""
-    scores = run.scores()
-    return scores is not None and scores["limit"] == limit and set(TASKS) <= set(scores["tasks"])

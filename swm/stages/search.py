@@ -21,7 +21,7 @@ from swm.plan import (
 )
 from swm.progress import Progress, no_progress
 from swm.registry import MERGE_RULES
-from swm.search.find import settle, threshold_path
+from swm.search.find import confirmed_plan, threshold_path
 from swm.search.kept_path import kept_path, outdated_path, save_path
 from swm.search.plan_loss import PlanLoss
 from swm.search.threshold_path import PlanAt, ThresholdPath
@@ -54,8 +54,7 @@ def search_path(
 ) -> ThresholdPath:
     """The threshold path from `low` to 1, written to path/<rule>.json as it grows; goes on where it stopped.
 
-    With `layers`, only as far as plans need it that leave so many.
-
+    With `layers`, only as far as plans that leave so many need it.
     With precision "auto", similarities are computed in bfloat16 where that is faster here; the plan at `focus` is then
     made sure of in the model's own format, and the path says how large the difference was. A path goes on in the format
     it was begun in, unless "exact" is asked for.
@@ -82,7 +81,7 @@ def search_path(
         progress(round(1000 * covered), 1000, f"{len(path.similarities)} windows tried")
 
     try:
-        settled_plan(path, bench, scorer, focus, lambda layer: step(path, 0.0))
+        exact_plan(path, bench, scorer, focus, lambda layer: step(path, 0.0))
         save()
         threshold_path(
             experiment.layer_count,
@@ -99,8 +98,8 @@ def search_path(
         )
         save()
         plans = [MergePlan(path.layer_count, (), rule), *(step.plan for step in path.intervals())]
-        wanted = [plan for plan in plans if layers is None or not plan.windows or plan.layers_left == layers]
-        measure_perplexities(path, wanted, bench, progress, save)
+        asked = [plan for plan in plans if layers in (None, plan.layers_left) or not plan.windows]
+        measure_perplexities(path, asked, bench, progress, save)
     finally:
         save()
     return path
@@ -139,7 +138,7 @@ class Bench:
 def bench_for(experiment: Experiment, rule: str, loaded: Loaded | None = None) -> Bench:
     """What windows of an experiment are tried on with a rule."""
     needs_text = MERGE_RULES[rule].needs_text
-    model, tokenizer = loaded or load_original(experiment, spread=not needs_text)
+    model, tokenizer = loaded or load_original(experiment, offload=not needs_text)
     if needs_text:
         check_fits(model)
     tokens = calibration_of(experiment, tokenizer)
@@ -165,13 +164,14 @@ def path_to_extend(
 
 
 def scorer_for(bench: Bench, rule: str, scoring: str = "exact") -> WindowScorer:
+    """The scorer of windows for a rule, in the precision of a path."""
     return WindowScorer(bench.model, bench.tokens, rule, fast=scoring != "exact", merged=bench.make)
 
 
-def settled_plan(
+def exact_plan(
     path: ThresholdPath, bench: Bench, scorer: WindowScorer, threshold: float, on_step: Callable[[int], None]
 ) -> PlanAt:
     """The plan at a threshold, computed as far as it is missing and made sure of in the model's own format."""
     if path.scoring == "exact":
         return path.extend_quickly(threshold, scorer.score, on_step)
-    return settle(path, threshold, scorer.score, scorer_for(bench, path.rule).score, on_step)
+    return confirmed_plan(path, threshold, scorer.score, scorer_for(bench, path.rule).score, on_step)

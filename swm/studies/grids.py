@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from swm.checked import Many, checked, said
 from swm.errors import SettingsError
 from swm.evaluation.task_names import Limit, parse_tasks
-from swm.plan import WHOLE, WidthCut
+from swm.plan import WHOLE_WIDTH, WidthCut, layers_at
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import RecoverySettings, preset_settings
 from swm.similarity.measure import Measure
@@ -60,7 +60,7 @@ class Cell:
     method: str
     layers: int
     recovery: RecoverySettings | None = None  # None leaves healing out
-    width: WidthCut = WHOLE
+    width: WidthCut = WHOLE_WIDTH
     seed: int | None = None  # of healing, where it is not the one that the grid's recovery names
 
     @property
@@ -134,7 +134,7 @@ class Grid:
         """Depth by depth, so that all methods can be compared at the first before the next begins."""
         return [
             Cell(method, layers, recovery, width, None if seed == self.recovery.seed else seed)
-            for layers in dict.fromkeys(max(1, round(layer_count * (1 - ratio))) for ratio in self.ratios)
+            for layers in dict.fromkeys(layers_at(ratio, layer_count) for ratio in self.ratios)
             for method in (*self.planners, *self.rules)
             for width in self._widths(layers / layer_count)
             for seed, recovery in self._recoveries_of(method)
@@ -150,9 +150,9 @@ class Grid:
     def _widths(self, left: float) -> list[WidthCut]:
         """The cuts after which so many of the layers' weights are gone as `total` says; none if depth took more."""
         if self.total is None:
-            return [WHOLE]
+            return [WHOLE_WIDTH]
         ratio = round(1 - (1 - self.total) / left, 3)
-        return list(dict.fromkeys(WidthCut(ratio, by) if ratio > 0 else WHOLE for by in self.width_by))
+        return list(dict.fromkeys(WidthCut(ratio, by) if ratio > 0 else WHOLE_WIDTH for by in self.width_by))
 
 
 @checked
@@ -201,6 +201,7 @@ class TextsGrid:
 
     @property
     def measures(self) -> list[Measure]:
+        """The measure of each text."""
         return [Measure(self.metric, texts=text) for text in self.texts]
 
 

@@ -51,6 +51,7 @@ class Estimate:
 
     @property
     def total_seconds(self) -> float:
+        """Seconds of all stages; 0 if nothing was measured."""
         return sum(self.seconds.values())
 
     def problems(self) -> list[str]:

@@ -11,7 +11,7 @@ from swm.errors import ExperimentError, JobError, SettingsError
 from swm.plan import MergePlan
 from swm.registry import PLANNERS
 from swm.settings import ExperimentSettings
-from swm.workspace.files import demo_experiment, remove, set_aside, sweep, write_json
+from swm.workspace.files import clean_up, demo_experiment, remove, set_aside, write_json
 from swm.workspace.names import (
     EXAMPLE,
     check_name,
@@ -23,13 +23,12 @@ from swm.workspace.names import (
     read_only_message,
     shipped_folders,
 )
+from swm.workspace.origin import BY_HAND, BY_THRESHOLD, source_of
 from swm.workspace.reading import read_file
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.tracked import Tracked, job_lock
 
 PLANS_VERSION = 3  # of what planners do: plans made by another are made again
-BY_THRESHOLD, BY_HAND = "threshold", "windows"  # who chose a run's windows, besides a planner
-SOURCES = {BY_THRESHOLD: "Sliding-Window Merging, arXiv:2502.19159", BY_HAND: "hand"}
 
 
 class Experiment(Tracked):
@@ -70,12 +69,13 @@ class Experiment(Tracked):
         return cls(folder)
 
     def is_there(self) -> bool:
+        """Whether the experiment still exists."""
         return (self.folder / "experiment.json").is_file()
 
     def mend(self) -> None:
         """Put right what killed jobs left in it and in its runs; to be called by a job, which keeps others waiting."""
         for folder in (self.folder, self.folder / "runs", self.folder / "path", self.folder / "plans"):
-            sweep(folder)
+            clean_up(folder)
         for run in self.runs():
             if not run.state().active:
                 run.mend()
@@ -95,6 +95,7 @@ class Experiment(Tracked):
         )
 
     def similarity(self, metric: str) -> dict[str, Any] | None:
+        """What similarity/<metric>.json holds; None if it was not measured."""
         data = self.read(f"similarity/{metric}.json")
         if data and {len(row) for row in [data["matrix"], *data["matrix"]]} != {self.layer_count}:
             raise ExperimentError(f"Similarity {metric} of {self.name} is not of its model's layers. Measure it again.")
@@ -107,6 +108,7 @@ class Experiment(Tracked):
         )
 
     def save_similarity(self, metric: str, data: dict[str, Any]) -> None:
+        """Write similarity/<metric>.json."""
         self.check_writable()
         write_json(self.folder / "similarity" / f"{metric}.json", data)
 
@@ -115,6 +117,7 @@ class Experiment(Tracked):
         return self.read("cost.json")
 
     def save_cost(self, cost: dict[str, Any]) -> None:
+        """Write cost.json."""
         self.check_writable()
         write_json(self.folder / "cost.json", cost)
 
@@ -124,6 +127,7 @@ class Experiment(Tracked):
         return file.stat().st_mtime_ns if file.is_file() else 0
 
     def rules_searched(self) -> list[str]:
+        """Rules that have a threshold path."""
         return sorted(file.stem for file in (self.folder / "path").glob("*.json"))
 
     def planned(self, planner: str, layers: int) -> dict[str, Any] | None:
@@ -134,6 +138,7 @@ class Experiment(Tracked):
         return data if data.get("text_hash", "") in ("", self.text_hash) else None
 
     def save_planned(self, planner: str, layers: int, data: dict[str, Any]) -> None:
+        """Write a planner's plan."""
         self.check_writable()
         write_json(self.folder / "plans" / f"{planner}-{layers}.json", data)
 
@@ -142,6 +147,7 @@ class Experiment(Tracked):
         return self.read(f"studies/{kind}.json")
 
     def save_study(self, kind: str, data: dict[str, Any]) -> None:
+        """Write studies/<kind>.json."""
         self.check_writable()
         write_json(self.folder / "studies" / f"{kind}.json", data)
 
@@ -277,17 +283,7 @@ def delete(item: Experiment | Run) -> None:
     with job_lock(item), names_locked():
         gone = set_aside(item.folder)
     remove(gone)
-    sweep(gone.parent, older_than=60)
-
-
-def known_source(planner: object) -> bool:
-    """Whether it is the name of something that chooses windows: a planner, the threshold search, or a hand."""
-    return isinstance(planner, str) and (planner in SOURCES or planner in PLANNERS)
-
-
-def source_of(planner: str) -> str:
-    """What chose a plan's windows, with its publication."""
-    return SOURCES[planner] if planner in SOURCES else PLANNERS[planner].source
+    clean_up(gone.parent, older_than=60)
 
 
 def _windows_of(plan: MergePlan) -> str:

@@ -46,6 +46,15 @@ def home() -> Path:
     return folder
 
 
+def whole_path(name: str) -> str:
+    """A file or folder that exists by its full path, since jobs run elsewhere; any other name as it is."""
+    try:
+        path = Path(name).expanduser()
+        return str(path.absolute()) if name.strip() and path.exists() else name
+    except (OSError, RuntimeError, ValueError):  # it cannot be a path
+        return name
+
+
 def child_environment(**more: str) -> dict[str, str]:
     """The environment of a process of ours that runs elsewhere: the same home, said in full."""
     return {**os.environ, "SWM_HOME": str(home()), **more}
@@ -86,7 +95,7 @@ def neighbour(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{kind}")
 
 
-def sweep(folder: Path, older_than: float = 0.0) -> None:
+def clean_up(folder: Path, older_than: float = 0.0) -> None:
     """Put right what a killed process left: what it had half written goes, a folder it was replacing comes back.
 
     To be called by whoever holds the lock on the folder's content. Temporary files are left alone for a minute, since
@@ -178,6 +187,7 @@ def is_full_disk(error: BaseException) -> bool:
 
 
 def full_disk_message(target: Path, needed_bytes: int) -> str:
+    """What to say when the disk is full: space needed, space free, and what to do."""
     return (
         f"No space left for {target}: {needed_bytes / 2**20:,.1f} MiB needed, {free_bytes(target) / 2**20:,.1f} MiB "
         "free. Nothing was changed. Make space, or set SWM_HOME to a folder on another disk, and start again."
@@ -211,7 +221,7 @@ def free_bytes(target: Path) -> int:
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """A new empty folder that takes the place of `folder` when the block ends well; else it is removed.
 
-    Killed between its two renames, it leaves the former folder under another name: `sweep` brings it back.
+    Killed between its two renames, it leaves the former folder under another name: `clean_up` brings it back.
     """
     new, old = neighbour(folder, "new"), neighbour(folder, "old")
     new.mkdir(parents=True)

@@ -20,6 +20,7 @@ EXAMPLE = "example-"  # what the names of experiments that ship begin with
 
 
 def experiments_folder() -> Path:
+    """Where the user's experiments are."""
     return home() / "experiments"
 
 
@@ -89,6 +90,7 @@ def names_locked() -> Iterator[None]:
 
 
 def read_only_message(name: str) -> str:
+    """Why an experiment cannot be changed, and what to do instead."""
     if demo_experiment():
         return f"{name} cannot be changed: this is a demo, started with SWM_DEMO, and everything in it is read-only."
     return (

@@ -38,6 +38,7 @@ def once_for_each_writing(parse: Callable[..., T]) -> Callable[..., T]:
 
 @once_for_each_writing
 def checked_file(file: Path, kind: str) -> dict[str, Any]:
+    """The JSON object in one of our files, checked."""
     data = read_json(file)
     if kind in FILES:
         check_record(data, kind, str(file))
@@ -51,6 +52,7 @@ def read_file(file: Path, kind: str) -> dict[str, Any]:
 
 @once_for_each_writing
 def state_in(file: Path) -> State:
+    """The state in state.json; a failed one if the file is damaged."""
     if not file.exists():
         return State()
     try:

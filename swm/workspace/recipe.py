@@ -15,8 +15,9 @@ from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan
 from swm.registry import MERGE_RULES
 from swm.settings import ExperimentSettings, RecoverySettings
-from swm.workspace.experiments import Experiment, known_source, source_of
+from swm.workspace.experiments import Experiment
 from swm.workspace.files import read_json
+from swm.workspace.origin import known_source, source_of
 from swm.workspace.runs import Run
 
 
@@ -98,9 +99,8 @@ def mergekit_yaml(experiment: Experiment, plan: MergePlan) -> str:
             f"Rule {plan.rule} on {model} cannot be said in mergekit's slices: they only keep or drop layers "
             "(keep_first, keep_last), of a hub id or a Hugging Face folder."
         )
-    kept = [window.last if MERGE_RULES[plan.rule].base == "last" else window.first for window in plan.kept_layers()]
     ranges: list[list[int]] = []
-    for layer in kept:
+    for layer in plan.base_layers():
         if ranges and ranges[-1][1] == layer:
             ranges[-1][1] = layer + 1
         else:

@@ -12,20 +12,19 @@ from pydantic import Field, TypeAdapter, ValidationError, create_model, model_va
 from swm.checked import Record, explained
 from swm.errors import ExperimentError
 from swm.settings import ExperimentSettings, RecoverySettings
+from swm.workspace.result_records import (
+    CostFile,
+    DocumentsFile,
+    Free,
+    PathFile,
+    PlannedFile,
+    Positive,
+    ScoresFile,
+    SimilarityFile,
+    StudyFile,
+    TimingFile,
+)
 from swm.workspace.state import State
-
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
-Free = dict[str, Any]
-
-
-class Interval(Record):
-    """An estimate with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def _entry(base: type[Record], cls: Any, needed: Iterable[str] = ()) -> Any:
@@ -58,171 +57,6 @@ class ExperimentFile(Record):
     model_facts: ModelFacts
     created: float
     text_hash: str = ""
-
-
-class Conditions(Record):
-    """What a number was measured with."""
-
-    dtype: str
-    device: str
-    versions: dict[str, str]
-    seconds: float = 0.0
-
-
-class TaskEntry(Record):
-    """The score of one task."""
-
-    value: Share
-    stderr: Share
-    metric: str
-    documents: int
-
-
-class Sample(Record):
-    """What a model wrote."""
-
-    prompt: str
-    answer: str
-
-
-class ScoresFile(Record):
-    """scores.json, and scores-merged.json with those before recovery."""
-
-    tasks: dict[str, TaskEntry]
-    perplexity: dict[str, Interval]
-    limit: int | None
-    samples: list[Sample] = Field(default_factory=list)
-    conditions: Conditions = Conditions.model_construct()
-
-
-class Document(Record):
-    """One question of a task, and what the model picked."""
-
-    id: str
-    correct: Share
-    question: str
-    right: str
-    picked: str
-
-
-class DocumentsFile(Record):
-    """documents.json: each answer of each task."""
-
-    tasks: dict[str, list[Document]] = Field(default_factory=dict)
-
-
-class Speed(Record):
-    """How fast a model is."""
-
-    tokens_per_second: float = 0.0
-    latency_ms: float = 0.0
-    peak_memory_bytes: float = 0.0
-
-
-class TimingFile(Speed):
-    """timing.json: a run's speed, and the original's measured in turn with it."""
-
-    speedup: Interval = Interval.model_construct()
-    throughput: dict[str, float] = Field(default_factory=dict)
-    baseline: Speed = Speed()
-
-
-class CostFile(Record):
-    """cost.json: what a token costs the original; see `evaluation.cost.decode_cost`."""
-
-    layers_ms: Positive
-    rest_ms: Positive
-    forward_tokens_per_second: Positive = 1.0
-    training_tokens_per_second: Positive = 1.0
-
-
-class MeasuredOn(Record):
-    """What a similarity was measured with."""
-
-    dtype: str
-    seconds: float
-
-
-class SimilarityFile(Record):
-    """similarity/<measure>.json."""
-
-    matrix: list[list[float]]
-    block_influence: list[float]
-    norm: list[float]
-    tokens: int
-    conditions: MeasuredOn
-    warning: str = ""
-    text_hash: str = ""
-
-
-class PlannedFile(Record):
-    """plans/<planner>-<layers>.json."""
-
-    layer_count: int
-    windows: list[Pair]
-    rule: str
-    planner: str
-    similarity: float | None
-    perplexity: float
-    perplexity_original: float
-    seconds: float
-    budget: int = 0
-    version: int = 0
-    text_hash: str = ""
-    scoring: str = ""
-
-
-class Tried(Record):
-    """A window tried below merged ones, and its similarity."""
-
-    above: list[Pair]
-    window: Pair
-    similarity: float
-    at_most: bool = False
-    exact: bool = False
-
-
-class PlanPerplexity(Record):
-    """The perplexity of a plan on the calibration text."""
-
-    windows: list[Pair]
-    perplexity: float
-
-
-class PathFile(Record):
-    """path/<rule>.json: see `search.threshold_path.ThresholdPath`."""
-
-    rule: str
-    layer_count: int
-    low: float
-    high: float
-    protect_last: int
-    similarities: list[Tried]
-    perplexities: list[PlanPerplexity] = Field(default_factory=list)
-    scoring: str = "exact"
-    layer_runs: float = 0.0
-    difference: float = 0.0
-    version: int = 1
-    text_hash: str = ""
-
-
-class ThresholdScore(TaskEntry):
-    """The score of the plan at one threshold."""
-
-    rule: str
-    threshold: float
-    layers: int
-    windows: list[list[int]]
-    task: str
-    limit: int | None
-
-
-class StudyFile(Record):
-    """studies/<kind>.json: the grid of the last pass, and the cells that failed."""
-
-    failed: dict[str, str]
-    grid: Free
-    scores: list[ThresholdScore] = Field(default_factory=list)
 
 
 class _Recovery(Record):

@@ -6,13 +6,13 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swm.errors import ExperimentError, PlanError, SettingsError
 from swm.plan import MergePlan
-from swm.workspace.files import sweep, write_json
+from swm.workspace.files import clean_up, write_json
 from swm.workspace.reading import checked_file, once_for_each_writing
 from swm.workspace.records import is_record
 from swm.workspace.tracked import Tracked
@@ -41,9 +41,11 @@ class Run(Tracked):
 
     @property
     def is_baseline(self) -> bool:
+        """Whether it is the original model."""
         return self.name == BASELINE
 
     def is_there(self) -> bool:
+        """Whether the run still exists."""
         return self.experiment.is_there() and (self.is_baseline or (self.folder / "run.json").is_file())
 
     @property
@@ -53,6 +55,7 @@ class Run(Tracked):
 
     @property
     def plan(self) -> MergePlan:
+        """Its plan; raises ExperimentError if run.json is damaged."""
         if self.is_baseline:
             return MergePlan(self.experiment.layer_count)
         return _plan_in(self.folder / "run.json")
@@ -73,10 +76,12 @@ class Run(Tracked):
 
     @property
     def model_folder(self) -> Path:
+        """Folder of its merged or healed model."""
         return self.folder / "model"
 
     @property
     def has_model(self) -> bool:
+        """Whether the model is there."""
         return (self.model_folder / "config.json").is_file()
 
     @property
@@ -89,6 +94,7 @@ class Run(Tracked):
 
     @property
     def is_evaluated(self) -> bool:
+        """Whether it has scores."""
         return (self.folder / "scores.json").is_file()
 
     def checkpoint_step(self) -> int:
@@ -99,9 +105,16 @@ class Run(Tracked):
         return max(steps, default=0) if self.settings.get("recovery_started") else 0
 
     def scores(self) -> dict[str, Any] | None:
+        """What scores.json holds; None if the run was not evaluated."""
         return self.read("scores.json")
 
+    def is_scored(self, tasks: Iterable[str], limit: int | None) -> bool:
+        """Whether it has scores of these tasks on so many documents: only those can be compared with others'."""
+        scores = self.scores()
+        return scores is not None and scores["limit"] == limit and set(tasks) <= set(scores["tasks"])
+
     def timing(self) -> dict[str, Any] | None:
+        """What timing.json holds; None if the run was not timed."""
         return self.read("timing.json")
 
     def documents(self, before_recovery: bool = False) -> dict[str, Any]:
@@ -109,9 +122,11 @@ class Run(Tracked):
         return self.read(f"documents{'-merged' if before_recovery else ''}.json") or {}
 
     def scores_before_recovery(self) -> dict[str, Any] | None:
+        """Scores of the merged model, before healing."""
         return self.read("scores-merged.json")
 
     def timing_before_recovery(self) -> dict[str, Any] | None:
+        """Timing of the merged model, before healing."""
         return self.read("timing-merged.json")
 
     def save(self, name: str, data: dict[str, Any]) -> None:
@@ -173,21 +188,24 @@ class Run(Tracked):
             adapter.rename(kept)
 
     def forget_kept_adapter(self) -> None:
+        """Delete the adapter that was set aside."""
         shutil.rmtree(self.folder / KEPT_ADAPTER, ignore_errors=True)
 
     def mend(self) -> None:
         """Put right what a killed job left; to be called by a job, which keeps others waiting."""
         if self.read_only:
             return
-        sweep(self.folder)
+        clean_up(self.folder)
         self.settle()
 
     def add_event(self, **event: Any) -> None:
+        """Append a line to events.jsonl."""
         self.check_writable()
         with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
     def clear_events(self) -> None:
+        """Delete events.jsonl."""
         (self.folder / "events.jsonl").unlink(missing_ok=True)
 
     def events(self) -> list[dict[str, Any]]:

@@ -44,10 +44,12 @@ class State:
 
     @property
     def active(self) -> bool:
+        """Whether a job is queued or running."""
         return self.status in ACTIVE
 
     @property
     def seconds(self) -> float:
+        """Seconds from the start to the last heartbeat."""
         return max(0.0, self.heartbeat - self.started)
 
     def seen_from_here(self) -> State:

@@ -28,12 +28,15 @@ class Tracked(ABC):
 
     @property
     def read_only(self) -> bool:
+        """Whether nothing here may be changed."""
         return is_shipped(self.folder) or bool(demo_experiment())
 
     def state(self) -> State:
+        """Where its job stands, seen from here."""
         return state_in(self.folder / "state.json").seen_from_here()
 
     def write_state(self, state: State) -> None:
+        """Write state.json."""
         self.check_there()
         write_json(self.folder / "state.json", asdict(state))
 
@@ -73,6 +76,7 @@ class Tracked(ABC):
         write_json(self.folder / name, data)
 
     def check_writable(self) -> None:
+        """Raise ExperimentError if it is read-only, JobError if it was deleted."""
         if self.read_only:
             raise ExperimentError(read_only_message(self.folder.name))
         self.check_there()

@@ -13,9 +13,9 @@ from swm.evaluation.shared_context import SharedContextLM
 from swm.evaluation.task_names import PAPER_METRICS, TASKS, parse_tasks
 from swm.evaluation.task_score import standard_error
 from swm.evaluation.tasks import zero_shot
-from swm.settings import ExperimentSettings
+from swm.settings import SAMPLE_PROMPTS, ExperimentSettings
 from swm.stages.create import create_experiment
-from swm.stages.evaluate import SAMPLE_PROMPTS, evaluate_run
+from swm.stages.evaluate import evaluate_run
 from swm.texts.task_prompts import task_dataset
 from swm.workspace.files import content_hash
 from tests.conftest import WORDS, need, tiny_model

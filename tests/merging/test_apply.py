@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from swm.errors import ModelError, PlanError, SettingsError
-from swm.merging.apply import apply_plan, base_layer, merge_window, projections
+from swm.merging.apply import apply_plan, merge_window, projections
 from swm.models.decoder import find_decoder
 from swm.models.load import save_model
 from swm.models.save import check_reload
-from swm.plan import MergePlan, Window
+from swm.plan import MergePlan, Window, base_layer
 from tests.conftest import WEIGHT_RULES, tiny_model
 
 PROJECTIONS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]

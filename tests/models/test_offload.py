@@ -16,7 +16,7 @@ from swm.errors import ModelError
 from swm.merging.apply import projections
 from swm.models.decoder import find_decoder, size_bytes
 from swm.models.load import load_model
-from swm.models.offload import bare, is_spread, weights_of
+from swm.models.offload import bare, is_offloaded, weights_of
 from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
 from swm.search.plan_loss import PlanLoss
@@ -53,9 +53,9 @@ def little_room(monkeypatch):
 @pytest.fixture
 def pair(folder, little_room):
     """The model in memory, and with most of its layers on disk."""
-    whole, spread = load_model(str(folder))[0], load_model(str(folder), spread=True)[0]
-    assert not is_spread(whole)
-    assert is_spread(spread)
+    whole, spread = load_model(str(folder))[0], load_model(str(folder), offload=True)[0]
+    assert not is_offloaded(whole)
+    assert is_offloaded(spread)
     return whole, spread
 
 
@@ -71,7 +71,7 @@ def test_some_layers_lie_on_disk_and_none_is_divided(pair):
 
 def test_a_model_with_room_is_not_spread(folder, monkeypatch):
     monkeypatch.setattr("swm.models.load.room_here", lambda: {"cpu": 10**9})
-    assert not is_spread(load_model(str(folder), spread=True)[0])
+    assert not is_offloaded(load_model(str(folder), offload=True)[0])
 
 
 def test_weights_are_fetched_and_a_bare_layer_takes_them(pair, tokens):
@@ -149,7 +149,7 @@ def test_what_needs_the_whole_model_loads_it_or_says_what_is_missing(folder, tex
 def test_no_room_for_the_embedding_is_told_and_nothing_stays_on_disk(folder, home, monkeypatch):
     monkeypatch.setattr("swm.models.load.room_here", lambda: {"cpu": 1000})
     with pytest.raises(ModelError, match="no room for so much as the embedding"):
-        load_model(str(folder), spread=True)
+        load_model(str(folder), offload=True)
     gc.collect()
     assert not list((home / "cache").iterdir())
 
@@ -163,9 +163,9 @@ def test_experts_that_are_converted_are_those_of_their_own_model(tmp_path, token
         whole = load_model(str(folder))[0]
         room = size_bytes(whole) // 2
         monkeypatch.setattr("swm.models.load.room_here", lambda room=room: {"cpu": room})
-        pairs.append((whole, load_model(str(folder), spread=True)[0]))
+        pairs.append((whole, load_model(str(folder), offload=True)[0]))
     for whole, spread in pairs:
-        assert is_spread(spread)
+        assert is_offloaded(spread)
         torch.testing.assert_close(spread(tokens).logits, whole(tokens).logits)
     pairs.clear()
     del whole, spread

@@ -21,7 +21,7 @@ from swm.models.decoder import find_decoder
 from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
 from swm.registry import METRICS
-from swm.search.find import find_plan, settle, threshold_path
+from swm.search.find import confirmed_plan, find_plan, threshold_path
 from swm.search.kept_path import path_data, path_from
 from swm.search.threshold_path import ThresholdPath
 from swm.search.window_score import PART_TOKENS, TOGETHER, WindowScorer
@@ -136,7 +136,7 @@ def test_the_plan_asked_for_is_exact_though_the_path_is_computed_in_bfloat16(cas
     model, tokens = case.made()
     quick, sure = case.scorer(model, tokens, fast=True), case.scorer(model, tokens, fast=False)
     path = ThresholdPath(case.layers, case.rule, 0.05, scoring="bfloat16")
-    step = settle(path, threshold, quick.score, sure.score)
+    step = confirmed_plan(path, threshold, quick.score, sure.score)
     truth = search.remembered(search.model_similarity(model, tokens, case.rule))
     expected = search.sliding_window_search(case.layers, truth, threshold)
     exact = ThresholdPath(case.layers, case.rule).extend(threshold, lambda above, window: truth((window, *above)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from swm.errors import PlanError, SettingsError
 from swm.plan import Window
-from swm.search.find import find_plan, settle, threshold_path
+from swm.search.find import confirmed_plan, find_plan, threshold_path
 from swm.search.kept_path import path_data, path_from
 from swm.search.threshold_path import ThresholdPath
 
@@ -198,7 +198,7 @@ def test_a_plan_from_scores_with_noise_is_settled_to_the_exact_plan(seed, thresh
         asked.append((above, window))
         return exact(above, window)
 
-    step = settle(path, threshold, noisy, counted)
+    step = confirmed_plan(path, threshold, noisy, counted)
     assert len(asked) == len(set(asked))
     if path.difference > 0.001:  # the error was seen, so it was allowed for
         assert step.plan == find_plan(10, exact, threshold)

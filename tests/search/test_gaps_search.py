@@ -3,7 +3,7 @@
 import pytest
 
 from swm.plan import Window
-from swm.search.find import settle, threshold_path
+from swm.search.find import confirmed_plan, threshold_path
 from swm.search.threshold_path import ThresholdPath
 
 
@@ -105,7 +105,7 @@ def test_settling_keeps_the_largest_difference_seen_and_tells_each_step():
         asked.append((str(window), needed))
         return quick[str(window)]
 
-    step = settle(path, 0.9, quickly, scripted(exact), on_step=steps.append)
+    step = confirmed_plan(path, 0.9, quickly, scripted(exact), on_step=steps.append)
     assert step.plan.windows == (Window(0, 1), Window(2, 3))
     assert step.similarity == 0.9010
     assert path.difference == pytest.approx(0.001)
@@ -137,7 +137,7 @@ def test_of_a_bound_the_quick_similarity_is_asked_for_before_it_is_compared_with
         return quick[str(window)] if needed < 0 else quick[str(window)] + 0.02 * (str(window) == "1-2")
 
     path = ThresholdPath(4, scoring="bfloat16")
-    step = settle(path, 0.9, quickly, scripted(exact))
+    step = confirmed_plan(path, 0.9, quickly, scripted(exact))
     assert step.plan.windows == ()
     assert [(window, needed) for window, needed in asked if needed < 0] == [("1-2", -1.0)]
     assert {str(window): value for (_, window), value in path.similarities.items()} == exact
