@@ -4,6 +4,7 @@ import streamlit as st
 
 from pages.shared.frame import caption, command_line, go_to, job_panel, next_step, shown_errors, start_page
 from swm.jobs.child import call, start
+from swm.registry import TEXTS
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import demo_experiment
 from swm.workspace.names import check_name
@@ -45,11 +46,12 @@ with st.form("experiment_form", border=True):
         key="experiment_dtype",
         help="auto takes what the checkpoint says; float32 is exact and needs twice the memory of bfloat16.",
     )
-    texts = right.text_input(
+    texts = right.selectbox(
         "Calibration text",
-        "lambada",
+        [name for name, text in TEXTS.items() if "calibration" in text.purposes],
         key="experiment_texts",
-        help="lambada, squad or coqa (bundled), the path of a .txt or .jsonl file, or a hub data set such as wikitext.",
+        accept_new_options=True,
+        help="Choose one, or type the path of a .txt or .jsonl file or the name of a hub data set (org/name).",
     )
     count = right.number_input(
         "Texts", 1, 100_000, 10, key="experiment_count", help="More texts: steadier similarities, longer search."

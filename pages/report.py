@@ -3,10 +3,9 @@
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
+from swm.registry import EXPORT_FORMATS
 from swm.reporting.commands import commands
-from swm.reporting.export import model_card, recipe_json
 from swm.reporting.report import report_html
-from swm.workspace.recipe import fits_mergekit, mergekit_yaml
 
 experiment = require_experiment(
     start_page("Report", "One file that opens without a network: what was done, and what it gave.")
@@ -25,33 +24,16 @@ with shown_errors():
     )
     runs = [run for run in experiment.runs() if not run.is_baseline]
     for run in runs:
-        right.download_button(
-            f"Recipe of {run.name} (JSON)",
-            lambda run=run: recipe_json(run),
-            f"{run.name}-recipe.json",
-            "application/json",
-            key=f"report_recipe_{run.name}",
-            icon=":material/receipt_long:",
-            help="Makes the run again: python -m swm repeat FILE",
-        )
-        if fits_mergekit(experiment, run.plan):
-            right.download_button(
-                f"{run.name} for mergekit (YAML)",
-                lambda run=run: mergekit_yaml(experiment, run.plan),
-                f"{run.name}-mergekit.yaml",
-                "application/yaml",
-                key=f"report_mergekit_{run.name}",
-                icon=":material/receipt_long:",
-                help="The same layers kept by mergekit's passthrough merge; without healing.",
-            )
-        right.download_button(
-            f"Model card of {run.name} (Markdown)",
-            lambda run=run: model_card(run),
-            f"{run.name}.md",
-            "text/markdown",
-            key=f"report_card_{run.name}",
-            icon=":material/description:",
-        )
+        for form in EXPORT_FORMATS.values():
+            if form.text and form.fits(run):
+                right.download_button(
+                    f"{form.title} of {run.name} ({form.suffix})",
+                    lambda run=run, text=form.text: text(run),
+                    f"{run.name}-{form.name}{form.suffix}",
+                    key=f"report_{form.name}_{run.name}",
+                    icon=":material/download:",
+                    help=f"{form.help[0].upper()}{form.help[1:]}.",
+                )
     st.subheader("Preview", anchor=False)
     st.iframe(report_html(experiment), height=900)
     st.subheader("The commands that repeat it", anchor=False)

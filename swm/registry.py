@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from swm.errors import SettingsError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from swm.plan import MergePlan
     from swm.planners.request import PlanRequest
     from swm.texts.example import Example
+    from swm.workspace.runs import Run
 
 PLUGINS = "swm.plugins"
 
@@ -178,18 +179,22 @@ class TextSource:
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A form in which a run leaves the program.
+    """A form in which a run leaves the program: a text that is also offered for download, or files that it writes.
 
     Attributes:
-        suffix: of the file, with its dot; empty for a folder. Chosen by it where no format is named.
-        write: writes a run to a path that does not exist yet; raises ExperimentError if it cannot.
+        suffix: of the file, with its dot; empty for a folder. The format of a path where none is named.
+        text: the content of the file for a run.
+        write: writes a run to a path that does not exist yet, where that is more than a text.
+        fits: whether the format can express a run.
     """
 
     name: str
     title: str
     help: str
     suffix: str
-    write: Callable[[Any, Path], None]
+    text: Callable[[Run], str] | None = None
+    write: Callable[[Run, Path], None] | None = None
+    fits: Callable[[Run], bool] = lambda run: True
 
 
 MERGE_RULES: Registry[MergeRule] = Registry("merge rule", "swm.merging.rules", first="rdsc")

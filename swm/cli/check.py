@@ -1,4 +1,4 @@
-"""What the command line takes: commands, their arguments and help texts. cli.py does what they say."""
+"""Options that contradict each other are refused before anything runs."""
 
 from __future__ import annotations
 

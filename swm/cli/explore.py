@@ -1,4 +1,4 @@
-"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+"""Commands that look at models and experiments: models, list, create, measure, search, plan, estimate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+"""Entry point of the command line. Results on stdout, progress and messages on stderr."""
 
 from __future__ import annotations
 

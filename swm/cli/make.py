@@ -1,4 +1,4 @@
-"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+"""Commands that make models and scores: merge, recover, evaluate, time, run, study, sweep, repeat, demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line takes: commands, their arguments and help texts. cli.py does what they say."""
+"""What can be typed: commands, their arguments and help texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from swm import __version__
 from swm.checked import choices
 from swm.plan import DEFAULT_RULE, WIDTH_METHODS
-from swm.registry import MERGE_RULES, METRICS, PLANNERS
+from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS
 from swm.settings import PRECISIONS, PRESET_HELP, RecoverySettings
 from swm.similarity.measure import PARTS, SAMPLES
 from swm.studies.grids import KINDS
@@ -113,7 +113,9 @@ def _add_showing(add: Add) -> None:
     command.add_argument("--csv", action="store_true", help="comma-separated values")
     command = add("report", "One self-contained HTML page.", "EXP")
     command.add_argument("--output", required=True, type=Path, metavar="FILE")
-    add("export", "Copy a run's model, with a model card, to a folder.", "EXP", "RUN", "FOLDER")
+    command = add("export", "Export a run to a new folder or file.", "EXP", "RUN", "FOLDER")
+    formats = f"the suffix of the path says it, else transformers; {EXPORT_FORMATS.help_text()}"
+    command.add_argument("--format", choices=list(EXPORT_FORMATS), metavar="FORMAT", help=formats)
     command = add("repeat", "Make a run again from its recipe.json, in an experiment of its own.", "FILE")
     command.add_argument("--name", help="name of the new experiment (the recipe's)")
     command = add("answer", "Continue a prompt with a run's model.", "EXP", "RUN")
@@ -132,9 +134,8 @@ def _add_showing(add: Add) -> None:
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", required=True, help="bundled name, Hugging Face folder, .gguf file or hub id")
-    command.add_argument(
-        "--texts", default="lambada", help="lambada, squad, coqa, a .txt or .jsonl file, or a hub data set"
-    )
+    known = ", ".join(name for name, text in TEXTS.items() if "calibration" in text.purposes)
+    command.add_argument("--texts", default="lambada", help=f"{known}, a .txt or .jsonl file, or a hub data set")
     command.add_argument("--count", type=int, default=10, help="calibration texts (10)")
     command.add_argument("--length", type=int, default=128, help="tokens in each (128)")
     command.add_argument("--seed", type=int, default=1234)

@@ -1,4 +1,4 @@
-"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+"""Commands that show, export or end things: compare, report, export, answer, app, cancel, delete."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def run_export(options: argparse.Namespace) -> Result:
     """The command `swm export`."""
     from swm.reporting.export import export_run
 
-    folder = export_run(own_experiment(options.exp).run(options.run), Path(options.folder))
-    return {"folder": str(folder)}, f"Model and model card in {folder}"
+    path = export_run(own_experiment(options.exp).run(options.run), Path(options.folder), options.format)
+    return {"folder": str(path)}, f"Exported to {path}"
 
 
 def run_answer(options: argparse.Namespace) -> Result:

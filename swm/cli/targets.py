@@ -1,4 +1,4 @@
-"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+"""What several commands share: the experiment they work on, and their result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: one command for each stage. Results on stdout, progress and messages on stderr."""
+"""A stage run from the command line: its state on disk, and a progress bar on a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of generation. Two models are timed in turn, so that a busy moment hits both."""
+"""Where the time of a generated token goes: in the layers, and in everything else."""
 
 from __future__ import annotations
 

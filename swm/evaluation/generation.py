@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of generation. Two models are timed in turn, so that a busy moment hits both."""
+"""Greedy generation token by token, and whether a model can generate at all."""
 
 from __future__ import annotations
 

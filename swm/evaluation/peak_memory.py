@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of generation. Two models are timed in turn, so that a busy moment hits both."""
+"""The most memory that a block of code takes beyond what was in use before."""
 
 from __future__ import annotations
 

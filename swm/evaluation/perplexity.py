@@ -1,4 +1,4 @@
-"""Zero-shot tasks and perplexity. The only module that imports lm_eval."""
+"""Perplexity of texts, with its interval."""
 
 from __future__ import annotations
 

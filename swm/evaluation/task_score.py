@@ -1,4 +1,4 @@
-"""Zero-shot tasks and perplexity. The only module that imports lm_eval."""
+"""The score of one task, from what lm-eval returns."""
 
 from __future__ import annotations
 

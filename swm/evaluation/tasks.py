@@ -1,4 +1,4 @@
-"""Zero-shot tasks and perplexity. The only module that imports lm_eval."""
+"""Zero-shot tasks, through lm-eval."""
 
 from __future__ import annotations
 

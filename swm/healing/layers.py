@@ -1,4 +1,4 @@
-"""Settings of a recovery and its presets. Plain data, no torch: pages show them, the engine follows them."""
+"""Which layers get adapters."""
 
 from __future__ import annotations
 

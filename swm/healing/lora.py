@@ -1,4 +1,4 @@
-"""Recovery of a merged model with LoRA. The only module that imports peft."""
+"""Healing a merged model with LoRA. The only module that imports peft."""
 
 from __future__ import annotations
 

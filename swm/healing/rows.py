@@ -1,4 +1,4 @@
-"""Recovery of a merged model with LoRA. The only module that imports peft."""
+"""A recovery text as sequences of token ids with labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recovery of a merged model with LoRA. The only module that imports peft."""
+"""transformers' Trainer for a recovery: its settings, its checkpoints, and how it is stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of a recovery and its presets. Plain data, no torch: pages show them, the engine follows them."""
+"""How fast a recovery trains, and how long it will still take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Start, follow, cancel and resume a stage in a child process. The folder of the experiment or run is the interface."""
+"""Starts a stage in a child process, follows it, cancels it. The folder of the experiment or run is the interface."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Sweeps: many runs from one readable file, each the command that a user would type. The disk is the ledger.
-
-What a cell has on disk is never done again, so a sweep, a machine or a cluster can end at any moment.
-"""
+"""Sweeps: many runs from one file. The disk is the ledger: what a run has there is never computed again."""
 
 from __future__ import annotations
 

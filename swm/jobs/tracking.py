@@ -1,4 +1,4 @@
-"""Start, follow, cancel and resume a stage in a child process. The folder of the experiment or run is the interface."""
+"""The state of a running stage: progress, heartbeat, and how it ended."""
 
 from __future__ import annotations
 

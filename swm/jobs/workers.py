@@ -1,4 +1,4 @@
-"""Running a sweep: its cells as child processes, on this machine or on a Ray cluster."""
+"""Runs the cells of a sweep that are not done, on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
-"""Applying a plan to a model.
+"""Applies a plan to a model in memory.
 
-A rule works on a layer's *projections*: the parameters of every module that owns a matrix (linear maps, fused or not,
-GPT-2's Conv1D, stacked experts), with their biases. Norms and everything else come from the base layer.
-
-Source of the rules: Sliding-Window Merging, arXiv:2502.19159 (`rdsc` as printed, "Average" as `mean`, "Delete" as
-`keep_first`); `replace` is what the released code computes, `keep_last` what other depth pruners do.
+A merge rule works on a layer's *projections*: the parameters of every module that owns a matrix (linear maps, fused or
+not, GPT-2's Conv1D, stacked experts), with their biases. Norms and everything else come from the base layer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Merge a model from disk to disk: what a plan leaves alone is copied as bytes, merged layers are made one at a time.
-
-The result is that of `merge.apply_plan` on the loaded model, bit for bit, for models of any size: in memory there is
-one parameter of a window's layers. Weights that a family stores in another form than it computes with are refused.
-"""
+"""Tensors in safetensors files: where they are, reading one, copying bytes."""
 
 from __future__ import annotations
 

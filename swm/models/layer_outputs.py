@@ -1,8 +1,4 @@
-"""Run a model once, remember how each layer was called, then run any part of it again from any layer upward.
-
-Masks, position embeddings and caches differ by family and by layer; by recording the call instead of rebuilding it,
-none of that has to be known here.
-"""
+"""The output of every layer in one forward pass, by hooks."""
 
 from __future__ import annotations
 

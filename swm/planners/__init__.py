@@ -4,7 +4,8 @@ A method that drops layers gives windows whose first layer stays as it is; mergi
 and are the same for all.
 
 - best: beam search over dropped layers, each merged layer fitted on text; ours
-- sleb, shortgpt, perplexity, taylor, angular, laco: published methods, named by their papers
+- sleb: SLEB; shortgpt: ShortGPT; laco: LaCo; angular: the deeper layers
+- perplexity, taylor: Shortened LLaMA
 - chance: layers dropped by chance
 - request: what each is asked
 - plan_with: a plan by any of them

@@ -1,4 +1,4 @@
-"""Which windows of neighbouring layers become one layer each. Plain data, no torch."""
+"""The command line's options that give a plan or a recovery."""
 
 from __future__ import annotations
 

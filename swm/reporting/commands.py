@@ -1,4 +1,4 @@
-"""One self-contained HTML page for stakeholders, and the model card of an exported model."""
+"""The commands that repeat an experiment or a run."""
 
 from __future__ import annotations
 

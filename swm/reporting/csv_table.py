@@ -1,4 +1,4 @@
-"""One table of an experiment's runs: what each is, what it scores, and the difference to the original."""
+"""The comparison of runs as comma-separated values."""
 
 from __future__ import annotations
 

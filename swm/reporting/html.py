@@ -1,4 +1,4 @@
-"""One self-contained HTML page for stakeholders, and the model card of an exported model."""
+"""Jinja's environment and plotly figures for the HTML report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the preview draws: every plan of a threshold path with its numbers, ready for the browser. No torch."""
+"""Colours that pages, charts and report share."""
 
 from __future__ import annotations
 

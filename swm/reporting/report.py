@@ -1,4 +1,4 @@
-"""One self-contained HTML page for stakeholders, and the model card of an exported model."""
+"""One self-contained HTML page for stakeholders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One table of an experiment's runs: what each is, what it scores, and the difference to the original."""
+"""The comparison of runs as people read it: rows of text for terminal, page, report and model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the preview draws: every plan of a threshold path with its numbers, ready for the browser. No torch."""
+"""Blocks of similar layers, and a sentence about a pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How alike a model's layers are: CKA and its companions. Tensors in, numbers out.
+"""The similarity of all layer pairs of a model, summed over batches of text.
 
 All pairs at once: each layer gives one vector of features per block of tokens (its centred Gram matrix, or its
 normalised states), and the layers x layers matrix of their products is added up over the blocks. Memory grows with the

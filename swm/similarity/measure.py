@@ -1,4 +1,4 @@
-"""What a similarity of layers is measured with. Plain data, no torch: pages and command line name it."""
+"""What is measured: a metric, a part of the layers, the samples, a text. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search on an experiment: its threshold path on disk, the plan at a threshold, with a depth, or by hand."""
+"""The plan at a threshold or depth, if the path on disk already has it."""
 
 from __future__ import annotations
 

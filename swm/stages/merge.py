@@ -1,7 +1,4 @@
-"""One function for each stage: read the experiment or run, call the engine, write the result.
-
-A stage reports through `progress(done, total, text)`, which may raise Cancelled; what was finished is kept.
-"""
+"""Merges a run's windows and saves the smaller model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search on an experiment: its threshold path on disk, the plan at a threshold, with a depth, or by hand."""
+"""The plan at a threshold or with a number of layers, searched if it is not known."""
 
 from __future__ import annotations
 

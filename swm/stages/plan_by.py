@@ -1,4 +1,4 @@
-"""The search on an experiment: its threshold path on disk, the plan at a threshold, with a depth, or by hand."""
+"""A planner's plan, kept so that it is found once."""
 
 from __future__ import annotations
 

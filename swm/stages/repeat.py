@@ -1,4 +1,4 @@
-"""Several stages in a row: one run from plan to scores, and the demo on the bundled model. What is done is left out."""
+"""Makes a run again from its recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several stages in a row: one run from plan to scores, and the demo on the bundled model. What is done is left out."""
+"""One run from plan to scores; what is done already is left out."""
 
 from __future__ import annotations
 

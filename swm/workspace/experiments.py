@@ -1,4 +1,4 @@
-"""Experiments and runs: folders and JSON on disk. The pages read them, the stages write them."""
+"""Experiments: folders and JSON on disk. The pages read them, the stages write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of experiments and runs, and where experiments lie."""
+"""Names of experiments and runs, where experiments are, and those that ship with the program."""
 
 from __future__ import annotations
 

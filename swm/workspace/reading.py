@@ -1,4 +1,4 @@
-"""Folders with a state of their own: our files in them, one job at a time, read-only where they ship."""
+"""Reads our JSON files, each once for each time it was written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run in one file: model, texts, plan, recovery, evaluation, for `swm repeat`; and mergekit's form of a plan."""
+"""A run in one file: model, texts, plan, recovery, evaluation, for `swm repeat`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
 from swm import __version__
 from swm.checked import explained, from_object
-from swm.errors import PlanError, SettingsError
+from swm.errors import SettingsError
 from swm.plan import MergePlan
-from swm.registry import MERGE_RULES
 from swm.settings import ExperimentSettings, RecoverySettings
-from swm.workspace.experiments import Experiment
 from swm.workspace.files import read_json
 from swm.workspace.origin import known_source, source_of
 from swm.workspace.runs import Run
@@ -78,33 +75,3 @@ def parsed_recipe(data: dict[str, Any]) -> Recipe:
         raise SettingsError(
             f"This is not a recipe: {explained(error)}. Use the recipe.json of an exported model."
         ) from None
-
-
-def fits_mergekit(experiment: Experiment, plan: MergePlan) -> bool:
-    """Whether mergekit can say this plan of this model."""
-    model = experiment.settings.model
-    whole = not (MERGE_RULES[plan.rule].combine or MERGE_RULES[plan.rule].needs_text or plan.width.ratio)
-    return whole and "/" in model and not model.endswith(".gguf")
-
-
-def mergekit_yaml(experiment: Experiment, plan: MergePlan) -> str:
-    """The plan as a `passthrough` merge of mergekit; ranges there leave the last layer out.
-
-    Raises:
-        PlanError: if the rule adds layers up, which mergekit's slices cannot say, or mergekit cannot load the model.
-    """
-    model = experiment.settings.model
-    if not fits_mergekit(experiment, plan):
-        raise PlanError(
-            f"Rule {plan.rule} on {model} cannot be said in mergekit's slices: they only keep or drop layers "
-            "(keep_first, keep_last), of a hub id or a Hugging Face folder."
-        )
-    ranges: list[list[int]] = []
-    for layer in plan.base_layers():
-        if ranges and ranges[-1][1] == layer:
-            ranges[-1][1] = layer + 1
-        else:
-            ranges.append([layer, layer + 1])
-    slices = [{"sources": [{"model": model, "layer_range": each}]} for each in ranges]
-    dtype = experiment.model_facts.get("dtype", "float32")
-    return str(yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": dtype}, sort_keys=False))

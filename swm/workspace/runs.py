@@ -1,4 +1,4 @@
-"""Experiments and runs: folders and JSON on disk. The pages read them, the stages write them."""
+"""Runs: one plan's life inside an experiment, as files on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders with a state of their own: our files in them, one job at a time, read-only where they ship."""
+"""Folders with a state of their own: one job at a time, read-only where they ship."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will need: time by stage, memory, disk. From the model's size and rates measured once here. No torch."""
+"""Bytes and seconds as people read them."""
 
 from __future__ import annotations
 

@@ -259,7 +259,10 @@ BAD = {
     "time of 1 token": (["time", "study", "baseline", "--tokens", "1"], "--tokens 1 is out of range"),
     "run without a plan": (["run", "study", "a"], "There is no run a in study"),
     "delete the original": (["delete", "study", "baseline"], "baseline is the original model and stays"),
-    "unknown target": (["recover", "study", "baseline", "--target", "x"], "target 'x' is unknown"),
+    "unknown target": (
+        ["recover", "study", "baseline", "--target", "x"],
+        "target must be one of 'text', 'original', 'hidden'",
+    ),
 }
 
 

@@ -11,7 +11,8 @@ from swm.cli.options import build_parser
 from swm.errors import ExperimentError
 from swm.plan import MergePlan, Window
 from swm.reporting.commands import commands
-from swm.reporting.export import export_run, model_card
+from swm.reporting.export import export_run
+from swm.reporting.formats.card import model_card
 from swm.reporting.report import report_html, write_report
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
@@ -105,5 +106,5 @@ def test_export_refuses_a_folder_that_exists(experiment, tmp_path):
     run = experiment.run("first")
     run.model_folder.mkdir()
     (run.model_folder / "config.json").write_text("{}")
-    with pytest.raises(ExperimentError, match="exists already"):
+    with pytest.raises(ExperimentError, match="already exists"):
         export_run(run, tmp_path)

@@ -14,7 +14,7 @@ from swm.plan import MergePlan, Window
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows
 from swm.reporting.csv_table import csv_text
-from swm.reporting.export import model_card
+from swm.reporting.formats.card import model_card
 from swm.reporting.preview import path_view
 from swm.reporting.report import report_html
 from swm.reporting.table import table

@@ -8,10 +8,11 @@ import yaml
 
 from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan, Window
-from swm.reporting.export import recipe_json
+from swm.reporting.formats.mergekit import mergekit_yaml
+from swm.reporting.formats.recipe import recipe_json
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
-from swm.workspace.recipe import mergekit_yaml, parsed_recipe, read_recipe, recipe_of
+from swm.workspace.recipe import parsed_recipe, read_recipe, recipe_of
 from tests.reporting.test_compare import FACTS, scores
 
 PLAN = MergePlan(6, (Window(0, 1), Window(3, 5)), "keep_first")

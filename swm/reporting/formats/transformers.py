@@ -1,0 +1,47 @@
+"""A run's model as a folder that plain transformers loads, with model card and recipe."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from swm.errors import ExperimentError
+from swm.registry import EXPORT_FORMATS, ExportFormat
+from swm.reporting.formats.card import model_card
+from swm.reporting.formats.mergekit import fits_mergekit, mergekit_yaml
+from swm.reporting.formats.recipe import recipe_json
+from swm.workspace.files import check_space, clean_up, disk_errors, replaced_folder
+from swm.workspace.runs import Run
+
+
+def write_folder(run: Run, folder: Path) -> None:
+    """Copy a run's model, with model card (README.md), recipe, and mergekit's form where there is one.
+
+    Raises:
+        ExperimentError: if the run has no model, or the disk is full.
+    """
+    from swm.models.save import check_complete
+
+    if run.is_baseline or not run.has_model:
+        raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
+    size = sum(file.stat().st_size for file in run.model_folder.iterdir())
+    check_space(folder.absolute(), size)
+    clean_up(folder.absolute().parent, older_than=24 * 3600)
+    with disk_errors(folder, size), replaced_folder(folder.absolute()) as new:
+        shutil.copytree(run.model_folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+        check_complete(new)
+        (new / "README.md").write_text(model_card(run), encoding="utf-8")
+        (new / "recipe.json").write_text(recipe_json(run), encoding="utf-8")
+        if fits_mergekit(run.experiment, run.plan):
+            (new / "mergekit.yaml").write_text(mergekit_yaml(run.experiment, run.plan), encoding="utf-8")
+
+
+EXPORT_FORMATS.register(
+    ExportFormat(
+        "transformers",
+        "Transformers folder",
+        "the model as a folder that plain transformers loads, with model card and recipe",
+        "",
+        write=write_folder,
+    )
+)

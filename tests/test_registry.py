@@ -1,0 +1,127 @@
+"""What a package adds from outside is there: in the command line's choices, in the pages' lists, and it works."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from swm.errors import SettingsError
+from swm.plan import MergePlan, Window
+from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS, MergeRule, Registry
+from tests.conftest import tiny_model
+
+ROOT = Path(__file__).parents[1]
+PLUGIN = """
+from pathlib import Path
+from swm.plan import MergePlan, Window
+from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS
+from swm.registry import ExportFormat, MergeRule, Metric, Planner, TextSource
+from swm.texts.example import Example
+
+MERGE_RULES.register(MergeRule("sumall", "Sum of all", "adds the layers up", lambda weights: sum(weights)))
+PLANNERS.register(
+    Planner("lowest", "Lowest", "merges the lowest layers", "nobody",
+            lambda request: MergePlan(request.layer_count, (Window(0, request.drop),), "sumall"))
+)
+METRICS.register(
+    Metric("ones", "Ones", "finds all layers equal", lambda: lambda states: states.new_ones([len(states)] * 2).double())
+)
+TEXTS.register(
+    TextSource("counting", "Counting", "one two three", frozenset({"calibration"}),
+               lambda purpose: [Example("", f"one two three {n} " * 40) for n in range(20)])
+)
+EXPORT_FORMATS.register(
+    ExportFormat("depth", "Depth", "how many layers are left", ".depth", lambda run: str(run.plan.layers_left))
+)
+"""
+LISTS = """
+import json, sys
+from streamlit.testing.v1 import AppTest
+
+def options(page, key):
+    test = AppTest.from_file("app.py", default_timeout=60)
+    test.query_params["experiment"] = "mine"
+    test.run().switch_page(page).run()
+    assert not test.exception, test.exception
+    return test.selectbox(key=key).options
+
+print(json.dumps({
+    "rule": options("pages/preview.py", "rule"),
+    "planner": options("pages/preview.py", "preview_planner"),
+    "metric": options("pages/redundancy.py", "redundancy_metric"),
+    "text": options("pages/experiment.py", "experiment_texts"),
+}))
+"""
+
+
+@pytest.fixture
+def outside(tmp_path, home):
+    """Runs Python with a package installed beside ours that adds one of each kind."""
+    site = tmp_path / "site"
+    (site / "more_of_each-1.0.dist-info").mkdir(parents=True)
+    (site / "more_of_each.py").write_text(PLUGIN)
+    (site / "more_of_each-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: more-of-each\nVersion: 1.0\n"
+    )
+    (site / "more_of_each-1.0.dist-info" / "entry_points.txt").write_text("[swm.plugins]\nmine = more_of_each\n")
+    environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "SWM_HOME": str(home)}
+
+    def run(*arguments):
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run
+
+
+def test_one_of_each_kind_from_outside_is_chosen_by_name(outside, model_folder, tmp_path):
+    swm = ("-m", "swm")
+    for command, added in (("plan", "lowest"), ("plan", "sumall"), ("measure", "ones"), ("export", "depth")):
+        assert added in outside(*swm, command, "--help")
+    assert "counting" in outside(*swm, "create", "--help")
+    settings = ("--texts", "counting", "--count", "3", "--length", "16")
+    outside(*swm, "create", "mine", "--model", str(model_folder), *settings)
+    similarity = json.loads(outside(*swm, "measure", "mine", "--metric", "ones", "--json"))
+    assert similarity["matrix"] == [[1.0] * 4] * 4
+    merged = json.loads(outside(*swm, "merge", "mine", "a", "--planner", "lowest", "--layers", "3", "--json"))
+    assert (merged["windows"], merged["rule"], merged["layers_left"]) == ([[0, 1]], "sumall", 3)
+    outside(*swm, "export", "mine", "a", str(tmp_path / "a.depth"))
+    assert (tmp_path / "a.depth").read_text() == "3"
+    lists = json.loads(outside("-c", LISTS).splitlines()[-1])
+    assert "Sum of all" in lists["rule"]
+    assert "Lowest" in lists["planner"]
+    assert "Ones" in lists["metric"]
+    assert "counting" in lists["text"]
+
+
+def test_a_rule_added_here_merges_as_it_says(monkeypatch):
+    from swm.merging.apply import apply_plan
+
+    rule = MergeRule("halves", "Halves", "half of each end", lambda weights: (weights[0] + weights[-1]) / 2)
+    monkeypatch.setitem(MERGE_RULES._all(), "halves", rule)
+    model = tiny_model()
+    small = apply_plan(model, MergePlan(4, (Window(1, 3),), "halves"))
+    first, last = (model.model.layers[i].mlp.up_proj.weight for i in (1, 3))
+    torch.testing.assert_close(small.model.layers[1].mlp.up_proj.weight, (first + last) / 2)
+
+
+def test_every_entry_says_what_it_is_and_two_of_one_name_are_refused():
+    for registry in (MERGE_RULES, PLANNERS, METRICS, TEXTS, EXPORT_FORMATS):
+        assert len(registry) >= 4
+        assert all(entry.name == name and entry.title and entry.help for name, entry in registry.items())
+        with pytest.raises(SettingsError, match=rf"'chess' is not a {registry.kind}. Choose one of: "):
+            registry.check("chess")
+    with pytest.raises(ValueError, match="two of the name mean"):
+        MERGE_RULES.register(MergeRule("mean", "Mean", "another", None))
+
+
+def test_a_registry_reads_its_folder_once_and_lists_the_first_one_first():
+    registry = Registry("merge rule", "swm.merging.rules", first="mean")
+    assert registry._read is False
+    assert list(registry) == []  # the files register with the product's own registry
+    assert registry._read is True
+    assert next(iter(MERGE_RULES)) == "rdsc"
