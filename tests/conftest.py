@@ -34,11 +34,19 @@ def pytest_configure(config):
     """How many cases hypothesis draws: the same ones each time in the normal tests, many new ones for chaos."""
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
     same = {"deadline": None, "database": None, "suppress_health_check": slow}
-    settings.register_profile("normal", max_examples=25, derandomize=True, **same)
+    settings.register_profile("normal", max_examples=10, derandomize=True, **same)
     settings.register_profile("mutants", max_examples=6, derandomize=True, **same)  # once for each of many mutants
     settings.register_profile("chaos", max_examples=1000, print_blob=True, **same)
     chosen = os.environ.get("SWM_TESTS", "normal")
     settings.load_profile("chaos" if config.getoption("--chaos") else chosen)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Long tests run with --chaos alone."""
+    if not config.getoption("--chaos"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="long: make chaos"))
 
 
 class Chaos:
@@ -170,7 +178,11 @@ def thousand_runs(home):
 @pytest.fixture
 def text_file(tmp_path):
     """A text of 40 paragraphs, none like the other."""
-    words, file = WORDS.split(), tmp_path / "text.txt"
+    return written_text(tmp_path / "text.txt")
+
+
+def written_text(file):
+    words = WORDS.split()
     paragraphs = [" ".join(words[(7 * i + 3 * k * (i + 1)) % len(words)] for k in range(60)) for i in range(40)]
     file.write_text("\n\n".join(paragraphs))
     return file

@@ -78,18 +78,29 @@ def outside(tmp_path, home):
     return run
 
 
+COMMANDS = """
+import json, sys
+from swm.cli.main import main
+from swm.cli.options import build_parser
+
+model, exported = sys.argv[1:]
+commands = build_parser()._subparsers._group_actions[0].choices
+print(json.dumps({name: command.format_help() for name, command in commands.items()}))
+main(["create", "mine", "--model", model, "--texts", "counting", "--count", "3", "--length", "16", "--json"])
+main(["measure", "mine", "--metric", "ones", "--json"])
+main(["merge", "mine", "a", "--planner", "lowest", "--layers", "3", "--json"])
+main(["export", "mine", "a", exported, "--json"])
+"""
+
+
 def test_one_of_each_kind_from_outside_is_chosen_by_name(outside, model_folder, tmp_path):
-    swm = ("-m", "swm")
+    said = outside("-c", COMMANDS, str(model_folder), str(tmp_path / "a.depth")).splitlines()
+    helps, _, similarity, merged, _ = map(json.loads, said)
     for command, added in (("plan", "lowest"), ("plan", "sumall"), ("measure", "ones"), ("export", "depth")):
-        assert added in outside(*swm, command, "--help")
-    assert "counting" in outside(*swm, "create", "--help")
-    settings = ("--texts", "counting", "--count", "3", "--length", "16")
-    outside(*swm, "create", "mine", "--model", str(model_folder), *settings)
-    similarity = json.loads(outside(*swm, "measure", "mine", "--metric", "ones", "--json"))
+        assert added in helps[command]
+    assert "counting" in helps["create"]
     assert similarity["matrix"] == [[1.0] * 4] * 4
-    merged = json.loads(outside(*swm, "merge", "mine", "a", "--planner", "lowest", "--layers", "3", "--json"))
     assert (merged["windows"], merged["rule"], merged["layers_left"]) == ([[0, 1]], "sumall", 3)
-    outside(*swm, "export", "mine", "a", str(tmp_path / "a.depth"))
     assert (tmp_path / "a.depth").read_text() == "3"
     lists = json.loads(outside("-c", LISTS).splitlines()[-1])
     assert "Sum of all" in lists["rule"]

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,17 @@ def _task_manager(tasks: Sequence[str]) -> Any:
     from lm_eval.tasks import TaskManager
 
     if not all(task in TASK_FOLDERS for task in tasks):
-        return TaskManager()
+        return _whole_index()
     root = Path(lm_eval.tasks.__file__).parent
     return TaskManager(include_defaults=False, include_path=sorted({str(root / TASK_FOLDERS[task]) for task in tasks}))
+
+
+@cache
+def _whole_index() -> Any:
+    """lm-eval's index of all its tasks: some 10 seconds, so once in a process."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
 
 
 def check_request(tasks: Sequence[str], limit: int | None) -> Any:

@@ -224,7 +224,7 @@ cluster.shutdown()
 """
 
 
-@pytest.mark.alone
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
 def test_a_ray_cluster_loses_a_node_and_the_sweep_completes(grid, tmp_path, home):
     need("olmo_eval")

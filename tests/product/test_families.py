@@ -146,10 +146,11 @@ print(json.dumps(found))
 """
 
 
-def test_every_merged_model_reloads_in_a_fresh_process_with_equal_logits(tokenizer, tokens, tmp_path):
+def test_every_merged_model_reloads_in_a_fresh_process_with_equal_logits(tokenizer, tokens, tmp_path, chaos):
     expected = {}
     for family in FAMILIES:
-        for rule, windows in (("rdsc", (Window(0, 1), Window(3, 4))), ("keep_last", (Window(1, 4),))):
+        both = (("rdsc", (Window(0, 1), Window(3, 4))), ("keep_last", (Window(1, 4),)))
+        for rule, windows in both if chaos(0, 1) else both[len(expected) % 2 :][:1]:
             small = apply_plan(made(family), MergePlan(LAYERS, windows, rule))
             folder = str(tmp_path / f"{family}-{rule}")
             save_model(small, tokenizer, folder)

@@ -35,12 +35,12 @@ STAGES = {
 TIMES = ("created", "seconds", "time", "started", "heartbeat", "conditions")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def log(tmp_path_factory):
     return tmp_path_factory.mktemp("killer") / "log"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def killer(log):
     need("olmo_eval")
     started = Killer(log)
@@ -114,6 +114,7 @@ def commands(stage, recover):
 
 
 @pytest.mark.data
+@pytest.mark.xdist_group("killer")  # one process that has imported everything
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_any_change_of_the_disk_it_ends_as_if_undisturbed(
     stage, killer, study, home, tmp_path, text_file, log, chaos
@@ -129,7 +130,7 @@ def test_killed_at_any_change_of_the_disk_it_ends_as_if_undisturbed(
     assert whole["code"] == 0, log.read_text()[-2000:]
     expected = content(experiments)
     changes = range(1, whole["changes"] + 1)
-    points = [{"at_change": n} for n in rng.sample(changes, min(len(changes), chaos(2, 24)))]
+    points = [{"at_change": n} for n in rng.sample(changes, min(len(changes), chaos(1, 24)))]
     points += [{"after_seconds": rng.uniform(0, whole["seconds"])} for _ in range(chaos(1, 8))]
     killed = 0
     for point in points:

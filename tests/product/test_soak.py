@@ -17,7 +17,7 @@ from tools.running import running_app
 BROWSERS = 3
 JOBS = (["measure", "study"], ["search", "study", "--from", "0.2"], ["measure", "study", "--metric", "cosine"])
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 
 def move(page, share):
@@ -45,7 +45,7 @@ def children_of_jobs(home):
 
 
 def test_the_app_stays_as_small_as_it_was(chromium, model_folder, text_file, home, tmp_path, chaos):  # noqa: F811
-    seconds, rng = chaos(40, 3600), random.Random(1)
+    seconds, rng = chaos(60, 3600), random.Random(1)
     study = create_experiment("study", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
     start(study, "search", ["search", "study", "--from", "0.2"])
     while study.state().active:

@@ -1,0 +1,13 @@
+"""Runs commands one after another in each of several processes: `torch.distributed.run ... several_commands.py JSON`.
+
+Starting processes takes longer than what tiny models take in them, so that one launch serves several tests.
+"""
+
+import json
+import sys
+
+from swm.cli.main import main
+
+for command in json.loads(sys.argv[1]):
+    print(f"== {' '.join(command[:3])}", flush=True)
+    main(command)
