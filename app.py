@@ -10,7 +10,7 @@ from swm.workspace.experiments import list_experiments
 
 experiment = start_page(
     "Sliding-Window Merging Studio",
-    "See which layers of a language model are redundant, merge them, heal the smaller model, compare it with the original.",
+    "See which layers of a language model are redundant, merge them, heal the smaller model and compare both.",
 )
 
 with shown_errors():

@@ -89,7 +89,9 @@ if len(scored) > 1:
     st.subheader("Is the difference significant?", anchor=False)
     ends = st.columns(2, gap="large")
     first = ends[0].selectbox("From", list(scored), key="compare_first", help="Usually the original.")
-    second = ends[1].selectbox("To", list(scored), index=len(scored) - 1, key="compare_second", help="Usually a merged model.")
+    second = ends[1].selectbox(
+        "To", list(scored), index=len(scored) - 1, key="compare_second", help="Usually a merged model."
+    )
     with shown_errors():
         before, after = documents_of(scored[first]), documents_of(scored[second])
     compared = paired(before, after)

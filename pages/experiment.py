@@ -26,7 +26,10 @@ if current:
         next_step("pages/redundancy.py", "See which layers are redundant")
 
 if demo_experiment():
-    st.info("This demo is read-only: you can look at everything, but not start or change anything.", icon=":material/visibility:")
+    st.info(
+        "This demo is read-only: you can look at everything, but not start or change anything.",
+        icon=":material/visibility:",
+    )
     st.stop()
 st.subheader("New experiment", anchor=False)
 with st.form("experiment_form", border=True):
@@ -54,12 +57,19 @@ with st.form("experiment_form", border=True):
         help="Choose one, or type the path of a .txt or .jsonl file or the id of a hub dataset (org/name).",
     )
     count = right.number_input(
-        "Texts", 1, 100_000, 10, key="experiment_count", help="More texts give more stable similarities and a longer search."
+        "Texts",
+        1,
+        100_000,
+        10,
+        key="experiment_count",
+        help="More texts give more stable similarities and a longer search.",
     )
     length = right.number_input(
         "Tokens per text", 8, 131_072, 128, key="experiment_length", help="The paper's released code uses 128."
     )
-    seed = right.number_input("Seed", 0, 2**31 - 1, 1234, key="experiment_seed", help="Determines which texts are drawn.")
+    seed = right.number_input(
+        "Seed", 0, 2**31 - 1, 1234, key="experiment_seed", help="Determines which texts are drawn."
+    )
     submitted = st.form_submit_button("Create and measure", type="primary")
 
 arguments = ["create", name, "--model", model, "--texts", texts, "--count", str(count), "--length", str(length)]

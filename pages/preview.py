@@ -191,7 +191,9 @@ if step is None:
 
 plan = step.plan
 if path.scoring != "exact":
-    st.caption(f"Similarities were computed in {path.scoring}; where checked, they are off by up to {path.difference:.1g}.")
+    st.caption(
+        f"Similarities were computed in {path.scoring}; where checked, they are off by up to {path.difference:.1g}."
+    )
 if not plan.windows:
     st.info("No neighbouring layers are this similar. Lower the threshold to merge some.")
 left, right = st.columns(2, gap="large")
@@ -213,7 +215,7 @@ if metrics:
         matrix = experiment.similarity(metrics[0])["matrix"]
         st.plotly_chart(similarity_heatmap(matrix, metrics[0], plan.windows), key="preview_map")
 st.caption(
-    "A lower threshold does not always leave fewer layers, because it can make windows grow differently. And similarity "
+    "A lower threshold does not always leave fewer layers, because windows can then grow differently. And similarity "
     "of the final hidden states is a weak guide to quality: a plan with a high similarity can still have a poor "
     "perplexity. Evaluate a run before you trust its plan."
 )

@@ -44,8 +44,8 @@ part = controls[1].segmented_control(
     key="redundancy_part",
     bind="query-params",
     persist_state="session",
-    help="Outputs of neighbouring layers are similar by construction (residual stream). An update is what the layer adds: "
-    "output minus input.",
+    help="Outputs of neighbouring layers are similar by construction (residual stream). An update is what a layer "
+    "adds: output minus input.",
 )
 skip = controls[2].number_input(
     "Skip tokens",
@@ -104,7 +104,7 @@ with shown_errors():
         "Compare with another map",
         [NONE, *maps],
         key="redundancy_other",
-        help="Shows a second map and the difference. It can be from any experiment whose model has the same number of layers.",
+        help="Shows a second map, of any experiment with the same number of layers, and the difference.",
     )
     windows = next((run.plan.windows for run in runs if run.name == shown), ())
     if shown == CURRENT:
@@ -138,18 +138,22 @@ with beside[0]:
     st.subheader("Layer by layer", anchor=False)
     next_layer = [matrix[i][i + 1] for i in range(len(matrix) - 1)]
     st.plotly_chart(depth_lines(next_layer, data["block_influence"]), key="redundancy_depth")
-    st.caption("Block influence is 1 − the mean cosine similarity of a layer's input and output. A low value means that the layer "
-        "changes little.")
+    st.caption(
+        "Block influence is 1 − the mean cosine similarity of a layer's input and output. A low value means that the "
+        "layer changes little."
+    )
 with beside[1]:
     st.plotly_chart(norm_line(data["norm"]), key="redundancy_norm")
 st.markdown(
     "**How to read the map.** A bright square along the diagonal is a block of layers whose outputs carry nearly the "
-    "same information: candidates for one window. It does not prove that a layer can be removed. A small difference can "
-    "matter, and a few tokens with a very large norm (often the first of a text) push the similarity of any two layers "
-    "towards 1. The Preview page shows what merging does to the model's output."
+    "same information: candidates for one window. It does not prove that a layer can be removed. A small difference "
+    "can matter, and a few tokens with a very large norm (often the first of a text) push the similarity of any two "
+    "layers towards 1. The Preview page shows what merging does to the model's output."
 )
 if data.get("warning"):
     st.warning(data["warning"], icon=":material/warning:")
-st.caption(f"Measured on {data['tokens']:,} tokens in {data['conditions']['dtype']}, in {data['conditions']['seconds']} s")
+st.caption(
+    f"Measured on {data['tokens']:,} tokens in {data['conditions']['dtype']}, in {data['conditions']['seconds']} s"
+)
 command_line(*arguments)
 next_step("pages/preview.py", "See which windows merge")

@@ -7,9 +7,7 @@ from swm.registry import EXPORT_FORMATS
 from swm.reporting.commands import commands
 from swm.reporting.report import report_html
 
-experiment = require_experiment(
-    start_page("Report", "Download the results as one HTML file that opens offline.")
-)
+experiment = require_experiment(start_page("Report", "Download the results as one HTML file that opens offline."))
 caption(experiment)
 with shown_errors():
     left, right = st.columns(2)

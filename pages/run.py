@@ -70,7 +70,7 @@ def new_run(experiment: Experiment, count: int) -> None:
     plan_options = windows_arguments(windows) if windows.strip() else ["--threshold", str(threshold)]
     plan = planned(experiment, windows, threshold, rule, width)
     if plan is None:
-        st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it on the Preview page first.")
+        st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it on the Preview page.")
         next_step("pages/preview.py", "Open the Preview page")
     else:
         layers_picture(plan[0], experiment.model_facts, key="run_planned")
@@ -99,7 +99,7 @@ def document_limit(place: Any, experiment: Experiment, copied: int | None) -> in
             20_000,
             min(copied or usual or 100, 20_000),
             key="run_limit",
-            help="More documents give smaller error bars but take longer. Use as many as for the original, to compare with it.",
+            help="More documents: smaller error bars, longer runs. Must match the original's for a comparison.",
         )
     )
 
@@ -285,7 +285,7 @@ def partial_checkpoint(run: Run, started: dict[str, Any]) -> str:
     return f"Healing stopped before its first checkpoint, so it starts over. {model}"
 
 
-experiment = require_experiment(start_page("Run", "Merge the windows, heal the smaller model with LoRA, and evaluate it."))
+experiment = require_experiment(start_page("Run", "Merge windows, heal the smaller model with LoRA, and evaluate it."))
 caption(experiment)
 with shown_errors():
     runs = {run.name: run for run in experiment.runs() if not run.is_baseline}
