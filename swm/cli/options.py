@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="python -m swm",
-        description="See which layers of a language model are redundant, merge them, heal the smaller model, compare both.",
+        description="See which layers of a language model are redundant, merge them, heal the smaller model.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
