@@ -91,7 +91,7 @@ def require_login() -> None:
     listed = isinstance(allowed, list) and email in allowed
     if allowed is not None and (not listed or st.user.get("email_verified") is False):
         st.error(
-            f"{plain(str(email))} is not allowed to use this server. Ask its administrator for access.",
+            f"{plain(str(email))} may not use this server. Ask its administrator for access.",
             icon=":material/block:",
         )
         if st.button("Log out"):

@@ -88,7 +88,7 @@ def run_search(options: argparse.Namespace) -> Result:
     lines.append(f"{len(path.similarities)} windows tried, with {path.layer_runs:,.0f} layer runs")
     if path.layer_count <= 2:
         lines.append(
-            "The search never merges the last layer, so a model of two has no window to try. Use --windows 0-1."
+            "The last layer is never merged, so two layers leave no window to try. Merge by hand: --windows 0-1."
         )
     if path.scoring != "exact":
         lines.append(f"similarities computed in {path.scoring}; where checked, off by up to {path.difference:.1g}")

@@ -61,7 +61,7 @@ def test_two_processes_measure_what_one_does(how, study):
     assert two["tokens"] == one["tokens"]
     assert two["conditions"]["processes"] == 2
     assert Experiment.open("study").state().status == "done"
-    assert done.stdout.count("of each layer and the next") == 1
+    assert done.stdout.count("similarity of neighbouring layers") == 1
 
 
 RECOVERY = "--preset quick --steps 6 --batch 4 --length 32 --held-out 4 --save-every 3 --rank 4 --loss-on response"

@@ -27,7 +27,7 @@ def mergekit_yaml(experiment: Experiment, plan: MergePlan) -> str:
     model = experiment.settings.model
     if not fits_mergekit(experiment, plan):
         raise PlanError(
-            f"mergekit cannot express rule {plan.rule} on {model}: its slices only keep or drop whole layers "
+            f"mergekit cannot express rule {plan.rule} on {model}: its slices only keep or drop layers "
             "(keep_first, keep_last) of a hub id or a Hugging Face folder. Choose another format."
         )
     ranges: list[list[int]] = []
