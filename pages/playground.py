@@ -21,8 +21,8 @@ with shown_errors():
     usable = [run.name for run in experiment.runs() if run.is_baseline or run.has_model]
 if experiment.read_only:
     st.info(
-        "This example ships without model weights. To get some, repeat it with `python -m swm demo`, or create an "
-        "experiment of your own.",
+        "This example ships without model weights. Run `python -m swm demo` to repeat the demo with weights, or create "
+        "an experiment.",
         icon=":material/info:",
     )
     next_step("pages/experiment.py", "Create an experiment")

@@ -91,7 +91,7 @@ with shown_errors():
         help="The layers inside an outline merge into one, in the plan on the Preview page or in a run.",
     )
     level = marks[1].number_input(
-        "Mark blocks with similarity of at least",
+        "Mark blocks at or above",
         0.0,
         1.0,
         0.99,

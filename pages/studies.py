@@ -133,8 +133,8 @@ def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[di
         st.plotly_chart(threshold_scores_chart(scores), key="studies_scores")
         documents = " or ".join(dict.fromkeys(f"{row['documents']:,}" for row in scores))
         st.caption(
-            f"Error bars: one standard error over {documents} documents. Not healed. Hover over a point to see its "
-            "number of layers."
+            f"Error bars: one standard error over {documents} documents. The models are not healed. Hover over a point "
+            "to see its number of layers."
         )
 
 

@@ -40,7 +40,7 @@ with middle:
     st.metric(
         "Best average score so far",
         f"{best_score['average']:.1%} ± {best_score['average_stderr']:.1%}" if best_score else "–",
-        help="Mean accuracy over the zero-shot tasks ± its standard error. Smaller differences than that mean little.",
+        help="Mean accuracy over the zero-shot tasks ± its standard error. Differences smaller than that mean little.",
     )
     st.caption(f"{best_score['run']}, {best_score['layers']} layers" if best_score else "")
 with right:

@@ -149,7 +149,7 @@ def go_to(page: str, experiment: str) -> None:
 
 
 def number_from_address(name: str, default: float, low: float, high: float) -> float:
-    """A number from the page's address; the default if it is missing, no number, or out of range."""
+    """A number from the page's address; the default if it is missing, not a number, or out of range."""
     try:
         value = float(st.query_params.get(name, default))
     except ValueError:
@@ -158,7 +158,7 @@ def number_from_address(name: str, default: float, low: float, high: float) -> f
 
 
 def next_step(page: str, label: str, **query: str) -> None:
-    """A link to the next page; `query` is added to its address, as the experiment is."""
+    """A link to the next page, whose address carries the experiment and `query`."""
     experiment = st.session_state.get("experiment")
     params = {**({"experiment": experiment} if experiment else {}), **query}
     st.page_link(page, label=label, icon=":material/arrow_forward:", query_params=params)

@@ -11,7 +11,11 @@ from swm.checked import choices, limits
 from swm.reporting.arguments import recovery_arguments
 from swm.settings import PRESET_HELP, PRESETS, RecoverySettings
 
-ADAPT = {"all": "all layers", "above": "from the lowest merged layer up", "near": "merged layers and neighbours"}
+ADAPT = {
+    "all": "all layers",
+    "above": "from just below the lowest merged layer up",
+    "near": "merged layers and neighbours",
+}
 NUMBERS = {
     "steps": ("Steps", "Training steps of batch size × sequence length tokens."),
     "rank": ("Rank", "Rank of the LoRA matrices."),
@@ -27,10 +31,10 @@ CHOICES = {
         "Training target",
         "The recovery text itself, or the original model's probabilities for it (distillation).",
     ),
-    "adapt": ("Adapters in", "All layers heal best. From the lowest merged layer up, training is faster."),
+    "adapt": ("Adapters in", "Adapting all layers heals best. Adapting fewer trains faster."),
     "checkpointing": (
-        "Activation checkpointing",
-        "Recomputes activations instead of keeping them: slower, but needs much less memory. auto: if memory is short.",
+        "Save memory",
+        "Activation checkpointing: slower, but needs much less memory. auto: only if memory is short.",
     ),
 }
 

@@ -147,7 +147,7 @@ def trace_table(step: PlanAt) -> pd.DataFrame:
             "merged above": [", ".join(map(str, trial.committed)) or "–" for trial in step.trace],
             "similarity": [trial.similarity for trial in step.trace],
             "verdict": ["accepted" if trial.accepted else "rejected" for trial in step.trace],
-            "known as": ["upper bound" if trial.at_most else "exact" for trial in step.trace],
+            "value": ["upper bound" if trial.at_most else "exact" for trial in step.trace],
         }
     )
 

@@ -15,7 +15,7 @@ def check_options(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
     planned = "planner" in vars(options)
     if planned and "budget" in given and options.planner != "best":
-        raise SettingsError("--budget only applies to --planner best. Remove it.")
+        raise SettingsError("--budget only applies to --planner best. Remove --budget.")
     if planned and options.precision != "auto" and options.windows is not None:
         raise SettingsError("--precision applies to a search, but --windows needs none. Remove --precision.")
     plan_options = ("threshold", "layers", "ratio", "windows", "planner")
@@ -32,7 +32,7 @@ def check_options(options: argparse.Namespace) -> None:
         if ignored:
             raise SettingsError(f"--no-recovery cannot be combined with --{_option(ignored[0])}. Remove one of them.")
     if options.command == "study" and "against" in given and options.kind not in OF_RUNS:
-        raise SettingsError(f"--against does not apply to the study {options.kind}. Remove it.")
+        raise SettingsError(f"--against does not apply to the study {options.kind}. Remove --against.")
     if options.command == "sweep" and options.executor != "ray" and options.address:
         raise SettingsError("--address needs --executor ray. Add --executor ray, or remove --address.")
     for name, least in (("count", 1), ("length_of_texts", 1), ("workers", 0)):

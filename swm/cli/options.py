@@ -136,7 +136,7 @@ def _add_showing(add: Add) -> None:
     command.add_argument("--name", help="name of the new experiment (default: the recipe's)")
     command = add("answer", "Continue a prompt with a run's model.", "EXP", "RUN")
     command.add_argument("--prompt", required=True, help="text to continue")
-    command.add_argument("--tokens", type=int, default=64, help="most tokens to generate (64)")
+    command.add_argument("--tokens", type=int, default=64, help="maximum number of tokens to generate (64)")
     for name, help_text in (("cancel", "Cancel the job"), ("delete", "Delete all files")):
         command = add(name, f"{help_text} of an experiment, or of one of its runs.", "EXP")
         command.add_argument("run", nargs="?", metavar="RUN")
@@ -170,7 +170,7 @@ def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
         metavar="PLANNER",
         help=f"needs --layers or --ratio; {PLANNERS.help_text()}",
     )
-    command.add_argument("--budget", type=int, help="most plans that --planner best tries (400)")
+    command.add_argument("--budget", type=int, help="maximum number of plans that --planner best tries (400)")
     rules = f"{', '.join(MERGE_RULES)} (default: {DEFAULT_RULE}, or the planner's own)"
     command.add_argument("--rule", help=rules)
     _add_precision(command)

@@ -78,11 +78,11 @@ def comparable(rows: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any
     return same, [name for name in rows if name not in same]
 
 
-def _mismatch(row: dict[str, Any], other: dict[str, Any]) -> str:
-    if not other["scores"]:
+def _mismatch(row: dict[str, Any], original: dict[str, Any]) -> str:
+    if not original["scores"]:
         return "the original has no scores"
-    if set(row["scores"]) != set(other["scores"]):
-        return f"different tasks (only one has {', '.join(sorted(set(row['scores']) ^ set(other['scores'])))})"
+    if set(row["scores"]) != set(original["scores"]):
+        return f"different tasks (only one has {', '.join(sorted(set(row['scores']) ^ set(original['scores'])))})"
     return "different documents or metrics"
 
 

@@ -17,7 +17,7 @@ HELP = {
     "Layers": "Decoder layers after merging.",
     "Parameters": "Of the merged model, including embeddings.",
     "Memory": "For the weights, at the experiment's precision. Generation adds its cache.",
-    "Speed": "Expected generation speed relative to the original, from the time of its layers.",
+    "Speed": "Expected generation speed relative to the original, estimated from its time per layer.",
     "Similarity": "Cosine similarity of the final hidden states of merged and original model, mean over texts.",
     "Perplexity": "On the calibration text before healing, and relative to the original. Lower is better.",
 }

@@ -28,7 +28,7 @@ def mergekit_yaml(experiment: Experiment, plan: MergePlan) -> str:
     if not fits_mergekit(experiment, plan):
         raise PlanError(
             f"mergekit cannot express rule {plan.rule} on {model}: its slices only keep or drop layers "
-            "(keep_first, keep_last) of a hub id or a Hugging Face folder. Choose another format."
+            "(rules keep_first and keep_last), of a hub id or a Hugging Face folder. Choose another format."
         )
     ranges: list[list[int]] = []
     for layer in plan.base_layers():
