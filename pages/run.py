@@ -176,13 +176,13 @@ def controls(run: Run) -> None:
         "Measure speed": ["time", *name],
         REMAINING: ["run", *name, *heal, *limit],
     }
-    columns = st.columns(len(actions) + 1)
-    for column, (label, arguments) in zip(columns, actions.items(), strict=False):
+    buttons = st.container(horizontal=True)
+    for label, arguments in actions.items():
         allowed = run.stage == "planned" if label == "Merge" else run.stage != "planned" or label == REMAINING
-        if column.button(label, key=f"run_do_{label}", disabled=not allowed, width="stretch"):
+        if buttons.button(label, key=f"run_do_{label}", disabled=not allowed):
             start(run, arguments[0], arguments)
             st.rerun()
-    if columns[-1].button("Duplicate and edit", key="run_duplicate", width="stretch"):
+    if buttons.button("Duplicate and edit", key="run_duplicate"):
         duplicate(run, windows)
 
 
@@ -282,7 +282,7 @@ def partial_checkpoint(run: Run, started: dict[str, Any]) -> str:
             f"Healing stopped early. Its last checkpoint is at step {step:,} of {started['steps']:,}; “Resume healing” "
             f"continues from there. The checkpoint is not a usable model yet. {model}"
         )
-    return f"Healing stopped before its first checkpoint, so it starts over. {model}"
+    return f"Healing stopped before its first checkpoint and has to start over. {model}"
 
 
 experiment = require_experiment(start_page("Run", "Merge windows, heal the smaller model with LoRA, and evaluate it."))

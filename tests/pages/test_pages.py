@@ -325,7 +325,7 @@ def test_a_run_without_healing_is_duplicated_without(study, no_demo):
 def test_an_unfinished_recovery_says_what_can_be_used(study, no_demo):
     run = study.run("first")
     run.remember(recovery_started=asdict(PRESETS["quick"]))
-    assert "so it starts over" in texts(opened("pages/run.py", run="first"))
+    assert "first checkpoint and has to start over" in texts(opened("pages/run.py", run="first"))
     checkpoint = run.folder / "recovery" / "checkpoint-30"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
