@@ -1,4 +1,4 @@
-"""Home: what this is, the experiments, the latest runs, where to start."""
+"""Home page: the newest run of the experiment, where to start, how it works, all runs."""
 
 import streamlit as st
 
@@ -10,7 +10,7 @@ from swm.workspace.experiments import list_experiments
 
 experiment = start_page(
     "Sliding-Window Merging Studio",
-    "See which layers of a language model are redundant, merge them, heal the smaller model, compare both.",
+    "See which layers of a language model are redundant, merge them, heal the smaller model and compare both.",
 )
 
 with shown_errors():
@@ -18,25 +18,26 @@ with shown_errors():
     newest = max(reversed(rows), key=lambda row: row["created"]) if rows else {}
     if experiment and len(rows) > 1:
         with st.container(border=True):
-            st.markdown(f"**{experiment.name}**: {row_name(newest)}, and the difference to the original")
+            st.markdown(f"**{experiment.name}**: {row_name(newest)}, compared with the original")
             run_metrics(newest)
             plan = experiment.run(newest["run"]).plan
             layers_picture(plan, experiment.model_facts, key="home_layers")
-            next_step("pages/compare.py", "All scores, before and after")
+            next_step("pages/compare.py", "See all scores")
 
 left, right = st.columns(2, gap="large")
 with left:
     st.subheader("Where to start", anchor=False)
     for number, (page, label, sentence) in enumerate(STEPS[:5], 1):
-        name, text = st.columns([1, 2], vertical_alignment="center")
-        name.page_link(page, label=f"{number}. {label}")
-        text.markdown(f":gray[{sentence}]")
+        link, description = st.columns([1, 2], vertical_alignment="center")
+        link.page_link(page, label=f"{number}. {label}")
+        description.markdown(f":gray[{sentence}]")
 with right:
     st.subheader("How it works", anchor=False)
     st.markdown(
-        "Neighbouring layers of a language model often do nearly the same. A window slides from the top layer down: "
-        "while the model with the window merged into one layer stays similar enough to the original, the window grows; "
-        "else what was accepted is merged and the next window begins. LoRA then heals the smaller model."
+        "Neighbouring layers of a language model often do nearly the same thing. A window slides from the top layer "
+        "down. It grows as long as merging its layers into one keeps the model's output similar enough to the "
+        "original's; then those layers are merged and the next window starts below. LoRA training then heals the "
+        "smaller model."
     )
     st.caption("Method: Sliding-Window Merging, arXiv:2502.19159")
 
@@ -44,7 +45,7 @@ with shown_errors():
     st.subheader("Runs", anchor=False)
     table = runs_table(list_experiments()[0])
     if table.empty:
-        st.info("No run yet. Begin with an experiment.", icon=":material/science:")
+        st.info("No runs yet. Create an experiment first.", icon=":material/science:")
     else:
         st.dataframe(table, hide_index=True)
 command_line("list")

@@ -1,4 +1,4 @@
-"""Compare page: scores, perplexity, speed and size before and after, of any runs of any experiments."""
+"""Compare page: scores, perplexity, speed and size of any runs of any experiments, next to the original."""
 
 import streamlit as st
 
@@ -19,30 +19,30 @@ from swm.reporting.compare import comparable, compare, documents_of, flat_rows, 
 from swm.reporting.csv_table import csv_text
 from swm.workspace.experiments import list_experiments
 
-MOST = 12  # runs shown at first
+RUNS_SHOWN = 12  # until the user selects others
 
 
-def asked(name: str, options: list[str], default: list[str]) -> list[str]:
-    """What the address asks for when the app is opened, of what there is; later the default."""
+def selection(name: str, options: list[str], default: list[str]) -> list[str]:
+    """The options that the address names, when the page is first opened; after that the default."""
     if "compare_opened" in st.session_state:
         return default
     return [value for value in st.query_params.get_all(name) if value in options] or default
 
 
 experiment = require_experiment(
-    start_page("Compare", "The original and the merged models: what it cost and what it gained.")
+    start_page("Compare", "The original and the merged models: what merging saves and what it costs.")
 )
 caption(experiment)
 
 with shown_errors():
-    by_name = {each.name: each for each in list_experiments()[0]}
+    by_name = {listed.name: listed for listed in list_experiments()[0]}
     chosen = st.columns([1, 2], gap="large")
     experiments = chosen[0].multiselect(
         "Experiments",
         list(by_name),
-        default=asked("experiments", list(by_name), [experiment.name]),
+        default=selection("experiments", list(by_name), [experiment.name]),
         key=f"compare_experiments_{experiment.name}",
-        help="Runs of several experiments can stand side by side; each difference is to its own original.",
+        help="Choose several to compare their runs. Each run is compared with the original of its own experiment.",
     )
     rows = [row for name in experiments for row in compare(by_name[name])]
 flat = flat_rows(rows)
@@ -51,26 +51,27 @@ labels = {f"{row['experiment']}: {row_name(row)}" if several else row_name(row):
 shown = chosen[1].multiselect(
     "Runs",
     list(labels),
-    default=asked("runs", list(labels), list(labels)[:MOST]),
+    default=selection("runs", list(labels), list(labels)[:RUNS_SHOWN]),
     key=f"compare_runs_{'_'.join(experiments)}",
-    help="What the page shows.",
+    help="The runs to show on this page.",
 )
-st.query_params["experiments"], st.query_params["runs"] = experiments, shown  # the address can be passed on
+st.query_params["experiments"], st.query_params["runs"] = experiments, shown  # so that the address can be shared
 st.session_state["compare_opened"] = True
 labels = {label: row for label, row in labels.items() if label in shown}
 flat = list(labels.values())
 if not any(row["scores"] for row in flat):
-    message = "Nothing has been evaluated yet. Evaluate a run, and the original." if shown else "Choose a run."
+    message = "Nothing has been evaluated yet. Evaluate a run and the original." if shown else "Choose a run."
     st.info(message, icon=":material/science:")
     next_step("pages/run.py", "Evaluate a run")
     st.stop()
 
 run_metrics(flat[-1])
-st.caption(f"{row_name(flat[-1])}, and the difference to the original")
+st.caption(f"{row_name(flat[-1])}, compared with the original")
 
 st.table(comparison_table(list(labels), flat))
 st.caption(
-    "± is one standard error over the documents; brackets are 95 % intervals over the texts. Low perplexity is better."
+    "± is one standard error over documents. Brackets are 95 % intervals over texts for perplexity, and the range over "
+    "repetitions for speed. Lower perplexity is better."
 )
 scored = {label: row for label, row in labels.items() if row["scores"]}
 left, right = st.columns(2, gap="large")
@@ -79,16 +80,18 @@ with left:
     st.plotly_chart(scores_chart(list(scored.values()), list(scored)), key="compare_scores")
 with right:
     st.subheader("Score against speed", anchor=False)
-    alike, unlike = comparable(scored)
-    st.plotly_chart(score_against_speed(list(alike.values()), list(alike)), key="compare_pareto")
-    if unlike:
-        st.caption(f"Left out, scored on other tasks or documents: {plain(', '.join(unlike))}.")
+    charted, excluded = comparable(scored)
+    st.plotly_chart(score_against_speed(list(charted.values()), list(charted)), key="compare_pareto")
+    if excluded:
+        st.caption(f"Not in the chart, because scored on other tasks or documents: {plain(', '.join(excluded))}.")
 
 if len(scored) > 1:
-    st.subheader("Is the difference more than noise?", anchor=False)
+    st.subheader("Is the difference significant?", anchor=False)
     ends = st.columns(2, gap="large")
     first = ends[0].selectbox("From", list(scored), key="compare_first", help="Usually the original.")
-    second = ends[1].selectbox("to", list(scored), index=len(scored) - 1, key="compare_second", help="What changed.")
+    second = ends[1].selectbox(
+        "To", list(scored), index=len(scored) - 1, key="compare_second", help="Usually a merged model."
+    )
     with shown_errors():
         before, after = documents_of(scored[first]), documents_of(scored[second])
     compared = paired(before, after)
@@ -97,12 +100,13 @@ if len(scored) > 1:
         left.plotly_chart(differences_chart(compared), key="compare_differences")
         right.dataframe(paired_table(compared), hide_index=True)
         st.caption(
-            "Both models answered the same documents. p: chance of a difference at least as large when there is none "
-            "(exact McNemar test; normal for the average). The interval belongs to that test and takes as given how "
-            "many answers changed. One of twenty comparisons falls below 0.05 by chance."
+            "Both models answered the same documents. p is the probability of a difference at least this large if the "
+            "models were equally good (exact McNemar test; normal approximation for the average). The interval comes "
+            "from the same test, which takes the number of changed answers as given. One comparison in twenty falls "
+            "below p = 0.05 by chance alone."
         )
         changed = flipped(before, after)
-        with st.expander(f"The {len(changed)} documents whose answer changed between right and wrong"):
+        with st.expander(f"Documents that only one of the two models answers correctly ({len(changed)})"):
             st.dataframe(
                 changed,
                 hide_index=True,
@@ -113,14 +117,14 @@ if len(scored) > 1:
                 },
             )
     else:
-        st.info("These two were not evaluated on the same documents. Evaluate both with the same number of documents.")
+        st.info("These two have no evaluated documents in common. Evaluate both with the same number of documents.")
 
-st.subheader("All figures", anchor=False)
+st.subheader("All numbers", anchor=False)
 figures = runs_figures(flat)
 number = st.column_config.NumberColumn(format="%.1f")
 columns = {name: number for name in figures.columns if name not in ("experiment", "layers", "scored on")}
 st.dataframe(figures, column_config={"run": st.column_config.Column(pinned=True), **columns})
-st.caption("Click a column's head to sort or pin it; the magnifying glass finds a run.")
+st.caption("Click a column header to sort or pin it. Use the magnifying glass to find a run.")
 st.download_button(
     "Download as CSV",
     lambda: csv_text(rows),
@@ -130,4 +134,4 @@ st.download_button(
     icon=":material/download:",
 )
 command_line("compare", experiment.name, "--json")
-next_step("pages/playground.py", "Try both models on a prompt")
+next_step("pages/playground.py", "Try the models on a prompt")

@@ -9,7 +9,7 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.files import demo_experiment
 from swm.workspace.names import check_name
 
-current = start_page("Experiment", "A model and a calibration text: what redundancy is measured with.")
+current = start_page("Experiment", "Choose a model and the calibration text to measure its redundancy with.")
 
 if current:
     with st.container(border=True):
@@ -19,14 +19,17 @@ if current:
         columns = st.columns(4)
         columns[0].metric("Layers", facts["layers"])
         columns[1].metric("Parameters", f"{facts['parameters'] / 1e6:,.1f} M")
-        columns[2].metric("Weights", f"{facts['size_bytes'] / 2**20:,.0f} MiB", help=f"In {facts['dtype']}")
-        columns[3].metric("Width", f"{facts['width']:,}", help="Numbers in a token's state")
+        columns[2].metric("Weights", f"{facts['size_bytes'] / 2**20:,.0f} MiB", help=f"Size in {facts['dtype']}.")
+        columns[3].metric("Hidden size", f"{facts['width']:,}", help="Length of each token's hidden state.")
         with shown_errors():
             job_panel(current)
-        next_step("pages/redundancy.py", "See its redundancy")
+        next_step("pages/redundancy.py", "See which layers are redundant")
 
 if demo_experiment():
-    st.info("This is a demo: everything can be looked at, nothing started or changed.", icon=":material/visibility:")
+    st.info(
+        "This demo is read-only: you can look at everything, but not start or change anything.",
+        icon=":material/visibility:",
+    )
     st.stop()
 st.subheader("New experiment", anchor=False)
 with st.form("experiment_form", border=True):
@@ -41,31 +44,38 @@ with st.form("experiment_form", border=True):
         help="The bundled smollm2-135m, a Hugging Face folder, a .gguf file, or a hub id such as org/model.",
     )
     dtype = left.selectbox(
-        "Number format",
+        "Precision (dtype)",
         ("auto", "float32", "bfloat16", "float16"),
         key="experiment_dtype",
-        help="auto takes what the checkpoint says; float32 is exact and needs twice the memory of bfloat16.",
+        help="auto uses the checkpoint's dtype. float32 is more accurate but needs twice the memory of bfloat16.",
     )
     texts = right.selectbox(
         "Calibration text",
         [name for name, text in TEXTS.items() if "calibration" in text.purposes],
         key="experiment_texts",
         accept_new_options=True,
-        help="Choose one, or type the path of a .txt or .jsonl file or the name of a hub data set (org/name).",
+        help="Choose one, or type the path of a .txt or .jsonl file or the id of a hub dataset (org/name).",
     )
     count = right.number_input(
-        "Texts", 1, 100_000, 10, key="experiment_count", help="More texts: steadier similarities, longer search."
+        "Texts",
+        1,
+        100_000,
+        10,
+        key="experiment_count",
+        help="More texts give more stable similarities and a longer search.",
     )
     length = right.number_input(
-        "Tokens in each", 8, 131_072, 128, key="experiment_length", help="The released code takes 128."
+        "Tokens per text", 8, 131_072, 128, key="experiment_length", help="The paper's released code uses 128."
     )
-    seed = right.number_input("Seed", 0, 2**31 - 1, 1234, key="experiment_seed", help="Chooses the texts.")
+    seed = right.number_input(
+        "Seed", 0, 2**31 - 1, 1234, key="experiment_seed", help="Determines which texts are drawn."
+    )
     submitted = st.form_submit_button("Create and measure", type="primary")
 
 arguments = ["create", name, "--model", model, "--texts", texts, "--count", str(count), "--length", str(length)]
 arguments += ["--seed", str(seed), "--dtype", dtype]
 if submitted:
-    with shown_errors(), st.spinner("Reading model and text; the first time this can take half a minute"):
+    with shown_errors(), st.spinner("Loading the model and the text. The first time, this can take half a minute."):
         check_name(name)
         call(arguments)
         start(Experiment.open(name), "measure", ["measure", name])

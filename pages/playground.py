@@ -1,4 +1,4 @@
-"""Playground page: one prompt, up to three models; each lives in a child process until it has answered."""
+"""Playground page: one prompt, up to three models, each loaded in a child process only while it answers."""
 
 from itertools import chain
 
@@ -13,34 +13,34 @@ PROMPTS = (
     *SAMPLE_PROMPTS,
     "The three most important inventions of the last century are",
 )
-MOST = 3
+MAX_MODELS = 3
 
-experiment = require_experiment(start_page("Playground", "One prompt, up to three models: how each of them writes."))
+experiment = require_experiment(start_page("Playground", "See how up to three models continue the same prompt."))
 caption(experiment)
 with shown_errors():
     usable = [run.name for run in experiment.runs() if run.is_baseline or run.has_model]
 if experiment.read_only:
     st.info(
-        "Results that are read-only have no weights to answer with. Make your own with the same settings: "
-        "`python -m swm demo`, or create an experiment.",
+        "This example ships without model weights. Run `python -m swm demo` to repeat the demo with weights, or create "
+        "an experiment.",
         icon=":material/info:",
     )
     next_step("pages/experiment.py", "Create an experiment")
     st.stop()
 
-example = st.selectbox("Start from", PROMPTS, key="playground_example", help="Or write your own below.")
+example = st.selectbox("Example prompt", PROMPTS, key="playground_example", help="Edit it below, or write your own.")
 prompt = st.text_area("Prompt", example, key=f"playground_prompt_{PROMPTS.index(example)}", max_chars=20_000)
 left, right = st.columns([3, 1], gap="large")
 names = left.multiselect(
     "Models",
     usable,
     default=list(dict.fromkeys([usable[0], usable[-1]])),
-    max_selections=MOST,
+    max_selections=MAX_MODELS,
     format_func=lambda name: "original" if name == BASELINE else name,
     key="playground_models",
-    help=f"Two or three, at most {MOST}: they answer one after the other, so that each is timed alone.",
+    help=f"Up to {MAX_MODELS}. They answer one after another, so that each is timed alone.",
 )
-tokens = right.number_input("Tokens", 1, 1000, 48, key="playground_tokens", help="Greedy decoding, at most so many.")
+tokens = right.number_input("Max. new tokens", 1, 1000, 48, key="playground_tokens", help="Decoding is greedy.")
 if st.button("Answer", type="primary", disabled=not (prompt.strip() and names), key="playground_go"):
     columns = st.columns(len(names), gap="large")
     for column, name in zip(columns, names, strict=True):
@@ -56,4 +56,4 @@ if st.button("Answer", type="primary", disabled=not (prompt.strip() and names), 
             st.caption("".join(speed))
 if names:
     command_line("answer", experiment.name, names[-1], "--prompt", prompt, "--tokens", str(tokens))
-next_step("pages/report.py", "Make the report")
+next_step("pages/report.py", "Create the report")

@@ -1,4 +1,4 @@
-"""Preview page: choose a threshold, see which layers would merge."""
+"""Preview page: choose a threshold and see which layers would merge."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ ANY = "any"
 
 
 def take_threshold() -> None:
-    """What the slider says counts from now on; the address says it too."""
+    """Make the slider's threshold the page's, in place of a chosen depth or windows set by hand."""
     chosen = st.session_state["preview_live"]["threshold"]
     if chosen is not None:
         st.session_state.update(preview_threshold=chosen, preview_depth=ANY)
@@ -38,29 +38,30 @@ def take_threshold() -> None:
 
 
 def take_windows() -> None:
-    """Windows set by hand, or none any more."""
+    """Keep the windows set by hand; None returns to the threshold."""
     chosen = st.session_state["preview_live"]["windows"]
     if chosen is not None:
         st.session_state[hand_key(experiment)] = chosen["by_hand"]
 
 
 def take_depth() -> None:
+    """Drop windows set by hand, so that the chosen depth counts."""
     st.session_state.pop(hand_key(experiment), None)
 
 
 def search_controls(experiment: Experiment, rule: str, low: float, threshold: float, path: ThresholdPath) -> None:
-    """How far the path is, and the button that goes on with it."""
+    """How much of the path is computed, and the button to compute more."""
     arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", str(threshold)]
     covered = path.covered()
     if not experiment.state().active and covered == 0:
         if doubt := outdated_path(experiment, rule):
             st.warning(f"The saved path for this rule is not shown because {doubt}. The next search recomputes it.")
         st.info(
-            "No threshold is computed for this rule yet. The search finds every plan at once, the one at this "
-            "threshold first; for 30 layers and 10 × 128 tokens expect some minutes on a processor."
+            "This rule has not been searched yet. One search finds the plan for every threshold, starting with this "
+            "one. With 30 layers and 10 × 128 tokens it takes a few minutes on a CPU."
         )
     elif not experiment.state().active:
-        st.info(f"{covered:.0%} of the thresholds from {path.low:g} up are computed; the hatched ones are not.")
+        st.info(f"{covered:.0%} of the thresholds from {path.low:g} up are computed. The shaded ones are not.")
     if not experiment.state().active and st.button(
         "Search", type="primary", disabled=experiment.read_only, key="preview_search"
     ):
@@ -83,7 +84,7 @@ def show_planned(data: dict[str, Any]) -> None:
 
 
 def other_methods(experiment: Experiment) -> None:
-    """Another method's choice of layers, found in a job, shown like windows set by hand."""
+    """Another method's choice of layers: computed in a job, shown like windows set by hand."""
     with st.expander("Let another method choose the layers", expanded=by_planner(experiment)):
         inputs = st.columns([2, 1, 3], gap="large", vertical_alignment="bottom")
         planner = inputs[0].selectbox(
@@ -91,27 +92,28 @@ def other_methods(experiment: Experiment) -> None:
             list(PLANNERS),
             format_func=lambda name: PLANNERS[name].title,
             key="preview_planner",
-            help="Each finds a plan for a number of layers.",
+            help="Each method finds a plan with the number of layers you choose.",
         )
         most = experiment.layer_count
         layers = inputs[1].number_input("Layers left", 2, most, max(2, round(0.8 * most)), key="preview_planner_layers")
         st.caption(f"{PLANNERS[planner].help[0].upper()}{PLANNERS[planner].help[1:]}.")
         arguments = ["plan", experiment.name, "--planner", planner, "--layers", str(layers)]
-        found = experiment.planned(planner, layers)
-        if found:
-            windows = ", ".join(f"{first}-{last}" for first, last in found["windows"])
+        planned = experiment.planned(planner, layers)
+        if planned:
+            windows = ", ".join(f"{first}-{last}" for first, last in planned["windows"])
             st.markdown(
-                f"Windows {windows or 'none'} with rule {MERGE_RULES[found['rule']].title}: perplexity "
-                f"{found['perplexity']:,.1f} on the calibration text; the original has "
-                f"{found['perplexity_original']:,.1f}."
+                f"Windows {windows or 'none'} with rule {MERGE_RULES[planned['rule']].title}: perplexity "
+                f"{planned['perplexity']:,.1f} on the calibration text; the original has "
+                f"{planned['perplexity_original']:,.1f}."
             )
-            if MERGE_RULES[found["rule"]].needs_text:
+            if MERGE_RULES[planned["rule"]].needs_text:
                 st.caption(
-                    "Of a quick fit, for comparing plans. The merged model is fitted on more text and does better."
+                    "Perplexity of a quick fit, for comparing plans. The merged model is fitted on more text and "
+                    "scores better."
                 )
-            st.button("Show these windows", on_click=show_planned, args=(found,), key="preview_show_planned")
+            st.button("Show these windows", on_click=show_planned, args=(planned,), key="preview_show_planned")
         elif not experiment.state().active and st.button(
-            "Find it", disabled=experiment.read_only, key="preview_find_planned"
+            "Find a plan", disabled=experiment.read_only, key="preview_find_planned"
         ):
             start(experiment, "plan", arguments)
             st.rerun()
@@ -121,7 +123,7 @@ def other_methods(experiment: Experiment) -> None:
 
 
 experiment = require_experiment(
-    start_page("Preview", "Which neighbouring layers become one, for the similarity you ask for.")
+    start_page("Preview", "See which neighbouring layers merge at the similarity threshold you choose.")
 )
 caption(experiment)
 st.session_state.setdefault("preview_threshold", number_from_address("threshold", DEFAULT_THRESHOLD, 0.0001, 1.0))
@@ -133,7 +135,7 @@ rule = controls[0].selectbox(
     key="rule",
     bind="query-params",
     persist_state="session",
-    help="How a window becomes one layer.",
+    help="How the layers of a window become one layer.",
 )
 
 with shown_errors():
@@ -146,12 +148,12 @@ with shown_errors():
         [ANY, *depths],
         key="preview_depth",
         on_change=take_depth,
-        help="Instead of a threshold: of the plans that leave so many layers the one of lowest perplexity.",
+        help="Instead of a threshold. Of all plans with this many layers, shows the one with the lowest perplexity.",
     )
     if depth in depths:
         st.session_state["preview_threshold"] = path.plan_with_layers(depth).threshold
     threshold = st.session_state["preview_threshold"]
-    st.query_params["threshold"] = str(threshold)  # in full: an interval can end anywhere
+    st.query_params["threshold"] = str(threshold)  # not rounded: an interval can end anywhere
     facts, cost = experiment.model_facts, experiment.cost()
     by_hand = st.session_state.get(hand_key(experiment))
     plan, hand, similarity = MergePlan(experiment.layer_count, (), rule), None, None
@@ -173,9 +175,9 @@ if hand is not None:
     arguments = ["plan", experiment.name, *windows_arguments(str(by_hand)), "--rule", rule]
     if similarity is None or plan.windows not in path.perplexities:
         with shown_errors():
-            st.caption("The search did not come by these windows, so their similarity or perplexity is not known yet.")
+            st.caption("The search did not try these windows, so their similarity or perplexity is not known yet.")
             idle = not experiment.state().active
-            if idle and st.button("Measure them", disabled=experiment.read_only, key="preview_measure"):
+            if idle and st.button("Measure these windows", disabled=experiment.read_only, key="preview_measure"):
                 start(experiment, "plan", arguments)
                 st.rerun()
             if not by_planner(experiment):
@@ -189,16 +191,18 @@ if step is None:
 
 plan = step.plan
 if path.scoring != "exact":
-    st.caption(f"Similarities in {path.scoring}, off by up to {path.difference:.1g} where they were checked.")
+    st.caption(
+        f"Similarities were computed in {path.scoring}; where checked, they are off by up to {path.difference:.1g}."
+    )
 if not plan.windows:
-    st.info("No neighbours are this alike. Lower the threshold to merge some.")
+    st.info("No neighbouring layers are this similar. Lower the threshold to merge some.")
 left, right = st.columns(2, gap="large")
 with left:
     st.subheader("Every window tried", anchor=False)
     st.plotly_chart(trace_chart(step), key="preview_trace")
-    st.caption("A window grows downward while it stays on or above the line.")
+    st.caption("A window grows downward as long as its similarity stays on or above the line.")
 with right:
-    st.subheader("As a table", anchor=False)
+    st.subheader("The same as a table", anchor=False)
     st.dataframe(
         trace_table(step),
         hide_index=True,
@@ -207,13 +211,13 @@ with right:
     )
 metrics = experiment.metrics_measured()
 if metrics:
-    with st.expander("The windows on the heat map"):
+    with st.expander("Windows on the similarity heat map"):
         matrix = experiment.similarity(metrics[0])["matrix"]
         st.plotly_chart(similarity_heatmap(matrix, metrics[0], plan.windows), key="preview_map")
 st.caption(
-    "Depth is not monotone in the threshold: a lower one can lead a window another way. And the similarity of the last "
-    "hidden states is a weak guide to quality: a plan with a good one can still have a poor perplexity. Evaluate a run "
-    "before you trust it."
+    "A lower threshold does not always leave fewer layers, because windows can then grow differently. And similarity "
+    "of the final hidden states is a weak guide to quality: a plan with a high similarity can still have a poor "
+    "perplexity. Evaluate a run before you trust its plan."
 )
 command_line("plan", experiment.name, "--threshold", str(threshold), "--rule", rule, "--json")
 next_step("pages/run.py", "Merge these layers", run="new run", merge_at=str(threshold), merge_by=rule)

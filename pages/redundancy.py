@@ -1,4 +1,4 @@
-"""Redundancy page: how alike the layers are."""
+"""Redundancy page: how similar the layers are."""
 
 import streamlit as st
 
@@ -23,7 +23,7 @@ from swm.workspace.experiments import list_experiments
 
 OWN, NONE, CURRENT = "calibration text", "none", "the preview"
 
-experiment = require_experiment(start_page("Redundancy", "How alike the outputs of each pair of layers are."))
+experiment = require_experiment(start_page("Redundancy", "See how similar each pair of layers is."))
 caption(experiment)
 controls = st.columns([2.2, 2.1, 1.6, 2.1], gap="medium", vertical_alignment="bottom")
 metric = controls[0].selectbox(
@@ -33,18 +33,19 @@ metric = controls[0].selectbox(
     key="redundancy_metric",
     bind="query-params",
     persist_state="session",
-    help="CKA (debiased, with a linear or Gaussian kernel, or biased as first published) ignores shift, rotation and "
-    "scale of the states; cosine and angular compare them as they are.",
+    help="CKA (debiased with a linear or Gaussian kernel, or biased as first published) ignores shift, rotation and "
+    "scale of the hidden states. Cosine and angular similarity do not.",
 )
 part = controls[1].segmented_control(
-    "Of each layer",
+    "Compare layer outputs or updates",
     list(PARTS),
     default="output",
     required=True,
     key="redundancy_part",
     bind="query-params",
     persist_state="session",
-    help="Its output, which it shares with its neighbours by construction, or what it adds: output minus input.",
+    help="Outputs of neighbouring layers are similar by construction (residual stream). An update is what a layer "
+    "adds: output minus input.",
 )
 skip = controls[2].number_input(
     "Skip tokens",
@@ -54,7 +55,8 @@ skip = controls[2].number_input(
     key="redundancy_skip",
     bind="query-params",
     persist_state="session",
-    help="First tokens of each text to leave out: a few of very large norm can make any two layers alike.",
+    help="Leaves out this many tokens at the start of each text. A few with a very large norm can make any two layers "
+    "look similar.",
 )
 text = controls[3].selectbox(
     "Text",
@@ -62,7 +64,7 @@ text = controls[3].selectbox(
     key="redundancy_text",
     bind="query-params",
     persist_state="session",
-    help="The experiment's own text, or the prompts of a zero-shot task.",
+    help="The experiment's calibration text, or the prompts of a zero-shot task.",
 )
 
 with shown_errors():
@@ -71,7 +73,7 @@ with shown_errors():
     arguments += ["--texts", measure.texts] if measure.texts else []
     data = experiment.similarity(measure.name)
     if data is None:
-        st.info("This has not been measured yet. It takes about one pass over the text.")
+        st.info("This has not been measured yet. It takes about one forward pass over the text.")
         if st.button("Measure", type="primary", disabled=experiment.read_only, key="redundancy_measure"):
             start(experiment, "measure", arguments)
             st.rerun()
@@ -86,44 +88,44 @@ with shown_errors():
         "Outline the windows of",
         [CURRENT, *(run.name for run in runs), NONE],
         key="redundancy_run",
-        help="Layers inside an outline become one layer: in the plan tuned on the preview page, or in a run.",
+        help="The layers inside an outline merge into one, in the plan on the Preview page or in a run.",
     )
     level = marks[1].number_input(
-        "Mark patches from",
+        "Mark blocks at or above",
         0.0,
         1.0,
         0.99,
         0.005,
         format="%.3f",
         key="redundancy_level",
-        help="Dotted: runs of neighbours of which every pair is at least this similar.",
+        help="Dotted outlines: blocks of neighbouring layers in which every pair is at least this similar.",
     )
     other = marks[2].selectbox(
-        "Compare with",
+        "Compare with another map",
         [NONE, *maps],
         key="redundancy_other",
-        help="A second map beside this one, and the difference; of any experiment with as many layers.",
+        help="Shows a second map, of any experiment with the same number of layers, and the difference.",
     )
     windows = next((run.plan.windows for run in runs if run.name == shown), ())
     if shown == CURRENT:
         windows = current_windows(experiment)
     second = maps[other]() if other in maps else None
 
-patches = similar_patches(matrix, level)
+blocks = similar_patches(matrix, level)
 pair_key = f"redundancy_pair_{experiment.name}"
-if chosen := st.session_state.get("redundancy_map", {}).get("selection", {}).get("points"):
-    st.session_state[pair_key] = (int(chosen[0]["x"]), int(chosen[0]["y"]))
+if clicked := st.session_state.get("redundancy_map", {}).get("selection", {}).get("points"):
+    st.session_state[pair_key] = (int(clicked[0]["x"]), int(clicked[0]["y"]))
 pair = st.session_state.get(pair_key)
-figure = similarity_heatmap(matrix, METRICS[metric].title, windows, patches, pair)
+figure = similarity_heatmap(matrix, METRICS[metric].title, windows, blocks, pair)
 maps_beside = st.columns(3, gap="medium") if second else st.columns([3, 2], gap="large")
 with maps_beside[0]:
     st.plotly_chart(figure, key="redundancy_map", on_select="rerun", selection_mode="points")
     if pair:
         st.markdown(f"**{pair_sentence(matrix, min(pair), max(pair), METRICS[metric].title)}**")
     else:
-        st.caption("Click a cell to read a pair.")
-    if patches:
-        st.caption(f"Patches of {level:g} and more: {', '.join(map(str, patches))}")
+        st.caption("Click a cell to see the values of that pair of layers.")
+    if blocks:
+        st.caption(f"Blocks with similarity >= {level:g}: {', '.join(map(str, blocks))}")
 if second:
     with maps_beside[1]:
         st.plotly_chart(similarity_heatmap(second["matrix"], other), key="redundancy_second")
@@ -133,20 +135,25 @@ if second:
         )
 beside = st.columns(2, gap="large") if second else [maps_beside[1]] * 2
 with beside[0]:
-    st.subheader("Along the depth", anchor=False)
+    st.subheader("Layer by layer", anchor=False)
     next_layer = [matrix[i][i + 1] for i in range(len(matrix) - 1)]
     st.plotly_chart(depth_lines(next_layer, data["block_influence"]), key="redundancy_depth")
-    st.caption("Block influence: 1 − mean cosine between a layer's input and output. Low: the layer changes little.")
+    st.caption(
+        "Block influence is 1 − the mean cosine similarity of a layer's input and output. A low value means that the "
+        "layer changes little."
+    )
 with beside[1]:
     st.plotly_chart(norm_line(data["norm"]), key="redundancy_norm")
 st.markdown(
-    "**How to read it.** A bright square along the diagonal is a run of layers whose outputs carry nearly the same "
-    "information: candidates for one window. It does not prove that a layer can go: a small difference can matter, and "
-    "a few tokens of very large norm (often a text's first) lift any two layers towards 1. The preview shows what "
-    "merging really does to the output."
+    "**How to read the map.** A bright square along the diagonal is a block of layers whose outputs carry nearly the "
+    "same information: candidates for one window. It does not prove that a layer can be removed. A small difference "
+    "can matter, and a few tokens with a very large norm (often the first of a text) push the similarity of any two "
+    "layers towards 1. The Preview page shows what merging does to the model's output."
 )
 if data.get("warning"):
     st.warning(data["warning"], icon=":material/warning:")
-st.caption(f"{data['tokens']:,} tokens, {data['conditions']['dtype']}, {data['conditions']['seconds']} s")
+st.caption(
+    f"Measured on {data['tokens']:,} tokens in {data['conditions']['dtype']}, in {data['conditions']['seconds']} s"
+)
 command_line(*arguments)
-next_step("pages/preview.py", "Preview which windows merge")
+next_step("pages/preview.py", "See which windows merge")

@@ -1,4 +1,4 @@
-"""Report page: one self-contained file for stakeholders."""
+"""Report page: one self-contained HTML file for stakeholders, and the exports of each run."""
 
 import streamlit as st
 
@@ -7,9 +7,7 @@ from swm.registry import EXPORT_FORMATS
 from swm.reporting.commands import commands
 from swm.reporting.report import report_html
 
-experiment = require_experiment(
-    start_page("Report", "One file that opens without a network: what was done, and what it gave.")
-)
+experiment = require_experiment(start_page("Report", "Download the results as one HTML file that opens offline."))
 caption(experiment)
 with shown_errors():
     left, right = st.columns(2)
@@ -36,6 +34,6 @@ with shown_errors():
                 )
     st.subheader("Preview", anchor=False)
     st.iframe(report_html(experiment), height=900)
-    st.subheader("The commands that repeat it", anchor=False)
+    st.subheader("Commands to reproduce these results", anchor=False)
     st.code("\n".join(commands(experiment)), language="bash", wrap_lines=True)
 command_line("report", experiment.name, "--output", f"{experiment.name}.html")

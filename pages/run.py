@@ -1,4 +1,4 @@
-"""Run page: merge, recover and evaluate; what runs is read from the run's own files."""
+"""Run page: merge, heal and evaluate; what it shows is read from the run's own files."""
 
 from dataclasses import replace
 from typing import Any
@@ -36,105 +36,104 @@ from swm.workspace.runs import BASELINE, Run
 from swm.workspace.state import State
 from swm.workspace.units import gib
 
-NEW = "new run"
-TUNED = "As tuned on the preview page: a window grows while the similarity is at least this."
-WIDTH = "Share of the layers' weights to remove besides: groups of attention heads and channels of the MLP."
-RULE = "How a window becomes one layer; rdsc is the formula printed in the paper."
+NEW, REMAINING = "new run", "Run the remaining steps"
+THRESHOLD = "As set on the Preview page. A window grows while the similarity is at least this."
+WIDTH = "Also prunes this share of the remaining layers' weights: groups of attention heads and MLP channels."
+RULE = "How the layers of a window become one layer. rdsc is the paper's formula."
 
 
 def new_run(experiment: Experiment, count: int) -> None:
-    """The settings of a new run, what it will need, and the job it starts."""
+    """The form of a new run: its settings, what it will need, and the button that starts it."""
     template = st.session_state.get("run_template", {})
-    asked = template or st.query_params
-    wanted = asked.get("merge_by") if asked.get("merge_by") in MERGE_RULES else DEFAULT_RULE
-    rules = list(MERGE_RULES)
+    initial, rules = template or st.query_params, list(MERGE_RULES)
+    initial_rule = initial.get("merge_by") if initial.get("merge_by") in MERGE_RULES else DEFAULT_RULE
     with st.container(border=True):
         left, right = st.columns(2, gap="large")
-        name = left.text_input("Name", f"run-{count + 1}", max_chars=64, key="run_name", help="For you; a-z, 0-9, -")
+        name = left.text_input("Name", f"run-{count + 1}", max_chars=64, key="run_name", help="Use a-z, 0-9 and -.")
         tuned = number_from_address("merge_at", 0.9, 0.01, 1.0)
         threshold = left.number_input(
-            "Threshold", 0.01, 1.0, tuned, 0.001, format="%.3f", key="run_threshold", help=TUNED
+            "Threshold", 0.01, 1.0, tuned, 0.001, format="%.3f", key="run_threshold", help=THRESHOLD
         )
         windows = left.text_input(
-            "or windows by hand",
-            asked.get("windows", "")[:400],
+            "Or windows by hand",
+            initial.get("windows", "")[:400],
             key="run_windows",
             placeholder="27-28,25-26",
-            help="First and last layer, both included. Overrules the threshold.",
+            help="First and last layer of each, both included. Overrides the threshold.",
         )
-        rule = left.selectbox("Merge rule", rules, index=rules.index(wanted), key="run_rule", help=RULE)
+        rule = left.selectbox("Merge rule", rules, index=rules.index(initial_rule), key="run_rule", help=RULE)
         with left:
             width = width_cut(template.get("width", WHOLE_WIDTH))
         limit = document_limit(left, experiment, template.get("limit"))
         with right:
             recovery, healing = healing_settings(template)
-    plan_words = windows_arguments(windows) if windows.strip() else ["--threshold", str(threshold)]
+    plan_options = windows_arguments(windows) if windows.strip() else ["--threshold", str(threshold)]
     plan = planned(experiment, windows, threshold, rule, width)
     if plan is None:
-        st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it first.")
-        next_step("pages/preview.py", "Search on the preview page")
+        st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it on the Preview page.")
+        next_step("pages/preview.py", "Open the Preview page")
     else:
         layers_picture(plan[0], experiment.model_facts, key="run_planned")
-        fits = shown_needs(experiment, plan[0], recovery, limit)
+        fits = show_needs(experiment, plan[0], recovery, limit)
         blocked = experiment.read_only or not fits
         if st.button("Merge, heal and evaluate", type="primary", disabled=blocked, key="run_start"):
             run = experiment.create_run(check_name(name), *plan)
-            start(run, "run", ["run", experiment.name, name, *healing, *limit_words(limit)])
+            start(run, "run", ["run", experiment.name, name, *healing, *limit_arguments(limit)])
             st.session_state["run_next"] = name
             st.session_state.pop("run_template", None)
             st.rerun()
-    plan_words += ["--rule", rule, *width_arguments(width)]
-    command_line("run", experiment.name, name, *plan_words, *healing, *limit_words(limit))
+    plan_options += ["--rule", rule, *width_arguments(width)]
+    command_line("run", experiment.name, name, *plan_options, *healing, *limit_arguments(limit))
 
 
 def document_limit(place: Any, experiment: Experiment, copied: int | None) -> int | None:
-    """Documents of each task: as many as the original was scored on, or runs could not be compared; None for all."""
+    """Documents per task, by default as many as for the original, to keep runs comparable; None for all."""
     usual = usual_limit(experiment.run(BASELINE))
     if usual is None and copied is None:
-        place.caption("All documents of each task, as the original was scored.")
+        place.caption("Evaluates all documents of each task, as for the original.")
         return None
     return int(
         place.number_input(
-            "Documents of each task",
+            "Documents per task",
             1,
             20_000,
             min(copied or usual or 100, 20_000),
             key="run_limit",
-            help="More: smaller error bars, longer waits. The same as the original's, to be compared with it.",
+            help="More documents: smaller error bars, longer runs. Must match the original's for a comparison.",
         )
     )
 
 
 def usual_limit(run: Run) -> int | None:
-    """Documents that the run was scored on, else the original; None for all."""
+    """Documents per task that the run, or else the original, was scored on; None for all."""
     scores = run.scores() or run.experiment.run(BASELINE).scores() or {"limit": 100}
     limit: int | None = scores["limit"]
     return limit
 
 
-def limit_words(limit: int | None) -> list[str]:
+def limit_arguments(limit: int | None) -> list[str]:
     return ["--limit", "none" if limit is None else str(limit)]
 
 
 def width_cut(copied: WidthCut) -> WidthCut:
-    """How much to cut by width, and how it is chosen."""
-    columns, ways = st.columns([2, 3], gap="small"), list(WIDTH_METHODS)
+    """How much width to prune, and by which method."""
+    columns, methods = st.columns([2, 3], gap="small"), list(WIDTH_METHODS)
     percent = columns[0].number_input(
-        "Cut width, %", 0.0, 90.0, 100 * copied.ratio, 5.0, format="%.1f", key="run_width", help=WIDTH
+        "Prune width by, %", 0.0, 90.0, 100 * copied.ratio, 5.0, format="%.1f", key="run_width", help=WIDTH
     )
-    by = columns[1].selectbox(
-        "chosen by",
-        ways,
-        index=ways.index(copied.method),
+    method = columns[1].selectbox(
+        "Method",
+        methods,
+        index=methods.index(copied.method),
         disabled=not percent,
-        help=" ".join(f"{way}: {text}" for way, text in WIDTH_METHODS.items()),
+        help=" ".join(f"{name}: {text}" for name, text in WIDTH_METHODS.items()),
         key="run_width_by",
     )
-    return WidthCut(percent / 100, by) if percent else WHOLE_WIDTH
+    return WidthCut(percent / 100, method) if percent else WHOLE_WIDTH
 
 
-def shown_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int | None) -> bool:
-    """Time, memory and disk of the run; whether it fits."""
+def show_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int | None) -> bool:
+    """Show the time, memory and disk space that the run needs; whether it fits on this machine."""
     evaluated = experiment.run(BASELINE).scores()
     evaluations = 1 + (recovery is not None) + (not evaluated or evaluated.get("limit") != limit)
     facts, cost = experiment.model_facts, experiment.cost()
@@ -143,9 +142,9 @@ def shown_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySetti
         st.error(problem, icon=":material/memory:")
     times = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in needs.seconds.items())
     st.caption(
-        (f"About {duration(needs.total_seconds)} ({times}), " if times else "Needs ")
-        + f"{gib(needs.memory_bytes)} of memory ({gib(needs.free_memory_bytes)} free), "
-        f"{gib(needs.disk_bytes)} of disk ({gib(needs.free_disk_bytes)} free)."
+        (f"Takes about {duration(needs.total_seconds)} ({times}). " if times else "")
+        + f"Needs {gib(needs.memory_bytes)} of memory ({gib(needs.free_memory_bytes)} free) and "
+        f"{gib(needs.disk_bytes)} of disk space ({gib(needs.free_disk_bytes)} free)."
     )
     return not needs.problems()
 
@@ -153,7 +152,7 @@ def shown_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySetti
 def planned(
     experiment: Experiment, windows: str, threshold: float, rule: str, width: WidthCut
 ) -> tuple[MergePlan, float | None, float | None] | None:
-    """Plan, threshold and similarity; None if the threshold's plan is not known yet."""
+    """Plan, threshold and similarity; None if the threshold has not been searched yet."""
     if windows.strip():
         return MergePlan(experiment.layer_count, parse_windows(windows), rule, width), None, None
     path = kept_path(experiment, rule)
@@ -162,33 +161,33 @@ def planned(
 
 
 def controls(run: Run) -> None:
-    """What can be done with a run now."""
+    """A button for each stage that can start now, and one to duplicate the run."""
     name = (run.experiment.name, run.name)
     windows = ",".join(map(str, run.plan.windows))
     unfinished = run.settings.get("recovery_started")
-    known = unfinished or run.settings.get("recovery")
-    heal = recovery_arguments(known) if known else ["--preset", "quick"]
+    recovery = unfinished or run.settings.get("recovery")
+    heal = recovery_arguments(recovery) if recovery else ["--preset", "quick"]
     again = ["--again"] if run.stage == "recovered" else []
-    limit = limit_words(usual_limit(run))
+    limit = limit_arguments(usual_limit(run))
     actions = {
         "Merge": ["merge", *name, *plan_arguments(run.plan)],
-        "Go on healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal, *again],
+        "Resume healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal, *again],
         "Evaluate": ["evaluate", *name, *limit],
-        "Time": ["time", *name],
-        "All that is left": ["run", *name, *heal, *limit],
+        "Measure speed": ["time", *name],
+        REMAINING: ["run", *name, *heal, *limit],
     }
-    columns = st.columns(len(actions) + 1)
-    for column, (label, arguments) in zip(columns, actions.items(), strict=False):
-        allowed = run.stage == "planned" if label == "Merge" else run.stage != "planned" or label == "All that is left"
-        if column.button(label, key=f"run_do_{label}", disabled=not allowed, width="stretch"):
+    buttons = st.container(horizontal=True)
+    for label, arguments in actions.items():
+        allowed = run.stage == "planned" if label == "Merge" else run.stage != "planned" or label == REMAINING
+        if buttons.button(label, key=f"run_do_{label}", disabled=not allowed):
             start(run, arguments[0], arguments)
             st.rerun()
-    if columns[-1].button("Duplicate and edit", key="run_duplicate", width="stretch"):
+    if buttons.button("Duplicate and edit", key="run_duplicate"):
         duplicate(run, windows)
 
 
 def duplicate(run: Run, windows: str) -> None:
-    """The form of a new run, filled with this one's settings."""
+    """Open the form of a new run, filled in with this run's settings."""
     recovery = run.settings.get("recovery") or run.settings.get("recovery_started")
     limit = (run.scores() or {}).get("limit") or 100
     for key in [key for key in st.session_state if str(key).startswith("run_")]:
@@ -215,19 +214,19 @@ def progress(run: Run) -> None:
         st.info(partial_checkpoint(run, unfinished), icon=":material/info:")
     if not state.active and not run.read_only:
         controls(run)
-    with st.expander("The same from the command line"):
+    with st.expander("Command-line equivalent"):
         st.code("\n".join(run_commands(run)), language="bash", wrap_lines=True)
 
 
 def follow(run: Run, state: State) -> None:
-    """What changes while the run's job goes on."""
+    """The numbers, charts and log that change while the run's job runs."""
     st.caption(plain(f"Windows chosen by {run.source}."))
     columns = st.columns(4)
     columns[0].metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}")
     columns[1].metric("Rule", run.plan.rule, help=MERGE_RULES[run.plan.rule].help)
     columns[2].metric("Stage", STAGES[run.stage])
     columns[3].metric(
-        "Memory of the job",
+        "Memory used",
         gib(state.memory_bytes) if state.memory_bytes else "–",
         meters(state) if state.active else None,
         delta_color="off",
@@ -242,8 +241,8 @@ def follow(run: Run, state: State) -> None:
     if "trained_parameters" in recovery:
         st.caption(
             f"{recovery['steps']} steps of {recovery['batch'] * recovery['accumulate']} × {recovery['length']} tokens "
-            f"of {recovery['texts']}, rank {recovery['rank']}, learning rate {recovery['learning_rate']:g}, "
-            f"{recovery['trained_parameters'] / 1e6:.1f} M trained parameters, {recovery['seconds'] / 60:.1f} min"
+            f"from {recovery['texts']}, rank {recovery['rank']}, learning rate {recovery['learning_rate']:g}, "
+            f"{recovery['trained_parameters'] / 1e6:.1f} M trainable parameters, {recovery['seconds'] / 60:.1f} min"
         )
     if log := run.log_tail():
         with st.expander("Log"):
@@ -251,13 +250,13 @@ def follow(run: Run, state: State) -> None:
 
 
 def meters(state: State) -> str:
-    """Processor, and the GPU's memory where there is one."""
+    """CPU load, and GPU memory if a GPU is used."""
     gpu = f", GPU {gib(state.gpu_memory_bytes)}" if state.gpu_memory_bytes else ""
-    return f"{state.cpu_percent:.0f} % of a core{gpu}"
+    return f"CPU {state.cpu_percent:.0f} % of a core{gpu}"
 
 
 def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    """Where the training stands: step, loss, learning rate, speed, time left."""
+    """Progress of the training: step, loss, learning rate, speed, time left."""
     last = next((event for event in reversed(events) if "loss" in event), events[-1])
     held_out = next((event["held_out_loss"] for event in reversed(events) if "held_out_loss" in event), None)
     speed, left = training_speed(events, settings)
@@ -276,23 +275,23 @@ def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> N
 
 
 def partial_checkpoint(run: Run, started: dict[str, Any]) -> str:
-    """What an unfinished recovery left, and whether it can be used."""
-    model = f"The model in the run's folder is the {STAGES[run.stage]} one, whole and usable."
+    """What an interrupted healing left behind, and which model can be used now."""
+    model = f"The run's folder holds the complete {STAGES[run.stage]} model, which you can use."
     if step := run.checkpoint_step():
         return (
-            f"Healing stopped before its end; a checkpoint holds step {step:,} of {started['steps']:,}. Go on healing "
-            f"continues there. The checkpoint is not yet a model. {model}"
+            f"Healing stopped early. Its last checkpoint is at step {step:,} of {started['steps']:,}; “Resume healing” "
+            f"continues from there. The checkpoint is not a usable model yet. {model}"
         )
-    return f"Healing stopped before its first checkpoint; it begins anew. {model}"
+    return f"Healing stopped before its first checkpoint and has to start over. {model}"
 
 
-experiment = require_experiment(start_page("Run", "Merge the windows, heal the smaller model with LoRA, evaluate it."))
+experiment = require_experiment(start_page("Run", "Merge windows, heal the smaller model with LoRA, and evaluate it."))
 caption(experiment)
 with shown_errors():
     runs = {run.name: run for run in experiment.runs() if not run.is_baseline}
     if st.session_state.get("run_next") in (NEW, *runs):
         st.session_state["run"] = st.session_state.pop("run_next")
-    chosen = st.selectbox("Run", [*runs, NEW], key="run", bind="query-params", help="Or a new one.")
+    chosen = st.selectbox("Run", [*runs, NEW], key="run", bind="query-params", help="Open a run, or create a new one.")
     if chosen in runs:
         progress(runs[chosen])
         next_step("pages/compare.py", "Compare with the original")

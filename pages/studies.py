@@ -1,4 +1,4 @@
-"""Studies page: every method at several depths, on the experiment's own model."""
+"""Studies page: every method at several depths, on the experiment's model."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ NAMES = {
     "healing": "Healing",
     "width": "Depth and width",
     "thresholds": "Thresholds",
-    "texts": "Task texts",
+    "texts": "Task prompts",
 }
 SHIPPED_STUDY = "study"
 FIGURES = {
@@ -46,96 +46,103 @@ FIGURES = {
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def rows_once(folder: str, changed: list[tuple[str, int]], against: str | None) -> list[dict[str, Any]]:
-    """As `study_rows`, once for each time a run's files were written: checking all answers takes most of a second."""
+def cached_rows(folder: str, changed: list[tuple[str, int]], against: str | None) -> list[dict[str, Any]]:
+    """The rows of `study_rows`, cached until a run's files change: checking all answers takes most of a second."""
     return study_rows(Experiment(Path(folder)), against)
 
 
 def rows_of(experiment: Experiment, runs: set[str], against: str | None = None) -> list[dict[str, Any]]:
-    rows = rows_once(str(experiment.folder), experiment.results_changed(), against)
+    """The rows that are of any of these runs."""
+    rows = cached_rows(str(experiment.folder), experiment.results_changed(), against)
     return [row for row in rows if runs & {*row["runs"]}]
 
 
 def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
-    """Every method against depth, and the same as a table."""
+    """A chart of every method against depth, and the same numbers as a table."""
     names = {BASELINE, *(cell.run for cell in grid.cells(experiment.layer_count))}
     rows = rows_of(experiment, names)
     measured = [name for name in FIGURES if any(name in row["perplexities"] or name == "average" for row in rows)]
     if len(rows) < 2 or not any(row["perplexities"] for row in rows):
-        st.info("Nothing of this study has been measured yet.", icon=":material/science:")
+        st.info("This study has no results yet.", icon=":material/science:")
         if experiment.name != SHIPPED_STUDY:
             st.page_link(
                 "pages/studies.py",
-                label="See the results on SmolLM2-135M that ship with the program",
+                label="See the example results on SmolLM2-135M",
                 query_params={"experiment": SHIPPED_STUDY},
             )
         return
     figure_of = st.segmented_control(
-        "Figure", measured, format_func=FIGURES.get, default=measured[0], required=True, key="studies_figure"
+        "Show", measured, format_func=FIGURES.get, default=measured[0], required=True, key="studies_figure"
     )
     st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")
-    speed = " Speed is measured once for each number of layers and parameters, in turn with the original."
+    speed = " Speed is measured once for each combination of layer and parameter count, in turn with the original."
     st.caption(
-        "Bars: the 95 % interval over texts (perplexity), one standard error over documents (score). Dotted: after "
-        "LoRA. A method that finds no plan of that depth has no point; perplexities above 20 times the original's are "
-        f"in the table alone.{speed if any(row['latency_ms'] for row in rows) else ''}{seeds_told(rows)}"
+        "Error bars: 95 % interval over texts for perplexity, one standard error over documents for scores. Dotted "
+        "lines: after LoRA. A method that finds no plan of some depth has no point there. Perplexities above 20 times "
+        "the original's are only in the table."
+        f"{speed if any(row['latency_ms'] for row in rows) else ''}{seeds_note(rows)}"
     )
     scored = list(dict.fromkeys(row["method"] for row in rows if row["scores"] and row["method"] != "original"))
     if len(scored) > 1:
         against = st.selectbox(
-            "Average against",
+            "Compare averages with",
             sorted(scored, key=lambda method: method != "best"),
             key=f"studies_against_{experiment.name}_{kind}",
             width=240,
-            help="The table then says how far each average is from this method's at equal size and stage: the mean of "
-            "the same documents' differences, with its 95 % interval. If the interval "
-            "contains 0, the difference is not significant.",
+            help="The table shows how far each average is from this method's at the same size and stage: the mean "
+            "difference over the same documents, with its 95 % interval. If the interval contains 0, the difference is "
+            "not significant.",
         )
         rows = rows_of(experiment, names, against)
     st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=115)})
-    if measured_with := conditions_of(rows):
-        st.caption(plain(measured_with))
+    if conditions := conditions_of(rows):
+        st.caption(plain(conditions))
     st.download_button(
         "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
     )
 
 
-def seeds_told(rows: list[dict[str, Any]]) -> str:
-    """What the intervals of healed models say of the training's own chance."""
-    healed = [len(row["seeds"]) for row in rows if row["stage"] == "recovered"]
-    if not healed:
+def seeds_note(rows: list[dict[str, Any]]) -> str:
+    """Whether the intervals of healed models include the randomness of training."""
+    seed_counts = [len(row["seeds"]) for row in rows if row["stage"] == "recovered"]
+    if not seed_counts:
         return ""
-    if min(healed) > 1:
-        return " Healed models: means over seeds, whose spread is in the interval too."
+    if min(seed_counts) > 1:
+        return " Healed models: means over seeds; the intervals include the variation between seeds."
     return (
-        " Healed with one seed, a model's interval leaves out the chance of the training itself; `seeds` in the grid "
-        "heals with several."
+        " Models healed with a single seed: the interval does not include the variation between training runs. Set "
+        "`seeds` in the grid to heal with several."
     )
 
 
 def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[dict[str, Any]]) -> None:
+    """Charts of layers, perplexity and score against threshold, one line for each rule."""
     paths = [path for rule in grid.rules if (path := kept_path(experiment, rule))]
     if not paths:
-        st.info("No threshold path has been searched yet.", icon=":material/science:")
+        st.info("No thresholds have been searched yet.", icon=":material/science:")
         return
     st.plotly_chart(staircase_chart(paths, "layers", grid.scored_at), key="studies_layers")
     st.plotly_chart(staircase_chart(paths, "perplexity", grid.scored_at), key="studies_perplexity")
-    if partly := [f"{path.rule} ({path.covered():.0%})" for path in paths if path.covered() < 0.999]:
-        st.caption(f"Not computed in whole: {', '.join(partly)}. Where a line is broken the plan is not known.")
+    if partial := [f"{path.rule} ({path.covered():.0%})" for path in paths if path.covered() < 0.999]:
+        st.caption(f"Partly computed: {', '.join(partial)}. A line has gaps where the plan is not known.")
     st.caption(
-        "The same threshold leaves different depths with different rules; compare rules at equal depth. Perplexity of "
-        "rule fit is that of its quick fit while searching."
+        "The same threshold gives different depths with different rules, so compare rules at equal depth. Perplexities "
+        "of rule fit are those of the quick fit used while searching."
     )
     if scores:
         st.plotly_chart(threshold_scores_chart(scores), key="studies_scores")
         documents = " or ".join(dict.fromkeys(f"{row['documents']:,}" for row in scores))
-        st.caption(f"Bars: one standard error over {documents} documents. No training; point at a dot for its layers.")
+        st.caption(
+            f"Error bars: one standard error over {documents} documents. The models are not healed. Hover over a point "
+            "to see its number of layers."
+        )
 
 
 def show_texts(experiment: Experiment, metric: str, texts: list[str]) -> None:
+    """A heat map for each task's prompts."""
     maps = {text: data for text in texts if (data := experiment.similarity(Measure(metric, texts=text).name))}
     if not maps:
-        st.info("No heat map of a task's prompts has been measured yet.", icon=":material/science:")
+        st.info("No heat maps of task prompts have been measured yet.", icon=":material/science:")
         return
     columns = [column for _ in range(0, len(maps), 3) for column in st.columns(3, gap="medium")]
     for (text, data), column in zip(maps.items(), columns, strict=False):
@@ -143,7 +150,7 @@ def show_texts(experiment: Experiment, metric: str, texts: list[str]) -> None:
 
 
 experiment = require_experiment(
-    start_page("Studies", "Every method at several depths, before and after healing, on this model.")
+    start_page("Studies", "Compare every method at several depths on this model, before and after healing.")
 )
 caption(experiment)
 kind = st.segmented_control(
@@ -163,26 +170,26 @@ with shown_errors():
     if kind in OF_RUNS:
         show_runs(experiment, kind, Grid(**grid))
     elif kind == "thresholds":
-        asked = ThresholdGrid(**grid)
-        show_thresholds(experiment, asked, asked.scores_in((last or {}).get("scores", [])))
+        thresholds = ThresholdGrid(**grid)
+        show_thresholds(experiment, thresholds, thresholds.scores_in((last or {}).get("scores", [])))
     else:
         show_texts(experiment, grid["metric"], grid["texts"])
     for cell, reason in (last or {"failed": {}})["failed"].items():
         st.caption(plain(f"{cell}: {reason}"))
 
-with st.expander("What it runs"):
+with st.expander("What this study runs"):
     st.code(grid_yaml(kind, grid) if last else grid_text(kind), language="yaml")
     st.caption(
-        "Another grid: copy assets/studies.yaml, change it, and name the copy with --grid; later passes go on with it. "
-        "Each cell is a run of this experiment, and what is there is not computed again."
+        "To use another grid, edit a copy of assets/studies.yaml and pass it with --grid; later runs of the study "
+        "reuse it. Each cell is a run of this experiment. Existing results are not computed again."
     )
 if kind in OF_RUNS:
     seconds = study_seconds(experiment.model_facts, experiment.cost(), Grid(**grid), experiment.folder)
     if seconds:
-        st.caption(f"About {duration(seconds)} in all when nothing is there yet, and the methods' own searches.")
+        st.caption(f"Takes about {duration(seconds)} from scratch, plus the time of each method's own search.")
 arguments = ["study", experiment.name, kind]
 if not experiment.state().active and st.button(
-    "Go on with this study" if last else "Run this study",
+    "Resume this study" if last else "Run this study",
     type="primary",
     disabled=experiment.read_only,
     key="studies_start",
@@ -191,4 +198,4 @@ if not experiment.state().active and st.button(
     st.rerun()
 job_panel(experiment)
 command_line(*arguments)
-next_step("pages/compare.py", "Compare single runs, with paired tests")
+next_step("pages/compare.py", "Compare individual runs with paired tests")

@@ -1,4 +1,4 @@
-"""Sweeps page: many runs from one file, where each stands, and which is best so far."""
+"""Sweeps page: many runs from one file, the state of each, and the best so far."""
 
 import streamlit as st
 
@@ -9,23 +9,23 @@ from swm.jobs.sweep import ENDED, sweep_rows, sweeps
 from swm.reporting.csv_table import csv_text
 from swm.workspace.files import demo_experiment
 
-start_page("Sweeps", "Many runs from one file: where each stands, and which is best so far.")
+start_page("Sweeps", "Many runs from one file: the state of each, and the best so far.")
 if demo_experiment():
     st.caption("read-only demo")
-found, broken = sweeps()
+readable, broken = sweeps()
 for message in broken:
     st.warning(plain(message), icon=":material/warning:")
-if not found:
+if not readable:
     st.info(
-        "There is no sweep yet. A sweep is a file that names models, texts, plans and recoveries; every combination "
-        "becomes a run. The files in assets/sweeps have the paper's settings.",
+        "There are no sweeps yet. A sweep file lists models, texts, plans and recovery settings; every combination "
+        "becomes a run. The files in assets/sweeps hold the paper's settings.",
         icon=":material/grid_on:",
     )
     command_line("sweep", "assets/sweeps/smollm2-135m.yaml")
     st.stop()
 
-names = [sweep.name for sweep in found]
-sweep = found[
+names = [sweep.name for sweep in readable]
+sweep = readable[
     names.index(st.selectbox("Sweep", names, key="sweeps_name", bind="query-params", persist_state="session"))
 ]
 with shown_errors():
@@ -35,43 +35,43 @@ scored = [row for row in rows if row.get("average") is not None]
 best_score = max(scored, key=lambda row: row["average"], default=None)
 best_perplexity = min((r for r in rows if r.get("perplexity")), key=lambda row: row["perplexity"], default=None)
 left, middle, right = st.columns([1, 2, 2])
-left.metric("Runs that have ended", f"{ended} of {len(rows)}")
+left.metric("Runs done or failed", f"{ended} of {len(rows)}")
 with middle:
     st.metric(
         "Best average score so far",
         f"{best_score['average']:.1%} ± {best_score['average_stderr']:.1%}" if best_score else "–",
-        help="Mean accuracy of the zero-shot tasks, with its standard error. Runs within that of each other are alike.",
+        help="Mean accuracy over the zero-shot tasks ± its standard error. Differences smaller than that mean little.",
     )
     st.caption(f"{best_score['run']}, {best_score['layers']} layers" if best_score else "")
 with right:
     st.metric(
         "Lowest perplexity so far",
         f"{best_perplexity['perplexity']:,.1f}" if best_perplexity else "–",
-        help="On held-out text. Fewer layers cost perplexity: compare runs of the same depth.",
+        help="On held-out text. Fewer layers usually mean a higher perplexity: compare runs of the same depth.",
     )
     st.caption(f"{best_perplexity['run']}, {best_perplexity['layers']} layers" if best_perplexity else "")
-chosen = st.dataframe(
+table = st.dataframe(
     sweep_table(rows), hide_index=True, on_select="rerun", selection_mode="single-row", key=f"sweeps_table_{sweep.name}"
 )
-picked = chosen["selection"]["rows"]
+selected = table["selection"]["rows"]
 if (
-    picked
-    and rows[picked[0]].get("layers")
+    selected
+    and rows[selected[0]].get("layers")
     and st.button("Open this run's experiment", icon=":material/arrow_forward:")
 ):
-    go_to("pages/compare.py", rows[picked[0]]["experiment"])
+    go_to("pages/compare.py", rows[selected[0]]["experiment"])
 st.download_button("Download as CSV", lambda: csv_text(scored), f"{sweep.name}-sweep.csv", "text/csv", key="sweeps_csv")
 job_panel(sweep, version=lambda: sum(state in ENDED for state in sweep.states().values()))
 for name, reason in sweep.failures().items():
     st.caption(plain(f"{name}: {reason}"))
-with st.expander("What it runs"):
+with st.expander("What this sweep runs"):
     for cell in sweep.file.cells[:20]:
         st.code(" ".join(["python -m swm", *cell.run_command]), language="bash", wrap_lines=True)
     if len(sweep.file.cells) > 20:
         st.caption(f"And {len(sweep.file.cells) - 20} more.")
 command = ["sweep", str(sweep.folder / "sweep.yaml")]
-idle = not sweep.state().active and any(row["state"] != "done" for row in rows)  # one that failed is tried again
-if idle and st.button("Go on with this sweep", type="primary", disabled=bool(demo_experiment()), key="sweeps_start"):
+idle = not sweep.state().active and any(row["state"] != "done" for row in rows)  # failed runs are tried again
+if idle and st.button("Resume this sweep", type="primary", disabled=bool(demo_experiment()), key="sweeps_start"):
     with shown_errors():
         start(sweep, "sweep", command)
         st.rerun()

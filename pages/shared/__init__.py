@@ -1,1 +1,1 @@
-"""What several pages draw."""
+"""What several pages share: their frame, the healing form, the drawing of layers, tables."""

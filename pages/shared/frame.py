@@ -1,4 +1,4 @@
-"""What every page begins with: page settings, the sidebar with experiment and steps, errors shown kindly."""
+"""The frame of every page: page settings, sidebar with experiment and steps, error messages, job progress."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from swm.workspace.units import duration
 
 AVERAGE = "Mean accuracy of the zero-shot tasks."
 PERPLEXITY = "On held-out text; lower is better."
-SPEED = "While generating, measured in turn with the original."
-LINKS = re.compile(r"(://|www|@)")  # addresses become links unless something invisible parts them
+SPEED = "During generation, measured in turn with the original."
+LINKS = re.compile(r"(://|www|@)")  # an invisible character in an address keeps it from becoming a link
 MARKUP = re.compile(r"([\\`\[\]$<*])")
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS = (
     ("pages/experiment.py", "Experiment", "Choose a model and a calibration text"),
-    ("pages/redundancy.py", "Redundancy", "See how alike the layers are"),
-    ("pages/preview.py", "Preview", "Tune the threshold, see which windows merge"),
+    ("pages/redundancy.py", "Redundancy", "See how similar the layers are"),
+    ("pages/preview.py", "Preview", "Choose a threshold and see which windows merge"),
     ("pages/run.py", "Run", "Merge, heal with LoRA, evaluate"),
     ("pages/compare.py", "Compare", "Scores, perplexity, speed and size before and after"),
     ("pages/studies.py", "Studies", "Every method at several depths, on this model"),
     ("pages/sweeps.py", "Sweeps", "Many runs from one file"),
-    ("pages/playground.py", "Playground", "One prompt, up to three models"),
-    ("pages/report.py", "Report", "One page for stakeholders, and the downloads"),
+    ("pages/playground.py", "Playground", "Try one prompt on up to three models"),
+    ("pages/report.py", "Report", "A report for stakeholders, and downloads"),
 )
 
 
 def start_page(title: str, sentence: str = "") -> Experiment | None:
-    """Set up the page and draw sidebar and heading; gives the experiment chosen in the sidebar."""
+    """Set up the page, draw sidebar and heading, and return the experiment chosen in the sidebar, if any."""
     st.set_page_config(
         page_title=f"{title} – Sliding-Window Merging Studio", page_icon=str(ASSETS / "icon.svg"), layout="wide"
     )
@@ -69,15 +69,15 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
 
 
 def require_login() -> None:
-    """With an [auth] section in Streamlit's secrets nobody sees a page before logging in there (OpenID Connect).
+    """Stop the page unless the user is logged in; only if Streamlit's secrets have an [auth] section (OpenID Connect).
 
-    A list `allowed` of addresses in a section [swm] lets only these in. Secrets that cannot be read let nobody in.
+    A list `allowed` of e-mail addresses in a section [swm] admits only those. Secrets that cannot be read admit nobody.
     """
     try:
         secrets = dict(st.secrets)
     except StreamlitSecretNotFoundError:
         if any(Path(file).expanduser().exists() for file in st.get_option("secrets.files")):
-            st.error("The login's settings (secrets.toml) cannot be read. Correct the file and reload this page.")
+            st.error("Cannot read the login settings (secrets.toml). Correct the file and reload this page.")
             st.stop()
         return
     if "auth" not in secrets:
@@ -90,7 +90,10 @@ def require_login() -> None:
     allowed, email = secrets.get("swm", {}).get("allowed"), st.user.get("email")
     listed = isinstance(allowed, list) and email in allowed
     if allowed is not None and (not listed or st.user.get("email_verified") is False):
-        st.error(f"{plain(str(email))} may not use this server. Ask whoever runs it.", icon=":material/block:")
+        st.error(
+            f"{plain(str(email))} may not use this server. Ask its administrator for access.",
+            icon=":material/block:",
+        )
         if st.button("Log out"):
             st.logout()
         st.stop()
@@ -99,24 +102,24 @@ def require_login() -> None:
 
 
 def plain(text: str) -> str:
-    """Text of others for a place that shows Markdown: no links, pictures, colours or formulas come out of it."""
-    text = text.encode("utf-8", "replace").decode()  # halves of characters cannot be sent to a browser
+    """Untrusted text, escaped for Markdown: shows no links, pictures, colours or formulas."""
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be sent to a browser
     return MARKUP.sub(r"\\\1", LINKS.sub("\\1\u2060", text))
 
 
 def require_experiment(experiment: Experiment | None) -> Experiment:
-    """The experiment, or an empty page that says how to make one."""
+    """The experiment; without one, the page ends with a link to create it."""
     if experiment is None:
-        st.info("There is no experiment yet.", icon=":material/science:")
+        st.info("There are no experiments yet.", icon=":material/science:")
         st.page_link("pages/experiment.py", label="Create an experiment", icon=":material/add:")
         st.stop()
     return experiment
 
 
 def caption(experiment: Experiment) -> None:
-    """What the numbers of the page were measured with."""
+    """A line on what the numbers of the page were measured with."""
     s = experiment.settings
-    shipped = " · results that ship with the program" if experiment.read_only else ""
+    shipped = " · read-only example" if experiment.read_only else ""
     shipped = " · read-only demo" if demo_experiment() else shipped
     texts = Path(s.texts).name if Path(s.texts).is_absolute() else s.texts
     names = plain(f"{Path(s.model).name} · {texts}")
@@ -125,7 +128,7 @@ def caption(experiment: Experiment) -> None:
 
 @contextmanager
 def shown_errors() -> Iterator[None]:
-    """Show what the user can mend in place of a traceback, and end the page there."""
+    """Show an SwmError as a message instead of a traceback, and end the page there."""
     try:
         yield
     except SwmError as error:
@@ -134,19 +137,19 @@ def shown_errors() -> Iterator[None]:
 
 
 def command_line(*arguments: str) -> None:
-    """The same from the command line."""
-    with st.expander("The same from the command line"):
+    """A collapsed box with the command that does the same as the page."""
+    with st.expander("Command-line equivalent"):
         st.code(shlex.join(["python", "-m", "swm", *arguments]), language="bash", wrap_lines=True)
 
 
 def go_to(page: str, experiment: str) -> None:
-    """Open a page with another experiment; the sidebar's choice is made before it is drawn the next time."""
+    """Open a page with another experiment; `_choose` selects it before it draws the sidebar."""
     st.session_state["next_experiment"] = experiment
     st.switch_page(page)
 
 
 def number_from_address(name: str, default: float, low: float, high: float) -> float:
-    """A number that the page before put into the address; the default when there is none that can be."""
+    """A number from the page's address; the default if it is missing, not a number, or out of range."""
     try:
         value = float(st.query_params.get(name, default))
     except ValueError:
@@ -155,24 +158,24 @@ def number_from_address(name: str, default: float, low: float, high: float) -> f
 
 
 def next_step(page: str, label: str, **query: str) -> None:
-    """A link to the page that comes next; `query` goes into its address beside the experiment."""
+    """A link to the next page, whose address carries the experiment and `query`."""
     experiment = st.session_state.get("experiment")
     params = {**({"experiment": experiment} if experiment else {}), **query}
     st.page_link(page, label=label, icon=":material/arrow_forward:", query_params=params)
 
 
 def run_metrics(row: dict[str, Any]) -> None:
-    """One line of numbers of a row of `compare`, each with its difference to the original."""
+    """The main numbers of a row of `compare`, each with its difference from the original."""
     deltas = row["deltas"]
     points = None if deltas["average"] is None else 100 * deltas["average"]
-    shown = [
+    metrics = [
         ("Layers", f"{row['layers']}", deltas["layers"], "{:+d}", ""),
         ("Parameters", f"{row['parameters'] / 1e6:,.1f} M", deltas["parameters"] / 1e6, "{:+,.1f} M", ""),
         ("Average score", row["average"] and f"{row['average']:.1%}", points, "{:+.1f} points", AVERAGE),
         ("Perplexity", row["perplexity"] and f"{row['perplexity']:,.1f}", deltas["perplexity"], "{:+,.1f}", PERPLEXITY),
         ("Tokens per second", row["tokens_per_second"], deltas["tokens_per_second"], "{:+.1f}", SPEED),
     ]
-    for column, (label, value, delta, form, help_text) in zip(st.columns(len(shown)), shown, strict=True):
+    for column, (label, value, delta, form, help_text) in zip(st.columns(len(metrics)), metrics, strict=True):
         text = f"{value:,.1f}" if isinstance(value, float) else value or "–"
         change = None if delta is None else form.format(delta)
         column.metric(label, text, change, "off", help=help_text or None)
@@ -183,14 +186,14 @@ def run_metrics(row: dict[str, Any]) -> None:
 def job_panel(
     target: Target, draw: Callable[[State], None] | None = None, version: Callable[[], int] | None = None
 ) -> None:
-    """What a job does or how it ended, with a button to cancel it; follows the job by itself.
+    """A job's progress or outcome, with a button to cancel it; updates itself while the job runs.
 
-    Only this part of the page is drawn anew each second, so that clicks elsewhere are never lost in a page that is
-    just being drawn. The whole page follows when the job ends, or when `version` changes.
+    Only this part of the page is redrawn each second, so that no click elsewhere is lost in a redraw. The whole page is
+    redrawn when the job ends, or when `version` changes.
 
     Args:
-        draw: what else follows the job, below it.
-        version: of the files that the rest of the page shows.
+        draw: draws what else changes while the job runs, below the progress.
+        version: a number that changes with the files that the rest of the page shows.
     """
     active, drawn = target.state().active, version() if version else 0
 
@@ -201,7 +204,7 @@ def job_panel(
             job_status(state)
             if state.active and st.button("Cancel", key=f"cancel_{target.folder}", icon=":material/cancel:"):
                 cancel(target)
-                st.toast("It stops after the step it is in; what is finished is kept.")
+                st.toast("Stopping after the current step. Finished work is kept.")
             if draw:
                 draw(state)
         if active and (not state.active or (version and version() != drawn)):
@@ -211,7 +214,7 @@ def job_panel(
 
 
 def job_status(state: State) -> None:
-    """One line and a bar on what a job does, or how it ended."""
+    """A progress bar for a running job, or a line on how it ended."""
     if state.active:
         share = min(1.0, state.done / state.total) if state.total else 0.0
         st.progress(share, text=f"{state.stage}: {plain(state.text or state.status)} · {duration(state.seconds)}")
@@ -220,7 +223,7 @@ def job_status(state: State) -> None:
     elif state.status == "interrupted":
         st.warning(f"{state.stage} was interrupted. {plain(state.error)}", icon=":material/warning:")
     elif state.status == "cancelled":
-        st.info(f"{state.stage} was cancelled; what was finished is kept.", icon=":material/cancel:")
+        st.info(f"{state.stage} was cancelled. Finished work is kept.", icon=":material/cancel:")
     elif state.status == "done":
         st.caption(f"{state.stage} took {duration(state.seconds)}")
 
@@ -229,22 +232,22 @@ def _choose(experiments: list[Experiment]) -> Experiment | None:
     if not experiments:
         return None
     demo = demo_experiment()
-    experiments = sorted(experiments, key=lambda one: one.name not in (demo, f"{EXAMPLE}{demo}"))
+    experiments = sorted(experiments, key=lambda listed: listed.name not in (demo, f"{EXAMPLE}{demo}"))
     names = [experiment.name for experiment in experiments]
-    wanted = st.session_state.pop("next_experiment", None)
-    if wanted is None and "experiment" not in st.session_state:
-        wanted = st.query_params.get("experiment") or demo or None
-        if wanted not in names and f"{EXAMPLE}{wanted}" in names:  # as links of before say it
-            wanted = f"{EXAMPLE}{wanted}"
-    if wanted in names:
-        st.session_state["experiment"] = wanted
-    elif wanted is not None:
-        st.warning(f"There is no experiment {plain(wanted[:64])}.")
-    if st.session_state.get("experiment") not in names:  # deleted meanwhile
+    requested = st.session_state.pop("next_experiment", None)
+    if requested is None and "experiment" not in st.session_state:
+        requested = st.query_params.get("experiment") or demo or None
+        if requested not in names and f"{EXAMPLE}{requested}" in names:  # old links lack the prefix
+            requested = f"{EXAMPLE}{requested}"
+    if requested in names:
+        st.session_state["experiment"] = requested
+    elif requested is not None:
+        st.warning(f"There is no experiment named {plain(requested[:64])}.")
+    if st.session_state.get("experiment") not in names:  # deleted in the meantime
         st.session_state.pop("experiment", None)
-    help_text = "Everything on the pages belongs to it."
+    help_text = "All pages show this experiment."
     name = st.selectbox("Experiment", names, key="experiment", persist_state="session", help=help_text)
-    st.query_params["experiment"] = name  # always in the address, so that it can be passed on
+    st.query_params["experiment"] = name  # always in the address, so that it can be shared
     return experiments[names.index(name)]
 
 

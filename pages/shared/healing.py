@@ -1,4 +1,4 @@
-"""The settings of LoRA for a new run."""
+"""The form with the LoRA settings of a new run."""
 
 from __future__ import annotations
 
@@ -11,62 +11,72 @@ from swm.checked import choices, limits
 from swm.reporting.arguments import recovery_arguments
 from swm.settings import PRESET_HELP, PRESETS, RecoverySettings
 
-ADAPT = {"all": "all layers", "above": "layers above the lowest merged", "near": "merged layers and neighbours"}
-NUMBERS = {
-    "steps": ("Steps", "Each sees batch × length tokens."),
-    "rank": ("Rank", "Width of the added matrices."),
-    "batch": ("Batch", "Texts a step."),
-    "length": ("Tokens in each", "Longer: more memory."),
+ADAPT = {
+    "all": "all layers",
+    "above": "from just below the lowest merged layer up",
+    "near": "merged layers and neighbours",
 }
-CHOSEN = {
-    "repair": ("Repair first", "Solve the merged layers' last projection on text before training: about a minute."),
-    "target": ("Learn from", "The recovery text itself, or the original model's probabilities on it (distillation)."),
-    "adapt": ("Adapters in", "All layers heal most; those above the lowest merged one train faster."),
+NUMBERS = {
+    "steps": ("Steps", "Training steps of batch size × sequence length tokens."),
+    "rank": ("Rank", "Rank of the LoRA matrices."),
+    "batch": ("Batch size", "Texts per step."),
+    "length": ("Sequence length", "Tokens per text. Longer texts need more memory."),
+}
+CHOICES = {
+    "repair": (
+        "Fit first",
+        "Least-squares fit of the merged layers' last projection before training. Takes about a minute.",
+    ),
+    "target": (
+        "Training target",
+        "The recovery text itself, or the original model's probabilities for it (distillation).",
+    ),
+    "adapt": ("Adapters in", "Adapting all layers heals best. Adapting fewer trains faster."),
     "checkpointing": (
         "Save memory",
-        "Activations computed again instead of kept: slower, much less memory. auto: when memory is short.",
+        "Activation checkpointing: slower, but needs much less memory. auto: only if memory is short.",
     ),
 }
 
 
 def healing_settings(template: dict[str, Any]) -> tuple[RecoverySettings | None, list[str]]:
-    """LoRA's settings, and the same as arguments; None when healing is left out.
+    """The LoRA settings from the form, and the same as command-line arguments; None without healing.
 
     Args:
-        template: of the run that is duplicated: `recovery`, its settings or None; empty for a run from nothing.
+        template: settings of the run being duplicated, with its `recovery` (None: not healed); empty for a new run.
     """
     copied = template.get("recovery") or {}
-    wanted, presets = copied.get("preset"), list(PRESETS)
+    copied_preset, presets = copied.get("preset"), list(PRESETS)
     heal = st.toggle(
         "Heal with LoRA",
         bool(copied) or not template,
         key="run_recover",
-        help="Short training of small added matrices.",
+        help="A short training of low-rank matrices, which are then folded into the weights.",
     )
     preset = st.selectbox(
         "Preset",
         presets,
-        index=presets.index(wanted) if wanted in presets else 0,
+        index=presets.index(copied_preset) if copied_preset in presets else 0,
         format_func=lambda preset: f"{preset}: {PRESET_HELP[preset]}",
         key="run_preset",
-        help="Settings of LoRA to start from.",
+        help="LoRA settings to start from.",
     )
     base = PRESETS[preset]
-    if preset == wanted:
+    if preset == copied_preset:
         base = RecoverySettings(**{name: copied.get(name, value) for name, value in vars(base).items()})
     with st.expander("Change settings", expanded=True):
-        settings = changed(base, preset)
+        settings = edited(base, preset)
     return (settings, recovery_arguments(vars(settings))) if heal else (None, ["--no-recovery"])
 
 
-def changed(base: RecoverySettings, preset: str) -> RecoverySettings:
-    """One input for each setting that people change."""
+def edited(base: RecoverySettings, preset: str) -> RecoverySettings:
+    """The preset's settings as edited in the form, which has an input for each common one."""
     columns = st.columns(2)
     values: dict[str, Any] = {}
-    for place, (name, (label, sentence)) in enumerate(NUMBERS.items()):
+    for place, (name, (label, help_text)) in enumerate(NUMBERS.items()):
         low, high = limits(RecoverySettings, name)
         values[name] = columns[place % 2].number_input(
-            label, low, high, getattr(base, name), key=f"run_{name}_{preset}", help=sentence
+            label, low, high, getattr(base, name), key=f"run_{name}_{preset}", help=help_text
         )
     values["learning_rate"] = columns[0].number_input(
         "Learning rate",
@@ -74,9 +84,9 @@ def changed(base: RecoverySettings, preset: str) -> RecoverySettings:
         base.learning_rate,
         format="%.1e",
         key=f"run_learning_rate_{preset}",
-        help="Lower it when the loss jumps.",
+        help="Lower it if the loss jumps.",
     )
-    for place, (name, (label, sentence)) in enumerate(CHOSEN.items(), 1):
+    for place, (name, (label, help_text)) in enumerate(CHOICES.items(), 1):
         options = choices(RecoverySettings, name)
         values[name] = columns[place % 2].selectbox(
             label,
@@ -84,7 +94,7 @@ def changed(base: RecoverySettings, preset: str) -> RecoverySettings:
             index=options.index(getattr(base, name)),
             format_func=lambda value: ADAPT.get(value, value),
             key=f"run_{name}_{preset}",
-            help=sentence,
+            help=help_text,
         )
-    alpha = base.alpha * values["rank"] // base.rank  # the same scale at another rank
+    alpha = base.alpha * values["rank"] // base.rank  # keeps alpha / rank, the scale of the adapters
     return replace(base, **values, alpha=alpha, warmup_steps=min(base.warmup_steps, values["steps"] // 4))

@@ -1,4 +1,4 @@
-"""The layers before and after merging, drawn in the browser: the picture alone, or with the threshold's slider."""
+"""The layers before and after merging, drawn in the browser: alone, or with the threshold slider."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_THRESHOLD = 0.9
 
 
 def path_and_view(experiment: Experiment, rule: str) -> tuple[ThresholdPath, dict[str, Any]]:
-    """The path as far as it is computed, and what `live_preview` draws of it; read again only when it has changed."""
+    """The path as far as it is computed, and its data for `live_preview`; cached until the path's file changes."""
     changed = experiment.changed(f"path/{rule}.json"), experiment.changed("cost.json")
     return _path_and_view(str(experiment.folder), rule, changed, experiment)
 
@@ -31,12 +31,12 @@ def _path_and_view(
 
 
 def layers_picture(plan: MergePlan, facts: dict[str, Any], key: str) -> None:
-    """A plan's layers before and after."""
+    """Draw a plan's layers before and after merging."""
     _component()(data={"plan": plan_view(plan, facts)}, key=key)
 
 
 def current_windows(experiment: Experiment) -> tuple[Window, ...]:
-    """The windows that the preview page shows now; none while they are not computed."""
+    """The windows that the Preview page shows now; none if they are not computed yet."""
     rule = st.session_state.get("rule", DEFAULT_RULE)
     by_hand = st.session_state.get(hand_key(experiment))
     if by_hand is not None:
@@ -46,20 +46,20 @@ def current_windows(experiment: Experiment) -> tuple[Window, ...]:
 
 
 def hand_key(experiment: Experiment) -> str:
-    """Where the windows set by hand stand; they are of one experiment."""
+    """Key of the experiment's hand-set windows in the session state."""
     return f"preview_windows_{experiment.name}"
 
 
 def live_preview(
     view: dict[str, Any], key: str, on_threshold: Callable[[], None], on_windows: Callable[[], None]
 ) -> None:
-    """Slider, staircase, numbers and layers of every plan of a path.
+    """Draw the slider, and the staircase, numbers and layers of every plan of a path.
 
     Args:
-        view: as `path_and_view` gives it, and `name` (of experiment and rule: a pinned plan is let go when it changes),
+        view: from `path_and_view`, plus `name` (experiment and rule; a pinned plan is dropped when it changes),
             `threshold`, `hand` (the plan set by hand, or None) and `empty` (the plan without windows).
-        on_threshold, on_windows: called when the user chose; `st.session_state[key]` then has what: `threshold`, or
-            `windows` with the text under `by_hand`.
+        on_threshold, on_windows: called after the user's choice, which is then in `st.session_state[key]`: `threshold`,
+            or `windows` with the text under `by_hand`.
     """
     data = {**view, "layers": view["empty"]["layers"], "help": HELP}
     _component()(data=data, key=key, on_threshold_change=on_threshold, on_windows_change=on_windows)

@@ -1,4 +1,4 @@
-"""Tables of the pages, made with pandas from plain rows."""
+"""The pages' tables: pandas data frames from plain rows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from swm.workspace.experiments import Experiment
 
 
 def comparison_table(labels: list[str], flat: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line for each figure, one column for each row, as text with error bars."""
+    """One line for each number, one column for each row of `compare`, as text with errors."""
     return pd.DataFrame.from_dict(dict(lines(flat)), orient="index", columns=labels)
 
 
 def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line for each row of `compare`, numbers as numbers: to sort and to filter."""
+    """One line for each row of `compare`, with numeric columns to sort and filter by."""
     table = pd.DataFrame(
         {
             "run": row_name(row),
@@ -43,14 +43,14 @@ def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _scored_on(row: dict[str, Any]) -> str:
-    """Of what an average is: others do not compare with it."""
+    """Number of tasks and documents behind an average: only equal ones compare."""
     counts = sorted({score["documents"] for score in row["scores"].values()})
     documents = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}" if counts else ""
     return f"{len(row['scores'])} tasks × {documents}" if counts else "–"
 
 
 def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line for each row of `study_rows`, as text with error bars."""
+    """One line for each row of `study_rows`, as text with errors."""
     texts = list(dict.fromkeys(text for row in rows for text in row["perplexities"]))
     timed = any(row["latency_ms"] for row in rows)
     healed = any(row["seeds"] for row in rows)
@@ -61,11 +61,11 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "method": row["method"],
             "rule": row["rule"] or "",
             "stage": "merged + fit + LoRA" if row["fitted_first"] else STAGES[row["stage"]],
-            **({"LoRA's seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
+            **({"LoRA seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
             **{f"perplexity, {text}": interval(row["perplexities"].get(text)) for text in texts},
             "average, %": percent(row["average"], row["average_stderr"]),
-            **({f"average, points to {against}": points(row["against"])} if against else {}),
+            **({f"difference from {against} (points)": points(row["against"])} if against else {}),
             **{task: percent(score["value"], score["stderr"]) for task, score in row["scores"].items()},
             **(_speed(row) if timed else {}),
             "windows": " ".join(f"{first}-{last}" for first, last in row["windows"]),
@@ -76,7 +76,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _speed(row: dict[str, Any]) -> dict[str, str]:
     return {
-        "times as fast": speedup(row["speedup"]),
+        "speedup": speedup(row["speedup"]),
         "tokens per second": number(row["tokens_per_second"], 1),
         "latency, ms": number(row["latency_ms"], 0),
         "peak memory, MiB": number(row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20, 0),
@@ -84,7 +84,7 @@ def _speed(row: dict[str, Any]) -> dict[str, str]:
 
 
 def sweep_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line for each run of a sweep; what was not measured yet is a dash."""
+    """One line for each run of a sweep, with a dash for what is not measured yet."""
     several = len({row["experiment"] for row in rows}) > 1
     return pd.DataFrame(
         {
@@ -93,10 +93,10 @@ def sweep_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "layers": str(row.get("layers") or "–"),
             **{
                 f"perplexity, {text}": interval(row.get("perplexities", {}).get(text))
-                for text in dict.fromkeys(text for each in rows for text in each.get("perplexities", {}))
+                for text in dict.fromkeys(text for cell in rows for text in cell.get("perplexities", {}))
             },
             "average, %": percent(row.get("average"), row.get("average_stderr")),
-            "times as fast": speedup(row.get("speedup")),
+            "speedup": speedup(row.get("speedup")),
             **({"experiment": row["experiment"]} if several else {}),
         }
         for row in rows
@@ -104,24 +104,24 @@ def sweep_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def paired_table(compared: list[Paired]) -> pd.DataFrame:
-    """One line for each task: the difference, its interval, and whether it is more than noise."""
+    """One line for each task: the difference, its interval, and whether it is significant."""
     return pd.DataFrame(
         {
-            "task": one.task,
-            "difference, points": f"{100 * one.difference:+.1f}",
-            "95 % interval": f"[{100 * one.low:+.1f}, {100 * one.high:+.1f}]",
-            "verdict": one.verdict,
-            "p": f"{one.p_value:.3f}",
-            "gained": one.gained,
-            "lost": one.lost,
-            "documents": one.documents,
+            "task": result.task,
+            "difference (points)": f"{100 * result.difference:+.1f}",
+            "95 % interval": f"[{100 * result.low:+.1f}, {100 * result.high:+.1f}]",
+            "verdict": result.verdict,
+            "p": f"{result.p_value:.3f}",
+            "gained": result.gained,
+            "lost": result.lost,
+            "documents": result.documents,
         }
-        for one in compared
+        for result in compared
     )
 
 
 def runs_table(experiments: list[Experiment]) -> pd.DataFrame:
-    """The runs of all experiments, the original left out."""
+    """One line for each run of all experiments, without the originals."""
     rows = [
         {
             "experiment": experiment.name,
@@ -140,20 +140,20 @@ def runs_table(experiments: list[Experiment]) -> pd.DataFrame:
 
 
 def trace_table(step: PlanAt) -> pd.DataFrame:
-    """Every window tried, in order."""
+    """One line for each window tried, in order."""
     return pd.DataFrame(
         {
             "window": [str(trial.window) for trial in step.trace],
             "merged above": [", ".join(map(str, trial.committed)) or "–" for trial in step.trace],
             "similarity": [trial.similarity for trial in step.trace],
             "verdict": ["accepted" if trial.accepted else "rejected" for trial in step.trace],
-            "known": ["at most" if trial.at_most else "exactly" for trial in step.trace],
+            "value": ["upper bound" if trial.at_most else "exact" for trial in step.trace],
         }
     )
 
 
 def similarity_maps(experiments: list[Experiment], layers: int) -> dict[str, Callable[[], dict[str, Any] | None]]:
-    """What reads each similarity map of models with so many layers, by "experiment: measure"."""
+    """Functions that read each similarity map of a model with this many layers, by "experiment: measure"."""
     return {
         f"{experiment.name}: {name}": lambda experiment=experiment, name=name: experiment.similarity(name)
         for experiment in experiments

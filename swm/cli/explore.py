@@ -1,4 +1,4 @@
-"""Commands that look at models and experiments: models, list, create, measure, search, plan, estimate."""
+"""Commands that inspect models and experiments: models, list, create, measure, search, plan, estimate."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from swm.workspace.experiments import Experiment, list_experiments
 
 
 def run_models(options: argparse.Namespace) -> Result:
-    """The command `swm models`."""
+    """Result of `swm models`: the bundled models and the tested families."""
     from swm.models.load import TESTED_FAMILIES
     from swm.models.locate import BUNDLED
 
     rows = {name: {"title": model.title, "licence": model.licence} for name, model in BUNDLED.items()}
     lines = [f"{name}  {model.title} ({model.licence})" for name, model in BUNDLED.items()]
-    how = (
-        "Besides: a Hugging Face folder (config.json and .safetensors), a .gguf file, or a hub id such as "
-        "meta-llama/Llama-2-7b-hf, which needs a network the first time."
+    others = (
+        "Also: a Hugging Face folder (config.json and .safetensors), a .gguf file, or a hub id such as "
+        "meta-llama/Llama-2-7b-hf, which is downloaded the first time."
     )
     families = [f"  {name:12} {title}" for name, title in TESTED_FAMILIES.items()]
-    table = ["Families that are tested (model_type in config.json); others are tried by structure:", *families]
-    return {"bundled": rows, "families": TESTED_FAMILIES}, "\n".join([*lines, how, *table])
+    table = ["Tested families (model_type in config.json); others may work if their structure is similar:", *families]
+    return {"bundled": rows, "families": TESTED_FAMILIES}, "\n".join([*lines, others, *table])
 
 
 def run_list(options: argparse.Namespace) -> Result:
-    """The command `swm list`."""
+    """Result of `swm list`: the experiments and their runs."""
     experiments, broken = list_experiments()
     rows: list[dict[str, Any]] = [
         {"experiment": e.name, "model": e.settings.model, "shipped": e.read_only, "runs": [r.name for r in e.runs()]}
@@ -43,7 +43,7 @@ def run_list(options: argparse.Namespace) -> Result:
 
 
 def run_create(options: argparse.Namespace) -> Result:
-    """The command `swm create`."""
+    """Result of `swm create`: the new experiment."""
     from swm.stages.create import create_experiment
 
     settings = ExperimentSettings(
@@ -59,21 +59,21 @@ def run_create(options: argparse.Namespace) -> Result:
 
 
 def run_measure(options: argparse.Namespace) -> Result:
-    """The command `swm measure`."""
+    """Result of `swm measure`: the similarity of all layer pairs; as text, that of neighbours."""
     from swm.stages.measure import measure_experiment
 
-    how = Measure(options.metric, options.part, options.samples, options.skip, options.texts)
+    measure = Measure(options.metric, options.part, options.samples, options.skip, options.texts)
     experiment = own_experiment(options.exp)
     with watched(experiment, "measure") as progress:
-        data = measure_experiment(experiment, how, progress)
+        data = measure_experiment(experiment, measure, progress)
     matrix = data["matrix"]
-    lines = [f"{data['metric']} of each layer and the next, {data['tokens']} tokens"]
+    lines = [f"{data['metric']} similarity of neighbouring layers, {data['tokens']} tokens"]
     lines += [f"{i:3d} - {i + 1:<3d} {matrix[i][i + 1]:.4f}" for i in range(len(matrix) - 1)]
     return data, "\n".join([*lines, *filter(None, [data["warning"]])])
 
 
 def run_search(options: argparse.Namespace) -> Result:
-    """The command `swm search`."""
+    """Result of `swm search`: the plan for every interval of thresholds."""
     from swm.stages.search import search_path
 
     experiment = own_experiment(options.exp)
@@ -85,11 +85,13 @@ def run_search(options: argparse.Namespace) -> Result:
         f"{s.low:15.4f} {s.high:7.4f} {s.plan.layers_left:10d} {s.similarity:11.4f}  {windows_text(s.plan)}"
         for s in steps
     ]
-    lines.append(f"{len(path.similarities)} windows tried in {path.layer_runs:,.0f} runs of a layer")
+    lines.append(f"{len(path.similarities)} windows tried, with {path.layer_runs:,.0f} layer runs")
     if path.layer_count <= 2:
-        lines.append("The last layer is never merged, so two layers have no window to try. By hand: --windows 0-1.")
+        lines.append(
+            "The last layer is never merged, so two layers leave no window to try. Merge by hand: --windows 0-1."
+        )
     if path.scoring != "exact":
-        lines.append(f"similarities in {path.scoring}: off by up to {path.difference:.1g} where they were checked")
+        lines.append(f"similarities computed in {path.scoring}; where checked, off by up to {path.difference:.1g}")
     data = {
         "rule": path.rule,
         "windows_tried": len(path.similarities),
@@ -102,20 +104,20 @@ def run_search(options: argparse.Namespace) -> Result:
 
 
 def run_plan(options: argparse.Namespace) -> Result:
-    """The command `swm plan`."""
+    """Result of `swm plan`: a plan, and its similarity and perplexity where known."""
     experiment = Experiment.open(options.exp)
     if options.windows is not None or options.planner:
         data = measured_plan(experiment, options)
         plan = MergePlan.from_dict(data)
         return data, (
             f"{plan.layers_left} of {plan.layer_count} layers; windows {windows_text(plan)}; rule {plan.rule}; "
-            f"similarity {data['similarity']:.4f}; perplexity {data['perplexity']:,.1f} on the calibration text, "
-            f"the original's {data['perplexity_original']:,.1f}"
+            f"similarity {data['similarity']:.4f}; perplexity {data['perplexity']:,.1f} on the calibration text "
+            f"(original: {data['perplexity_original']:,.1f})"
         )
     step = chosen_plan(experiment, options)
     text = (
         f"{step.plan.layers_left} of {step.plan.layer_count} layers; windows {windows_text(step.plan)}; similarity "
-        f"{step.similarity:.4f}; the same for thresholds above {step.low:.4f} up to {step.high:.4f}"
+        f"{step.similarity:.4f}; valid for thresholds above {step.low:.4f} and up to {step.high:.4f}"
     )
     if step.perplexity is not None:
         text += f"; perplexity {step.perplexity:,.1f} on the calibration text"
@@ -123,7 +125,7 @@ def run_plan(options: argparse.Namespace) -> Result:
 
 
 def run_estimate(options: argparse.Namespace) -> Result:
-    """The command `swm estimate`."""
+    """Result of `swm estimate`: memory, disk space and time of each stage."""
     from swm.evaluation.cost import config_cost
     from swm.models.load import config_facts
     from swm.workspace.estimate import stage_needs
@@ -138,11 +140,11 @@ def run_estimate(options: argparse.Namespace) -> Result:
     needs = stage_needs(facts, cost, plan, recovery_settings(options), options.limit, tokens)
     lines = [
         f"{facts['architecture']}: {facts['layers']} layers, {facts['parameters'] / 1e9:,.3f} billion parameters, "
-        f"{gib(facts['size_bytes'])} in {facts['dtype']}; {gib(free_memory_bytes())} of memory are free here.",
+        f"{gib(facts['size_bytes'])} in {facts['dtype']}. This machine has {gib(free_memory_bytes())} of free memory.",
         f"{'stage':22} {'memory':>10} {'disk':>10} {'time here':>14}",
     ]
     for need in needs:
         time = "–" if need.seconds is None else duration(need.seconds)
         lines.append(f"{need.stage:22} {gib(need.memory_bytes):>10} {gib(need.disk_bytes):>10} {time:>14}")
-    lines.append("Beside the memory: 0.7 GiB for the program. Times hold where the memory is there.")
+    lines.append("Add 0.7 GiB of memory for the program. Times assume that the model fits into memory.")
     return {"model": facts, "cost": cost, "stages": [asdict(need) for need in needs]}, "\n".join(lines)

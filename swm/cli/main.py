@@ -1,4 +1,4 @@
-"""Entry point of the command line. Results on stdout, progress and messages on stderr."""
+"""Entry point of the command line. Results go to stdout, progress and messages to stderr."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from swm.cli.targets import Result
 from swm.errors import Cancelled, SwmError, printable
 from swm.models.processes import is_first, world_size
 
-SHARED = ("measure", "recover", "evaluate")  # commands that several processes work on together
+SHARED = ("measure", "recover", "evaluate")  # commands that several processes can run together
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m swm`; exits with 0, 1 (the user can mend it) or 2 (wrong usage)."""
+    """Run `python -m swm`; exits with 0 (done), 1 (an error that the user can fix) or 2 (wrong usage)."""
     warnings.simplefilter("ignore")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_PrintableFormatter("%(message)s"))
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("swm").setLevel(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character shows its number
+    for stream in (sys.stdout, sys.stderr):  # escape what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except SwmError as error:
         sys.exit(_failed(str(error)))
     except Cancelled:
-        sys.exit(_failed("Cancelled. What was finished is kept; the same command goes on from there."))
+        sys.exit(_failed("Cancelled. Finished work is kept; repeat the command to continue."))
     except BrokenPipeError:
         sys.exit(1)
     if is_first():

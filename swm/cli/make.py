@@ -1,4 +1,4 @@
-"""Commands that make models and scores: merge, recover, evaluate, time, run, study, sweep, repeat, demo."""
+"""Commands that produce models and scores: merge, recover, evaluate, time, run, study, sweep, repeat, demo."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from swm.workspace.tracked import job_lock
 
 
 def run_merge(options: argparse.Namespace) -> Result:
-    """The command `swm merge`."""
+    """Result of `swm merge`: the merged run."""
     from swm.stages.merge import merge_run
 
     run, entries = _planned_run(options)
     done = not options.again and run.has_model and run.stage in ("merged", "recovered")
     if not done and run.stage == "recovered" and not options.again:
-        raise ExperimentError(f"Run {run.name} is healed and has no model any more. Pass --again to merge it anew.")
+        raise ExperimentError(f"Run {run.name} was healed, but its model is missing. Pass --again to merge it again.")
     if not done:
         with watched(run, "merge") as progress:
             merge_run(run, progress, True if options.stream else None, entries)
@@ -37,9 +37,9 @@ def run_merge(options: argparse.Namespace) -> Result:
     data = {"run": run.name, **plan.to_dict(), **run.settings["merge"], "folder": str(run.model_folder)}
     text = ""
     if done:
-        since = " and healed since" if run.stage == "recovered" else ""
-        text = f"Run {run.name} is merged with these settings already{since}: nothing to do. --again merges it again"
-        text += f"{', and deletes its adapter, scores and timing' * bool(since)}.\n"
+        healed = run.stage == "recovered"
+        text = f"Run {run.name} is already merged with these settings{' and healed' if healed else ''}: nothing to do. "
+        text += f"Pass --again to merge it again{', which deletes its adapter, scores and timing' if healed else ''}.\n"
     text += (
         f"Merged {windows_text(plan)}: {plan.layers_left} of {plan.layer_count} layers, "
         f"{data['parameters'] / 1e6:,.1f} M parameters, in {run.model_folder}"
@@ -48,11 +48,11 @@ def run_merge(options: argparse.Namespace) -> Result:
 
 
 def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
-    """The run with the plan that the options name, made if it is new; without a plan the run that is there.
+    """The run with the plan that the options specify, created if needed; without a plan, the existing run.
 
     Returns:
-        With what run.json will say of the plan once its model has taken the place of a former plan's; empty if the run
-        has the plan already.
+        The run, and the entries that run.json gets once the model of a new plan has replaced the old one; empty unless
+        the plan changes.
     """
     experiment = own_experiment(options.exp)
     check_name(options.run)
@@ -66,15 +66,15 @@ def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
     elif options.threshold is None and options.layers is None and options.ratio is None:
         if options.width:
-            raise SettingsError('--width is a part of a plan. Say --windows "" for width alone, or name a plan.')
-        return _mended(experiment.run(options.run)), {}
+            raise SettingsError('--width needs a plan. Add one, or pass --windows "" to prune width only.')
+        return _settled(experiment.run(options.run)), {}
     else:
         step = chosen_plan(experiment, options)
         plan, threshold, similarity = step.plan, step.threshold, step.similarity
     plan, origin = replace(plan, width=width), None
     if options.planner:
         origin = experiment.origin_of(MergePlan.from_dict(data), method=options.planner)
-    run = _mended(Run(experiment, options.run))
+    run = _settled(Run(experiment, options.run))
     if run.is_there() and not run.is_baseline and run.stage != "planned":
         changes = plan_changes(run.plan, plan)
         if changes and options.again:
@@ -84,25 +84,25 @@ def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
 
 
 def run_all(options: argparse.Namespace) -> Result:
-    """The command `swm run`."""
+    """Result of `swm run`: the original and the run, from plan to scores."""
     from swm.stages.run import is_finished, run_pipeline
 
     settings = recovery_settings(options)
     run, entries = _planned_run(options)
     recovery = None if options.no_recovery else settings
     if done := not options.again and is_finished(run, options.limit, recovery):
-        told = f"Run {run.name} is finished with these settings: nothing to do. --again repeats everything."
+        message = f"Run {run.name} is already finished with these settings: nothing to do. Pass --again to repeat it."
     else:
         with watched(run, "run") as progress:
             run_pipeline(run, options.limit, recovery, progress, options.again, entries)
     from swm.reporting.compare import compare
 
     rows = [row for row in compare(run.experiment) if row["run"] in (BASELINE, run.name)]
-    return {"runs": rows}, (f"{told}\n\n" if done else "") + comparison_table(run.experiment, run)
+    return {"runs": rows}, (f"{message}\n\n" if done else "") + comparison_table(run.experiment, run)
 
 
 def run_study(options: argparse.Namespace) -> Result:
-    """The command `swm study`."""
+    """Result of `swm study`: its rows, and what failed."""
     from swm.reporting.csv_table import csv_text
     from swm.studies.rows import study_rows
     from swm.studies.run import run_study
@@ -115,34 +115,36 @@ def run_study(options: argparse.Namespace) -> Result:
             raise SettingsError(f"The grid has no method '{options.against}'. Choose one of: {', '.join(methods)}.")
     with watched(experiment, "study") as progress:
         failed = run_study(experiment, options.kind, grid, progress)
-    told = "".join(f"\n{cell}: {reason}" for cell, reason in failed.items())
+    failures = "".join(f"\n{cell}: {reason}" for cell, reason in failed.items())
     if options.kind not in OF_RUNS:
-        return {"study": options.kind, "failed": failed}, f"Done: {KINDS[options.kind]}{told}"
+        return {"study": options.kind, "failed": failed}, f"Done: {KINDS[options.kind]}{failures}"
     rows = study_rows(experiment, options.against)
-    return {"study": options.kind, "failed": failed, "rows": rows}, csv_text(rows) + told
+    return {"study": options.kind, "failed": failed, "rows": rows}, csv_text(rows) + failures
 
 
 def run_recover(options: argparse.Namespace) -> Result:
-    """The command `swm recover`."""
+    """Result of `swm recover`: the settings and losses of the healed run."""
     from swm.stages.recover import check_recovery_text, recover_run
 
     settings = recovery_settings(options)
-    run = _mended(own_experiment(options.exp).run(options.run))
+    run = _settled(own_experiment(options.exp).run(options.run))
     if not options.again:
         refuse(run, recovery_changes(run, settings))
         if run.stage == "recovered" and run.has_model:
             check_recovery_text(run, settings)
-            told = f"Run {run.name} is healed with these settings already: nothing to do. --again heals it again."
-            return {"run": run.name, **run.settings["recovery"]}, told
+            message = (
+                f"Run {run.name} is already healed with these settings: nothing to do. Pass --again to heal it again."
+            )
+            return {"run": run.name, **run.settings["recovery"]}, message
     with watched(run, "recover") as progress:
         summary = recover_run(run, settings, progress)
     losses = summary["held_out_losses"]
-    told = f"held-out loss {min(losses):.3f}, {losses[0]:.3f} at the first checkpoint; " if losses else ""
-    return {"run": run.name, **summary}, f"Recovered {run.name}: {told}model in {run.model_folder}"
+    loss = f"held-out loss {min(losses):.3f} ({losses[0]:.3f} at the first checkpoint); " if losses else ""
+    return {"run": run.name, **summary}, f"Recovered {run.name}: {loss}model in {run.model_folder}"
 
 
 def run_evaluate(options: argparse.Namespace) -> Result:
-    """The command `swm evaluate`."""
+    """Result of `swm evaluate`: perplexities and scores of the run."""
     from swm.stages.evaluate import evaluate_run
 
     tasks = parse_tasks(options.tasks)
@@ -154,7 +156,7 @@ def run_evaluate(options: argparse.Namespace) -> Result:
 
 
 def run_time(options: argparse.Namespace) -> Result:
-    """The command `swm time`."""
+    """Result of `swm time`: speed, latency and memory of the run."""
     from swm.stages.time import time_run
 
     run = own_experiment(options.exp).run(options.run)
@@ -163,12 +165,12 @@ def run_time(options: argparse.Namespace) -> Result:
     text = f"{data['tokens_per_second']:.1f} tokens per second, "
     text += f"{data['latency_ms']:.0f} ms for {data['new_tokens']} tokens"
     if "speedup" in data:
-        text += f"; {data['speedup']['value']:.2f} times the original"
+        text += f"; {data['speedup']['value']:.2f} times the original's speed"
     return data, text
 
 
 def run_sweep(options: argparse.Namespace) -> Result:
-    """The command `swm sweep`."""
+    """Result of `swm sweep`: the state of each run."""
     from swm.jobs.sweep import Sweep
     from swm.jobs.sweep_file import load_grid
     from swm.jobs.workers import run_sweep
@@ -185,7 +187,7 @@ def run_sweep(options: argparse.Namespace) -> Result:
 
 
 def run_repeat(options: argparse.Namespace) -> Result:
-    """The command `swm repeat`."""
+    """Result of `swm repeat`: the original model and the repeated run."""
     from swm.stages.repeat import repeat_recipe
     from swm.workspace.recipe import read_recipe
 
@@ -196,7 +198,7 @@ def run_repeat(options: argparse.Namespace) -> Result:
 
 
 def run_demo(options: argparse.Namespace) -> Result:
-    """The command `swm demo`."""
+    """Result of `swm demo`: the runs of the demo experiment."""
     from swm.stages.demo import run_demo as demo
 
     experiment = demo(options.name, options.limit, options.steps, watched)
@@ -207,8 +209,8 @@ def run_demo(options: argparse.Namespace) -> Result:
     return {"runs": rows}, table(rows)
 
 
-def _mended(run: Run) -> Run:
-    """The run, once what a killed job left open is settled: only then does run.json say what is there."""
+def _settled(run: Run) -> Run:
+    """The run, after settling what a killed job left unfinished: only then does run.json match the folder."""
     if world_size() == 1 and not run.is_baseline and run.is_there():
         with job_lock(run):
             run.mend()

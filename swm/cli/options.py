@@ -1,4 +1,4 @@
-"""What can be typed: commands, their arguments and help texts."""
+"""The command-line parser: commands, their arguments and help texts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from swm.settings import PRECISIONS, PRESET_HELP, RecoverySettings
 from swm.similarity.measure import PARTS, SAMPLES
 from swm.studies.grids import KINDS
 
-Add = Callable[..., argparse.ArgumentParser]  # a command: its name, its help, the names of its arguments
+Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, help, names of its arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="python -m swm",
-        description="See which layers of a language model are redundant, merge them, heal and compare.",
+        description="See which layers of a language model are redundant, merge them, heal the smaller model.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -31,152 +31,173 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text, description=help_text)
         for argument in names:
             command.add_argument(argument.lower(), metavar=argument)
-        command.add_argument("--json", action="store_true", help="one JSON object on stdout")
+        command.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         return command
 
-    _add_looking(add)
+    _add_exploring(add)
     _add_running(add)
     _add_showing(add)
     return parser
 
 
-def _add_looking(add: Add) -> None:
-    add("models", "Models that load without a network, and how to name others.")
-    add("list", "Experiments and their runs.")
-    _add_experiment(add("create", "A new experiment: model and calibration text.", "EXP"))
-    command = add("measure", "Similarity of all layer pairs.", "EXP")
+def _add_exploring(add: Add) -> None:
+    add("models", "List the models that load offline, and say how to name others.")
+    add("list", "List experiments and their runs.")
+    _add_experiment(add("create", "Create an experiment from a model and a calibration text.", "EXP"))
+    command = add("measure", "Measure the similarity of all layer pairs.", "EXP")
     command.add_argument("--metric", default="cka", help=METRICS.help_text())
     command.add_argument("--part", default="output", help="; ".join(f"{name}: {text}" for name, text in PARTS.items()))
     samples = "; ".join(f"{name}: {text}" for name, text in SAMPLES.items())
     command.add_argument("--samples", default="tokens", help=samples)
-    command.add_argument("--skip", type=int, default=0, help="first tokens of each text to leave out (0)")
-    command.add_argument("--texts", default="", help="another text than the experiment's, or task:boolq and the like")
-    command = add("search", "Every plan for every threshold; goes on where it stopped.", "EXP")
+    command.add_argument("--skip", type=int, default=0, help="tokens to leave out at the start of each text (0)")
+    command.add_argument(
+        "--texts",
+        default="",
+        help="text to use instead of the experiment's, or the prompts of a task, as in task:boolq",
+    )
+    command = add("search", "Find the plan for every threshold; resumes where it stopped.", "EXP")
     command.add_argument("--rule", default=DEFAULT_RULE, help=MERGE_RULES.help_text())
     command.add_argument("--from", dest="low", type=float, default=0.5, help="lowest threshold of interest (0.5)")
     _add_precision(command)
-    command.add_argument("--exact", action="store_const", dest="precision", const="exact", help="--precision exact")
+    command.add_argument(
+        "--exact", action="store_const", dest="precision", const="exact", help="short for --precision exact"
+    )
     command.add_argument("--focus", type=float, default=0.9, help="threshold to compute first (0.9)")
-    _add_plan(add("plan", "Which windows merge at a threshold or for a number of layers; how good a plan is.", "EXP"))
+    _add_plan(
+        add("plan", "Show which windows merge at a threshold or for a layer count, and how good a plan is.", "EXP")
+    )
 
 
 def _add_running(add: Add) -> None:
     command = add("merge", "Merge the windows of a plan into a smaller model.", "EXP", "RUN")
     _add_plan(command)
     _add_width(command)
-    stream = "merge from disk to disk without loading the model; of itself where it would not fit into memory"
+    stream = "merge from disk to disk without loading the model; automatic when it does not fit into memory"
     command.add_argument("--stream", action="store_true", help=stream)
     _add_again(command)
     command = add("recover", "Heal a merged model with LoRA.", "EXP", "RUN")
     _add_recovery(command)
     _add_again(command)
-    command = add("evaluate", "Perplexity and zero-shot scores of a run.", "EXP", "RUN")
-    command.add_argument("--tasks", default="all", help="all (the paper's seven), or names with commas")
+    command = add("evaluate", "Measure the perplexity and zero-shot scores of a run.", "EXP", "RUN")
+    command.add_argument("--tasks", default="all", help="all (the paper's seven), or comma-separated names")
     texts = (
-        "texts for perplexity, with commas: lambada, squad, wikitext, ptb, a file, or a hub data set (lambada,squad)"
+        "comma-separated texts for perplexity: lambada, squad, wikitext, ptb, a file or a hub dataset (lambada,squad)"
     )
     command.add_argument("--texts", default="lambada,squad", help=texts)
     _add_limit(command, 100)
-    command = add("time", "Latency, speed and memory of a run, in turn with the original.", "EXP", "RUN")
+    command = add("time", "Measure latency, speed and memory of a run, in turn with the original.", "EXP", "RUN")
     command.add_argument("--tokens", type=int, default=32, help="tokens to generate (32)")
-    command = add("run", "One run from plan to scores: merge, evaluate, recover, evaluate again, time.", "EXP", "RUN")
+    command = add(
+        "run", "Take a run from plan to scores: merge, evaluate, recover, evaluate again, time.", "EXP", "RUN"
+    )
     _add_plan(command, required=False)
     _add_width(command)
     _add_recovery(command)
     _add_limit(command, 100)
-    command.add_argument("--no-recovery", action="store_true", help="leave healing out")
+    command.add_argument("--no-recovery", action="store_true", help="do not heal")
     _add_again(command)
 
 
 def _add_showing(add: Add) -> None:
     kinds = " ".join(f"{kind}: {text}" for kind, text in KINDS.items())
-    command = add("study", f"Every method at several depths; goes on where it stopped. {kinds}", "EXP", "KIND")
-    grid = "a copy of assets/studies.yaml, edited; without it the study goes on with its last grid"
+    command = add("study", f"Run every method at several depths; resumes where it stopped. {kinds}", "EXP", "KIND")
+    grid = "an edited copy of assets/studies.yaml (default: the study's last grid)"
     command.add_argument("--grid", type=Path, metavar="FILE", help=grid)
-    against = "method that the averages are compared with, over the same documents (best, where it is studied)"
+    against = "method to compare averages with, over the same documents (default: best, if it is in the study)"
     command.add_argument("--against", metavar="METHOD", help=against)
-    command = add("sweep", "Many runs from one file; what is done is not done again. See assets/sweeps.", "FILE")
-    executors = "local: one process for each GPU, or one; ray: a task for each run on a Ray cluster (pip install ray)"
+    command = add("sweep", "Run many runs from one file; finished ones are skipped. See assets/sweeps.", "FILE")
+    executors = "local: one process per GPU, or one without; ray: one task per run on a Ray cluster (pip install ray)"
     command.add_argument("--executor", choices=("local", "ray"), default="local", help=executors)
-    command.add_argument("--workers", type=int, default=0, help="processes at once with local")
-    command.add_argument("--address", default="", help="of the Ray cluster, as in auto or ray://head:10001")
-    command.add_argument("--status", action="store_true", help="only say where each run stands")
-    command = add("estimate", "Memory, disk and time of each stage for a model, from its config alone.", "M")
+    command.add_argument(
+        "--workers", type=int, default=0, help="processes at once with --executor local (0: automatic)"
+    )
+    command.add_argument("--address", default="", help="address of the Ray cluster, as in auto or ray://head:10001")
+    command.add_argument("--status", action="store_true", help="only show the state of each run")
+    command = add(
+        "estimate", "Estimate the memory, disk space and time of each stage, from the model's config alone.", "M"
+    )
     command.add_argument("--ratio", type=float, default=0.2, help="share of the layers to remove (0.2)")
-    command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    command.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
     command.add_argument("--count", type=int, default=10, help="calibration texts (10)")
-    command.add_argument("--length-of-texts", type=int, default=128, help="tokens in each (128)")
-    command.add_argument("--untimed", action="store_true", help="do not time a layer of that shape on this machine")
+    command.add_argument("--length-of-texts", type=int, default=128, help="tokens per text (128)")
+    command.add_argument(
+        "--untimed", action="store_true", help="skip timing a layer of this shape on this machine; gives no times"
+    )
     _add_recovery(command)
     _add_limit(command, 100)
-    command = add("compare", "All runs side by side.", "EXP")
-    command.add_argument("--csv", action="store_true", help="comma-separated values")
-    command = add("report", "One self-contained HTML page.", "EXP")
+    command = add("compare", "Show all runs side by side.", "EXP")
+    command.add_argument("--csv", action="store_true", help="print comma-separated values")
+    command = add("report", "Write the report: one self-contained HTML page.", "EXP")
     command.add_argument("--output", required=True, type=Path, metavar="FILE")
     command = add("export", "Export a run to a new folder or file.", "EXP", "RUN", "FOLDER")
-    formats = f"the suffix of the path says it, else transformers; {EXPORT_FORMATS.help_text()}"
+    formats = f"default: by the suffix of the path, else transformers; {EXPORT_FORMATS.help_text()}"
     command.add_argument("--format", choices=list(EXPORT_FORMATS), metavar="FORMAT", help=formats)
-    command = add("repeat", "Make a run again from its recipe.json, in an experiment of its own.", "FILE")
-    command.add_argument("--name", help="name of the new experiment (the recipe's)")
+    command = add("repeat", "Repeat a run from its recipe.json, in a new experiment.", "FILE")
+    command.add_argument("--name", help="name of the new experiment (default: the recipe's)")
     command = add("answer", "Continue a prompt with a run's model.", "EXP", "RUN")
-    command.add_argument("--prompt", required=True)
-    command.add_argument("--tokens", type=int, default=64)
-    for name, help_text in (("cancel", "Cancel the job"), ("delete", "Delete all")):
+    command.add_argument("--prompt", required=True, help="text to continue")
+    command.add_argument("--tokens", type=int, default=64, help="maximum number of tokens to generate (64)")
+    for name, help_text in (("cancel", "Cancel the job"), ("delete", "Delete all files")):
         command = add(name, f"{help_text} of an experiment, or of one of its runs.", "EXP")
         command.add_argument("run", nargs="?", metavar="RUN")
     command = add("app", "Open the app in a browser.")
-    command.add_argument("--port", type=int, default=8501, help="of the app on this machine (8501)")
-    command = add("demo", "All of it on the bundled model with small settings.")
+    command.add_argument("--port", type=int, default=8501, help="port of the app (8501)")
+    command = add("demo", "Run every stage on the bundled model with small settings.")
     command.add_argument("--name", default="demo", help="name of the experiment (demo)")
     _add_limit(command, 40)
-    command.add_argument("--steps", type=int, default=None, help="recovery steps, instead of the preset's")
+    command.add_argument("--steps", type=int, default=None, help="recovery steps (default: the preset's)")
 
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", required=True, help="bundled name, Hugging Face folder, .gguf file or hub id")
-    known = ", ".join(name for name, text in TEXTS.items() if "calibration" in text.purposes)
-    command.add_argument("--texts", default="lambada", help=f"{known}, a .txt or .jsonl file, or a hub data set")
+    texts = ", ".join(name for name, text in TEXTS.items() if "calibration" in text.purposes)
+    command.add_argument("--texts", default="lambada", help=f"{texts}, a .txt or .jsonl file, or a hub dataset")
     command.add_argument("--count", type=int, default=10, help="calibration texts (10)")
-    command.add_argument("--length", type=int, default=128, help="tokens in each (128)")
-    command.add_argument("--seed", type=int, default=1234)
-    command.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    command.add_argument("--length", type=int, default=128, help="tokens per text (128)")
+    command.add_argument("--seed", type=int, default=1234, help="determines which texts are drawn (1234)")
+    command.add_argument("--dtype", default="auto", help="auto (the checkpoint's), float32, bfloat16 or float16")
 
 
 def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
     group = command.add_mutually_exclusive_group(required=required)
-    group.add_argument("--threshold", type=float, help="merge while similarity is at least this, above 0, at most 1")
-    group.add_argument("--layers", type=int, help="layers to keep; of several plans the one of lowest perplexity")
+    group.add_argument("--threshold", type=float, help="merge while similarity is at least this; above 0, at most 1")
+    group.add_argument("--layers", type=int, help="layers to keep; takes the plan with the lowest perplexity")
     group.add_argument("--ratio", type=float, help="share of the layers to remove, as in 0.2")
-    group.add_argument("--windows", help="windows by hand, both ends included, as in 27-28,25-26")
+    group.add_argument("--windows", help="windows to merge, first and last layer included, as in 27-28,25-26")
     command.add_argument(
-        "--planner", choices=list(PLANNERS), metavar="PLANNER", help=f"with --layers or --ratio; {PLANNERS.help_text()}"
+        "--planner",
+        choices=list(PLANNERS),
+        metavar="PLANNER",
+        help=f"needs --layers or --ratio; {PLANNERS.help_text()}",
     )
-    command.add_argument("--budget", type=int, help="plans that planner best tries at most (400)")
-    rules = f"{', '.join(MERGE_RULES)} ({DEFAULT_RULE}, or what the planner's method does)"
+    command.add_argument("--budget", type=int, help="maximum number of plans that --planner best tries (400)")
+    rules = f"{', '.join(MERGE_RULES)} (default: {DEFAULT_RULE}, or the planner's own)"
     command.add_argument("--rule", help=rules)
     _add_precision(command)
 
 
 def _add_precision(command: argparse.ArgumentParser) -> None:
-    told = (
-        "of similarities: auto (bfloat16 where it is faster, kept with the path), exact (the model's own) or bfloat16"
+    help_text = (
+        "precision of similarities: auto (bfloat16 if faster, saved with the path), exact (the model's) or bfloat16"
     )
-    command.add_argument("--precision", choices=PRECISIONS, default="auto", help=told)
+    command.add_argument("--precision", choices=PRECISIONS, default="auto", help=help_text)
 
 
 def _add_width(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--width", type=float, default=0.0, help="share of the layers' weights to cut by width (0)")
-    ways = "; ".join(f"{name}: {text}" for name, text in WIDTH_METHODS.items())
-    command.add_argument("--width-by", help=f"default flap; {ways}")
+    command.add_argument(
+        "--width", type=float, default=0.0, help="share of the remaining layers' weights to prune by width (0)"
+    )
+    methods = "; ".join(f"{name}: {text}" for name, text in WIDTH_METHODS.items())
+    command.add_argument("--width-by", help=f"how to prune width (default: flap); {methods}")
 
 
 def _add_limit(command: argparse.ArgumentParser, limit: int) -> None:
-    help_text = f"documents of each task ({limit}), or none for all"
+    help_text = f"documents per task ({limit}), or none for all"
     command.add_argument("--limit", type=_number_or_none, default=limit, help=help_text)
 
 
 def _add_again(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--again", action="store_true", help="replace the run's model and results")
+    command.add_argument("--again", action="store_true", help="start over, replacing the run's model and results")
 
 
 def _number_or_none(text: str) -> int | None:
@@ -184,7 +205,7 @@ def _number_or_none(text: str) -> int | None:
 
 
 def _add_recovery(command: argparse.ArgumentParser) -> None:
-    """One option for each field of RecoverySettings; None leaves it as the preset says."""
+    """Add an option for each field of RecoverySettings; None keeps the preset's value."""
     presets = "; ".join(f"{name}: {text}" for name, text in PRESET_HELP.items())
     command.add_argument("--preset", default="quick", help=presets)
     for field in fields(RecoverySettings):

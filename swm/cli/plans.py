@@ -1,4 +1,4 @@
-"""The plan that the options of a command name."""
+"""From a command's options to a plan and to recovery settings."""
 
 from __future__ import annotations
 
@@ -17,60 +17,60 @@ from swm.workspace.experiments import Experiment
 
 
 def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
-    """A plan by hand, or of a planner, with its similarity and perplexity."""
+    """The plan of `--windows` or `--planner`, with its similarity and perplexity."""
     from swm.stages.measure_plan import measure_plan
     from swm.stages.plan_by import plan_by
 
     if not options.planner:
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
-        measured = partial(measure_plan, experiment, plan)
+        measure = partial(measure_plan, experiment, plan)
     else:
-        measured = partial(
+        measure = partial(
             plan_by,
             experiment,
             options.planner,
-            cast(int, layers_asked(experiment, options)),
+            cast(int, layers_to_keep(experiment, options)),
             PLAN_BUDGET if options.budget is None else options.budget,
             rule=options.rule,
             precision=options.precision,
         )
     if experiment.read_only:
-        return measured()
+        return measure()
     with watched(experiment, "plan") as progress:
-        return measured(progress=progress)
+        return measure(progress=progress)
 
 
-def layers_asked(experiment: Experiment, options: argparse.Namespace) -> int | None:
-    """How many layers are to be left, where the options say it."""
+def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int | None:
+    """The layer count that `--layers` or `--ratio` asks for; None if neither is given."""
     if options.planner and options.layers is None and options.ratio is None:
-        raise SettingsError("A planner needs to know how many layers to leave. Say --layers or --ratio.")
+        raise SettingsError("--planner needs to know how many layers to keep. Add --layers or --ratio.")
     if options.ratio is None:
         return cast("int | None", options.layers)
     return layers_at(options.ratio, experiment.layer_count)
 
 
 def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
-    """The plan that the options name; a search that it needs is a job of the experiment."""
+    """The plan of `--threshold`, `--layers` or `--ratio`, searched if needed (a job of the experiment)."""
     from swm.stages.known_plan import known_plan
     from swm.stages.plan import plan_for
 
     rule = options.rule or DEFAULT_RULE
-    asked = {"threshold": options.threshold, "layers": layers_asked(experiment, options), "rule": rule}
-    asked["precision"] = options.precision
-    known = known_plan(experiment, **asked)
-    if known or experiment.read_only:
-        return known or plan_for(experiment, **asked)
+    request = {"threshold": options.threshold, "layers": layers_to_keep(experiment, options), "rule": rule}
+    request["precision"] = options.precision
+    plan = known_plan(experiment, **request)
+    if plan or experiment.read_only:
+        return plan or plan_for(experiment, **request)
     with watched(experiment, "search") as progress:
-        return plan_for(experiment, **asked, progress=progress)
+        return plan_for(experiment, **request, progress=progress)
 
 
 def windows_text(plan: MergePlan) -> str:
-    """A plan's windows as they are typed."""
+    """A plan's windows in the form that `--windows` takes; "none" if there are none."""
     return ",".join(map(str, plan.windows)) or "none"
 
 
 def recovery_settings(options: argparse.Namespace) -> RecoverySettings:
-    """The preset with what the options change; a file by its full path, as it may be read again elsewhere."""
+    """The preset with the options' changes; a text file by its full path, so that it is found from any folder."""
     names = [field.name for field in fields(RecoverySettings) if field.name != "preset"]
     changed = {name: getattr(options, name) for name in names}
     if (changed["texts"] or "").endswith((".txt", ".jsonl")):

@@ -1,4 +1,4 @@
-"""Commands that show, export or end things: compare, report, export, answer, app, cancel, delete."""
+"""Commands that show, export, cancel or delete: compare, report, export, answer, app, cancel, delete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from swm.workspace.runs import Run
 
 
 def run_compare(options: argparse.Namespace) -> Result:
-    """The command `swm compare`."""
+    """Result of `swm compare`: all runs side by side."""
     from swm.reporting.compare import compare
     from swm.reporting.csv_table import csv_text
     from swm.reporting.table import table
@@ -27,17 +27,17 @@ def run_compare(options: argparse.Namespace) -> Result:
 
 
 def run_report(options: argparse.Namespace) -> Result:
-    """The command `swm report`."""
+    """Result of `swm report`: the file it wrote."""
     from swm.reporting.report import write_report
 
     if demo_experiment():
         raise ExperimentError(read_only_message(options.exp))
     write_report(Experiment.open(options.exp), options.output)
-    return {"file": str(options.output)}, f"Report in {options.output}"
+    return {"file": str(options.output)}, f"Report written to {options.output}"
 
 
 def run_export(options: argparse.Namespace) -> Result:
-    """The command `swm export`."""
+    """Result of `swm export`: the folder or file it wrote."""
     from swm.reporting.export import export_run
 
     path = export_run(own_experiment(options.exp).run(options.run), Path(options.folder), options.format)
@@ -45,7 +45,7 @@ def run_export(options: argparse.Namespace) -> Result:
 
 
 def run_answer(options: argparse.Namespace) -> Result:
-    """The command `swm answer`."""
+    """Result of `swm answer`: the run's continuation of a prompt, printed as it is generated."""
     from swm.evaluation.answers import Answer
     from swm.stages.loading import load_run
 
@@ -62,27 +62,27 @@ def run_answer(options: argparse.Namespace) -> Result:
 
 
 def run_app(options: argparse.Namespace) -> Result:
-    """Becomes the app: streamlit in this process's place."""
+    """Start the app: streamlit replaces this process."""
     app = APP_FOLDER / "app.py"
     if not app.is_file():
-        raise ExperimentError(f"There is no {app}: the app is part of the source folder. Start it there: make app")
+        raise ExperimentError(f"There is no {app}: the app is only in the source folder. Run `make app` there.")
     if not 1 <= options.port <= 65_535:
         raise SettingsError(f"--port {options.port} is out of range. Choose 1 to 65,535.")
     environment = child_environment()
-    os.chdir(app.parent)  # where its settings lie
+    os.chdir(app.parent)  # streamlit looks for its settings here
     command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(options.port)]
     os.execve(sys.executable, command, environment)  # noqa: S606 - an argument list, no shell
 
 
 def run_cancel(options: argparse.Namespace) -> Result:
-    """The command `swm cancel`."""
+    """Result of `swm cancel`: whose job was asked to stop."""
     target = _target(options)
     cancel(target)
     return {"cancelled": target.name}, f"Asked the job of {target.name} to stop."
 
 
 def run_delete(options: argparse.Namespace) -> Result:
-    """The command `swm delete`."""
+    """Result of `swm delete`: what was deleted."""
     target = _target(options)
     delete(target)
     return {"deleted": target.name}, f"Deleted {target.name}."

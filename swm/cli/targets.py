@@ -1,4 +1,4 @@
-"""What several commands share: the experiment they work on, and their result."""
+"""What several commands share: their experiment, and the form of their result."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.names import read_only_message
 from swm.workspace.runs import BASELINE, Run
 
-Result = tuple[Any, str]
-
-
-Entries = dict[str, Any]
+Result = tuple[Any, str]  # for --json, and as text
+Entries = dict[str, Any]  # of run.json
 
 
 def own_experiment(name: str) -> Experiment:
-    """An experiment that may be written to."""
+    """An experiment of the user's own; raises ExperimentError if it is read-only."""
     experiment = Experiment.open(name)
     if experiment.read_only:
         raise ExperimentError(read_only_message(name))

@@ -1,4 +1,4 @@
-"""A stage run from the command line: its state on disk, and a progress bar on a terminal."""
+"""A stage run from the command line, with its state on disk and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from swm.progress import Progress
 
 @contextmanager
 def watched(target: Target, stage: str) -> Iterator[Progress]:
-    """The stage's progress on disk and, on a terminal, as a bar."""
-    if not is_first():  # the first of several processes keeps the state, and waits for its turn
+    """The progress function of a stage: writes to disk and, on a terminal, draws a bar."""
+    if not is_first():  # the first of several processes writes the state and waits for the lock
         together()
-        if stage == "recover":  # cancelled, it writes a checkpoint with all of them
+        if stage == "recover":  # when cancelled, all processes write the checkpoint together
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
         with beside(target):

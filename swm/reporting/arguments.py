@@ -1,4 +1,4 @@
-"""The command line's options that give a plan or a recovery."""
+"""Command-line options for a plan or a recovery."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from swm.settings import preset_settings
 
 
 def plan_arguments(plan: MergePlan) -> list[str]:
-    """The command line's options that give this plan."""
-    found = [*windows_arguments(",".join(map(str, plan.windows))), "--rule", plan.rule]
-    return [*found, *width_arguments(plan.width)]
+    """Options for this plan: windows, rule, width."""
+    windows = windows_arguments(",".join(map(str, plan.windows)))
+    return [*windows, "--rule", plan.rule, *width_arguments(plan.width)]
 
 
 def windows_arguments(windows: str) -> list[str]:
-    """The command line's options for windows set by hand."""
+    """Options for windows set by hand."""
     return [f"--windows={windows}"] if windows.startswith("-") else ["--windows", windows]
 
 
 def width_arguments(width: WidthCut) -> list[str]:
-    """The command line's options for a cut in width; none for the whole width."""
+    """Options for width pruning; none without it."""
     return ["--width", f"{width.ratio:g}", "--width-by", width.method] if width.ratio else []
 
 
 def recovery_arguments(settings: dict[str, Any]) -> list[str]:
-    """The command line's options that give these settings: the preset, and what differs from it."""
+    """Options for these settings: the preset, and every value that differs from it."""
     preset = asdict(preset_settings(settings["preset"], steps=settings["steps"]))
     changed = {name: settings[name] for name in preset if name in settings and settings[name] != preset[name]}
     changed["steps"] = settings["steps"]

@@ -1,7 +1,7 @@
-"""Plotly figures from plain data; the pages and the report draw the same ones.
+"""Plotly figures from plain data, for pages and report.
 
-Colours: similarity is always cividis from 0 to 1. Blue is better or accepted, orange worse or rejected; colour-blind
-readers can tell them apart. Windows have colours of their own. All else is grey: it has to work on light and dark.
+Colours: similarity is always cividis from 0 to 1. Blue means better or accepted, orange worse or rejected, which
+colour-blind readers can tell apart. Windows have their own colours. Everything else is grey, to work on light and dark.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def similarity_heatmap(
     matrix: Sequence[Sequence[float]],
     name: str,
     windows: Sequence[Window] = (),
-    patches: Sequence[Window] = (),
+    blocks: Sequence[Window] = (),
     pair: tuple[int, int] | None = None,
 ) -> go.Figure:
     """Similarity of all layer pairs, layer 0 in the lower left corner.
 
-    Windows are outlined in their colours, patches dashed, the chosen pair ringed. Plotly tells of clicks on
-    points alone, so each cell has one that is not seen.
+    Windows are outlined in their colours, blocks with dots, the selected pair with a ring. Plotly only reports clicks
+    on points, so each cell holds an invisible one.
     """
     count = len(matrix)
     layers = list(range(count))
@@ -51,11 +51,11 @@ def similarity_heatmap(
             hoverinfo="skip",
         )
     )
-    for patch in patches:
-        low, high = patch.first - 0.5, patch.last + 0.5
+    for block in blocks:
+        low, high = block.first - 0.5, block.last + 0.5
         figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": "white", "width": 3})
-        dashed = {"color": "black", "width": 1.5, "dash": "dot"}
-        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line=dashed)
+        dotted = {"color": "black", "width": 1.5, "dash": "dot"}
+        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line=dotted)
     cells = [(x, y) for y in layers for x in layers]
     figure.add_scatter(
         x=[x for x, _ in cells],
@@ -80,14 +80,14 @@ def similarity_heatmap(
 
 
 def difference_heatmap(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], names: str) -> go.Figure:
-    """First minus second similarity of all layer pairs: blue where the first is higher, orange where the second is."""
+    """First minus second similarity of all layer pairs: blue where the first is higher, orange where it is lower."""
     values = [[round(a - b, 4) for a, b in zip(x, y, strict=True)] for x, y in zip(first, second, strict=True)]
-    most = max(max(map(abs, row)) for row in values) or 1.0
+    largest = max(max(map(abs, row)) for row in values) or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=values,
-            zmin=-most,
-            zmax=most,
+            zmin=-largest,
+            zmax=largest,
             colorscale=[[0, WORSE], [0.5, "#f2f2f2"], [1, BETTER]],
             colorbar={**COLOUR_BAR, "title": {"text": names, "side": "bottom"}},
             hovertemplate="layer %{y} and layer %{x}<br>difference %{z:+.4f}<extra></extra>",
@@ -109,7 +109,7 @@ def _square(figure: go.Figure, count: int) -> go.Figure:
 
 
 def depth_lines(similarity_to_next: Sequence[float], block_influence: Sequence[float]) -> go.Figure:
-    """Along the depth: similarity to the next layer, and how much each layer changes its input."""
+    """For each layer: similarity to the next one, and block influence (how much it changes its input)."""
     figure = go.Figure()
     figure.add_scatter(
         x=list(range(len(similarity_to_next))),
@@ -131,7 +131,7 @@ def depth_lines(similarity_to_next: Sequence[float], block_influence: Sequence[f
 
 
 def norm_line(norms: Sequence[float]) -> go.Figure:
-    """Mean length of a token's state after each layer."""
+    """Mean norm of the hidden states after each layer."""
     figure = go.Figure(
         go.Bar(
             x=list(range(len(norms))),
@@ -140,24 +140,28 @@ def norm_line(norms: Sequence[float]) -> go.Figure:
             hovertemplate="layer %{x}: %{y:,.0f}<extra></extra>",
         )
     )
-    return plain_axes(figure, "layer", "mean length of a token's state", 260)
+    return plain_axes(figure, "layer", "mean hidden-state norm", 260)
 
 
 def trace_chart(step: PlanAt) -> go.Figure:
-    """Every window tried, in order, against the threshold."""
+    """Similarity of every window tried, in order, and the threshold as a line."""
     figure = go.Figure()
     for accepted, name, colour, symbol in ((True, "accepted", BETTER, "circle"), (False, "rejected", WORSE, "x")):
-        chosen = [(i, trial) for i, trial in enumerate(step.trace, 1) if trial.accepted == accepted]
+        trials = [(i, trial) for i, trial in enumerate(step.trace, 1) if trial.accepted == accepted]
         figure.add_scatter(
-            x=[i for i, _ in chosen],
-            y=[trial.similarity for _, trial in chosen],
+            x=[i for i, _ in trials],
+            y=[trial.similarity for _, trial in trials],
             mode="markers",
             name=name,
             marker={"color": colour, "symbol": symbol, "size": 9},
             text=[
                 f"layers {t.window}: similarity {'at most ' if t.at_most else ''}{t.similarity:.4f}<br>"
-                + ("grows further down" if accepted else f"below the threshold: layer {t.window.first} starts anew")
-                for _, t in chosen
+                + (
+                    "grows further down"
+                    if accepted
+                    else f"below the threshold: next window starts at layer {t.window.first}"
+                )
+                for _, t in trials
             ],
             hovertemplate="%{text}<extra></extra>",
         )
@@ -166,7 +170,7 @@ def trace_chart(step: PlanAt) -> go.Figure:
 
 
 def loss_chart(events: Sequence[dict[str, Any]]) -> go.Figure:
-    """Loss of each recovery step, and on the held-out sequences."""
+    """Training loss of each recovery step, and the loss on held-out sequences."""
     figure = go.Figure()
     for key, name, colour, mode in (
         ("loss", "training", BETTER, "lines"),
@@ -186,7 +190,7 @@ def loss_chart(events: Sequence[dict[str, Any]]) -> go.Figure:
 
 
 def scores_chart(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Figure:
-    """Accuracy by task with standard errors, one group of bars for each task."""
+    """Accuracy with standard errors: a group of bars for each task, a bar for each row."""
     colours = (LINE, WORSE, BETTER, *WINDOW_COLOURS)
     figure = go.Figure()
     for index, (row, name) in enumerate(zip(rows, names, strict=True)):
@@ -209,32 +213,32 @@ def scores_chart(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Fig
 
 
 def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> go.Figure:
-    """Average score against tokens per second; the line joins the rows that no other beats in both (Pareto front)."""
-    placed = [
+    """Average score against tokens per second, with the Pareto front: the rows that no other beats in both."""
+    points = [
         (row["tokens_per_second"], 100 * row["average"], 100 * row["average_stderr"], name)
         for row, name in zip(rows, names, strict=True)
         if row["tokens_per_second"] and row["average"] is not None
     ]
-    best = [p for p in placed if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in placed)]
-    best.sort()
-    middle = sum(p[0] for p in placed) / max(1, len(placed))  # names stand on the side that has room
+    front = [p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)]
+    front.sort()
+    middle = sum(p[0] for p in points) / max(1, len(points))  # names go to the side with more room
     figure = go.Figure()
     figure.add_scatter(
-        x=[p[0] for p in best],
-        y=[p[1] for p in best],
+        x=[p[0] for p in front],
+        y=[p[1] for p in front],
         mode="lines",
         line={"color": LINE, "dash": "dot"},
-        name="not beaten in both",
+        name="Pareto front",
         hoverinfo="skip",
     )
     figure.add_scatter(
-        x=[p[0] for p in placed],
-        y=[p[1] for p in placed],
-        error_y={"array": [p[2] for p in placed], "thickness": 1.4, "width": 4, "color": ERROR_BAR},
+        x=[p[0] for p in points],
+        y=[p[1] for p in points],
+        error_y={"array": [p[2] for p in points], "thickness": 1.4, "width": 4, "color": ERROR_BAR},
         mode="markers+text",
-        text=[p[3] for p in placed],
-        textposition=["middle left" if p[0] > middle else "middle right" for p in placed],
-        marker={"color": [BETTER if p in best else WORSE for p in placed], "size": 10},
+        text=[p[3] for p in points],
+        textposition=["middle left" if p[0] > middle else "middle right" for p in points],
+        marker={"color": [BETTER if p in front else WORSE for p in points], "size": 10},
         hovertemplate="%{text}<br>%{x:.1f} tokens per second, %{y:.1f} %<extra></extra>",
         showlegend=False,
         cliponaxis=False,
@@ -243,16 +247,16 @@ def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) ->
 
 
 def differences_chart(compared: Sequence[Paired]) -> go.Figure:
-    """Difference on each task with its 95 % interval; grey where it is not significant."""
+    """Difference on each task with its 95 % interval; grey if not significant or of too few documents."""
     figure = go.Figure()
     for verdict, colour in zip(VERDICTS, (LINE, BETTER, WORSE, LINE), strict=True):
-        rows = [one for one in compared if one.verdict == verdict]
+        rows = [row for row in compared if row.verdict == verdict]
         figure.add_scatter(
-            x=[100 * one.difference for one in rows],
-            y=[one.task for one in rows],
+            x=[100 * row.difference for row in rows],
+            y=[row.task for row in rows],
             error_x={
-                "array": [100 * (one.high - one.difference) for one in rows],
-                "arrayminus": [100 * (one.difference - one.low) for one in rows],
+                "array": [100 * (row.high - row.difference) for row in rows],
+                "arrayminus": [100 * (row.difference - row.low) for row in rows],
                 "thickness": 2,
                 "width": 5,
                 "color": colour,
@@ -260,17 +264,17 @@ def differences_chart(compared: Sequence[Paired]) -> go.Figure:
             mode="markers",
             name=verdict,
             marker={"color": colour, "size": 9},
-            customdata=[(one.p_value, one.gained, one.lost) for one in rows],
+            customdata=[(row.p_value, row.gained, row.lost) for row in rows],
             hovertemplate="%{y}: %{x:+.1f} points<br>p = %{customdata[0]:.3f}, %{customdata[1]} gained, "
             "%{customdata[2]} lost<extra></extra>",
         )
     figure.add_vline(x=0, line={"color": LINE, "width": 1})
-    figure.update_yaxes(categoryorder="array", categoryarray=[one.task for one in reversed(compared)])
-    return plain_axes(figure, "difference, points", "", 80 + 34 * len(compared), legend=True)
+    figure.update_yaxes(categoryorder="array", categoryarray=[row.task for row in reversed(compared)])
+    return plain_axes(figure, "difference (points)", "", 80 + 34 * len(compared), legend=True)
 
 
 def plain_axes(figure: go.Figure, x: str, y: str, height: int, legend: bool = False) -> go.Figure:
-    """The figure with titles at its axes and without what plotly adds."""
+    """The figure with axis titles, a height and plain axes."""
     figure.update_layout(
         height=height,
         margin={"l": 60, "r": 10, "t": 30 if legend else 10, "b": 45},

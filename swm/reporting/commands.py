@@ -1,4 +1,4 @@
-"""The commands that repeat an experiment or a run."""
+"""The commands that reproduce an experiment or a run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from swm.workspace.runs import Run
 
 
 def commands(experiment: Experiment) -> list[str]:
-    """The commands that repeat the experiment."""
-    found = create_commands(experiment)
+    """The commands that reproduce the experiment and its runs."""
+    lines = create_commands(experiment)
     for name in experiment.metrics_measured():
-        found.append(_command("measure", experiment.name, *_measure_options(experiment.similarity(name) or {})))
+        lines.append(_command("measure", experiment.name, *_measure_options(experiment.similarity(name) or {})))
     for run in experiment.runs():
-        found += run_commands(run)
-    return [*found, _command("compare", experiment.name)]
+        lines += run_commands(run)
+    return [*lines, _command("compare", experiment.name)]
 
 
 def _measure_options(data: dict[str, Any]) -> list[str]:
@@ -28,27 +28,27 @@ def _measure_options(data: dict[str, Any]) -> list[str]:
 
 
 def create_commands(experiment: Experiment) -> list[str]:
-    """The command that makes the same experiment."""
+    """The command that creates the same experiment."""
     settings = [word for name, value in asdict(experiment.settings).items() for word in (f"--{name}", str(value))]
     return [_command("create", experiment.name, *settings)]
 
 
 def run_commands(run: Run) -> list[str]:
-    """The commands that repeat a run."""
-    name, settings, found = (run.experiment.name, run.name), run.settings, []
+    """The commands that reproduce a run of an existing experiment."""
+    name, settings, lines = (run.experiment.name, run.name), run.settings, []
     if not run.is_baseline:
-        found.append(_command("merge", *name, *plan_arguments(run.plan)))
+        lines.append(_command("merge", *name, *plan_arguments(run.plan)))
     if "recovery" in settings:
-        found.append(_command("recover", *name, *recovery_arguments(settings["recovery"])))
+        lines.append(_command("recover", *name, *recovery_arguments(settings["recovery"])))
     if scores := run.scores():
         limit = scores["limit"] if scores["limit"] is not None else "none"
         texts = ",".join(scores["perplexity"])
-        found.append(
+        lines.append(
             _command("evaluate", *name, "--tasks", ",".join(scores["tasks"]), "--limit", str(limit), "--texts", texts)
         )
     if run.timing() and not run.is_baseline:
-        found.append(_command("time", *name))
-    return found
+        lines.append(_command("time", *name))
+    return lines
 
 
 def _command(*arguments: str) -> str:

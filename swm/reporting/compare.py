@@ -1,4 +1,4 @@
-"""One table of an experiment's runs: what each is, what it scores, and the difference to the original."""
+"""A row for each run of an experiment: what it is, its scores, its difference from the original."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE, Run
 
 SPEED = ("tokens_per_second", "latency_ms", "peak_memory_bytes")
-
-
 STAGES = {"original": "original", "planned": "planned", "merged": "merged", "recovered": "merged + LoRA"}
 
 
@@ -23,79 +21,79 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
         Rows with `run`, `stage`, `layers`, `parameters`, `size_bytes`, `perplexity` (on LAMBADA unless another text was
         measured first), `perplexities` by text, `scores` by task (`value`, `stderr`, `metric`, `documents`), `average`
         and `average_stderr`, `tokens_per_second`, `latency_ms`, `peak_memory_bytes`, `speedup` (with `low` and `high`),
-        `conditions` (what scores were measured with), `fitted_first` (whether merged layers were solved for before
-        LoRA), `shared_texts` (perplexity texts that are also the calibration or the recovery text, so that their
-        numbers are not independent), `timed_with` (the original's speed, measured in turn with the run's), `timed_as`
-        (what was timed in its place, being of the same shape), `deltas` to the baseline, `not_compared` (why a delta
-        is None though the run was measured). A recovered run that was evaluated before has that row under
-        `before_recovery`.
-        What was not measured is None. Only like is compared with like: perplexities of the same text, averages of the
-        same documents of the same tasks; speed and memory with the original as it was measured in turn with the run.
+        `conditions` (what scores were measured with), `fitted_first` (whether merged layers were fitted before LoRA),
+        `shared_texts` (perplexity texts that are also the calibration or recovery text, so that their numbers are not
+        independent), `timed_with` (the original's speed, measured in turn with the run's), `timed_as` (the row of the
+        same shape that was timed instead), `deltas` from the baseline, `not_compared` (why a delta is None although the
+        run was measured). A recovered run that was also evaluated before recovery has that row under
+        `before_recovery`. What was not measured is None.
+        Deltas compare perplexities of the same text, averages over the same documents of the same tasks, and speed and
+        memory with the original as measured in turn with the run.
     """
     rows = [_row_of(run) for run in experiment.runs()]
     for row in rows:
-        for each in filter(None, (row, row.get("before_recovery"))):
-            each["deltas"], each["not_compared"] = _deltas(each, rows[0])
+        for stage_row in filter(None, (row, row.get("before_recovery"))):
+            stage_row["deltas"], stage_row["not_compared"] = _deltas(stage_row, rows[0])
     return rows
 
 
 def _deltas(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The differences to the original, and why one is not there."""
+    """The differences from the original, and a sentence for each that is missing."""
     deltas = {name: _difference(row[name], baseline[name]) for name in ("layers", "parameters", "size_bytes")}
     timed_with = row["timed_with"] or baseline
     deltas |= {name: _difference(row[name], timed_with.get(name)) for name in SPEED}
     deltas |= dict.fromkeys(("perplexity", "average"))
     reasons = []
     if text := row["perplexity_text"]:
-        other = baseline["perplexities"].get(text)
-        if other is None:
+        original = baseline["perplexities"].get(text)
+        if original is None:
             reasons.append(f"The original's perplexity on {text} was not measured.")
-        elif not same_text(other, row["perplexities"][text]):
+        elif not same_text(original, row["perplexities"][text]):
             reasons.append(f"The original's perplexity was measured on another version or length of {text}.")
         else:
-            deltas["perplexity"] = _difference(row["perplexity"], other["value"])
+            deltas["perplexity"] = _difference(row["perplexity"], original["value"])
     if row["scores"] and documents_key(row) == documents_key(baseline):
         deltas["average"] = _difference(row["average"], baseline["average"])
     elif row["scores"]:
-        reasons.append(f"Averages are not compared: {_unlike(row, baseline)}.")
+        reasons.append(f"Averages are not compared: {_mismatch(row, baseline)}.")
     return deltas, reasons
 
 
 def same_text(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two perplexities were measured on the same; those of the first release do not say the text's hash."""
+    """Whether two perplexities are of the same text; those of the first release lack the text's hash."""
     names = [name for name in ("texts", "length_tokens", "text_hash") if name in first and name in second]
     return all(first[name] == second[name] for name in names)
 
 
 def documents_key(row: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    """What a row's average is of: averages are comparable where this is equal."""
+    """What a row's average was measured on; averages are comparable if this is equal."""
     names = ("documents", "metric", "data", "version")
     return {task: tuple(score.get(name) for name in names) for task, score in sorted(row["scores"].items())}
 
 
 def comparable(rows: dict[str, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The scored rows whose averages are of the same documents as the first one's, and the names of the others."""
+    """The rows whose averages are of the same documents as the first row's, and the names of the others."""
     first = next(iter(rows.values()), None)
-    alike = {name: row for name, row in rows.items() if first and documents_key(row) == documents_key(first)}
-    return alike, [name for name in rows if name not in alike]
+    same = {name: row for name, row in rows.items() if first and documents_key(row) == documents_key(first)}
+    return same, [name for name in rows if name not in same]
 
 
-def _unlike(row: dict[str, Any], other: dict[str, Any]) -> str:
-    if not other["scores"]:
+def _mismatch(row: dict[str, Any], original: dict[str, Any]) -> str:
+    if not original["scores"]:
         return "the original has no scores"
-    if set(row["scores"]) != set(other["scores"]):
-        return f"different tasks (only one has {', '.join(sorted(set(row['scores']) ^ set(other['scores'])))})"
+    if set(row["scores"]) != set(original["scores"]):
+        return f"different tasks (only one has {', '.join(sorted(set(row['scores']) ^ set(original['scores'])))})"
     return "different documents or metrics"
 
 
 def documents_of(row: dict[str, Any]) -> dict[str, Any]:
-    """The answers that a row's scores are of."""
+    """The answers behind a row's scores, as in `documents.json`."""
     run = Experiment.open(row["experiment"]).run(row["run"])
     return run.documents(before_recovery=row["stage"] == "merged" and run.stage == "recovered")
 
 
 def flat_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows in the order people read them: a run before its recovery, then after."""
+    """The rows in reading order: each run before its recovery, then after."""
     flat = []
     for row in rows:
         if row.get("before_recovery"):
@@ -158,15 +156,15 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
 
 
 def _shared_texts(run: Run, stage: str, perplexities: dict[str, Any]) -> dict[str, str]:
-    """Perplexity texts whose documents the model was also searched or healed with, and for what."""
+    """Perplexity texts whose documents were also used to search or heal the model, and for which of these."""
     uses = {"calibration": run.experiment.text_hash}
     if stage == "recovered":
         uses["recovery"] = run.settings["recovery"].get("text_hash", "")
     shared = {
-        text: [use for use, known in uses.items() if known and known == entry.get("text_hash")]
+        text: [use for use, text_hash in uses.items() if text_hash and text_hash == entry.get("text_hash")]
         for text, entry in perplexities.items()
     }
-    return {text: " and ".join(found) for text, found in shared.items() if found}
+    return {text: " and ".join(names) for text, names in shared.items() if names}
 
 
 def _fitted_first(run: Run) -> bool:
@@ -174,7 +172,7 @@ def _fitted_first(run: Run) -> bool:
 
 
 def _method(run: Run) -> str | None:
-    """What found the run's plan, where a study made it, and how its width was cut."""
+    """The method behind the run's plan, if a study made it, and that of its width pruning."""
     if run.is_baseline:
         return "original"
     method = run.settings.get("method")
@@ -182,7 +180,7 @@ def _method(run: Run) -> str | None:
 
 
 def _average(tasks: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Mean of the tasks' values and its standard error, the tasks taken as independent."""
+    """Mean of the tasks' values and its standard error, treating tasks as independent."""
     if not tasks:
         return None, None
     value = sum(task["value"] for task in tasks.values()) / len(tasks)
@@ -194,10 +192,10 @@ def _difference(value: float | None, baseline: float | None) -> float | None:
 
 
 def row_name(row: dict[str, Any]) -> str:
-    """What people call a row: "original", "first (merged)", "first (merged + LoRA)"."""
+    """Display name of a row: "original", "first (merged)", "first (merged + LoRA)"."""
     return run_name(row["run"], row["stage"])
 
 
 def run_name(run: str, stage: str) -> str:
-    """What people call a run at a stage: "original", "first (merged)", "first (merged + LoRA)"."""
+    """Display name of a run at a stage: "original", "first (merged)", "first (merged + LoRA)"."""
     return "original" if run == BASELINE else f"{run} ({STAGES[stage]})"

@@ -18,15 +18,15 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     plain += [*SPEED, "experiment", "method", "fitted_first", "timed_as"]
     texts = list(dict.fromkeys(text for row in flat for text in row["perplexities"]))
     tasks = list(dict.fromkeys(task for row in flat for task in row["scores"]))
-    heads = [*plain, *(f"perplexity_{text}" for text in texts)]
+    header = [*plain, *(f"perplexity_{text}" for text in texts)]
     measured_with = ("model", "texts", "seed", "dtype", "device", "seconds")
-    heads += [f"{task}{suffix}" for task in tasks for suffix in ("", "_stderr")]
-    heads += [*(f"{task}_documents" for task in tasks), *(f"measured_{name}" for name in measured_with), "versions"]
+    header += [f"{task}{suffix}" for task in tasks for suffix in ("", "_stderr")]
+    header += [*(f"{task}_documents" for task in tasks), *(f"measured_{name}" for name in measured_with), "versions"]
     if of_studies := any("against" in row for row in flat):
-        heads += ["seeds", *AGAINST]
+        header += ["seeds", *AGAINST]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(heads)
+    writer.writerow(header)
     for row in flat:
         values = [row[name] for name in plain] + [row["perplexities"].get(text, {}).get("value") for text in texts]
         values += [row["scores"].get(task, {}).get(key) for task in tasks for key in ("value", "stderr")]

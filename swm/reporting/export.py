@@ -1,4 +1,4 @@
-"""Exports a run in one of the registered formats."""
+"""Export a run in one of the registered formats."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from swm.workspace.runs import Run
 
 
 def format_of(path: Path, name: str | None = None) -> ExportFormat:
-    """The format of that name, or the one that the path's suffix says; else a folder for transformers.
+    """The format of that name; without a name, the one of the path's suffix, or else a transformers folder.
 
     Raises:
-        SettingsError: if there is no format of that name.
+        SettingsError: if no format has that name.
     """
     if name is not None:
         return EXPORT_FORMATS.check(name)
@@ -23,7 +23,7 @@ def format_of(path: Path, name: str | None = None) -> ExportFormat:
 
 
 def export_run(run: Run, path: Path, name: str | None = None) -> Path:
-    """Write a run to a new file or folder.
+    """Write a run to a new file or folder; returns its path.
 
     Raises:
         ExperimentError: if the path exists, the run has no model, or the format cannot express it.

@@ -1,4 +1,4 @@
-"""Jinja's environment and plotly figures for the HTML report."""
+"""Jinja environment and plotly figures for the HTML report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def figure_html(figure: go.Figure, first: bool) -> Markup:
     """A plotly figure as HTML; the `first` one on a page carries plotly's script."""
     figure.update_layout(template="plotly_white", font={"family": "system-ui, sans-serif"})
     html = figure.to_html(full_html=False, include_plotlyjs=first, config={"displaylogo": False, "responsive": True})
-    return Markup(html)  # noqa: S704 - plotly's own output; what the user typed goes through the template
+    return Markup(html)  # noqa: S704 - plotly's own output; user input goes through the template
 
 
 def template_environment() -> Environment:
-    """Jinja's environment for report and model card: HTML is escaped."""
+    """Jinja environment for report and model card; escapes HTML."""
     environment = Environment(
         loader=PackageLoader("swm.reporting", "templates"),
         autoescape=select_autoescape(["html"]),

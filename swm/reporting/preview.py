@@ -1,4 +1,4 @@
-"""What the preview draws: every plan of a threshold path with its numbers, ready for the browser. No torch."""
+"""Data of the Preview page: every plan of a threshold path with its numbers, ready for the browser. No torch."""
 
 from __future__ import annotations
 
@@ -11,28 +11,24 @@ from swm.reporting.palette import WINDOW_COLOURS
 from swm.search.threshold_path import ThresholdPath
 from swm.workspace.units import gib
 
-LOWEST = 0.5  # where the slider begins, computed or not
-
-
+LOWEST = 0.5  # start of the slider, also if not computed that far
 TEMPLATES = Path(__file__).parent / "templates"
-
-
 HELP = {
     "Layers": "Decoder layers after merging.",
-    "Parameters": "Of the merged model, embeddings included.",
-    "Memory": "Of the weights, in the experiment's number format; generation adds its cache.",
-    "Speed": "Expected while generating, times the original, from what its layers cost it.",
-    "Similarity": "Cosine between the final hidden states of merged and original model, mean of the texts.",
-    "Perplexity": "On the calibration text, before healing, and how many times the original's. Lower is better.",
+    "Parameters": "Of the merged model, including embeddings.",
+    "Memory": "For the weights, at the experiment's precision. Generation adds its cache.",
+    "Speed": "Expected generation speed relative to the original, estimated from its time per layer.",
+    "Similarity": "Cosine similarity of the final hidden states of merged and original model, mean over texts.",
+    "Perplexity": "On the calibration text before healing, and relative to the original. Lower is better.",
 }
 
 
 def path_view(path: ThresholdPath, facts: dict[str, Any], cost: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Every interval of thresholds with its plan; plans that hold on several intervals stand once.
+    """Every interval of thresholds with its plan; a plan valid on several intervals is listed once.
 
     Returns:
-        `steps`: [low, high, index of the plan, similarity], from the highest threshold down, gaps where the path is not
-        computed. `plans`: as `plan_view`, without the similarity, which belongs to the step.
+        `steps`: [low, high, index of the plan, similarity], from the highest threshold down, with gaps where the path
+        is not computed. `plans`: as `plan_view`, without the similarity, which belongs to the step.
     """
     plans: dict[MergePlan, int] = {}
     steps = []
@@ -50,16 +46,16 @@ def plan_view(
     perplexities: dict[tuple[Window, ...], float] | None = None,
     similarity: float | None = None,
 ) -> dict[str, Any]:
-    """A plan's windows and its numbers as people read them.
+    """A plan's windows, and its numbers formatted for display.
 
     Args:
         facts: of the original model: `parameters`, `parameters_per_layer`, `size_bytes`.
-        cost: of one generated token of the original, for the expected speed; see `swm.evaluation.cost.decode_cost`.
-        perplexities: of plans on the calibration text, that of the original under ().
+        cost: time of one generated token of the original, for the expected speed; see `evaluation.cost.decode_cost`.
+        perplexities: of plans on the calibration text, by windows; the original's under ().
     """
-    known = perplexities or {}
+    perplexities = perplexities or {}
     saved = (plan.layer_count - plan.worth_layers) * facts["parameters_per_layer"]
-    perplexity, original = known.get(plan.windows), known.get(())
+    perplexity, original = perplexities.get(plan.windows), perplexities.get(())
     speed = expected_speedup(plan, cost)
     numbers = {
         "Layers": f"{plan.layers_left} of {plan.layer_count}",
@@ -84,9 +80,9 @@ def plan_view(
 
 
 def expected_speedup(plan: MergePlan, cost: dict[str, Any] | None) -> float | None:
-    """How many times faster the plan's model generates when a layer costs what it costs in the original.
+    """Expected generation speed relative to the original, if each layer takes as long as in the original.
 
-    None if that was not measured.
+    None if the original's cost was not measured.
     """
     if not cost:
         return None

@@ -24,7 +24,7 @@ from swm.workspace.units import gib
 
 
 def write_report(experiment: Experiment, file: Path) -> None:
-    """Write the report; it needs no network when it is opened.
+    """Write the report, which opens offline.
 
     Raises:
         ExperimentError: if the file cannot be written.
@@ -33,12 +33,14 @@ def write_report(experiment: Experiment, file: Path) -> None:
         file = file.absolute().resolve()
         special = file.exists() and not file.is_file()
     if special:
-        raise ExperimentError(f"{file} is not a file that can be written over. Name a file, such as report.html.")
+        raise ExperimentError(
+            f"{file} exists and is not a regular file, so it is not overwritten. Name a file, such as report.html."
+        )
     replace_file(file, report_html(experiment).encode())
 
 
 def report_html(experiment: Experiment) -> str:
-    """The report: what was done, similarity, plans, scores before and after, caveats, commands."""
+    """The report as HTML: results before and after, plans, similarity, scores, caveats, commands."""
     rows = compare(experiment)
     flat = flat_rows(rows)
     measured = [row for row in flat if row["scores"]]
@@ -50,7 +52,9 @@ def report_html(experiment: Experiment) -> str:
         windows = runs[0].plan.windows if runs else ()
         title = f"Similarity of all layer pairs ({metric}), windows of the first run outlined"
         figures.append((title, similarity_heatmap(similarity["matrix"], str(metric), windows)))
-    figures += [(f"Recovery of run {run.name}", loss_chart(run.events())) for run in runs if run.stage == "recovered"]
+    figures += [
+        (f"Loss while healing run {run.name}", loss_chart(run.events())) for run in runs if run.stage == "recovered"
+    ]
     if measured:
         names = [row_name(row) for row in measured]
         figures.append(("Zero-shot accuracy with standard errors", scores_chart(measured, names)))
@@ -77,22 +81,22 @@ def report_html(experiment: Experiment) -> str:
 
 
 def _cost(run: Run) -> list[str]:
-    """What the run took: healing, evaluation, space."""
+    """What the run took: time for healing and evaluation, disk space."""
     recovery, scores = run.settings.get("recovery", {}), run.scores() or {}
-    found = []
+    costs = []
     if "seconds" in recovery:
         tokens = recovery["steps"] * recovery["batch"] * recovery["accumulate"] * recovery["length"]
-        found.append(f"healing {recovery['seconds'] / 60:,.1f} min ({tokens:,} tokens)")
+        costs.append(f"healing {recovery['seconds'] / 60:,.1f} min ({tokens:,} tokens)")
     if seconds := scores.get("conditions", {}).get("seconds"):
-        found.append(f"evaluation {seconds:,.0f} s")
+        costs.append(f"evaluation {seconds:,.0f} s")
     if size := run.settings.get("merge", {}).get("size_bytes"):
-        found.append(f"{gib(size)} on disk")
-    return found
+        costs.append(f"{gib(size)} on disk")
+    return costs
 
 
 def _differences(measured: list[dict[str, Any]]) -> list[tuple[str, go.Figure]]:
-    """Each row against the original, over the same documents."""
+    """A chart for each row: its differences from the original over the same documents."""
     before = documents_of(measured[0]) if measured[0]["run"] == BASELINE else {}
     compared = [(row_name(row), paired(before, documents_of(row))) for row in measured[1:]]
-    title = "Difference of {} to the original, with its 95 % interval over the same documents"
-    return [(title.format(name), differences_chart(found)) for name, found in compared if found]
+    title = "Difference of {} from the original, with 95 % intervals over the same documents"
+    return [(title.format(name), differences_chart(results)) for name, results in compared if results]

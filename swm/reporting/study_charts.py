@@ -1,4 +1,4 @@
-"""Plotly figures of studies: every method against depth, every merge rule against threshold."""
+"""Plotly figures for studies: every method against depth, every merge rule against threshold."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ COLOURS = (
     BETTER, WORSE, "#00835f", "#b5568c", "#a6761d", "#7b68b5", "#17a2a2", "#8a8f98", "#d94a4a", "#5c6b1f",
     "#4fb0e8", "#e0a30b", "#7bb661", "#c77dba",
 )  # fmt: skip
-TALLEST = 20  # times the original's perplexity: what lies above is broken, and would press the rest together
+TALLEST = 20  # times the original's perplexity: models above are broken, and would squeeze the rest together
 SYMBOLS = ("circle", "diamond", "x")
 
 
 def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
-    """One figure of every method against the layers left, with its error bars; dashed after LoRA.
+    """One number of every method against the layers left, with error bars; dotted lines after LoRA.
 
     Args:
-        rows: of `study_rows.study_rows`. figure_of: "average", or a text for perplexity (drawn on a log axis).
+        rows: from `studies.rows.study_rows`.
+        figure_of: "average", or the text of a perplexity (drawn on a log axis).
     """
     figure, original = go.Figure(), next((row for row in rows if row["method"] == "original"), None)
     lines: dict[tuple[str, bool], list[dict[str, Any]]] = {}
@@ -69,7 +70,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
 
 
 def _log_axis(figure: go.Figure, lowest: float | None) -> None:
-    """Perplexities on a log axis, from the original's up to TALLEST times that."""
+    """Give the figure a log axis from the original's perplexity up to TALLEST times that."""
     ticks = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
     figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
     values = [value for line in figure.data for value in line.y]
@@ -79,7 +80,7 @@ def _log_axis(figure: go.Figure, lowest: float | None) -> None:
 
 
 def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] | None:
-    """Value, low and high of a row's figure: one standard error of the average, the 95 % interval of perplexity."""
+    """Value, low and high of a row: ± one standard error for the average, the 95 % interval for perplexity."""
     if figure_of == "average":
         value, stderr = row["average"], row["average_stderr"]
         return None if value is None else (100 * value, 100 * (value - stderr), 100 * (value + stderr))
@@ -91,23 +92,23 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
     """Layers left, or perplexity on the calibration text, against threshold: one line for each merge rule.
 
     Args:
-        below: thresholds under a path's range whose plans are drawn too, where they are known.
+        below: thresholds below a path's range whose plans are drawn too, if they are known.
     """
     figure, lowest = go.Figure(), min([path.low for path in paths] + [*below], default=0.0)
     for index, path in enumerate(paths):
         single = [path.plan_at(threshold) for threshold in sorted(below, reverse=True) if threshold < path.low]
-        known = {step.low: step for step in (*path.intervals(), *single) if step}
-        steps = [step for step in known.values() if figure_of == "layers" or step.perplexity is not None]
+        by_low = {step.low: step for step in (*path.intervals(), *single) if step}
+        steps = [step for step in by_low.values() if figure_of == "layers" or step.perplexity is not None]
         joins = {step.high for step in steps} & {step.low for step in steps}
         x: list[float | None] = []
         y: list[float | None] = []
         sizes: list[int] = []
         for step in steps:
-            if x and step.high not in joins:  # what lies between is not computed
+            if x and step.high not in joins:  # a gap: not computed in between
                 x, y, sizes = [*x, None], [*y, None], [*sizes, 0]
             value = step.plan.layers_left if figure_of == "layers" else step.perplexity
             x, y = [*x, step.high, max(step.low, lowest)], [*y, value, value]
-            sizes += [0 if joins & {step.low, step.high} else 6] * 2  # one known alone may be too short for a line
+            sizes += [0 if joins & {step.low, step.high} else 6] * 2  # a lone step may be too short to see as a line
         figure.add_scatter(
             x=x,
             y=y,
@@ -117,7 +118,7 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
             line={"color": COLOURS[index % len(COLOURS)], "width": 2},
             hovertemplate="%{x:.3f}: %{y:,.1f}<extra>" + path.rule + "</extra>",
         )
-    title = "layers left" if figure_of == "layers" else "perplexity of the calibration text"
+    title = "layers left" if figure_of == "layers" else "perplexity on the calibration text"
     figure = plain_axes(figure, "threshold", title, 380, legend=True)
     figure.update_xaxes(range=[lowest - 0.01, 1.01])
     figure.update_yaxes(type="linear" if figure_of == "layers" else "log")
@@ -125,10 +126,10 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
 
 
 def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:
-    """Score of the plans at some thresholds with its standard error: one line for each merge rule.
+    """Scores of the plans at selected thresholds with standard errors: one line for each merge rule.
 
     Args:
-        scores: rows with `rule`, `threshold`, `layers`, `task`, `value` and `stderr`, as a study of thresholds keeps.
+        scores: rows with `rule`, `threshold`, `layers`, `task`, `value` and `stderr`, as in a study of thresholds.
     """
     figure = go.Figure()
     for index, rule in enumerate(dict.fromkeys(row["rule"] for row in scores)):

@@ -1,4 +1,4 @@
-"""The comparison of runs as people read it: rows of text for terminal, page, report and model card."""
+"""The comparison of runs as rows of text, for terminal, page, report and model card."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ MISSING = "–"
 
 
 def conditions_of(rows: list[dict[str, Any]]) -> str:
-    """What the rows' scores were measured with, as one sentence; what is not the same for all is said in full."""
+    """What the rows' scores were measured with, in a sentence or two; values that differ are all listed."""
     measured = [row for row in rows if row["conditions"]]
     if not measured:
         return ""
     counts = [score["documents"] for row in measured for score in row["scores"].values()]
     seconds = [row["conditions"].get("seconds", 0.0) for row in measured]
-    found = [f"{_span(counts)} documents of each task, zero-shot"] if counts else []
-    found += [" or ".join(dict.fromkeys(_condition(row["conditions"]) for row in measured))]
-    return f"{'; '.join(found)}. Scoring a model took {_span(seconds)} s."
+    parts = [f"{_span(counts)} documents per task, zero-shot"] if counts else []
+    parts += [" or ".join(dict.fromkeys(_condition(row["conditions"]) for row in measured))]
+    return f"{'; '.join(parts)}. Scoring a model took {_span(seconds)} s."
 
 
 def _condition(conditions: dict[str, Any]) -> str:
@@ -33,7 +33,7 @@ def _span(values: list[Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The comparison as plain text, for a terminal."""
+    """The comparison as a plain-text table, for a terminal."""
     flat = flat_rows(rows)
     body = [("", [row_name(row) for row in flat]), *lines(flat)]
     head = max(len(label) for label, _ in body)
@@ -45,38 +45,38 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """The comparison as people read it: (what, one cell for each row); for terminal, page, report and model card."""
-    found = [
+    """The comparison line by line: (label, one cell for each row); for terminal, page, report and model card."""
+    table_lines = [
         ("layers", [f"{row['layers']}" for row in flat]),
         ("parameters, million", [f"{row['parameters'] / 1e6:,.1f}" for row in flat]),
         ("size, MiB", [f"{row['size_bytes'] / 2**20:,.0f}" for row in flat]),
     ]
     for text in dict.fromkeys(text for row in flat for text in row["perplexities"]):
         uses = sorted({row["shared_texts"][text] for row in flat if text in row["shared_texts"]})
-        told = f" (also the {' and '.join(uses)} text: not independent)" if uses else ""
+        note = f" (also the {' and '.join(uses)} text: not independent)" if uses else ""
         entries = [row["perplexities"][text] for row in flat if text in row["perplexities"]]
         if not all(same_text(entries[0], entry) for entry in entries):
-            told += " (different versions or lengths: not comparable)"
-        found.append((f"perplexity, {text}{told}", [interval(row["perplexities"].get(text)) for row in flat]))
+            note += " (different versions or lengths: not comparable)"
+        table_lines.append((f"perplexity, {text}{note}", [interval(row["perplexities"].get(text)) for row in flat]))
     for task in dict.fromkeys(task for row in flat for task in row["scores"]):
         scored = [row["scores"][task] for row in flat if task in row["scores"]]
         counts = " or ".join(dict.fromkeys(f"{score['documents']:,}" for score in scored))
         label = f"{task}, % ({scored[0]['metric']}, {counts} documents)"
-        found.append((label, [_score(row["scores"].get(task)) for row in flat]))
+        table_lines.append((label, [_score(row["scores"].get(task)) for row in flat]))
     mixed = len({str(documents_key(row)) for row in flat if row["scores"]}) > 1
     averages = [percent(row["average"], row["average_stderr"]) + _of_tasks(row) * mixed for row in flat]
-    found.append((f"average of tasks, %{' (different documents: not comparable)' * mixed}", averages))
-    found.append(("tokens per second", _timed(flat, "tokens_per_second", 1)))
+    table_lines.append((f"average of tasks, %{' (different documents: not comparable)' * mixed}", averages))
+    table_lines.append(("tokens per second", _timed(flat, "tokens_per_second", 1)))
     for batch in dict.fromkeys(batch for row in flat for batch in row["throughput"] if batch != "1"):
         rates = [number(row["throughput"].get(batch), 0) for row in flat]
-        found.append((f"tokens per second, batch of {batch}", rates))
-    found.append(("speed, times the original", [speedup(row["speedup"]) for row in flat]))
-    found.append(("latency, ms", _timed(flat, "latency_ms", 0)))
+        table_lines.append((f"tokens per second, batch of {batch}", rates))
+    table_lines.append(("speed relative to the original", [speedup(row["speedup"]) for row in flat]))
+    table_lines.append(("latency, ms", _timed(flat, "latency_ms", 0)))
     memory = [row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20 for row in flat]
-    found.append(("peak memory, MiB", [number(value, 0) for value in memory]))
+    table_lines.append(("peak memory, MiB", [number(value, 0) for value in memory]))
     if any(row["timed_as"] for row in flat):
-        found.append(("speed measured on", [_measured(row) for row in flat]))
-    return found
+        table_lines.append(("speed measured on", [_measured(row) for row in flat]))
+    return table_lines
 
 
 def _of_tasks(row: dict[str, Any]) -> str:
@@ -84,21 +84,21 @@ def _of_tasks(row: dict[str, Any]) -> str:
 
 
 def _measured(row: dict[str, Any]) -> str:
-    """Of what speed and memory were measured: another model of the same shape is as fast."""
+    """The row whose speed and memory were measured: models of the same shape are equally fast."""
     return MISSING if row["tokens_per_second"] is None else str(row["timed_as"] or "itself")
 
 
 def _timed(flat: list[dict[str, Any]], name: str, digits: int) -> list[str]:
-    """A figure of speed of each row; where the original was measured otherwise beside it than its row says, with that.
+    """A speed or memory value for each row, plus the original's from the same session if that differs from its own row.
 
-    Machines are not always as fast: two figures compare only where they were measured in turn.
+    A machine's speed varies over time, so only values measured in turn are comparable.
     """
     originals = {row["experiment"]: number(row[name], digits) for row in flat if row["run"] == BASELINE}
     cells = []
     for row in flat:
-        beside = number(row["timed_with"].get(name), digits)
-        told = beside not in (MISSING, originals.get(row["experiment"])) and row["run"] != BASELINE
-        cells.append(number(row[name], digits) + (f" (original in the same session: {beside})" if told else ""))
+        original = number(row["timed_with"].get(name), digits)
+        differs = original not in (MISSING, originals.get(row["experiment"])) and row["run"] != BASELINE
+        cells.append(number(row[name], digits) + (f" (original in the same session: {original})" if differs else ""))
     return cells
 
 
@@ -108,7 +108,7 @@ def interval(entry: dict[str, Any] | None) -> str:
 
 
 def _short(value: float) -> str:
-    """A perplexity: those of broken models run into millions."""
+    """A perplexity, shortened if it is huge: broken models reach millions."""
     return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" if value < 100_000 else f"{value:.1e}"
 
 
@@ -134,5 +134,5 @@ def points(entry: dict[str, Any] | None) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A number with so many decimals; a dash where there is none."""
+    """A number with this many decimals; a dash if there is none."""
     return MISSING if value is None else f"{value:,.{digits}f}"

@@ -106,7 +106,9 @@ def test_merging_again_forgets_recovery_and_scores(swm, study):
     assert run.stage == "recovered"
     code, out, _ = swm("merge", study, "first", "--windows", "1-2")
     assert code == 0
-    assert "healed since: nothing to do. --again merges it again, and deletes its adapter, scores and timing" in out
+    assert (
+        "and healed: nothing to do. Pass --again to merge it again, which deletes its adapter, scores and timing" in out
+    )
     assert run.stage == "recovered"
     assert run.scores()
     assert swm("merge", study, "first", "--windows", "1-2", "--again")[0] == 0
@@ -346,7 +348,7 @@ def test_width_is_cut_after_merging_and_healing_repeats_it(swm, study, tmp_path)
     assert swm("recover", study, "narrow", "--steps", 2, "--batch", 2, "--length", 32)[0] == 0
     assert json.loads((run.model_folder / "config.json").read_text()) == config  # use_cache too
     assert swm("export", study, "narrow", tmp_path / "out")[0] == 0
-    assert "50 % of the layers' weights were cut by width" in (tmp_path / "out" / "README.md").read_text()
+    assert "50 % of the layers' weights were pruned by width" in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "recipe.json").read_text())["plan"]["width"] == {
         "ratio": 0.5,
         "method": "taylor",

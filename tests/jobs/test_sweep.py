@@ -300,10 +300,10 @@ def test_a_row_of_the_paper_runs_on_a_tiny_model_of_the_same_kind(tokenizer, tex
 def test_the_page_shows_where_each_run_stands(grid):
     from tests.pages.test_pages import opened, texts
 
-    assert "no sweep yet" in texts(opened("pages/sweeps.py"))
+    assert "There are no sweeps yet" in texts(opened("pages/sweeps.py"))
     Sweep.create({**grid, "recovery": "none"})
     test = opened("pages/sweeps.py")
     assert [metric.value for metric in test.metric] == ["0 of 3", "–", "–"]
     assert list(test.dataframe[0].value["state"]) == ["waiting"] * 3
-    assert "Go on with this sweep" in [button.label for button in test.button]
+    assert "Resume this sweep" in [button.label for button in test.button]
     assert "random-25pc" in " ".join(code.value for code in test.code)

@@ -30,6 +30,7 @@ def test_dtype_auto_is_what_the_checkpoint_says(model, model_folder, dtype, expe
 
 
 @pytest.mark.bundled
+@pytest.mark.xdist_group("bundled")
 def test_bundled_model_loads_from_its_converted_folder(bundled_home):
     model, tokenizer = load_model("smollm2-135m")
     assert (len(find_decoder(model).layers), model.dtype) == (30, torch.float32)

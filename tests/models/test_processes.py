@@ -121,7 +121,7 @@ def test_two_processes_measure_what_one_does(name, both):
     assert two["tokens"] == one["tokens"]
     assert two["conditions"]["processes"] == 2
     assert both["study"].state().status == "done"
-    assert both["out"].count("of each layer and the next") == len(MEASURES)
+    assert both["out"].count("similarity of neighbouring layers") == len(MEASURES)
 
 
 def assert_same_events(one, two, rounding=1e-3):

@@ -80,9 +80,9 @@ def test_page_without_any_experiment_says_how_to_make_one(page, no_demo):
     if page == "pages/experiment.py":
         assert "Create and measure" in [button.label for button in test.button]
         return
-    told = {"app.py": "Choose a model and a calibration text", "pages/sweeps.py": "There is no sweep yet"}
-    assert told.get(page, "There is no experiment yet") in texts(test)
-    assert "difference to the original" not in texts(test)
+    told = {"app.py": "Choose a model and a calibration text", "pages/sweeps.py": "There are no sweeps yet"}
+    assert told.get(page, "There are no experiments yet") in texts(test)
+    assert "compared with the original" not in texts(test)
 
 
 @pytest.mark.parametrize("page", ["app.py", *PAGES])
@@ -142,12 +142,12 @@ def test_another_methods_plan_is_shown_like_windows_by_hand(study, no_demo):
     assert test.session_state["preview_windows_study"] == "1-2"
     assert test.session_state["rule"] == "keep_first"
     test.number_input(key="preview_planner_layers").set_value(4).run()
-    assert test.button(key="preview_find_planned").label == "Find it"
+    assert test.button(key="preview_find_planned").label == "Find a plan"
 
 
 def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
     test = opened("pages/studies.py")
-    assert "Nothing of this study has been measured yet" in texts(test)
+    assert "This study has no results yet" in texts(test)
     for name, method, layers in (("sleb-5", "sleb", 5), ("rdsc-5", "rdsc", 5)):
         run = study.create_run(name, MergePlan(6, (Window(1, 6 - layers + 1),)), method=method)
         run.remember(merge={"parameters": 800, "size_bytes": 3200})
@@ -160,9 +160,9 @@ def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
     assert list(table["method"]) == ["original", "sleb", "rdsc"]
     assert json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["tickvals"] == [5]  # no half layers
     assert table["average, %"][1].count("±") == 1
-    assert list(table["average, points to sleb"]) == ["–", "–", "-100.0 [-100.0, +95.0]"]
+    assert list(table["difference from sleb (points)"]) == ["–", "–", "-100.0 [-100.0, +95.0]"]
     test.selectbox(key="studies_against_study_methods").select("rdsc").run()
-    assert list(test.dataframe[0].value["average, points to rdsc"])[1] == "+100.0 [-95.0, +100.0]"
+    assert list(test.dataframe[0].value["difference from rdsc (points)"])[1] == "+100.0 [-95.0, +100.0]"
     assert "taylor-5: No such plan." in " ".join(c.value for c in test.caption)
     for kind in ("healing", "width", "thresholds", "texts"):
         test.segmented_control(key="studies_kind").select(kind).run()
@@ -198,7 +198,7 @@ def test_a_path_that_is_computed_in_part_is_shown_as_such(study, no_demo):
     test.segmented_control(key="studies_kind").select("thresholds").run()
     chart = json.loads(test.get("plotly_chart")[0].proto.spec)["data"][0]
     assert max(chart["x"]) == step.high
-    assert f"Not computed in whole: rdsc ({part.covered():.0%})" in " ".join(c.value for c in test.caption)
+    assert f"Partly computed: rdsc ({part.covered():.0%})" in " ".join(c.value for c in test.caption)
 
 
 def test_a_staircase_is_broken_where_the_plan_is_not_known():
@@ -325,12 +325,12 @@ def test_a_run_without_healing_is_duplicated_without(study, no_demo):
 def test_an_unfinished_recovery_says_what_can_be_used(study, no_demo):
     run = study.run("first")
     run.remember(recovery_started=asdict(PRESETS["quick"]))
-    assert "begins anew" in texts(opened("pages/run.py", run="first"))
+    assert "first checkpoint and has to start over" in texts(opened("pages/run.py", run="first"))
     checkpoint = run.folder / "recovery" / "checkpoint-30"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text("{}")
     assert "step 30 of 120" in texts(opened("pages/run.py", run="first"))
-    assert "merged one, whole and usable" in texts(opened("pages/run.py", run="first"))
+    assert "complete merged model, which you can use" in texts(opened("pages/run.py", run="first"))
 
 
 @pytest.mark.parametrize("page", ["app.py", *PAGES])

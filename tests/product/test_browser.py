@@ -167,7 +167,7 @@ def test_a_study_from_the_pages(app, page, model_folder, text_file, home, no_job
     ready(page)
     for label, value in (("Name", "mine"), ("Model", str(model_folder)), ("Calibration text", str(text_file))):
         page.get_by_label(label, exact=True).fill(value)
-    page.get_by_label("Tokens in each", exact=True).fill("32")
+    page.get_by_label("Tokens per text", exact=True).fill("32")
     page.get_by_label("Texts", exact=True).fill("3")
     page.get_by_role("button", name="Create and measure").click()
     page.wait_for_url("**/redundancy?experiment=mine*", timeout=90_000)
@@ -189,7 +189,7 @@ def test_a_run_is_followed_from_another_browser_cancelled_and_gone_on_with(
     experiment = create_experiment("mine", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
     page.goto(f"{app}/run?experiment=mine&run=new+run&windows=1-2")
     ready(page)
-    for label, value in (("Steps", "3000"), ("Documents of each task", "2")):
+    for label, value in (("Steps", "3000"), ("Documents per task", "2")):
         page.get_by_label(label, exact=True).fill(value)
         page.get_by_label(label, exact=True).press("Enter")
         page.wait_for_timeout(1500)
@@ -200,17 +200,17 @@ def test_a_run_is_followed_from_another_browser_cancelled_and_gone_on_with(
     other.goto(f"{app}/run?experiment=mine&run=run-1")
     other.wait_for_selector("text=Held-out loss", timeout=120_000)
     other.get_by_role("button", name="Cancel").click()
-    other.wait_for_selector("text=was cancelled; what was finished is kept", timeout=60_000)
+    other.wait_for_selector("text=was cancelled. Finished work is kept", timeout=60_000)
     run = experiment.run("run-1")
     assert (run.state().status, run.stage) == ("cancelled", "merged")
-    other.wait_for_selector(f"text=a checkpoint holds step {run.checkpoint_step():,} of 3,000")
+    other.wait_for_selector(f"text=Its last checkpoint is at step {run.checkpoint_step():,} of 3,000")
     done = run.checkpoint_step()
-    other.get_by_role("button", name="Go on healing").click()
+    other.get_by_role("button", name="Resume healing").click()
     other.wait_for_selector("text=Cancel", timeout=30_000)
     progressed = "n => document.body.innerText.match(/([\\d,]+) of 3,000/)?.[1].replace(',', '') > n"
     other.wait_for_function(progressed, arg=done, timeout=120_000)
     other.get_by_role("button", name="Cancel").click()
-    other.wait_for_selector("text=was cancelled; what was finished is kept", timeout=60_000)
+    other.wait_for_selector("text=was cancelled. Finished work is kept", timeout=60_000)
     steps = [event["step"] for event in run.events() if "loss" in event]
     assert steps == list(range(1, max(steps) + 1))  # nothing was trained twice, nothing left out
     assert max(steps) > done
@@ -253,7 +253,7 @@ def test_the_demo_flag_opens_one_experiment_read_only(page, tmp_path):
     with running_app(arguments=("--demo", "demo")) as (address, _):
         page.goto(f"{address}/experiment")
         ready(page)
-        page.wait_for_selector("text=everything can be looked at")
+        page.wait_for_selector("text=you can look at everything")
         assert page.get_by_role("button", name="Create and measure").count() == 0
         page.goto(f"{address}/preview")
         ready(page)

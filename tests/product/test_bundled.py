@@ -13,7 +13,7 @@ from swm.search.window_score import WindowScorer
 from swm.texts.calibration import calibration_tokens
 from tests.conftest import need
 
-pytestmark = pytest.mark.bundled
+pytestmark = [pytest.mark.bundled, pytest.mark.xdist_group("bundled")]  # converted once
 
 
 @pytest.fixture
@@ -23,22 +23,26 @@ def bundled(bundled_home):
     return model, tokenizer, calibration_tokens(tokenizer)
 
 
-def test_walk_leaves_29_layers_at_95_and_28_at_90_percent_and_the_merged_model_reloads(bundled, tmp_path):
+def test_at_95_percent_29_layers_are_left_and_the_merged_model_reloads(bundled, tmp_path):
     model, tokenizer, tokens = bundled
     scorer, path = WindowScorer(model, tokens), ThresholdPath(30)
-    first = path.extend(0.95, scorer.score)
-    assert first.plan.windows == (Window(26, 27),)
-    plain = 30 * len(path.similarities)
-    assert scorer.layer_runs < 0.6 * plain
-    second = path.extend(0.90, scorer.score)
-    assert second.plan.windows == (Window(22, 23), Window(26, 27))
-    assert second.low < 0.9 <= second.high
-    small = apply_plan(model, second.plan)
+    step = path.extend_quickly(0.95, scorer.score)
+    assert step.plan.windows == (Window(26, 27),)
+    assert scorer.layer_runs < 0.6 * 30 * len(path.similarities)
+    small = apply_plan(model, step.plan)
     save_model(small, tokenizer, tmp_path / "small")
     assert check_reload(tmp_path / "small", small, tokens) < 1e-6
     prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
     answers = [small.generate(prompt, max_new_tokens=8, do_sample=False, use_cache=cache) for cache in (True, False)]
     assert torch.equal(*answers)
+
+
+@pytest.mark.long
+def test_at_90_percent_28_layers_are_left(bundled):
+    model, _, tokens = bundled
+    step = ThresholdPath(30).extend(0.90, WindowScorer(model, tokens).score)
+    assert step.plan.windows == (Window(22, 23), Window(26, 27))
+    assert step.low < 0.9 <= step.high
 
 
 def test_replay_equals_the_models_own_forward_bit_for_bit(bundled):

@@ -54,7 +54,7 @@ def test_a_run_merged_with_the_same_settings_is_left_alone_and_that_is_said(swm,
     before = file.stat().st_mtime_ns
     code, out, _ = swm("merge", "mine", "a", "--windows", "1-2")
     assert (code, file.stat().st_mtime_ns) == (0, before)
-    assert "merged with these settings already: nothing to do" in out
+    assert "already merged with these settings: nothing to do" in out
     assert swm("merge", "mine", "a", "--windows", "1-2", "--again")[0] == 0
     assert file.stat().st_mtime_ns > before
 

@@ -119,7 +119,7 @@ def test_a_study_says_what_it_was_measured_with(experiment):
         experiment.run(name).save("scores", {**scores(20.0, 0.6, 0.8), "conditions": conditions})
     rows = compare(experiment)
     assert conditions_of(rows) == (
-        "40 documents of each task, zero-shot; float32 on cpu, seed 7; torch 2.13, lm_eval 0.4. "
+        "40 documents per task, zero-shot; float32 on cpu, seed 7; torch 2.13, lm_eval 0.4. "
         "Scoring a model took 30 to 47 s."
     )
     line = list(csv.DictReader(io.StringIO(csv_text(rows))))[1]

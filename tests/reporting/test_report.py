@@ -92,7 +92,7 @@ def test_report_where_nothing_can_be_written_is_told(experiment, tmp_path):
 def test_report_is_never_written_over_what_is_no_file_and_follows_links(experiment, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for target in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(ExperimentError, match="not a file that can be written over"):
+        with pytest.raises(ExperimentError, match="exists and is not a regular file, so it is not overwritten"):
             write_report(experiment, target)
     (tmp_path / "link.html").symlink_to(tmp_path / "real.html")
     write_report(experiment, tmp_path / "link.html")

@@ -1,5 +1,5 @@
-"""Forms in which a run leaves the program, one file each.
+"""Export formats, one file each.
 
 - transformers: a folder that plain transformers loads, with model card and recipe
-- recipe: what `swm repeat` makes the run again from; card: the model card; mergekit: the plan for mergekit
+- recipe: input of `swm repeat`; card: the model card; mergekit: the plan as a mergekit config
 """

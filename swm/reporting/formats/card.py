@@ -12,7 +12,7 @@ from swm.workspace.runs import BASELINE, Run
 
 
 def model_card(run: Run) -> str:
-    """What the model is, how it was made, what it scores."""
+    """The model card: what the model is, how it was made, its scores."""
     flat = flat_rows([row for row in compare(run.experiment) if row["run"] in (BASELINE, run.name)])
     card = template_environment().get_template("card.md")
     return card.render(
@@ -28,5 +28,5 @@ def model_card(run: Run) -> str:
 
 
 EXPORT_FORMATS.register(
-    ExportFormat("card", "Model card", "what the model is, how it was made, what it scores", ".md", model_card)
+    ExportFormat("card", "Model card", "what the model is, how it was made, its scores", ".md", model_card)
 )

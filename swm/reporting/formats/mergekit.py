@@ -1,4 +1,4 @@
-"""A plan as a `passthrough` merge of mergekit."""
+"""A plan as a mergekit config (merge method `passthrough`)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from swm.workspace.runs import Run
 
 
 def fits_mergekit(experiment: Experiment, plan: MergePlan) -> bool:
-    """Whether mergekit can say this plan of this model."""
+    """Whether mergekit can express this plan of this model."""
     model = experiment.settings.model
-    whole = not (MERGE_RULES[plan.rule].combine or MERGE_RULES[plan.rule].needs_text or plan.width.ratio)
-    return whole and "/" in model and not model.endswith(".gguf")
+    keeps_layers = not (MERGE_RULES[plan.rule].combine or MERGE_RULES[plan.rule].needs_text or plan.width.ratio)
+    return keeps_layers and "/" in model and not model.endswith(".gguf")
 
 
 def mergekit_yaml(experiment: Experiment, plan: MergePlan) -> str:
-    """The plan as a `passthrough` merge of mergekit; ranges there leave the last layer out.
+    """The plan as a mergekit config (merge method `passthrough`); its layer ranges exclude their end.
 
     Raises:
-        PlanError: if the rule adds layers up, which mergekit's slices cannot say, or mergekit cannot load the model.
+        PlanError: if the plan changes weights, or mergekit cannot load the model.
     """
     model = experiment.settings.model
     if not fits_mergekit(experiment, plan):
         raise PlanError(
-            f"Rule {plan.rule} on {model} cannot be said in mergekit's slices: they only keep or drop layers "
-            "(keep_first, keep_last), of a hub id or a Hugging Face folder."
+            f"mergekit cannot express rule {plan.rule} on {model}: its slices only keep or drop layers "
+            "(rules keep_first and keep_last), of a hub id or a Hugging Face folder. Choose another format."
         )
     ranges: list[list[int]] = []
     for layer in plan.base_layers():
@@ -36,7 +36,7 @@ def mergekit_yaml(experiment: Experiment, plan: MergePlan) -> str:
             ranges[-1][1] = layer + 1
         else:
             ranges.append([layer, layer + 1])
-    slices = [{"sources": [{"model": model, "layer_range": each}]} for each in ranges]
+    slices = [{"sources": [{"model": model, "layer_range": layer_range}]} for layer_range in ranges]
     dtype = experiment.model_facts.get("dtype", "float32")
     return str(yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": dtype}, sort_keys=False))
 
@@ -53,7 +53,7 @@ EXPORT_FORMATS.register(
     ExportFormat(
         "mergekit",
         "mergekit",
-        "the same layers kept by mergekit's passthrough merge, without healing",
+        "a mergekit config that keeps the same layers, without healing",
         ".yaml",
         _yaml,
         fits=_fits,

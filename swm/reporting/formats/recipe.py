@@ -1,4 +1,4 @@
-"""A run's recipe as JSON: what `python -m swm repeat FILE` makes the same run from."""
+"""A run's recipe as JSON, from which `python -m swm repeat FILE` repeats the run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from swm.workspace.runs import Run
 
 
 def recipe_json(run: Run) -> str:
-    """The recipe of a run as it is now."""
+    """The recipe of a run in its current state, as JSON."""
     return json.dumps({"schema": SCHEMA, **recipe_of(run).model_dump(mode="json")}, indent=1)
 
 
 EXPORT_FORMATS.register(
-    ExportFormat("recipe", "Recipe", "makes the run again: python -m swm repeat FILE", ".json", recipe_json)
+    ExportFormat("recipe", "Recipe", "repeats the run: python -m swm repeat FILE", ".json", recipe_json)
 )

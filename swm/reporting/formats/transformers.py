@@ -15,7 +15,7 @@ from swm.workspace.runs import Run
 
 
 def write_folder(run: Run, folder: Path) -> None:
-    """Copy a run's model, with model card (README.md), recipe, and mergekit's form where there is one.
+    """Copy a run's model, with model card (README.md), recipe, and a mergekit config if mergekit can express it.
 
     Raises:
         ExperimentError: if the run has no model, or the disk is full.

@@ -1,5 +1,5 @@
-// The layers before and after merging, and the threshold that decides: drawn in the browser, so that it follows the
-// slider at once. Data: swm/view.py. All text that is not ours is set as text, never as HTML.
+// The layers before and after merging, and the threshold slider: drawn in the browser, so that the picture follows the
+// slider at once. Data: swm/reporting/preview.py. Untrusted text is set as text, never as HTML.
 
 const LABELS = 54; // pixels left of the bars
 const BAR = 32;
@@ -24,7 +24,7 @@ function titled(node, text) {
   return node;
 }
 
-// What each layer of the merged model was made from: [first, last].
+// The original layers behind each layer of the merged model: [first, last].
 function keptLayers(plan) {
   const byFirst = new Map(plan.windows.map((window) => [window[0], window]));
   const kept = [];
@@ -32,7 +32,7 @@ function keptLayers(plan) {
   return kept;
 }
 
-// Layers before above layers after, a ribbon from each window to the layer it becomes.
+// Layers before merging above those after, with a ribbon from each window to the layer it becomes.
 export function strip(plan, width) {
   const cell = Math.min(64, (width - LABELS) / plan.layers);
   const every = cell >= 15 ? 1 : cell >= 8 ? 5 : 10;
@@ -65,16 +65,16 @@ export function strip(plan, width) {
     root.append(svg("polygon", { points, class: isMerged ? "ribbon merged" : "ribbon", ...(isMerged && { fill: colour, "fill-opacity": 0.3 }) }));
     const base = plan.base === "last" ? last : first;
     for (let layer = first; layer <= last; layer++) {
-      const role = !isMerged ? "" : `, in window ${first}-${last}${layer === base ? ": its base, whose norms stay" : ""}`;
+      const role = !isMerged ? "" : `, in window ${first}-${last}${layer === base ? ": its base layer, whose norms are kept" : ""}`;
       const middle = bar(layer, 0, colour, `layer ${layer}${role}`, layer);
       if (isMerged && layer === base) root.append(svg("circle", { cx: middle, cy: BAR - 5, r: 2.5, class: "base" }));
     }
-    bar(after, below, colour, `new layer ${after}: ` + (isMerged ? `layers ${first}-${last} merged` : `layer ${first} as it was`), after);
+    bar(after, below, colour, `new layer ${after}: ` + (isMerged ? `layers ${first}-${last} merged` : `layer ${first} unchanged`), after);
   });
   return root;
 }
 
-// Two neighbours are in one window when the border between them is joined; a click changes that.
+// Two neighbours are in one window if the border between them is joined; a click joins or splits them.
 function toggled(plan, border) {
   const joined = new Set(plan.windows.flatMap(([a, b]) => Array.from({ length: b - a }, (_, i) => a + i)));
   joined.has(border) ? joined.delete(border) : joined.add(border);
@@ -118,7 +118,7 @@ function numbers(plan, similarity, help) {
   return row;
 }
 
-// Layers left against the threshold; where nothing is computed yet it is hatched.
+// Layers left against the threshold; shaded where nothing is computed yet.
 function staircase(data, threshold, width, step) {
   const height = 120;
   const [top, bottom] = [8, height - 20];
@@ -157,7 +157,7 @@ class Preview {
   constructor(parent) {
     this.root = parent.querySelector(".layer-view");
     this.root.replaceChildren();
-    this.asked = {}; // what was sent and not answered yet
+    this.pending = {}; // sent to the server, not answered yet
     this.slider = Object.assign(html("input", "slider"), { type: "range", step: "any" });
     this.slider.setAttribute("aria-label", "Merge while similarity is at least");
     this.field = Object.assign(html("input", "field"), { type: "number", step: 0.001 });
@@ -165,9 +165,9 @@ class Preview {
     const label = html("div", "head");
     this.buttons = Object.fromEntries(
       [
-        ["lower", "‹ previous plan", "The next other plan below this threshold"],
-        ["higher", "next plan ›", "The next other plan above this threshold"],
-        ["pin", "Pin", "Keep this plan below, to compare it with others"],
+        ["lower", "‹ previous plan", "Go to the next different plan below this threshold"],
+        ["higher", "next plan ›", "Go to the next different plan above this threshold"],
+        ["pin", "Pin", "Keep this plan below to compare it with others"],
         ["edit", "Edit by hand", "Click a border between two layers to join or split them"],
       ].map(([name, text, title]) => [name, Object.assign(html("button", name, text), { title })]),
     );
@@ -216,7 +216,7 @@ class Preview {
 
   update(data, send) {
     [this.data, this.send] = [data, send];
-    // An answer to something older than the last change is not taken over.
+    // Ignore an answer to anything older than the last change.
     const hand = data.hand ?? null;
     if (this.isAnswer("threshold", data.threshold) && !this.dragging) this.threshold = data.threshold;
     if (this.isAnswer("windows", hand && asText(hand.windows))) [this.hand, this.editing] = [hand, hand !== null];
@@ -226,15 +226,15 @@ class Preview {
   }
 
   isAnswer(name, value) {
-    if (!(name in this.asked)) return true;
-    const [wanted, until] = this.asked[name];
-    if (wanted !== value && Date.now() < until) return false;
-    delete this.asked[name];
+    if (!(name in this.pending)) return true;
+    const [sent, until] = this.pending[name];
+    if (sent !== value && Date.now() < until) return false;
+    delete this.pending[name];
     return true;
   }
 
   ask(name, value) {
-    this.asked[name] = [value, Date.now() + 3000];
+    this.pending[name] = [value, Date.now() + 3000];
     this.send(name, name === "windows" ? { by_hand: value } : value);
   }
 
@@ -260,12 +260,12 @@ class Preview {
   }
 
   commit() {
-    const last = this.asked.threshold?.[0] ?? this.data.threshold;
+    const last = this.pending.threshold?.[0] ?? this.data.threshold;
     if (this.threshold === last && !this.data.hand) return;
     this.ask("threshold", this.threshold);
   }
 
-  // The next interval with another plan.
+  // Go to the next interval with a different plan.
   neighbour(by) {
     const { steps } = this.data;
     const here = steps.indexOf(this.step());
@@ -296,10 +296,10 @@ class Preview {
     if (plan) {
       const picture = strip(plan, width);
       this.shown.append(this.editing ? editable(picture, plan, (windows) => this.edited(windows)) : picture);
-      const holds = step && `The same plan holds for thresholds above ${step[0].toFixed(4)} up to ${step[1].toFixed(4)}.`;
-      const hint = "Click a border between two layers to join or split them. A dot marks the base layer, whose norms stay.";
-      this.shown.append(html("div", "note", this.editing ? hint : `${holds} A dot marks the base layer, whose norms stay.`));
-    } else this.shown.append(html("div", "note", "The plan at this threshold is not computed yet."));
+      const holds = step && `The same plan holds for thresholds above ${step[0].toFixed(4)} and up to ${step[1].toFixed(4)}.`;
+      const hint = "Click a border between two layers to join or split them. A dot marks the base layer, whose norms are kept.";
+      this.shown.append(html("div", "note", this.editing ? hint : `${holds} A dot marks the base layer, whose norms are kept.`));
+    } else this.shown.append(html("div", "note", "The plan at this threshold has not been computed yet."));
     this.buttons.edit.textContent = this.editing ? "Back to the threshold" : "Edit by hand";
     this.buttons.pin.textContent = this.pin ? "Unpin" : "Pin";
     this.buttons.pin.disabled = !this.pin && !plan;
