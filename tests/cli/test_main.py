@@ -234,7 +234,7 @@ BAD = {
     "unknown part": (["measure", "study", "--part", "x"], "'x' is not a part of a layer"),
     "all tokens left out": (["measure", "study", "--skip", "32"], "--skip 32 leaves nothing"),
     "calibration on a task": (["create", "x", "--model", "M", "--texts", "task:boolq"], "cannot calibrate"),
-    "prompts of no task": (["measure", "study", "--texts", "task:chess"], "no prompts of a task chess"),
+    "prompts of no task": (["measure", "study", "--texts", "task:chess"], "No prompts are bundled for task 'chess'"),
     "unknown task": (["evaluate", "study", "baseline", "--tasks", "chess"], "'chess' is not a task"),
     "limit 0": (["evaluate", "study", "baseline", "--limit", "0"], "--limit 0 is out of range"),
     "unknown experiment": (["plan", "nope", "--threshold", "0.9"], "There is no experiment nope"),
@@ -250,7 +250,7 @@ BAD = {
     "steps 0": (["recover", "study", "baseline", "--steps", "0"], "steps 0 is out of range"),
     "unknown dtype": (["create", "x", "--model", "M", "--dtype", "int3"], "'int3' is not a number format"),
     "empty model": (["create", "x", "--model", ""], "The name is empty"),
-    "empty texts": (["create", "x", "--model", "M", "--texts", ""], "The name is empty"),
+    "empty texts": (["create", "x", "--model", "M", "--texts", ""], "The text's name is empty"),
     "seed below 0": (["recover", "study", "baseline", "--seed", "-1"], "seed -1 is out of range"),
     "empty prompt": (["answer", "study", "baseline", "--prompt", ""], "The prompt is empty"),
     "too many tokens": (["answer", "study", "baseline", "--prompt", "a", "--tokens", "999"], "do not fit"),
@@ -280,7 +280,7 @@ def test_bad_input_gets_one_message_exit_1_and_leaves_nothing(swm, study, model_
     assert [p for p in after if p not in before and not p.is_dir()] == []
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "no text in it"), ("few words", "too short")])
+@pytest.mark.parametrize(("content", "message"), [("", "contains no text"), ("few words", "too short")])
 def test_text_that_is_empty_or_too_short_makes_no_experiment(swm, model_folder, tmp_path, home, content, message):
     (tmp_path / "t.txt").write_text(content)
     code, _, err = swm("create", "study", "--model", model_folder, "--texts", tmp_path / "t.txt")
