@@ -260,7 +260,7 @@ def test_odd_addresses_are_survived(page, query):
 
 def test_new_experiment_with_a_bad_name_or_model_is_told():
     for name, model, message in (
-        ("../up", "smollm2-135m", "cannot be a name"),
+        ("../up", "smollm2-135m", "is not a valid name"),
         ("a", "no/such/place", "no/such/place"),
     ):
         test = opened("pages/experiment.py")

@@ -103,7 +103,7 @@ def test_a_finished_run_asked_for_otherwise_says_in_what(swm, study, text_file):
 @pytest.mark.parametrize("name", ["example-demo", "example-study", "example-healing"])
 def test_names_of_the_examples_are_taken(create, model_folder, name):
     code, _, told = create(name, model_folder)
-    assert (code, "is an example that ships with the program" in told) == (1, True)
+    assert (code, "is the name of a bundled example" in told) == (1, True)
 
 
 @pytest.mark.parametrize("name", ["demo", "study", "healing"])
@@ -157,7 +157,7 @@ def test_an_ascii_terminal_gets_every_message(model_folder, text_file, home):
         capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
-    assert b"cannot be a name" in done.stderr
+    assert b"is not a valid name" in done.stderr
     assert b"Traceback" not in done.stderr
 
 

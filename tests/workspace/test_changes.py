@@ -80,6 +80,6 @@ def test_changes_are_refused_by_name_and_none_are_not(run):
     with pytest.raises(ExperimentError) as error:
         refuse(run, changes)
     assert str(error.value) == (
-        "Run a was made with other settings: windows is 1-3 (requested: none); rule is rdsc (requested: mean). "
+        "Run a exists with other settings: windows is 1-3 (requested: none); rule is rdsc (requested: mean). "
         "Pass --again to replace its model and results, or choose another run name."
     )
