@@ -161,7 +161,7 @@ def test_after_a_new_start_of_the_machine_a_job_reads_interrupted(study):
     for change in (gone, reused):
         study.write_state(replace(State("search", "running", heartbeat=time.time(), **this_process()), **change))
         assert study.state().status == "interrupted"
-        assert "what was finished is kept" in study.state().error
+        assert "finished work is kept" in study.state().error
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
