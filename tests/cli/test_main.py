@@ -167,7 +167,7 @@ def test_model_that_lost_layers_after_it_was_chosen_is_told(swm, study, model_fo
     (model_folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     code, _, err = swm("search", study)
     assert code == 1
-    assert "has 3 layers now, and had 4" in err
+    assert "now has 3 layers, but had 4" in err
 
 
 def test_plan_of_a_run_that_was_never_merged_can_be_changed(swm, study):

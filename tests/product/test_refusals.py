@@ -550,14 +550,14 @@ def test_small_ones(swm, study, healed, text_file, tmp_path, monkeypatch):
 def test_the_demo_does_not_go_on_in_an_experiment_of_ones_own(swm, create, model_folder):
     assert create("demo", model_folder)[0] == 0
     code, _, told = swm("demo")
-    assert (code, "There is an experiment demo with other settings" in told) == (1, True)
+    assert (code, "Experiment demo already exists with other settings" in told) == (1, True)
 
 
 def test_a_recipe_knows_its_calibration_text(swm, study, healed, text_file, tmp_path):
     assert swm("export", "mine", "a", tmp_path / "out")[0] == 0
     text_file.write_text(text_file.read_text() + "\n\nmore")
     code, _, told = swm("repeat", tmp_path / "out" / "recipe.json", "--name", "again")
-    assert (code, "is not the one that the recipe was made with" in told) == (1, True)
+    assert (code, "differs from the recipe's, so the run cannot be reproduced" in told) == (1, True)
     assert "again" not in list_names()
 
 
@@ -569,7 +569,7 @@ def test_another_limit_does_not_replace_the_originals_scores(swm, study):
     study.run("baseline").save("scores", found)
     code, _, told = swm("run", "mine", "b", "--windows", "1-2", "--limit", 3, "--no-recovery")
     assert code == 1
-    assert "The original is scored with --limit 5, and this run with 3" in told
+    assert "The original was scored with --limit 5, this run with --limit 3" in told
     assert study.run("baseline").scores()["limit"] == 5
 
 
@@ -597,7 +597,7 @@ def test_again_does_not_replace_the_originals_scores_either(swm, study):
     study.run("baseline").save("scores", {"tasks": dict.fromkeys(TASKS, score), "perplexity": {}, "limit": 5})
     assert swm("merge", "mine", "b", "--windows", "1-2")[0] == 0
     code, _, told = swm("run", "mine", "b", "--windows", "1-2", "--limit", 3, "--no-recovery", "--again")
-    assert (code, "The original is scored with --limit 5" in told) == (1, True)
+    assert (code, "The original was scored with --limit 5" in told) == (1, True)
     assert study.run("b").has_model
 
 
