@@ -109,7 +109,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     layers = adapted_layers(run.plan, settings.adapt)
     behind = [(own, window.last) for own, window in enumerate(run.plan.kept_layers()) if len(window) > 1]
     original = model if settings.target != "text" else None
-    del model  # sharded processes free the model when no one else refers to it
+    del model  # sharded processes must not keep a copy that nobody uses
     healed, summary = recover(
         merged, tokenizer, examples, settings, folder, step, original=original, layers=layers, behind=behind
     )
