@@ -94,6 +94,6 @@ def read_only_message(name: str) -> str:
     if demo_experiment():
         return f"{name} cannot be changed: this is a demo (SWM_DEMO is set), and everything in it is read-only."
     return (
-        f"{name} belongs to the bundled examples, which are read-only. Create an experiment of your own: "
+        f"{name} cannot be changed: bundled examples are read-only. Create an experiment of your own: "
         f"python -m swm create NAME --model smollm2-135m"
     )
