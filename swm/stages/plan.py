@@ -18,7 +18,7 @@ from swm.stages.measure_plan import measured_path
 from swm.stages.search import Loaded, bench_for, exact_plan, path_to_extend, scorer_for, search_path
 from swm.workspace.experiments import Experiment
 
-SETTLING = 8  # at most so many plans of one depth are measured exactly, one after another
+SETTLING = 8  # most plans of one depth to measure exactly, one after another
 
 
 def plan_for(

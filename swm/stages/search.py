@@ -54,7 +54,7 @@ def search_path(
 ) -> ThresholdPath:
     """The threshold path from `low` to 1, written to path/<rule>.json as it grows; an interrupted search is resumed.
 
-    With `layers`, only the part needed for plans that leave so many layers.
+    With `layers`, only the part needed for plans with that many layers.
     With precision "auto", similarities are computed in bfloat16 if that is faster here; the plan at `focus` is then
     confirmed in the model's own dtype, and the path records the largest difference. A resumed path keeps its dtype,
     unless "exact" is requested.

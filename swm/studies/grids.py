@@ -36,7 +36,7 @@ def _tasks(value: Any) -> Any:
     return () if value == "none" else parse_tasks(value) if isinstance(value, str) else value
 
 
-def _given(value: Any) -> Any:
+def _not_none(value: Any) -> Any:
     if value is None:
         raise ValueError("must be a number (got None)")
     return value
@@ -165,7 +165,7 @@ class ThresholdGrid:
     """
 
     rules: Many[str]
-    low: Annotated[float | None, BeforeValidator(_given)] = Field(default=None, alias="from")
+    low: Annotated[float | None, BeforeValidator(_not_none)] = Field(default=None, alias="from")
     scored_at: Many[float] = ()
     task: str = "hellaswag"
     limit: Limit = 100

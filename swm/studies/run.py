@@ -83,13 +83,13 @@ def _score_thresholds(
 ) -> dict[str, str]:
     """Score the plans at the grid's thresholds, each plan once, saving each score with the study; returns failures."""
     kept = experiment.study("thresholds") or {}
-    how, scores = {"task": grid.task, "limit": grid.limit}, list(kept.get("scores", []))
-    by_plan = {_plan_key(row): row for row in scores if _holds(row, how)}
+    conditions, scores = {"task": grid.task, "limit": grid.limit}, list(kept.get("scores", []))
+    by_plan = {_plan_key(row): row for row in scores if _holds(row, conditions)}
     cells = [(rule, threshold) for rule in rules for threshold in grid.scored_at]
     failed, original = {}, cache(partial(load_original, experiment))
     for place, (rule, threshold) in enumerate(cells):
         report = part_of(progress, place, len(cells), f"{rule} at {threshold:g}")
-        entry = {"rule": rule, "threshold": threshold, **how}
+        entry = {"rule": rule, "threshold": threshold, **conditions}
         try:
             step = plan_for(experiment, threshold=threshold, rule=rule, progress=report, load=original)
             plan = step.plan

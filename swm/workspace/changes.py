@@ -13,24 +13,24 @@ from swm.workspace.runs import Run
 
 
 def plan_changes(old: MergePlan, new: MergePlan) -> list[str]:
-    """One sentence for each setting in which the new plan differs from the old one."""
+    """One phrase for each setting in which the new plan differs from the old one."""
     return _changes(_plan_words(old), _plan_words(new))
 
 
 def recovery_changes(run: Run, settings: RecoverySettings | None) -> list[str]:
-    """One sentence for each setting in which `settings` (None: no healing) differ from the run's last recovery."""
+    """One phrase for each setting in which `settings` (None: no healing) differ from the run's last recovery."""
     old = run.settings.get("recovery") or run.settings.get("recovery_started")
     if old is None:
         return []
     if settings is None:
-        change = f"healing is {old['preset']}, {old['steps']} steps (requested: none)"
+        change = f"healing: {old['preset']}, {old['steps']} steps (requested: none)"
         return [change] if "recovery" in run.settings else []
     new = asdict(settings)
     return _changes({name: old[name] for name in new if name in old}, {n: v for n, v in new.items() if n in old})
 
 
 def limit_changes(run: Run, limit: int | None) -> list[str]:
-    """One sentence if the run is scored on another number of documents, otherwise nothing."""
+    """One phrase if the run is scored on another number of documents, otherwise nothing."""
     scores = run.scores()
     return [] if scores is None else _changes({"limit": scores["limit"] or "none"}, {"limit": limit or "none"})
 
@@ -49,11 +49,9 @@ def _plan_words(plan: MergePlan) -> dict[str, Any]:
     return {
         "windows": ", ".join(map(str, plan.windows)) or "none",
         "rule": plan.rule,
-        "width": f"{width.ratio} by {width.method}" if width.ratio else "not cut",
+        "width": f"{width.ratio} by {width.method}" if width.ratio else "none",
     }
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name.replace('_', '-')} is {old[name]} (requested: {new[name]})" for name in old if old[name] != new[name]
-    ]
+    return [f"{name.replace('_', '-')}: {old[name]} (requested: {new[name]})" for name in old if old[name] != new[name]]

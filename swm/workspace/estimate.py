@@ -172,7 +172,7 @@ def stage_needs(
     gram_tokens = min(tokens, GRAM_TOKENS)
     run = estimate_run(facts, cost, plan, recovery, limit, Path.cwd(), evaluations=1)
     healing = estimate_run(facts, None, plan, recovery, limit, Path.cwd())
-    plain = estimate_run(facts, None, plan, None, limit, Path.cwd())
+    merged = estimate_run(facts, None, plan, None, limit, Path.cwd())
     load = size / LOADING_BYTES_PER_SECOND
     forward = tokens / cost["forward_tokens_per_second"] if cost and "forward_tokens_per_second" in cost else None
     run_seconds = run.seconds
@@ -188,10 +188,10 @@ def stage_needs(
         StageNeed("measure", size + grams, 2**20, if_timed(load + (forward or 0))),
         StageNeed("search, one threshold", searching, 2**20, one_plan),
         StageNeed("search, whole path", searching, 2**24, whole_path),
-        StageNeed("merge", plain.stage_memory_bytes["merge"], plain.disk_bytes, if_timed(run_seconds.get("merge"))),
-        StageNeed("merge --stream", (longest + 1) * layer_bytes // 3, plain.disk_bytes, 2 * load),
+        StageNeed("merge", merged.stage_memory_bytes["merge"], merged.disk_bytes, if_timed(run_seconds.get("merge"))),
+        StageNeed("merge --stream", (longest + 1) * layer_bytes // 3, merged.disk_bytes, 2 * load),
         StageNeed("recover", healing.stage_memory_bytes["heal"], healing.disk_bytes, if_timed(run_seconds.get("heal"))),
-        StageNeed("evaluate", plain.stage_memory_bytes["evaluate"], 2**20, if_timed(run_seconds.get("evaluate"))),
+        StageNeed("evaluate", merged.stage_memory_bytes["evaluate"], 2**20, if_timed(run_seconds.get("evaluate"))),
     ]
 
 

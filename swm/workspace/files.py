@@ -102,7 +102,7 @@ def clean_up(folder: Path, older_than: float = 0.0) -> None:
     also written without that lock.
 
     Args:
-        older_than: leave entries that changed within so many seconds; for callers without a lock.
+        older_than: seconds; entries changed more recently are left alone. For callers without a lock.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
         match = LEFTOVER.fullmatch(path.name)

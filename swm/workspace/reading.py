@@ -22,16 +22,16 @@ T = TypeVar("T")
 
 def once_for_each_writing(parse: Callable[..., T]) -> Callable[..., T]:
     """`parse` with a cache: a small file is parsed again only after it was written again."""
-    cached = lru_cache(maxsize=8192)(lambda stamp, path, *others: parse(Path(path), *others))
+    cached = lru_cache(maxsize=8192)(lambda stamp, path, *arguments: parse(Path(path), *arguments))
 
-    def read(file: Path, *others: str) -> T:
+    def read(file: Path, *arguments: str) -> T:
         try:
             stat = os.stat(file)
         except OSError:  # deleted meanwhile: `parse` reports it like any missing file
-            return parse(file, *others)
+            return parse(file, *arguments)
         if stat.st_size > SMALL_BYTES:
-            return parse(file, *others)
-        return cached((stat.st_ino, stat.st_mtime_ns, stat.st_size), str(file), *others)
+            return parse(file, *arguments)
+        return cached((stat.st_ino, stat.st_mtime_ns, stat.st_size), str(file), *arguments)
 
     return read
 

@@ -68,7 +68,7 @@ class Document(Record):
 
 
 class DocumentsFile(Record):
-    """documents.json: each answer of each task."""
+    """documents.json: the answers to each task's documents."""
 
     tasks: dict[str, list[Document]] = Field(default_factory=dict)
 

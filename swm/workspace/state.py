@@ -1,4 +1,4 @@
-"""The state of a stage: its job writes it, all others read it. A look at the process tells whether it is alive."""
+"""The state of a stage: its job writes it, all others read it and check that the job's process is alive."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_a_run_asked_for_with_another_plan_names_each_setting_old_and_new(swm, s
     assert swm("merge", "mine", "a", "--windows", "1-2")[0] == 0
     code, _, told = swm("merge", "mine", "a", "--windows", "0-1", "--rule", "mean")
     assert code == 1
-    assert "windows is 1-2 (requested: 0-1); rule is rdsc (requested: mean)" in told
+    assert "windows: 1-2 (requested: 0-1); rule: rdsc (requested: mean)" in told
     assert "Pass --again to replace its model and results, or choose another run name" in told
     assert study.run("a").plan == MergePlan(4, (Window(1, 2),))
     assert swm("merge", "mine", "a", "--windows", "0-1", "--rule", "mean", "--again")[0] == 0
@@ -81,7 +81,7 @@ def test_healing_again_with_other_settings_is_refused_and_the_same_is_nothing_to
     assert (code, "nothing to do" in out) == (0, True)
     code, _, told = swm(*heal, "--rank", 4)
     assert code == 1
-    assert "rank is 16 (requested: 4)" in told
+    assert "rank: 16 (requested: 4)" in told
     assert (run.model_folder / "model.safetensors").read_bytes() == weights
     assert (run.folder / "recovery" / "adapter").is_dir()
     assert swm(*heal, "--rank", 4, "--again")[0] == 0
@@ -94,7 +94,7 @@ def test_a_finished_run_asked_for_otherwise_says_in_what(swm, study, text_file):
     run.save("scores", {"tasks": {}, "perplexity": {}, "limit": 40})
     code, _, told = swm("run", "mine", "a", "--no-recovery", "--limit", 7)
     assert code == 1
-    assert "limit is 40 (requested: 7)" in told
+    assert "limit: 40 (requested: 7)" in told
 
 
 # ---- names and places -----------------------------------------------------------------------------------------------
@@ -532,7 +532,7 @@ def test_small_ones(swm, study, healed, text_file, tmp_path, monkeypatch):
     code, _, told = swm("run", "mine", "a", "--rule", "mean", "--no-recovery")
     assert (code, "--rule and --precision need a plan" in told) == (1, True)
     code, _, told = swm("merge", "mine", "a", "--windows", "1-2", "--width", 0.250000001)
-    assert (code, "width is whole (requested: 0.250000001 by flap)" in told) == (1, True)
+    assert (code, "width: none (requested: 0.250000001 by flap)" in told) == (1, True)
     assert healed.settings["recovery"]["texts"] == str(text_file)
     monkeypatch.chdir(text_file.parent)
     assert "nothing to do" in swm("recover", "mine", "a", "--texts", text_file.name, *SMALL)[1]
@@ -615,7 +615,7 @@ def test_a_killed_replacement_is_settled_before_it_is_judged(swm, study):
     run.promise(run.model_folder, {**study.plan_entries(new, None, None), "merge": run.settings["merge"]}, "forget")
     assert run.plan == MergePlan(4, (Window(1, 2),))
     code, _, told = swm("merge", "mine", "a", "--windows", "1-2")
-    assert (code, "windows is 0-1 (requested: 1-2)" in told) == (1, True)
+    assert (code, "windows: 0-1 (requested: 1-2)" in told) == (1, True)
 
 
 def test_a_known_plan_that_cannot_be_saved_is_refused_when_it_is_asked_for(swm, create, tokenizer, tmp_path):
