@@ -104,7 +104,7 @@ def stream(arguments: Sequence[str], on_end: Callable[[str], None] | None = None
     """Output of a command in a child process, piece by piece; the child ends when the iterator is closed.
 
     Args:
-        on_end: called with the last line of the command's stderr if it succeeded.
+        on_end: called with the last line of the command's stderr, unless the command failed.
 
     Raises:
         JobError: with the command's own message when it fails.

@@ -23,13 +23,13 @@ TASK_TOKENS = 97  # per document; mean of the seven tasks with SmolLM2's tokeniz
 PERPLEXITY_TOKENS = 2 * 32 * 256
 
 
-SCORED_TOKENS = 4096  # whose logits an evaluation holds at once
+SCORED_TOKENS = 4096  # tokens whose logits an evaluation holds at once
 
 
 LOADING_BYTES_PER_SECOND = 150 * 2**20
 
 
-GRAM_TOKENS = 512  # in the Gram matrix that a measurement holds for each layer
+GRAM_TOKENS = 512  # tokens in the Gram matrix that a measurement holds for each layer
 
 
 ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search per layer of the model

@@ -247,7 +247,7 @@ class Experiment(Tracked):
         return {"planner": name, "source": source_of(name), "settings": {} if name == BY_HAND else settings}
 
     def _planned_as(self, plan: MergePlan, method: str | None) -> dict[str, Any] | None:
-        """The saved planner's plan with the same windows."""
+        """The saved plan of `method`, by default of any planner, that has the same windows."""
         windows = plan.to_dict()["windows"]
         for planner in [method] if method else PLANNERS:
             data = self.planned(planner, plan.layers_left)
