@@ -57,7 +57,7 @@ def test_run_keeps_its_plan(experiment):
     run.remember(merge={})
     assert (run.plan, run.stage, run.settings["threshold"]) == (plan, "merged", 0.9)
     assert experiment.create_run("first", plan).plan == plan
-    with pytest.raises(ExperimentError, match="a run first with another plan"):
+    with pytest.raises(ExperimentError, match="Run first already exists with another plan"):
         experiment.create_run("first", MergePlan(6))
     with pytest.raises(ExperimentError, match="baseline is the original model"):
         experiment.create_run("baseline", plan)
