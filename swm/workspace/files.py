@@ -173,7 +173,7 @@ def disk_errors(target: Path, needed_bytes: int) -> Iterator[None]:
             raise ExperimentError(full_disk_message(target, needed_bytes)) from None
         if error.errno in UNWRITABLE:
             raise ExperimentError(
-                f"Cannot write {target}: {error.strerror}. Choose another place, or change its permissions."
+                f"{target} cannot be written: {error.strerror}. Choose another place, or change its permissions."
             ) from None
         raise
 
