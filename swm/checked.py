@@ -1,4 +1,4 @@
-"""Typed data that checks itself: pydantic's models, and its errors as one sentence each."""
+"""Self-validating data: pydantic models, with each validation error as one sentence."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Between:
-    """Marks a number that has to lie in a range, both ends included."""
+    """Marks a number that must lie in a range, both ends included."""
 
     low: float
     high: float
@@ -47,58 +47,58 @@ STRICT = ConfigDict(strict=True, extra="forbid", validate_by_name=True, validate
 
 
 class Record(BaseModel):
-    """What a JSON file holds, or an object in it; entries that are not declared are kept."""
+    """The content of a JSON file, or an object in it; undeclared entries are kept."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
 
 @dataclass_transform(frozen_default=True)
 def checked(cls: type[T]) -> type[T]:
-    """The class as a frozen dataclass whose fields are checked; a wrong one raises SettingsError in a sentence."""
-    made: Any = checked_dataclass(frozen=True, config=STRICT)(cls)
-    plain = made.__init__
+    """The class as a frozen dataclass with validated fields; an invalid value raises SettingsError."""
+    validated: Any = checked_dataclass(frozen=True, config=STRICT)(cls)
+    pydantic_init = validated.__init__
 
     def init(self: Any, *arguments: Any, **values: Any) -> None:
         try:
-            plain(self, *arguments, **values)
+            pydantic_init(self, *arguments, **values)
         except ValidationError as error:
             raise SettingsError(f"{explained(error)}.") from None
 
-    made.__init__ = init
-    return made  # type: ignore[no-any-return]
+    validated.__init__ = init
+    return validated  # type: ignore[no-any-return]
 
 
 def explained(error: ValidationError) -> str:
-    """The first thing that is wrong: its place, what it must be, and what it is."""
+    """The first validation error as a sentence: where it is, what the value must be, and what it is."""
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"] if not _is_branch(part))
-    place, what = place or "the whole file", first["type"]
+    place, error_type = place or "the whole file", first["type"]
     got = repr(first.get("input"))
     got = got if len(got) <= 80 else f"{got[:77]}..."
-    kind = what.rsplit("_", 1)[0] if what.endswith(("_type", "_parsing")) else ""
+    kind = error_type.rsplit("_", 1)[0] if error_type.endswith(("_type", "_parsing")) else ""
     context = first.get("ctx", {})
-    if what == "finite_number":
+    if error_type == "finite_number":
         return f"{place} must be a finite number (got {got})"
-    if what == "missing":
+    if error_type == "missing":
         return f"{place} is missing"
-    if what in ("extra_forbidden", "unexpected_keyword_argument"):
+    if error_type in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"unknown entry '{place}'"
-    if what == "int_from_float" or kind in KINDS:
+    if error_type == "int_from_float" or kind in KINDS:
         return f"{place} must be {KINDS.get(kind, KINDS['int'])} (got {got})"
-    if what == "literal_error":
+    if error_type == "literal_error":
         return f"{place} must be one of {context['expected'].replace(' or ', ', ')} (got {got})"
-    if what in ("out_of_range", "greater_than", "greater_than_equal", "less_than_equal"):
+    if error_type in ("out_of_range", "greater_than", "greater_than_equal", "less_than_equal"):
         return f"{place} {got} is out of range: use {first['msg'].removeprefix('Input should be ')}"
     return f"{place}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _is_branch(part: Any) -> bool:
-    """Whether a part of a place names a branch of a union, not an entry of the data."""
+    """Whether a part of an error's location names a branch of a union rather than an entry of the data."""
     return isinstance(part, str) and any(sign in part for sign in "[(")
 
 
 def choices(cls: Any, name: str) -> tuple[Any, ...]:
-    """The values that a field declared as Literal takes."""
+    """The values that a field declared as Literal allows."""
     return get_args(cls.__pydantic_fields__[name].annotation)
 
 
@@ -112,19 +112,19 @@ def _listed(value: Any) -> Any:
 
 
 def said(check: Callable[[Any], Any]) -> BeforeValidator:
-    """A converter for a field whose own messages stand in the explanation."""
+    """A field validator whose own error messages appear in the explanation."""
 
     def run(value: Any) -> Any:
         try:
             return check(value)
-        except (SwmError, TypeError, LookupError, AttributeError) as error:  # data of another kind
+        except (SwmError, TypeError, LookupError, AttributeError) as error:  # data of the wrong type
             raise ValueError(str(error).rstrip(".")) from None
 
     return BeforeValidator(run)
 
 
 def from_object(make: Callable[[dict[str, Any]], Any]) -> BeforeValidator:
-    """Lets a field be given as a JSON object, which `make` makes the value of."""
+    """A field validator that also accepts a JSON object, which `make` converts to the value."""
     return said(lambda value: make(value) if isinstance(value, dict) else value)
 
 

@@ -1,20 +1,20 @@
-"""What the user can mend. Each message says what happened (with the values), why, and what to do.
+"""Errors that the user can fix. Each message says what happened (with the values), why, and what to do.
 
 SwmError
-├── SettingsError     a threshold, rule, metric, task or number that cannot be
+├── SettingsError     an unknown rule, metric or task, or a number out of range
 ├── PlanError         a window that does not fit the model
 ├── ModelError        a model that cannot be loaded, understood, merged or saved
-│   └── NoCacheError  a model whose generation cannot be timed
+│   └── NoCacheError  a model without a key-value cache: its generation cannot be timed
 ├── TextError         a text that is missing, empty or too short
 ├── ExperimentError   a name, folder or file of an experiment or run
-└── JobError          a job that cannot start, or that another job excludes
+└── JobError          a job that cannot start or continue
 
-Broken promises between our own functions raise ValueError instead.
+Bugs, such as a wrong call between our own functions, raise ValueError instead.
 """
 
 
 class SwmError(Exception):
-    """Base of every message meant for the user; printed without a traceback."""
+    """Base class of all errors meant for the user; printed without a traceback."""
 
 
 class SettingsError(SwmError):
@@ -30,7 +30,7 @@ class ModelError(SwmError):
 
 
 class NoCacheError(ModelError):
-    """A model that keeps nothing of what it has read, so that its generation cannot be timed."""
+    """A model without a key-value cache, so its generation cannot be timed."""
 
 
 class TextError(SwmError):
@@ -42,20 +42,20 @@ class ExperimentError(SwmError):
 
 
 class JobError(SwmError):
-    """A job that cannot start or go on."""
+    """A job that cannot start or continue."""
 
 
 class Cancelled(BaseException):
-    """The user cancelled the job; what was finished is kept."""
+    """The user cancelled the job; finished work is kept."""
 
 
 def printable(text: str) -> str:
-    """The text as a terminal may have it: names and paths of others can hold codes that move its cursor or worse."""
+    """The text with control characters escaped: untrusted names and paths can contain terminal escape codes."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what it says, as a sentence."""
+    """The first line of an error message, as a sentence; without a message, the name of the error's type."""
     lines = str(error).strip().splitlines()
     line = lines[0].strip() if lines else type(error).__name__
     return line[:300] + ("" if line.endswith(".") else ".")

@@ -14,14 +14,14 @@ DEFAULT_RULE = "rdsc"
 
 
 WIDTH_METHODS = {
-    "flap": "What changes least, times the weights that read it; its mean becomes a bias, if there can be one (FLAP).",
-    "taylor": "What the loss depends on least: weight times gradient (LLM-Pruner).",
+    "flap": "Removes what varies least, times the weights that read it; a bias keeps its mean if possible (FLAP).",
+    "taylor": "Removes what the loss depends on least: weight times gradient (LLM-Pruner).",
 }
 
 
 @dataclass(frozen=True)
 class WidthCut:
-    """Share of every layer's weights to remove by width, and how what goes is chosen."""
+    """Share of every layer's weights to remove by width pruning, and the method that chooses them."""
 
     ratio: float = 0.0
     method: str = "flap"
@@ -30,10 +30,10 @@ class WidthCut:
         if not 0 <= self.ratio <= 0.9:
             raise SettingsError(f"--width {self.ratio} is out of range. Choose 0 to 0.9.")
         if self.method not in WIDTH_METHODS:
-            raise SettingsError(f"'{self.method}' is not a way to cut width. Choose {' or '.join(WIDTH_METHODS)}.")
+            raise SettingsError(f"'{self.method}' is not a width pruning method. Choose {' or '.join(WIDTH_METHODS)}.")
 
     def after(self, method: str) -> str:
-        """What people call a method with this cut after it."""
+        """Display name of a method followed by this width cut."""
         return f"{method} + {self.method}" if self.ratio else method
 
 
@@ -44,7 +44,7 @@ WHOLE_WIDTH = WidthCut()
 class Window:
     """Neighbouring layers that become one; both ends included, counted from 0.
 
-    A window from -1 on (the embedding) with rule `keep_first` keeps no layer: the lowest layers are dropped outright.
+    With rule `keep_first`, a window that starts at -1 (the embedding) drops all its layers: the lowest of the model.
     """
 
     first: int
@@ -59,7 +59,7 @@ class Window:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """The windows to merge in a model of `layer_count` layers, lowest first, none overlapping; then a cut in width."""
+    """The windows to merge in a model of `layer_count` layers, lowest first, none overlapping; then a width cut."""
 
     layer_count: int
     windows: tuple[Window, ...] = ()
@@ -79,20 +79,20 @@ class MergePlan:
                 )
             free = window.last + 1
         if self.layers_left < 1:
-            raise PlanError("The plan leaves no layer. Keep one or more.")
+            raise PlanError("The plan leaves no layer. Keep at least one.")
 
     @property
     def layers_left(self) -> int:
-        """Layers of the merged model."""
+        """Number of layers in the merged model."""
         return self.layer_count - sum(len(window) - 1 for window in self.windows)
 
     @property
     def worth_layers(self) -> float:
-        """How many whole layers the weights of those left are."""
+        """The remaining layers' weights, counted in whole layers of the original."""
         return self.layers_left * (1 - self.width.ratio)
 
     def kept_layers(self) -> tuple[Window, ...]:
-        """What each layer of the merged model was made from, lowest first; an unmerged layer is a window of one."""
+        """The window behind each layer of the merged model, lowest first; an unmerged layer is a window of one."""
         by_first = {window.first: window for window in self.windows}
         kept: list[Window] = []
         layer = by_first[-1].last + 1 if -1 in by_first else 0
@@ -103,11 +103,11 @@ class MergePlan:
         return tuple(kept)
 
     def base_layers(self) -> tuple[int, ...]:
-        """The layer whose norms and other traits each layer of the merged model has, lowest first."""
+        """The original layer that supplies each merged model layer's norms and attributes, lowest first."""
         return tuple(base_layer(window, self.rule) for window in self.kept_layers())
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON: `layer_count`, `layers_left`, `windows` as [first, last], `rule`; `width` if it is cut."""
+        """The plan as JSON: `layer_count`, `layers_left`, `windows` as [first, last], `rule`, `width` if it is cut."""
         return {
             "layer_count": self.layer_count,
             "layers_left": self.layers_left,
@@ -118,18 +118,18 @@ class MergePlan:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MergePlan:
-        """The plan that `to_dict` gave; raises PlanError or SettingsError if it is none."""
+        """The plan that `to_dict` wrote; raises PlanError or SettingsError if the data are invalid."""
         width = WidthCut(**data["width"]) if "width" in data else WHOLE_WIDTH
         return cls(int(data["layer_count"]), windows_from(data["windows"]), str(data["rule"]), width)
 
 
 def base_layer(window: Window, rule: str) -> int:
-    """The layer of a window whose norms, kind of attention and other traits the merged layer has."""
+    """The layer of a window that supplies the merged layer's norms, attention type and other attributes."""
     return window.last if MERGE_RULES[rule].base == "last" else window.first
 
 
 def pairs(windows: Iterable[Window]) -> list[list[int]]:
-    """Windows as JSON holds them: [first, last] each, both ends included."""
+    """Windows as JSON: [first, last] each, both ends included."""
     return [[window.first, window.last] for window in windows]
 
 
@@ -157,17 +157,17 @@ def parse_windows(text: str) -> tuple[Window, ...]:
 
 
 def layers_at(ratio: float, layer_count: int) -> int:
-    """Layers left when a share of them is removed, one at least; raises SettingsError unless it is 0 to below 1."""
+    """Layers left after removing a share of them, at least one; raises SettingsError unless 0 <= ratio < 1."""
     if not 0 <= ratio < 1:
         raise SettingsError(f"--ratio {ratio} is out of range. Choose 0 or more, and less than 1.")
     return max(1, round(layer_count * (1 - ratio)))
 
 
 def check_layers(layers: int, layer_count: int) -> None:
-    """Raise SettingsError unless a model of `layer_count` layers can be left with so many."""
+    """Raise SettingsError unless a search can reduce a model of `layer_count` layers to `layers`."""
     if layer_count <= 2:
         raise SettingsError(
-            f"--layers {layers}: a model of {layer_count} layers has none that a search can take out. Merge them by "
+            f"--layers {layers}: the search cannot remove a layer from a {layer_count}-layer model. Merge layers by "
             "hand with --windows 0-1, or choose a larger model."
         )
     if not 2 <= layers <= layer_count:

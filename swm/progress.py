@@ -1,4 +1,4 @@
-"""How long work reports its progress: one function for all stages."""
+"""How long-running work reports progress: one function for all stages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
-"""`progress(done, total, text)`; total 0 where it is unknown. May raise Cancelled: what was finished is kept."""
+"""`progress(done, total, text)`; total is 0 if unknown. May raise Cancelled: finished work is kept."""
 
 
 def no_progress(done: int, total: int, text: str) -> None:
@@ -16,13 +16,13 @@ def no_progress(done: int, total: int, text: str) -> None:
 
 
 def named(stage: str, progress: Progress) -> Progress:
-    """Progress of one stage of several, with its name in front; the log tells when it begins."""
+    """Progress of one of several stages, prefixed with its name; logs the start of the stage."""
     log.info("%s", stage)
     return lambda done, total, text: progress(done, total, f"{stage}: {text}")
 
 
 def part_of(progress: Progress, place: int, parts: int, name: str) -> Progress:
-    """Progress of part `place` (from 0) of `parts`, in thousandths of the whole; it never goes back."""
+    """Progress of part `place` (from 0) of `parts`, in thousandths of the whole; it never decreases."""
     share = 0.0
 
     def report(done: int, total: int, text: str) -> None:

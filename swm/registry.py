@@ -1,8 +1,8 @@
 """What can be chosen by name: merge rules, planners, similarity metrics, texts, export formats.
 
-Each is one file in the folder that its registry names, and is registered where it is written. An installed package adds
-its own through the entry point group `swm.plugins`: each entry names a module that registers when it is imported. Files
-that register import nothing heavy at their top, so that pages and the command line can list what there is.
+Each entry is one file in its registry's package and registers itself there. An installed package adds its own through
+the entry point group `swm.plugins`: each entry point names a module that registers on import. Files that register
+import nothing heavy at module level, so that pages and the command line can list the choices quickly.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ PLUGINS = "swm.plugins"
 
 
 class Entry(Protocol):
-    """What every registered thing says of itself: the name that is typed, a title for pages, a line of help."""
+    """What every registered entry declares: the name to type, a title for pages, one line of help."""
 
     @property
     def name(self) -> str:
-        """What is typed."""
+        """The name to type."""
 
     @property
     def title(self) -> str:
-        """What pages show."""
+        """The title that pages show."""
 
     @property
     def help(self) -> str:
-        """One line of explanation."""
+        """One line of help."""
 
 
 E = TypeVar("E", bound=Entry)
 
 
 class Registry(Mapping[str, E], Generic[E]):
-    """Everything of one kind by name: the `first` one, then in alphabetical order, then what plugins add."""
+    """All entries of one kind by name: the `first` one, then the others alphabetically, then those of plugins."""
 
     def __init__(self, kind: str, folder: str, first: str = "") -> None:
         self.kind, self._folder, self._first = kind, folder, first
@@ -56,17 +56,17 @@ class Registry(Mapping[str, E], Generic[E]):
         self._read = False
 
     def register(self, entry: E) -> E:
-        """The entry itself, known by its name from now on.
+        """The entry itself, now registered under its name.
 
         Raises:
-            ValueError: if another has that name.
+            ValueError: if another entry has that name.
         """
         if self._entries.setdefault(entry.name, entry) != entry:
-            raise ValueError(f"There are two of the name {entry.name} ({self.kind}).")
+            raise ValueError(f"Two entries are named {entry.name} ({self.kind}). Rename one.")
         return entry
 
     def check(self, name: str) -> E:
-        """The entry of that name; raises SettingsError, naming the choices, if there is none."""
+        """The entry of that name; raises SettingsError, listing the choices, if there is none."""
         if name not in self:
             raise SettingsError(f"'{name}' is not a {self.kind}. Choose one of: {', '.join(self)}.")
         return self[name]
@@ -90,8 +90,8 @@ class Registry(Mapping[str, E], Generic[E]):
             package = importlib.import_module(self._folder)
             for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
                 importlib.import_module(f"{self._folder}.{module}")
-            own = sorted(self._entries, key=lambda name: (name != self._first, name))
-            self._entries = {name: self._entries[name] for name in own}
+            built_in = sorted(self._entries, key=lambda name: (name != self._first, name))
+            self._entries = {name: self._entries[name] for name in built_in}
             for plugin in entry_points(group=PLUGINS):
                 plugin.load()
         return self._entries
@@ -102,10 +102,10 @@ class MergeRule:
     """How a window of layers becomes one.
 
     Attributes:
-        combine: one parameter of the merged layer from that of each of the window's layers, lowest first, in float32;
-            may be given a few rows at a time. None: no parameter is combined, the base layer stays as it is.
-        base: "first" or "last": the layer of the window whose norms and other traits the merged layer has.
-        needs_text: the merged layer is made from what the layers give on text, not from the weights alone.
+        combine: computes one parameter of the merged layer from that parameter of each layer in the window, lowest
+            first, in float32; may get a few rows at a time. None: nothing is combined, the base layer stays unchanged.
+        base: "first" or "last": the layer of the window that supplies the merged layer's norms and other attributes.
+        needs_text: the merged layer is computed from the layers' outputs on text, not from the weights alone.
     """
 
     name: str
@@ -118,13 +118,13 @@ class MergeRule:
 
 @dataclass(frozen=True)
 class Planner:
-    """A method that chooses which layers go.
+    """A method that chooses which layers to remove.
 
     Attributes:
-        source: the method with its publication, as exported models name it.
+        source: the method with its publication, as exported models cite it.
         find: the plan for a request; raises PlanError if the method finds none.
-        whole_model: needs the model on one device: for gradients, or to fit layers.
-        least_budget: plans it has to try for (layers of the model, layers left); None where it takes no budget.
+        whole_model: needs the whole model on one device, for gradients or to fit layers.
+        least_budget: fewest plans it must try, given (layers of the model, layers left); None if it takes no budget.
     """
 
     name: str
@@ -141,12 +141,12 @@ class Metric:
     """A measure of how similar layers are.
 
     Attributes:
-        products: makes the function of one measurement: (layers, samples, width) -> (layers, layers), float64, whose
-            sums over blocks of samples give the similarity.
-        mean: the similarity is the sum over the number of samples; else the sums are divided by the root of both
-            layers' own, as for CKA.
-        warning: what is wrong with a sample of (samples in a block, blocks, width); empty if nothing is.
-        first_block_counts: `products` learns something from the first block that it is given.
+        products: creates the function for one measurement: (layers, samples, width) -> (layers, layers), float64. Its
+            results, summed over blocks of samples, give the similarity.
+        mean: divide the sums by the number of samples; otherwise by the square root of both layers' own sums, as in
+            CKA.
+        warning: what is wrong with a measurement of (samples in a block, blocks, width); empty if nothing is.
+        first_block_counts: `products` depends on the first block that it gets.
     """
 
     name: str
@@ -163,10 +163,10 @@ class TextSource:
     """A text that can be chosen by name.
 
     Attributes:
-        purposes: of "calibration", "perplexity" and "recovery", those it serves; for others the name is looked up on
-            the hub.
-        examples: its documents for a purpose; no document may serve two.
-        mix_with: another text that is mixed in when merged layers are fitted.
+        purposes: those of "calibration", "perplexity" and "recovery" that it serves; for others the name is looked up
+            on the hub.
+        examples: its documents for a purpose; no document may serve two purposes.
+        mix_with: another text to mix in when merged layers are fitted.
     """
 
     name: str
@@ -179,12 +179,12 @@ class TextSource:
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A form in which a run leaves the program: a text that is also offered for download, or files that it writes.
+    """A format for exporting a run: a text, which pages also offer for download, or files written to disk.
 
     Attributes:
-        suffix: of the file, with its dot; empty for a folder. The format of a path where none is named.
+        suffix: of the file, with its dot; empty for a folder. Selects the format when none is named.
         text: the content of the file for a run.
-        write: writes a run to a path that does not exist yet, where that is more than a text.
+        write: writes a run to a path that does not exist yet; for formats that are more than one text.
         fits: whether the format can express a run.
     """
 

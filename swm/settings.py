@@ -1,4 +1,4 @@
-"""What users set: an experiment, a recovery and its presets. No torch: pages show them, the engine follows them."""
+"""User settings: an experiment, a recovery and its presets. No torch, because pages import this file."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Annotated, Any, Literal
 from swm.checked import Between, checked
 from swm.errors import SettingsError
 
-FIT_TOKENS = 24_576  # to fit merged layers on: 43 times SmolLM2-135M's width; twice as many made no difference
-WINDOW_FIT_TOKENS = 4096  # to fit a window while searching; the plan chosen is fitted on more when it is merged
-PLAN_BUDGET = 400  # plans that a planner with a budget tries
-PRECISIONS = ("auto", "exact", "bfloat16")  # of a search: exact is the model's own format
+FIT_TOKENS = 24_576  # text for fitting merged layers: 43 times SmolLM2-135M's width; doubling it made no difference
+WINDOW_FIT_TOKENS = 4096  # text for fitting a window during a search; the merge itself uses FIT_TOKENS
+PLAN_BUDGET = 400  # number of plans that a planner with a budget tries
+PRECISIONS = ("auto", "exact", "bfloat16")  # of a search; exact is the model's own dtype
 SAMPLE_PROMPTS = (
     "The capital of France is",
     "Once upon a time there was a little bear who",
     "Question: What do plants need to grow?\nAnswer:",
 )
-PERPLEXITY_TEXTS = ("lambada", "squad")  # measured unless others are named
+PERPLEXITY_TEXTS = ("lambada", "squad")  # the default texts
 
 
 @checked
@@ -34,20 +34,21 @@ class ExperimentSettings:
 
 @checked
 class RecoverySettings:
-    """What LoRA does. One step sees batch * accumulate sequences of at most `length` tokens.
+    """Settings of LoRA training. One step sees batch * accumulate sequences of at most `length` tokens.
 
     Attributes:
-        loss_on: "text" packs the examples and learns every token; "response" learns the answer's tokens only.
-        target: "text" learns the text's own next token; "original" learns the original model's probabilities for it
-            (distillation), which teaches no new text but what was lost; "hidden" also its states behind merged layers.
-        adapt: "all" layers get adapters, or "above": those from two below the lowest merged layer up, since everything
-            below gives what it gave before. Nothing has to be differentiated there: the higher the windows, the faster.
+        loss_on: "text" packs the examples and trains on every token; "response" trains on the answers' tokens only.
+        target: "text" trains on the text's own next token; "original" on the original model's probabilities for it
+            (distillation), which restores what was lost without teaching new text; "hidden" also on the original's
+            hidden states after the merged layers.
+        adapt: layers that get adapters. "all"; "above": from two below the lowest merged layer up, since all layers
+            below give the same outputs as before and need no backward pass: the higher the windows, the faster;
             "near": the merged layers and their neighbours.
-        checkpointing: "on" computes activations again in the backward pass instead of keeping them: a third slower,
-            much less memory; "auto" when they would take more than half of what is free.
-        repair: "fit" solves the last projection of each merged layer by least squares before the training, see
-            `swm.merging.fit`: a minute that makes up for most of the loss.
-        held_out: sequences kept apart; the checkpoint with the lowest loss on them is the result.
+        checkpointing: "on" recomputes activations in the backward pass instead of storing them: a third slower, much
+            less memory; "auto" does so when they would take more than half of the free memory.
+        repair: "fit" solves the last projection of each merged layer by least squares before training, see
+            `swm.merging.fit`: takes a minute and makes up for most of the quality loss.
+        held_out: sequences set aside; the checkpoint with the lowest loss on them is the result.
     """
 
     preset: str = "quick"
@@ -97,14 +98,14 @@ PRESETS = {
 
 
 PRESET_HELP = {
-    "quick": "minutes on a processor for 135 M parameters",
-    "standard": "four times as long at half the learning rate",
-    "paper": "the released settings: alpaca-cleaned from the hub, answers only, hours on a GPU",
+    "quick": "minutes on a CPU for 135 M parameters",
+    "standard": "four times the steps at half the learning rate",
+    "paper": "the paper's released settings: alpaca-cleaned from the hub, loss on answers only; hours on a GPU",
 }
 
 
 def preset_settings(preset: str, **changes: Any) -> RecoverySettings:
-    """A preset with some settings changed; None leaves a setting as it is."""
+    """A preset with some settings changed; None leaves a setting unchanged."""
     if preset not in PRESETS:
         raise SettingsError(f"'{preset}' is not a recovery preset. Choose one of: {', '.join(PRESETS)}.")
     changes = {name: value for name, value in changes.items() if value is not None}

@@ -23,7 +23,7 @@ def test_a_cut_in_width_outside_that_is_refused(ratio):
 
 
 def test_an_unknown_way_to_cut_width_names_the_known_ones():
-    with pytest.raises(SettingsError, match=r"'slice' is not a way to cut width. Choose flap or taylor\."):
+    with pytest.raises(SettingsError, match=r"'slice' is not a width pruning method. Choose flap or taylor\."):
         WidthCut(0.1, "slice")
 
 
@@ -164,8 +164,8 @@ def test_two_layers_or_more_can_be_left(layers, layer_count):
     [
         (1, 30, "--layers 1 is out of range: the model has 30 layers. Choose 2 to 30."),
         (31, 30, "--layers 31 is out of range: the model has 30 layers. Choose 2 to 30."),
-        (2, 2, "--layers 2: a model of 2 layers has none that a search can take out"),
-        (1, 1, "--layers 1: a model of 1 layers has none that a search can take out"),
+        (2, 2, "--layers 2: the search cannot remove a layer from a 2-layer model."),
+        (1, 1, "--layers 1: the search cannot remove a layer from a 1-layer model."),
     ],
 )
 def test_fewer_or_more_layers_than_there_can_be_are_refused(layers, layer_count, message):

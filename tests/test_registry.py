@@ -126,7 +126,7 @@ def test_every_entry_says_what_it_is_and_two_of_one_name_are_refused():
         assert all(entry.name == name and entry.title and entry.help for name, entry in registry.items())
         with pytest.raises(SettingsError, match=rf"'chess' is not a {registry.kind}. Choose one of: "):
             registry.check("chess")
-    with pytest.raises(ValueError, match="two of the name mean"):
+    with pytest.raises(ValueError, match="Two entries are named mean"):
         MERGE_RULES.register(MergeRule("mean", "Mean", "another", None))
 
 

@@ -1,4 +1,4 @@
-"""Running one cell of a sweep: a command in a child process, started again when it was killed."""
+"""Running one cell of a sweep: a command in a child process, restarted if it is killed."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def run_cell(
     environment: dict[str, str],
     stop: threading.Event | None = None,
 ) -> str:
-    """Run a cell's command until it ends of itself; one that was killed is started again, so many times.
+    """Run a cell's command to its end; if it is killed, restart it up to `retries` times.
 
-    Its output goes to the run's job.log. Ends with this process, by a signal that lets it end in good order.
+    Its output goes to the run's job.log. When this process ends, the command gets a signal to shut down cleanly.
 
     Returns:
-        What it said if it ended badly, else nothing.
+        The command's last line if it failed, otherwise an empty string.
     """
     folder = home() / "experiments" / experiment / "runs" / run
     folder.mkdir(parents=True, exist_ok=True)
-    told = {**child_environment(), "PYTHONUNBUFFERED": "1", "SWM_WAIT": "1", **environment}
+    full_environment = {**child_environment(), "PYTHONUNBUFFERED": "1", "SWM_WAIT": "1", **environment}
     for attempt in range(retries + 1):
         with (folder / "job.log").open("ab") as output:
             child = subprocess.Popen(
@@ -47,7 +47,7 @@ def run_cell(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=APP_FOLDER,
-                env=told,
+                env=full_environment,
             )
         while child.poll() is None:
             if stop is not None and stop.is_set():
@@ -55,13 +55,13 @@ def run_cell(
                 child.wait()
                 return ""
             time.sleep(POLL_SECONDS)
-        if child.returncode >= 0:  # done, or a message that another try would give again
+        if child.returncode >= 0:  # done, or an error that would only repeat
             break
         log.warning("%s/%s was killed by signal %d, try %d", experiment, run, -child.returncode, attempt + 1)
     if child.returncode == 0:
         return ""
     lines = (folder / "job.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines and child.returncode > 0 else f"It was killed by signal {-child.returncode} each time."
+    return lines[-1] if lines and child.returncode > 0 else f"Killed by signal {-child.returncode} on every attempt."
 
 
 def swm_command(command: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Starts a stage in a child process, follows it, cancels it. The folder of the experiment or run is the interface."""
+"""Starts, monitors and cancels a stage in a child process. The folder of the experiment or run is the interface."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from swm.workspace.tracked import job_lock
 
 
 def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
-    """Start `python -m swm ARGUMENTS` for a target in a child process that outlives this one; gives its pid.
+    """The pid of a new child process that runs `python -m swm ARGUMENTS` for a target and outlives this one.
 
     Raises:
-        JobError: if the target has a job already, or is read-only.
+        JobError: if the target already has a job, or is read-only.
     """
     if target.read_only:
         raise JobError(read_only_message(target.name))
-    with job_lock(target):  # two that click at once: the second sees the first's state
+    with job_lock(target):  # of two simultaneous clicks, the second sees the first's state
         if target.state().active:
             raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.")
         with (target.folder / "job.log").open("wb") as output:
@@ -52,32 +52,33 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
                 env=child_environment(PYTHONUNBUFFERED="1"),
             )
         now = time.time()
-        who = this_process(psutil.Process(child.pid))
-        first = State(stage, "queued", text="starting", started=now, heartbeat=now, command=tuple(arguments), **who)
-        target.write_state(first)  # until the child speaks for itself
+        identity = this_process(psutil.Process(child.pid))
+        command = tuple(arguments)
+        first = State(stage, "queued", text="starting", started=now, heartbeat=now, command=command, **identity)
+        target.write_state(first)  # until the child writes its own
     threading.Thread(target=_wait_for, args=(child, target, first), daemon=True).start()
     return child.pid
 
 
 def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> None:
-    """Leave no zombie, and tell of a child that ended before it could write its own state."""
+    """Reap the child; record its end if it could not write a state of its own."""
     code = child.wait()
     try:
         state = target.state()
         silent = (state.pid, state.started) == (first.pid, first.started)  # it never wrote a state of its own
-        if silent and code == -signal.SIGTERM:  # cancelled when it was too young to end in good order
+        if silent and code == -signal.SIGTERM:  # cancelled before it could shut down cleanly
             target.write_state(replace(first, status="cancelled"))
         elif silent and code > 0:
             last = target.log_tail(1) or f"exit code {code}"
             target.write_state(replace(first, status="failed", error=f"The job could not start: {last}"))
         elif code < 0 and state.status == "interrupted" and state.pid == child.pid:
-            target.write_state(state)  # with the reason as it is now: later it might be taken for another
+            target.write_state(state)  # with the reason as known now: a later check could find another
     except SwmError as error:
         log.warning("%s", error)
 
 
 def call(arguments: Sequence[str], timeout_seconds: float = 900) -> Any:
-    """Run a short command in a child process and give its JSON object.
+    """The JSON object that a short command prints, run in a child process.
 
     Raises:
         JobError: with the command's own message when it fails.
@@ -95,15 +96,15 @@ def call(arguments: Sequence[str], timeout_seconds: float = 900) -> Any:
     except subprocess.TimeoutExpired:
         raise JobError(f"No answer within {timeout_seconds:.0f} seconds. Run it in a terminal to see why.") from None
     if done.returncode:
-        raise JobError("\n".join(done.stderr.strip().splitlines()[-3:]) or f"It ended with {done.returncode}.")
+        raise JobError("\n".join(done.stderr.strip().splitlines()[-3:]) or f"Exit code {done.returncode}, no message.")
     return json.loads(done.stdout)
 
 
 def stream(arguments: Sequence[str], on_end: Callable[[str], None] | None = None) -> Iterator[str]:
-    """Output of a command in a child process, piece by piece; the child ends when nobody listens any more.
+    """Output of a command in a child process, piece by piece; the child ends when the iterator is closed.
 
     Args:
-        on_end: given the last line that the command wrote to stderr, when it ended well.
+        on_end: called with the last line of the command's stderr, unless the command failed.
 
     Raises:
         JobError: with the command's own message when it fails.
@@ -128,7 +129,7 @@ def stream(arguments: Sequence[str], on_end: Callable[[str], None] | None = None
         if on_end and code <= 0 and message:
             on_end(message.splitlines()[-1])
         if code > 0:
-            raise JobError(message.splitlines()[-1] if message else f"It ended with {child.returncode}.")
+            raise JobError(message.splitlines()[-1] if message else f"Exit code {child.returncode}, no message.")
 
 
 def cancel(target: Target) -> None:
@@ -139,20 +140,20 @@ def cancel(target: Target) -> None:
     """
     state = target.state()
     if demo_experiment():
-        raise JobError("This is a demo: it is read-only.")
+        raise JobError("Cannot cancel: this is a read-only demo.")
     if not state.active:
         raise JobError(f"{target.name} has no job running.")
     if state.host != socket.gethostname():
         raise JobError(f"The job of {target.name} runs on {state.host}. Cancel it there.")
     if state.pid == os.getpid():
-        raise JobError(f"The job of {target.name} runs in this very process. Press Ctrl-C instead.")
+        raise JobError(f"The job of {target.name} runs in this process. Press Ctrl-C instead.")
     os.kill(state.pid, signal.SIGTERM)
 
 
 def active_targets(experiments: Sequence[Experiment]) -> list[tuple[Target, State]]:
     """Every experiment and run that has a job queued or running."""
-    found: list[tuple[Target, State]] = []
+    active: list[tuple[Target, State]] = []
     for experiment in experiments:
         targets: list[Target] = [] if experiment.read_only else [experiment, *experiment.runs()]
-        found += [(target, state) for target in targets if (state := target.state()).active]
-    return found
+        active += [(target, state) for target in targets if (state := target.state()).active]
+    return active

@@ -17,24 +17,24 @@ from swm.workspace.runs import Run
 
 
 def run_on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: str, failed: dict[str, str]) -> None:
-    """One task for each cell. Ray starts a task again whose node was lost; what it had done lies in SWM_HOME.
+    """Run one task per cell. Ray restarts tasks of lost nodes; they continue from the results in SWM_HOME.
 
-    SWM_HOME has to be a folder that every node sees by the same path.
+    SWM_HOME must be a folder that all nodes see under the same path.
     """
     try:
         import ray
     except ImportError:
-        raise SettingsError("Ray is not installed. Run: pip install ray. Or leave --executor out.") from None
-    ours = not ray.is_initialized()
-    if ours:
+        raise SettingsError("Ray is not installed. Run: pip install ray, or omit --executor.") from None
+    started_here = not ray.is_initialized()
+    if started_here:
         try:
             ray.init(address=address or None, include_dashboard=False, log_to_driver=False, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise JobError(f"The Ray cluster {address} does not answer: {str(error)[:200]}. Check --address.") from None
     try:
-        told = {"SWM_HOME": str(home()), "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "")}
+        environment = {"SWM_HOME": str(home()), "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "")}
         task = ray.remote(_ray_cell).options(num_cpus=file.cpus, num_gpus=file.gpus, max_retries=file.retries)
-        refs = {task.remote(c.run_command, c.experiment, c.run, file.retries, told): c for c in left}
+        refs = {task.remote(c.run_command, c.experiment, c.run, file.retries, environment): c for c in left}
         while refs:
             report_progress(file, len(refs), progress)
             ended, _ = ray.wait(list(refs), num_returns=1, timeout=POLL_SECONDS)
@@ -47,12 +47,12 @@ def run_on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: s
             ray.cancel(ref, force=True)
         raise
     finally:
-        if ours:
+        if started_here:
             ray.shutdown()
 
 
 def _reason(ref: Any) -> str:
-    """Why an ended task failed; empty if it did not."""
+    """Why a finished task failed; empty if it succeeded."""
     import ray
 
     try:
@@ -62,10 +62,10 @@ def _reason(ref: Any) -> str:
 
 
 def _ray_cell(command: list[str], experiment: str, run: str, retries: int, environment: dict[str, str]) -> str:
-    """Runs on a node of the cluster."""
+    """Run a cell on a node of the cluster; returns as `run_cell`."""
     os.environ.update({name: value for name, value in environment.items() if value})
-    before = Run(Experiment.open(experiment), run)
-    while before.state().active:  # the first try's process, on a node that was lost, has yet to notice
+    target = Run(Experiment.open(experiment), run)
+    while target.state().active:  # the first attempt on a lost node still counts as active for a while
         time.sleep(POLL_SECONDS)
-    several = {"SWM_DEVICE": f"{socket.gethostname()}-ray-{os.getpid()}"}
-    return run_cell(command, experiment, run, retries, several)
+    device = {"SWM_DEVICE": f"{socket.gethostname()}-ray-{os.getpid()}"}
+    return run_cell(command, experiment, run, retries, device)

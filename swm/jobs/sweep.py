@@ -1,4 +1,4 @@
-"""Sweeps: many runs from one file. The disk is the ledger: what a run has there is never computed again."""
+"""Sweeps: many runs from one file. Results on disk are never computed again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDED = ("done", "failed")
 
 
 class Sweep(Tracked):
-    """A sweep's folder: its file and its state. Its cells lie in experiments of their own."""
+    """A sweep's folder: its file and its state. Its cells are runs in separate experiments."""
 
     def __init__(self, name: str) -> None:
         self.name, self.folder = check_name(name), home() / "sweeps" / name
@@ -31,67 +31,67 @@ class Sweep(Tracked):
         return (self.folder / FILE).is_file()
 
     def mend(self) -> None:
-        """Nothing of it can be half done."""
+        """Nothing to repair: a sweep's files are written atomically."""
 
     @classmethod
     def create(cls, grid: dict[str, Any]) -> Sweep:
-        """Its folder, with the grid; one of that name must have the same grid."""
+        """A new sweep, or the existing one of that name, which must have the same grid."""
         sweep = cls(read_sweep(grid).name)
         if demo_experiment():
             raise ExperimentError(read_only_message(sweep.name))
         if sweep.is_there() and sweep.grid != grid:
-            raise SettingsError(f"There is a sweep {sweep.name} with another grid. Give this file another name.")
+            raise SettingsError(f"Sweep {sweep.name} already exists with another grid. Change the name in this file.")
         write_json(sweep.folder / FILE, {"grid": grid})
         replace_file(sweep.folder / "sweep.yaml", yaml.safe_dump(grid, sort_keys=False, allow_unicode=True).encode())
         return sweep
 
     @property
     def grid(self) -> dict[str, Any]:
-        """The sweep's file, as it was written."""
-        found: dict[str, Any] = (self.read(FILE) or {}).get("grid", {})
-        return found
+        """The sweep's file as it was given."""
+        grid: dict[str, Any] = (self.read(FILE) or {}).get("grid", {})
+        return grid
 
     @property
     def file(self) -> SweepFile:
-        """The sweep's file, checked, with its cells."""
+        """The sweep's file, validated, with its cells."""
         return read_sweep(self.grid)
 
     def failures(self) -> dict[str, str]:
-        """What the runs said that ended badly in the last pass, by "experiment/run"."""
+        """Error messages of the runs that failed in the last pass, by "experiment/run"."""
         data = (self.read(FAILED) or {}).get("failed")
         return {str(name): str(reason) for name, reason in data.items()} if isinstance(data, dict) else {}
 
     def states(self) -> dict[str, str]:
-        """Where each run stands, by "experiment/run"; one that failed before it left a trace is failed too."""
-        failed, found = self.failures(), {cell.name: cell.state() for cell in self.file.cells}
-        return {name: "failed" if state == "waiting" and name in failed else state for name, state in found.items()}
+        """The state of each run, by "experiment/run"; also "failed" for runs that failed before they wrote a state."""
+        failed, states = self.failures(), {cell.name: cell.state() for cell in self.file.cells}
+        return {name: "failed" if state == "waiting" and name in failed else state for name, state in states.items()}
 
 
 def sweeps() -> tuple[list[Sweep], list[str]]:
-    """The sweeps that can be read, the newest first, and one message for each that cannot."""
+    """The readable sweeps, newest first, and one message for each damaged one."""
     files = sorted((home() / "sweeps").glob(f"*/{FILE}"), key=lambda file: -file.stat().st_mtime)
-    found, broken = [], []
+    readable, broken = [], []
     for file in files:
         if NAME.fullmatch(file.parent.name):
             try:
                 sweep = Sweep(file.parent.name)
                 _ = sweep.file
-                found.append(sweep)
+                readable.append(sweep)
             except (ExperimentError, SettingsError) as error:
                 broken.append(f"Sweep {file.parent.name}: {error}")
-    return found, broken
+    return readable, broken
 
 
 def sweep_rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """One row for each run of a sweep: `name`, `state`, `experiment`, `run`, and what `compare` says of it, if any."""
+    """One row for each run of a sweep: `name`, `state`, `experiment`, `run`, and its row of `compare`, if any."""
     cells, states, rows = sweep.file.cells, sweep.states(), []
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(cell.experiment for cell in cells):
         try:
-            found.update({f"{name}/{row['run']}": row for row in compare(Experiment.open(name))})
-        except ExperimentError:  # not created yet, or damaged: its page tells
+            results.update({f"{name}/{row['run']}": row for row in compare(Experiment.open(name))})
+        except ExperimentError:  # not created yet, or damaged, which its page reports
             continue
     for cell in cells:
-        known = {"name": cell.name, "experiment": cell.experiment, "run": cell.run, "state": states[cell.name]}
-        rows.append({**found.get(cell.name, {}), **known})
+        entry = {"name": cell.name, "experiment": cell.experiment, "run": cell.run, "state": states[cell.name]}
+        rows.append({**results.get(cell.name, {}), **entry})
     return rows

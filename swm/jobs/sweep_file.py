@@ -1,4 +1,4 @@
-"""The file of a sweep: every model with every text, plan and recovery, each as the command a user would type."""
+"""A sweep's file: every model with every text, plan and recovery, each as the command that a user would type."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MOST_CELLS = 10_000
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: its experiment, and what plans and heals it."""
+    """One run of a sweep: its experiment, its plan and its recovery."""
 
     experiment: str
     run: str
@@ -58,15 +58,15 @@ class Cell:
         return ["run", self.experiment, self.run, *self.plan, *self.recovery, "--limit", limit]
 
     def state(self) -> str:
-        """Waiting, queued, running, done, failed, cancelled or interrupted: as the disk says."""
+        """Waiting, queued, running, done, failed, cancelled or interrupted, according to the files on disk."""
         try:
             run = Experiment.open(self.experiment).run(self.run)
             status = run.state().status
             if status in ("queued", "running"):
                 return status
-            whole = run.is_scored(TASKS, self.limit) and run.timing()
+            measured = run.is_scored(TASKS, self.limit) and run.timing()
             healed = run.stage == "recovered" or "--no-recovery" in self.recovery
-            if whole and healed:
+            if measured and healed:
                 return "done"
             return status if status in ("failed", "cancelled", "interrupted") else "waiting"
         except ExperimentError:
@@ -100,7 +100,7 @@ class PlanEntry(BaseModel):
 
 
 class SweepGrid(BaseModel):
-    """A sweep's file as it is written; see assets/sweeps."""
+    """The schema of a sweep's file; see assets/sweeps."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
@@ -121,7 +121,7 @@ class SweepGrid(BaseModel):
 
 @dataclass(frozen=True)
 class SweepFile:
-    """What a sweep's file says, checked."""
+    """A validated sweep file and its cells."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -131,21 +131,21 @@ class SweepFile:
 
 
 def load_grid(file: Path) -> dict[str, Any]:
-    """A sweep's file; its name is the file's where it says none.
+    """The content of a sweep's file; the default name is the file's.
 
     Raises:
-        SettingsError: if it cannot be read or is no sweep.
+        SettingsError: if it cannot be read or is not a sweep.
     """
     try:
         grid = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise SettingsError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}. Correct it.") from None
     if not isinstance(grid, dict):
-        raise SettingsError(f"{file} is no sweep. Compare it with the files in assets/sweeps.")
+        raise SettingsError(f"{file} is not a sweep file. Compare it with the files in assets/sweeps.")
     grid.setdefault("name", _slug(file.stem))
-    for entry in ("models", "texts"):  # the runs work elsewhere
+    for entry in ("models", "texts"):  # jobs run in another folder
         if entry in grid:
-            grid[entry] = [whole_path(str(one)) for one in _as_list(grid[entry])]
+            grid[entry] = [whole_path(str(value)) for value in _as_list(grid[entry])]
     read_sweep(grid)
     return grid
 
@@ -154,17 +154,17 @@ def read_sweep(grid: dict[str, Any]) -> SweepFile:
     """The cells of a grid: every model with every text and seed, planned and healed in every way.
 
     Raises:
-        SettingsError: naming the entry that is wrong.
+        SettingsError: if an entry is invalid; the message names it.
     """
     try:
-        asked = SweepGrid.model_validate(grid)
-        name, cells = check_name(asked.name), tuple(_cells(asked))
+        parsed = SweepGrid.model_validate(grid)
+        name, cells = check_name(parsed.name), tuple(_cells(parsed))
     except ValidationError as error:
         reason = explained(error)
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, ExperimentError) as error:
         reason = f"{error}".rstrip(".")
     else:
-        return SweepFile(name, cells, asked.cpus, asked.gpus, asked.retries)
+        return SweepFile(name, cells, parsed.cpus, parsed.gpus, parsed.retries)
     raise SettingsError(
         f"Cannot read the sweep: {' '.join(reason.split())[:300]}. Compare it with the files in assets/sweeps."
     )
@@ -173,36 +173,36 @@ def read_sweep(grid: dict[str, Any]) -> SweepFile:
 def _cells(grid: SweepGrid) -> Iterator[Cell]:
     plans = [plan for entry in grid.plans for plan in _plans(entry)]
     recoveries = [_recovery(entry) for entry in grid.recovery]
-    every = list(itertools.product(grid.models, grid.texts, grid.seeds, plans, recoveries))
-    if not 1 <= len(every) <= MOST_CELLS:
-        raise SettingsError(f"The sweep has {len(every):,} runs. Choose 1 to {MOST_CELLS:,}.")
+    combinations = list(itertools.product(grid.models, grid.texts, grid.seeds, plans, recoveries))
+    if not 1 <= len(combinations) <= MOST_CELLS:
+        raise SettingsError(f"The sweep has {len(combinations):,} runs. Choose 1 to {MOST_CELLS:,}.")
     seen: dict[str, Cell] = {}
-    for model, text, seed, (plan_name, plan), (recovery_name, recovery) in every:
+    for model, text, seed, (plan_name, plan), (recovery_name, recovery) in combinations:
         settings = ExperimentSettings(model, text, grid.count, grid.length, seed, grid.dtype)
         parts = [grid.name, Path(model).name, Path(text).name, str(seed)]
-        whole = repr(settings).removeprefix("Experiment")  # names keep the hashes that they have always had
+        whole = repr(settings).removeprefix("Experiment")  # keeps the hashes in existing names valid
         experiment, run = _name(parts, whole), _name([plan_name, recovery_name], "")
         cell = Cell(experiment, run, settings, plan, recovery, grid.limit)
         if cell.name not in seen:
             seen[cell.name] = cell
             yield cell
         elif seen[cell.name] != cell:
-            raise SettingsError(f"Two different runs of the sweep would be called {cell.name}. Change one of them.")
+            raise SettingsError(f"Two different runs of the sweep would be named {cell.name}. Change one of them.")
 
 
 def _plans(entry: PlanEntry) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Name and options of each plan that an entry names."""
-    how: list[str] = []
+    options: list[str] = []
     if entry.planner is not None:
         PLANNERS.check(entry.planner)
-        how = ["--planner", entry.planner]
+        options = ["--planner", entry.planner]
     if entry.rule is not None or entry.planner is None:
         MERGE_RULES.check(entry.rule or DEFAULT_RULE)
-        how += ["--rule", entry.rule or DEFAULT_RULE]
+        options += ["--rule", entry.rule or DEFAULT_RULE]
     for number in entry.ratio or entry.layers or entry.threshold:
         kind = "ratio" if entry.ratio else "layers" if entry.layers else "threshold"
         amount = {"ratio": f"{100 * number:.6g}pc", "layers": f"{number}", "threshold": f"t{number!r}"}[kind]
-        yield "-".join(filter(None, [entry.planner, entry.rule, amount])), (*how, f"--{kind}", f"{number!r}")
+        yield "-".join(filter(None, [entry.planner, entry.rule, amount])), (*options, f"--{kind}", f"{number!r}")
 
 
 def _recovery(entry: Any) -> tuple[str, tuple[str, ...]]:
@@ -220,7 +220,7 @@ def _slug(text: str) -> str:
 
 
 def _name(parts: Sequence[str], whole: str) -> str:
-    """A name from its parts; with a hash where it would be too long, or two could get the same one."""
+    """A name joined from parts; with a hash of parts and `whole` if `whole` is given or the name is too long."""
     name = "-".join(_slug(part) for part in parts)
     digest = hashlib.sha256(f"{parts}{whole}".encode()).hexdigest()[:6]
     return f"{name[:57]}-{digest}" if whole or len(name) > 64 else name

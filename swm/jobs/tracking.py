@@ -37,14 +37,14 @@ log = logging.getLogger(__name__)
 Target = Tracked  # an experiment, a run or a sweep
 
 
-BESIDE = "failed-beside.txt"  # what a process other than the first one ended with
+BESIDE = "failed-beside.txt"  # error of a process other than the first
 
 
-SPACE_BYTES = 2**18  # for the small files of any stage; those with large ones look for themselves
+SPACE_BYTES = 2**18  # for a stage's small files; stages with large files check for themselves
 
 
 class Tracker:
-    """Writes the state of a running stage: progress when it comes, a heartbeat when it does not."""
+    """Writes the state of a running stage: its progress, and a heartbeat in between."""
 
     def __init__(self, target: Target, state: State) -> None:
         self._target, self.state = target, state
@@ -57,7 +57,7 @@ class Tracker:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __call__(self, done: int, total: int, text: str) -> None:
-        """Progress of the stage; raises Cancelled when the user asked for that."""
+        """Record progress; raises Cancelled if the user cancelled the stage."""
         if self.cancelled:
             raise Cancelled
         if self._failure:
@@ -67,14 +67,14 @@ class Tracker:
             self.write()
 
     def write(self, **changes: object) -> None:
-        """Write the state with a heartbeat, and what the process uses."""
+        """Write the state with a heartbeat, memory and CPU usage."""
         with self._lock:
-            used = {
+            usage = {
                 "memory_bytes": self._process.memory_info().rss,
                 "cpu_percent": self._process.cpu_percent(),
                 "gpu_memory_bytes": _gpu_memory_bytes(),
             }
-            self.state = replace(self.state, heartbeat=time.time(), **used, **changes)  # type: ignore[arg-type]
+            self.state = replace(self.state, heartbeat=time.time(), **usage, **changes)  # type: ignore[arg-type]
             self._target.write_state(self.state)
             self._written = time.monotonic()
 
@@ -100,16 +100,16 @@ class Tracker:
 
 @contextmanager
 def tracked(target: Target, stage: str, command: Sequence[str] = (), device: bool = True) -> Iterator[Tracker]:
-    """Run a stage in this process with its state on disk: queued, running, then done, failed or cancelled.
+    """Run a stage in this process and keep its state on disk: queued, running, then done, failed or cancelled.
 
     One stage at a time for each target (a second is refused) and for each machine (a second waits). SIGTERM and
-    SIGINT cancel at the next progress report.
+    SIGINT cancel it at the next progress report.
 
     Args:
-        device: whether the stage computes on this machine's device, named by SWM_DEVICE where there are several.
+        device: whether the stage uses this machine's device, named by SWM_DEVICE if there are several.
 
     Raises:
-        JobError: if the target has a job already.
+        JobError: if the target already has a job.
     """
     if target.read_only:
         raise JobError(read_only_message(target.name))
@@ -139,14 +139,14 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
         tracker.write(status="done", text="", done=tracker.state.total)
     except BaseException as error:
         tracker.stop()
-        told = _explained(error, target) or _ended_beside(tracker, target)
-        if told is None and isinstance(error, Cancelled):
+        explained = _explained(error, target) or _ended_beside(tracker, target)
+        if explained is None and isinstance(error, Cancelled):
             tracker.write(status="cancelled", error="")
             raise
-        _write_failure(tracker, f"{told}" if told else _unexpected(error))
-        if told is None or told is error:
+        _write_failure(tracker, f"{explained}" if explained else _unexpected(error))
+        if explained is None or explained is error:
             raise
-        raise told from error
+        raise explained from error
     finally:
         restore()
         device.release()
@@ -154,23 +154,23 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
 
 @contextmanager
 def beside(target: Target) -> Iterator[None]:
-    """A stage in a process beside the first one: what ends it is left in the folder for the first one to tell."""
+    """Run a stage in a process other than the first; its error goes to a file, which the first process reports."""
     try:
         yield
     except Exception as error:
-        told = _explained(error, target)
-        message = f"Process {rank()} of {world_size()}: {told or _unexpected(error)}"
+        explained = _explained(error, target)
+        message = f"Process {rank()} of {world_size()}: {explained or _unexpected(error)}"
         file = target.folder / BESIDE
-        with suppress(OSError, SwmError):  # the message on stderr has to do
-            if target.is_there() and not file.exists():  # the first that ended is the one to tell of
+        with suppress(OSError, SwmError):  # then the message on stderr must suffice
+            if target.is_there() and not file.exists():  # report the first error only
                 replace_file(file, message.encode("utf-8", "replace"))
-        if told is None or told is error:
+        if explained is None or explained is error:
             raise
-        raise told from error
+        raise explained from error
 
 
 def _ended_beside(tracker: Tracker, target: Target) -> SwmError | None:
-    """Why another process of the stage ended, if one did: the launcher then ends this one too."""
+    """Why another process of the stage ended, if one did; the launcher then stops this one too."""
     if world_size() == 1:
         return None
     file = target.folder / BESIDE
@@ -178,14 +178,14 @@ def _ended_beside(tracker: Tracker, target: Target) -> SwmError | None:
         return JobError(file.read_text(encoding="utf-8"))
     if memory_kills() > tracker.state.memory_kills:
         return JobError(
-            "The stage ended, and this machine ran out of memory meanwhile: the kernel ended a process. Use fewer "
-            "processes, a smaller batch or --dtype bfloat16, and start it again: what was finished is kept."
+            "This machine ran out of memory during the stage, and the kernel killed a process. Use fewer processes, "
+            "a smaller batch or --dtype bfloat16, and start it again: finished work is kept."
         )
     return None
 
 
 def _explained(error: BaseException, target: Target) -> SwmError | None:
-    """What the user can mend; None for a mistake of ours."""
+    """The error as one that the user can fix; None for a bug."""
     if isinstance(error, SwmError):
         return error
     if is_full_disk(error):
@@ -200,7 +200,7 @@ def _unexpected(error: BaseException) -> str:
 
 
 def _gpu_memory_bytes() -> int:
-    """What this process has allocated on its GPU; torch is asked only when the stage has loaded it."""
+    """Memory that this process allocated on its GPU; 0 if the stage has not loaded torch."""
     torch = sys.modules.get("torch")
     return int(torch.cuda.memory_allocated()) if torch and torch.cuda.is_initialized() else 0
 
@@ -218,18 +218,18 @@ def _acquire(device: FileLock, tracker: Tracker) -> None:
 def _write_failure(tracker: Tracker, message: str) -> None:
     try:
         tracker.write(status="failed", error=message)
-    except SwmError as error:  # the disk is full: the message on stderr has to do
+    except SwmError as error:  # the disk is full: the message on stderr must suffice
         log.warning("%s", error)
 
 
 def _on_signals(tracker: Tracker) -> Callable[[], None]:
-    """Let SIGTERM and SIGINT cancel; gives a function that puts the former handlers back."""
+    """Let SIGTERM and SIGINT cancel the stage; returns a function that restores the former handlers."""
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
 
     def handler(number: int, frame: FrameType | None) -> None:
         if tracker.cancelled and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+            raise KeyboardInterrupt  # a second Ctrl-C stops at once
         tracker.cancelled = True
 
     former = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}

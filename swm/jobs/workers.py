@@ -1,4 +1,4 @@
-"""Runs the cells of a sweep that are not done, on this machine or on a Ray cluster."""
+"""Runs the unfinished cells of a sweep, on this machine or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ log = logging.getLogger(__name__)
 def run_sweep(
     sweep: Sweep, progress: Progress, executor: str = "local", workers: int = 0, address: str = ""
 ) -> dict[str, str]:
-    """Run what is not done yet.
+    """Run all unfinished cells of a sweep.
 
     Args:
-        executor: "local": a queue, one process for each GPU or one in all; "ray": one task for each cell on a cluster.
-        workers: processes at once for "local"; 0 chooses.
+        executor: "local": a queue with one process per GPU, or one without GPUs; "ray": one task per cell on a cluster.
+        workers: number of parallel processes for "local"; 0 chooses it automatically.
         address: of a Ray cluster; empty starts one on this machine.
 
     Returns:
         State of each cell, by "experiment/run".
 
     Raises:
-        Cancelled: when the user stopped it; running cells end in good order and go on the next time.
+        Cancelled: if the user stopped it; running cells shut down cleanly and resume the next time.
     """
     if demo_experiment():
-        raise JobError("This is a demo: it is read-only.")
+        raise JobError("Cannot run a sweep: this is a read-only demo.")
     file = sweep.file
     for cell in {cell.experiment: cell for cell in file.cells}.values():
         _create(cell, progress)
@@ -58,22 +58,23 @@ def run_sweep(
 
 
 def _create(cell: Cell, progress: Progress) -> None:
-    """The cell's experiment, unless it is there with the same settings."""
+    """Create the cell's experiment unless it exists."""
     progress(0, 0, f"creating {cell.experiment}")
     try:
         Experiment.open(cell.experiment)
-        return  # its name has the hash of its settings
+        return  # its name contains a hash of its settings, so they are the same
     except ExperimentError:
         pass
     command = swm_command(cell.create_command)
     done = subprocess.run(command, capture_output=True, text=True, cwd=APP_FOLDER, env=child_environment())
     if done.returncode:
-        raise ExperimentError((done.stderr.strip().splitlines() or ["It could not be created."])[-1])
+        lines = done.stderr.strip().splitlines()
+        raise ExperimentError(lines[-1] if lines else f"Experiment {cell.experiment} could not be created.")
 
 
 def _gpus() -> list[str]:
-    """This machine's GPUs as CUDA_VISIBLE_DEVICES names them, those that we were given; asked in another process, so
-    that this one stays small."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; a child process loads torch to count
+    them, so that this one stays small."""
     if given := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return given.split(",")
     code = "import torch; print(torch.cuda.device_count())"
@@ -90,7 +91,7 @@ def _locally(file: SweepFile, left: list[Cell], progress: Progress, workers: int
     workers = min(workers or len(gpus) or 1, len(left))
 
     def work(slot: int) -> None:
-        several = {"SWM_DEVICE": f"{socket.gethostname()}-{slot}"} if workers > 1 else {}
+        device = {"SWM_DEVICE": f"{socket.gethostname()}-{slot}"} if workers > 1 else {}
         visible = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
         while not stop.is_set():
             try:
@@ -99,11 +100,11 @@ def _locally(file: SweepFile, left: list[Cell], progress: Progress, workers: int
                 return
             try:
                 if reason := run_cell(
-                    cell.run_command, cell.experiment, cell.run, file.retries, several | visible, stop
+                    cell.run_command, cell.experiment, cell.run, file.retries, device | visible, stop
                 ):
                     failed[cell.name] = reason
-            except OSError as error:  # a full disk: the other runs would meet it too
-                failed[cell.name] = f"It could not start: {error}"
+            except OSError as error:  # a full disk: the other runs would fail too
+                failed[cell.name] = f"The run could not start: {error}"
             ended.append(cell)
 
     threads = [threading.Thread(target=work, args=(slot,), daemon=True) for slot in range(workers)]

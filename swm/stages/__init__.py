@@ -1,18 +1,18 @@
 """One file for each stage: read the experiment or run, call the engine, write the result.
 
-- create: creates an experiment, once its model and text are known to be usable
+- create: creates an experiment after checking its model and text
 - demo: the demo: the whole pipeline on the bundled model
 - evaluate: scores a run: perplexity, zero-shot tasks, samples
 - known_plan: the plan at a threshold or depth, if the path on disk already has it
-- loading: what several stages share: models, texts, conditions of a number
+- loading: what several stages share: models, texts, measurement conditions
 - measure: measures the similarity of an experiment's layers
 - measure_plan: measures similarity and perplexity of any plan
 - merge: merges a run's windows and saves the smaller model
-- plan: the plan at a threshold or with a number of layers, searched if it is not known
-- plan_by: a planner's plan, kept so that it is found once
+- plan: the plan at a threshold or with a number of layers, searched if it is not on disk
+- plan_by: a planner's plan, saved and reused
 - recover: heals a run with LoRA
-- repeat: makes a run again from its recipe
-- run: one run from plan to scores; what is done already is left out
+- repeat: reproduces a run from its recipe
+- run: one run from plan to scores; finished steps are skipped
 - search: computes the threshold path of an experiment
-- time: times a run, in turn with the original
+- time: times a run, alternately with the original
 """

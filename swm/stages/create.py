@@ -1,4 +1,4 @@
-"""Creates an experiment, once its model and text are known to be usable."""
+"""Creates an experiment after checking its model and text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from swm.workspace.names import check_new, read_only_message
 
 
 def create_experiment(name: str, settings: ExperimentSettings) -> Experiment:
-    """A new experiment, once model, number format and text have been found to be usable."""
+    """A new experiment; its model, dtype and text are checked first."""
     check_new(name)
-    if demo_experiment():  # before a model is converted for nothing
+    if demo_experiment():  # checked before a model is converted in vain
         raise ExperimentError(read_only_message(name))
     if not 0 <= settings.seed < 2**63:
         raise SettingsError(f"--seed {settings.seed} is out of range. Choose 0 to {2**63 - 1}.")

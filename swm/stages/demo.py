@@ -26,11 +26,11 @@ DEMO_PATH_FROM = 0.88
 
 
 def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) -> Experiment:
-    """All of it on the bundled model."""
+    """The demo experiment, with its run through the whole pipeline; finished steps are skipped."""
     if (experiments_folder() / check_name(name) / "experiment.json").is_file():
         experiment = Experiment.open(name)
         if experiment.settings != ExperimentSettings(DEMO_MODEL):
-            raise ExperimentError(f"There is an experiment {name} with other settings. Choose another --name.")
+            raise ExperimentError(f"Experiment {name} already exists with other settings. Choose another --name.")
     else:
         log.info("create: %s, LAMBADA 10 x 128 tokens", DEMO_MODEL)
         experiment = create_experiment(name, ExperimentSettings(DEMO_MODEL))

@@ -35,7 +35,7 @@ from swm.workspace.runs import Run
 SAMPLE_TOKENS = 32
 
 
-SCORES_VERSION = 1  # raised when scoring or its data change: scores kept before count no more
+SCORES_VERSION = 1  # raised when scoring or its data change, so that older cached scores are not used
 
 
 def evaluate_run(
@@ -68,12 +68,12 @@ def evaluate_run(
     if not is_first():
         return data
     run.save("documents", {"tasks": {score.task: score.answers for score in scores}})
-    run.save("scores", data)  # last: it says that the run is evaluated
+    run.save("scores", data)  # last, because it marks the run as evaluated
     return data
 
 
 def _samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
-    """What the model writes; none if it cannot generate, which must not cost the scores."""
+    """What the model writes; empty if it cannot generate, which must not lose the scores."""
     try:
         check_generates(model, torch.tensor([[0, 0]]))
     except ModelError as error:
@@ -93,9 +93,9 @@ def _scores(
     limit: int | None,
     progress: Progress,
 ) -> list[TaskScore]:
-    """Scores of the tasks; those of the same weights, task, limit and versions are taken from the cache.
+    """Scores of the tasks; cached scores with the same weights, task, limit and versions are reused.
 
-    Source: what the score depends on is hashed by content, so that a model under another name is found too.
+    The cache key hashes the weights by content, so that the same model under another name is recognized.
     """
     folder = model_folder(run.experiment.settings.model) if run.is_baseline else run.model_folder
     weights = content_hash(folder, ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"))
@@ -103,17 +103,17 @@ def _scores(
     how = (SCORES_VERSION, str(model.dtype), model.device.type, limit, data)
     packages = tuple(version(package) for package in ("lm_eval", "transformers", "torch"))
     files = {task: home() / "cache" / "scores" / f"{digest(weights, task, how, packages)}.json" for task in tasks}
-    known = gathered([{task: score for task, file in files.items() if (score := _kept_score(file))}])[0]
-    missing = [task for task in tasks if task not in known]
+    cached = gathered([{task: score for task, file in files.items() if (score := _kept_score(file))}])[0]
+    missing = [task for task in tasks if task not in cached]
     for score in zero_shot(model, tokenizer, missing, limit, progress) if missing else []:
         if is_first():
             write_json(files[score.task], asdict(score))
-        known[score.task] = score
-    return [known[task] for task in tasks]
+        cached[score.task] = score
+    return [cached[task] for task in tasks]
 
 
 def _kept_score(file: Path) -> TaskScore | None:
     try:
         return TypeAdapter(TaskScore).validate_python(read_json(file)) if file.is_file() else None
-    except (ExperimentError, ValidationError):  # it can be made again
+    except (ExperimentError, ValidationError):  # it can be computed again
         return None

@@ -25,11 +25,11 @@ def known_plan(
     rule: str = DEFAULT_RULE,
     precision: str = "auto",
 ) -> PlanAt | None:
-    """As `plan_for`, from the path as far as it is computed and sure; None if it has to be searched."""
+    """Like `plan_for`, but only from the computed and exact part of the path; None if a search is needed."""
     MERGE_RULES.check(rule)
     if (threshold is None) == (layers is None):
-        raise SettingsError("Say either --threshold or --layers.")
-    if not experiment.read_only and experiment.settings.texts.endswith((".txt", ".jsonl")):  # others do not change
+        raise SettingsError("Pass either --threshold or --layers.")
+    if not experiment.read_only and experiment.settings.texts.endswith((".txt", ".jsonl")):  # other texts do not change
         check_text(experiment)
     path = kept_path(experiment, rule)
     if threshold is not None:
@@ -53,7 +53,7 @@ def known_plan(
 
 
 def _savable(experiment: Experiment, step: PlanAt) -> PlanAt:
-    """The same, once the smaller model's config is known to be able to describe it; no weight is read."""
+    """The same step, after checking that a config can describe the smaller model; reads no weights."""
     name = experiment.settings.model
     check_plan(skeleton(load_config(name), name), step.plan)
     return step

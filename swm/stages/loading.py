@@ -1,4 +1,4 @@
-"""What several stages share: loading models and texts of an experiment, and what a number was measured with."""
+"""What several stages share: loading an experiment's models and texts, and the conditions of a measurement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def digest(*parts: object) -> str:
 
 
 def fit_tokens_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, tokens: int = FIT_TOKENS) -> Tensor:
-    """Text to fit merged layers on: of the experiment's kind, and none that its windows are scored on."""
+    """Token ids to fit merged layers on: the experiment's kind of text, but none that its windows are scored on."""
     settings = experiment.settings
     check_text(experiment)
     return fit_tokens(tokenizer, settings.texts, settings.length, settings.seed, tokens, settings.count)
@@ -38,18 +38,18 @@ def fit_tokens_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, to
 def load_original(
     experiment: Experiment, device: str = "auto", offload: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The experiment's model and tokenizer; raises ExperimentError if it has another number of layers by now."""
+    """The experiment's model and tokenizer; raises ExperimentError if its number of layers has changed."""
     model, tokenizer = load_model(experiment.settings.model, experiment.settings.dtype, device, offload)
-    if (found := layer_count(model)) != experiment.layer_count:
+    if (layers := layer_count(model)) != experiment.layer_count:
         raise ExperimentError(
-            f"{experiment.settings.model} has {found} layers now, and had {experiment.layer_count} when "
+            f"{experiment.settings.model} now has {layers} layers, but had {experiment.layer_count} when "
             f"{experiment.name} was created. Create a new experiment."
         )
     return model, tokenizer
 
 
 def load_run(run: Run, offload: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The run's model: the original for the baseline, else the one in its folder."""
+    """The run's model and tokenizer: the original for the baseline, otherwise from the run's folder."""
     if run.is_baseline:
         return load_original(run.experiment, offload=offload)
     if not run.has_model:
@@ -60,7 +60,7 @@ def load_run(run: Run, offload: bool = False) -> tuple[PreTrainedModel, PreTrain
 
 
 def calibration_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, texts: str = "") -> Any:
-    """The experiment's calibration tokens, or as many of another text."""
+    """The experiment's calibration tokens, or as many tokens of another text."""
     settings = experiment.settings
     if not texts:
         check_text(experiment)
@@ -68,7 +68,7 @@ def calibration_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, t
 
 
 def check_text(experiment: Experiment) -> None:
-    """Raise TextError if the calibration text is not the one that the experiment was created with."""
+    """Raise TextError if the calibration text has changed since the experiment was created."""
     if experiment.text_hash and text_hash(experiment.settings.texts) != experiment.text_hash:
         raise TextError(
             f"The calibration text {experiment.settings.texts} has changed since {experiment.name} was created: new "
@@ -77,7 +77,7 @@ def check_text(experiment: Experiment) -> None:
 
 
 def conditions_for(experiment: Experiment, model: PreTrainedModel, start: float) -> dict[str, Any]:
-    """What a number was measured with."""
+    """The conditions of a measurement: settings, dtype, device, duration, versions."""
     packages = ("torch", "transformers", "peft", "lm_eval")
     return {
         **asdict(experiment.settings),

@@ -28,21 +28,21 @@ def measure_experiment(
     tokens = calibration_of(experiment, tokenizer, how.texts)
     check_text(experiment)
     start = time.time()
-    found = measure_similarity(model, tokens, how, lambda done, total: progress(done, total, "measuring"))
+    similarity = measure_similarity(model, tokens, how, lambda done, total: progress(done, total, "measuring"))
     data = {
         **asdict(how),
-        "matrix": found.matrix.tolist(),
-        "block_influence": found.block_influence.tolist(),
-        "norm": found.norm.tolist(),
-        "tokens": found.tokens,
-        "warning": found.warning,
+        "matrix": similarity.matrix.tolist(),
+        "block_influence": similarity.block_influence.tolist(),
+        "norm": similarity.norm.tolist(),
+        "tokens": similarity.tokens,
+        "warning": similarity.warning,
         "text_hash": text_hash(how.texts) if how.texts else experiment.text_hash,
         "conditions": conditions_for(experiment, model, start),
     }
     if not is_first():
         return data
     experiment.save_similarity(how.name, data)
-    if not experiment.cost() and not is_offloaded(model):  # else the disk would be timed
+    if not experiment.cost() and not is_offloaded(model):  # otherwise the disk would be timed
         prompt = calibration_of(experiment, tokenizer)[:1, :64]
         if keeps_cache(model, prompt):
             progress(0, 0, "timing a token")

@@ -19,7 +19,7 @@ from swm.workspace.experiments import Experiment
 def measure_plan(
     experiment: Experiment, plan: MergePlan, progress: Progress = no_progress, loaded: Loaded | None = None
 ) -> dict[str, Any]:
-    """Similarity and perplexity on the calibration text of a plan, however it came about; kept with the path.
+    """Similarity and perplexity of any plan on the calibration text; saved with the path.
 
     Raises:
         ModelError: if the merged model's numbers overflow.
@@ -27,8 +27,8 @@ def measure_plan(
     path = measured_path(experiment, plan, progress, loaded)
     if path.perplexities[plan.windows] >= WORST:
         raise ModelError(
-            "The merged model's numbers overflow: its perplexity is beyond any number. Choose other windows or another "
-            "rule, or create the experiment with --dtype float32."
+            "The merged model's numbers overflow: its perplexity is too large to measure. Choose other windows or "
+            "another rule, or create the experiment with --dtype float32."
         )
     perplexities = path.perplexities
     return {
@@ -42,7 +42,7 @@ def measure_plan(
 def measured_path(
     experiment: Experiment, plan: MergePlan, progress: Progress = no_progress, loaded: Loaded | None = None
 ) -> ThresholdPath:
-    """The path of the plan's rule, with what the plan and the original measure on the calibration text in it."""
+    """The path of the plan's rule, including the plan's similarity, and perplexities of the plan and the original."""
     progress(0, 2, "loading the model")
     bench = bench_for(experiment, plan.rule, loaded)
     check_plan(bench.model, plan)

@@ -36,13 +36,13 @@ def merge_run(
 ) -> None:
     """Apply a run's plan, save the smaller model and check that it reloads with the same logits.
 
-    A run that was recovered is merged again from its plan: what its recovery and scores said is forgotten, once the new
-    model has taken the place of the former one.
+    A recovered run is merged again from its plan; its recovery and scores are deleted once the new model has replaced
+    the old one.
 
     Args:
-        stream: merge from disk to disk without loading the model, see `swm.merging.stream`; None does that when
-            the model and its merged copy would not fit into memory.
-        entries: of another plan that is to replace the run's, as from `Experiment.plan_entries`.
+        stream: merge from disk to disk without loading the model, see `swm.merging.stream`; None does so only if the
+            model and its merged copy would not fit into memory.
+        entries: of another plan to replace the run's, as from `Experiment.plan_entries`.
     """
     check_not_baseline(run, "merged")
     check_text(run.experiment)  # a streamed merge reads no text
@@ -62,32 +62,33 @@ def merge_run(
     save_run_model(run, merged, tokenizer, ids, {**entries, "merge": facts}, "forget")
 
 
-def _streams(run: Run, plan: MergePlan, asked: bool | None) -> bool:
+def _streams(run: Run, plan: MergePlan, requested: bool | None) -> bool:
     """Whether to merge from disk to disk.
 
     Raises:
-        SettingsError: if that was asked for, and the plan needs the model's outputs.
+        SettingsError: if `requested`, but the plan needs the model's outputs.
     """
-    able = not MERGE_RULES[plan.rule].needs_text and not plan.width.ratio
-    if asked and not able:
-        able_rules = ", ".join(name for name, rule in MERGE_RULES.items() if not rule.needs_text)
+    streamable = not MERGE_RULES[plan.rule].needs_text and not plan.width.ratio
+    if requested and not streamable:
+        reason = "a width cut" if plan.width.ratio else f"rule {plan.rule}"
+        rules = ", ".join(name for name, rule in MERGE_RULES.items() if not rule.needs_text)
         raise SettingsError(
-            f"--stream works on weights alone: rule {plan.rule} and cuts in width need the model loaded. Leave it "
-            f"out, or choose one of the rules {able_rules}."
+            f"--stream works on weights alone, but {reason} needs the model in memory. Omit --stream, or choose one of "
+            f"the rules {rules} without a width cut."
         )
     needed = 2.2 * run.experiment.model_facts["size_bytes"]  # the model, and the merged one reloaded
-    return able and (needed > free_memory_bytes() if asked is None else asked)
+    return streamable and (needed > free_memory_bytes() if requested is None else requested)
 
 
-def _streamed(run: Run, plan: MergePlan, entries: dict[str, Any], progress: Progress, asked: bool) -> bool:
-    """Merge from disk to disk; False when the model is not stored so that it can be, and nobody asked for it."""
-    told = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
+def _streamed(run: Run, plan: MergePlan, entries: dict[str, Any], progress: Progress, required: bool) -> bool:
+    """Merge from disk to disk; False if the model's files do not allow it and it is not `required`."""
+    report = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
     settings = run.experiment.settings
     promise = partial(_promise_merge, run, entries)
     try:
-        stream_merge(settings.model, plan, run.model_folder, settings.dtype, told, promise)
+        stream_merge(settings.model, plan, run.model_folder, settings.dtype, report, promise)
     except ModelError:
-        if asked:
+        if required:
             raise
         return False
     run.settle()
@@ -105,7 +106,7 @@ def merged_model(
     plan: MergePlan,
     progress: Progress = no_progress,
 ) -> PreTrainedModel:
-    """The plan applied; with rule `fit` on text of the experiment's kind."""
+    """The model after the plan; rule `fit` uses the experiment's kind of text."""
     if not MERGE_RULES[plan.rule].needs_text or not plan.windows:
         merged = apply_plan(model, plan)
     else:
@@ -121,15 +122,15 @@ def cut_width(
     plan: MergePlan,
     progress: Progress,
 ) -> PreTrainedModel:
-    """The merged model with its width cut as the plan says."""
+    """The merged model after the plan's width cut."""
     if not plan.width.ratio:
         return merged
-    told = lambda done, total: progress(0, 0, f"cutting width, text {done} of {total}")  # noqa: E731
-    return prune_width(merged, plan.width, fit_tokens_of(experiment, tokenizer), told)
+    report = lambda done, total: progress(0, 0, f"cutting width, text {done} of {total}")  # noqa: E731
+    return prune_width(merged, plan.width, fit_tokens_of(experiment, tokenizer), report)
 
 
 def fitting_progress(progress: Progress) -> Callable[[int, int], None]:
-    """Progress of fitting, layer by layer."""
+    """A function that reports the progress of fitting, layer by layer."""
     return lambda done, total: progress(0, 0, f"fitting merged layers, {done} of {total}")
 
 
@@ -141,10 +142,10 @@ def save_run_model(
     settings: dict[str, Any],
     scores: str,
 ) -> None:
-    """Put a model in the place of the run's, with what run.json is to say of it; see `Run.promise`.
+    """Replace the run's model and update run.json with `settings`; see `Run.promise`.
 
     Args:
-        ids: some text, to compare the reloaded model on.
+        ids: token ids of any text, to compare the reloaded model with the saved one.
     """
     save_model(model, tokenizer, run.model_folder, ids, lambda new: run.promise(new, settings, scores))
     run.settle()
@@ -153,4 +154,4 @@ def save_run_model(
 def check_not_baseline(run: Run, verb: str) -> None:
     """Raise ExperimentError if the run is the original model."""
     if run.is_baseline:
-        raise ExperimentError(f"The baseline is the original model and is not {verb}. Name another run.")
+        raise ExperimentError(f"The baseline is the original model and cannot be {verb}. Name another run.")

@@ -1,4 +1,4 @@
-"""The plan at a threshold or with a number of layers, searched if it is not known."""
+"""The plan at a threshold or with a number of layers, searched if it is not on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from swm.stages.measure_plan import measured_path
 from swm.stages.search import Loaded, bench_for, exact_plan, path_to_extend, scorer_for, search_path
 from swm.workspace.experiments import Experiment
 
-SETTLING = 8  # plans of a depth that are made exact one after the other, at most
+SETTLING = 8  # most plans of one depth to measure exactly, one after another
 
 
 def plan_for(
@@ -31,14 +31,16 @@ def plan_for(
     precision: str = "auto",
     load: Callable[[], Loaded] | None = None,
 ) -> PlanAt:
-    """The plan at a threshold or with a number of layers: from the path where it is computed, else searched now.
+    """The plan at a threshold or with a number of layers: from the path if computed there, otherwise searched now.
 
-    Of several plans with that number of layers the one of lowest perplexity on the calibration text. The model comes
-    from `load` where a threshold has to be searched and others need it too.
+    Among plans with that number of layers, the one with the lowest perplexity on the calibration text.
+
+    Args:
+        load: loads the model; for callers that need the model as well.
 
     Raises:
-        SettingsError: if threshold, layers or rule cannot be. PlanError: if no threshold of the path leaves so many
-            layers; the message names the nearest depths known.
+        SettingsError: if threshold, layers or rule is invalid. PlanError: if no threshold of the path leaves `layers`
+            layers; the message names the nearest known depths.
     """
     if known := known_plan(experiment, threshold=threshold, layers=layers, rule=rule, precision=precision):
         return known
@@ -50,7 +52,7 @@ def plan_for(
         experiment, rule, path.low if path else 0.5, progress=progress, precision=precision, layers=layers
     )
     step, loaded = path.plan_with_layers(layers), None
-    for _ in range(SETTLING):  # an exact similarity can move another plan to the front
+    for _ in range(SETTLING):  # an exact similarity can put another plan first
         if path.is_exact(step.plan):
             break
         loaded = loaded or (load() if load else load_original(experiment, offload=not MERGE_RULES[rule].needs_text))
@@ -62,7 +64,7 @@ def plan_for(
 def _searched_plan(
     experiment: Experiment, threshold: float, rule: str, progress: Progress, loaded: Loaded | None, precision: str
 ) -> PlanAt:
-    """The plan at one threshold, searched; the similarities found are kept in the path."""
+    """The plan at one threshold, searched; the measured similarities are saved in the path."""
     progress(0, 0, "loading the model")
     bench = bench_for(experiment, rule, loaded)
     path = path_to_extend(experiment, bench.model, rule, precision="auto" if kept_path(experiment, rule) else precision)

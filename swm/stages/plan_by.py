@@ -1,4 +1,4 @@
-"""A planner's plan, kept so that it is found once."""
+"""A planner's plan, saved and reused."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def plan_by(
     rule: str | None = None,
     precision: str = "auto",
 ) -> dict[str, Any]:
-    """A planner's plan with so many layers, what it measures, and what finding it took; kept, so it is found once.
+    """A planner's plan with `layers` layers, its measurements and the seconds it took; saved and reused.
 
     Args:
-        rule: how its windows merge, instead of what the planner's method does.
+        rule: merge rule to use instead of the planner's own.
 
     Returns:
         The plan's entries, `planner`, `seconds`, and similarity and perplexities as from `measure_plan`.
 
     Raises:
-        SettingsError: if planner, layers or budget cannot be. PlanError: if the planner finds no such plan.
+        SettingsError: if planner, layers or budget is invalid. PlanError: if the planner finds no such plan.
     """
     PLANNERS.check(planner)
     check_layers(layers, experiment.layer_count)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def check_recovery(experiment: Experiment, settings: RecoverySettings) -> None:
-    """Raise what a recovery with these settings would raise, before anything is merged or loaded for it."""
+    """Raise the errors that a recovery with these settings would raise, before anything is merged or loaded."""
     check_text(experiment)
     name = experiment.settings.model
     config, tokenizer = load_config(name), load_tokenizer(name)
@@ -47,24 +47,24 @@ def check_recovery(experiment: Experiment, settings: RecoverySettings) -> None:
 
 
 def check_recovery_text(run: Run, settings: RecoverySettings) -> None:
-    """Raise TextError if the text of a finished recovery is another by now."""
-    had = run.settings.get("recovery", {}).get("examples_hash")
-    if had and had != _examples_hash(recovery_examples(settings.texts, settings.seed)):
+    """Raise TextError if the text of a finished recovery has changed."""
+    old_hash = run.settings.get("recovery", {}).get("examples_hash")
+    if old_hash and old_hash != _examples_hash(recovery_examples(settings.texts, settings.seed)):
         raise TextError(
-            f"The recovery text {settings.texts} has changed since {run.name} was healed with it. Restore it, pass "
-            "--again to heal with the new one, or choose another run."
+            f"The recovery text {settings.texts} has changed since {run.name} was healed with it. Restore the text, "
+            "pass --again to heal with the new one, or choose another run."
         )
 
 
 def _examples_hash(examples: list[Example]) -> str:
-    """Hash of the examples in their order: a recovery goes on with these alone."""
+    """Hash of the examples in their order; a recovery resumes only with the same ones."""
     return digest([(example.prompt, example.response) for example in examples])
 
 
 def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_progress) -> dict[str, Any]:
-    """Heal a merged model with LoRA and put the result in the place of the merged one.
+    """Heal a merged model with LoRA and replace it with the result; returns the training summary.
 
-    Starts from the plan, so it can be repeated; with the same settings it goes on from its last checkpoint.
+    Starts from the plan, so it can be repeated; with the same settings it resumes from its last checkpoint.
     """
     check_not_baseline(run, "recovered")
     if run.stage == "planned":
@@ -77,46 +77,46 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     model, tokenizer = load_original(run.experiment, "cpu" if is_sharded() else "auto")
     check_length(model.config, settings.length)
     adapters = adapter_bytes(settings.rank, run.plan.layers_left, model.config.get_text_config().hidden_size)
-    check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * adapters)  # two checkpoints stay, one is written
+    check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * adapters)  # two checkpoints and one being written
     check_adapts(model, settings)
-    ids = calibration_of(run.experiment, tokenizer)  # now: hours later the text may have changed
+    ids = calibration_of(run.experiment, tokenizer)  # read now: the text may change during training
     examples = recovery_examples(settings.texts, settings.seed)
-    wanted = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
-    wanted["examples_hash"] = _examples_hash(examples)
-    training_rows(tokenizer, examples, settings)  # tells of a text that is too short before anything is forgotten
+    requested = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
+    requested["examples_hash"] = _examples_hash(examples)
+    training_rows(tokenizer, examples, settings)  # rejects a text that is too short before anything is deleted
     with first_alone():
-        before = run.settings.get("recovery_started") or {}
-        if not before or any(wanted.get(name) != value for name, value in before.items()):
-            if all(before.get(name) == value for name, value in asdict(settings).items()):
+        started = run.settings.get("recovery_started") or {}
+        if not started or any(requested.get(name) != value for name, value in started.items()):
+            if all(started.get(name) == value for name, value in asdict(settings).items()):
                 log.warning("The recovery text %s has changed since healing began: starting over.", settings.texts)
             run.keep_adapter()
-            shutil.rmtree(folder, ignore_errors=True)  # before what it was begun with is forgotten
+            shutil.rmtree(folder, ignore_errors=True)  # before the settings it was started with are replaced
             run.clear_events()
-            run.remember(recovery_started=wanted)
-    last = ""
+            run.remember(recovery_started=requested)
+    loss_text = ""
     if is_first():
         run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
     merged, repaired = _repaired(run, model, tokenizer, examples, settings, progress)
 
     def step(done: int, steps: int, numbers: dict[str, float]) -> None:
-        nonlocal last
+        nonlocal loss_text
         if not is_first():
             return
         run.add_event(stage="recover", step=done, steps=steps, **numbers)
-        last = f"loss {numbers['loss']:.3f}" if "loss" in numbers else last
-        progress(done, steps, last)
+        loss_text = f"loss {numbers['loss']:.3f}" if "loss" in numbers else loss_text
+        progress(done, steps, loss_text)
 
     layers = adapted_layers(run.plan, settings.adapt)
     behind = [(own, window.last) for own, window in enumerate(run.plan.kept_layers()) if len(window) > 1]
     original = model if settings.target != "text" else None
-    del model  # processes that share weights keep none that somebody else holds
+    del model  # sharded processes must not keep a copy that nobody uses
     healed, summary = recover(
         merged, tokenizer, examples, settings, folder, step, original=original, layers=layers, behind=behind
     )
     summary["repaired"] = repaired
     if not is_first():
         return summary
-    recovery = {**wanted, **summary, "seconds": round(healing_seconds(run.events(), time.time()), 1)}
+    recovery = {**requested, **summary, "seconds": round(healing_seconds(run.events(), time.time()), 1)}
     if world_size() > 1:
         recovery["processes"] = world_size()
     save_run_model(run, healed, tokenizer, ids, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
@@ -124,7 +124,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
 
 
 def healing_seconds(events: Sequence[dict[str, Any]], now: float) -> float:
-    """Seconds that healing took in all its sessions; one that was killed counts up to its last event."""
+    """Total seconds of all healing sessions; a killed session counts up to its last event."""
     sessions: list[list[float]] = []
     for event in events:
         if event.get("stage") == "recover":
@@ -142,7 +142,7 @@ def _repaired(
     settings: RecoverySettings,
     progress: Progress,
 ) -> tuple[PreTrainedModel, str]:
-    """The merged model to train, its layers fitted on the text it will be trained on, and how that went."""
+    """The merged model to train, its layers fitted on the training text, and the outcome of the fit."""
     if settings.repair == "none" or not run.plan.windows:
         return merged_model(run.experiment, model, tokenizer, run.plan, progress), "none"
     packed = training_rows(tokenizer, examples, replace(settings, loss_on="text"))[settings.held_out :]
@@ -151,6 +151,6 @@ def _repaired(
     try:
         check_fits(model)
         merged, how = apply_fitted_plan(model, run.plan, tokens, fitting_progress(progress)), "fit"
-    except ModelError as error:  # not every family can be; training alone heals it too
+    except ModelError as error:  # not every model family can be fitted; training alone also heals
         merged, how = apply_plan(model, run.plan), f"none: {error}"
     return cut_width(run.experiment, merged, tokenizer, run.plan, progress), how

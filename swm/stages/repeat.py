@@ -1,4 +1,4 @@
-"""Makes a run again from its recipe."""
+"""Reproduces a run from its recipe."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from swm.workspace.runs import Run
 
 
 def repeat_recipe(recipe: Recipe, name: str | None, watched: Watched) -> Run:
-    """The run of a recipe, in a new experiment; one that is there already with the same settings is gone on with."""
+    """The run of a recipe, in a new experiment; an existing one with the same settings is resumed."""
     name = check_name(name or recipe.experiment)
     if (experiments_folder() / name / "experiment.json").is_file():
         experiment = Experiment.open(name)
         if experiment.settings != recipe.settings:
-            raise ExperimentError(f"There is an experiment {name} with other settings. Choose another --name.")
+            raise ExperimentError(f"Experiment {name} already exists with other settings. Choose another --name.")
     else:
         if recipe.text_hash and text_hash(recipe.settings.texts) != recipe.text_hash:
             raise TextError(
-                f"The calibration text {recipe.settings.texts} is not the one that the recipe was made with, so "
-                "the run cannot be reproduced. Restore the text."
+                f"The calibration text {recipe.settings.texts} differs from the recipe's, so the run cannot be "
+                "reproduced. Restore the text."
             )
         experiment = create_experiment(name, recipe.settings)
     run = experiment.create_run(recipe.run, recipe.plan, origin=recipe.origin)

@@ -1,4 +1,4 @@
-"""One run from plan to scores; what is done already is left out."""
+"""One run from plan to scores; finished steps are skipped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 Watched = Callable[[Target, str], AbstractContextManager[Progress]]
-"""Opens a job of a target and gives its progress function."""
+"""Opens a job for a target and returns its progress function."""
 
 
 def run_pipeline(
@@ -37,15 +37,15 @@ def run_pipeline(
     again: bool = False,
     entries: dict[str, Any] | None = None,
 ) -> None:
-    """Merge, evaluate (also the original), recover, evaluate again, time; what is done already is left out.
+    """Merge, evaluate (also the original), recover, evaluate again, time; finished steps are skipped.
 
     Args:
-        recovery: None leaves healing out.
-        again: begin with merging, and replace what the run has.
+        recovery: None means no healing.
+        again: start from merging, and replace the run's model and results.
         entries: of another plan to replace the run's, see `stages.merge`.
 
     Raises:
-        ExperimentError: if the run has other settings and `again` is not said.
+        ExperimentError: if the run has other settings and `again` is False.
     """
     baseline = run.experiment.run(BASELINE)
     check_request(TASKS, limit)
@@ -53,24 +53,24 @@ def run_pipeline(
         _refuse_others(run, limit, recovery)
     _refuse_another_baseline(run.experiment, limit)
     if recovery and (again or run.stage != "recovered"):
-        check_recovery(run.experiment, recovery)  # all of it before anything is replaced
+        check_recovery(run.experiment, recovery)  # reports all errors before anything is replaced
     if again or run.stage == "planned":
         merge_run(run, named("merge", progress), entries=entries)
-    for each in (baseline, run):
-        if not each.is_scored(TASKS, limit):
-            evaluate_run(each, TASKS, limit, named(f"evaluate {run_name(each.name, each.stage)}", progress))
+    for target in (baseline, run):
+        if not target.is_scored(TASKS, limit):
+            evaluate_run(target, TASKS, limit, named(f"evaluate {run_name(target.name, target.stage)}", progress))
     if recovery and run.stage == "merged":
         recover_run(run, recovery, named("recover", progress))
         evaluate_run(run, TASKS, limit, named(f"evaluate {run_name(run.name, run.stage)}", progress))
     if not run.timing():
         try:
             time_run(run, progress=named("time", progress))
-        except NoCacheError as error:  # all else is done
+        except NoCacheError as error:  # everything else is finished
             log.warning("%s", error)
 
 
 def is_finished(run: Run, limit: int | None, recovery: RecoverySettings | None) -> bool:
-    """Whether nothing is left to do of `run_pipeline` with these settings.
+    """Whether `run_pipeline` with these settings has nothing left to do.
 
     Raises:
         ExperimentError: if the run has other settings.
@@ -79,7 +79,7 @@ def is_finished(run: Run, limit: int | None, recovery: RecoverySettings | None) 
     _refuse_others(run, limit, recovery)
     _refuse_another_baseline(run.experiment, limit)
     done = run.stage == ("recovered" if recovery else "merged") and run.timing() is not None
-    return done and all(each.is_scored(TASKS, limit) for each in (run.experiment.run(BASELINE), run))
+    return done and all(target.is_scored(TASKS, limit) for target in (run.experiment.run(BASELINE), run))
 
 
 def _refuse_others(run: Run, limit: int | None, recovery: RecoverySettings | None) -> None:
@@ -87,13 +87,13 @@ def _refuse_others(run: Run, limit: int | None, recovery: RecoverySettings | Non
 
 
 def _refuse_another_baseline(experiment: Experiment, limit: int | None) -> None:
-    """Raise ExperimentError if the original's scores, with which all runs are compared, would be replaced."""
+    """Raise ExperimentError if this would replace the original's scores, which all runs are compared with."""
     baseline = experiment.run(BASELINE)
     scores = baseline.scores() or {"tasks": {}}
     if limit_changes(baseline, limit) and set(TASKS) <= set(scores["tasks"]):
-        had = scores["limit"] or "none"
+        old_limit = scores["limit"] or "none"
         raise ExperimentError(
-            f"The original is scored with --limit {had}, and this run with {limit or 'none'}: they could "
-            f"not be compared. Pass --limit {had}, or evaluate the original first: "
+            f"The original was scored with --limit {old_limit}, this run with --limit {limit or 'none'}: their scores "
+            f"are not comparable. Pass --limit {old_limit}, or evaluate the original first: "
             f"python -m swm evaluate {experiment.name} {BASELINE} --limit {limit or 'none'}"
         )

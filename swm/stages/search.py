@@ -40,7 +40,7 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SAVE_SECONDS = 2.0
 
 
-WORST = math.exp(50.0)  # a perplexity that says no more than "broken"; JSON has no infinity
+WORST = math.exp(50.0)  # a perplexity that only means "broken"; JSON has no infinity
 
 
 def search_path(
@@ -52,12 +52,12 @@ def search_path(
     precision: str = "auto",
     layers: int | None = None,
 ) -> ThresholdPath:
-    """The threshold path from `low` to 1, written to path/<rule>.json as it grows; goes on where it stopped.
+    """The threshold path from `low` to 1, written to path/<rule>.json as it grows; an interrupted search is resumed.
 
-    With `layers`, only as far as plans that leave so many need it.
-    With precision "auto", similarities are computed in bfloat16 where that is faster here; the plan at `focus` is then
-    made sure of in the model's own format, and the path says how large the difference was. A path goes on in the format
-    it was begun in, unless "exact" is asked for.
+    With `layers`, only the part needed for plans with that many layers.
+    With precision "auto", similarities are computed in bfloat16 if that is faster here; the plan at `focus` is then
+    confirmed in the model's own dtype, and the path records the largest difference. A resumed path keeps its dtype,
+    unless "exact" is requested.
     """
     MERGE_RULES.check(rule)
     check_range(low)
@@ -66,7 +66,7 @@ def search_path(
     bench = bench_for(experiment, rule)
     path = path_to_extend(experiment, bench.model, rule, low, precision)
     scorer = scorer_for(bench, rule, path.scoring)
-    path.low = min(path.low, low)  # similarities do not depend on the range: they are kept
+    path.low = min(path.low, low)  # similarities do not depend on the range, so they are kept
     saved, runs_before = time.monotonic(), path.layer_runs
 
     def save() -> None:
@@ -98,8 +98,8 @@ def search_path(
         )
         save()
         plans = [MergePlan(path.layer_count, (), rule), *(step.plan for step in path.intervals())]
-        asked = [plan for plan in plans if layers in (None, plan.layers_left) or not plan.windows]
-        measure_perplexities(path, asked, bench, progress, save)
+        selected = [plan for plan in plans if layers in (None, plan.layers_left) or not plan.windows]
+        measure_perplexities(path, selected, bench, progress, save)
     finally:
         save()
     return path
@@ -112,9 +112,9 @@ def measure_perplexities(
     progress: Progress,
     save: Callable[[], None] = lambda: None,
 ) -> None:
-    """Perplexity on the calibration text of those of the plans that have none yet; each is kept as it comes.
+    """Measure the perplexity of plans that have none yet, on the calibration text; each is saved at once.
 
-    In the number format of the path's similarities; bfloat16 moves it by some 0.1 %.
+    Uses the dtype of the path's similarities; bfloat16 changes it by about 0.1 %.
     """
     left = [plan for plan in dict.fromkeys(plans) if plan.windows not in path.perplexities]
     if not left:
@@ -128,7 +128,7 @@ def measure_perplexities(
 
 @dataclass(frozen=True)
 class Bench:
-    """What windows are tried on; `make` gives the merged layer where the rule needs more than the weights."""
+    """The model and text for trying windows; `make` returns the merged layer if the rule needs more than weights."""
 
     model: PreTrainedModel
     tokens: Tensor
@@ -136,7 +136,7 @@ class Bench:
 
 
 def bench_for(experiment: Experiment, rule: str, loaded: Loaded | None = None) -> Bench:
-    """What windows of an experiment are tried on with a rule."""
+    """The model and text for trying an experiment's windows with a rule."""
     needs_text = MERGE_RULES[rule].needs_text
     model, tokenizer = loaded or load_original(experiment, offload=not needs_text)
     if needs_text:
@@ -150,9 +150,9 @@ def bench_for(experiment: Experiment, rule: str, loaded: Loaded | None = None) -
 def path_to_extend(
     experiment: Experiment, model: PreTrainedModel, rule: str, low: float = 0.5, precision: str = "auto"
 ) -> ThresholdPath:
-    """The path as far as it is there and can be relied on; a new one in the precision asked for."""
-    if doubt := outdated_path(experiment, rule):
-        log.warning("Recomputing the threshold path for rule %s: %s.", rule, doubt)
+    """The saved path if it is still valid, otherwise a new one in the requested precision."""
+    if reason := outdated_path(experiment, rule):
+        log.warning("Recomputing the threshold path for rule %s: %s.", rule, reason)
     path = kept_path(experiment, rule) or ThresholdPath(experiment.layer_count, rule, low)
     if not path.similarities:
         path.scoring = "bfloat16" if fast_format(model, precision) else "exact"
@@ -171,7 +171,7 @@ def scorer_for(bench: Bench, rule: str, scoring: str = "exact") -> WindowScorer:
 def exact_plan(
     path: ThresholdPath, bench: Bench, scorer: WindowScorer, threshold: float, on_step: Callable[[int], None]
 ) -> PlanAt:
-    """The plan at a threshold, computed as far as it is missing and made sure of in the model's own format."""
+    """The plan at a threshold; missing similarities are computed, the plan is confirmed in the model's own dtype."""
     if path.scoring == "exact":
         return path.extend_quickly(threshold, scorer.score, on_step)
     return confirmed_plan(path, threshold, scorer.score, scorer_for(bench, path.rule).score, on_step)

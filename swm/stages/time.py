@@ -1,4 +1,4 @@
-"""Times a run, in turn with the original."""
+"""Times a run, alternately with the original."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEW_TOKENS = 32  # generated to time a model
 
 
 def time_run(run: Run, new_tokens: int = NEW_TOKENS, progress: Progress = no_progress) -> dict[str, Any]:
-    """Latency, speed and memory of a run, measured in turn with the original; written to timing.json of both."""
+    """Latency, speed and memory of a run, measured alternately with the original; written to both timing.json files."""
     if not 2 <= new_tokens <= 10_000:
         raise SettingsError(f"--tokens {new_tokens} is out of range. Choose 2 to 10,000.")
     progress(0, 0, "loading the models")
@@ -25,14 +25,14 @@ def time_run(run: Run, new_tokens: int = NEW_TOKENS, progress: Progress = no_pro
     check_length(original.config, prompt.shape[1] + new_tokens)
     pair = [original] if run.is_baseline else [original, load_run(run)[0]]
     start = time.time()
-    found = time_models(pair, prompt, new_tokens, on_progress=progress)
+    timings = time_models(pair, prompt, new_tokens, on_progress=progress)
     progress(0, 0, "throughput by batch size")
-    for one, rates in zip(found, throughput(pair, prompt), strict=True):
-        one["throughput"] = rates
+    for timing, rates in zip(timings, throughput(pair, prompt), strict=True):
+        timing["throughput"] = rates
     conditions = conditions_for(run.experiment, original, start)
-    data = {**found[-1], "conditions": conditions}
+    data = {**timings[-1], "conditions": conditions}
     if not run.is_baseline:
-        data["baseline"] = found[0]
-        run.experiment.run(BASELINE).save("timing", {**found[0], "conditions": conditions})
+        data["baseline"] = timings[0]
+        run.experiment.run(BASELINE).save("timing", {**timings[0], "conditions": conditions})
     run.save("timing", data)
     return data

@@ -1,7 +1,7 @@
 """Grids of methods and depths, running them, their rows.
 
 - grids: grids of methods and depths, declared in assets/studies.yaml
-- rows: the table of a study: means over seeds, differences to one method
-- run: runs what a grid asks for and is not there yet
+- rows: the table of a study: means over seeds, differences from one method
+- run: runs the unfinished cells of a grid
 - times: how long a study takes
 """

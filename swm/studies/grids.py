@@ -1,4 +1,4 @@
-"""Grids of studies, declared in assets/studies.yaml: which methods, at which depths, scored how. No torch."""
+"""Grids of studies, declared in assets/studies.yaml: methods, depths, and how they are scored. No torch."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ GRIDS = APP_FOLDER / "assets" / "studies.yaml"
 KINDS = {
     "methods": "All methods at several depths: perplexity, scores, speed (the paper's tables 1 and 2).",
     "healing": "Before and after LoRA at several depths (figure 4).",
-    "width": "Depth against score with width cut as well, at equal numbers of parameters (figure 3).",
-    "thresholds": "Layers left, perplexity and score against threshold, for every merge rule (figure 5).",
+    "width": "Score against depth, with width pruned as well, at equal parameter counts (figure 3).",
+    "thresholds": "Layers left, perplexity and score against the threshold, for every merge rule (figure 5).",
     "texts": "Heat maps of the zero-shot tasks' prompts (figure 1).",
 }
-SEED = "-seed-"  # in the name of a run that is healed with another seed than the recovery's own
+SEED = "-seed-"  # in the name of a run that is healed with another seed than the one in its recovery settings
 OF_RUNS = ("methods", "healing", "width")
 
 
@@ -36,14 +36,14 @@ def _tasks(value: Any) -> Any:
     return () if value == "none" else parse_tasks(value) if isinstance(value, str) else value
 
 
-def _given(value: Any) -> Any:
+def _not_none(value: Any) -> Any:
     if value is None:
         raise ValueError("must be a number (got None)")
     return value
 
 
 def _recovery(value: Any) -> Any:
-    """A preset's name, and the settings that differ."""
+    """The recovery settings from a preset's name and the settings to change; any other value unchanged."""
     if not isinstance(value, dict) or "preset" not in value:
         return value
     return preset_settings(**value)
@@ -55,22 +55,22 @@ Recovery = Annotated[RecoverySettings, said(_recovery)]
 
 @dataclass(frozen=True)
 class Cell:
-    """One method at one depth, and a cut in width after it. A method is a planner, or a rule of the threshold walk."""
+    """One method at one depth, then a width cut. A method is a planner, or a merge rule for the threshold walk."""
 
     method: str
     layers: int
-    recovery: RecoverySettings | None = None  # None leaves healing out
+    recovery: RecoverySettings | None = None  # None means no healing
     width: WidthCut = WHOLE_WIDTH
-    seed: int | None = None  # of healing, where it is not the one that the grid's recovery names
+    seed: int | None = None  # of healing, if it differs from the seed in the grid's recovery
 
     @property
     def name(self) -> str:
-        """What tables and charts call it."""
+        """The name in tables and charts."""
         return self.width.after(self.method)
 
     @property
     def run(self) -> str:
-        """Name of its run."""
+        """The name of its run."""
         name = f"{self.method.replace('_', '-')}-{self.layers}"
         if self.width.ratio:
             name += f"-{self.width.method}-{1000 * self.width.ratio:.0f}"
@@ -79,13 +79,13 @@ class Cell:
 
 @checked
 class Grid:
-    """What a study of runs asks of each; see assets/studies.yaml.
+    """The grid of a study that creates runs; see assets/studies.yaml.
 
     Attributes:
-        total: share of the layers' weights to remove in all: what depth leaves of it goes by width, `width_by`. None
-            leaves width alone.
-        lora_alone: those of `heal` whose merged layers are not fitted before LoRA, as their papers do it.
-        seeds: each of `heal` is healed with each of them, and its row has their means; empty for `recovery`'s own.
+        total: total share of the layers' weights to remove; whatever depth does not remove is removed by width, with
+            the methods in `width_by`. None means no width cut.
+        lora_alone: methods in `heal` whose merged layers are not fitted before LoRA, as in their papers.
+        seeds: seeds with which each method in `heal` is healed; its row has the means. Empty for `recovery`'s own seed.
     """
 
     ratios: Many[float]
@@ -110,28 +110,28 @@ class Grid:
         unknown = sorted({*self.heal} - {*self.planners, *self.rules})
         if unknown:
             raise SettingsError(
-                f"The grid heals {', '.join(unknown)}, but does not plan it. Name it as planner or rule."
+                f"The grid heals {', '.join(unknown)}, but does not plan it. Add it to planners or rules."
             )
         if fitted := sorted({*self.lora_alone} & {"best", "fit"}):
             raise SettingsError(
-                f"The grid names {fitted[0]} under lora_alone, but its rule solves for the layers. Leave it out there."
+                f"The grid names {fitted[0]} under lora_alone, but its merge rule fits the layers. Remove it there."
             )
         if unhealed := sorted({*self.lora_alone} - {*self.heal}):
             raise SettingsError(
-                f"The grid names {', '.join(unhealed)} under lora_alone, but does not heal it. Name it under heal too."
+                f"The grid names {', '.join(unhealed)} under lora_alone, but does not heal it. Add it to heal."
             )
         for method in self.width_by:
             WidthCut(0.0, method)
         for seed in self.seeds:
-            replace(self.recovery, seed=seed)  # raises
+            replace(self.recovery, seed=seed)  # raises if out of range
         if len({*self.seeds}) < len(self.seeds):
-            raise SettingsError("The grid names a seed twice. Name each once.")
+            raise SettingsError("The grid names a seed twice. List each seed once.")
         for ratio in (*self.ratios, self.total or 0.0):
             if not 0 <= ratio < 1:
                 raise SettingsError(f"Ratio {ratio} is out of range. Choose 0 or more, and less than 1.")
 
     def cells(self, layer_count: int) -> list[Cell]:
-        """Depth by depth, so that all methods can be compared at the first before the next begins."""
+        """All cells, depth by depth, so that one depth is complete before the next begins."""
         return [
             Cell(method, layers, recovery, width, None if seed == self.recovery.seed else seed)
             for layers in dict.fromkeys(layers_at(ratio, layer_count) for ratio in self.ratios)
@@ -148,7 +148,7 @@ class Grid:
         return [(seed, replace(recovery, seed=seed)) for seed in self.seeds or (own,)]
 
     def _widths(self, left: float) -> list[WidthCut]:
-        """The cuts after which so many of the layers' weights are gone as `total` says; none if depth took more."""
+        """The width cuts that bring the removed share of weights to `total`; none if depth already removed more."""
         if self.total is None:
             return [WHOLE_WIDTH]
         ratio = round(1 - (1 - self.total) / left, 3)
@@ -157,15 +157,15 @@ class Grid:
 
 @checked
 class ThresholdGrid:
-    """What the study of thresholds asks for.
+    """The grid of the study of thresholds.
 
     Attributes:
-        low: where the threshold paths begin; None leaves the paths out but for the walks at `scored_at`.
-        scored_at: thresholds whose plans are scored on `limit` documents of `task`; None for all documents.
+        low: lowest threshold of the paths; None computes no whole paths, only the walks at `scored_at`.
+        scored_at: thresholds whose plans are scored on `limit` documents of `task` (None: all documents).
     """
 
     rules: Many[str]
-    low: Annotated[float | None, BeforeValidator(_given)] = Field(default=None, alias="from")
+    low: Annotated[float | None, BeforeValidator(_not_none)] = Field(default=None, alias="from")
     scored_at: Many[float] = ()
     task: str = "hellaswag"
     limit: Limit = 100
@@ -174,24 +174,23 @@ class ThresholdGrid:
         for rule in self.rules:
             MERGE_RULES.check(rule)
         if self.low is None and not self.scored_at:
-            raise SettingsError("The grid asks for no threshold. Name from, for whole paths, or scored_at.")
+            raise SettingsError("The grid has no thresholds. Set from (for whole paths) or scored_at.")
         if self.low is not None and not 0 < self.low <= 1:
-            raise SettingsError(f"The grid's from: {self.low} is out of range. Choose more than 0, up to 1.")
+            raise SettingsError(f"from: {self.low} is out of range. Use a value above 0 and at most 1.")
         for threshold in self.scored_at:
             if not (self.low or 0) <= threshold <= 1 or not threshold:
-                known = f"{self.low} to 1" if self.low else "more than 0, up to 1"
-                raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Choose {known}.")
+                allowed = f"from {self.low} to 1" if self.low else "above 0 and at most 1"
+                raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Use a value {allowed}.")
 
     def scores_in(self, kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Those of a study's kept scores that this grid asks for."""
-        how = (self.task, self.limit)
-        asked = [row for row in kept if (row["task"], row["limit"]) == how]
-        return [row for row in asked if row["rule"] in self.rules and row["threshold"] in self.scored_at]
+        """The rows among a study's saved scores that belong to this grid."""
+        rows = [row for row in kept if (row["task"], row["limit"]) == (self.task, self.limit)]
+        return [row for row in rows if row["rule"] in self.rules and row["threshold"] in self.scored_at]
 
 
 @checked
 class TextsGrid:
-    """What the study of texts asks for: the similarity of layers on each of them."""
+    """The grid of the study of texts: layer similarity is measured on each of them."""
 
     metric: str
     texts: Many[str]
@@ -201,12 +200,12 @@ class TextsGrid:
 
     @property
     def measures(self) -> list[Measure]:
-        """The measure of each text."""
+        """The similarity measure for each text."""
         return [Measure(self.metric, texts=text) for text in self.texts]
 
 
 def parsed_grid(kind: str, grid: dict[str, Any]) -> Grid | ThresholdGrid | TextsGrid:
-    """The grid of a study, checked; raises SettingsError if it is none of that kind."""
+    """The validated grid of a study; raises SettingsError if it is not valid for that kind."""
     if kind in OF_RUNS:
         return Grid(**grid)
     return ThresholdGrid(**grid) if kind == "thresholds" else TextsGrid(**grid)
@@ -220,20 +219,20 @@ def tasks_of(grid: Grid | ThresholdGrid | TextsGrid) -> tuple[str, ...]:
 
 
 def grid_of(experiment: Experiment, kind: str, file: Path | None = None) -> dict[str, Any]:
-    """A study's grid: the file's; without a file that of the study's last pass, and before one the usual grid.
+    """A study's grid: from the file if given, otherwise from the study's last pass, otherwise the default grid.
 
     Raises:
         SettingsError: if there is no such study, or its grid cannot be read.
     """
     last = (experiment.study(kind) or {}).get("grid") if kind in KINDS and not file else None
-    return checked_grid(kind, last, f"The study of {experiment.name}") if last else read_grid(kind, file)
+    return checked_grid(kind, last, f"the study of {experiment.name}") if last else read_grid(kind, file)
 
 
 def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
-    """A study's grid as the file says it, checked.
+    """A study's grid from a file, validated.
 
     Raises:
-        SettingsError: if there is no such study, or the file has no grid for it that can be.
+        SettingsError: if there is no such study, or the file has no valid grid for it.
     """
     if kind not in KINDS:
         raise SettingsError(f"'{kind}' is not a study. Choose one of: {', '.join(KINDS)}.")
@@ -246,10 +245,10 @@ def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
 
 
 def checked_grid(kind: str, grid: dict[str, Any], where: str) -> dict[str, Any]:
-    """The grid itself; raises SettingsError, naming `where` it lies, if it is none of that kind."""
+    """The grid itself; raises SettingsError, saying `where` the grid is, if it is not valid for that kind."""
     try:
         parsed_grid(kind, grid)
-    except (SettingsError, TypeError, ArithmeticError) as error:  # names that are no text, numbers beyond all bounds
+    except (SettingsError, TypeError, ArithmeticError) as error:  # names that are not text, numbers too large
         raise _unreadable(kind, where, str(error)) from None
     return grid
 
@@ -257,7 +256,7 @@ def checked_grid(kind: str, grid: dict[str, Any], where: str) -> dict[str, Any]:
 def _unreadable(kind: str, where: str, reason: str) -> SettingsError:
     reason = " ".join(reason.split()).rstrip(".")[:300]
     return SettingsError(
-        f"{where} has no grid '{kind}' that can be read ({reason}). Compare it with {GRIDS}, or pass that file: --grid."
+        f"Cannot read grid '{kind}' in {where}: {reason}. Compare it with {GRIDS}, or pass that file with --grid."
     )
 
 
@@ -270,5 +269,5 @@ def grid_text(kind: str) -> str:
 
 
 def grid_yaml(kind: str, grid: dict[str, Any]) -> str:
-    """A grid as a file would declare it, to be shown and copied."""
+    """A grid as YAML, to show and to copy into a file."""
     return yaml.safe_dump({kind: grid}, sort_keys=False, default_flow_style=None, width=110).rstrip()

@@ -1,6 +1,6 @@
-"""Studies: every method at several depths, before and after healing, on one model. Each cell is a run like any other.
+"""Studies: every method at several depths, before and after healing, on one model. Each cell is an ordinary run.
 
-A study goes on where it stopped: what a run has is not computed again.
+An interrupted study resumes: existing results of its runs are not computed again.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.recipe import recipe_of
 from swm.workspace.runs import BASELINE, Run
 
-CELL_ERRORS = (PlanError, ModelError, TextError, SettingsError)  # the other cells can go on
+CELL_ERRORS = (PlanError, ModelError, TextError, SettingsError)  # the other cells can continue
 
 
 def run_study(
     experiment: Experiment, kind: str, grid: dict[str, Any], progress: Progress = no_progress
 ) -> dict[str, str]:
-    """Run what a grid asks for and is not there yet.
+    """Run the unfinished cells of a grid.
 
     Args:
         grid: as from `grids.read_grid`.
 
     Returns:
-        The cells that cannot be, with the reason: a method that finds no such plan, a rule that the model does not go
-        with.
+        The failed cells, with the reason: for example a method that finds no such plan, or a rule that does not work
+        with the model.
     """
     parsed = parsed_grid(kind, grid)
     if tasks := tasks_of(parsed):
-        check_request(tasks, None)  # a grid that cannot be must not take the place of the last
+        check_request(tasks, None)  # an invalid grid must not replace the last one
     experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": {}, "grid": grid})  # pages show this grid
     if isinstance(parsed, Grid):
         failed = _study_runs(experiment, parsed, progress)
@@ -81,32 +81,32 @@ def _study_thresholds(experiment: Experiment, grid: ThresholdGrid, progress: Pro
 def _score_thresholds(
     experiment: Experiment, grid: ThresholdGrid, rules: list[str], progress: Progress
 ) -> dict[str, str]:
-    """Scores of the plans at the grid's thresholds, each plan's once; kept with the study as they come."""
+    """Score the plans at the grid's thresholds, each plan once, saving each score with the study; returns failures."""
     kept = experiment.study("thresholds") or {}
-    how, scores = {"task": grid.task, "limit": grid.limit}, list(kept.get("scores", []))
-    known = {_plan_key(one): one for one in scores if _holds(one, how)}
+    conditions, scores = {"task": grid.task, "limit": grid.limit}, list(kept.get("scores", []))
+    by_plan = {_plan_key(row): row for row in scores if _holds(row, conditions)}
     cells = [(rule, threshold) for rule in rules for threshold in grid.scored_at]
     failed, original = {}, cache(partial(load_original, experiment))
     for place, (rule, threshold) in enumerate(cells):
-        told = part_of(progress, place, len(cells), f"{rule} at {threshold:g}")
-        entry = {"rule": rule, "threshold": threshold, **how}
+        report = part_of(progress, place, len(cells), f"{rule} at {threshold:g}")
+        entry = {"rule": rule, "threshold": threshold, **conditions}
         try:
-            step = plan_for(experiment, threshold=threshold, rule=rule, progress=told, load=original)
+            step = plan_for(experiment, threshold=threshold, rule=rule, progress=report, load=original)
             plan = step.plan
             if step.perplexity is None:
-                measured_path(experiment, plan, told, original())
+                measured_path(experiment, plan, report, original())
             new = {**entry, "layers": plan.layers_left, "windows": plan.to_dict()["windows"]}
-            if any(_holds(one, new) for one in scores):
+            if any(_holds(row, new) for row in scores):
                 continue
-            if _plan_key(new) not in known:
+            if _plan_key(new) not in by_plan:
                 model, tokenizer = original()
-                merged = merged_model(experiment, model, tokenizer, plan, told)
-                known[_plan_key(new)] = zero_shot(merged, tokenizer, [grid.task], grid.limit, told)[0].entry()
-        except CELL_ERRORS as error:  # of this plan alone
+                merged = merged_model(experiment, model, tokenizer, plan, report)
+                by_plan[_plan_key(new)] = zero_shot(merged, tokenizer, [grid.task], grid.limit, report)[0].entry()
+        except CELL_ERRORS as error:  # concerns this plan alone
             failed[f"{rule} at {threshold:g}"] = str(error)
             continue
-        scores = [one for one in scores if not _holds(one, entry)]  # of a plan that was there before
-        scores.append({**known[_plan_key(new)], **new})
+        scores = [row for row in scores if not _holds(row, entry)]  # drops the score of an earlier plan
+        scores.append({**by_plan[_plan_key(new)], **new})
         experiment.save_study("thresholds", {**kept, "scores": scores})
     return failed
 
@@ -116,7 +116,7 @@ def _holds(row: dict[str, Any], entries: dict[str, Any]) -> bool:
 
 
 def _plan_key(score: dict[str, Any]) -> tuple[str, str]:
-    """The same for all that is scored with the same merged model: rules do not differ where nothing merges."""
+    """A key that is equal for equal merged models: without windows, the rule makes no difference."""
     return score["rule"] if score["windows"] else "", str(score["windows"])
 
 
@@ -133,9 +133,9 @@ def _study_runs(experiment: Experiment, grid: Grid, progress: Progress) -> dict[
 
 
 def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress) -> None:
-    """Merge, score, heal, score again: what of it is not there yet, or is of another grid."""
+    """Merge, score, heal, score again: whatever is missing or belongs to another grid."""
     run = _planned(experiment, cell, progress)
-    recovery = cell.recovery or recipe_of(run).recovery  # one that another grid healed stays healed
+    recovery = cell.recovery or recipe_of(run).recovery  # a run healed by another grid stays healed
     begin = _has_to_begin(run, grid, recovery)
     if not begin and _is_scored(run, grid) and (run.stage == "recovered" or not recovery):
         return
@@ -164,7 +164,7 @@ def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
         run = experiment.run(cell.run)
         if run.settings.get("method") != cell.method:
             raise SettingsError(
-                f"There is a run {cell.run} that no study made. Delete it, or leave it out of the grid."
+                f"Run {cell.run} already exists, but not from a study. Delete it, or remove it from the grid."
             )
         return run
     if cell.method in PLANNERS:
@@ -184,9 +184,9 @@ def _score(run: Run, grid: Grid, progress: Progress) -> None:
 
 
 def _take_timing(run: Run) -> bool:
-    """Whether the run is timed; if not it takes the timing of a study's run with as many layers and parameters.
+    """Whether the run is timed, if need be by copying from a study's run with equal layers and parameters.
 
-    Equal shapes are equally fast, and so is a run before its recovery and after.
+    Equal shapes are equally fast, and recovery does not change the speed.
     """
     if run.timing():
         return True
@@ -206,12 +206,12 @@ def _shape(run: Run) -> tuple[int, int]:
 
 
 def _is_scored(run: Run, grid: Grid) -> bool:
-    """Whether it has all the grid asks for; a timing that another run has already is taken over."""
+    """Whether it has all results that the grid requires; copies the timing of an equal run."""
     return _fits(run.scores(), grid) and (not grid.time or _take_timing(run))
 
 
 def _fits(scores: dict[str, Any] | None, grid: Grid) -> bool:
-    """Whether scores are of the grid's tasks, documents and texts: only then can they stand in one chart."""
+    """Whether scores are for the grid's tasks, documents and texts, so that one chart can show them."""
     if scores is None or scores["limit"] != grid.limit:
         return False
     return set(scores["tasks"]) == set(grid.tasks) and set(PERPLEXITY_TEXTS) <= set(scores["perplexity"])

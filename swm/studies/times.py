@@ -11,7 +11,7 @@ from swm.workspace.estimate import estimate_run
 
 
 def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid, folder: Path) -> float:
-    """What all cells of a study take when none is there yet, the planners' searches left out; 0 if unknown."""
+    """Seconds for all cells of a new study, without the planners' searches; 0 if unknown."""
     total, timed = 0.0, set[tuple[int, WidthCut]]()
     for cell in grid.cells(facts["layers"]):
         dropped = facts["layers"] - cell.layers

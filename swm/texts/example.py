@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Example:
-    """A document in two parts, of which a recovery can learn the second alone; plain text has no prompt."""
+    """A document in two parts; recovery can train on the response alone. Plain text has no prompt."""
 
     prompt: str
     response: str

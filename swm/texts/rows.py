@@ -1,4 +1,4 @@
-"""Texts that are not registered by name: files, folders and data sets of the hub."""
+"""Texts without a registered name: files, folders and hub data sets."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def read_examples(texts: str, purpose: str) -> Iterator[Example]:
     """The documents of a .txt or .jsonl file, a local folder, or a hub data set.
 
     Raises:
-        TextError: if there is no such text, or it cannot be read.
+        TextError: if the text does not exist or cannot be read.
     """
     return map(example_of, _rows(texts, purpose))
 
 
 def _rows(texts: str, purpose: str) -> Iterator[dict[str, Any]]:
     if not texts.strip():
-        raise TextError("The name is empty. Name a text.")
+        raise TextError("The text's name is empty. Name a text.")
     path = Path(texts).expanduser()
     readers: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {".txt": _txt_rows, ".jsonl": _jsonl_rows}
     if path.suffix in readers:
@@ -42,7 +42,7 @@ def _rows(texts: str, purpose: str) -> Iterator[dict[str, Any]]:
 
 
 def _txt_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Paragraphs, divided by blank lines."""
+    """Paragraphs, separated by blank lines."""
     with path.open(encoding="utf-8-sig") as file:
         paragraph: list[str] = []
         for line in iter(partial(file.readline, MAX_DOCUMENT_CHARACTERS), ""):
@@ -62,7 +62,7 @@ def _jsonl_rows(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
-                raise TextError(f"Line {number} of {path} is not JSON. Each line has to be one JSON object.") from None
+                raise TextError(f"Line {number} of {path} is not JSON. Each line must be one JSON object.") from None
             yield row if isinstance(row, dict) else {"text": row}
 
 
@@ -83,15 +83,15 @@ def hub_rows(repository: str, purpose: str, name: str) -> Iterator[dict[str, Any
         yield from rows.take(MAX_DOCUMENTS)
     except (OSError, ValueError, RuntimeError, StopIteration) as error:
         line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        known = ", ".join(text for text, source in TEXTS.items() if purpose in source.purposes)
+        registered = ", ".join(text for text, source in TEXTS.items() if purpose in source.purposes)
         raise TextError(
-            f"Cannot load text '{name}': {line} Name one of {known}, a .txt or .jsonl file, or a hub data set "
+            f"Cannot load text '{name}': {line} Name one of {registered}, a .txt or .jsonl file, or a hub data set "
             "(org/name or org/name:config), which needs a network."
         ) from None
 
 
 def example_of(row: dict[str, Any]) -> Example:
-    """A document: prompt and response by the usual column names; else the whole text is the response."""
+    """A document: prompt and response by the usual column names; otherwise the whole text is the response."""
     if "output" in row and "instruction" in row:  # alpaca
         extra = f"\n\n### Input:\n{row['input']}" if row.get("input") else ""
         return Example(f"### Instruction:\n{row['instruction']}{extra}\n\n### Response:\n", str(row["output"]))

@@ -24,17 +24,17 @@ TASK_DATA = {
 def task_dataset(task: str, limit: int | None = None) -> Dataset:
     """The bundled validation split of one of the seven zero-shot tasks, or its first `limit` documents.
 
-    In memory: a data set on disk writes what is derived from it beside itself, here into the installed package.
+    In memory, because a data set on disk writes its cache files next to itself: here, into the installed package.
     """
     import datasets
 
-    found = bundled_dataset(TASK_DATA[task])
-    return datasets.Dataset.from_list(found.select(range(min(limit or len(found), len(found)))).to_list())
+    split = bundled_dataset(TASK_DATA[task])
+    return datasets.Dataset.from_list(split.select(range(min(limit or len(split), len(split)))).to_list())
 
 
 def task_prompts(task: str) -> list[str]:
-    """What the documents of a task ask, without the answers: for similarity, never to calibrate with."""
+    """A task's questions without their answers: for measuring similarity, never for calibration."""
     if task not in TASK_DATA:
-        raise TextError(f"There are no prompts of a task {task[:80]}. Choose one of: {', '.join(TASK_DATA)}.")
+        raise TextError(f"No prompts are bundled for task '{task[:80]}'. Choose one of: {', '.join(TASK_DATA)}.")
     columns = ("passage", "ctx", "sentence", "question", "question_stem", "goal")
     return ["\n".join(row[column] for column in columns if column in row) for row in bundled_dataset(TASK_DATA[task])]

@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 def segments(
     tokenizer: PreTrainedTokenizerBase,
-    found: list[str],
+    documents: list[str],
     texts: str,
     count: int,
     length: int,
     seed: int,
     fewest: int | None = None,
 ) -> Tensor:
-    """`count` texts; where `fewest` is given as many as there are, but at least that."""
+    """Token ids of `count` texts, shape (count, length); with `fewest`, of as many as there are, at least `fewest`."""
     if not 1 <= count <= 100_000:
         raise SettingsError(f"--count {count} is out of range. Choose 1 to 100,000 texts.")
     if not 8 <= length <= 131_072:
         raise SettingsError(f"--length {length} is out of range. Choose 8 to 131,072 tokens.")
     prefix = leading_tokens(tokenizer)
     inner, rng = length - len(prefix), random.Random(seed)
-    piece = 40 * length  # characters: long enough for `length` tokens; a book gives many texts, not one
-    order = sorted(text[i : i + piece] for text in found for i in range(0, len(text), piece))
+    piece = 40 * length  # characters: enough for `length` tokens, so that a book gives many texts, not one
+    order = sorted(text[i : i + piece] for text in documents for i in range(0, len(text), piece))
     rng.shuffle(order)
     segments, short = [], []
     for document in order:
@@ -50,16 +50,16 @@ def segments(
     fewest = count if fewest is None else fewest
     if len(segments) < fewest:
         raise TextError(
-            f"{texts} is too short: it gives {len(segments)} texts of {length} tokens, {fewest} are wanted. "
+            f"{texts} is too short: it gives {len(segments)} texts of {length} tokens, but {fewest} are needed. "
             f"Lower the count or the length, or choose a longer text."
         )
     return torch.tensor([prefix + ids for ids in segments[:count]])
 
 
 def packed_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int) -> list[list[int]]:
-    """Texts one after another, end-of-text between them, cut into rows of `length` tokens; what is left over is lost.
+    """Texts joined by end-of-text tokens and cut into rows of `length` tokens; an incomplete last row is dropped.
 
-    A BOS token leads each text and each row if the tokenizer sets one, as in all text that a model of it reads.
+    Each text and each row starts with a BOS token if the tokenizer adds one, as in all text that the model sees.
     """
     prefix, end = leading_tokens(tokenizer), end_token(tokenizer)
     stream = [token for ids in token_ids(tokenizer, texts) for token in (*prefix, *ids, end)]
@@ -75,23 +75,23 @@ def packed_rows(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The end-of-text token; 0 where the tokenizer has none."""
+    """The end-of-text token; 0 if the tokenizer has none."""
     return tokenizer.eos_token_id if isinstance(tokenizer.eos_token_id, int) else 0
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, nothing added."""
-    whole = [whole_characters(text) for text in texts]
-    return [list(ids) for ids in tokenizer(whole, add_special_tokens=False, verbose=False).input_ids] if whole else []
+    """Token ids of each text, without special tokens."""
+    valid = [whole_characters(text) for text in texts]
+    return [list(ids) for ids in tokenizer(valid, add_special_tokens=False, verbose=False).input_ids] if valid else []
 
 
 def whole_characters(text: str) -> str:
-    """The text with halves of characters (lone surrogates), which no tokenizer takes, replaced."""
+    """The text with lone surrogates (half characters) replaced: no tokenizer accepts them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a text: a BOS token or nothing."""
+    """The tokens that the tokenizer puts before a text: a BOS token or nothing."""
     return [token for token in tokenizer("").input_ids if token != tokenizer.eos_token_id or token == _bos(tokenizer)]
 
 

@@ -1,18 +1,18 @@
 """Experiments and runs on disk: names, records, files written whole, recipe, estimate.
 
-- changes: in which settings a run asked for again differs
-- estimate: time, memory and disk of a run before it starts
+- changes: which settings differ when an existing run is requested again
+- estimate: time, memory and disk that a run needs, before it starts
 - experiments: experiments as folders of JSON
-- files: where things are on disk; files written whole or not at all
-- machine: free memory here, and kills for want of it
-- names: names of experiments and runs, and those that ship
+- files: where things are on disk; atomic writes
+- machine: free memory, and out-of-memory kills
+- names: names of experiments and runs, and the bundled examples
 - origin: what chose a plan's windows, with its publication
-- reading: reads our JSON files, each once for each time it was written
+- reading: reads our JSON files, cached until they change
 - recipe: a run in one file; mergekit's form of a plan
-- records: a model for each JSON file of experiments, runs and states
-- result_records: a model for each JSON file with results
+- records: one pydantic model per JSON file of experiments, runs and states
+- result_records: one pydantic model per JSON file with results
 - runs: runs: one plan's life inside an experiment, as files on disk
-- state: where a stage is, and whether its process lives
-- tracked: folders with a state: one job at a time, read-only where they ship
-- units: bytes and seconds as people read them
+- state: the progress of a stage, and whether its process is alive
+- tracked: folders with a state: one job at a time, read-only if bundled
+- units: bytes and seconds in readable units
 """

@@ -1,4 +1,4 @@
-"""An existing run requested with other settings: which ones differ, so that nothing is replaced silently."""
+"""Which settings differ when an existing run is requested again, so that nothing is replaced silently."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from swm.workspace.runs import Run
 
 
 def plan_changes(old: MergePlan, new: MergePlan) -> list[str]:
-    """In what another plan differs."""
+    """One phrase for each setting in which the new plan differs from the old one."""
     return _changes(_plan_words(old), _plan_words(new))
 
 
 def recovery_changes(run: Run, settings: RecoverySettings | None) -> list[str]:
-    """In what the asked recovery (None: no healing) differs from the one that the run had, or has begun."""
-    known = run.settings.get("recovery") or run.settings.get("recovery_started")
-    if known is None:
+    """One phrase for each setting in which `settings` (None: no healing) differ from the run's last recovery."""
+    old = run.settings.get("recovery") or run.settings.get("recovery_started")
+    if old is None:
         return []
     if settings is None:
-        had = f"healing is {known['preset']}, {known['steps']} steps (requested: none)"
-        return [had] if "recovery" in run.settings else []
+        change = f"healing: {old['preset']}, {old['steps']} steps (requested: none)"
+        return [change] if "recovery" in run.settings else []
     new = asdict(settings)
-    return _changes({name: known[name] for name in new if name in known}, {n: v for n, v in new.items() if n in known})
+    return _changes({name: old[name] for name in new if name in old}, {n: v for n, v in new.items() if n in old})
 
 
 def limit_changes(run: Run, limit: int | None) -> list[str]:
-    """Whether its scores are of another number of documents."""
+    """One phrase if the run is scored on another number of documents, otherwise nothing."""
     scores = run.scores()
     return [] if scores is None else _changes({"limit": scores["limit"] or "none"}, {"limit": limit or "none"})
 
 
 def refuse(run: Run, changes: list[str]) -> None:
-    """Raise ExperimentError, naming each setting, if there are any."""
+    """Raise ExperimentError, listing the changes, if there are any."""
     if changes:
         raise ExperimentError(
-            f"Run {run.name} was made with other settings: {'; '.join(changes)}. Pass --again to replace its "
+            f"Run {run.name} exists with other settings: {'; '.join(changes)}. Pass --again to replace its "
             "model and results, or choose another run name."
         )
 
@@ -49,11 +49,9 @@ def _plan_words(plan: MergePlan) -> dict[str, Any]:
     return {
         "windows": ", ".join(map(str, plan.windows)) or "none",
         "rule": plan.rule,
-        "width": f"{width.ratio} by {width.method}" if width.ratio else "whole",
+        "width": f"{width.ratio} by {width.method}" if width.ratio else "none",
     }
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name.replace('_', '-')} is {old[name]} (requested: {new[name]})" for name in old if old[name] != new[name]
-    ]
+    return [f"{name.replace('_', '-')}: {old[name]} (requested: {new[name]})" for name in old if old[name] != new[name]]

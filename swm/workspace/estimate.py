@@ -1,4 +1,4 @@
-"""What a run will need: time by stage, memory, disk. From the model's size and rates measured once here. No torch."""
+"""What a run needs: time by stage, memory and disk, from the model's size and rates measured here. No torch."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ PROCESS_BYTES = 700 * 2**20  # Python with torch and transformers, before any mo
 
 
 TASKS = 7
-TASK_TOKENS = 97  # read for one document, mean of the seven tasks with SmolLM2's tokenizer
+TASK_TOKENS = 97  # per document; mean of the seven tasks with SmolLM2's tokenizer
 
 
 PERPLEXITY_TOKENS = 2 * 32 * 256
 
 
-SCORED_TOKENS = 4096  # logits that an evaluation holds at once
+SCORED_TOKENS = 4096  # tokens whose logits an evaluation holds at once
 
 
 LOADING_BYTES_PER_SECOND = 150 * 2**20
 
 
-GRAM_TOKENS = 512  # of which similarity holds a Gram matrix for each layer at once
+GRAM_TOKENS = 512  # tokens in the Gram matrix that a measurement holds for each layer
 
 
-ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search for each layer of the model
+ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search per layer of the model
 
 
-BACKWARD = 4  # a training step costs so many forward passes; measured 3.8 with LoRA
+BACKWARD = 4  # cost of a training step in forward passes; 3.8 measured with LoRA
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds by stage (empty if nothing was measured here yet), and bytes needed and free."""
+    """Seconds by stage (empty if nothing was measured here yet); bytes needed and free."""
 
     seconds: dict[str, float]
     memory_bytes: int
     disk_bytes: int
     free_memory_bytes: int
     free_disk_bytes: int
-    stage_memory_bytes: dict[str, int] = field(default_factory=dict)  # beside the process's own
+    stage_memory_bytes: dict[str, int] = field(default_factory=dict)  # without the process itself
 
     @property
     def total_seconds(self) -> float:
@@ -55,19 +55,19 @@ class Estimate:
         return sum(self.seconds.values())
 
     def problems(self) -> list[str]:
-        """Why it cannot run here, with the numbers and what to change."""
-        found = []
+        """Why the run does not fit here, with the numbers and what to change."""
+        problems = []
         if self.memory_bytes > self.free_memory_bytes:
-            found.append(
-                f"It needs about {gib(self.memory_bytes)} of memory and {gib(self.free_memory_bytes)} are free. "
-                "Lower the recovery's batch or length, save memory, choose --dtype bfloat16, or close programs."
+            problems.append(
+                f"Not enough memory: about {gib(self.memory_bytes)} needed, {gib(self.free_memory_bytes)} free. Lower "
+                "the recovery's batch or length, turn checkpointing on, choose --dtype bfloat16, or close programs."
             )
         if self.disk_bytes > self.free_disk_bytes:
-            found.append(
-                f"It needs about {gib(self.disk_bytes)} of disk and {gib(self.free_disk_bytes)} are free. Delete runs "
-                "that are not needed, or set SWM_HOME to another disk."
+            problems.append(
+                f"Not enough disk space: about {gib(self.disk_bytes)} needed, {gib(self.free_disk_bytes)} free. Delete "
+                "runs that you no longer need, or set SWM_HOME to a folder on another disk."
             )
-        return found
+        return problems
 
 
 def estimate_run(
@@ -84,14 +84,14 @@ def estimate_run(
 
     Args:
         facts: of the original model.
-        cost: its measured rates, see `swm.evaluation.cost.decode_cost`; None gives no times.
-        recovery: None leaves healing out. limit: documents of each task, None for all (some 2,000).
-        folder: on the disk that the run is written to.
-        evaluations: of models: the original unless it is evaluated already, before healing, after it.
+        cost: its measured rates, see `swm.evaluation.cost.decode_cost`; with None, no times are estimated.
+        recovery: None means no healing. limit: documents per task, None for all (about 2,000).
+        folder: a folder on the disk where the run is saved.
+        evaluations: how many models are evaluated: the original if it has no scores yet, the merged, the healed one.
 
-    Source of the memory: weights of both models, of the reloaded one while saving, and for training LoRA's weights with
-    gradient and two moments, and the activations of a batch (some 24 numbers of the width for each layer and token)
-    and its logits three times.
+    Source of the memory: weights of both models, and of the reloaded one while saving; for training also LoRA's weights
+    with gradients and two moments, a batch's activations (about 24 * width numbers per layer and token) and three times
+    its logits.
     """
     free = free_memory_bytes()
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
@@ -105,7 +105,7 @@ def estimate_run(
         kept = activation_bytes(tokens, plan.layers_left, width)
         if recovery.checkpointing == "on" or (recovery.checkpointing == "auto" and kept > free / 2):
             kept = activation_bytes(tokens, 1, width) + 4 * tokens * width * plan.layers_left
-        memory["heal"] = max(1.3 * size + lora + kept + 4 * tokens * 3 * vocabulary, memory["merge"])  # saved likewise
+        memory["heal"] = max(1.3 * size + lora + kept + 4 * tokens * 3 * vocabulary, memory["merge"])  # saved as well
         disk += small + 3 * lora
     seconds = {}
     if cost and "forward_tokens_per_second" in cost:
@@ -134,7 +134,7 @@ def estimate_run(
 
 @dataclass(frozen=True)
 class StageNeed:
-    """What one stage needs; seconds are None where nothing was timed."""
+    """What one stage needs; `seconds` is None if nothing was timed."""
 
     stage: str
     memory_bytes: int
@@ -150,56 +150,56 @@ def stage_needs(
     limit: int | None,
     tokens: int,
 ) -> list[StageNeed]:
-    """What each stage needs for a model of which only the config may be here.
+    """What each stage needs; the model's config is enough, its weights need not be present.
 
     Args:
         facts: as from `models.config_facts`. cost: as from `timing.config_cost`, or `decode_cost`.
         tokens: of the calibration text.
 
     Source of the memory: weights, and
-    - measure: states of all layers and a Gram matrix of 512 tokens for each, in float64;
-    - search: one merged layer and the states in front of every fourth layer (with less they go to a file, with more
-      room more merged layers are kept);
-    - merge: the model and the merged one reloaded; from disk to disk no model, and of the largest window's layers and
-      the merged one a parameter each, of which a layer has at least three as large;
+    - measure: hidden states of all layers, and a Gram matrix of 512 tokens for each, in float64;
+    - search: one merged layer, and the hidden states in front of every fourth layer (with less memory they go to a
+      file; with more, more merged layers are kept);
+    - merge: the model, and the merged one reloaded. From disk to disk, no model is loaded, only one parameter of each
+      layer in the largest window and of the merged layer; a layer has at least three parameters of that size;
     - recover, evaluate: see `estimate_run`.
-    Of the time: a search for one threshold runs some eleven times as many layers as the model has, the whole path 560
-    times as many (318 and 16,865 with 30 layers).
+    Source of the time: a search for one threshold runs about 11 times as many layers as the model has, the whole path
+    560 times as many (318 and 16,865 with 30 layers).
     """
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
-    each = size * facts["parameters_per_layer"] // facts["parameters"]
+    layer_bytes = size * facts["parameters_per_layer"] // facts["parameters"]
     longest = max((len(window) for window in plan.windows), default=0)
-    part = min(tokens, GRAM_TOKENS)
+    gram_tokens = min(tokens, GRAM_TOKENS)
     run = estimate_run(facts, cost, plan, recovery, limit, Path.cwd(), evaluations=1)
     healing = estimate_run(facts, None, plan, recovery, limit, Path.cwd())
-    plain = estimate_run(facts, None, plan, None, limit, Path.cwd())
+    merged = estimate_run(facts, None, plan, None, limit, Path.cwd())
     load = size / LOADING_BYTES_PER_SECOND
     forward = tokens / cost["forward_tokens_per_second"] if cost and "forward_tokens_per_second" in cost else None
-    known = run.seconds
+    run_seconds = run.seconds
 
-    def seconds(of: float | None) -> float | None:
-        return None if forward is None or of is None else of
+    def if_timed(seconds: float | None) -> float | None:
+        return None if forward is None or seconds is None else seconds
 
-    once = None if forward is None else forward / layers  # a layer over the calibration text
-    grams = layers * (4 * part * width + 8 * part * part)
-    searching = size + each + 4 * tokens * width * (layers // 4 + 2)
-    one, path = (seconds(load + runs * layers * (once or 0)) for runs in (ONE_PLAN_RUNS, PATH_RUNS))
+    layer_run = None if forward is None else forward / layers  # seconds for one layer over the calibration text
+    grams = layers * (4 * gram_tokens * width + 8 * gram_tokens * gram_tokens)
+    searching = size + layer_bytes + 4 * tokens * width * (layers // 4 + 2)
+    one_plan, whole_path = (if_timed(load + runs * layers * (layer_run or 0)) for runs in (ONE_PLAN_RUNS, PATH_RUNS))
     return [
-        StageNeed("measure", size + grams, 2**20, seconds(load + (forward or 0))),
-        StageNeed("search, one threshold", searching, 2**20, one),
-        StageNeed("search, whole path", searching, 2**24, path),
-        StageNeed("merge", plain.stage_memory_bytes["merge"], plain.disk_bytes, seconds(known.get("merge"))),
-        StageNeed("merge --stream", (longest + 1) * each // 3, plain.disk_bytes, 2 * load),
-        StageNeed("recover", healing.stage_memory_bytes["heal"], healing.disk_bytes, seconds(known.get("heal"))),
-        StageNeed("evaluate", plain.stage_memory_bytes["evaluate"], 2**20, seconds(known.get("evaluate"))),
+        StageNeed("measure", size + grams, 2**20, if_timed(load + (forward or 0))),
+        StageNeed("search, one threshold", searching, 2**20, one_plan),
+        StageNeed("search, whole path", searching, 2**24, whole_path),
+        StageNeed("merge", merged.stage_memory_bytes["merge"], merged.disk_bytes, if_timed(run_seconds.get("merge"))),
+        StageNeed("merge --stream", (longest + 1) * layer_bytes // 3, merged.disk_bytes, 2 * load),
+        StageNeed("recover", healing.stage_memory_bytes["heal"], healing.disk_bytes, if_timed(run_seconds.get("heal"))),
+        StageNeed("evaluate", merged.stage_memory_bytes["evaluate"], 2**20, if_timed(run_seconds.get("evaluate"))),
     ]
 
 
 def adapter_bytes(rank: int, layers: int, width: int) -> int:
-    """LoRA's weights in all linear maps with gradient and two moments, about; no checkpoint needs more on disk."""
+    """About the size of LoRA's weights, gradients and two moments, in all linear maps; a checkpoint is no larger."""
     return 16 * rank * layers * 16 * width
 
 
 def activation_bytes(tokens: int, layers: int, width: int) -> int:
-    """What a training step keeps of its forward pass, about: measured on SmolLM2-135M, some 24 numbers of the width."""
+    """About what a training step keeps from its forward pass; the factor 24 was measured on SmolLM2-135M."""
     return 4 * tokens * 24 * width * layers

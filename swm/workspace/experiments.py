@@ -28,11 +28,11 @@ from swm.workspace.reading import read_file
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.tracked import Tracked, job_lock
 
-PLANS_VERSION = 3  # of what planners do: plans made by another are made again
+PLANS_VERSION = 3  # raised when planners change: plans of other versions are computed again
 
 
 class Experiment(Tracked):
-    """A model, a calibration text and what was measured with them."""
+    """A model, a calibration text, and everything measured with them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.name = folder, folder.name
@@ -56,7 +56,7 @@ class Experiment(Tracked):
 
         Args:
             model_facts: as from `models.config_facts`.
-            text_hash: of the calibration text, as from `texts.text_hash`: jobs refuse to mix in another text later.
+            text_hash: of the calibration text, as from `texts.text_hash`; jobs refuse to continue with a changed text.
         """
         check_name(name)
         if demo_experiment():
@@ -73,7 +73,7 @@ class Experiment(Tracked):
         return (self.folder / "experiment.json").is_file()
 
     def mend(self) -> None:
-        """Put right what killed jobs left in it and in its runs; to be called by a job, which keeps others waiting."""
+        """Repair what killed jobs left in the experiment and its runs; only for a job that holds the locks."""
         for folder in (self.folder, self.folder / "runs", self.folder / "path", self.folder / "plans"):
             clean_up(folder)
         for run in self.runs():
@@ -82,15 +82,15 @@ class Experiment(Tracked):
 
     @classmethod
     def open(cls, name: str) -> Experiment:
-        """An experiment by name; one that ships also by its former name, without "example-"."""
+        """An experiment by name; a bundled one also by its former name, without "example-"."""
         check_name(name)
-        shipped = [each for each in shipped_folders() if each.name in (name, f"{EXAMPLE}{name}")]
+        shipped = [folder for folder in shipped_folders() if folder.name in (name, f"{EXAMPLE}{name}")]
         for folder in (experiments_folder() / name, *shipped):
             if (folder / "experiment.json").is_file():
                 return cls(folder)
         names = ", ".join(list_names()) or "none yet"
         raise ExperimentError(
-            f"There is no experiment {name}. There are: {names}. "
+            f"There is no experiment {name}. Existing ones: {names}. "
             f"Create it: python -m swm create {name} --model smollm2-135m"
         )
 
@@ -98,11 +98,13 @@ class Experiment(Tracked):
         """What similarity/<metric>.json holds; None if it was not measured."""
         data = self.read(f"similarity/{metric}.json")
         if data and {len(row) for row in [data["matrix"], *data["matrix"]]} != {self.layer_count}:
-            raise ExperimentError(f"Similarity {metric} of {self.name} is not of its model's layers. Measure it again.")
+            raise ExperimentError(
+                f"Similarity {metric} of {self.name} does not match its {self.layer_count} layers. Measure it again."
+            )
         return data
 
     def metrics_measured(self) -> list[str]:
-        """The metrics that are there, the default one first."""
+        """The metrics measured so far, the default one first."""
         return sorted(
             (file.stem for file in (self.folder / "similarity").glob("*.json")), key=lambda m: (m != "cka", m)
         )
@@ -113,7 +115,7 @@ class Experiment(Tracked):
         write_json(self.folder / "similarity" / f"{metric}.json", data)
 
     def cost(self) -> dict[str, Any] | None:
-        """What a generated token of the original costs; None if that was not measured."""
+        """What generating one token costs with the original; None if that was not measured."""
         return self.read("cost.json")
 
     def save_cost(self, cost: dict[str, Any]) -> None:
@@ -122,7 +124,7 @@ class Experiment(Tracked):
         write_json(self.folder / "cost.json", cost)
 
     def changed(self, name: str) -> int:
-        """When one of its files was written last, in nanoseconds; 0 if there is none."""
+        """When one of its files was last written, in nanoseconds; 0 if there is none."""
         file = self.folder / name
         return file.stat().st_mtime_ns if file.is_file() else 0
 
@@ -131,7 +133,7 @@ class Experiment(Tracked):
         return sorted(file.stem for file in (self.folder / "path").glob("*.json"))
 
     def planned(self, planner: str, layers: int) -> dict[str, Any] | None:
-        """A planner's plan with so many layers, if it was found before."""
+        """A planner's saved plan with `layers` layers; None if there is none, or it is outdated."""
         data = self.read(f"plans/{planner}-{layers}.json")
         if not data or data.get("version") != PLANS_VERSION:
             return None
@@ -143,7 +145,7 @@ class Experiment(Tracked):
         write_json(self.folder / "plans" / f"{planner}-{layers}.json", data)
 
     def study(self, kind: str) -> dict[str, Any] | None:
-        """What a study's last pass left: its grid, and the cells that cannot be."""
+        """The last pass of a study: its grid, and the cells that failed."""
         return self.read(f"studies/{kind}.json")
 
     def save_study(self, kind: str, data: dict[str, Any]) -> None:
@@ -152,13 +154,13 @@ class Experiment(Tracked):
         write_json(self.folder / "studies" / f"{kind}.json", data)
 
     def run(self, name: str) -> Run:
-        """A run by name. `baseline`, the original model, is always there."""
+        """A run by name. `baseline`, the original model, always exists."""
         check_name(name)
         if name != BASELINE and not (self.folder / "runs" / name / "run.json").is_file():
             names = ", ".join(run.name for run in self.runs())
             raise ExperimentError(
-                f"There is no run {name} in {self.name}. There are: {names}. "
-                f"Make it: python -m swm merge {self.name} {name} --threshold 0.9"
+                f"There is no run {name} in {self.name}. Existing ones: {names}. "
+                f"Create it: python -m swm merge {self.name} {name} --threshold 0.9"
             )
         return Run(self, name)
 
@@ -167,21 +169,21 @@ class Experiment(Tracked):
         return self.readable_runs()[0]
 
     def readable_runs(self) -> tuple[list[Run], list[str]]:
-        """The runs that can be read, the baseline first, and one message for each that cannot."""
-        found, broken = [Run(self, BASELINE)], []
+        """The readable runs, the baseline first, and one message for each damaged one."""
+        readable, broken = [Run(self, BASELINE)], []
         for name in folders_in(self.folder / "runs"):
             run = Run(self, name)
             if run.is_baseline or not (run.folder / "run.json").is_file():
                 continue
             try:
                 _ = run.plan
-                found.append(run)
+                readable.append(run)
             except ExperimentError as error:
                 broken.append(str(error))
-        return found, broken
+        return readable, broken
 
     def results_changed(self) -> list[tuple[str, int]]:
-        """Every file of its runs, and when it was written last."""
+        """Every result file of its runs, and when it was last written."""
         files = (f"{file.relative_to(self.folder)}" for file in self.folder.glob("runs/*/*.json"))
         return sorted((file, self.changed(file)) for file in files)
 
@@ -194,11 +196,11 @@ class Experiment(Tracked):
         method: str | None = None,
         origin: dict[str, Any] | None = None,
     ) -> Run:
-        """A new run with its plan; an existing one with the same plan is given back.
+        """A new run with its plan, or the existing run with the same plan.
 
         Args:
             method: of a study's cell.
-            origin: what chose the windows: `planner`, its settings, and `source`; found out if it is not given.
+            origin: what chose the windows: `planner`, its settings, and `source`; looked up if not given.
         """
         self.check_writable()
         if check_name(name) == BASELINE:
@@ -211,7 +213,7 @@ class Experiment(Tracked):
                     return run
                 if run.stage != "planned":
                     raise ExperimentError(
-                        f"There is a run {name} with another plan ({_windows_of(run.plan)}; requested: "
+                        f"Run {name} already exists with another plan ({_windows_of(run.plan)}; requested: "
                         f"{_windows_of(plan)}). Choose another name."
                     )
                 if run.state().active:
@@ -227,25 +229,25 @@ class Experiment(Tracked):
         method: str | None = None,
         origin: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """What run.json says of a plan."""
+        """The entries of run.json that describe a plan."""
         entries = {"plan": plan.to_dict(), "threshold": threshold, "similarity": similarity}
         return {**entries, "origin": origin or self.origin_of(plan, threshold, method)}
 
     def origin_of(self, plan: MergePlan, threshold: float | None = None, method: str | None = None) -> dict[str, Any]:
-        """What chose a plan's windows: the search at a threshold, a planner that found it here, or a hand."""
+        """What chose a plan's windows: the threshold search, a planner with this plan saved here, or the user."""
         settings = {"texts": self.settings.texts, "count": self.settings.count, "length": self.settings.length}
         settings["seed"] = self.settings.seed
         if threshold is not None or (method and method not in PLANNERS):
             name, settings = BY_THRESHOLD, {**settings, "threshold": threshold}
         else:
-            found = self._planned_as(plan, method)
-            name = found["planner"] if found else BY_HAND
-            if found and "budget" in found:
-                settings["budget"] = found["budget"]
+            planned = self._planned_as(plan, method)
+            name = planned["planner"] if planned else BY_HAND
+            if planned and "budget" in planned:
+                settings["budget"] = planned["budget"]
         return {"planner": name, "source": source_of(name), "settings": {} if name == BY_HAND else settings}
 
     def _planned_as(self, plan: MergePlan, method: str | None) -> dict[str, Any] | None:
-        """The planner's plan that has these windows."""
+        """The saved plan of `method`, by default of any planner, that has the same windows."""
         windows = plan.to_dict()["windows"]
         for planner in [method] if method else PLANNERS:
             data = self.planned(planner, plan.layers_left)
@@ -255,31 +257,31 @@ class Experiment(Tracked):
 
 
 def list_experiments() -> tuple[list[Experiment], list[str]]:
-    """The experiments that can be read, and one message for each that cannot."""
-    found, broken = [], []
+    """The readable experiments, and one message for each damaged one."""
+    readable, broken = [], []
     for name in list_names():
         try:
-            found.append(Experiment.open(name))
+            readable.append(Experiment.open(name))
         except ExperimentError as error:
             broken.append(str(error))
-    return found, broken
+    return readable, broken
 
 
 def delete(item: Experiment | Run) -> None:
-    """Remove an experiment or run with everything in it; others see all of it or nothing.
+    """Delete an experiment or run with everything in it; other processes see all of it or nothing.
 
     Raises:
-        ExperimentError: for the baseline, and what is read-only. JobError: while a job works on it.
+        ExperimentError: for the baseline and read-only folders. JobError: while a job works on it.
     """
     item.check_writable()
     if isinstance(item, Run) and item.is_baseline:
         raise ExperimentError(f"{BASELINE} is the original model and stays. Delete the whole experiment instead.")
     above = [item.experiment] if isinstance(item, Run) else []
     below: list[Experiment | Run] = [] if isinstance(item, Run) else [*item.runs()]
-    for each in [item, *below, *above]:
-        state = each.state()
-        if state.active and (each not in above or state.stage in ("study", "demo")):  # these work on all its runs
-            raise JobError(f"{each.name} has a job running. Cancel it first.")
+    for target in [item, *below, *above]:
+        state = target.state()
+        if state.active and (target not in above or state.stage in ("study", "demo")):  # these work on all its runs
+            raise JobError(f"{target.name} has a job running. Cancel it first.")
     with job_lock(item), names_locked():
         gone = set_aside(item.folder)
     remove(gone)

@@ -1,4 +1,4 @@
-"""Where things lie on disk, and how they are written: a crash leaves the old or the new file, never half of one."""
+"""Where things are on disk, and atomic writes: a crash leaves the old or the new file, never half of one."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ UNWRITABLE = (
 
 
 def home() -> Path:
-    """Folder of everything the product keeps: `SWM_HOME`, by default `~/.swm`, in full. Read anew at each call.
+    """Absolute path of the folder for all saved data: `SWM_HOME`, by default `~/.swm`. Read again at each call.
 
     Raises:
-        ExperimentError: if there is no such folder to be had.
+        ExperimentError: if it cannot be used as a folder.
     """
     named = os.environ.get("SWM_HOME", "")
     try:
         folder = Path(named or "~/.swm").expanduser().absolute()
         str(folder).encode()  # JSON and transformers write it
         folder.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, or nobody's home
+    except (OSError, RuntimeError, ValueError) as error:  # too long, or an unknown user's home
         raise ExperimentError(
             f"Cannot use SWM_HOME '{named[:80]}' as the folder for results: "
             f"{getattr(error, 'strerror', None) or first_line(error)} Set SWM_HOME to a folder that you can write to."
@@ -47,21 +47,21 @@ def home() -> Path:
 
 
 def whole_path(name: str) -> str:
-    """A file or folder that exists by its full path, since jobs run elsewhere; any other name as it is."""
+    """The absolute path of an existing file or folder, because jobs run elsewhere; any other name unchanged."""
     try:
         path = Path(name).expanduser()
         return str(path.absolute()) if name.strip() and path.exists() else name
-    except (OSError, RuntimeError, ValueError):  # it cannot be a path
+    except (OSError, RuntimeError, ValueError):  # not a valid path
         return name
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """The environment of a process of ours that runs elsewhere: the same home, said in full."""
+    """The environment for a child process that runs in another folder: the same home, as an absolute path."""
     return {**os.environ, "SWM_HOME": str(home()), **more}
 
 
 def demo_experiment() -> str:
-    """The experiment to show while everything is read-only: `SWM_DEMO`; empty when it is not set."""
+    """The experiment of a read-only demo: `SWM_DEMO`; empty if it is not set."""
     return os.environ.get("SWM_DEMO", "")
 
 
@@ -76,7 +76,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write to a temporary neighbour, sync, rename."""
+    """Write `content` to a temporary file in the same folder, sync it, rename it to `path`."""
     temporary = neighbour(path, "tmp")
     with disk_errors(path, len(content)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,18 +91,18 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def neighbour(path: Path, kind: str) -> Path:
-    """A name beside `path` that nobody has: "tmp" a file and "new" a folder being written, "old" and "gone" folders."""
+    """A unique name beside `path`; kind: "tmp" a file or "new" a folder being written, "old" or "gone" a folder."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{kind}")
 
 
 def clean_up(folder: Path, older_than: float = 0.0) -> None:
-    """Put right what a killed process left: what it had half written goes, a folder it was replacing comes back.
+    """Repair what a killed process left: delete half-written files, restore a folder that it was replacing.
 
-    To be called by whoever holds the lock on the folder's content. Temporary files are left alone for a minute, since
-    small files are also written without that lock.
+    Only for the holder of the lock on the folder's content. Temporary files stay for a minute, because small files are
+    also written without that lock.
 
     Args:
-        older_than: seconds for which nothing must have changed, where there is no lock.
+        older_than: seconds; entries changed more recently are left alone. For callers without a lock.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
         match = LEFTOVER.fullmatch(path.name)
@@ -117,12 +117,12 @@ def clean_up(folder: Path, older_than: float = 0.0) -> None:
                 path.unlink()
             else:
                 shutil.rmtree(path)
-        except OSError:  # gone meanwhile, or a disk that cannot be written: the stage will tell
+        except OSError:  # deleted meanwhile, or a read-only disk, which the stage will report
             continue
 
 
 def set_aside(folder: Path) -> Path:
-    """Take a folder out of sight in one step, to be removed at leisure; gives where it lies."""
+    """The new place of a folder, renamed out of sight in one step so that deleting it may take its time."""
     gone = neighbour(folder, "gone")
     with disk_errors(folder, 0):
         folder.rename(gone)
@@ -130,7 +130,7 @@ def set_aside(folder: Path) -> Path:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, or a link to one, whose content is not ours."""
+    """Delete a folder; of a link to a folder only the link, because the content is not ours."""
     with disk_errors(folder, 0):
         if folder.is_symlink():
             folder.unlink()
@@ -139,10 +139,10 @@ def remove(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of ours.
+    """The JSON object in one of our files.
 
     Raises:
-        ExperimentError: if it is missing, damaged, or written by a newer release.
+        ExperimentError: if the file is missing, damaged, or written by a newer release.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
@@ -154,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ExperimentError(f"{path} is not a file of this program. Delete it and repeat the step that wrote it.")
     if data["schema"] > SCHEMA:
         raise ExperimentError(
-            f"{path} has schema {data['schema']}, this release reads up to {SCHEMA}. Update the program to open it."
+            f"{path} has schema {data['schema']}, but this release reads up to {SCHEMA}. Update the program to open it."
         )
     return data
 
@@ -165,7 +165,7 @@ def _refuse_constant(name: str) -> None:
 
 @contextmanager
 def disk_errors(target: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn a full or read-only disk into a message with the space needed and free."""
+    """Turn the errors of a full or read-only disk into messages for the user."""
     try:
         yield
     except OSError as error:
@@ -173,29 +173,28 @@ def disk_errors(target: Path, needed_bytes: int) -> Iterator[None]:
             raise ExperimentError(full_disk_message(target, needed_bytes)) from None
         if error.errno in UNWRITABLE:
             raise ExperimentError(
-                f"{target} cannot be written: {error.strerror}. Choose another place, or give yourself the right "
-                "to write there."
+                f"{target} cannot be written: {error.strerror}. Choose another place, or change its permissions."
             ) from None
         raise
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error of any library means that the disk is full; some tell it by their text alone."""
+    """Whether an error, of any library, means that the disk is full; some say so only in their text."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(sign in str(error) for sign in ("No space left", "code: 28", "PytorchStreamWriter failed writing"))
 
 
 def full_disk_message(target: Path, needed_bytes: int) -> str:
-    """What to say when the disk is full: space needed, space free, and what to do."""
+    """The message for a full disk: space needed, space free, and what to do."""
     return (
         f"No space left for {target}: {needed_bytes / 2**20:,.1f} MiB needed, {free_bytes(target) / 2**20:,.1f} MiB "
-        "free. Nothing was changed. Make space, or set SWM_HOME to a folder on another disk, and start again."
+        "free. Nothing was changed. Free some space, or set SWM_HOME to a folder on another disk, and start again."
     )
 
 
 def content_hash(folder: Path, patterns: Iterable[str]) -> str:
-    """SHA-256 of the files of a folder that match, by name and content: the same files give the same hash anywhere."""
+    """SHA-256 over names and contents of a folder's matching files: equal files give equal hashes anywhere."""
     digest = hashlib.sha256()
     for file in sorted({file for pattern in patterns for file in folder.glob(pattern)}):
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
@@ -206,7 +205,7 @@ def content_hash(folder: Path, patterns: Iterable[str]) -> str:
 
 
 def check_space(target: Path, needed_bytes: int) -> None:
-    """Raise ExperimentError before a long stage when its result cannot fit on the disk."""
+    """Raise ExperimentError if the result of a stage would not fit on the disk; called before the stage runs."""
     if free_bytes(target) < needed_bytes:
         raise ExperimentError(full_disk_message(target, needed_bytes))
 
@@ -219,9 +218,9 @@ def free_bytes(target: Path) -> int:
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A new empty folder that takes the place of `folder` when the block ends well; else it is removed.
+    """A new empty folder that replaces `folder` when the block succeeds, and is deleted when it fails.
 
-    Killed between its two renames, it leaves the former folder under another name: `clean_up` brings it back.
+    If killed between the two renames, the old folder keeps its temporary name; `clean_up` restores it.
     """
     new, old = neighbour(folder, "new"), neighbour(folder, "old")
     new.mkdir(parents=True)

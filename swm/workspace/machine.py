@@ -1,4 +1,4 @@
-"""What is left of memory on this machine or in its container, and whether the kernel ended processes for want of it."""
+"""Free memory of this machine or its container, and whether the kernel killed processes for lack of it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import psutil
 from swm.errors import ModelError
 
 CGROUPS = Path("/sys/fs/cgroup")
-UNLIMITED = 2**60  # what cgroup v1 says where there is no limit
+UNLIMITED = 2**60  # what cgroup v1 reports if there is no limit
 
 
 def free_memory_bytes() -> int:
-    """Memory that can be taken without pushing others out: of the machine, or of the container when that has less.
+    """Memory available to this process: of the machine, or of the container if that has less.
 
     Raises:
-        ModelError: if SWM_MEMORY, the GiB that a process may take at most, is no number.
+        ModelError: if SWM_MEMORY, the most GiB that a process may use, is not a number.
     """
     return max(0, min([psutil.virtual_memory().available, *_left_in_cgroups(), *_left_of_own()]))
 
@@ -29,21 +29,21 @@ def _left_of_own() -> list[int]:
     try:
         return [int(float(limit) * 2**30) - psutil.Process().memory_info().rss]
     except ValueError:
-        raise ModelError(f"SWM_MEMORY is '{limit[:40]}', which is no number of GiB. Correct it or unset it.") from None
+        raise ModelError(f"SWM_MEMORY must be a number of GiB (got '{limit[:40]}'). Correct or unset it.") from None
 
 
 def check_memory(what: str, needed_bytes: int) -> None:
-    """Raise ModelError before something is loaded that cannot fit, swap counted."""
+    """Raise ModelError if something to be loaded would not fit into free memory and swap."""
     free = free_memory_bytes() + (0 if os.environ.get("SWM_MEMORY") else psutil.swap_memory().free)
     if needed_bytes > free:
         raise ModelError(
-            f"{what} needs {needed_bytes / 2**30:,.1f} GiB of memory and {free / 2**30:,.1f} GiB are free. Close other "
-            "programs, choose --dtype bfloat16, a smaller model, or a machine with more memory."
+            f"{what} needs {needed_bytes / 2**30:,.1f} GiB of memory, but {free / 2**30:,.1f} GiB are free. Close "
+            "other programs, choose --dtype bfloat16, a smaller model, or a machine with more memory."
         )
 
 
 def memory_kills() -> int:
-    """How many processes the kernel has ended since it started because memory ran out; 0 where it does not say.
+    """How many processes the kernel has killed for lack of memory since boot; 0 if it does not report that.
 
     Source: `oom_kill` of /proc/vmstat, which counts the kills inside memory cgroups too.
     """
@@ -55,7 +55,7 @@ def memory_kills() -> int:
 
 
 def _left_in_cgroups() -> list[int]:
-    """For every memory limit that holds for this process: what is left of it, file cache counted as free."""
+    """Bytes left under each memory limit of this process, counting file cache as free."""
     left = []
     for folder in _memory_cgroups():
         limit, used, cache = (
@@ -64,31 +64,31 @@ def _left_in_cgroups() -> list[int]:
             else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         )
         try:
-            most = (folder / limit).read_text().strip()
+            limit_bytes = (folder / limit).read_text().strip()
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            if most != "max" and int(most) < UNLIMITED:
-                left.append(int(most) - int((folder / used).read_text()) + int(stat.get(cache, 0)))
+            if limit_bytes != "max" and int(limit_bytes) < UNLIMITED:
+                left.append(int(limit_bytes) - int((folder / used).read_text()) + int(stat.get(cache, 0)))
         except (OSError, ValueError):
             continue
     return left
 
 
 def _memory_cgroups() -> list[Path]:
-    """The memory cgroup of this process and those around it, of version 2 or 1."""
+    """The memory cgroup of this process and its parents, version 2 or 1."""
     try:
         rows = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
     except OSError:
         return []
-    found = []
-    for _, controllers, path in rows:
+    cgroups = []
+    for _, controllers, name in rows:
         if controllers in ("", "memory"):
             root = CGROUPS / controllers
-            folder = root / path.lstrip("/")
-            found += [each for each in (folder, *folder.parents) if each == root or root in each.parents]
-    return found
+            folder = root / name.lstrip("/")
+            cgroups += [path for path in (folder, *folder.parents) if path == root or root in path.parents]
+    return cgroups
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own, a GPU's (torch.OutOfMemoryError), or torch's on the CPU, which is a plain RuntimeError."""
+    """Whether it is Python's MemoryError, torch.OutOfMemoryError (GPU), or torch's RuntimeError for the CPU."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)

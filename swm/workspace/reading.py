@@ -1,4 +1,4 @@
-"""Reads our JSON files, each once for each time it was written."""
+"""Reads our JSON files; small ones are cached until they change."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from swm.workspace.files import read_json
 from swm.workspace.records import FILES, check_record
 from swm.workspace.state import State
 
-SMALL_BYTES = 2**16  # larger files are read anew each time
+SMALL_BYTES = 2**16  # larger files are not cached
 
 
 T = TypeVar("T")
 
 
 def once_for_each_writing(parse: Callable[..., T]) -> Callable[..., T]:
-    """What `parse` makes of a file and other arguments; of a small file once for each time it was written."""
-    known = lru_cache(maxsize=8192)(lambda stamp, path, *others: parse(Path(path), *others))
+    """`parse` with a cache: a small file is parsed again only after it was written again."""
+    cached = lru_cache(maxsize=8192)(lambda stamp, path, *arguments: parse(Path(path), *arguments))
 
-    def read(file: Path, *others: str) -> T:
+    def read(file: Path, *arguments: str) -> T:
         try:
             stat = os.stat(file)
-        except OSError:  # gone since it was looked for: said as of any file that is not there
-            return parse(file, *others)
+        except OSError:  # deleted meanwhile: `parse` reports it like any missing file
+            return parse(file, *arguments)
         if stat.st_size > SMALL_BYTES:
-            return parse(file, *others)
-        return known((stat.st_ino, stat.st_mtime_ns, stat.st_size), str(file), *others)
+            return parse(file, *arguments)
+        return cached((stat.st_ino, stat.st_mtime_ns, stat.st_size), str(file), *arguments)
 
     return read
 
 
 @once_for_each_writing
 def checked_file(file: Path, kind: str) -> dict[str, Any]:
-    """The JSON object in one of our files, checked."""
+    """The JSON object in one of our files, validated."""
     data = read_json(file)
     if kind in FILES:
         check_record(data, kind, str(file))
@@ -46,7 +46,7 @@ def checked_file(file: Path, kind: str) -> dict[str, Any]:
 
 
 def read_file(file: Path, kind: str) -> dict[str, Any]:
-    """One of our files, checked to be what a file of that kind is."""
+    """A copy of the JSON object in one of our files, validated as a file of that kind."""
     return dict(checked_file(file, kind))
 
 
@@ -56,8 +56,8 @@ def state_in(file: Path) -> State:
     if not file.exists():
         return State()
     try:
-        known = check_record(read_json(file), "state.json", str(file))
-        return State(**{field.name: getattr(known, field.name) for field in fields(State)})
+        record = check_record(read_json(file), "state.json", str(file))
+        return State(**{field.name: getattr(record, field.name) for field in fields(State)})
     except ExperimentError as error:
-        # The state only tells; what a job made lies in other files.
-        return State("job", "failed", error=f"What it did cannot be read: {error}")
+        # The state only reports; a job's results are in other files.
+        return State("job", "failed", error=f"The state of its last job is damaged: {error}")

@@ -19,7 +19,7 @@ from swm.workspace.runs import Run
 
 
 def _origin(data: Any) -> dict[str, Any] | None:
-    """What chose the windows, by a name that we know: its source is ours to say, not the recipe's."""
+    """What chose the windows, if its name is registered here; the source comes from the registry, not the recipe."""
     if not isinstance(data, dict) or not known_source(data.get("planner")):
         return None
     settings = data.get("settings")
@@ -31,7 +31,7 @@ def _origin(data: Any) -> dict[str, Any] | None:
 
 
 class Recipe(BaseModel):
-    """What makes a run; `recovery` None leaves healing out, `limit` None takes all documents."""
+    """Everything that defines a run; `recovery` None means no healing, `limit` None all documents."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", arbitrary_types_allowed=True)
 
@@ -48,27 +48,27 @@ class Recipe(BaseModel):
 
 def recipe_of(run: Run) -> Recipe:
     """The recipe of a run as it is now."""
-    recovery, of = run.settings.get("recovery"), run.experiment
+    recovery, experiment = run.settings.get("recovery"), run.experiment
     names = [field.name for field in fields(RecoverySettings)]
     return Recipe(
-        experiment=of.name,
+        experiment=experiment.name,
         run=run.name,
-        settings=of.settings,
+        settings=experiment.settings,
         plan=run.plan,
         recovery=RecoverySettings(**{name: recovery[name] for name in names if name in recovery}) if recovery else None,
         limit=(run.scores() or {}).get("limit", 100),
         origin=run.settings.get("origin"),
-        text_hash=of.text_hash,
+        text_hash=experiment.text_hash,
     )
 
 
 def read_recipe(file: Path) -> Recipe:
-    """The recipe in a file; raises ExperimentError or SettingsError if it cannot be read or is none."""
+    """The recipe in a file; raises ExperimentError or SettingsError if it is unreadable or not a recipe."""
     return parsed_recipe(read_json(file))
 
 
 def parsed_recipe(data: dict[str, Any]) -> Recipe:
-    """The recipe in the data of a file; raises SettingsError, naming what is missing or wrong, if it is none."""
+    """The recipe in a file's data; raises SettingsError, naming what is missing or wrong, if it is not one."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What each of our JSON files holds: one model for each, so that a damaged file is refused by name and entry."""
+"""The content of each of our JSON files: one pydantic model per file, so that errors name the file and the entry."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from swm.workspace.state import State
 
 
 def _entry(base: type[Record], cls: Any, needed: Iterable[str] = ()) -> Any:
-    """The fields of a dataclass as a file holds them; those named must be there."""
+    """A record with the fields of a dataclass; those in `needed` must be present."""
     hints = get_type_hints(cls, include_extras=True)
     entries: Any = {f.name: (hints[f.name], ... if f.name in needed else f.default) for f in fields(cls)}
     return create_model(f"{cls.__name__}Entry", __base__=base, **entries)
@@ -39,7 +39,7 @@ StateFile = _entry(Record, State)
 
 
 class ModelFacts(Record):
-    """What a page shows of a model before it is loaded; see `models.load.config_facts`."""
+    """Facts about a model that are known before it is loaded; see `models.load.config_facts`."""
 
     layers: Annotated[int, Field(ge=1)]
     width: Annotated[int, Field(ge=1)]
@@ -93,7 +93,7 @@ class MergeFacts(Record):
 
 
 class Pending(Record):
-    """What will hold once a new model has taken its place; see `Run.promise`."""
+    """The change to a run that takes effect once its new model is in place; see `Run.promise`."""
 
     token: str
     scores: str
@@ -145,7 +145,7 @@ FILES: dict[str, Any] = {
 
 
 def is_record(data: Any, kind: str) -> bool:
-    """Whether data are what a file of that kind holds."""
+    """Whether the data are valid for a file of that kind."""
     try:
         _adapter(kind).validate_python(data)
     except ValidationError:
@@ -154,7 +154,7 @@ def is_record(data: Any, kind: str) -> bool:
 
 
 def check_record(data: Any, kind: str, where: str) -> Any:
-    """The record in the data of a file of that kind; raises ExperimentError, naming file and entry, if it is none."""
+    """The record in a file's data; raises ExperimentError, naming file and entry, if the data are invalid."""
     try:
         return _adapter(kind).validate_python(data)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What the JSON files with results hold: similarities, plans, paths, scores, timing."""
+"""The content of the JSON files with results: similarities, plans, paths, scores, timing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Interval(Record):
 
 
 class Conditions(Record):
-    """What a number was measured with."""
+    """The conditions of a measurement."""
 
     dtype: str
     device: str
@@ -41,7 +41,7 @@ class TaskEntry(Record):
 
 
 class Sample(Record):
-    """What a model wrote."""
+    """A prompt and what the model generated."""
 
     prompt: str
     answer: str
@@ -58,7 +58,7 @@ class ScoresFile(Record):
 
 
 class Document(Record):
-    """One question of a task, and what the model picked."""
+    """One question of a task, and the answer that the model picked."""
 
     id: str
     correct: Share
@@ -68,7 +68,7 @@ class Document(Record):
 
 
 class DocumentsFile(Record):
-    """documents.json: each answer of each task."""
+    """documents.json: the answers to each task's documents."""
 
     tasks: dict[str, list[Document]] = Field(default_factory=dict)
 
@@ -82,7 +82,7 @@ class Speed(Record):
 
 
 class TimingFile(Speed):
-    """timing.json: a run's speed, and the original's measured in turn with it."""
+    """timing.json: a run's speed, and that of the original measured alternately with it."""
 
     speedup: Interval = Interval.model_construct()
     throughput: dict[str, float] = Field(default_factory=dict)
@@ -90,7 +90,7 @@ class TimingFile(Speed):
 
 
 class CostFile(Record):
-    """cost.json: what a token costs the original; see `evaluation.cost.decode_cost`."""
+    """cost.json: the time per token of the original; see `evaluation.cost.decode_cost`."""
 
     layers_ms: Positive
     rest_ms: Positive
@@ -99,7 +99,7 @@ class CostFile(Record):
 
 
 class MeasuredOn(Record):
-    """What a similarity was measured with."""
+    """The conditions of a similarity measurement."""
 
     dtype: str
     seconds: float
@@ -135,7 +135,7 @@ class PlannedFile(Record):
 
 
 class Tried(Record):
-    """A window tried below merged ones, and its similarity."""
+    """A window tried after those above it were merged, and its similarity."""
 
     above: list[Pair]
     window: Pair

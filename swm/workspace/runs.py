@@ -26,10 +26,10 @@ BASELINE = "baseline"
 RESULTS = ("scores", "documents", "timing")
 
 
-KEPT_ADAPTER = "adapter-before"  # of the healed model that is there, while it is healed otherwise
+KEPT_ADAPTER = "adapter-before"  # adapter of the current healed model, kept while it is healed again
 
 
-PROMISED = ".promised"  # in a model folder whose run.json does not know it yet
+PROMISED = ".promised"  # token file in a model folder that run.json does not describe yet
 
 
 class Run(Tracked):
@@ -62,7 +62,7 @@ class Run(Tracked):
 
     @property
     def source(self) -> str:
-        """The method that chose its windows, with its publication."""
+        """What chose its windows, with the publication."""
         settings = self.settings
         origin = settings.get("origin") or self.experiment.origin_of(
             self.plan, settings.get("threshold"), settings.get("method")
@@ -81,7 +81,7 @@ class Run(Tracked):
 
     @property
     def has_model(self) -> bool:
-        """Whether the model is there."""
+        """Whether it has a saved model."""
         return (self.model_folder / "config.json").is_file()
 
     @property
@@ -98,23 +98,23 @@ class Run(Tracked):
         return (self.folder / "scores.json").is_file()
 
     def checkpoint_step(self) -> int:
-        """The last step of an unfinished recovery that a checkpoint holds; 0 if there is none."""
+        """The step of the last checkpoint of an unfinished recovery; 0 if there is none."""
         steps = [
             int(file.parent.name.split("-")[1]) for file in self.folder.glob("recovery/checkpoint-*/trainer_state.json")
         ]
         return max(steps, default=0) if self.settings.get("recovery_started") else 0
 
     def scores(self) -> dict[str, Any] | None:
-        """What scores.json holds; None if the run was not evaluated."""
+        """The content of scores.json; None if the run was not evaluated."""
         return self.read("scores.json")
 
     def is_scored(self, tasks: Iterable[str], limit: int | None) -> bool:
-        """Whether it has scores of these tasks on so many documents: only those can be compared with others'."""
+        """Whether it has scores of these tasks on `limit` documents each; only equal limits can be compared."""
         scores = self.scores()
         return scores is not None and scores["limit"] == limit and set(tasks) <= set(scores["tasks"])
 
     def timing(self) -> dict[str, Any] | None:
-        """What timing.json holds; None if the run was not timed."""
+        """The content of timing.json; None if the run was not timed."""
         return self.read("timing.json")
 
     def documents(self, before_recovery: bool = False) -> dict[str, Any]:
@@ -135,15 +135,17 @@ class Run(Tracked):
         write_json(self.folder / f"{name}.json", data)
 
     def promise(self, new_model: Path, settings: dict[str, Any], scores: str) -> None:
-        """Say what will hold once `new_model`, a finished folder, has taken the place of the run's model.
+        """Record the change to the run that takes effect once `new_model`, a finished folder, replaces its model.
 
-        A model, what run.json says of it and its scores lie in several files. So that a kill leaves the old or the new
-        of all of them, the new model carries a token, and `settle` finds by it whether the change took place.
+        A model, its entries in run.json and its scores are in several files. To make sure that a kill leaves all of
+        them old or all of them new, the new model carries a token: `settle` sees from it whether the model was
+        replaced.
 
         Args:
-            settings: to be added to run.json; those of a recovery before are forgotten.
-            scores: what becomes of the former model's: "aside" keeps them as those before recovery, "drop" keeps what
-                was set aside before and drops the others, "forget" drops both, and the recovery's checkpoints.
+            settings: to add to run.json; the settings of an earlier recovery are removed.
+            scores: what happens to the old model's scores: "aside" keeps them as the scores before recovery, "drop"
+                deletes them but keeps the scores before recovery, "forget" deletes both, and the recovery's
+                checkpoints.
         """
         self.check_writable()
         token = uuid.uuid4().hex
@@ -151,7 +153,7 @@ class Run(Tracked):
         self.remember(pending={"token": token, "scores": scores, "settings": settings})
 
     def settle(self) -> None:
-        """Carry out what was promised if the new model is there, else forget it. Can be repeated from any point."""
+        """Carry out the recorded change if the new model is in place, else discard it; repeatable from any point."""
         settings = self.settings
         pending = settings.pop("pending", None)
         if pending is None:
@@ -161,14 +163,14 @@ class Run(Tracked):
             self.let_go_of_scores(pending["scores"])
             settings = {name: value for name, value in settings.items() if not name.startswith("recovery")}
             self.forget_kept_adapter()
-            if "plan" in pending["settings"]:  # another plan, which no study made
+            if "plan" in pending["settings"]:  # a new plan, not from a study
                 settings.pop("method", None)
             settings |= pending["settings"]
         write_json(self.folder / "run.json", settings)
         token.unlink(missing_ok=True)
 
     def let_go_of_scores(self, what: str) -> None:
-        """Another model takes the place of the one these scores are of; `what` as in `promise`."""
+        """Set aside or delete the scores of a model that was replaced; `what` as `scores` in `promise`."""
         for name in RESULTS:
             file, aside = self.folder / f"{name}.json", self.folder / f"{name}-merged.json"
             if what == "aside" and file.exists():
@@ -182,17 +184,17 @@ class Run(Tracked):
             self.clear_events()
 
     def keep_adapter(self) -> None:
-        """Set the adapter of the healed model aside, in `adapter-before/`, while it is healed otherwise."""
+        """Keep the healed model's adapter in `adapter-before/` while it is healed again."""
         adapter, kept = self.folder / "recovery" / "adapter", self.folder / KEPT_ADAPTER
         if self.stage == "recovered" and adapter.is_dir() and not kept.exists():
             adapter.rename(kept)
 
     def forget_kept_adapter(self) -> None:
-        """Delete the adapter that was set aside."""
+        """Delete the adapter that `keep_adapter` kept."""
         shutil.rmtree(self.folder / KEPT_ADAPTER, ignore_errors=True)
 
     def mend(self) -> None:
-        """Put right what a killed job left; to be called by a job, which keeps others waiting."""
+        """Repair what a killed job left; only for a job that holds the run's lock."""
         if self.read_only:
             return
         clean_up(self.folder)
@@ -209,7 +211,7 @@ class Run(Tracked):
         (self.folder / "events.jsonl").unlink(missing_ok=True)
 
     def events(self) -> list[dict[str, Any]]:
-        """What the stages told while they ran; a line that is being written is left out."""
+        """The events that the stages logged; an incomplete line is skipped."""
         file = self.folder / "events.jsonl"
         return list(_json_lines(file.read_text(encoding="utf-8", errors="replace"))) if file.exists() else []
 

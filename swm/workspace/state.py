@@ -1,4 +1,4 @@
-"""State of a stage: what its job writes and everybody reads. Whether the job still lives is seen from its process."""
+"""The state of a stage: its job writes it, all others read it and check that the job's process is alive."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ ACTIVE = ("queued", "running")
 
 @dataclass(frozen=True)
 class State:
-    """Where a stage stands; written by the job, read by everybody.
+    """The progress of a stage; written by its job, read by all others.
 
-    Times are seconds since the epoch. `pid` and `process_started` name the process on `host`. `memory_kills` is what
-    `machine.memory_kills` said when the stage began; -1 if it was not asked.
+    Times are seconds since the epoch. `pid` and `process_started` identify the process on `host`. `memory_kills` is the
+    value of `machine.memory_kills` when the stage began; -1 if unknown.
     """
 
     stage: str = ""
@@ -53,19 +53,19 @@ class State:
         return max(0.0, self.heartbeat - self.started)
 
     def seen_from_here(self) -> State:
-        """The same state, `interrupted` if its process has ended without saying so."""
+        """The same state; `interrupted` if its process ended without writing a final state."""
         if self.active and not self._process_lives():
             return replace(self, status="interrupted", error=self.why_ended())
         return self
 
     def why_ended(self) -> str:
-        """Why its process ended without a word, as far as that can be known."""
+        """The probable reason why its process ended without writing a final state."""
         if self.host != socket.gethostname() or not 0 <= self.memory_kills < memory_kills():
-            return "The process ended before the stage did. Start it again: what was finished is kept."
-        used = f", of which it had {self.memory_bytes / 2**30:,.1f} GiB" if self.memory_bytes else ""
+            return "The process ended before the stage was finished. Start it again: finished work is kept."
+        used = f" (it used {self.memory_bytes / 2**30:,.1f} GiB)" if self.memory_bytes else ""
         return (
-            f"The process was ended while this machine ran out of memory{used}. Close other programs, choose --dtype "
-            "bfloat16, a smaller batch or shorter texts, and start it again: what was finished is kept."
+            f"The process was killed while this machine ran out of memory{used}. Close other programs, choose --dtype "
+            "bfloat16, a smaller batch or shorter texts, and start it again: finished work is kept."
         )
 
     def _process_lives(self) -> bool:
@@ -73,14 +73,14 @@ class State:
             return time.time() - self.heartbeat < STALE_SECONDS
         try:
             process = psutil.Process(self.pid)
-            # A finished child that nobody has waited for still has a pid; a reused pid has another start time.
+            # A zombie (a finished child not yet waited for) still has a pid; a reused pid has another start time.
             return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.process_started) < 2
         except psutil.Error:
             return False
 
 
 def this_process(process: psutil.Process | None = None) -> dict[str, Any]:
-    """The fields of State that name a process as it begins a stage; the one that calls if no other is given."""
+    """The fields of State that identify a process at the start of a stage; by default the current process."""
     process = process or psutil.Process()
     return {
         "pid": process.pid,

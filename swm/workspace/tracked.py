@@ -1,4 +1,4 @@
-"""Folders with a state of their own: one job at a time, read-only where they ship."""
+"""Folders with their own state: one job at a time, read-only if bundled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from swm.workspace.state import State
 
 
 class Tracked(ABC):
-    """A folder with a state of its own: an experiment, a run or a sweep."""
+    """A folder with its own state: an experiment, a run or a sweep."""
 
     folder: Path
     name: str
@@ -32,7 +32,7 @@ class Tracked(ABC):
         return is_shipped(self.folder) or bool(demo_experiment())
 
     def state(self) -> State:
-        """Where its job stands, seen from here."""
+        """The state of its job, checked against the job's process."""
         return state_in(self.folder / "state.json").seen_from_here()
 
     def write_state(self, state: State) -> None:
@@ -41,17 +41,17 @@ class Tracked(ABC):
         write_json(self.folder / "state.json", asdict(state))
 
     def check_there(self) -> None:
-        """Raise JobError if the folder was deleted or renamed: nothing may grow in its place."""
+        """Raise JobError if the folder was deleted or renamed, so that nothing is created in its place."""
         if not self.is_there():
-            raise JobError(f"{self.name} was deleted or renamed meanwhile: there is nowhere to write to.")
+            raise JobError(f"{self.name} was deleted or renamed while the job was running, so results cannot be saved.")
 
     @abstractmethod
     def is_there(self) -> bool:
-        """Whether it still is, and was not deleted or renamed."""
+        """Whether it still exists under this name."""
 
     @abstractmethod
     def mend(self) -> None:
-        """Put right what a killed job left; to be called by a job, which keeps others waiting."""
+        """Repair what a killed job left; only for a job that holds the lock."""
 
     def log_tail(self, lines: int = 40) -> str:
         """The last lines of the job's log."""
@@ -64,14 +64,14 @@ class Tracked(ABC):
         return "\n".join(re.split(r"[\r\n]+", text.rstrip())[-lines:])
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """One of our files, if it is there and what it should be."""
+        """The content of one of our files, validated; None if there is no such file."""
         file = self.folder / name
         if not file.exists():
             return None
         return read_file(file, name.split("/")[0])
 
     def write(self, name: str, data: dict[str, Any]) -> None:
-        """Write one of our files, whole or not at all."""
+        """Write one of our files atomically."""
         self.check_writable()
         write_json(self.folder / name, data)
 
@@ -84,21 +84,21 @@ class Tracked(ABC):
 
 @contextmanager
 def job_lock(target: Tracked) -> Iterator[None]:
-    """Hold the place of the target's one job.
+    """Hold the lock for the target's one job.
 
     Raises:
-        JobError: if it has one already.
+        JobError: if the target already has a job.
     """
     lock = FileLock(target.folder / ".job.lock")
     try:
         with disk_errors(target.folder, 4096):
             target.folder.mkdir(parents=True, exist_ok=True)
-            # A process that was just killed takes a moment to let go; runs of a sweep plan one after the other.
+            # A process that was just killed takes a moment to release the lock; the runs of a sweep plan one by one.
             lock.acquire(timeout=-1 if os.environ.get("SWM_WAIT") else 1)
     except Timeout:
         raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.") from None
     try:
-        target.check_there()  # it may have been deleted while we waited
+        target.check_there()  # may have been deleted while we waited
         yield
     finally:
         lock.release()

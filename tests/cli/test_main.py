@@ -169,7 +169,7 @@ def test_model_that_lost_layers_after_it_was_chosen_is_told(swm, study, model_fo
     (model_folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     code, _, err = swm("search", study)
     assert code == 1
-    assert "has 3 layers now, and had 4" in err
+    assert "now has 3 layers, but had 4" in err
 
 
 def test_plan_of_a_run_that_was_never_merged_can_be_changed(swm, study):
@@ -236,13 +236,13 @@ BAD = {
     "unknown part": (["measure", "study", "--part", "x"], "'x' is not a part of a layer"),
     "all tokens left out": (["measure", "study", "--skip", "32"], "--skip 32 leaves nothing"),
     "calibration on a task": (["create", "x", "--model", "M", "--texts", "task:boolq"], "cannot calibrate"),
-    "prompts of no task": (["measure", "study", "--texts", "task:chess"], "no prompts of a task chess"),
+    "prompts of no task": (["measure", "study", "--texts", "task:chess"], "No prompts are bundled for task 'chess'"),
     "unknown task": (["evaluate", "study", "baseline", "--tasks", "chess"], "'chess' is not a task"),
     "limit 0": (["evaluate", "study", "baseline", "--limit", "0"], "--limit 0 is out of range"),
     "unknown experiment": (["plan", "nope", "--threshold", "0.9"], "There is no experiment nope"),
     "unknown run": (["evaluate", "study", "nope"], "There is no run nope in study"),
-    "name with ../": (["create", "../up", "--model", "smollm2-135m"], "'../up' cannot be a name"),
-    "run name with ../": (["merge", "study", "../up", "--windows", "1-2"], "'../up' cannot be a name"),
+    "name with ../": (["create", "../up", "--model", "smollm2-135m"], "'../up' is not a valid name"),
+    "run name with ../": (["merge", "study", "../up", "--windows", "1-2"], "'../up' is not a valid name"),
     "window outside": (["merge", "study", "a", "--windows", "2-4"], "Window 2-4 does not fit"),
     "windows that overlap": (["merge", "study", "a", "--windows", "0-2,2-3"], "Window 2-3 does not fit"),
     "window that is none": (["merge", "study", "a", "--windows", "x"], "'x' is not a window"),
@@ -252,7 +252,7 @@ BAD = {
     "steps 0": (["recover", "study", "baseline", "--steps", "0"], "steps 0 is out of range"),
     "unknown dtype": (["create", "x", "--model", "M", "--dtype", "int3"], "'int3' is not a number format"),
     "empty model": (["create", "x", "--model", ""], "The name is empty"),
-    "empty texts": (["create", "x", "--model", "M", "--texts", ""], "The name is empty"),
+    "empty texts": (["create", "x", "--model", "M", "--texts", ""], "The text's name is empty"),
     "seed below 0": (["recover", "study", "baseline", "--seed", "-1"], "seed -1 is out of range"),
     "empty prompt": (["answer", "study", "baseline", "--prompt", ""], "The prompt is empty"),
     "too many tokens": (["answer", "study", "baseline", "--prompt", "a", "--tokens", "999"], "do not fit"),
@@ -282,7 +282,7 @@ def test_bad_input_gets_one_message_exit_1_and_leaves_nothing(swm, study, model_
     assert [p for p in after if p not in before and not p.is_dir()] == []
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "no text in it"), ("few words", "too short")])
+@pytest.mark.parametrize(("content", "message"), [("", "contains no text"), ("few words", "too short")])
 def test_text_that_is_empty_or_too_short_makes_no_experiment(swm, model_folder, tmp_path, home, content, message):
     (tmp_path / "t.txt").write_text(content)
     code, _, err = swm("create", "study", "--model", model_folder, "--texts", tmp_path / "t.txt")

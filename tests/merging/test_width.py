@@ -106,7 +106,7 @@ def test_taylor_is_weight_times_gradient_over_all_coupled_maps(tokens):
 def test_a_cut_that_cannot_be_is_refused():
     with pytest.raises(SettingsError, match="--width 1 is out of range"):
         WidthCut(1)
-    with pytest.raises(SettingsError, match="'chess' is not a way to cut width. Choose flap or taylor"):
+    with pytest.raises(SettingsError, match="'chess' is not a width pruning method. Choose flap or taylor"):
         WidthCut(0.1, "chess")
 
 

@@ -260,7 +260,7 @@ def test_odd_addresses_are_survived(page, query):
 
 def test_new_experiment_with_a_bad_name_or_model_is_told():
     for name, model, message in (
-        ("../up", "smollm2-135m", "cannot be a name"),
+        ("../up", "smollm2-135m", "is not a valid name"),
         ("a", "no/such/place", "no/such/place"),
     ):
         test = opened("pages/experiment.py")
@@ -296,7 +296,7 @@ def test_new_run_says_what_it_needs_and_refuses_what_cannot_fit(study, no_demo, 
     assert not test.button(key="run_start").disabled
     monkeypatch.setattr("swm.workspace.estimate.PROCESS_BYTES", 2**50)
     test = opened("pages/run.py", run="new run", windows="1-3")
-    assert "1,048,576.0 GiB of memory" in texts(test)
+    assert "Not enough memory: about 1,048,576.0 GiB needed" in texts(test)
     assert test.button(key="run_start").disabled
 
 

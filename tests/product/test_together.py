@@ -93,7 +93,7 @@ def test_of_two_that_create_the_same_experiment_one_wins():
     )
     winners = [out.strip() for code, out, _ in results if code == 0]
     assert winners == [Experiment.open("same").settings.model]
-    assert sum("There is an experiment same already" in err for _, _, err in results) == 3
+    assert sum("Experiment same already exists" in err for _, _, err in results) == 3
 
 
 def test_runs_that_several_processes_make_are_all_there(study):
@@ -162,7 +162,7 @@ def test_after_a_new_start_of_the_machine_a_job_reads_interrupted(study):
     for change in (gone, reused):
         study.write_state(replace(State("search", "running", heartbeat=time.time(), **this_process()), **change))
         assert study.state().status == "interrupted"
-        assert "what was finished is kept" in study.state().error
+        assert "finished work is kept" in study.state().error
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_killed_for_another_reason_says_nothing_of_memory(study):
 def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(model_folder, monkeypatch):
     monkeypatch.setattr("swm.workspace.machine.free_memory_bytes", lambda: 1000)
     monkeypatch.setattr("swm.workspace.machine.psutil.swap_memory", lambda: type("swap", (), {"free": 0}))
-    with pytest.raises(ModelError, match=r"Loading .* needs [\d.,]+ GiB of memory and 0.0 GiB are free"):
+    with pytest.raises(ModelError, match=r"Loading .* needs [\d.,]+ GiB of memory, but 0.0 GiB are free"):
         load_model(str(model_folder))
 
 

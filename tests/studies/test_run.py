@@ -74,21 +74,21 @@ def test_the_grids_that_ship_can_be_read():
         ({"ratios": [1.0]}, "Ratio 1.0 is out of range"),
         ({"heal": ["best"]}, "heals best, but does not plan it"),
         ({"lora_alone": ["random"]}, "names random under lora_alone, but does not heal it"),
-        ({"ratios": None}, "has no grid 'methods' that can be read"),
-        ({"recovery": {"preset": "quick", "stepz": 3}}, "has no grid 'methods' that can be read"),
-        ({"limit": "many"}, "has no grid 'methods' that can be read"),
-        ({"limit": 0}, "has no grid 'methods' that can be read"),
-        ({"limit": 2.7}, "has no grid 'methods' that can be read"),
-        ({"limit": float("inf")}, "has no grid 'methods' that can be read"),
-        ({"ratios": [10**400]}, "has no grid 'methods' that can be read"),
+        ({"ratios": None}, "Cannot read grid 'methods'"),
+        ({"recovery": {"preset": "quick", "stepz": 3}}, "Cannot read grid 'methods'"),
+        ({"limit": "many"}, "Cannot read grid 'methods'"),
+        ({"limit": 0}, "Cannot read grid 'methods'"),
+        ({"limit": 2.7}, "Cannot read grid 'methods'"),
+        ({"limit": float("inf")}, "Cannot read grid 'methods'"),
+        ({"ratios": [10**400]}, "Cannot read grid 'methods'"),
         ({"ratios": [float("nan")]}, "Ratio nan is out of range"),
         ({"time": "no"}, "time must be true or false"),
         ({"heal": "best"}, "heal must be a list"),
         ({"lora_only": ["sleb"]}, "unknown entry 'lora_only'"),
-        ({"planners": ["best"], "heal": ["best"], "lora_alone": ["best"]}, "its rule solves for the layers"),
+        ({"planners": ["best"], "heal": ["best"], "lora_alone": ["best"]}, "its merge rule fits the layers"),
         ({"seeds": [1, 1]}, "names a seed twice"),
         ({"seeds": [-1]}, "seed -1 is out of range"),
-        ({"seeds": [1.5]}, "has no grid 'methods' that can be read"),
+        ({"seeds": [1.5]}, "Cannot read grid 'methods'"),
         ({"recovery": {"preset": "quick", "steps": 2.5}}, "steps must be a whole number \\(got 2.5\\)"),
         ({"recovery": {"preset": "quick", "texts": 5}}, "texts must be text \\(got 5\\)"),
     ],
@@ -102,7 +102,7 @@ def test_a_grid_that_cannot_be_is_refused(tmp_path, change, message):
 @pytest.mark.parametrize("text", ["", "methods", "methods: [", "other: {}", "[" * 3000, "!!python/object:os.system {}"])
 def test_a_file_that_is_no_grid_is_refused(tmp_path, text):
     (tmp_path / "grid.yaml").write_text(text)
-    with pytest.raises(SettingsError, match="that can be read"):
+    with pytest.raises(SettingsError, match="Cannot read grid 'methods'"):
         read_grid("methods", tmp_path / "grid.yaml")
     with pytest.raises(SettingsError, match="'chess' is not a study"):
         read_grid("chess")
@@ -214,7 +214,7 @@ def test_another_grid_makes_what_it_needs_again(experiment, made):
     experiment.create_run("sleb-2", MergePlan(4, (Window(0, 1), Window(2, 3)), "keep_first"))
     failed = run_study(experiment, "methods", {**grid, "limit": 4, "recovery": more, "ratios": [0.25, 0.5]})
     assert list(failed) == ["sleb-2"]
-    assert "that no study made" in failed["sleb-2"]
+    assert "already exists, but not from a study" in failed["sleb-2"]
     made.clear()
     run_study(experiment, "methods", {**grid, "limit": 4, "heal": [], "planners": ["random"], "keep_models": True})
     assert [name for name, _, _ in made] == ["merge_run", "evaluate_run"]
@@ -257,10 +257,10 @@ def test_speed_that_a_user_measured_otherwise_is_not_taken_over(experiment, made
 @pytest.mark.parametrize(
     ("kind", "grid", "message"),
     [
-        ("thresholds", {"rules": ["rdsc"]}, "asks for no threshold"),
-        ("thresholds", {"rules": ["rdsc"], "scored_at": []}, "asks for no threshold"),
-        ("thresholds", {"rules": ["rdsc"], "scored_at": [0]}, "Choose more than 0, up to 1"),
-        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": [0.4]}, "Choose 0.5 to 1"),
+        ("thresholds", {"rules": ["rdsc"]}, "has no thresholds"),
+        ("thresholds", {"rules": ["rdsc"], "scored_at": []}, "has no thresholds"),
+        ("thresholds", {"rules": ["rdsc"], "scored_at": [0]}, "Use a value above 0 and at most 1"),
+        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": [0.4]}, "Use a value from 0.5 to 1"),
         ("thresholds", {"rules": ["rdsc"], "from": 2}, "from: 2.0 is out of range"),
         ("thresholds", {"rules": ["rdsc"], "from": None, "scored_at": [0.9]}, "from: must be a number"),
         ("thresholds", {"rules": 3, "from": 0.5}, "rules must be a list"),
@@ -392,9 +392,9 @@ def test_plans_at_thresholds_are_scored_once(experiment, monkeypatch):
     assert len(scored) == len(plans) + 1
     with pytest.raises(SettingsError, match="'chess' is not a task"):
         run_study(experiment, "thresholds", {**grid, "task": "chess"})
-    with pytest.raises(SettingsError, match=r"Threshold 0.4 of scored_at is out of range. Choose 0.5 to 1"):
+    with pytest.raises(SettingsError, match=r"Threshold 0.4 of scored_at is out of range. Use a value from 0.5 to 1"):
         run_study(experiment, "thresholds", {**grid, "scored_at": [0.4]})
-    with pytest.raises(SettingsError, match=r"from: 2.0 is out of range. Choose more than 0, up to 1"):
+    with pytest.raises(SettingsError, match=r"from: 2.0 is out of range. Use a value above 0 and at most 1"):
         run_study(experiment, "thresholds", {**grid, "from": 2})
 
 

@@ -46,9 +46,9 @@ def test_local_data_set_loads_as_one_from_the_hub_does(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.txt", b"", "has no text in it"),
-        ("blank.txt", b"\n \n\n", "has no text in it"),
-        ("short.txt", b"only a few words", "is too short: it gives 0 texts of 128 tokens, 10 are wanted"),
+        ("empty.txt", b"", "contains no text"),
+        ("blank.txt", b"\n \n\n", "contains no text"),
+        ("short.txt", b"only a few words", "is too short: it gives 0 texts of 128 tokens, but 10 are needed"),
         ("latin.txt", b"caf\xe9 " * 1000, "is not UTF-8 text"),
         ("bad.jsonl", b'{"text": "a"}\n{oops\n', "Line 2 of .* is not JSON"),
         ("columns.jsonl", b'{"a": 1}\n', "No text column among a"),

@@ -30,9 +30,9 @@ def test_of_a_plan_each_part_that_differs_is_said():
     old = MergePlan(6, (Window(0, 1), Window(2, 4)), "mean", WidthCut(0.25, "taylor"))
     assert plan_changes(old, old) == []
     assert said(plan_changes(old, MergePlan(6))) == [
-        "windows is 0-1, 2-4 (requested: none)",
-        "rule is mean (requested: rdsc)",
-        "width is 0.25 by taylor (requested: whole)",
+        "windows: 0-1, 2-4 (requested: none)",
+        "rule: mean (requested: rdsc)",
+        "width: 0.25 by taylor (requested: none)",
     ]
 
 
@@ -43,18 +43,18 @@ def test_a_run_that_was_never_healed_can_be_healed_in_any_way(run):
 
 def test_a_healed_run_asked_for_without_healing_says_what_it_had(run):
     run.remember(recovery=asdict(QUICK))
-    assert said(recovery_changes(run, None)) == ["healing is quick, 7 steps (requested: none)"]
+    assert said(recovery_changes(run, None)) == ["healing: quick, 7 steps (requested: none)"]
     assert recovery_changes(run, QUICK) == []
     assert said(recovery_changes(run, replace(QUICK, learning_rate=0.5, rank=4))) == [
-        "rank is 16 (requested: 4)",
-        "learning-rate is 0.002 (requested: 0.5)",
+        "rank: 16 (requested: 4)",
+        "learning-rate: 0.002 (requested: 0.5)",
     ]
 
 
 def test_a_healing_that_has_only_begun_holds_its_settings_but_can_be_left_out(run):
     run.remember(recovery_started=asdict(QUICK))
     assert recovery_changes(run, None) == []
-    assert said(recovery_changes(run, replace(QUICK, steps=8))) == ["steps is 7 (requested: 8)"]
+    assert said(recovery_changes(run, replace(QUICK, steps=8))) == ["steps: 7 (requested: 8)"]
 
 
 def test_settings_that_an_older_run_does_not_know_are_not_compared(run):
@@ -68,10 +68,10 @@ def test_a_limit_that_differs_is_said_and_none_is_a_limit_too(run):
     assert limit_changes(run, 5) == []  # nothing was measured
     run.save("scores", {"tasks": {}, "perplexity": {}, "limit": None})
     assert limit_changes(run, None) == []
-    assert said(limit_changes(run, 5)) == ["limit is none (requested: 5)"]
+    assert said(limit_changes(run, 5)) == ["limit: none (requested: 5)"]
     run.save("scores", {"tasks": {}, "perplexity": {}, "limit": 40})
     assert limit_changes(run, 40) == []
-    assert said(limit_changes(run, None)) == ["limit is 40 (requested: none)"]
+    assert said(limit_changes(run, None)) == ["limit: 40 (requested: none)"]
 
 
 def test_changes_are_refused_by_name_and_none_are_not(run):
@@ -80,6 +80,6 @@ def test_changes_are_refused_by_name_and_none_are_not(run):
     with pytest.raises(ExperimentError) as error:
         refuse(run, changes)
     assert str(error.value) == (
-        "Run a was made with other settings: windows is 1-3 (requested: none); rule is rdsc (requested: mean). "
+        "Run a exists with other settings: windows: 1-3 (requested: none); rule: rdsc (requested: mean). "
         "Pass --again to replace its model and results, or choose another run name."
     )

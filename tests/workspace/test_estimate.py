@@ -54,8 +54,8 @@ def test_memory_grows_with_the_batch_and_disk_with_the_model(tmp_path):
 
 def test_what_cannot_fit_is_told_with_both_numbers():
     problems = Estimate({}, 8 * 2**30, 4 * 2**30, 2**30, 2**29).problems()
-    assert "8.0 GiB of memory and 1.0 GiB are free" in problems[0]
-    assert "4.0 GiB of disk and 512 MiB are free" in problems[1]
+    assert "Not enough memory: about 8.0 GiB needed, 1.0 GiB free" in problems[0]
+    assert "Not enough disk space: about 4.0 GiB needed, 512 MiB free" in problems[1]
     assert Estimate({}, 1, 1, 1, 1).problems() == []
 
 

@@ -28,7 +28,7 @@ def experiment():
 @pytest.mark.parametrize("name", ["../up", "a/b", "A", "", "-a", "a" * 65, "a b", "é", "a\n", ".", "a\0"])
 def test_names_that_could_leave_the_folder_are_refused(name):
     for use in (check_name, Experiment.open, lambda n: Experiment.create(n, ExperimentSettings("m"), FACTS)):
-        with pytest.raises(ExperimentError, match="cannot be a name"):
+        with pytest.raises(ExperimentError, match="is not a valid name"):
             use(name)
 
 
@@ -39,14 +39,14 @@ def test_what_is_created_is_found_again(experiment):
 
 
 def test_same_name_twice_is_refused(experiment):
-    with pytest.raises(ExperimentError, match="There is an experiment study already"):
+    with pytest.raises(ExperimentError, match="Experiment study already exists"):
         Experiment.create("study", ExperimentSettings("other"), FACTS)
 
 
 def test_unknown_experiment_and_run_are_told_with_what_there_is(experiment):
-    with pytest.raises(ExperimentError, match=r"no experiment nope. There are: .*study"):
+    with pytest.raises(ExperimentError, match=r"no experiment nope. Existing ones: .*study"):
         Experiment.open("nope")
-    with pytest.raises(ExperimentError, match=r"no run nope in study. There are: baseline"):
+    with pytest.raises(ExperimentError, match=r"no run nope in study. Existing ones: baseline"):
         experiment.run("nope")
 
 
@@ -57,7 +57,7 @@ def test_run_keeps_its_plan(experiment):
     run.remember(merge={})
     assert (run.plan, run.stage, run.settings["threshold"]) == (plan, "merged", 0.9)
     assert experiment.create_run("first", plan).plan == plan
-    with pytest.raises(ExperimentError, match="a run first with another plan"):
+    with pytest.raises(ExperimentError, match="Run first already exists with another plan"):
         experiment.create_run("first", MergePlan(6))
     with pytest.raises(ExperimentError, match="baseline is the original model"):
         experiment.create_run("baseline", plan)
@@ -75,7 +75,7 @@ def test_path_comes_back_as_it_was(experiment):
 def test_newer_schema_is_told(experiment):
     file = experiment.folder / "experiment.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema": SCHEMA + 1}))
-    with pytest.raises(ExperimentError, match=r"has schema 2, this release reads up to 1. Update"):
+    with pytest.raises(ExperimentError, match=r"has schema 2, but this release reads up to 1. Update"):
         Experiment.open("study")
 
 

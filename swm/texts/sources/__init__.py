@@ -1,5 +1,5 @@
 """Texts that can be chosen by name, one file each.
 
 - lambada, squad, coqa: bundled; instructions: the bundled recovery text
-- hub: data sets of the Hugging Face hub that have a short name here
+- hub: Hugging Face hub data sets with a short name
 """

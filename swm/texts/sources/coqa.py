@@ -10,7 +10,7 @@ from swm.registry import TEXTS, TextSource
 from swm.texts.bundled import bundled_requests, divided
 from swm.texts.example import Example
 
-# Passages of CoQA and DROP that serve another purpose already: a BoolQ question's, and two of SQuAD's.
+# Passages of CoQA and DROP that already serve another purpose: one in a BoolQ question, two in SQuAD.
 SHARED = re.compile(
     "New Jersey is a state in the Northeastern and mid-|Super Bowl 50 was an American football game to|"
     "Vaudreuil and Montcalm were minimally resupplied in 1758"
@@ -18,24 +18,24 @@ SHARED = re.compile(
 
 
 def examples(purpose: str) -> list[Example]:
-    """The passages for calibration, or those that the recovery text is made of."""
+    """The passages for calibration, or those in the recovery text."""
     return [Example("", story) for story in stories(purpose == "calibration")]
 
 
 @cache
 def stories(calibration: bool) -> tuple[str, ...]:
-    """One side of the division of the passages."""
+    """One side of the split of the passages."""
     return tuple(divided(((story, story) for story in turns() if not SHARED.match(story)), calibration))
 
 
 def turns() -> dict[str, list[tuple[str, str]]]:
     """Passage -> its questions and answers, in order."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    by_passage: dict[str, list[tuple[str, str]]] = {}
     for row in bundled_requests("coqa/bpb_0shot"):
         doc = row["doc"]
         choices = doc["choices"] if isinstance(doc["choices"], list) else ast.literal_eval(doc["choices"])
-        found.setdefault(doc["story"], []).append((doc["question"], choices[0]))
-    return found
+        by_passage.setdefault(doc["story"], []).append((doc["question"], choices[0]))
+    return by_passage
 
 
 TEXTS.register(

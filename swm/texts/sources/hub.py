@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub that have a short name here."""
+"""Hugging Face hub data sets with a short name."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def examples(repository: str, name: str, purpose: str) -> Iterator[Example]:
 
 
 for name, repository, title, about, purposes in (
-    ("wikitext", "Salesforce/wikitext:wikitext-2-raw-v1", "WikiText-2", "articles of Wikipedia", ALL),
-    ("ptb", "ptb-text-only/ptb_text_only", "Penn Treebank", "news of 1989", ALL),
+    ("wikitext", "Salesforce/wikitext:wikitext-2-raw-v1", "WikiText-2", "Wikipedia articles", ALL),
+    ("ptb", "ptb-text-only/ptb_text_only", "Penn Treebank", "news from 1989", ALL),
     ("bookcorpus", "bookcorpus/bookcorpus", "BookCorpus", "novels: the paper's calibration text", ALL),
     (
         "alpaca-cleaned",

@@ -11,12 +11,12 @@ from swm.texts.bundled import bundled_dataset, bundled_requests, distinct
 from swm.texts.example import Example
 from swm.texts.sources import coqa
 
-QUESTIONS = 2  # of each passage
+QUESTIONS = 2  # per passage
 
 
 def examples(purpose: str) -> list[Example]:
     """All examples, in the order of their data sets."""
-    # Mostly passages: short questions alone teach a form, and cost perplexity on everything else.
+    # Mostly passages: short questions alone teach only their format and raise perplexity on everything else.
     short = [*islice(_social_examples(), 400), *islice(_commonsense_examples(), 300)]
     return [*_coqa_examples(), *_drop_examples(), *_sciq_examples(), *short]
 
@@ -28,7 +28,7 @@ def _coqa_examples() -> Iterator[Example]:
 
 
 def _drop_examples() -> Iterator[Example]:
-    """Passages of history, sport and statistics (DROP) with their questions."""
+    """Passages on history, sport and statistics (DROP) with their questions."""
     passages: dict[str, list[tuple[str, str]]] = {}
     for row in bundled_requests("drop/bpb_5shot"):
         question = row["doc"]["query"].rsplit("\nQuestion: ", 1)[1].rsplit("\nAnswer:", 1)[0]

@@ -1,4 +1,4 @@
-"""LAMBADA: passages of novels, nearest to the paper's calibration text (BookCorpus)."""
+"""LAMBADA: passages from novels, closest to the paper's calibration text (BookCorpus)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXTS.register(
     TextSource(
         "lambada",
         "LAMBADA",
-        "passages of novels, nearest to the paper's calibration text; bundled",
+        "passages from novels, closest to the paper's calibration text; bundled",
         frozenset({"calibration", "perplexity"}),
         examples,
         mix_with="coqa",

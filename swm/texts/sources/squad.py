@@ -1,4 +1,4 @@
-"""SQuAD: paragraphs of Wikipedia."""
+"""SQuAD: Wikipedia paragraphs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TEXTS.register(
     TextSource(
         "squad",
         "SQuAD",
-        "paragraphs of Wikipedia: another domain than the recovery text; bundled",
+        "Wikipedia paragraphs, a different domain from the recovery text; bundled",
         frozenset({"calibration", "perplexity"}),
         examples,
         mix_with="coqa",
