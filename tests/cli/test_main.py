@@ -152,8 +152,12 @@ def test_recovery_that_fails_at_once_loses_nothing_of_the_one_before(swm, study)
 
 def test_text_longer_than_the_model_reads_and_foreign_tokenizer_are_told(swm, text_file, tmp_path, tokenizer):
     for name, changes, message in (
-        ("gpt2", {"max_position_embeddings": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}, "the model reads 64"),
-        ("llama", {"vocab_size": 100}, "do not belong together"),
+        (
+            "gpt2",
+            {"max_position_embeddings": 64, "n_embd": 32, "n_layer": 2, "n_head": 4},
+            "the model's context is 64 tokens",
+        ),
+        ("llama", {"vocab_size": 100}, "The tokenizer does not match the model"),
     ):
         tiny_model(name, layers=2, **changes).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
@@ -248,7 +252,7 @@ BAD = {
     "recovery of nothing": (["recover", "study", "baseline"], "baseline is the original model"),
     "unknown preset": (["recover", "study", "baseline", "--preset", "slow"], "'slow' is not a recovery preset"),
     "steps 0": (["recover", "study", "baseline", "--steps", "0"], "steps 0 is out of range"),
-    "unknown dtype": (["create", "x", "--model", "M", "--dtype", "int3"], "'int3' is not a number format"),
+    "unknown dtype": (["create", "x", "--model", "M", "--dtype", "int3"], "Unknown precision (dtype) 'int3'"),
     "empty model": (["create", "x", "--model", ""], "The name is empty"),
     "empty texts": (["create", "x", "--model", "M", "--texts", ""], "The name is empty"),
     "seed below 0": (["recover", "study", "baseline", "--seed", "-1"], "seed -1 is out of range"),
