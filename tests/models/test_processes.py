@@ -208,7 +208,7 @@ def test_what_processes_cannot_share_is_told_before_anything_is_done(merged, mon
     with pytest.raises(SettingsError, match=r"this machine has no GPU. Use assets/accelerate/gpu-2.yaml"):
         recover_run(merged[0], preset_settings("quick"))
     monkeypatch.setattr("swm.stages.recover.check_sharding", lambda: None)
-    with pytest.raises(SettingsError, match="learn --target text alone"):
+    with pytest.raises(SettingsError, match="does not work with sharded weights .FSDP.. Choose --target text"):
         recover_run(merged[0], preset_settings("quick", target="original"))
     assert "recovery_started" not in merged[0].settings
 

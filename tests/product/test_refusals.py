@@ -204,7 +204,7 @@ def test_a_model_that_peft_cannot_adapt_is_told_before_anything_is_fitted(swm, s
     monkeypatch.setattr("swm.stages.recover._repaired", None)  # whoever fits has come too far
     code, _, told = swm("recover", "mine", "a", "--texts", text_file, *SMALL)
     assert code == 1
-    assert "cannot be healed with LoRA" in told
+    assert "Cannot heal LlamaForCausalLM with LoRA" in told
 
 
 FITTING = (
