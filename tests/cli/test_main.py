@@ -245,7 +245,7 @@ BAD = {
     "all tokens left out": (["measure", "study", "--skip", "32"], "--skip 32 leaves no tokens"),
     "calibration on a task": (["create", "x", "--model", "M", "--texts", "task:boolq"], "cannot calibrate"),
     "prompts of no task": (["measure", "study", "--texts", "task:chess"], "no prompts of a task chess"),
-    "unknown task": (["evaluate", "study", "baseline", "--tasks", "chess"], "'chess' is not a task"),
+    "unknown task": (["evaluate", "study", "baseline", "--tasks", "chess"], "Unknown task 'chess'"),
     "limit 0": (["evaluate", "study", "baseline", "--limit", "0"], "--limit 0 is out of range"),
     "unknown experiment": (["plan", "nope", "--threshold", "0.9"], "There is no experiment nope"),
     "unknown run": (["evaluate", "study", "nope"], "There is no run nope in study"),
