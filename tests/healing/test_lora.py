@@ -120,7 +120,7 @@ def test_loss_that_is_not_a_number_is_told(model, tokenizer, examples, tmp_path)
 
 
 def test_too_few_examples_are_told_with_the_numbers(model, tokenizer, tmp_path):
-    with pytest.raises(TextError, match=r"gives 1 sequences of 16 tokens; 2 are held out and a batch needs 2"):
+    with pytest.raises(TextError, match=r"gives 1 sequences of 16 tokens, but 2 are held out and a batch needs 2"):
         recover(model, tokenizer, [Example("", WORDS[:50])], SMALL, tmp_path)
 
 

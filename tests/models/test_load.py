@@ -112,7 +112,7 @@ def test_missing_tensor_is_refused_by_name(model, model_folder, tokenizer):
     tensors = load_file(model_folder / "model.safetensors")
     del tensors["model.layers.2.mlp.up_proj.weight"]
     save_file(tensors, model_folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"incomplete: model.layers.2.mlp.up_proj.weight"):
+    with pytest.raises(ModelError, match=r"incomplete: the safetensors files lack model.layers.2.mlp.up_proj.weight"):
         load_model(str(model_folder))
 
 
@@ -143,7 +143,7 @@ WRONG = [
 def test_config_with_values_that_cannot_be_gets_a_message(model_folder, change):
     config = json.loads((model_folder / "config.json").read_text())
     (model_folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(ModelError, match="The config of"):
+    with pytest.raises(ModelError, match="(The|Cannot use the) config of"):
         config_facts(str(model_folder))
 
 

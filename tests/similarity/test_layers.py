@@ -188,7 +188,7 @@ def test_texts_as_samples_are_the_means_of_their_tokens(model):
 
 def test_warnings_say_how_many_samples_would_do(model, tokens):
     # Width 32, 48 tokens: 32 / (32 + 48); a bias of 0.1 needs 9 * 32.
-    assert "seem 0.40 similar" in measure_similarity(model, tokens, "cka-biased").warning
+    assert "a biased CKA of 0.40:" in measure_similarity(model, tokens, "cka-biased").warning
     assert "it needs 288" in measure_similarity(model, tokens, "cka-biased").warning
     assert measure_similarity(model, tokens, "cka").warning == ""
     assert measure_similarity(model, tokens, "cosine").warning == ""
