@@ -52,8 +52,7 @@ def recover(
             Cancelled, in which case a checkpoint is written first.
         original: the model to learn from if `settings.target` is not "text".
         layers: indexes of the layers that get adapters; None for all.
-        behind: pairs (layer of the merged model, layer of the original) whose outputs should match with target
-            "hidden".
+        behind: (layer of the merged model, layer of the original) whose outputs should match with target "hidden".
 
     Returns:
         The model with the adapters folded in (with FSDP, only in the first process), and a summary: trained
