@@ -1,7 +1,7 @@
-"""What a search for one depth needs of the whole threshold path; it finds the same plans. Prints one JSON object.
+"""How much of the whole threshold path a search for one depth needs to find the same plans. Prints one JSON object.
 
-Counted on paths that are there already, so it takes seconds: windows tried, and layers run for them (a window starts at
-its first layer and runs to the top).
+Replays finished paths, so it takes seconds. Counts the windows tried and the layer runs they need (a window is run from
+its first layer to the top).
 
     python benchmarks/depth.py [PATH ...]     # path/<rule>.json of an experiment; by default those that ship
 """
@@ -28,20 +28,20 @@ def main() -> None:
 
 
 def depths_of(file: Path) -> dict[str, Any]:
-    known = path_from(json.loads(file.read_text()))
-    if known.covered() < 0.999:
-        sys.exit(f"{file} is not computed in whole. Run swm search first.")
+    finished = path_from(json.loads(file.read_text()))
+    if finished.covered() < 0.999:
+        sys.exit(f"{file} is incomplete. Run swm search first.")
 
     def searched(layers: int | None = None) -> ThresholdPath:
-        score = known.similarities
-        found = ThresholdPath(known.layer_count, known.rule, known.low, known.high, known.protect_last)
-        return threshold_path(known.layer_count, lambda *key: score[key], known.low, path=found, layers=layers)
+        scores = finished.similarities
+        path = ThresholdPath(finished.layer_count, finished.rule, finished.low, finished.high, finished.protect_last)
+        return threshold_path(finished.layer_count, lambda *key: scores[key], finished.low, path=path, layers=layers)
 
     whole = searched()
     depths = sorted({step.plan.layers_left for step in whole.intervals()}, reverse=True)
     return {
-        "rule": known.rule,
-        "from": known.low,
+        "rule": finished.rule,
+        "from": finished.low,
         "windows": len(whole.similarities),
         "plans": len({step.plan for step in whole.intervals()}),
         "depths": {depth: part_of(whole, searched(depth), depth) for depth in depths},
@@ -49,11 +49,11 @@ def depths_of(file: Path) -> dict[str, Any]:
 
 
 def part_of(whole: ThresholdPath, part: ThresholdPath, depth: int) -> dict[str, Any]:
-    ended, all_ended = ([s for s in one.intervals() if s.plan.layers_left == depth] for one in (part, whole))
+    plans, all_plans = ([s for s in path.intervals() if s.plan.layers_left == depth] for path in (part, whole))
     return {
         "windows": len(part.similarities),
         "share_of_layer_runs": round(layer_runs(part) / layer_runs(whole), 2),
-        "same_plans": ended == all_ended,
+        "same_plans": plans == all_plans,
     }
 
 

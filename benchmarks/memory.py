@@ -1,7 +1,7 @@
-"""Memory of a search beyond the model, in layers, where memory is short. Prints one JSON object.
+"""Memory that a search needs beyond the model, in layers, when memory is short. Prints one JSON object.
 
-A Llama of 32 layers and any width, its weights constant: memory does not depend on what they are. Windows of three
-layers are merged one after the other, which is what a search keeps. What counts is memory that no file stands behind.
+Uses a Llama with 32 layers of any width and constant weights: memory does not depend on their values. Merges windows of
+three layers one after the other and keeps them, as a search does. Counts anonymous memory only (no file-backed pages).
 
     python benchmarks/memory.py [--width 4096] [--dtype bfloat16] [--rule rdsc] [--windows 4]
 """
@@ -61,7 +61,7 @@ def main() -> None:
     threading.Thread(target=watch, daemon=True).start()
     start, above = time.time(), ()
     with tempfile.TemporaryDirectory() as home:
-        os.environ["SWM_HOME"], os.environ["SWM_MEMORY"] = home, "0.001"  # less than a layer: as lean as can be
+        os.environ["SWM_HOME"], os.environ["SWM_MEMORY"] = home, "0.001"  # less than one layer: forces lean mode
         scorer = WindowScorer(model, tokens, options.rule)
         for number in range(options.windows):
             window = Window(28 - 4 * number, 30 - 4 * number)
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def own_memory() -> int:
-    """Bytes of this process that no file stands behind. Linux."""
+    """Anonymous memory of this process in bytes. Linux only."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
 

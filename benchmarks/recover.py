@@ -1,4 +1,4 @@
-"""Healing with LoRA against a bare loop of peft and PyTorch, same batch, same format, in turn. Prints one JSON object.
+"""Healing with LoRA compared with a bare loop of peft and PyTorch on the same batches. Prints one JSON object.
 
 python benchmarks/recover.py [--model smollm2-135m] [--steps 8] [--turns 3]
 """
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def studio(model: Any, tokenizer: Any, examples: Any, settings: Any, fast: bool) -> float:
-    """Median seconds of a step of `recover`."""
+    """Median seconds per step of `recover`."""
     from swm.healing.lora import recover
 
     moments = []
@@ -65,7 +65,7 @@ def studio(model: Any, tokenizer: Any, examples: Any, settings: Any, fast: bool)
 
 
 def loop(model: Any, tokenizer: Any, examples: Any, settings: Any, fast: bool) -> float:
-    """Median seconds of a step of the shortest loop that trains the same adapters on the same batches."""
+    """Median seconds per step of the shortest loop that trains the same adapters on the same batches."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -90,7 +90,7 @@ def loop(model: Any, tokenizer: Any, examples: Any, settings: Any, fast: bool) -
 
 
 def median_step(moments: list[float]) -> float:
-    """Of the differences of neighbours, the first two steps left out to warm up."""
+    """Median time between consecutive steps."""
     return statistics.median(b - a for a, b in itertools.pairwise(moments))
 
 

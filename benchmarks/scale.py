@@ -1,10 +1,10 @@
-"""What several processes gain, and a model of what larger machines would take. Prints one JSON object.
+"""Speedup from several processes, and predictions for larger machines. Prints one JSON object.
 
-`python benchmarks/scale.py` measures the bundled model's stages in one and in two processes, a thread each, in turn,
-and sets beside each what the simulation says: from rates that one process measured on its own (`swm measure` keeps
-them; a step of half a batch says what a step costs beside its tokens) and from how much two processes slow each other
-down. `python benchmarks/scale.py --extrapolate` prints the tables of docs/scale.md: nothing in them is measured, all in
-them follows from MACHINE and MODELS below.
+`python benchmarks/scale.py` measures the bundled model's stages in one and in two processes with one thread each, in
+turn, and compares each with a simulation. The simulation uses rates measured in a single process (`swm measure` stores
+them; a step with half a batch gives the fixed cost of a step) and how much two processes slow each other down.
+`python benchmarks/scale.py --extrapolate` prints the tables of docs/scale.md: nothing in them is measured, everything
+is calculated from MACHINE and MODELS below.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from swm.workspace.estimate import (
 ROUNDS, COUNT, LENGTH, STEPS, DOCUMENTS = 3, 32, 256, 4, 40
 TASKS = ("piqa", "arc_easy")
 CKA = 1.11  # times a forward pass, see LOG.md
-BATCH, BATCH_TOKENS = 8, 512  # sequences of a recovery step; tokens of a batch of measure
+BATCH, BATCH_TOKENS = 8, 512  # sequences per recovery step; tokens per batch of the measure stage
 
 
 @dataclass(frozen=True)
 class Link:
-    """What adds numbers up over processes: ring all-reduce."""
+    """A connection that sums numbers over processes by ring all-reduce."""
 
     bytes_per_second: float
     seconds_each: float = 1e-3
@@ -58,7 +58,13 @@ class Link:
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage does: `units` that processes share, of `seconds` each, what every process does, what is added up."""
+    """The work of a stage.
+
+    Attributes:
+        units: units of work that processes share, of `seconds` each.
+        fixed: seconds of work that every process does.
+        added_bytes: bytes summed over the processes.
+    """
 
     units: int
     seconds: float
@@ -66,7 +72,7 @@ class Work:
     added_bytes: float = 0.0
 
     def simulated(self, processes: int, slowdown: float, between: Link) -> float:
-        """Seconds until the process with most units is done and the sums are there."""
+        """Seconds until the process with the most units has finished and the sums are exchanged."""
         own = self.fixed + math.ceil(self.units / processes) * self.seconds
         return own * (slowdown if processes > 1 else 1.0) + between.seconds(self.added_bytes, processes)
 
@@ -87,7 +93,7 @@ def alone(*arguments: str) -> None:
     )
 
 
-def measured(home: Path, wanted: list[str], rounds: int) -> dict[str, Any]:
+def measured(home: Path, chosen: list[str], rounds: int) -> dict[str, Any]:
     from swm.workspace.experiments import Experiment
 
     alone("create", "bench", "--model", "smollm2-135m", "--count", f"{COUNT}", "--length", f"{LENGTH}")
@@ -101,11 +107,10 @@ def measured(home: Path, wanted: list[str], rounds: int) -> dict[str, Any]:
         return float((experiment.similarity("cka") or {})["conditions"]["seconds"])
 
     def recover(processes: int, batch: int = BATCH) -> float:
-        """Seconds of a step, from the end of the first on."""
-        how = ["--steps", f"{STEPS}", "--save-every", "1000", "--repair", "none", "--held-out", "8"]
-        how += ["--batch", f"{batch}"]
-        swm(processes, "recover", "bench", "run", *how, "--seed", f"{len(steps)}")
-        steps.append(0)
+        """Median seconds per step, without the first step."""
+        options = ["--steps", f"{STEPS}", "--save-every", "1000", "--repair", "none", "--held-out", "8"]
+        options += ["--batch", f"{batch}"]
+        swm(processes, "recover", "bench", "run", *options, "--seed", f"{next(seeds)}")
         times = [event["time"] for event in run.events() if "loss" in event]
         return statistics.median(b - a for a, b in itertools.pairwise(times))
 
@@ -115,18 +120,18 @@ def measured(home: Path, wanted: list[str], rounds: int) -> dict[str, Any]:
         swm(processes, "evaluate", "bench", "run", "--tasks", ",".join(TASKS), "--limit", f"{DOCUMENTS}")
         return float((run.scores() or {})["conditions"]["seconds"])
 
-    steps: list[int] = []
-    found: dict[str, Any] = {}
+    seeds = itertools.count()
+    result: dict[str, Any] = {}
     stages = {"measure": measure, "recover": recover, "evaluate": evaluate}
-    for name, stage in ((name, stages[name]) for name in wanted):
+    for name, stage in ((name, stages[name]) for name in chosen):
         rows = [(stage(1), stage(2)) for _ in range(rounds)]
         one, two = (statistics.median(row[n] for row in rows) for n in (0, 1))
         ratios = [round(a / b, 2) for a, b in rows]
-        found[name] = {"seconds": [one, two], "times_as_fast": ratios, "median": statistics.median(ratios)}
-    if "recover" in wanted:
-        found["half_a_batch_seconds"] = statistics.median(recover(1, BATCH // 2) for _ in range(rounds))
-        found["adapter"] = run.settings["recovery"]["trained_parameters"]
-    return found | {"cost": experiment.cost()}
+        result[name] = {"seconds": [one, two], "times_as_fast": ratios, "median": statistics.median(ratios)}
+    if "recover" in chosen:
+        result["half_a_batch_seconds"] = statistics.median(recover(1, BATCH // 2) for _ in range(rounds))
+        result["adapter"] = run.settings["recovery"]["trained_parameters"]
+    return result | {"cost": experiment.cost()}
 
 
 PRODUCT = """
@@ -150,7 +155,7 @@ if dist.get_rank() == 0: print((time.time() - start) / 10)
 
 
 def slowdown() -> float:
-    """How much longer matrix products take in one of two processes at once than in one alone."""
+    """How much longer matrix products take when two processes run them at the same time than in one process alone."""
 
     def products(count: int) -> float:
         children = [subprocess.Popen([sys.executable, "-c", PRODUCT], stdout=subprocess.PIPE) for _ in range(count)]
@@ -169,25 +174,26 @@ def link() -> Link:
     return Link(4_000_000 / float(done.stdout))
 
 
-def compared(found: dict[str, Any], wanted: list[str], slower: float, between: Link) -> dict[str, Any]:
-    """The measured points beside the simulated ones."""
-    cost = found["cost"]
+def compared(measurements: dict[str, Any], chosen: list[str], slower: float, between: Link) -> dict[str, Any]:
+    """Measured times together with simulated ones, by stage."""
+    cost = measurements["cost"]
     read, token = 1 / cost["forward_tokens_per_second"], (cost["layers_ms"] + cost["rest_ms"]) / 1000
     work = {"measure": Work(COUNT * LENGTH // BATCH_TOKENS, CKA * BATCH_TOKENS * read, 0, 3 * 8 * 30 * 30)}
     documents = DOCUMENTS * len(TASKS)
-    each = (TASK_TOKENS * documents + PERPLEXITY_TOKENS) * read / documents
-    work["evaluate"] = Work(documents, each, len(SAMPLE_PROMPTS) * SAMPLE_TOKENS * token)
-    if "recover" in wanted:
-        whole, half = found["recover"]["seconds"][0], found["half_a_batch_seconds"]
-        each = 2 * (whole - half) / BATCH
-        work["recover"] = Work(BATCH, each, whole - BATCH * each, 4 * found["adapter"])
+    per_document = (TASK_TOKENS * documents + PERPLEXITY_TOKENS) * read / documents
+    work["evaluate"] = Work(documents, per_document, len(SAMPLE_PROMPTS) * SAMPLE_TOKENS * token)
+    if "recover" in chosen:
+        whole, half = measurements["recover"]["seconds"][0], measurements["half_a_batch_seconds"]
+        per_sequence = 2 * (whole - half) / BATCH
+        work["recover"] = Work(BATCH, per_sequence, whole - BATCH * per_sequence, 4 * measurements["adapter"])
     result: dict[str, Any] = {}
-    for stage in wanted:
-        said, seconds = [work[stage].simulated(n, slower, between) for n in (1, 2)], found[stage]["seconds"]
+    for stage in chosen:
+        simulated = [work[stage].simulated(processes, slower, between) for processes in (1, 2)]
+        seconds = measurements[stage]["seconds"]
         result[stage] = {
-            **found[stage],
-            "simulated": [round(s, 2) for s in said],
-            "simulated_by_measured": [round(a / b, 2) for a, b in zip(said, seconds, strict=True)],
+            **measurements[stage],
+            "simulated": [round(s, 2) for s in simulated],
+            "simulated_by_measured": [round(a / b, 2) for a, b in zip(simulated, seconds, strict=True)],
         }
     return result
 
@@ -197,11 +203,11 @@ def compared(found: dict[str, Any], wanted: list[str], slower: float, between: L
 MACHINE = {  # assumed, not measured: an H100 at 40 % of its peak in bfloat16
     "flops": 0.4 * 989e12,
     "memory": 80 * 10**9,
-    "host_link": 50e9,  # bytes a second from the host's memory
-    "inside": Link(300e9, 3e-5),  # eight GPUs of one host
-    "outside": Link(40e9, 1e-4),  # hosts
+    "host_link": 50e9,  # bytes per second from the host's memory
+    "inside": Link(300e9, 3e-5),  # between up to eight GPUs of one host
+    "outside": Link(40e9, 1e-4),  # between hosts
 }
-MODELS = {  # layers, width, parameters of a layer, vocabulary
+MODELS = {  # layers, hidden size, parameters per layer, vocabulary
     "7B": (32, 4096, 202_383_360, 32_000),
     "13B": (40, 5120, 317_204_480, 32_000),
     "70B": (80, 8192, 855_654_400, 32_000),
@@ -210,29 +216,31 @@ MODELS = {  # layers, width, parameters of a layer, vocabulary
 
 
 def extrapolated(model: str, gpus: int, tokens: int = 1280) -> dict[str, Any]:
-    layers, width, each, vocabulary = MODELS[model]
-    weights = 2 * (layers * each + 2 * vocabulary * width)
+    layers, width, layer_parameters, vocabulary = MODELS[model]
+    weights = 2 * (layers * layer_parameters + 2 * vocabulary * width)
     flops = MACHINE["flops"]
     between = MACHINE["inside"] if gpus <= 8 else MACHINE["outside"]
     fits, shared = weights < 0.8 * MACHINE["memory"], weights / gpus < 0.8 * MACHINE["memory"]
-    run = 2 * tokens * each / flops  # a layer over the calibration text
+    run = 2 * tokens * layer_parameters / flops  # one layer over the calibration text
     if not (fits or shared):
-        run = max(run, 2 * each / MACHINE["host_link"])  # fetched from the host for each run
+        run = max(run, 2 * layer_parameters / MACHINE["host_link"])  # loaded from the host for each run
     lora = adapter_bytes(16, layers, width) / 4
     step_tokens = 64 * 256
-    step = BACKWARD * 2 * step_tokens * layers * each / flops / min(gpus, 64) + between.seconds(lora, gpus)
-    if not fits and shared:  # FSDP gathers every layer twice and adds gradients of the adapters up
+    training_flops = BACKWARD * 2 * step_tokens * layers * layer_parameters
+    step = training_flops / flops / min(gpus, 64) + between.seconds(lora, gpus)
+    if not fits and shared:  # FSDP gathers every layer twice; the adapters' gradients are summed above
         step += 2 * weights / between.bytes_per_second
-    kept = activation_bytes(step_tokens // gpus, 1, width) + 4 * step_tokens // gpus * width * layers
-    room = (weights if fits else weights / gpus) + lora * 4 + kept
-    scoring = 2 * 20_000 * TASK_TOKENS * layers * each / flops / (gpus if fits else 1)  # spread, one process scores
+    activations = activation_bytes(step_tokens // gpus, 1, width) + 4 * step_tokens // gpus * width * layers
+    gpu_bytes = (weights if fits else weights / gpus) + lora * 4 + activations
+    scoring = 2 * 20_000 * TASK_TOKENS * layers * layer_parameters / flops
+    scoring /= gpus if fits else 1  # a model spread over several GPUs is scored in one process
     return {
         "weights_gb": round(weights / 1e9),
         "search": "one GPU" if fits else f"spread over {gpus}" if shared else "from the host's memory",
         "search_one_threshold_s": round(ONE_PLAN_RUNS * layers * run, 1),
         "search_path_min": round(PATH_RUNS * layers * run / 60, 1),
-        "recover_step_s": round(step, 2) if (fits or shared) and room < MACHINE["memory"] else None,
-        "recover_gpu_gb": round(room / 1e9),
+        "recover_step_s": round(step, 2) if (fits or shared) and gpu_bytes < MACHINE["memory"] else None,
+        "recover_gpu_gb": round(gpu_bytes / 1e9),
         "evaluate_20k_documents_min": round(scoring / 60, 1) if fits or shared else None,
     }
 
@@ -248,11 +256,11 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["SWM_HOME"] = folder
-            slower, between, wanted = slowdown(), link(), options.stages.split(",")
+            slower, between, chosen = slowdown(), link(), options.stages.split(",")
             result = {
                 "slowdown_of_two": round(slower, 3),
                 "gloo_megabytes_per_second": round(between.bytes_per_second / 1e6),
-                **compared(measured(Path(folder), wanted, options.rounds), wanted, slower, between),
+                **compared(measured(Path(folder), chosen, options.rounds), chosen, slower, between),
             }
     print(json.dumps(result, indent=1))
 

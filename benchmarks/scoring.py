@@ -1,6 +1,6 @@
-"""Scoring against lm-eval's own HFLM on the seven tasks, in one run. Prints one JSON object.
+"""Scoring compared with lm-eval's own HFLM on the seven tasks, in one run. Prints one JSON object.
 
-HFLM runs at the batch size that is fastest for it here, found on few documents. Both have to give the same accuracies.
+HFLM runs at its fastest batch size on this machine, found on a few documents. Both should give the same answers.
 
     python benchmarks/scoring.py [--model smollm2-135m] [--limit 100]
 """
@@ -33,38 +33,38 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100)
     options = parser.parse_args()
     model, tokenizer = load_model(options.model)
-    zero_shot(model, tokenizer, TASKS, 1)  # data sets are read once, for both
+    zero_shot(model, tokenizer, TASKS, 1)  # loads the data sets once for both
     best = min(BATCHES, key=lambda size: sum(hflm_seconds(model, tokenizer, task, TRIED, size)[0] for task in TASKS))
     rows: dict[str, Any] = {}
     for task in TASKS:
         start = time.perf_counter()
-        ours = zero_shot(model, tokenizer, (task,), options.limit)[0]
+        score = zero_shot(model, tokenizer, (task,), options.limit)[0]
         seconds = time.perf_counter() - start
-        theirs_seconds, theirs = hflm_seconds(model, tokenizer, task, options.limit, best)
+        reference_seconds, reference = hflm_seconds(model, tokenizer, task, options.limit, best)
         rows[task] = {
             "seconds": round(seconds, 1),
-            "hflm_seconds": round(theirs_seconds, 1),
-            "times_faster": round(theirs_seconds / seconds, 2),
-            "same_answers": ours.correct == theirs.correct,
-            "accuracy": ours.value,
+            "hflm_seconds": round(reference_seconds, 1),
+            "times_faster": round(reference_seconds / seconds, 2),
+            "same_answers": score.correct == reference.correct,
+            "accuracy": score.value,
         }
-    ours_total, theirs_total = (sum(row[name] for row in rows.values()) for name in ("seconds", "hflm_seconds"))
+    total, hflm_total = (sum(row[name] for row in rows.values()) for name in ("seconds", "hflm_seconds"))
     result = {
         "benchmark": "scoring",
         "model": options.model,
         "documents_of_each_task": options.limit,
         "hflm_batch_size": best,
         "tasks": rows,
-        "seconds": round(ours_total, 1),
-        "hflm_seconds": round(theirs_total, 1),
-        "times_faster": round(theirs_total / ours_total, 2),
+        "seconds": round(total, 1),
+        "hflm_seconds": round(hflm_total, 1),
+        "times_faster": round(hflm_total / total, 2),
         "threads": torch.get_num_threads(),
     }
     print(json.dumps(result, indent=1))
 
 
 def hflm_seconds(model: Any, tokenizer: Any, task: str, limit: int, batch: int) -> tuple[float, Any]:
-    """The same evaluation with lm-eval's own class, and its score."""
+    """Seconds of the same evaluation with lm-eval's own class, and its score."""
     from lm_eval.models.huggingface import HFLM
 
     from swm.evaluation import shared_context

@@ -1,12 +1,13 @@
-"""The search against the plain procedure, on one machine in one run. Prints one JSON object.
+"""The search compared with the plain procedure, on one machine in one run. Prints one JSON object.
 
-Plain, as the released code is described: for each window tried a copy of the whole model, the windows merged in it, and
-the whole model run on the text. All see the same model, text and threshold, and have to find the same plan. `fast` is
-in the model's own format like `plain`; `faster` in the format that the machine is fastest with, its plan made sure of
-in the model's own. Each is run in a process of its own, so that memory is its own.
+The plain procedure follows the description of the released code: for each window tried, it copies the whole model,
+merges the windows in it, and runs the whole model on the text. All methods use the same model, text and threshold, and
+must find the same plan. `fast` computes in the model's own precision, like `plain`; `faster` computes in bfloat16 and
+confirms its plan in the model's own precision. Each method runs in its own process, so that memory is measured
+separately.
 
-With --path also the whole threshold path, against the plain procedure once for each different plan: a sample of
-thresholds is run, and scaled by the number of plans.
+With --path, also measures the whole threshold path. The plain procedure would have to run once for each distinct plan:
+a sample of thresholds is run and scaled to the number of plans.
 
     python benchmarks/search.py [--model smollm2-135m] [--threshold 0.9] [--rule rdsc] [--path 0.5]
 """
@@ -22,13 +23,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from swm.search.find import confirmed_plan
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 METHODS = ("fast", "faster", "plain")
-SAMPLE = 3  # of the plans of a path, run in the plain way
+SAMPLE = 3  # plans of a path to search with the plain procedure
 
 
 def main() -> None:
@@ -36,23 +35,23 @@ def main() -> None:
     if options.method:
         print(json.dumps(measured(options)))
         return
-    found = {method: in_own_process(method, options.threshold) for method in METHODS}
+    results = {method: in_own_process(method, options.threshold) for method in METHODS}
     result = {
         "benchmark": "search",
         "model": options.model,
         "threshold": options.threshold,
         "rule": options.rule,
-        "plan": found["plain"]["plan"],
-        "same_plan": len({str(one["plan"]) for one in found.values()}) == 1,
-        "seconds": {method: one["seconds"] for method, one in found.items()},
-        "times_faster": {m: round(found["plain"]["seconds"] / found[m]["seconds"], 2) for m in ("fast", "faster")},
-        "layer_runs": {method: one["layer_runs"] for method, one in found.items()},
-        "memory_in_model_sizes": {method: one["model_sizes"] for method, one in found.items()},
-        "largest_difference_of_a_similarity": found["faster"]["difference"],
-        "conditions": found["fast"]["conditions"],
+        "plan": results["plain"]["plan"],
+        "same_plan": len({str(row["plan"]) for row in results.values()}) == 1,
+        "seconds": {method: row["seconds"] for method, row in results.items()},
+        "times_faster": {m: round(results["plain"]["seconds"] / results[m]["seconds"], 2) for m in ("fast", "faster")},
+        "layer_runs": {method: row["layer_runs"] for method, row in results.items()},
+        "memory_in_model_sizes": {method: row["model_sizes"] for method, row in results.items()},
+        "largest_difference_of_a_similarity": results["faster"]["difference"],
+        "conditions": results["fast"]["conditions"],
     }
     if options.path:
-        result["path"] = whole_path(options, found["plain"]["seconds"])
+        result["path"] = whole_path(options, results["plain"]["seconds"])
     print(json.dumps(result, indent=1))
 
 
@@ -60,8 +59,8 @@ def whole_path(options: argparse.Namespace, seconds_at_threshold: float) -> dict
     path = in_own_process("path", options.threshold)
     step = len(path["thresholds"]) // SAMPLE
     sample = [in_own_process("plain", threshold) for threshold in path["thresholds"][step // 2 :: step][:SAMPLE]]
-    each = [seconds_at_threshold, *(one["seconds"] for one in sample)]
-    plain = len(path["thresholds"]) * sum(each) / len(each)
+    sample_seconds = [seconds_at_threshold, *(row["seconds"] for row in sample)]
+    plain = len(path["thresholds"]) * sum(sample_seconds) / len(sample_seconds)
     return {
         "from": options.path,
         "plans": len(path["thresholds"]),
@@ -70,7 +69,7 @@ def whole_path(options: argparse.Namespace, seconds_at_threshold: float) -> dict
         "seconds": path["seconds"],
         "seconds_to_the_plan_at_the_threshold": path["first_seconds"],
         "plain_seconds_scaled_from_sample": round(plain, 1),
-        "plain_sample_seconds": each,
+        "plain_sample_seconds": sample_seconds,
         "times_faster": round(plain / path["seconds"], 2),
         "memory_in_model_sizes": path["model_sizes"],
         "plan_at_milliseconds": path["plan_at_milliseconds"],
@@ -84,7 +83,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threshold", type=float, default=0.9)
     parser.add_argument("--rule", default="rdsc")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--path", type=float, help="also the whole path from this threshold")
+    parser.add_argument("--path", type=float, help="also measure the whole path, from this threshold")
     parser.add_argument("--method", choices=(*METHODS, "path"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -101,7 +100,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     from swm.evaluation.peak_memory import peak_memory
     from swm.models.decoder import layer_count, size_bytes
     from swm.models.load import load_model
-    from swm.search.find import threshold_path
+    from swm.search.find import confirmed_plan, threshold_path
     from swm.search.threshold_path import ThresholdPath
     from swm.search.window_score import WindowScorer
     from swm.texts.calibration import calibration_tokens
@@ -110,7 +109,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     tokens = calibration_tokens(tokenizer)
     layers = layer_count(model)
     with torch.inference_mode():
-        model(tokens[:1])  # what the first run sets up is nobody's
+        model(tokens[:1])  # warm-up: the setup cost of the first run counts for no method
     path = ThresholdPath(layers, options.rule, options.path or options.threshold)
     extra: dict[str, Any] = {}
     with peak_memory(model) as peak:
@@ -124,9 +123,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         elif options.method == "fast":
             step = path.extend_quickly(options.threshold, scorer.score)
         else:
-            sure = WindowScorer(model, tokens, options.rule)
-            step = confirmed_plan(path, options.threshold, scorer.score, sure.score)
-            del sure
+            exact = WindowScorer(model, tokens, options.rule)
+            step = confirmed_plan(path, options.threshold, scorer.score, exact.score)
+            del exact
         if options.method == "path":
             extra["first_seconds"] = round(time.perf_counter() - start, 2)
             threshold_path(layers, scorer.score, options.path, focus=options.threshold, path=path)
@@ -150,7 +149,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def path_facts(path: Any) -> dict[str, Any]:
-    """One threshold for each different plan, and how long a plan takes to look up."""
+    """One threshold for each distinct plan, and the time to look up a plan."""
     steps = path.intervals()
     by_plan = {step.plan: step.high for step in reversed(steps)}
     start = time.perf_counter()

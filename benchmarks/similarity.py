@@ -1,11 +1,11 @@
-"""CKA of all layer pairs, against the plain forward pass and against each pair on its own. Prints one JSON object.
+"""CKA of all layer pairs, compared with a plain forward pass and with CKA pair by pair. Prints one JSON object.
 
     python benchmarks/similarity.py [--model smollm2-135m] [--repeat 3]
 
-Pair by pair: the layers' outputs are given once (one forward pass), then debiased linear CKA is two Gram matrices and
-one product for each pair and batch. `cka_alone` leaves that forward pass out on both sides. Where the outputs of all
-layers do not fit into memory, each pair needs a forward pass of its own, which is `with_a_forward_pass_each`. Times are
-the lowest of the repetitions, taken in turn.
+Pair by pair: one forward pass gives all layer outputs; debiased linear CKA then takes two Gram matrices and one product
+for each pair and batch. `cka_alone` excludes that forward pass on both sides. If the outputs of all layers do not fit
+into memory, each pair needs its own forward pass: `with_a_forward_pass_each`. Times are the best of the repetitions,
+which take turns.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def outputs(model: Any, tokens: Any) -> list[Any]:
 
 
 def pair_by_pair(model: Any, tokens: Any) -> Any:
-    """Each pair of layers on its own: both Gram matrices are made again for every pair and batch."""
+    """CKA of each pair separately: recomputes both Gram matrices for every pair and batch."""
     import torch
 
     from swm.similarity.gram import u_centred

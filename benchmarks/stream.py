@@ -1,4 +1,4 @@
-"""Merging from disk to disk against copying the same files: seconds, bytes per second, peak memory.
+"""Merging from disk to disk, compared with copying the same files: bytes per second and peak memory.
 
 python benchmarks/stream.py --gib 2
 """
@@ -28,7 +28,7 @@ ROUNDS = 3
 
 
 def made(folder: Path, gib: float) -> int:
-    """A random Llama of 24 layers in bfloat16 with the bundled tokenizer, written layer by layer; its bytes."""
+    """Writes a random 24-layer Llama in bfloat16 with the bundled tokenizer, layer by layer; returns its bytes."""
     from swm.models.decoder import find_decoder
     from swm.models.load import load_tokenizer
 
@@ -64,7 +64,7 @@ def copied(source: Path, target: Path) -> float:
 
 
 def peak_memory(action: object) -> tuple[float, int]:
-    """Seconds, and the most memory that the process's own pages took beyond what it had before."""
+    """Seconds, and the peak growth of the process's resident memory in bytes."""
     process, stop, most = psutil.Process(), threading.Event(), 0
     before = process.memory_info().rss
 
@@ -98,7 +98,7 @@ def main() -> None:
         size = made(source, options.gib)
         layer = max(file.stat().st_size for file in source.glob("*-0000[2-9]-*.safetensors"))
         rows = []
-        for number in range(ROUNDS):  # in turn, so that a slow moment of the disk meets both
+        for number in range(ROUNDS):  # in turn, so that a slow moment of the disk affects both
             target = Path(place) / f"copy-{number}"
             copy_seconds = copied(source, target)
             shutil.rmtree(target)

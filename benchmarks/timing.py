@@ -1,7 +1,7 @@
-"""Expected against measured: size and speed of merged models, before and after they are made. Prints one JSON object.
+"""Predicted and measured size and speed of merged models. Prints one JSON object.
 
-The expected speed comes from the original alone (what a token costs in its layers, and beside them); the measured one
-from generating with the original and the merged model in turn.
+The predicted speed comes from the original alone (time per token in its layers and in the rest of the model); the
+measured one from generating with the original and the merged model in turn.
 
     python benchmarks/timing.py [--model smollm2-135m] [--layers 28,24,20,15]
 """
@@ -31,7 +31,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--layers", default="28,24,20,15", help="layers left, with commas")
+    parser.add_argument("--layers", default="28,24,20,15", help="layers left, comma-separated")
     options = parser.parse_args()
     model, tokenizer = load_model(options.model)
     facts, layers = config_facts(options.model), layer_count(model)

@@ -1,10 +1,10 @@
-"""Change the engine in one small place at a time, and see whether the fast tests notice.
+"""Mutation tests: change one small thing in an engine module at a time, and see whether the fast tests fail.
 
-    pip install --no-deps mutmut==3.8.1 libcst setproctitle     # its operators; not a requirement of the project
-    python tools/mutants.py walk search [--sample 60]
+    pip install --no-deps mutmut==3.8.1 libcst setproctitle     # for its operators; not a requirement of the project
+    python tools/mutants.py search/walk [search/find ...] [--sample 60]      # the package may be omitted: walk
 
-A copy of the project is changed, never the project. Prints each survivor and a line for each module. The operators are
-mutmut's, for decorated functions too, and negated conditions. Texts of errors are left alone. A mutant takes some 10 s.
+Works on a copy of the project. Prints every mutant that survives, and one line per module. The operators are mutmut's,
+also applied to decorated functions, plus negated conditions. Error messages are not mutated. A mutant takes about 10 s.
 """
 
 from __future__ import annotations
@@ -21,14 +21,22 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-# The fast tests of each module; those of test_gaps_<module>.py are added.
+# The fast tests of each module: swm/<module>.py, tests/<test>.py.
 TESTS = {
-    "walk": ("search",), "search": ("search", "differential"), "path": ("search", "differential"),
-    "windows": ("replay", "differential"), "replay": ("replay", "differential"),
-    "merge": ("merge", "layer_facts"), "similarity": ("similarity", "differential"), "paired": ("paired",),
-    "layer_facts": ("layer_facts",), "saving": ("models", "layer_facts"), "plan": ("plan", "search"),
-    "reruns": ("refusals",), "schemas": ("schemas",),
-}  # fmt: skip
+    "evaluation/paired": ("evaluation/test_paired", "evaluation/test_gaps_paired"),
+    "merging/apply": ("merging/test_gaps_merge", "merging/test_apply", "models/test_layer_facts"),
+    "models/layer_facts": ("models/test_gaps_layer_facts", "models/test_layer_facts"),
+    "models/replay": ("models/test_gaps_replay", "models/test_replay", "product/test_differential"),
+    "models/save": ("models/test_save", "models/test_load", "models/test_layer_facts"),
+    "plan": ("test_gaps_plan", "test_plan", "search/test_find"),
+    "search/find": ("search/test_gaps_search", "search/test_find", "product/test_differential"),
+    "search/threshold_path": ("search/test_threshold_path", "search/test_find", "product/test_differential"),
+    "search/walk": ("search/test_walk", "search/test_find"),
+    "search/window_score": ("search/test_window_score", "models/test_replay", "product/test_differential"),
+    "similarity/layers": ("similarity/test_gaps_similarity", "similarity/test_layers", "product/test_differential"),
+    "workspace/changes": ("workspace/test_changes", "product/test_refusals"),
+    "workspace/records": ("workspace/test_records",),
+}
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", "docs", ".*_cache")
 
 
@@ -38,17 +46,20 @@ def main() -> None:
         copy = Path(folder) / "project"
         shutil.copytree(ROOT, copy, ignore=NOT_COPIED)
         for module in options.modules:
-            every = list(mutants_of(ROOT / "swm" / f"{module}.py"))
-            chosen = random.Random(f"swm {module}").sample(every, min(options.sample, len(every)))
-            survived = [code for code in chosen if survives(copy, module, code)]
-            for code in survived:
+            file = ROOT / "swm" / f"{module}.py"
+            if not survives(copy, module, file.read_text(encoding="utf-8")):  # else every mutant would seem killed
+                sys.exit(f"The tests of {module} fail without any change. Run them: {' '.join(tests_of(module))}")
+            mutants = list(mutants_of(file))
+            sample = random.Random(f"swm {module}").sample(mutants, min(options.sample, len(mutants)))
+            survivors = [code for code in sample if survives(copy, module, code)]
+            for code in survivors:
                 print(difference(module, code))
-            killed = len(chosen) - len(survived)
-            print(f"{module}: {killed} of {len(chosen)} killed, {len(every)} in all", flush=True)
+            killed = len(sample) - len(survivors)
+            print(f"{module}: {killed} of {len(sample)} mutants killed (sampled from {len(mutants)})", flush=True)
 
 
 def mutants_of(file: Path) -> Iterator[str]:
-    """The file's text with one change each."""
+    """The file's code with one change, for every possible change."""
     import libcst as cst
     from libcst.metadata import MetadataWrapper, ParentNodeProvider, PositionProvider
     from mutmut.mutation.file_mutation import MutationVisitor, OuterFunctionProvider
@@ -76,17 +87,22 @@ def mutants_of(file: Path) -> Iterator[str]:
             yield changed
 
 
+def tests_of(module: str) -> list[str]:
+    """The module's test files, as paths in the project."""
+    return [f"tests/{name}.py" for name in TESTS[module]]
+
+
 def survives(copy: Path, module: str, code: str) -> bool:
-    """Whether the module's tests pass on the changed code."""
+    """Whether the module's tests pass with the changed code."""
     target = copy / "swm" / f"{module}.py"
     original = target.read_text(encoding="utf-8")
-    files = [f"tests/test_{name}.py" for name in (f"gaps_{module}", *TESTS[module])]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not (bundled or alone)"]
     environment = {**os.environ, "SWM_TESTS": "mutants", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     target.write_text(code, encoding="utf-8")
     try:
-        there = [file for file in files if (copy / file).is_file()]
-        done = subprocess.run([*command, *there], cwd=copy, env=environment, capture_output=True, timeout=180)
+        done = subprocess.run(
+            [*command, *tests_of(module)], cwd=copy, env=environment, capture_output=True, timeout=180
+        )
         return done.returncode == 0
     except subprocess.TimeoutExpired:
         return False
@@ -104,9 +120,17 @@ def difference(module: str, code: str) -> str:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("modules", nargs="+", choices=TESTS, metavar="MODULE")
-    parser.add_argument("--sample", type=int, default=60)
+    parser.add_argument("modules", nargs="+", type=module_named, metavar="MODULE", help=f"of {', '.join(TESTS)}")
+    parser.add_argument("--sample", type=int, default=60, help="mutants per module")
     return parser.parse_args()
+
+
+def module_named(name: str) -> str:
+    """The module of that name, with or without its package."""
+    for module in TESTS:
+        if name in (module, module.rpartition("/")[2]):
+            return module
+    raise argparse.ArgumentTypeError(f"unknown module '{name}' (choose from {', '.join(TESTS)})")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The app, started for a while and stopped again: for pictures, benchmarks and tests in a browser."""
+"""Runs the app for the duration of a block: for screenshots, benchmarks and browser tests."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ CHROMIUM_FLAGS = [
 def running_app(
     log: IO[bytes] | int = subprocess.DEVNULL, arguments: tuple[str, ...] = (), **environment: str
 ) -> Iterator[tuple[str, int]]:
-    """Address and process id of the app, once it answers.
+    """Address and process id of the app, once it responds.
 
     Args:
-        log: takes what it says. arguments: for the app itself, as in ("--demo", "demo").
-        environment: set on top of the process's own, as in SWM_HOME.
+        log: receives the app's output.
+        arguments: for the app itself, such as ("--demo", "demo").
+        environment: variables added to the process's own, such as SWM_HOME.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -57,4 +58,4 @@ def _wait_for(address: str) -> None:
             return
         except OSError:
             time.sleep(0.1)
-    raise TimeoutError(f"{address} does not answer")
+    raise TimeoutError(f"{address} does not respond")

@@ -1,4 +1,4 @@
-"""Take pictures of every page with the experiments that are there, by default those that ship with the program.
+"""Take screenshots of every page, by default with the experiments that ship with the program.
 
     python tools/screenshots.py [FOLDER] [--width 1280] [--scheme light|dark]
 
@@ -26,14 +26,14 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs")
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
-    parser.add_argument("--home", help="SWM_HOME to show instead of an empty one")
+    parser.add_argument("--home", help="use this SWM_HOME instead of an empty one")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as empty, running_app(SWM_HOME=options.home or empty) as (address, _):
-        take_pictures(address, options)
+        take_screenshots(address, options)
 
 
-def take_pictures(address: str, options: argparse.Namespace) -> None:
+def take_screenshots(address: str, options: argparse.Namespace) -> None:
     from playwright.sync_api import sync_playwright
 
     pages = ["", *sorted(page.stem for page in (ROOT / "pages").glob("*.py"))]
@@ -44,7 +44,7 @@ def take_pictures(address: str, options: argparse.Namespace) -> None:
             page = browser.new_page(viewport=size, color_scheme=options.scheme)
             page.goto(f"{address}/{name}")
             page.wait_for_selector("h1")
-            page.wait_for_timeout(2500)  # charts are drawn after the page is
+            page.wait_for_timeout(2500)  # charts are drawn after the page
             height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
             page.set_viewport_size({**size, "height": min(max(height, 700), TALLEST)})
             page.wait_for_timeout(1000)

@@ -1,6 +1,6 @@
-"""Copy an experiment's results, without weights, logs and states, to assets/experiments: what a newcomer sees first.
+"""Copy an experiment's results to assets/experiments, the examples that ship; without weights, logs and job states.
 
-make demo                                    # on a machine that does nothing else
+make demo                                    # on an otherwise idle machine
 python -m swm search demo --from 0.5         # the rest of the path
 python tools/ship.py demo
 """

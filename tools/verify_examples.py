@@ -1,7 +1,7 @@
-"""Hold the experiments that ship against the plain reference of tests/reference, on the real bundled model.
+"""Check the experiments that ship against the plain reference in tests/reference, with the real bundled model.
 
-Of each threshold path a sample of similarities is computed anew by building and running whole models, and so is the
-plan at some thresholds; of each cheap planner the layers it drops. One line for each; ends with 1 if a plan differs.
+Builds and runs whole models to recompute a sample of each threshold path's similarities, the plans at some thresholds,
+and the layers that the cheap planners drop. Prints one line for each check; exits with 1 if a plan differs.
 
     python tools/verify_examples.py [--similarities 40] [--thresholds 0.9,0.95]
 """
@@ -13,8 +13,6 @@ import random
 import sys
 from pathlib import Path
 
-from swm.search.kept_path import kept_path
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -24,6 +22,7 @@ PLANNERS = ("shortgpt", "angular", "taylor", "perplexity")
 def main() -> None:
     from swm.models.load import load_model
     from swm.plan import MergePlan
+    from swm.search.kept_path import kept_path
     from swm.texts.calibration import calibration_tokens
     from swm.workspace.experiments import Experiment
     from tests.reference import planners, search
@@ -45,16 +44,19 @@ def main() -> None:
             expected = getattr(planners, method)(model, tokens, 30 - int(layers))
             same = set(range(30)) - kept == expected
             wrong += not same
-            told = "the same layers" if same else f"{sorted(set(range(30)) - kept)} is not {sorted(expected)}"
-            print(f"{name} {file.stem}: {told}", flush=True)
+            dropped = sorted(set(range(30)) - kept)
+            verdict = "same layers" if same else f"drops {dropped}, expected {sorted(expected)}"
+            print(f"{name} {file.stem}: {verdict}", flush=True)
         for rule in experiment.rules_searched():
             path = kept_path(experiment, rule)
-            if path is None or rule == "fit":  # solved on text: the reference has no such rule
+            if path is None or rule == "fit":  # the reference does not implement rule fit
                 continue
             similarity = truth.setdefault(rule, search.remembered(search.model_similarity(model, tokens, rule)))
             keys = rng.sample(sorted(path.similarities), min(options.similarities, len(path.similarities)))
-            off = [abs(similarity((w, *above)) - path.similarities[above, w]) for above, w in keys]
-            print(f"{name} {rule}: {len(keys)} similarities, at most {max(off):.5f} off ({path.scoring})", flush=True)
+            errors = [abs(similarity((w, *above)) - path.similarities[above, w]) for above, w in keys]
+            print(
+                f"{name} {rule}: {len(keys)} similarities, largest error {max(errors):.5f} ({path.scoring})", flush=True
+            )
             for threshold in options.thresholds:
                 step = path.plan_at(threshold)
                 if step is None:
@@ -62,7 +64,8 @@ def main() -> None:
                 expected = search.sliding_window_search(30, similarity, threshold)
                 same = step.plan.windows == expected
                 wrong += not same
-                print(f"{name} {rule} at {threshold}: {'the same plan' if same else f'{step.plan} is not {expected}'}")
+                verdict = "same plan" if same else f"{step.plan}, expected {expected}"
+                print(f"{name} {rule} at {threshold}: {verdict}")
     sys.exit(wrong > 0)
 
 

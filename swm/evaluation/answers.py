@@ -1,4 +1,4 @@
-"""A model's answer to a prompt, piece by piece as it comes, and how fast it came."""
+"""Streams a model's answer to a prompt, and reports its speed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from swm.texts.tokens import whole_characters
 
 
 class Answer:
-    """A greedy continuation of a prompt; `speed` says, once it has ended, how fast it came."""
+    """A greedy continuation of a prompt; once it has ended, `speed` says how fast it was generated."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self._model, self._tokenizer, self.speed = model, tokenizer, ""
 
     def pieces(self, prompt: str, new_tokens: int = 64) -> Iterator[str]:
-        """The answer piece by piece; stops at end of text.
+        """The answer in pieces, as they are generated; stops at end-of-text.
 
         Raises:
-            SettingsError: if the prompt is empty, or prompt and answer do not fit the model's context.
+            SettingsError: if the prompt is empty, or prompt and answer do not fit into the model's context.
         """
         times = [time.perf_counter()]
         yield from _pieces(self._model, self._tokenizer, prompt, new_tokens, times)
@@ -37,25 +37,25 @@ class Answer:
 def _pieces(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, new_tokens: int, times: list[float]
 ) -> Iterator[str]:
-    """Pieces of text; the moment of each token goes into `times`."""
+    """Pieces of text; appends the time of each token to `times`."""
     ids = tokenizer(whole_characters(prompt), return_tensors="pt").input_ids
     context = context_length(model.config)
     if ids.shape[1] == 0:
         raise SettingsError("The prompt is empty. Write a few words to continue.")
     if not 1 <= new_tokens <= context - ids.shape[1]:
         raise SettingsError(
-            f"{ids.shape[1]} prompt tokens and {new_tokens} new ones do not fit: the model reads {context} tokens. "
-            "Shorten the prompt or ask for fewer tokens (at least 1)."
+            f"{ids.shape[1]} prompt tokens and {new_tokens} new ones do not fit: the model's context is {context} "
+            "tokens. Shorten the prompt or ask for fewer tokens (at least 1)."
         )
-    said, found = "", []
+    yielded, answer = "", []
     with torch.inference_mode():
         for token in generated_tokens(model, ids, new_tokens):
             times.append(time.perf_counter())
             if int(token) == tokenizer.eos_token_id:
                 return
-            found.append(int(token))
-            text = str(tokenizer.decode(found, skip_special_tokens=True))
+            answer.append(int(token))
+            text = str(tokenizer.decode(answer, skip_special_tokens=True))
             if text.endswith("\ufffd"):
-                continue  # half of a character: wait for the rest
-            yield text[len(said) :]
-            said = text
+                continue  # an incomplete character: wait for the rest
+            yield text[len(yielded) :]
+            yielded = text

@@ -1,4 +1,4 @@
-"""Where the time of a generated token goes: in the layers, and in everything else."""
+"""How the time per generated token splits between the layers and the rest of the model."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from swm.workspace.machine import check_memory
 
 @torch.inference_mode()
 def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) -> dict[str, Any]:
-    """Where the time of a generated token goes: `layers_ms` in all decoder layers, `rest_ms` in embedding, norm, head.
+    """Time per generated token: `layers_ms` in all decoder layers, `rest_ms` in embedding, final norm and output head.
 
     Args:
         prompt: ids, shape (1, length).
 
-    Medians over `new_tokens` - 1 tokens, after the same number to warm up. What a plan's model will cost follows from
-    it: layers cost alike. Also how many tokens per second a forward pass reads, in the model's format and in the one
-    that training would take: for estimates.
+    Medians over `new_tokens` - 1 tokens, after as many tokens of warm-up. This predicts the cost of any plan's model,
+    since all layers cost about the same. For estimates, also measures the tokens per second of a forward pass, in the
+    model's precision and in the precision used for training.
     """
     check_keeps_cache(model, prompt)
     layers = find_decoder(model).layers
@@ -56,25 +56,26 @@ def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) ->
 
 
 def config_cost(name: str, dtype: str = "auto", prompt_tokens: int = 64) -> dict[str, Any] | None:
-    """`decode_cost` of a model that need not be here: one layer of its shape, with random weights, is timed on this
-    machine and counted as often as the model has layers. None if the model keeps no cache to generate from.
+    """`decode_cost` of a model, estimated from its config alone: no weights needed. None if it returns no cache.
+
+    Times one layer of the model's shape, with random weights, on this machine and multiplies by the number of layers.
 
     Args:
-        name: a model as in `models.load_model`; its config is enough.
+        name: a model as in `load_model`; its config is enough.
 
-    Memory: one layer, embedding and head.
+    Memory: one layer, embedding and output head.
     """
     config = load_config(name)
     whole = skeleton(config, name)
     count = len(find_decoder(whole).layers)
     first = MergePlan(count, (Window(0, count - 1),) if count > 1 else (), "keep_first")
-    one = apply_plan(whole, first, lambda window: MergedLayer(0))
-    form = one.dtype if dtype == "auto" else getattr(torch, dtype)
+    single = apply_plan(whole, first, lambda window: MergedLayer(0))  # the model with its first layer only
+    precision = single.dtype if dtype == "auto" else getattr(torch, dtype)
     device = pick_device("auto")
-    check_memory(f"Timing a layer of {name}", 2 * parameter_count(one) * form.itemsize)
+    check_memory(f"Timing a layer of {name}", 2 * parameter_count(single) * precision.itemsize)
     with torch.device(device):
-        model: Any = AutoModelForCausalLM.from_config(one.config, dtype=form).eval()
-    prompt = torch.randint(0, min(1000, one.config.get_text_config().vocab_size), (1, prompt_tokens))
+        model: Any = AutoModelForCausalLM.from_config(single.config, dtype=precision).eval()
+    prompt = torch.randint(0, min(1000, single.config.get_text_config().vocab_size), (1, prompt_tokens))
     if not keeps_cache(model, prompt):
         return None
     cost = decode_cost(model, prompt)
@@ -88,7 +89,7 @@ def config_cost(name: str, dtype: str = "auto", prompt_tokens: int = 64) -> dict
 
 @contextmanager
 def _seconds_in_layers(model: PreTrainedModel) -> Iterator[list[float]]:
-    """One number that grows by the seconds that the decoder's layers take."""
+    """A list with one number: the seconds spent in the decoder's layers so far."""
     spent, began = [0.0], [0.0]
 
     def before(*_: Any) -> None:
@@ -109,18 +110,18 @@ def _seconds_in_layers(model: PreTrainedModel) -> Iterator[list[float]]:
 
 @torch.inference_mode()
 def _forward_seconds(model: PreTrainedModel, prompt: Tensor, fast: bool, texts: int = 8) -> tuple[float, float]:
-    """Seconds for each token of a forward pass with logits, in the layers and besides; the better of two.
+    """Seconds per token of a forward pass with logits, in the layers and in the rest; the faster of two passes.
 
     Args:
-        fast: in bfloat16, as when training.
+        fast: in bfloat16, as in training.
     """
     ids = prompt.to(model.device).repeat(texts, 1)
-    found = []
+    passes = []
     with torch.autocast(model.device.type, torch.bfloat16, enabled=fast), _seconds_in_layers(model) as in_layers:
         for _ in range(2):
             in_layers[0], start = 0.0, time.perf_counter()
             model(ids, use_cache=False)
             wait_for_device(model)
-            found.append((time.perf_counter() - start, in_layers[0]))
-    whole, layers = min(found)
+            passes.append((time.perf_counter() - start, in_layers[0]))
+    whole, layers = min(passes)
     return layers / ids.numel(), (whole - layers) / ids.numel()

@@ -15,26 +15,26 @@ from swm.workspace.machine import is_out_of_memory
 
 
 def generated_tokens(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> Iterator[Tensor]:
-    """Greedy continuation of a prompt, one token at a time, shape (1, 1) each; with KV cache, never stopping early."""
+    """Greedy continuation of a prompt, one token at a time, shape (rows, 1); uses the KV cache, never stops early."""
     result: Any = model(prompt.to(model.device), use_cache=True, logits_to_keep=1)
     for step in range(new_tokens):
         token = result.logits[:, -1:].argmax(-1)
         yield token
         if step + 1 < new_tokens:
-            kept = _kept(result)
-            assert kept is not None  # see check_keeps_cache
-            result = model(token, use_cache=True, logits_to_keep=1, **{kept: result[kept]})
+            cache = _cache_name(result)
+            assert cache is not None  # see check_keeps_cache
+            result = model(token, use_cache=True, logits_to_keep=1, **{cache: result[cache]})
 
 
 def keeps_cache(model: PreTrainedModel, prompt: Tensor) -> bool:
-    """Whether the model gives back what it has read, so that the next token needs no second reading."""
+    """Whether the model returns a cache, so that the next token does not need the whole prompt again."""
     with torch.inference_mode():
-        return _kept(model(prompt.to(model.device), use_cache=True)) is not None
+        return _cache_name(model(prompt.to(model.device), use_cache=True)) is not None
 
 
 @torch.inference_mode()
 def check_generates(model: PreTrainedModel, prompt: Tensor) -> None:
-    """Raise ModelError if transformers cannot generate with the model, as when no layer is left that has attention."""
+    """Raise ModelError if transformers cannot generate with the model, for example with no attention layer left."""
     try:
         with quiet_transformers():
             model.generate(prompt.to(model.device), max_new_tokens=2, do_sample=False)  # type: ignore[operator]
@@ -42,27 +42,27 @@ def check_generates(model: PreTrainedModel, prompt: Tensor) -> None:
         if is_out_of_memory(error):
             raise
         raise ModelError(
-            f"The {type(model).__name__} cannot generate text: {first_line(error)} Of layers of several kinds, "
-            "keep one of each kind."
+            f"The {type(model).__name__} cannot generate text: {first_line(error)} If the model mixes several types of "
+            "layers, keep at least one of each type."
         ) from None
 
 
 def check_keeps_cache(model: PreTrainedModel, prompt: Tensor) -> None:
-    """Raise ModelError if the model cannot generate token by token from what it has kept."""
+    """Raise NoCacheError if the model returns no cache to generate from."""
     if not keeps_cache(model, prompt):
         raise NoCacheError(
-            f"{type(model).__name__} returns no cache (keys and values, or a state), so its generation speed cannot be "
-            "measured. Compare size and scores only."
+            f"Cannot measure the generation speed of {type(model).__name__}: it returns no cache (keys and values, or "
+            "a state). Compare size and scores only."
         )
 
 
-def _kept(result: Any) -> str | None:
-    """By what name the result has the cache."""
+def _cache_name(result: Any) -> str | None:
+    """The name under which the result holds the cache; None if it has none."""
     names = ("cache", "past_key_values", "cache_params")
     return next((name for name in names if name in result and result[name] is not None), None)
 
 
 def wait_for_device(model: PreTrainedModel) -> None:
-    """Wait until the model's GPU has finished; at once on a CPU."""
+    """Wait until the model's GPU has finished its work; does nothing on a CPU."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)

@@ -1,4 +1,4 @@
-"""Two models over the same documents: is the difference more than noise? And which answers changed."""
+"""Compares two models on the same documents: is the difference significant, and which answers changed?"""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 NOISE = 0.05
-FEWEST_DOCUMENTS = 30  # of each task: with fewer there is no verdict
+FEWEST_DOCUMENTS = 30  # per task; no verdict with fewer
 VERDICTS = ("not significant", "better", "worse", "too few documents")
 AVERAGE = "average"
-Z_95 = 1.959963984540054  # of the normal distribution: two-sided 5 %
+Z_95 = 1.959963984540054  # normal quantile for a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Second minus first model on a task.
+    """Difference of two models on a task: second minus first.
 
     Attributes:
-        difference: of the shares answered right, -1 to 1; `low` and `high` are its 95 % interval over documents. It
-            holds 0 exactly where `p_value` is 0.05 or more.
-        p_value: two-sided, of no difference: exact McNemar test for a task, normal for the average.
-        gained, lost: documents that only the second, or only the first model answers right.
-        fewest: documents of the task, or of the smallest one in the average.
+        difference: of the shares of correct answers, -1 to 1; `low` and `high` are its 95 % interval over documents,
+            which contains 0 if and only if `p_value` is 0.05 or more.
+        p_value: two-sided, for the hypothesis of no difference: exact McNemar test for a task, normal for the average.
+        gained, lost: documents that only the second or only the first model answers correctly.
+        fewest: documents of the task, or of the smallest task in the average.
     """
 
     task: str
@@ -48,41 +48,41 @@ def paired(first: dict[str, Any], second: dict[str, Any]) -> list[Paired]:
     """One comparison for each task that both models answered, then their average.
 
     Args:
-        first, second: what `documents.json` of a run says: by task, rows with `id` and `correct`. Documents that only
-            one of them saw are left out.
+        first, second: content of a run's `documents.json`: by task, rows with `id` and `correct`. Documents that only
+            one of them saw are ignored.
 
-    Source: McNemar 1947, exact form (binomial on the documents that changed), and the exact interval that belongs to it
-    (Clopper and Pearson 1934, of the share gained among the changed; scipy). Answers that are means over several runs
-    are no yes or no: there a t interval and test of the mean. The average takes tasks as independent and normal, with
-    each task's error of half a document more of each kind of change (Bonett and Price 2012), so that none is 0.
+    Source: McNemar 1947, exact form (binomial on the documents that changed), with the matching exact interval (Clopper
+    and Pearson 1934, of the share gained among the changed; scipy). Answers averaged over several runs are not binary:
+    they get a t interval and t test of the mean. The average treats tasks as independent and normal; each task's
+    standard error adds half a document to each kind of change (Bonett and Price 2012), so that it is never 0.
     """
-    found, errors = [], []
+    comparisons, errors = [], []
     for task, rows in first.get("tasks", {}).items():
         pairs = _pairs(rows, second.get("tasks", {}).get(task, []))
         if not pairs:
             continue
-        changes = [round(b["correct"] - a["correct"], 9) for a, b in pairs]  # means over runs have rounding in them
+        changes = [round(b["correct"] - a["correct"], 9) for a, b in pairs]  # means over runs carry rounding errors
         mean = math.fsum(changes) / len(changes)
         gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
         errors.append(_error(changes, gained, lost))
         low, high, p_value = _exact(gained, lost, len(pairs)) if _whole(changes) else _by_t(changes)
-        found.append(Paired(task, len(pairs), mean, low, high, p_value, gained, lost, len(pairs)))
-    if len(found) > 1:
-        mean = math.fsum(one.difference for one in found) / len(found)
-        error = math.sqrt(math.fsum(e**2 for e in errors)) / len(found)
+        comparisons.append(Paired(task, len(pairs), mean, low, high, p_value, gained, lost, len(pairs)))
+    if len(comparisons) > 1:
+        mean = math.fsum(task.difference for task in comparisons) / len(comparisons)
+        error = math.sqrt(math.fsum(e**2 for e in errors)) / len(comparisons)
         p_value = math.erfc(abs(mean) / error / math.sqrt(2))
-        sums = [sum(getattr(one, name) for one in found) for name in ("documents", "gained", "lost")]
+        sums = [sum(getattr(task, name) for task in comparisons) for name in ("documents", "gained", "lost")]
         low, high = mean - Z_95 * error, mean + Z_95 * error
-        fewest = min(one.fewest for one in found)
-        found.append(Paired(AVERAGE, sums[0], mean, low, high, p_value, sums[1], sums[2], fewest))
-    return found
+        fewest = min(task.fewest for task in comparisons)
+        comparisons.append(Paired(AVERAGE, sums[0], mean, low, high, p_value, sums[1], sums[2], fewest))
+    return comparisons
 
 
 def mean_answers(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One model that answers each document right as often as several do; a single one as it is.
+    """The answers of several runs, averaged for each document; those of a single run unchanged.
 
     Args:
-        runs: as for `paired`; documents that not all saw are left out.
+        runs: as for `paired`; documents that not every run saw are ignored.
     """
     if len(runs) == 1:
         return runs[0]
@@ -115,22 +115,22 @@ def _error(changes: Sequence[float], gained: int, lost: int) -> float:
 
 def _exact(gained: int, lost: int, documents: int) -> tuple[float, float, float]:
     """Interval of the difference and p-value, given how many documents changed."""
-    from scipy.stats import binomtest  # half a second, for those who compare
+    from scipy.stats import binomtest  # takes half a second to import
 
     if not (changed := gained + lost):
-        # Nothing changed, so nothing is known of which way it would: the interval of a share that was never seen.
+        # Nothing changed, so the direction is unknown: use the exact interval of a share that was never observed.
         most = 1 - (NOISE / 2) ** (1 / documents)
         return -most, most, 1.0
     test = binomtest(gained, changed)
     share = test.proportion_ci(1 - NOISE, method="exact")
-    low, high = ((2 * one - 1) * changed / documents for one in (share.low, share.high))
+    low, high = ((2 * end - 1) * changed / documents for end in (share.low, share.high))
     return float(low), float(high), float(test.pvalue)
 
 
 def _by_t(changes: Sequence[float]) -> tuple[float, float, float]:
     from scipy.stats import ttest_1samp
 
-    if len(set(changes)) < 2:  # no spread, or a single document: nothing can be said
+    if len(set(changes)) < 2:  # no spread, or a single document: no conclusion possible
         return -1.0, 1.0, 1.0
     test = ttest_1samp(changes, 0.0)
     interval = test.confidence_interval(1 - NOISE)
@@ -138,7 +138,7 @@ def _by_t(changes: Sequence[float]) -> tuple[float, float, float]:
 
 
 def flipped(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:
-    """Documents of which one model is right and the other wrong: task, question, right answer, both answers."""
+    """Documents that one model answers correctly and the other not: task, question, correct answer, both answers."""
     return [
         {
             "task": task,

@@ -1,4 +1,4 @@
-"""The most memory that a block of code takes beyond what was in use before."""
+"""Peak memory of a block of code, beyond what was in use before."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 @contextmanager
 def peak_memory(model: PreTrainedModel) -> Iterator[list[int]]:
-    """A list whose one entry is, after the block, how many bytes it took beyond those in use before."""
+    """A list whose single entry holds, after the block, its peak memory in bytes beyond what was in use before."""
     peak = [0]
     if model.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -41,7 +41,7 @@ def peak_memory(model: PreTrainedModel) -> Iterator[list[int]]:
 
 
 def _return_freed_memory() -> None:
-    """Give freed memory back to the system, else a second generation seems to need none. glibc only."""
+    """Return freed memory to the system, otherwise a second generation seems to need none. glibc only."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)

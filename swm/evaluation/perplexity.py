@@ -19,7 +19,7 @@ from swm.progress import Progress
 def perplexity(
     model: PreTrainedModel, tokens: Tensor, batch: int = 8, on_progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Perplexity of texts that stand each on their own (no context carried over).
+    """Perplexity of independent texts (no context carried over between them).
 
     Args:
         tokens: ids, shape (texts, length), int64, no padding; the first token of a text is given, not predicted.
@@ -29,10 +29,10 @@ def perplexity(
         `texts`, `length_tokens`, `predicted_tokens`.
 
     Raises:
-        TextError: if a text has fewer than two tokens. ModelError: if the loss is not finite.
+        TextError: if the texts have fewer than two tokens. ModelError: if the loss is not finite.
     """
     if tokens.shape[1] < 2:
-        raise TextError("A text of one token has nothing to predict. Choose longer texts.")
+        raise TextError("Perplexity needs texts of at least 2 tokens (got 1). Choose longer texts.")
     losses: list[float] = []
     for part in own_part(list(tokens.split(batch))):
         ids = part.to(model.device)
@@ -46,12 +46,12 @@ def perplexity(
     losses = gathered(losses)
     if broken := [loss for loss in losses if not math.isfinite(loss)]:
         raise ModelError(
-            f"The model's loss is {broken[0]} in {str(model.dtype).removeprefix('torch.')}: its weights or its "
-            "number format overflow. Merge with other windows, or create the experiment with --dtype float32."
+            f"The model's loss is {broken[0]} in {str(model.dtype).removeprefix('torch.')}: it overflows in this "
+            "precision, or its weights are damaged. Merge other windows, or create the experiment with --dtype float32."
         )
     mean = math.fsum(losses) / len(losses)
     error = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1) / len(losses))
-    # Beyond e^50 the number says no more than "broken", and JSON has no infinity.
+    # Capped at e^50, where the model is broken anyway: JSON has no infinity.
     value, low, high = (math.exp(min(x, 50.0)) for x in (mean, mean - 1.96 * error, mean + 1.96 * error))
     return {
         "value": value,

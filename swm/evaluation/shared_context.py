@@ -1,8 +1,8 @@
-"""An lm-eval model that reads what the choices of a question share once. Its log-likelihoods equal HFLM's.
+"""An lm-eval model that computes the shared context of a question's choices once. Its log-likelihoods equal HFLM's.
 
-lm-eval's own class runs context and choice together, once for each choice, and computes the whole vocabulary at every
-position. Here the choices of a question are one tree of tokens, each seen by those below it only (the attention of
-SpecInfer, arXiv:2305.09781, section 4.2), and the vocabulary is computed where a token is scored. Only evaluate.py uses
+lm-eval's own class HFLM runs context and choice together, once for each choice, and computes logits at every position.
+Here the choices of a question form a tree of tokens in which each token attends only to its ancestors (tree attention
+of SpecInfer, arXiv:2305.09781, section 4.2), and logits are computed only where a token is scored. Only tasks.py uses
 this module.
 """
 
@@ -25,17 +25,20 @@ from swm.models.processes import gathered, own_part
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 Result = tuple[float, bool]
-BATCH_TOKENS = {"cpu": 512, "cuda": 4096}  # with padding; logits of 4096 places of 150 thousand words are 2.5 GB
-TREE_TOKENS = 4096  # a larger question is left to lm-eval's own class: the mask grows with the square
+BATCH_TOKENS = {"cpu": 512, "cuda": 4096}  # with padding; logits of 4096 tokens over 150,000 words take 2.5 GB
+TREE_TOKENS = 4096  # larger questions go to lm-eval's own class: the mask grows quadratically
 logger = logging.getLogger(__name__)
 
 
 class _Question:
-    """Choices as a tree of tokens: beginnings that they share are one branch.
+    """A question's choices as a tree of tokens, in which shared beginnings are stored once.
 
     Attributes:
-        parents: of each token the one before it, -1 at the beginning; always an earlier index.
-        scored: of each request its index, the tokens that predict its continuation, and the continuation.
+        first: tokens of the first choice.
+        tokens: token ids of the tree's nodes.
+        parents: for each node, the index of the previous token; -1 at the beginning; always an earlier index.
+        depths: for each node, its position in the text.
+        scored: for each request, its index, the nodes that predict its continuation, and the continuation.
     """
 
     def __init__(self, context: str) -> None:
@@ -45,14 +48,14 @@ class _Question:
         self.parents: list[int] = []
         self.depths: list[int] = []
         self.scored: list[tuple[int, list[int], list[int]]] = []
-        self._known: dict[tuple[int, int], int] = {}
+        self._nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> node
 
     def add(self, index: int, tokens: list[int], continuation: list[int]) -> None:
-        """A choice: all tokens but its last, and the continuation to score."""
+        """Add a choice: all its tokens but the last, and the continuation to score."""
         self.first = self.first or tokens
         node, path = -1, []
         for depth, token in enumerate(tokens):
-            node, parent = self._known.setdefault((node, token), len(self.tokens)), node
+            node, parent = self._nodes.setdefault((node, token), len(self.tokens)), node
             if node == len(self.tokens):
                 self.tokens.append(token)
                 self.parents.append(parent)
@@ -62,34 +65,34 @@ class _Question:
 
     @property
     def hardness(self) -> tuple[bool, int]:
-        """Whether it branches (else any causal model gets it right), and its tokens."""
+        """Whether the tree branches (if not, any causal model handles it), and its number of tokens."""
         return len(self.tokens) > max(self.depths) + 1, len(self.tokens)
 
     def takes(self, context: str, tokens: list[int]) -> bool:
-        """Whether a request is a choice of this question: the same context, or half of its tokens."""
+        """Whether a request belongs to this question: it has the same context, or shares half of the tokens."""
         pairs = zip(self.first, tokens, strict=False)
         common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.first), len(tokens)))
         return context == self.context or 2 * common >= min(len(self.first), len(tokens))
 
 
 class SharedContextLM(HFLM):
-    """HFLM that computes what neighbouring requests share once.
+    """HFLM that computes the shared part of neighbouring requests once.
 
-    Where a model does not take such attention (tried on the longest question that branches), or a question does not
-    fit, lm-eval's own way is used.
+    Falls back to HFLM's own method if the model does not support tree attention (checked on the longest question that
+    branches), or if a question is too long.
 
-    Several processes (see `swm.models.processes`) score a part each, and all get all results.
+    Several processes (see `swm.models.processes`) score a part each, and every process gets all results.
 
     Attributes:
-        on_progress: called with (requests done, requests in all).
+        on_progress: called with (requests done, total requests).
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=16, device=str(model.device))  # type: ignore[arg-type]
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
-        # A window of attention narrower than the question would need a mask for each layer.
+        # An attention window shorter than the question would need a separate mask for each layer.
         self._longest = min(TREE_TOKENS, getattr(self.model.config, "sliding_window", None) or TREE_TOKENS)
-        self._tried = (False, 0)  # whether it branched, and tokens, of the hardest question that both ways agreed on
+        self._tried = (False, 0)  # hardness of the hardest question on which both methods agreed
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -121,7 +124,7 @@ class SharedContextLM(HFLM):
         for index, ((text, _), context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
                 continue
-            # Cut from the left where it is too long, as HFLM does.
+            # Truncate from the left, as HFLM does.
             tokens = (context + continuation)[-(self.max_length + 1) :][:-1]
             if question is None or not question.takes(text, tokens):
                 if question:
@@ -132,19 +135,19 @@ class SharedContextLM(HFLM):
             yield question
 
     def _takes_trees(self, question: _Question, requests: list[Request]) -> bool:
-        """Whether the choice that branches off last scores the same as on its own; told once where it does not."""
+        """Whether the choice that branches off last scores the same as on its own; logs the reason once if not."""
         index, _, _ = max(question.scored, key=lambda choice: choice[1][-1])
         expected, _ = super()._loglikelihood_tokens([requests[index]], disable_tqdm=True)[0]
         allowed = 1e-4 if self.model.dtype == torch.float32 else 0.02
-        reason = "its attention does not take trees of tokens"
+        reason = "its attention does not support token trees"
         try:
-            found, _ = dict(self._scored([question]))[index]
+            likelihood, _ = dict(self._scored([question]))[index]
         except (TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
-            reason, found = str(error).partition("\n")[0][:200], math.nan
-        if abs(found - expected) <= allowed * max(1.0, abs(expected)):
+            reason, likelihood = str(error).partition("\n")[0][:200], math.nan
+        if abs(likelihood - expected) <= allowed * max(1.0, abs(expected)):
             self._tried = question.hardness
             return True
-        logger.info("Scoring one choice at a time, since this model does not go with the fast way: %s.", reason)
+        logger.info("Scoring one choice at a time: this model does not support the fast method (%s).", reason)
         self._longest = 0
         return False
 
@@ -169,14 +172,14 @@ class SharedContextLM(HFLM):
 
 @contextmanager
 def _only_at(head: nn.Module, places: Tensor) -> Iterator[None]:
-    """The head is given these places of (rows x length) only, as one row."""
+    """The head gets only these places of (rows x length), as one row."""
     chosen = lambda module, args: (args[0].flatten(0, 1)[places.to(args[0].device)][None],)  # noqa: E731
     with hooked([head.register_forward_pre_hook(chosen)]):
         yield
 
 
 def _mask(batch: list[_Question], longest: int) -> Tensor:
-    """Added to the attention, shape (rows, 1, longest, longest): each token sees those before it in its tree."""
+    """Additive attention mask, shape (rows, 1, longest, longest): each token attends to its ancestors and itself."""
     sees = np.zeros((len(batch), longest, longest), dtype=bool)
     sees[:, range(longest), range(longest)] = True  # padding sees itself
     for row, question in zip(sees, batch, strict=True):
@@ -188,7 +191,7 @@ def _mask(batch: list[_Question], longest: int) -> Tensor:
 
 
 def _batches(questions: list[_Question], tokens: int) -> Iterator[list[_Question]]:
-    """Questions of nearly the same size, longest first, so many that they have at most `tokens` with padding."""
+    """Batches of questions of similar size, longest first, with at most `tokens` tokens each, padding included."""
     while questions:
         fit = max(1, tokens // len(questions[0].tokens))
         yield questions[:fit]

@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of generation. Two models are timed in turn, so that a busy moment hits both."""
+"""Latency, throughput and memory of generation. Models are timed in turn, so that a busy moment affects all of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def time_models(
     repetitions: int = 7,
     on_progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
-    """How fast each model generates, measured in turn: once each, then again.
+    """Generation speed of each model; the models take turns, one generation each per turn.
 
     Args:
         models: in eval mode, all on one device.
@@ -36,10 +36,11 @@ def time_models(
 
     Returns:
         For each model: `latency_ms` (median of a whole generation), `latency_p10_ms`, `latency_p90_ms`,
-        `prefill_ms` (median, the prompt alone), `tokens_per_second` (new tokens after the first, by the median decode
-        time), `peak_memory_bytes` (weights and what generation adds), and for all but the first `speedup`: median of
-        the ratios first / this one in each turn, with `low` and `high` (smallest and largest ratio). Conditions:
-        `prompt_tokens`, `new_tokens`, `repetitions`, `warm_up`, `threads`, `device`, `dtype`.
+        `prefill_ms` (median, the prompt alone), `tokens_per_second` (new tokens after the first, over the median decode
+        time), `peak_memory_bytes` (weights plus what generation adds), and for all but the first model `speedup`: the
+        median over turns of the first model's latency divided by this one's, with `low` and `high` (smallest and
+        largest ratio). Conditions: `prompt_tokens`, `new_tokens`, `repetitions`, `warm_up`, `threads`, `device`,
+        `dtype`.
     """
     for model in models:
         check_keeps_cache(model, prompt)
@@ -66,16 +67,16 @@ def time_models(
 def throughput(
     models: Sequence[PreTrainedModel], prompt: Tensor, batches: Sequence[int] = (1, 4, 16), new_tokens: int = 12
 ) -> list[dict[str, float]]:
-    """Generated tokens per second of each model by batch size, the models in turn, the better of two."""
-    found: list[dict[str, float]] = [{} for _ in models]
+    """Generated tokens per second of each model by batch size; the models take turns, the better of two counts."""
+    rates_by_model: list[dict[str, float]] = [{} for _ in models]
     for batch in batches:
         ids = prompt.repeat(batch, 1)
         for _ in range(2):
-            for model, rates in zip(models, found, strict=True):
+            for model, rates in zip(models, rates_by_model, strict=True):
                 prefill, latency = _generation_seconds(model, ids, new_tokens)
                 rate = batch * (new_tokens - 1) / (latency - prefill)
                 rates[str(batch)] = max(rate, rates.get(str(batch), 0.0))
-    return found
+    return rates_by_model
 
 
 def _summary(
@@ -112,7 +113,7 @@ def _summary(
 
 @torch.inference_mode()
 def _generation_seconds(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds until the first token, and until the last."""
+    """Seconds to the first token, and to the last."""
     start = time.perf_counter()
     times: list[float] = []
     for _ in generated_tokens(model, prompt, new_tokens):

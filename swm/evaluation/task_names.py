@@ -1,4 +1,4 @@
-"""The zero-shot tasks by name, and how many documents of each. No lm_eval: pages and command line name them."""
+"""The zero-shot tasks by name, and the limit on documents. Imports no lm_eval, for pages and command line."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import BeforeValidator
 from swm.checked import Between
 from swm.errors import SettingsError
 
-# Metric of each task as the released evaluation takes it: accuracy, or accuracy with the log-likelihood divided by the
-# characters of the answer ("acc_norm", so in lm-eval 0.4.13; some papers say bytes) where answers differ in length.
+# Metric of each task in the paper's released evaluation: accuracy, or for answers of different lengths "acc_norm":
+# accuracy with the log-likelihood divided by the answer's characters (as in lm-eval 0.4.13; some papers say bytes).
 PAPER_METRICS = {
     "boolq": "acc",
     "piqa": "acc",
@@ -23,18 +23,16 @@ PAPER_METRICS = {
 
 
 TASKS = tuple(PAPER_METRICS)
-
-
-MOST_DOCUMENTS = 10**9  # of a task
+MOST_DOCUMENTS = 10**9  # upper limit per task
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:
-    """Task names from a comma-separated list; "all" is the seven of the paper."""
+    """Task names from a comma-separated list; "all" means the paper's seven tasks."""
     if text.strip() == "all":
         return TASKS
     tasks = tuple(filter(None, (part.strip() for part in text.split(","))))
     if not tasks:
-        raise SettingsError("No task is named. Write all, or names with commas between, as in boolq,piqa.")
+        raise SettingsError("No tasks given. Use all, or a comma-separated list such as boolq,piqa.")
     return tasks
 
 
@@ -45,4 +43,4 @@ def _limit(value: Any) -> Any:
 
 
 Limit = Annotated[Annotated[int, Between(1, MOST_DOCUMENTS)] | None, BeforeValidator(_limit)]
-"""Documents of each task; "none" in a file, None in memory, for all."""
+"""Documents per task; for all of them, "none" in a file and None in memory."""

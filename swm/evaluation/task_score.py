@@ -1,4 +1,4 @@
-"""The score of one task, from what lm-eval returns."""
+"""The score of one task, from lm-eval's results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from swm.errors import SettingsError
 from swm.evaluation.task_names import PAPER_METRICS
 from swm.texts.task_prompts import TASK_DATA
 
-QUESTION_LETTERS = 400  # of a question and an answer are kept
+QUESTION_LETTERS = 400  # characters kept of a question and of an answer
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class TaskScore:
     """One task's score.
 
     Attributes:
-        value: share of documents answered right, 0 to 1.
+        value: share of documents answered correctly, 0 to 1.
         stderr: standard error of `value` over documents.
         answers: for each document, in order: `id` (hash of the document), `correct` (1 or 0), `question` (its end),
-            `right` and `picked`, the right answer and the model's.
+            `right` and `picked` (the correct answer and the model's).
     """
 
     task: str
@@ -40,7 +40,7 @@ class TaskScore:
         return tuple(answer["correct"] for answer in self.answers)
 
     def entry(self) -> dict[str, Any]:
-        """What scores.json says of it: all but the answers."""
+        """The task's entry in scores.json: everything but its name and the answers."""
         return {name: value for name, value in asdict(self).items() if name not in ("task", "answers")}
 
 
@@ -48,12 +48,12 @@ def score_of(task: str, results: dict[str, Any]) -> TaskScore:
     """A task's score from the results of lm-eval; raises SettingsError if the task has no accuracy."""
     # "metric,filter", as in "acc,none" or "exact_match,strict-match"
     keys = [key for key in results["results"][task] if "," in key and "_stderr" not in key]
-    wanted = [PAPER_METRICS[task]] if task in PAPER_METRICS else ["acc_norm", "acc", "exact_match"]
-    ordered = sorted(keys, key=lambda key: (*(key.split(",")[0] != name for name in wanted), keys.index(key)))
-    metric, chosen = ordered[0].split(",", 1)
+    preferred = [PAPER_METRICS[task]] if task in PAPER_METRICS else ["acc_norm", "acc", "exact_match"]
+    ordered = sorted(keys, key=lambda key: (*(key.split(",")[0] != name for name in preferred), keys.index(key)))
+    metric, filter_name = ordered[0].split(",", 1)
     if not metric.startswith("acc") and metric != "exact_match":
-        raise SettingsError(f"Task {task} gives {metric}, not a share of right answers. Choose another task.")
-    samples = [sample for sample in results["samples"][task] if sample.get("filter", "none") == chosen]
+        raise SettingsError(f"Task {task} reports {metric}, not accuracy. Choose another task.")
+    samples = [sample for sample in results["samples"][task] if sample.get("filter", "none") == filter_name]
     samples.sort(key=lambda sample: sample["doc_id"])
     answers = tuple(_answer(sample, metric) for sample in samples)
     correct = [answer["correct"] for answer in answers]
@@ -65,10 +65,10 @@ def score_of(task: str, results: dict[str, Any]) -> TaskScore:
 
 
 def standard_error(correct: Sequence[float]) -> float:
-    """Standard error of the share of documents answered right: the sample's, as lm-eval gives it for a mean.
+    """Standard error of the share of documents answered correctly: that of a sample mean, as in lm-eval.
 
-    Where all are right, or all wrong, that would be 0 however few they are: there it is a quarter of the 95 % interval
-    of Wilson 1927, which such a sample still leaves open.
+    If all answers are correct, or all wrong, that would be 0 for any number of documents; then it is a quarter of the
+    width of the 95 % interval of Wilson 1927.
     """
     n, value = len(correct), math.fsum(correct) / len(correct)
     if len(set(correct)) > 1:
@@ -78,11 +78,11 @@ def standard_error(correct: Sequence[float]) -> float:
 
 
 def _answer(sample: dict[str, Any], metric: str) -> dict[str, Any]:
-    """A document's question, right answer and the model's, from what lm-eval keeps of it."""
+    """A document's question, correct answer and the model's answer, from lm-eval's sample."""
     requests, target, responses = sample["arguments"], sample["target"], sample["filtered_resps"]
     question = str(requests[0][0])
     choices = [str(request[1]).strip() for request in requests]
-    if len({str(request[0]) for request in requests}) > 1:  # the choices stand in the context, as in winogrande
+    if len({str(request[0]) for request in requests}) > 1:  # the choices are in the context, as in winogrande
         question = "…" + choices[0]
         choices = [str(request[0]) for request in requests]
         target = sample["doc"].get("answer", target)

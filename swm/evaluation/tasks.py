@@ -20,7 +20,7 @@ from swm.models.processes import gathered
 from swm.progress import Progress
 from swm.texts.task_prompts import TASK_DATA, task_dataset
 
-# Where lm-eval keeps their definitions.
+# Folders of lm-eval's task definitions.
 TASK_FOLDERS = {
     "boolq": "super_glue/boolq",
     "piqa": "piqa",
@@ -43,10 +43,10 @@ def zero_shot(
 
     Args:
         tasks: names that lm-eval knows. The seven of PAPER_METRICS use the bundled data, others the hub.
-        limit: the first so-many documents of each task; None for all.
+        limit: use only the first documents of each task, this many; None for all.
 
     Raises:
-        SettingsError: if a task is unknown, or its data cannot be had.
+        SettingsError: if a task is unknown, or its data cannot be loaded.
     """
     from lm_eval import simple_evaluate
 
@@ -66,7 +66,7 @@ def zero_shot(
 
         lm.on_progress = requests_done
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()), _machine_not_asked():
-            # lm-eval warns and draws bars of its own; what matters of it is in the scores.
+            # lm-eval's own warnings and progress bars; everything that matters is in the scores.
             warnings.simplefilter("ignore")
             results: Any = simple_evaluate(
                 model=lm,
@@ -80,28 +80,28 @@ def zero_shot(
                 torch_random_seed=1234,
                 fewshot_random_seed=1234,
             )
-        scores += gathered([score_of(name, results)] if results else [])[:1]  # of several processes one is given them
+        scores += gathered([score_of(name, results)] if results else [])[:1]  # lm-eval gives results to one process
     return scores
 
 
 @contextlib.contextmanager
 def _machine_not_asked() -> Iterator[None]:
-    """lm-eval asks git and lists the machine's parts for each task: of no use here, and git complains."""
+    """Stops lm-eval from running git and listing the machine's hardware for each task: slow, and git complains."""
     from lm_eval import evaluator
 
-    asking = [name for name in ("get_git_commit_hash", "add_env_info") if hasattr(evaluator, name)]
-    own = {name: getattr(evaluator, name) for name in asking}
+    names = [name for name in ("get_git_commit_hash", "add_env_info") if hasattr(evaluator, name)]
+    originals = {name: getattr(evaluator, name) for name in names}
     try:
-        for name in own:
+        for name in originals:
             setattr(evaluator, name, lambda *_: None)
         yield
     finally:
-        for name, function in own.items():
+        for name, function in originals.items():
             setattr(evaluator, name, function)
 
 
 def _task_manager(tasks: Sequence[str]) -> Any:
-    """lm-eval's index of tasks; for the seven alone only their folders, since indexing all takes 10 seconds."""
+    """lm-eval's task index; for bundled tasks it covers only their folders, since indexing everything takes 10 s."""
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
@@ -120,43 +120,41 @@ def _whole_index() -> Any:
 
 
 def check_request(tasks: Sequence[str], limit: int | None) -> Any:
-    """lm-eval's index of the tasks, once they are found to be known and the limit to be one; loads no model.
+    """lm-eval's task index, after checking the tasks and the limit; loads no model.
 
     Raises:
-        SettingsError: if a task is unknown or the limit is out of range.
+        SettingsError: if a task is unknown or measures perplexity, or the limit is out of range.
     """
     check_limit(limit)
     manager = _task_manager(tasks)
     for task in tasks:
         if task not in manager.all_subtasks:
             raise SettingsError(
-                f"'{task}' is not a task that lm-eval knows. Bundled: {', '.join(TASKS)}; all others: lm-eval ls tasks."
+                f"Unknown task '{task}'. Bundled tasks: {', '.join(TASKS)}. To list all others: lm-eval ls tasks."
             )
         if (
             task not in TASK_FOLDERS
             and _config_of(task, manager, code=False).get("output_type") == "loglikelihood_rolling"
         ):
-            raise SettingsError(
-                f"Task {task} measures perplexity, not accuracy. Pass a text instead: --texts wikitext."
-            )
+            raise SettingsError(f"Task {task} measures perplexity, not accuracy. Use a text instead: --texts wikitext.")
     return manager
 
 
 def check_limit(limit: int | None) -> None:
-    """Raise SettingsError unless it is a number of documents, or None for all."""
+    """Raise SettingsError unless `limit` is a number of documents, or None for all."""
     if limit is not None and not 1 <= limit <= MOST_DOCUMENTS:
         raise SettingsError(f"--limit {limit} is out of range. Choose 1 or more documents, or none for all.")
 
 
 def _config_of(task: str, manager: Any, code: bool = True) -> dict[str, Any]:
-    """What lm-eval's file of the task says; with the task's own functions, which may need packages of theirs."""
+    """lm-eval's config of the task; with `code`, imports the task's own functions, which may need extra packages."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     return dict(load_yaml(manager.task_index[task].yaml_path, resolve_func=code))
 
 
 def _task(name: str, manager: Any, limit: int | None) -> Any:
-    """The registered task; for the seven with the bundled documents in place of the hub's."""
+    """The registered task; for bundled tasks, with the bundled documents instead of the hub's."""
     from lm_eval.api.task import ConfigurableTask
 
     if name not in TASK_DATA:
@@ -164,14 +162,15 @@ def _task(name: str, manager: Any, limit: int | None) -> Any:
             return next(iter(manager.load_task_or_group(name).values()))
         except ImportError as error:
             raise SettingsError(
-                f"Task {name} needs a package that is not installed: {first_line(error)} Install it, or choose another."
+                f"Task {name} needs a package that is not installed: {first_line(error)} Install it, or choose another "
+                "task."
             ) from None
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise SettingsError(
-                f"The data of task {name} cannot be had ({type(error).__name__}). Without a network only the bundled "
-                f"tasks work: {', '.join(TASKS)}."
+                f"Cannot load the data of task {name} ({type(error).__name__}). Without a network, choose bundled "
+                f"tasks: {', '.join(TASKS)}."
             ) from None
-    # lm-eval has no public way to give a registered task other documents: a dict with its name is not merged with it.
+    # lm-eval has no public API for replacing a registered task's documents: it does not merge a dict with that name.
     config = {key: value for key, value in _config_of(name, manager).items() if key not in ("tag", "group")}
     config.update(
         custom_dataset=lambda **_: {"validation": task_dataset(name, limit)},

@@ -39,24 +39,24 @@ def recover(
     layers: Sequence[int] | None = None,
     behind: Sequence[tuple[int, int]] = (),
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Train LoRA adapters on the linear maps of the layers and fold them in.
+    """Train LoRA adapters on the linear layers and fold them in.
 
-    Several processes (`accelerate launch`) share each batch: a step sees the same sequences whatever their number. The
-    first one writes.
+    Several processes (`accelerate launch`) share each batch: a step sees the same sequences for any number of
+    processes. The first one writes.
 
     Args:
-        model: the merged model; it is changed, and so are tensors that it shares with the original.
-        examples: recovery examples; the first ones are held out, the others are drawn in an order that `seed` fixes.
-        folder: for checkpoints and `adapter/` (a peft folder); a checkpoint found there is gone on from.
+        model: the merged model; changed in place, including tensors that it shares with the original.
+        examples: recovery examples; the first ones are held out, the others are shuffled by `settings.seed`.
+        folder: for checkpoints and `adapter/` (a peft folder); training resumes from a checkpoint in it.
         on_step: called after each step with (step, steps, numbers: loss, learning_rate, held_out_loss, ...); may raise
-            Cancelled, then a checkpoint is written first.
-        original: the model to learn from when `settings.target` is not "text".
-        layers: indexes of those that get adapters; None for all.
-        behind: (layer of the merged model, layer of the original) whose outputs are to be alike with target "hidden".
+            Cancelled, in which case a checkpoint is written first.
+        original: the model to learn from if `settings.target` is not "text".
+        layers: indexes of the layers that get adapters; None for all.
+        behind: (layer of the merged model, layer of the original) whose outputs should match with target "hidden".
 
     Returns:
-        The model with the adapters folded in (of processes that share its weights in the first one alone), and a
-        summary: trained parameters and tokens, held-out losses.
+        The model with the adapters folded in (with FSDP, only in the first process), and a summary: trained
+        parameters and tokens, held-out losses.
 
     Raises:
         TextError: if there are too few examples. ModelError: if the loss is not finite. SettingsError: if the
@@ -66,11 +66,11 @@ def recover(
     teacher = None
     if settings.target != "text":
         if original is None:
-            raise ValueError("The target is the original model's output, and no original model is given.")
+            raise ValueError(f"Target {settings.target} needs the original model, but none was given.")
         teacher = Teacher(original, layer_pairs(model, original, behind if settings.target == "hidden" else ()))
     rows = training_rows(tokenizer, examples, settings)
-    whole = copy.deepcopy(model) if is_sharded() and is_first() else model  # to fold into: the other one is taken apart
-    uses_cache = getattr(model.config, "use_cache", None)  # training switches it off, and a saved model would stay slow
+    whole = copy.deepcopy(model) if is_sharded() and is_first() else model  # to fold into: FSDP splits up the other one
+    uses_cache = getattr(model.config, "use_cache", None)  # training turns it off; saved like that, the model is slow
     adapted = _with_adapters(model, settings, layers)
     trainer, watch = make_trainer(adapted, rows, settings, folder, on_step, teacher)
     train(trainer, folder)
@@ -90,7 +90,7 @@ def recover(
 
 
 def _folded(trainer: Trainer, adapted: Any, whole: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Save the adapters and fold them in; where processes share the weights, into a whole model in the first one."""
+    """Save the adapters and fold them in; with FSDP, into the unsharded model of the first process."""
     weights = trainer.accelerator.get_state_dict(trainer.model) if is_sharded() else None
     if is_first():
         adapted.save_pretrained(folder, state_dict=weights)
@@ -105,7 +105,7 @@ def _folded(trainer: Trainer, adapted: Any, whole: PreTrainedModel, folder: Path
 
 
 def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: Sequence[int] | None) -> Any:
-    """The model with new LoRA adapters in some layers; the same ones for the same seed."""
+    """The model with new LoRA adapters in the given layers; the same seed gives the same adapters."""
     from peft import LoraConfig, get_peft_model
 
     lora = LoraConfig(
@@ -118,18 +118,18 @@ def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: S
     )
     torch.manual_seed(settings.seed)
     with warnings.catch_warnings():
-        # peft tells what it adapts by itself: GPT-2's Conv1D, experts that it leaves alone.
+        # peft warns about what it handles itself: GPT-2's Conv1D, experts that it does not adapt.
         warnings.simplefilter("ignore")
         try:
             return get_peft_model(model, lora)
-        except ValueError as error:  # a kind of layer that peft knows it cannot adapt, or none at all
+        except ValueError as error:  # no layers to adapt, or a kind that peft does not support
             raise ModelError(
-                f"{type(model).__name__} cannot be healed with LoRA: {first_line(error)} Evaluate it as it is."
+                f"Cannot heal {type(model).__name__} with LoRA: {first_line(error)} Evaluate it without healing."
             ) from None
 
 
 def check_adapts(model: PreTrainedModel, settings: RecoverySettings) -> None:
-    """Raise ModelError if LoRA cannot adapt such a model; found out without weights, before anything long."""
+    """Raise ModelError if LoRA cannot adapt such a model; quick, since it needs no weights."""
     config = copy.deepcopy(model.config)
     with torch.device("meta"):
         bare: Any = type(model)(config)
@@ -137,11 +137,11 @@ def check_adapts(model: PreTrainedModel, settings: RecoverySettings) -> None:
 
 
 def _linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[str]:
-    """Full names of the linear maps in these layers."""
+    """Full names of the linear modules in these decoder layers."""
     decoder = find_decoder(model).layers
     chosen = range(len(decoder)) if layers is None else layers
     inside = {id(module) for index in chosen for module in decoder[index].modules()}
-    # State-space mixers (they have A_log) read these weights without calling the module: an adapter would do nothing.
+    # State-space mixers (with A_log) read these weights without calling the module: an adapter would have no effect.
     mixers = [module for index in chosen for module in decoder[index].modules() if hasattr(module, "A_log")]
     inside -= {id(getattr(mixer, name, None)) for mixer in mixers for name in ("out_proj", "conv1d")}
     linear = (nn.Linear, Conv1D)
@@ -149,11 +149,13 @@ def _linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[s
 
 
 def check_shared(settings: RecoverySettings) -> None:
-    """Raise SettingsError for what several processes cannot do together."""
+    """Raise SettingsError if several processes cannot train with these settings."""
     if settings.batch % world_size():
         raise SettingsError(
             f"{world_size()} processes cannot share a batch of {settings.batch} evenly. Choose --batch "
             f"{-(-settings.batch // world_size()) * world_size()}, or another number of processes."
         )
     if is_sharded() and settings.target != "text":
-        raise SettingsError("Processes that share the weights (FSDP) learn --target text alone. Choose that.")
+        raise SettingsError(
+            f"--target {settings.target} does not work with sharded weights (FSDP). Choose --target text."
+        )

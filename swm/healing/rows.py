@@ -16,19 +16,20 @@ from swm.texts.tokens import end_token, leading_tokens, packed_rows, token_ids
 def training_rows(
     tokenizer: PreTrainedTokenizerBase, examples: list[Example], settings: RecoverySettings
 ) -> list[dict[str, list[int]]]:
-    """Token ids with labels, all of `settings.length` tokens.
+    """Sequences of token ids with labels, each of `settings.length` tokens.
 
-    Packed ("text"): the examples one after another, end-of-text between them, cut into equal parts. Else ("response"):
-    one example each, cut or padded; the prompt and the padding have no label.
+    Loss on "text": the examples are concatenated with end-of-text between them and cut into equal parts. Loss on
+    "response": one example per sequence, cut or padded; the prompt and the padding have no label.
 
     Raises:
-        TextError: if there are too few for the held-out ones and one batch.
+        TextError: if there are too few sequences for the held-out ones and one batch.
     """
     rows = rows_of(tokenizer, examples, settings)
     if len(rows) < settings.held_out + settings.batch:
         raise TextError(
-            f"The recovery text gives {len(rows)} sequences of {settings.length} tokens; {settings.held_out} are held "
-            f"out and a batch needs {settings.batch}. Choose a longer text or lower --length, --batch or --held-out."
+            f"The recovery text is too short: it gives {len(rows)} sequences of {settings.length} tokens, but "
+            f"{settings.held_out} are held out and a batch needs {settings.batch}. Choose a longer text or lower "
+            "--length, --batch or --held-out."
         )
     return rows
 
@@ -36,7 +37,7 @@ def training_rows(
 def rows_of(
     tokenizer: PreTrainedTokenizerBase, examples: list[Example], settings: RecoverySettings
 ) -> list[dict[str, list[int]]]:
-    """The sequences of a recovery text, however many there are."""
+    """All sequences of a recovery text, as for `training_rows`, without checking their number."""
     length = settings.length
     if settings.loss_on == "text":
         parts = packed_rows(tokenizer, [example.prompt + example.response for example in examples], length)

@@ -1,4 +1,4 @@
-"""transformers' Trainer for a recovery: its settings, its checkpoints, and how it is stopped."""
+"""transformers' Trainer for a recovery: settings, checkpoints, stopping."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 def train(trainer: Trainer, folder: Path) -> None:
-    """Train to the last step, from the last checkpoint on if there is one."""
+    """Train to the last step, resuming from the last checkpoint if there is one."""
     with first_alone():
-        found = _last_checkpoint(folder)
-    if found is None:
+        checkpoint = _last_checkpoint(folder)
+    if checkpoint is None:
         trainer.train()
         return
-    last, state = found
+    last, state = checkpoint
     try:
         if state.global_step < trainer.args.max_steps:
             trainer.train(resume_from_checkpoint=str(last))
-        else:  # it ended between the last step and the folding
+        else:  # interrupted between the last step and folding the adapters in
             trainer.state = state
             trainer._load_from_checkpoint(state.best_model_checkpoint or str(last))
     except RuntimeError as error:
         if "size mismatch" not in str(error):
             raise
         raise ModelError(
-            f"The checkpoint {last} is of another model or other settings: its adapters have other shapes. Delete the "
-            f"folder {folder} and recover again."
+            f"The checkpoint {last} belongs to another model or other settings: its adapters have different shapes. "
+            f"Delete the folder {folder} and recover again."
         ) from None
 
 
 def _last_checkpoint(folder: Path) -> tuple[Path, TrainerState] | None:
-    """The last checkpoint that was written to its end; those that a killed process left half-written are removed.
+    """The last complete checkpoint; deletes incomplete ones that a killed process left behind.
 
-    The Trainer writes its state after everything else of a checkpoint, but not at once.
+    A checkpoint is complete if its trainer state can be read: the Trainer writes that file last.
     """
     for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True):
         try:
@@ -69,8 +69,8 @@ def _last_checkpoint(folder: Path) -> tuple[Path, TrainerState] | None:
             continue
         if (path / "pytorch_model_fsdp.bin").exists() != is_sharded():
             raise SettingsError(
-                f"The recovery in {folder} was begun by processes that {'do not ' if is_sharded() else ''}share the "
-                "weights (FSDP). Go on in the same way, or delete that folder and recover again."
+                f"The recovery in {folder} was started {'without' if is_sharded() else 'with'} sharded weights (FSDP). "
+                "Resume it the same way, or delete that folder and recover again."
             )
         if state.best_model_checkpoint and not Path(state.best_model_checkpoint).is_dir():
             state.best_model_checkpoint = str(path)
@@ -86,7 +86,7 @@ def make_trainer(
     on_step: OnStep | None,
     teacher: Teacher | None,
 ) -> tuple[Trainer, _Watch]:
-    """transformers' Trainer for a recovery, and the callback that watches it."""
+    """transformers' Trainer for a recovery, and the callback that reports and stops it."""
     own_batch, device = settings.batch // world_size(), _training_device(adapted)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -118,15 +118,15 @@ def make_trainer(
         dataloader_pin_memory=False,
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # one process trains on one GPU: the Trainer would multiply the batch by all it sees
+        arguments._n_gpu = 1  # one GPU per process: otherwise the Trainer multiplies the batch by the number of GPUs
     if _checkpoints(adapted, settings):
-        # The name changed between releases of transformers, that of the setting too.
+        # The method's name, like the setting's, changed between releases of transformers.
         enable = getattr(adapted, "activation_checkpointing_enable", None) or adapted.gradient_checkpointing_enable
         enable()
         adapted.enable_input_require_grads()
     watch = _Watch(settings.steps, on_step)
     held_out, train = rows[: settings.held_out], rows[settings.held_out :]
-    train = train[: len(train) // settings.batch * settings.batch]  # several processes could not share half a batch
+    train = train[: len(train) // settings.batch * settings.batch]  # processes cannot share an incomplete batch
     data: dict[str, Any] = {"train_dataset": train, "eval_dataset": held_out, "callbacks": [watch]}
     trainer = Distillation(teacher, adapted, arguments, **data) if teacher else Trainer(adapted, arguments, **data)
     trainer.remove_callback(_printer())
@@ -134,13 +134,13 @@ def make_trainer(
 
 
 def _training_device(adapted: Any) -> torch.device:
-    """Where it is trained; processes that share the weights take them to their GPUs later."""
+    """The device to train on; with FSDP, the weights move to the GPUs only later."""
     device: torch.device = next(adapted.parameters()).device
     return torch.device("cuda") if is_sharded() and torch.cuda.is_available() else device
 
 
 def _in_bfloat16(device: torch.device, folder: Path) -> bool:
-    """Whether to train in bfloat16; found out once, so that a recovery goes on in the format it began with."""
+    """Whether to train in bfloat16; decided once and stored, so that a resumed recovery keeps its precision."""
     file = folder / "precision.txt"
     with first_alone():
         if not file.exists():
@@ -149,7 +149,7 @@ def _in_bfloat16(device: torch.device, folder: Path) -> bool:
 
 
 def _checkpoints(adapted: Any, settings: RecoverySettings) -> bool:
-    """Whether activations are computed again instead of kept."""
+    """Whether to use activation checkpointing: recompute activations instead of storing them."""
     if settings.checkpointing != "auto":
         return settings.checkpointing == "on"
     tokens, config = settings.batch // world_size() * settings.length, adapted.config.get_text_config()
@@ -164,7 +164,7 @@ def _printer() -> type[TrainerCallback]:
 
 
 class _Watch(TrainerCallback):
-    """Passes numbers on, and stops the training in good order: with a checkpoint when the user cancelled."""
+    """Reports numbers after each step, and stops training cleanly: with a checkpoint if the user cancelled."""
 
     def __init__(self, steps: int, on_step: OnStep | None) -> None:
         self.failure: BaseException | None = None
@@ -184,7 +184,7 @@ class _Watch(TrainerCallback):
             return
         if any_of(not all(math.isfinite(value) for value in numbers.values())):
             self.failure = ModelError(
-                f"The loss is not a number any more at step {state.global_step}. Recover again with a lower "
+                f"Training diverged: the loss is not finite at step {state.global_step}. Recover again with a lower "
                 "--learning-rate."
             )
             control.should_training_stop = True
@@ -194,6 +194,6 @@ class _Watch(TrainerCallback):
             self._on_step(state.global_step, self._steps, numbers)
         except Cancelled:
             cancelled = True
-        if any_of(cancelled):  # all stop at the same step
+        if any_of(cancelled):  # all processes stop at the same step
             self.failure = Cancelled()
             control.should_training_stop = control.should_save = True

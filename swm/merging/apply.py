@@ -1,7 +1,8 @@
 """Applies a plan to a model in memory.
 
-A merge rule works on a layer's *projections*: the parameters of every module that owns a matrix (linear maps, fused or
-not, GPT-2's Conv1D, stacked experts), with their biases. Norms and everything else come from the base layer.
+A merge rule combines the *projections* of the layers: the parameters of every module that owns a matrix (linear
+layers, fused or not, GPT-2's Conv1D, stacked experts), with their biases. Norms and everything else come from the base
+layer.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from swm.plan import MergePlan, Window, base_layer
 from swm.registry import MERGE_RULES
 
 Parameters = dict[str, Tensor]
-BLOCK_NUMBERS = 2**20  # of a matrix are summed together, in float32
+BLOCK_NUMBERS = 2**20  # elements of a matrix that are summed at a time, in float32
 
 
 @dataclass(frozen=True)
 class MergedLayer:
-    """One layer made from a window: the layer it is based on, and the parameters that differ from it."""
+    """One layer made from a window: its base layer, and the parameters that differ from it."""
 
     base: int
     parameters: Parameters = field(default_factory=dict)
 
 
 def merge_window(layers: Sequence[nn.Module], window: Window, rule: str) -> MergedLayer:
-    """The merged layer of a window, from the weights alone.
+    """The merged layer of a window, computed from the weights alone.
 
-    Memory: the merged layer, and a few rows of it in float32; none where it is one of the window's layers.
+    Memory: the merged layer, and a few rows of it in float32; none if the rule keeps one of the window's layers.
     """
     if MERGE_RULES.check(rule).needs_text:
         raise ValueError(f"Rule {rule} needs text: see swm.merging.fit.")
@@ -55,12 +56,12 @@ def merged_tensor(tensors: Sequence[Tensor], rule: str) -> Tensor:
     """One parameter of a merged layer, summed in float32.
 
     Args:
-        tensors: the parameter in each of the window's layers, lowest first, two or more of one shape.
+        tensors: the parameter in each of the window's layers, lowest first; two or more, all of the same shape.
         rule: a merge rule that combines layers.
     """
     combine = MERGE_RULES.check(rule).combine
     if combine is None:
-        reason = "needs text: see swm.merging.fit" if MERGE_RULES[rule].needs_text else "keeps a layer as it is"
+        reason = "needs text: see swm.merging.fit" if MERGE_RULES[rule].needs_text else "keeps one layer unchanged"
         raise ValueError(f"Rule {rule} {reason}.")
     first = tensors[0].detach()
     merged: Tensor | None = None
@@ -70,7 +71,7 @@ def merged_tensor(tensors: Sequence[Tensor], rule: str) -> Tensor:
         blocks = [tensor.detach()[rows].to(first.device, torch.float32) for tensor in tensors]
         block = combine(blocks)
         if same := [tensor for tensor, own in zip(tensors, blocks, strict=True) if own is block]:
-            return same[0].detach().to(first.device, first.dtype)  # it is one of the layers': no copy
+            return same[0].detach().to(first.device, first.dtype)  # the rule picked one layer's parameter: no copy
         merged = torch.empty_like(first) if merged is None else merged
         merged[rows] = block
     assert merged is not None
@@ -78,13 +79,13 @@ def merged_tensor(tensors: Sequence[Tensor], rule: str) -> Tensor:
 
 
 def projections(layer: nn.Module) -> Parameters:
-    """The layer's parameters that rules combine, by name: all those of modules that own a matrix."""
+    """The layer's parameters that rules combine, by name: all parameters of modules that own a matrix."""
     weights = weights_of(layer)
     return {name: weights[name].detach() for name in projection_names(layer)}
 
 
 def projection_names(layer: nn.Module) -> list[str]:
-    """Their names; the weights may lie elsewhere."""
+    """Names of the layer's projections; works for offloaded weights too."""
     names: list[str] = []
     for path, module in layer.named_modules():
         own = dict(module.named_parameters(recurse=False))
@@ -94,27 +95,30 @@ def projection_names(layer: nn.Module) -> list[str]:
 
 
 def check_window(layers: Sequence[nn.Module], window: Window, rule: str) -> None:
-    """Raise PlanError if the rule adds up the window's layers and they cannot be, ModelError if they are quantised."""
+    """Raise PlanError if the rule combines layers but the window's differ in shape, ModelError if they are quantised.
+
+    Rules that keep one layer whole accept any window.
+    """
     if MERGE_RULES[rule].combine is None:
         return
     first = _shapes(layers[window.first])
     for index in range(window.first + 1, window.last + 1):
         if _shapes(layers[index]) != first:
             raise PlanError(
-                f"Window {window} crosses a border: layers {window.first} and {index} differ in shape or kind "
+                f"Cannot merge window {window}: layers {window.first} and {index} differ in shape or type "
                 f"({type(layers[window.first]).__name__}, {type(layers[index]).__name__}). "
-                "Choose windows on one side of it, or a rule that keeps one layer whole: keep_first or keep_last."
+                "Choose windows of equal layers, or a rule that keeps one layer whole: keep_first or keep_last."
             )
     for name, parameter in layers[window.first].named_parameters():
         if not parameter.is_floating_point():
             raise ModelError(
-                f"The weights are quantised ({name} is {parameter.dtype}), so layers cannot be added up. "
+                f"Cannot merge layers: the weights are quantised ({name} is {parameter.dtype}). "
                 "Load the model without quantisation."
             )
 
 
 def can_merge(layers: Sequence[nn.Module], window: Window, rule: str) -> bool:
-    """Whether the rule can make one layer of the window's."""
+    """Whether the rule can merge the window's layers into one."""
     try:
         check_window(layers, window, rule)
     except PlanError:
@@ -133,14 +137,14 @@ def apply_plan(
     """A new model with the plan's windows merged.
 
     Args:
-        model: not changed; every tensor that the plan leaves alone is shared with it, not copied.
-        make: makes the merged layer of a window; by default the plan's rule does, from the weights alone.
+        model: not changed; the new model shares every tensor that the plan leaves unchanged.
+        make: makes the merged layer of a window; by default the plan's rule, from the weights alone.
 
     Returns:
-        A model of the same class with `plan.layers_left` layers, its config and layer numbers adapted.
+        A model of the same class with `plan.layers_left` layers; its config and layer indexes are updated.
 
     Raises:
-        PlanError: if the plan was made for another layer count, a window adds up layers of different shape, or the
+        PlanError: if the plan was made for another layer count, a window combines layers of different shapes, or the
             config cannot describe the smaller model.
         ValueError: for rule `fit`, which needs text: see `swm.merging.fit.apply_fitted_plan`.
 
@@ -164,16 +168,16 @@ def apply_plan(
 
 
 def check_plan(model: PreTrainedModel, plan: MergePlan) -> dict[str, Any]:
-    """What the config of the merged model says otherwise than the model's own; no weight is read.
+    """The config entries that change in the merged model; reads no weight.
 
     Raises:
-        PlanError: if the plan is for another layer count, adds up layers of different shape, or gives a model that its
-            config cannot describe, so that it could not be saved.
+        PlanError: if the plan is for another layer count, combines layers of different shapes, or gives a model that
+            its config cannot describe, so that it could not be saved.
     """
     layers = find_decoder(model).layers
     if plan.layer_count != len(layers):
         raise PlanError(
-            f"The plan is for {plan.layer_count} layers, the model has {len(layers)}. Make the plan for this model."
+            f"The plan is for {plan.layer_count} layers, but the model has {len(layers)}. Make a plan for this model."
         )
     for window in plan.windows:
         check_window(layers, window, plan.rule)

@@ -1,10 +1,10 @@
-"""Rule `fit`: a merged layer whose last projection is solved by least squares, so that it gives what its window gave.
+"""Rule `fit`: solves a merged layer's last projection by least squares to reproduce the output of its window.
 
 No training and no new parameters. Also repairs the merged layers of any other rule before a recovery.
 
-Source: the idea of ReplaceMe, arXiv:2505.02819, section 3 (a linear map in the place of dropped blocks, estimated on
-calibration text and folded into a projection). Differs: what is solved is the MLP's output projection itself, for the
-relative error of each token, bottom up on the model that is merged below already; the ridge is chosen on texts apart.
+Source: the idea of ReplaceMe, arXiv:2505.02819, section 3 (a linear map that replaces dropped blocks, estimated on
+calibration text and folded into a projection). Differs: solves the MLP's output projection itself, minimises each
+token's relative error, works bottom up on the model already merged below, and chooses the ridge on held-out texts.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from swm.models.offload import free_bytes_on
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window
 
-SKIP_TOKENS = 4  # of each text: the first ones have norms of their own, and no word before them to go by
-PART_TOKENS = 2048  # run together
-HELD_OUT = 8  # one of so many parts is kept apart to choose the ridge
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # in mean squares of the features
-DEFAULT_RIDGE = 0.1  # where there is too little text to choose
+SKIP_TOKENS = 4  # first tokens of each text: their norms are unusual, and they have little context
+PART_TOKENS = 2048  # in one forward pass
+HELD_OUT = 8  # one part in this many is held out to choose the ridge
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # relative to the mean square of the features
+DEFAULT_RIDGE = 0.1  # with too little text to choose one
 OnLayer = Callable[[int, int], None]
 _Sums = tuple[Tensor, Tensor]
 
@@ -41,19 +41,19 @@ _Sums = tuple[Tensor, Tensor]
 def apply_fitted_plan(
     model: PreTrainedModel, plan: MergePlan, tokens: Tensor, on_layer: OnLayer | None = None
 ) -> PreTrainedModel:
-    """As `merge.apply_plan`, then each merged layer is fitted to what its window gave in the given model.
+    """A new model with the plan's windows merged as by `apply_plan`, each merged layer fitted to its window's output.
 
-    Rule `fit` starts from the window's first layer; the layer that another rule gives is repaired.
+    Rule `fit` starts from the window's first layer; for another rule, its merged layer is repaired.
 
     Raises:
-        ModelError: if the family's layers end in something else than a sum with a projection.
+        ModelError: if the family's layers do not end in a sum with a projection.
     """
     merged = apply_plan(model, replace(plan, rule="keep_first") if plan.rule == "fit" else plan)
     fit_merged(merged, model, plan, tokens, on_layer)
     return merged
 
 
-@torch.no_grad()  # not inference mode: the weights made here may be trained on
+@torch.no_grad()  # not inference mode: these weights may be trained later
 def fit_merged(
     merged: PreTrainedModel,
     original: PreTrainedModel,
@@ -61,43 +61,44 @@ def fit_merged(
     tokens: Tensor,
     on_layer: OnLayer | None = None,
 ) -> None:
-    """Solve the last projection of each merged layer, from the lowest up; `merged` is changed, `original` is not.
+    """Solve the last projection of each merged layer, from the lowest up; changes `merged`, not `original`.
 
     Args:
-        merged: what `apply_plan` made of `original`.
-        tokens: ids, shape (texts, length), int64, no padding; some 20,000 tokens for a width of 576.
-        on_layer: called after each layer with (layers done, layers in all); may raise to stop.
+        merged: the result of `apply_plan` on `original`.
+        tokens: ids, shape (texts, length), int64, no padding; about 20,000 tokens for a hidden size of 576.
+        on_layer: called after each layer with (layers done, total layers); may raise to stop.
 
-    Memory: two hidden states of all tokens. Time: two forward passes and one layer more for each window.
+    Memory: two hidden states of all tokens. Time: two forward passes, plus one layer for each window.
     """
     check_tokens(tokens)
     tokens = tokens.to(merged.device)
     part = max(1, PART_TOKENS // tokens.shape[1])
     rows = torch.arange(len(tokens)).split(part)
-    ours, theirs = (Replay(model, tokens[:part]) for model in (merged, original))
-    wanted = torch.cat([theirs.embedded(tokens[some]) for some in rows])
-    found, changed = wanted, False
+    small, large = (Replay(model, tokens[:part]) for model in (merged, original))
+    targets = torch.cat([large.embedded(tokens[part_rows]) for part_rows in rows])  # states in the original
+    states, diverged = targets, False  # states in the merged model
     if plan.windows and plan.windows[0].first < 0:  # the lowest layers are dropped
-        found, changed = wanted.clone(), True
+        states, diverged = targets.clone(), True
         for below in range(plan.windows[0].last + 1):
-            _advance(theirs, below, wanted, rows)
+            _advance(large, below, targets, rows)
     for layer, window in enumerate(plan.kept_layers()):
         fits = len(window) > 1
-        if fits and not changed:  # up to here both give the same
-            found, changed = wanted.clone(), True
+        if fits and not diverged:  # up to here both models have the same states
+            states, diverged = targets.clone(), True
         for below in range(window.first, window.last + 1):
-            _advance(theirs, below, wanted, rows)
+            _advance(large, below, targets, rows)
         if fits:
-            projection = last_projection(ours, layer, found[:1])
-            projection.add(_solved(ours, layer, projection, ((found[some], wanted[some]) for some in rows), len(rows)))
-        if changed:
-            _advance(ours, layer, found, rows)
+            projection = last_projection(small, layer, states[:1])
+            pairs = ((states[part_rows], targets[part_rows]) for part_rows in rows)
+            projection.add(_solved(small, layer, projection, pairs, len(rows)))
+        if diverged:
+            _advance(small, layer, states, rows)
         if on_layer:
             on_layer(layer + 1, plan.layers_left)
 
 
 def check_fits(model: PreTrainedModel) -> None:
-    """Raise ModelError if the layers of such a model cannot be fitted: known from one of each kind, in a moment."""
+    """Raise ModelError if the model's layers cannot be fitted; fast, since it tries one layer of each class."""
     layers = find_decoder(model).layers
     size = int(model.config.get_text_config().vocab_size)
     replay = Replay(model, (torch.arange(8)[None] % size).to(model.device), keep_every=4)
@@ -107,17 +108,17 @@ def check_fits(model: PreTrainedModel) -> None:
 
 
 def window_fitter(model: PreTrainedModel, tokens: Tensor) -> Callable[[Window], MergedLayer]:
-    """Makes the merged layer of a window by rule `fit`; those made last are kept in up to a quarter of free memory."""
+    """A function that makes the merged layer of a window by rule `fit`; caches results in a quarter of free memory."""
     room = free_bytes_on(model.device) // (4 * size_bytes(find_decoder(model).layers[0]))
     return lru_cache(max(1, room))(WindowFitter(model, tokens).merged)
 
 
 class WindowFitter:
-    """Merged layers of rule `fit` for windows of a model in which everything below is as it was.
+    """Merged layers by rule `fit`, each for one window of a model that is otherwise unchanged below it.
 
     Args:
         model: not changed.
-        tokens: as for `fit_merged`; other texts than those the windows are scored on.
+        tokens: as for `fit_merged`; not the texts that windows are scored on.
     """
 
     def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
@@ -125,24 +126,24 @@ class WindowFitter:
         self._rows = torch.arange(len(tokens)).split(part)
         width = cast(Tensor, model.get_input_embeddings().weight).shape[-1]
         states = len(find_decoder(model).layers) * tokens.numel() * width * model.dtype.itemsize
-        keep_every = 1 if states < free_bytes_on(model.device) // 4 else 4  # what lies between is run anew each time
+        keep_every = 1 if states < free_bytes_on(model.device) // 4 else 4  # states between are recomputed each time
         self._replay = Replay(model, tokens.to(model.device), keep_every, part=part)
 
     @torch.no_grad()
     def merged(self, window: Window) -> MergedLayer:
-        """The window's first layer with its last projection solved."""
+        """The window's first layer, its last projection solved to reproduce the window's output."""
         replay, first = self._replay, window.first
         projection = last_projection(replay, first, replay.input_of(first)[:1])
-        wanted = self._output_of(window.last)
-        states = ((replay.input_of(first, some), wanted[some]) for some in self._rows)
-        change = _solved(replay, first, projection, states, len(self._rows))
+        targets = self._output_of(window.last)
+        pairs = ((replay.input_of(first, part_rows), targets[part_rows]) for part_rows in self._rows)
+        change = _solved(replay, first, projection, pairs, len(self._rows))
         return MergedLayer(first, {f"{projection.name}.weight": projection.weight_with(change)})
 
     def _output_of(self, layer: int) -> Tensor:
         if layer + 1 < len(self._replay.layers):
             return self._replay.input_of(layer + 1)
         replay = self._replay
-        return torch.cat([replay.run(replay.input_of(layer, some), layer) for some in self._rows])
+        return torch.cat([replay.run(replay.input_of(layer, part_rows), layer) for part_rows in self._rows])
 
 
 @dataclass(frozen=True)
@@ -154,44 +155,44 @@ class Projection:
     scale: float
 
     def weight_with(self, change: Tensor) -> Tensor:
-        """The weight when `change`, shape (in, out), is added to the map."""
+        """The weight after adding `change`, shape (in, out), to the linear map."""
         weight = cast(Tensor, self.module.weight).detach()
         change = change / self.scale
         return (weight + (change if isinstance(self.module, Conv1D) else change.T)).to(weight.dtype)
 
     def add(self, change: Tensor) -> None:
-        """Add a change to the projection's weights."""
+        """Add `change`, shape (in, out), to the projection's weight."""
         self.module.weight = nn.Parameter(self.weight_with(change), requires_grad=False)
 
 
 def last_projection(replay: Replay, layer: int, hidden: Tensor) -> Projection:
-    """The widest linear map whose output is a term of the layer's output: in most families the MLP's last one.
+    """The widest linear map whose output is a term of the layer's output: in most families the MLP's down projection.
 
-    Found by trying: something is added to the map's output, and has to come out of the layer as it went in.
+    Found by experiment: noise added to the map's output must appear in the layer's output, unchanged up to scale.
 
     Raises:
-        ModelError: if there is none, as where a norm follows the MLP.
+        ModelError: if there is none, for example because a norm follows the MLP.
     """
     width = hidden.shape[-1]
     linear = [(name, module) for name, module in replay.layers[layer].named_modules() if _shape(module)[1] == width]
     before = replay.run(hidden, layer).float()
-    for name, module in sorted(linear, key=lambda one: -_shape(one[1])[0]):
+    for name, module in sorted(linear, key=lambda item: -_shape(item[1])[0]):
         with _bumped(module) as bumps:
             change = replay.run(hidden, layer).float() - before
         if len(bumps) != 1 or bumps[0].numel() != change.numel():
             continue
-        bump = bumps[0].float().view_as(change)  # some families put all tokens into one row
+        bump = bumps[0].float().view_as(change)  # some families flatten all tokens into one row
         scale = float((change * bump).sum() / (bump * bump).sum())
         if scale and (change - scale * bump).norm() <= 0.1 * change.norm():
             return Projection(name, module, scale)
     raise ModelError(
-        f"The layers of {type(replay.layers[layer]).__name__} do not end in a sum with a linear map (a norm follows "
-        "it, or experts take turns), so there is nothing to solve. Choose another merge rule, or no repair."
+        f"Cannot fit layers of {type(replay.layers[layer]).__name__}: they do not end in a sum with a linear map (a "
+        "norm follows it, or experts are routed). Choose another merge rule, or no repair."
     )
 
 
 def _shape(module: nn.Module) -> tuple[int, int]:
-    """(in, out) of a linear map; (0, 0) of anything else."""
+    """(in, out) of a linear map; (0, 0) for anything else."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if isinstance(module, Conv1D):
@@ -201,7 +202,7 @@ def _shape(module: nn.Module) -> tuple[int, int]:
 
 @contextmanager
 def _bumped(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Adds noise as large as the module's output to it; gives the noise of each call."""
+    """Adds noise of the output's own size to the module's output; gives the noise of each call."""
     bumps: list[Tensor] = []
 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
@@ -214,52 +215,54 @@ def _bumped(module: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _advance(replay: Replay, layer: int, states: Tensor, rows: Sequence[Tensor]) -> None:
-    for some in rows:
-        states[some] = replay.run(states[some], layer)
+    for part_rows in rows:
+        states[part_rows] = replay.run(states[part_rows], layer)
 
 
 def _solved(
-    replay: Replay, layer: int, projection: Projection, states: Iterator[tuple[Tensor, Tensor]], parts: int
+    replay: Replay, layer: int, projection: Projection, pairs: Iterator[tuple[Tensor, Tensor]], parts: int
 ) -> Tensor:
-    """The change of the map, shape (in, out), with the ridge that does best on parts of the text kept apart.
+    """The change of the linear map, shape (in, out), with the ridge that does best on held-out parts of the text.
 
     Args:
-        states: for each part the layer's input and its wanted output.
+        pairs: for each part, the layer's input and its target output.
+        parts: number of pairs.
     """
-    apart = parts // HELD_OUT
-    sums: list[_Sums | None] = [None, None]  # of the parts to solve for, of those kept apart
-    for place, (hidden, wanted) in enumerate(states):
-        side = int(place < apart)
-        sums[side] = _normal_equations(replay, layer, projection, hidden, wanted, sums[side])
+    held_out_parts = parts // HELD_OUT
+    sums: list[_Sums | None] = [None, None]  # of the fitted parts, of the held-out parts
+    for place, (hidden, targets) in enumerate(pairs):
+        side = int(place < held_out_parts)
+        sums[side] = _normal_equations(replay, layer, projection, hidden, targets, sums[side])
     (gram, cross), held_out = sums[0] or sums[1], sums[1]  # type: ignore[misc]
     if held_out is None:
         return _ridge_solution(gram, cross, DEFAULT_RIDGE)
-    gram_apart, cross_apart = held_out
+    held_out_gram, held_out_cross = held_out
 
-    def error(ridge: float) -> float:  # of the parts apart, less what it is without any change
+    def error(ridge: float) -> float:  # squared error on the held-out parts, minus that without any change
         change = _ridge_solution(gram, cross, ridge)
-        return float((change * (gram_apart @ change)).sum() - 2 * (change * cross_apart).sum())
+        return float((change * (held_out_gram @ change)).sum() - 2 * (change * held_out_cross).sum())
 
     ridge = min(RIDGES, key=error)
-    return _ridge_solution(gram + gram_apart, cross + cross_apart, ridge)
+    return _ridge_solution(gram + held_out_gram, cross + held_out_cross, ridge)
 
 
 def _normal_equations(
-    replay: Replay, layer: int, projection: Projection, hidden: Tensor, wanted: Tensor, before: _Sums | None
+    replay: Replay, layer: int, projection: Projection, hidden: Tensor, targets: Tensor, previous: _Sums | None
 ) -> _Sums:
-    """X'X, shape (in, in), and X'E, shape (in, out), in float64, added to those of other texts.
+    """X'X, shape (in, in), and X'E, shape (in, out), in float64, added to the sums of other texts.
 
-    X is what the projection is given, E what the layer's output lacks, each row over the norm of the wanted output.
+    X is the projection's input and E the residual (target output minus layer output), each row divided by the norm of
+    its target.
     """
-    given: list[Tensor] = []
-    with hooked([projection.module.register_forward_pre_hook(lambda module, args: given.append(args[0]))]):
+    inputs: list[Tensor] = []
+    with hooked([projection.module.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))]):
         output = replay.run(hidden, layer)
-    target = wanted[:, SKIP_TOKENS:].flatten(0, 1).float()
+    target = targets[:, SKIP_TOKENS:].flatten(0, 1).float()
     weight = 1 / target.norm(dim=1, keepdim=True).clamp(min=1e-6)
-    features = given[0].view(*hidden.shape[:2], -1)[:, SKIP_TOKENS:].flatten(0, 1).float() * weight
-    lacking = (target - output[:, SKIP_TOKENS:].flatten(0, 1).float()) * weight
-    gram, cross = (features.T @ features).double(), (features.T @ lacking).double()
-    return (gram, cross) if before is None else (before[0] + gram, before[1] + cross)
+    features = inputs[0].view(*hidden.shape[:2], -1)[:, SKIP_TOKENS:].flatten(0, 1).float() * weight
+    residual = (target - output[:, SKIP_TOKENS:].flatten(0, 1).float()) * weight
+    gram, cross = (features.T @ features).double(), (features.T @ residual).double()
+    return (gram, cross) if previous is None else (previous[0] + gram, previous[1] + cross)
 
 
 def _ridge_solution(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:

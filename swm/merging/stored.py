@@ -1,4 +1,4 @@
-"""Tensors in safetensors files: where they are, reading one, copying bytes."""
+"""Tensors in safetensors files: locating, reading and copying them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ from torch import Tensor
 from swm.errors import ModelError
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-COPY_BYTES = 2**26  # at once, between two reports of progress
+COPY_BYTES = 2**26  # copied between two progress reports
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a safetensors file: `size` bytes from `offset`."""
+    """A tensor in a safetensors file: `size` bytes starting at `offset`."""
 
     file: Path
     dtype: str
@@ -37,7 +35,10 @@ class Stored:
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """The table of contents of a safetensors file: a length, JSON, then the tensors' bytes one after another."""
+    """The tensors of a safetensors file, in the order of their bytes.
+
+    The file holds the header's length, the header as JSON, then the tensors' bytes one after another.
+    """
     try:
         with safe_open(file, "pt"):  # checks the header against the file
             pass
@@ -46,30 +47,30 @@ def read_header(file: Path) -> dict[str, Stored]:
             rows = json.loads(stream.read(length))
     except (OSError, ValueError, struct.error, SafetensorError) as error:
         raise ModelError(f"{file} is damaged: {error} Copy or download it again.") from None
-    found = {}
-    for tensor, row in rows.items():
-        if tensor != "__metadata__":
+    tensors = {}
+    for name, row in rows.items():
+        if name != "__metadata__":
             begin, end = row["data_offsets"]
-            found[tensor] = Stored(file, row["dtype"], tuple(row["shape"]), 8 + length + begin, end - begin)
-    return dict(sorted(found.items(), key=lambda item: item[1].offset))
+            tensors[name] = Stored(file, row["dtype"], tuple(row["shape"]), 8 + length + begin, end - begin)
+    return dict(sorted(tensors.items(), key=lambda item: item[1].offset))
 
 
 def read_tensor(stored: Stored, name: str) -> Tensor:
-    """A tensor of a safetensors file."""
+    """The named tensor, read from its safetensors file."""
     with safe_open(stored.file, "pt") as file:
         return file.get_tensor(name)
 
 
 @contextmanager
 def flushed(out: IO[bytes]) -> Iterator[None]:
-    """Let the disk begin to write what was written so far, so that there is little left to wait for at the end."""
+    """Keeps syncing the file to disk in the background, so that little is left to write at the end."""
     done, failures = threading.Event(), list[OSError]()
 
     def flush() -> None:
         while not failures and not done.wait(0.01):
             try:
                 os.fsync(out.fileno())
-            except OSError as error:  # the system tells of it once: the last fsync would not know
+            except OSError as error:  # the system reports it only once: the final fsync would succeed
                 failures.append(error)
 
     thread = threading.Thread(target=flush, daemon=True)
@@ -83,8 +84,12 @@ def flushed(out: IO[bytes]) -> Iterator[None]:
         raise failures[0]
 
 
-def copy_bytes(source: IO[bytes], out: IO[bytes], offset: int, count: int, told: Callable[[int], None]) -> None:
-    """Copy bytes, on Linux without bringing them into this process."""
+def copy_bytes(source: IO[bytes], out: IO[bytes], offset: int, count: int, on_copied: Callable[[int], None]) -> None:
+    """Copy `count` bytes from `offset`; on Linux inside the kernel, without reading them into this process.
+
+    Args:
+        on_copied: called with the size of each chunk.
+    """
     out.flush()
     while count:
         most = min(count, COPY_BYTES)
@@ -94,6 +99,6 @@ def copy_bytes(source: IO[bytes], out: IO[bytes], offset: int, count: int, told:
             source.seek(offset)
             done = out.write(source.read(most))
         if not done:
-            raise ModelError(f"{source.name} ended while it was read. Copy or download it again.")
+            raise ModelError(f"{source.name} is shorter than its header says. Copy or download it again.")
         offset, count = offset + done, count - done
-        told(done)
+        on_copied(done)

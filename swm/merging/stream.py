@@ -1,7 +1,7 @@
-"""Merge a model from disk to disk: what a plan leaves alone is copied as bytes, merged layers are made one at a time.
+"""Merge a model from disk to disk: unchanged tensors are copied as bytes, merged ones are computed one at a time.
 
-The result is that of `merge.apply_plan` on the loaded model, bit for bit, for models of any size: in memory there is
-one parameter of a window's layers. Weights that a family stores in another form than it computes with are refused.
+The result equals that of `apply_plan` on the loaded model bit for bit. It works for models of any size: memory holds
+one parameter of a window's layers. Refuses weights that transformers converts while loading.
 """
 
 from __future__ import annotations
@@ -32,15 +32,13 @@ from swm.plan import MergePlan, Window, base_layer
 from swm.registry import MERGE_RULES
 from swm.workspace.files import check_space, disk_errors, replaced_folder
 
-SHARD_BYTES = 5 * 10**9  # as transformers' own default
-
-
+SHARD_BYTES = 5 * 10**9  # transformers' own default
 OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor of the new model: stored bytes as they are, or made from those of a window's layers."""
+    """A tensor of the new model: copied from `stored`, or computed from a window's layers by `made`."""
 
     name: str
     dtype: str
@@ -61,18 +59,18 @@ def stream_merge(
     """Write the merged model as a folder that plain `AutoModelForCausalLM.from_pretrained` loads.
 
     Args:
-        name, dtype: a model as in `models.load_model`; its files must have that number format already.
-        plan: of a rule that works on weights alone.
-        folder: appears whole or not at all.
-        on_bytes: called with (bytes written, bytes in all); may raise to stop.
-        on_written: called with the finished folder and what is returned, just before the folder takes its place.
+        name, dtype: a model as in `load_model`; its files must already have that dtype.
+        plan: its rule must work on weights alone.
+        folder: appears complete or not at all.
+        on_bytes: called with (bytes written, total bytes); may raise to stop.
+        on_written: called with the finished folder and the returned facts, just before it is moved into place.
 
     Returns:
         `parameters` and `size_bytes` of the new model.
 
     Raises:
-        ModelError: if the files hold the weights in another form than the model has them.
-        PlanError: if a window crosses layers of different shape. ExperimentError: if the disk is full.
+        ModelError: if the files store the weights in a different form than the loaded model has.
+        PlanError: if a window combines layers of different shapes. ExperimentError: if the disk is full.
 
     Memory: the largest parameter of a layer, once for each layer of the window and once merged.
     """
@@ -88,8 +86,8 @@ def stream_merge(
     with disk_errors(folder, total), replaced_folder(folder) as new:
         small.config.save_pretrained(new)
         generation_config(_generation_config(source, small)).save_pretrained(new)
-        with ThreadPoolExecutor(1) as beside:
-            tokenizer = beside.submit(lambda: load_tokenizer(name).save_pretrained(new))
+        with ThreadPoolExecutor(1) as background:
+            tokenizer = background.submit(lambda: load_tokenizer(name).save_pretrained(new))
             _write(new, pieces, total, on_bytes)
             tokenizer.result()
         check_complete(new)
@@ -111,59 +109,62 @@ def _generation_config(source: Path, small: PreTrainedModel) -> GenerationConfig
 
 
 def _stored(folder: Path, model: PreTrainedModel, name: str) -> dict[str, Stored]:
-    """Where each tensor of the model lies, in the files' order.
+    """Each tensor of the model and its place in the files, in the files' order.
 
     Raises:
-        ModelError: unless the files hold the tensors of the model by the model's own names.
+        ModelError: unless the files store the model's tensors under the model's own names.
     """
-    found = {tensor: where for file in weight_files(folder) for tensor, where in read_header(file).items()}
-    wanted = model.state_dict(keep_vars=True)
+    in_files = {tensor: where for file in weight_files(folder) for tensor, where in read_header(file).items()}
+    in_model = model.state_dict(keep_vars=True)
     tied: dict[int, list[str]] = {}
-    for tensor, value in wanted.items():
+    for tensor, value in in_model.items():
         tied.setdefault(id(value), []).append(tensor)
-    missing = [names[0] for names in tied.values() if not any(each in found for each in names)]
-    unknown = [tensor for tensor in found if tensor not in wanted and not tensor.endswith("inv_freq")]
+    missing = [names[0] for names in tied.values() if not any(tensor in in_files for tensor in names)]
+    unknown = [tensor for tensor in in_files if tensor not in in_model and not tensor.endswith("inv_freq")]
     if missing or unknown:
         raise ModelError(
-            f"The files of {name} hold its weights in another form than the model has them "
-            f"({(missing or unknown)[0]}): they can be merged in memory only. Leave --stream out."
+            f"The files of {name} store its weights in a different form than the loaded model has "
+            f"({(missing or unknown)[0]}), so they can only be merged in memory. Omit --stream."
         )
-    for tensor, where in found.items():
-        if tensor in wanted and tuple(wanted[tensor].shape) != where.shape:
-            raise ModelError(f"{tensor} of {name} has another shape than its config says. Copy or download it again.")
-    return {tensor: where for tensor, where in found.items() if tensor in wanted}
+    for tensor, where in in_files.items():
+        if tensor in in_model and tuple(in_model[tensor].shape) != where.shape:
+            raise ModelError(
+                f"The shape of {tensor} in the files of {name} does not match the config. Copy or download the model "
+                "again."
+            )
+    return {tensor: where for tensor, where in in_files.items() if tensor in in_model}
 
 
-def _check_format(stored: dict[str, Stored], wanted: torch.dtype | None, name: str) -> None:
-    """Raise ModelError if loading would convert weights: merged after that they would be other bits."""
-    others = [tensor for tensor, where in stored.items() if wanted and FLOATS.get(where.dtype, wanted) != wanted]
-    if others:
+def _check_format(stored: dict[str, Stored], dtype: torch.dtype | None, name: str) -> None:
+    """Raise ModelError if loading would convert weights: the merged bits would then differ from a merge in memory."""
+    converted = [tensor for tensor, where in stored.items() if dtype and FLOATS.get(where.dtype, dtype) != dtype]
+    if converted:
         raise ModelError(
-            f"The files of {name} hold {others[0]} in {stored[others[0]].dtype}, and it is to be merged in {wanted}: "
-            "that can be done in memory only. Leave --stream out."
+            f"The files of {name} store {converted[0]} in {stored[converted[0]].dtype}, but the merge is in "
+            f"{str(dtype).removeprefix('torch.')}, which is only possible in memory. Omit --stream."
         )
 
 
 def _prefix(model: PreTrainedModel) -> str:
-    """What the names of the layers' tensors begin with, as in "model.layers."."""
+    """Common prefix of the layers' tensor names, such as "model.layers."."""
     decoder = find_decoder(model)
     return next(path for path, module in model.named_modules() if module is decoder.layers) + "."
 
 
 def _pieces(plan: MergePlan, stored: dict[str, Stored], prefix: str, layers: Sequence[nn.Module]) -> Iterator[Piece]:
-    """The tensors of the new model in the order in which they are written: the source's own, layer by layer."""
+    """The tensors of the new model in the order they are written: the source's order, layer by layer."""
     by_layer: dict[int, list[str]] = {}
     for name in stored:
         if name.startswith(prefix):
             by_layer.setdefault(int(name.removeprefix(prefix).split(".")[0]), []).append(name)
         else:
-            yield _as_it_is(name, stored[name])
+            yield _copied(name, stored[name])
     for new, (window, base) in enumerate(zip(plan.kept_layers(), plan.base_layers(), strict=True)):
         combined = len(window) > 1 and MERGE_RULES[plan.rule].combine is not None
         computed = projection_names(layers[base]) if combined else []
         for name in by_layer[base]:
             own = name.removeprefix(f"{prefix}{base}.")
-            piece = _as_it_is(f"{prefix}{new}.{own}", stored[name])
+            piece = _copied(f"{prefix}{new}.{own}", stored[name])
             if own in computed:
                 sources = [f"{prefix}{layer}.{own}" for layer in range(window.first, window.last + 1)]
                 piece = replace(piece, stored=None, made=partial(_merged, stored, sources, plan.rule))
@@ -174,7 +175,7 @@ def _merged(stored: dict[str, Stored], names: list[str], rule: str) -> Tensor:
     return merged_tensor([read_tensor(stored[name], name) for name in names], rule)
 
 
-def _as_it_is(name: str, stored: Stored) -> Piece:
+def _copied(name: str, stored: Stored) -> Piece:
     return Piece(name, stored.dtype, stored.shape, stored.size, stored)
 
 
@@ -187,12 +188,12 @@ def _write(folder: Path, pieces: list[Piece], total: int, on_bytes: OnBytes | No
     names = ["model.safetensors"]
     if len(shards) > 1:
         names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
-        where = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": where}
+        weight_map = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
     written = 0
 
-    def told(count: int) -> None:
+    def count_written(count: int) -> None:
         nonlocal written
         written += count
         if on_bytes:
@@ -204,11 +205,12 @@ def _write(folder: Path, pieces: list[Piece], total: int, on_bytes: OnBytes | No
             sources = {p.stored.file: opened.enter_context(p.stored.file.open("rb")) for p in shard if p.stored}
             for run in _runs(shard):
                 if run[0].stored:
-                    copy_bytes(sources[run[0].stored.file], out, run[0].stored.offset, sum(p.size for p in run), told)
+                    source, size = sources[run[0].stored.file], sum(piece.size for piece in run)
+                    copy_bytes(source, out, run[0].stored.offset, size, count_written)
                 elif run[0].made:
                     tensor = run[0].made().to(FLOATS[run[0].dtype]).contiguous()
                     out.write(tensor.view(-1).view(torch.uint8).numpy().data)
-                    told(run[0].size)
+                    count_written(run[0].size)
             out.flush()
             os.fsync(out.fileno())
 
@@ -224,17 +226,17 @@ def _write_header(out: IO[bytes], shard: list[Piece]) -> None:
         }
         place += piece.size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
     out.write(struct.pack("<Q", len(text)) + text)
 
 
 def _runs(shard: list[Piece]) -> Iterator[list[Piece]]:
-    """Pieces whose bytes follow one another in the source as in the new file, to be copied in one go."""
+    """Groups of pieces that are contiguous in both the source and the new file, to be copied in one go."""
     run: list[Piece] = []
     for piece in shard:
         last = run[-1].stored if run else None
-        now = piece.stored
-        if last and now and last.file == now.file and last.offset + last.size == now.offset:
+        here = piece.stored
+        if last and here and last.file == here.file and last.offset + last.size == here.offset:
             run.append(piece)
             continue
         if run:

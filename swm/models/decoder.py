@@ -1,7 +1,7 @@
-"""What is inside a model: its layers by structure, its size, the lists that go with its layers.
+"""A model's layers, found by structure; its parameter count and size; checks of its text length and vocabulary.
 
-A model is found by structure, not by name: the list of as many modules as the config has layers is the decoder. So any
-decoder-only model that transformers knows can be tried.
+The decoder is found by structure, not by name: it is the module list with one entry for each layer in the config. So
+any decoder-only model that transformers supports can be tried.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Decoder:
 
 
 def find_decoder(model: PreTrainedModel) -> Decoder:
-    """The decoder by structure: the outermost list of as many modules as the config has layers.
+    """The model's decoder: the outermost module list with one entry for each layer in the config.
 
     Raises:
         ModelError: if there is no such list.
@@ -41,30 +41,30 @@ def find_decoder(model: PreTrainedModel) -> Decoder:
     if not fitting:
         sizes = ", ".join(f"{path} ({len(m)})" for path, m in lists[:5]) or "none"
         raise ModelError(
-            f"The layers of {type(model).__name__} cannot be found: the config says {count} layers, the lists of "
-            f"modules are: {sizes}. This architecture is not supported."
+            f"Cannot find the layers of {type(model).__name__}: the config says {count} layers, the module lists are: "
+            f"{sizes}. This architecture is not supported."
         )
     parent, _, attribute = min(fitting, key=lambda path: path.count(".")).rpartition(".")
     return Decoder(model.get_submodule(parent), attribute)
 
 
 def layer_count(model: PreTrainedModel) -> int:
-    """How many layers the model has."""
+    """Number of decoder layers in the model."""
     return len(find_decoder(model).layers)
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Parameters, shared ones counted once."""
+    """Number of parameters; shared ones count once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def size_bytes(model: nn.Module) -> int:
-    """Bytes of the weights in memory, shared ones counted once."""
+    """Size of the weights in memory, in bytes; shared ones count once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def renumber_layers(model: PreTrainedModel) -> None:
-    """Give every module that knows its layer's number (for the KV cache) the one that its layer has now."""
+    """Update the layer index in every module that stores one (for the KV cache)."""
     for index, layer in enumerate(find_decoder(model).layers):
         for module in layer.modules():
             for attribute in ("layer_idx", "layer_id", "layer_number"):
@@ -73,23 +73,24 @@ def renumber_layers(model: PreTrainedModel) -> None:
 
 
 def context_length(config: Any) -> int:
-    """Tokens the model reads at most; very many if its config does not say."""
+    """Maximum number of tokens the model accepts; 2**31 if its config does not say."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
 def check_length(config: Any, length: int) -> None:
-    """Raise TextError if texts are longer than the model reads."""
+    """Raise TextError if texts are longer than the model's context."""
     if length > context_length(config):
         raise TextError(
-            f"Texts of {length} tokens do not fit: the model reads {context_length(config)}. Lower --length."
+            f"Texts of {length} tokens are too long: the model's context is {context_length(config)} tokens. "
+            "Lower --length."
         )
 
 
 def check_vocabulary(config: Any, tokens: Tensor) -> None:
-    """Raise ModelError if the tokenizer gives ids that the model has no embedding for."""
+    """Raise ModelError if the tokenizer produces ids that the model has no embedding for."""
     size, highest = config.get_text_config().vocab_size, int(tokens.max())
     if highest >= size:
         raise ModelError(
-            f"The tokenizer gives token {highest}, the model knows {size:,}: they do not belong together. "
-            "Put the model's own tokenizer into its folder."
+            f"The tokenizer does not match the model: it produces token id {highest}, but the vocabulary has {size:,} "
+            "entries. Put the model's own tokenizer into its folder."
         )

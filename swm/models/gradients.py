@@ -1,4 +1,4 @@
-"""Gradient of a model's loss on text, for importances that need it."""
+"""Gradients of a model's loss on text, for importance scores."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def loss_gradients(
     weights: Sequence[nn.Parameter],
     on_text: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Tensor]:
-    """Gradient of the mean next-token loss by each of the weights, float32; zeros where it does not depend on one.
+    """Gradient of the mean next-token loss with respect to each weight, float32; zero where the loss ignores it.
 
     Args:
         model: not changed.
         tokens: ids, shape (texts, length), int64, no padding.
 
     Raises:
-        ModelError: if one is not finite.
+        ModelError: if a gradient is not finite.
 
     Memory: twice the weights, half of it in float32.
     """
-    needed = [weight.requires_grad for weight in weights]
+    required_before = [weight.requires_grad for weight in weights]
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     try:
         for weight in weights:
@@ -36,13 +36,13 @@ def loss_gradients(
         with torch.enable_grad():
             for done, text in enumerate(tokens.to(model.device).split(1), 1):
                 loss = model(input_ids=text, labels=text, use_cache=False).loss
-                gradients = torch.autograd.grad(loss, weights, materialize_grads=True)  # an expert may see no token
+                gradients = torch.autograd.grad(loss, weights, materialize_grads=True)  # an expert may get no token
                 for total, gradient in zip(sums, gradients, strict=True):
                     total.add_(gradient)
                 on_text(done, len(tokens))
     finally:
-        for weight, before in zip(weights, needed, strict=True):
-            weight.requires_grad_(before)
+        for weight, required in zip(weights, required_before, strict=True):
+            weight.requires_grad_(required)
     for total in sums:
         total.div_(len(tokens))
     if not all(bool(total.isfinite().all()) for total in sums):

@@ -1,4 +1,4 @@
-"""Hooks on a model's modules for the length of a block."""
+"""Hooks on a model's modules, removed when a block ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 @contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Removes hooks that have been registered when the block ends, however it ends."""
+    """Removes registered hooks when the block ends, even if it raises."""
     handles = list(handles)
     try:
         yield

@@ -1,9 +1,9 @@
-"""What a config says of single layers, and what it has to say once some of them are gone.
+"""What a config says about individual layers, and how to rewrite it when some are removed.
 
-Families keep such facts in their own ways: a list with an entry for each layer, a pattern that repeats, indexes of
-layers, or a count ("the first 3 are dense"). None of these is known by name here. The model is built twice without
-weights, from the old config and from a changed one, and the layers are compared: a change is right when each layer
-that stays is built as it was.
+Each model family encodes such facts differently: a list with one entry per layer, a repeating pattern, layer indexes,
+or a count ("the first 3 are dense"). This module knows none of them by name. It builds the model without weights from
+the old config and from a changed one, and compares the layers: a change is right if every kept layer is built as
+before.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ CANNOT_BE: tuple[type[Exception], ...] = (ModelError, StopIteration, *config_err
 
 
 def facts_for(model: PreTrainedModel, kept: Sequence[int]) -> Facts:
-    """Entries of the (text) config that describe the model of the layers that were number `kept` before.
+    """Entries of the (text) config that describe the model made of the layers `kept`.
 
     Args:
-        model: not changed, no weight is read; its config describes it as it is.
-        kept: in order, each at most once.
+        model: not changed, no weight is read; its config must match its layers.
+        kept: original layer indexes in their new order, each at most once.
 
     Raises:
-        PlanError: if the family's config has no way to describe such a model, so that it could not be loaded again.
+        PlanError: if the family's config cannot describe such a model, so that it could not be reloaded.
     """
     before = _layers_of(model, {})
-    count, wanted = len(before), [before[layer] for layer in kept]
+    count, targets = len(before), [before[layer] for layer in kept]
     entries = _entries(model)
     facts: Facts = {name: [value[i] for i in kept] for name, value in entries.items() if _is_list(value, count)}
     facts["num_hidden_layers"] = len(kept)
-    right = _matching(model, facts, wanted, kept)
-    while right < len(kept):
-        tried = [{**facts, name: value} for name, value in _candidates(entries, kept, count)]
-        scores = [_matching(model, changed, wanted, kept) for changed in tried]
-        if max(scores, default=-1) <= right:
-            raise _cannot_be_said(model, facts, wanted, kept)
-        right = max(scores)
-        facts = tried[scores.index(right)]
+    matching = _matching_layers(model, facts, targets, kept)
+    while matching < len(kept):
+        attempts = [{**facts, name: value} for name, value in _candidates(entries, kept, count)]
+        scores = [_matching_layers(model, changed, targets, kept) for changed in attempts]
+        if max(scores, default=-1) <= matching:
+            raise _indescribable(model, facts, targets, kept)
+        matching = max(scores)
+        facts = attempts[scores.index(matching)]
     return facts
 
 
 def set_facts(model: PreTrainedModel, facts: Facts) -> None:
-    """Put them into the model's own config."""
+    """Write the entries from `facts_for` into the model's own config."""
     for name, value in facts.items():
         setattr(model.config.get_text_config(), name, value)
 
 
 def _entries(model: PreTrainedModel) -> Facts:
-    """What is particular to the family: entries that every config has say nothing of layers."""
+    """The family's own config entries; those that every config has say nothing about individual layers."""
     common = {*vars(PreTrainedConfig()), "num_hidden_layers", "vocab_size", "hidden_size"}
-    found = vars(model.config.get_text_config()).items()
-    return {name: v for name, v in found if name not in common and not name.startswith("_") and "token" not in name}
+    entries = vars(model.config.get_text_config()).items()
+    return {name: v for name, v in entries if name not in common and not name.startswith("_") and "token" not in name}
 
 
 def _is_list(value: Any, length: int) -> bool:
@@ -71,53 +71,53 @@ def _is_list(value: Any, length: int) -> bool:
 
 
 def _candidates(entries: Facts, kept: Sequence[int], count: int) -> Iterator[tuple[str, Any]]:
-    """Each entry as it would read if it were a fact about layers, of any kind."""
+    """Each entry's possible new values, for every way in which it could describe layers."""
     for name, value in entries.items():
         if _is_list(value, count):
-            yield name, value  # as long as the layers by chance
+            yield name, value  # has the length of the layer list by coincidence
         if isinstance(value, (list, tuple)) and value:
-            yield name, [value[layer % len(value)] for layer in kept]  # a pattern that repeats
-            if all(isinstance(one, (list, tuple)) and len(one) == 2 and isinstance(one[1], int) for one in value):
-                each = [kind for kinds, times in value for kind in list(kinds) * times]  # patterns with how often
-                if len(each) == count:
-                    yield name, [[[each[layer] for layer in kept], 1]]
-            if all(isinstance(one, int) for one in value):
-                yield name, [new for new, old in enumerate(kept) if old in value]  # indexes
+            yield name, [value[layer % len(value)] for layer in kept]  # a repeating pattern
+            if all(isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[1], int) for item in value):
+                kinds = [kind for pattern, times in value for kind in list(pattern) * times]  # patterns with counts
+                if len(kinds) == count:
+                    yield name, [[[kinds[layer] for layer in kept], 1]]
+            if all(isinstance(item, int) for item in value):
+                yield name, [new for new, old in enumerate(kept) if old in value]  # layer indexes
         elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= count:
             below = sum(layer < value for layer in kept)
-            yield name, below  # the first so many, or the index where something begins
-            yield name, below - 1  # the index where it ends, which may be gone
+            yield name, below  # the first N layers, or the index where something begins
+            yield name, below - 1  # the index where it ends; that layer may be removed
             yield name, sum(layer <= value for layer in kept) - 1
-            yield name, sum(layer >= count - value for layer in kept)  # the last so many
+            yield name, sum(layer >= count - value for layer in kept)  # the last N layers
 
 
-def _matching(model: PreTrainedModel, facts: Facts, wanted: Sequence[Signature], kept: Sequence[int]) -> int:
-    """How many layers the config with these entries builds as wanted; -1 if it builds no such model."""
+def _matching_layers(model: PreTrainedModel, facts: Facts, targets: Sequence[Signature], kept: Sequence[int]) -> int:
+    """How many layers the changed config builds like their targets; -1 if it builds no model of that depth."""
     try:
         built = _layers_of(model, facts)
     except CANNOT_BE:
         return -1
-    if len(built) != len(wanted):
+    if len(built) != len(targets):
         return -1
-    return sum(_alike(a, b, new, old) for new, (a, b, old) in enumerate(zip(built, wanted, kept, strict=True)))
+    return sum(_alike(a, b, new, old) for new, (a, b, old) in enumerate(zip(built, targets, kept, strict=True)))
 
 
 def _layers_of(model: PreTrainedModel, facts: Facts) -> list[Signature]:
     config = copy.deepcopy(model.config)
     for name, value in facts.items():
         setattr(config.get_text_config(), name, value)
-    if facts:  # as it will be read again
+    if facts:  # as it will be reloaded
         with tempfile.TemporaryDirectory() as folder:
             config.save_pretrained(folder)
             config = type(config).from_pretrained(folder)
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of entries that are tried and make no sense
+        warnings.simplefilter("ignore")  # about attempted entries that make no sense
         built: Any = type(model)(config)
     return [_signature(layer) for layer in find_decoder(built).layers]
 
 
 def _signature(layer: nn.Module) -> Signature:
-    """Each module of the layer: its place, class, plain attributes and the shapes of its parameters."""
+    """Each module of the layer: its path, class, plain attributes and parameter shapes."""
     plain = (int, float, bool, str, type(None), list, tuple)
     return tuple(
         {
@@ -129,26 +129,26 @@ def _signature(layer: nn.Module) -> Signature:
     )
 
 
-def _alike(built: Signature, wanted: Signature, new: int, old: int) -> bool:
-    """Whether two layers are built alike; where one knows its own number, the other may know its own."""
-    if len(built) != len(wanted):
+def _alike(built: Signature, target: Signature, new: int, old: int) -> bool:
+    """Whether two layers are built the same way, except that each may store its own layer index."""
+    if len(built) != len(target):
         return False
     return all(
         a.keys() == b.keys() and all(a[name] == b[name] or (a[name], b[name]) == (new, old) for name in a)
-        for a, b in zip(built, wanted, strict=True)
+        for a, b in zip(built, target, strict=True)
     )
 
 
-def _cannot_be_said(
-    model: PreTrainedModel, facts: Facts, wanted: Sequence[Signature], kept: Sequence[int]
+def _indescribable(
+    model: PreTrainedModel, facts: Facts, targets: Sequence[Signature], kept: Sequence[int]
 ) -> PlanError:
     try:
         built = _layers_of(model, facts)
-        wrong = next(n for n, one in enumerate(built) if not _alike(one, wanted[n], n, kept[n]))
-        where = f"layer {wrong} of the smaller model, which was layer {kept[wrong]}, would be built as another kind"
+        wrong = next(n for n, layer in enumerate(built) if not _alike(layer, targets[n], n, kept[n]))
+        reason = f"layer {wrong} of the smaller model, originally layer {kept[wrong]}, would be built as another kind"
     except CANNOT_BE:
-        where = "no model can be built from it"
+        reason = "no model can be built from it"
     return PlanError(
-        f"This plan cannot be saved: the config of {type(model).__name__} has no way to say which layers are left "
-        f"({where}). Choose windows that keep the order in which its kinds of layers alternate."
+        f"Cannot save this plan: the config of {type(model).__name__} cannot describe the layers that are left "
+        f"({reason}). Choose windows that preserve the order in which its layer types alternate."
     )

@@ -1,4 +1,4 @@
-"""The output of every layer in one forward pass, by hooks."""
+"""The output of every layer in one forward pass, through hooks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def layer_outputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tenso
 
     Returns:
         Input, shape (texts, length, width), and outputs, shape (layers, texts, length, width), in the model's dtype.
-        Needs layers * texts * length * width numbers of memory.
+        Needs layers * texts * length * width * bytes of the dtype.
 
-    Source: hooks, not `output_hidden_states`: there transformers (5.24) has applied the final norm to the last entry.
+    Source: hooks, not `output_hidden_states`: there transformers (5.24) has already applied the final norm to the last
+    entry.
     """
     check_tokens(tokens)
     first: list[Tensor] = []
@@ -49,23 +50,25 @@ def layer_outputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tenso
 
 
 def run_decoder(model: PreTrainedModel, tokens: Tensor) -> None:
-    """One forward pass without the output head, whose logits nobody here needs."""
+    """One forward pass without the output head: its logits are not needed here."""
     model.base_model(input_ids=tokens, use_cache=False)
 
 
 def hidden_of(result: Any) -> Tensor:
-    """The hidden state in a layer's result: the result itself, or the first of a tuple or list (some families)."""
+    """The hidden state in a layer's result: the result itself, or in some families the first item of a sequence."""
     return result[0] if isinstance(result, (tuple, list)) else result
 
 
 def check_tokens(tokens: Tensor) -> None:
-    """Raise TextError unless tokens have one row for each text."""
+    """Raise TextError unless tokens have shape (texts, length) and none of the two is 0."""
     if tokens.ndim != 2 or 0 in tokens.shape:
-        raise TextError(f"Tokens of shape {tuple(tokens.shape)}: one row for each text is needed. Choose another text.")
+        raise TextError(
+            f"Tokens have shape {tuple(tokens.shape)}; expected one non-empty row per text. Choose another text."
+        )
 
 
 def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
-    """The hidden state that a layer was called with, and the rest of the call."""
+    """The hidden state that a layer was called with, and the other arguments."""
     if args:
         return args[0], (args[1:], kwargs)
     rest = dict(kwargs)
@@ -73,14 +76,15 @@ def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, C
 
 
 def check_finite(hidden: Tensor, layer: int) -> None:
-    """Raise ModelError if a layer's output has numbers that are not finite."""
+    """Raise ModelError if a layer's output contains NaN or infinity."""
     if not torch.isfinite(hidden).all():
         raise ModelError(
-            f"Layer {layer} gives numbers that are not finite in {str(hidden.dtype).removeprefix('torch.')}. "
-            "Check the model's weights; if they are sound, create the experiment with --dtype float32."
+            f"The output of layer {layer} is not finite (NaN or infinity) in "
+            f"{str(hidden.dtype).removeprefix('torch.')}. Check the model's weights; if they are correct, create the "
+            "experiment with --dtype float32."
         )
 
 
 def layer_hooks(layer: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> list[Any]:
-    """Hooks before and after a layer's forward pass."""
+    """Registers hooks before and after a layer's forward pass; gives their handles."""
     return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]

@@ -1,4 +1,4 @@
-"""Load models and their tokenizers, and tell of a model before it is loaded."""
+"""Load models and their tokenizers; give facts about a model before it is loaded."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from swm.settings import PRECISIONS
 from swm.workspace.files import clean_up, disk_errors, full_disk_message, home, is_full_disk, neighbour
 from swm.workspace.machine import check_memory
 
-__all__ = ["config_facts", "load_model", "load_tokenizer", "save_model"]  # those that others rely on
+__all__ = ["config_facts", "load_model", "load_tokenizer", "save_model"]  # the names that other code relies on
 
 WEEK = 7 * 86_400.0  # seconds
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-# Each goes through the whole engine in tests/test_families.py. Others are tried by structure.
+# tests/product/test_families.py runs each of these through the whole engine. Others are tried by structure.
 TESTED_FAMILIES = {
-    "llama": "Llama 1-3, Vicuna, SmolLM2 and others of that architecture",
+    "llama": "Llama 1-3, Vicuna, SmolLM2 and others with that architecture",
     "mistral": "Mistral",
     "qwen2": "Qwen2, Qwen2.5 (biases)",
     "qwen3": "Qwen3 (query and key norms)",
@@ -52,7 +52,7 @@ TESTED_FAMILIES = {
     "falcon": "Falcon",
     "stablelm": "StableLM",
     "granite": "Granite",
-    "smollm3": "SmolLM3 (layers without rotary positions)",
+    "smollm3": "SmolLM3 (some layers without rotary positions)",
     "qwen3_moe": "Qwen3-MoE (experts are merged one by one; LoRA leaves them alone)",
     "mixtral": "Mixtral (experts are merged one by one; LoRA leaves them alone)",
 }
@@ -65,12 +65,13 @@ def load_model(
 
     Args:
         name: a bundled model's name, a Hugging Face folder, a `.gguf` file, or a hub id.
-        dtype: "auto" (what the checkpoint says; float32 for GGUF), "float32", "bfloat16" or "float16".
-        device: "auto" (a GPU when there is one), "cpu", "cuda", "cuda:1", ...
-        offload: let a model that has no room on the device lie on several, and on disk; see `swm.models.offload`.
+        dtype: "auto" (as in the checkpoint; float32 for GGUF), "float32", "bfloat16" or "float16".
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+        offload: spread a model that does not fit on the device over several devices and disk; see
+            `swm.models.offload`.
 
     Raises:
-        ModelError: if it is not there, not decoder-only, damaged, or would need pickle or remote code.
+        ModelError: if the model is missing, not decoder-only, damaged, or needs pickle or remote code.
     """
     check_dtype(dtype)
     transformers_logging.disable_progress_bar()
@@ -87,19 +88,19 @@ def load_model(
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model named as in `load_model`; without loading the weights."""
+    """The tokenizer of a model, named as in `load_model`; loads no weights."""
     folder = model_folder(name)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises Exception itself for a damaged file
+    except Exception as error:  # the tokenizers library raises a bare Exception for a damaged file
         raise ModelError(
-            f"The tokenizer of {name} cannot be loaded: {first_line(error)} Put the tokenizer's files "
+            f"Cannot load the tokenizer of {name}: {first_line(error)} Put the tokenizer's files "
             "(tokenizer.json, tokenizer_config.json) into the model's folder."
         ) from None
 
 
 def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
-    """What a page shows of a model before it is loaded: architecture, layers, width, parameters, bytes in `dtype`.
+    """Facts about a model before it is loaded: architecture, layers, width, parameters, size in `dtype`.
 
     Parameters are counted on the meta device: no weight is read.
     """
@@ -121,65 +122,67 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
 
 
 def check_loadable(name: str) -> None:
-    """Raise ModelError if the weights are none that can be loaded and merged; none is read."""
+    """Raise ModelError if the weights cannot be loaded and merged; reads none of them."""
     folder = model_folder(name)
     config = decoder_config(folder, name)
     refuse_pickle(folder, name)
-    how = getattr(config, "quantization_config", None) or getattr(config.get_text_config(), "quantization_config", None)
-    if how:
-        kind = how.get("quant_method", "") if isinstance(how, dict) else getattr(how, "quant_method", "")
+    text_config = config.get_text_config()
+    settings = getattr(config, "quantization_config", None) or getattr(text_config, "quantization_config", None)
+    if settings:
+        key = "quant_method"
+        method = settings.get(key, "") if isinstance(settings, dict) else getattr(settings, key, "")
         raise ModelError(
-            f"The weights of {name} are quantised ({kind or 'by an unnamed method'}), and such weights cannot be "
-            "added up. Use the model in bfloat16 or float32."
+            f"The weights of {name} are quantised ({method or 'unnamed method'}), and quantised weights cannot be "
+            "merged. Use the model in bfloat16 or float32."
         )
     weight_files(folder)
 
 
 def check_dtype(dtype: str) -> None:
-    """Raise SettingsError unless it is one of DTYPES."""
+    """Raise SettingsError unless `dtype` is one of DTYPES."""
     if dtype not in DTYPES:
-        raise SettingsError(f"'{dtype}' is not a number format. Choose one of: {', '.join(DTYPES)}.")
+        raise SettingsError(f"Unknown precision (dtype) '{dtype}'. Choose one of: {', '.join(DTYPES)}.")
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of that name; for "auto" a GPU if there is one. Raises SettingsError if it cannot be used."""
-    if device == "auto":  # one of several processes takes the GPU of its number
+    """The device of that name; for "auto" a GPU if there is one. Raises SettingsError if it is not usable."""
+    if device == "auto":  # each of several processes takes the GPU of its local rank
         own = os.environ.get("LOCAL_RANK", "")
         return torch.device(f"cuda:{own}" if own else "cuda") if torch.cuda.is_available() else torch.device("cpu")
     try:
         picked = torch.device(device)
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"Device '{device}' cannot be used: {first_line(error)} Choose auto or cpu.") from None
+        raise SettingsError(f"Cannot use device '{device}': {first_line(error)} Choose auto or cpu.") from None
     return picked
 
 
 def bfloat16_is_faster(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 take clearly less time here than in float32: the processor says so.
+    """Whether matrix products in bfloat16 are much faster here than in float32, judged by the processor's features.
 
-    Not measured: a machine that is busy for a moment would choose another format, and so another plan. On a processor
-    with AVX512-BF16 products took half the time.
+    Not measured: on a machine that happens to be busy, a measurement could choose another precision, and so another
+    plan. On a processor with AVX512-BF16, products took half the time.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    can = torch.cpu.get_capabilities()
-    return any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def fast_format(model: PreTrainedModel, precision: str = "auto") -> bool:
-    """Whether to try things out on the model in bfloat16 instead of its own format.
+    """Whether a search computes in bfloat16 instead of the model's own precision.
 
     Args:
-        precision: one of PRECISIONS; "auto" where that is faster.
+        precision: one of PRECISIONS; "auto" takes bfloat16 where it is faster.
     """
     if precision not in PRECISIONS:
-        raise SettingsError(f"'{precision}' is not a precision. Choose one of: {', '.join(PRECISIONS)}.")
-    wanted = precision == "bfloat16" or (precision == "auto" and bfloat16_is_faster(model.device))
-    return model.dtype == torch.float32 and wanted
+        raise SettingsError(f"Unknown precision '{precision}'. Choose one of: {', '.join(PRECISIONS)}.")
+    use_bfloat16 = precision == "bfloat16" or (precision == "auto" and bfloat16_is_faster(model.device))
+    return model.dtype == torch.float32 and use_bfloat16
 
 
 def _offloaded(folder: Path, name: str, dtype: str, config: Any, places: dict[str, Any]) -> PreTrainedModel:
-    clean_up(home() / "cache", older_than=WEEK)  # what a killed process left
+    clean_up(home() / "cache", older_than=WEEK)  # files that killed processes left behind
     converted = neighbour(home() / "cache" / "converted", "new")
     with ExitStack() as removal, disk_errors(converted, 0):
         converted.mkdir(parents=True)
@@ -188,22 +191,22 @@ def _offloaded(folder: Path, name: str, dtype: str, config: Any, places: dict[st
         weakref.finalize(model, removal.pop_all().close)
     if model.device.type == "meta":
         raise ModelError(
-            f"There is no room for so much as the embedding of {name}: {room_here()['cpu'] / 2**30:,.2f} GiB of memory "
-            "are free for it. Close other programs or raise SWM_MEMORY."
+            f"Not enough memory even for the embedding of {name}: {room_here()['cpu'] / 2**30:,.2f} GiB are available "
+            "for weights. Close other programs or raise SWM_MEMORY."
         )
     return model.eval()
 
 
 def _places(config: Any, name: str, dtype: str) -> dict[str, Any] | None:
     if world_size() > 1:
-        return None  # each process has a device of its own
+        return None  # each process has its own device
     model = skeleton(config, name)
-    form = model.dtype if dtype == "auto" else getattr(torch, dtype)
-    return device_map(model, list(find_decoder(model).layers), form, room_here())
+    precision = model.dtype if dtype == "auto" else getattr(torch, dtype)
+    return device_map(model, list(find_decoder(model).layers), precision, room_here())
 
 
 def _bytes_in_memory(stored: int, config: Any, dtype: str) -> int:
-    """Bytes of the weights once loaded; the config says in which format they are stored."""
+    """Size of the loaded weights in bytes; the config gives the dtype in which they are stored."""
     saved = getattr(config, "dtype", None)
     if dtype == "auto" or not isinstance(saved, torch.dtype):
         return stored
@@ -227,22 +230,22 @@ def _load_weights(
         )
     except ImportError as error:
         raise ModelError(
-            f"{name} needs a library that is not there: {first_line(error)} Quantised models cannot be merged: load "
-            "the one in bfloat16 or float32."
+            f"{name} needs a library that is not installed: {first_line(error)} Quantised models cannot be merged: use "
+            "the bfloat16 or float32 version."
         ) from None
     except (*config_errors(), safetensors_error()) as error:
         if is_full_disk(error):
             raise ExperimentError(full_disk_message(home(), 0)) from None
         raise ModelError(
-            f"The weights of {name} cannot be loaded: {first_line(error)} The files are damaged, incomplete or of "
-            "another config. Copy or download them again."
+            f"Cannot load the weights of {name}: {first_line(error)} The files are damaged, incomplete or do not match "
+            "the config. Copy or download them again."
         ) from None
     finally:
         transformers_logging.set_verbosity(verbosity)
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
-            f"The weights of {name} are incomplete: {missing[0]} and {len(missing) - 1} more are not in the "
-            "safetensors files. Copy or download them again."
+            f"The weights of {name} are incomplete: the safetensors files lack {missing[0]} and {len(missing) - 1} "
+            "more. Copy or download them again."
         )
     return cast(PreTrainedModel, model)

@@ -1,4 +1,4 @@
-"""Where a model comes from: a name becomes a local folder with safetensors, and its config is checked."""
+"""Resolve a model's name to a local folder with safetensors, and check its config."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_LAYERS = 4096
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A model that a Python package carries as GGUF."""
+    """A model that ships as GGUF in a Python package."""
 
     package: str
     file: str
@@ -47,47 +47,46 @@ BUNDLED = {
 
 
 def model_folder(name: str) -> Path:
-    """The local folder of a model; a GGUF file is converted and a hub model downloaded the first time."""
+    """The local folder of a model; the first time, converts a GGUF file or downloads a hub model."""
     if name in BUNDLED:
         return _converted(bundled_file(name), home() / "models" / name)
     path = local_path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise ModelError(f"There is no file {path}. Check the path of the GGUF file.")
+            raise ModelError(f"No file {path}. Check the path of the GGUF file.")
         facts = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
         return _converted(path, home() / "models" / f"gguf-{hashlib.sha256(facts.encode()).hexdigest()[:16]}")
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"{path} has no config.json, so it is not a Hugging Face model folder. Choose another.")
+            raise ModelError(f"{path} is not a Hugging Face model folder: it has no config.json. Choose another.")
         return path
     if path.exists():
         raise ModelError(f"{path} is a file. Name a Hugging Face folder, a .gguf file, or a hub id such as org/model.")
     if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name, re.ASCII) or name.startswith((".", "/")):
         raise ModelError(
-            f"There is no folder {name[:200]}, and it is not a hub id such as org/model. "
-            f"Bundled models: {', '.join(BUNDLED)}."
+            f"No folder {name[:200]}, and it is not a hub id such as org/model. Bundled models: {', '.join(BUNDLED)}."
         )
     return _downloaded(name)
 
 
 def local_path(name: str) -> Path:
-    """The name as a path, `~` resolved.
+    """The name as a path, with `~` expanded.
 
     Raises:
-        ModelError: if it cannot be a path: empty, too long, or of a user that does not exist.
+        ModelError: if it is not a valid path: empty, too long, or `~` of an unknown user.
     """
     try:
         path = Path(name).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise ModelError(f"'{name[:80]}' cannot be a path: {first_line(error)} Check it.") from None
+        raise ModelError(f"'{name[:80]}' is not a valid path: {first_line(error)} Correct it.") from None
     if not name.strip():
-        raise ModelError("The name is empty. Name a model or a text.")
+        raise ModelError("The name is empty. Give the name of a model or a text.")
     return path
 
 
 def bundled_file(name: str) -> Path:
-    """Where a bundled model's GGUF file is; raises ModelError if its package is not installed."""
+    """Path of a bundled model's GGUF file; raises ModelError if its package is not installed."""
     bundled = BUNDLED[name]
     spec = importlib.util.find_spec(bundled.package)
     if spec is None or not spec.origin:
@@ -99,12 +98,12 @@ def bundled_file(name: str) -> Path:
 
 
 def load_config(name: str) -> Any:
-    """The config of a model named as in `load_model`; checked to be decoder-only, weights not loaded."""
+    """The config of a model, named as in `load_model`; checks that it is decoder-only, loads no weights."""
     return decoder_config(model_folder(name), name)
 
 
 def skeleton(config: Any, name: str) -> PreTrainedModel:
-    """The model of a config, its weights on the meta device: shapes and number formats, no memory."""
+    """The model that a config describes, with weights on the meta device: shapes and dtypes, no memory."""
     try:
         with torch.device("meta"):
             return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
@@ -115,10 +114,10 @@ def skeleton(config: Any, name: str) -> PreTrainedModel:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that from_pretrained reads: those of the index where there is one.
+    """The safetensors files that from_pretrained reads: those in the index, if there is one.
 
     Raises:
-        ModelError: if the index names a file that is not there, or is damaged.
+        ModelError: if the index is damaged or lists a missing file.
     """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
@@ -135,7 +134,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _downloaded(name: str) -> Path:
-    """Safetensors, config and tokenizer of a hub model; Python files and pickles are never fetched."""
+    """Downloads safetensors, config and tokenizer of a hub model; never Python files or pickles."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -144,46 +143,48 @@ def _downloaded(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except GatedRepoError:
         raise ModelError(
-            f"{name} needs its owner's permission. Ask for it on the hub, then log in: hf auth login"
+            f"{name} is gated: its owner must grant access. Request it on the hub, then log in: hf auth login"
         ) from None
     except RepositoryNotFoundError:
         raise ModelError(
-            f"The hub has no model {name}, or it is private. Check the id, or log in: hf auth login"
+            f"The hub has no model {name}, or the model is private. Check the id, or log in: hf auth login"
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise ModelError(
-            f"{name} cannot be fetched from the hub ({type(error).__name__}). There is no network, or the id is wrong. "
-            f"Without a network use a bundled model ({', '.join(BUNDLED)}), a local folder or a .gguf file."
+            f"Cannot download {name} from the hub ({type(error).__name__}): no network, or a wrong id. "
+            f"Without a network, use a bundled model ({', '.join(BUNDLED)}), a local folder or a .gguf file."
         ) from None
 
 
 def _converted(gguf: Path, folder: Path) -> Path:
     """`folder` with the GGUF file's weights as float32 safetensors; written once, then reused.
 
-    transformers cannot save a model it has read from GGUF, so the weights go into a fresh model of the same class.
+    transformers cannot save a model loaded from GGUF, so the weights go into a new model of the same class.
     """
-    if (folder / "config.json").is_file():  # it appears whole
+    if (folder / "config.json").is_file():  # the folder appears complete or not at all
         return folder
     if demo_experiment():
-        raise ModelError(f"{gguf.name} is not converted yet, and a read-only demo writes nothing. Convert it first.")
+        raise ModelError(
+            f"{gguf.name} is not converted yet, and the demo is read-only. Convert it first, outside the demo."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if (folder / "config.json").is_file():
             return folder
         clean_up(folder.parent, older_than=3600)
-        log.info("Converting %s to safetensors, once (about 20 seconds for 135M parameters)", gguf.name)
+        log.info("Converting %s to safetensors, only this once (about 20 seconds for 135M parameters)", gguf.name)
         try:
-            found = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            _check_layers(found, gguf.name)
-            check_size(found, gguf.name, gguf.stat().st_size)
+            gguf_config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            _check_layers(gguf_config, gguf.name)
+            check_size(gguf_config, gguf.name, gguf.stat().st_size)
             read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         except SwmError:
             raise
         except Exception as error:  # the reader checks little: a damaged file can raise anything
             raise ModelError(
-                f"{gguf} cannot be read: {first_line(error)} The file is damaged or of a kind transformers does not "
-                "read. Download it again or use the safetensors model."
+                f"Cannot read {gguf}: {first_line(error)} The file is damaged, or transformers does not support this "
+                "kind of GGUF. Download it again or use the safetensors version of the model."
             ) from None
         config = read.config
         if hasattr(config, "quantization_config"):
@@ -195,40 +196,43 @@ def _converted(gguf: Path, folder: Path) -> Path:
 
 
 def decoder_config(folder: Path, name: str) -> Any:
-    """The config in a model's folder; raises ModelError unless it is a decoder-only model that transformers knows."""
+    """The config in a model's folder; raises ModelError unless transformers supports it as a decoder-only model."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except config_errors() as error:
         raise ModelError(
-            f"The config of {name} cannot be used: {first_line(error)} The architecture must be one that "
-            "transformers itself knows; code that comes with a model is never run."
+            f"Cannot use the config of {name}: {first_line(error)} transformers itself must support the architecture; "
+            "code that comes with a model is never run."
         ) from None
-    named = getattr(config, "architectures", None)
-    architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
+    entry = getattr(config, "architectures", None)
+    architectures = [name for name in entry if isinstance(name, str)] if isinstance(entry, list) else []
     causal = not architectures or any(re.search("CausalLM|LMHead", a) for a in architectures)
     if getattr(config, "is_encoder_decoder", False) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or not causal:
         raise ModelError(
-            f"{name} is {', '.join(architectures) or config.model_type}, which is not a decoder-only language model. "
-            "Choose a model that generates text, such as a Llama, Qwen or Gemma."
+            f"{name} ({', '.join(architectures) or config.model_type}) is not a decoder-only language model. "
+            "Choose a model that generates text, such as Llama, Qwen or Gemma."
         )
     _check_layers(config, name)
     return config
 
 
 def _check_layers(config: Any, name: str) -> None:
-    """Refuse numbers of layers that cannot be: transformers would make them one by one, for ever."""
+    """Refuse an impossible layer count: transformers would build layer after layer without end."""
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
-        raise ModelError(f"The config of {name} says {layers} layers. Correct it, or copy or download the model again.")
+        raise ModelError(
+            f"The config of {name} says {layers} layers; 1 to {MOST_LAYERS:,} are supported. Correct it, or copy or "
+            "download the model again."
+        )
 
 
 def check_size(config: Any, name: str, stored_bytes: int) -> None:
-    """Refuse a config that wants more weights than the files can hold: they would be made up, and fill the memory."""
-    wanted = parameter_count(skeleton(config, name))
-    if wanted > 8 * stored_bytes:  # no format has less than a bit for a weight
+    """Refuse a config with more weights than the files can hold: transformers would invent them and fill memory."""
+    weights = parameter_count(skeleton(config, name))
+    if weights > 8 * stored_bytes:  # no format uses less than one bit per weight
         raise ModelError(
-            f"The config of {name} describes {wanted:,} weights, and its files have {stored_bytes:,} bytes. One of "
-            "them is damaged or of another model. Copy or download it again."
+            f"The config of {name} describes {weights:,} weights, but its files have only {stored_bytes:,} bytes. One "
+            "of them is damaged or belongs to another model. Copy or download the model again."
         )
 
 
@@ -239,16 +243,16 @@ def refuse_pickle(folder: Path, name: str) -> None:
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
     if pickles:
         raise ModelError(
-            f"{name} has its weights in {pickles[0]}, a pickle, which can run code when it is opened. Convert it to "
-            "safetensors where you trust it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)."
+            f"{name} stores its weights in {pickles[0]}, a pickle file, which can run code when it is opened. If you "
+            "trust it, convert it to safetensors: AutoModelForCausalLM.from_pretrained(...).save_pretrained(FOLDER)."
         )
     raise ModelError(
-        f"{name} has no weights: no .safetensors file in {folder}. Copy them there or choose another model."
+        f"{name} has no weights: no .safetensors file in {folder}. Copy the weights there or choose another model."
     )
 
 
 def config_errors() -> tuple[type[Exception], ...]:
-    """What transformers raises for a config with wrong values, beside its own checks."""
+    """The exceptions that transformers raises for a config with wrong values."""
     from huggingface_hub.errors import StrictDataclassError
 
     common = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)

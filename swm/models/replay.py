@@ -1,7 +1,7 @@
-"""Run a model once, remember how each layer was called, then run any part of it again from any layer upward.
+"""Run a model once, record how each layer was called, then re-run it from any layer upward.
 
-Masks, position embeddings and caches differ by family and by layer; by recording the call instead of rebuilding it,
-none of that has to be known here.
+Masks, position embeddings and caches differ by family and by layer. This module records the calls instead of rebuilding
+them, so it needs to know none of that.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from swm.workspace.files import check_space, disk_errors, home
 class Replay:
     """The calls of one forward pass, with the hidden states to start from.
 
-    How a layer is called depends on how many texts there are, not on what they say: so any of the texts, and any number
-    of rows, can be run from any layer upward.
+    How a layer is called depends on the number of texts, not on their content. So any of the texts, and any number of
+    rows, can be run from any layer upward.
 
     Args:
         model: causal LM in eval mode; not changed.
         tokens: ids, shape (texts, length), int64, no padding.
-        keep_every: hidden states are kept for every so-manieth layer; those between are computed again when they are
-            asked for, once while the layers asked for lie near each other.
-        fast: matrix products in bfloat16 (autocast); the hidden states stay in the model's own format.
-        part: texts run together at most, here; None for all.
-        lean: hidden states go to a file, which the system drops from memory when others need it.
+        keep_every: keep the hidden states of one layer in this many; those between are recomputed on demand, once per
+            stretch between two kept layers.
+        fast: matrix products in bfloat16 (autocast); the hidden states stay in the model's own dtype.
+        part: maximum number of texts per forward pass here; None for all.
+        lean: store hidden states in a memory-mapped file, which the system can drop from memory when it runs short.
 
     Attributes:
         reference: final hidden state, after the final norm, shape (texts, length, width).
-        layer_runs: how many times a layer was run for the whole token batch, the recording included; a run for some of
-            the texts counts by their share.
+        layer_runs: number of layer runs over all texts, including the recording; a run over some of the texts counts
+            by their share.
 
-    Memory: texts * length * width * bytes for each kept layer.
+    Memory: texts * length * width * bytes of the dtype for each kept layer.
     """
 
     def __init__(
@@ -70,22 +70,22 @@ class Replay:
         self._model, self._tokens, self._fast, self._lean = model, tokens, fast, lean
         self.layers = find_decoder(model).layers
         self._offloaded = is_offloaded(model)
-        self._bare: dict[int, nn.Module] = {}  # of layers whose weights accelerate brings where they are run
+        self._bare: dict[int, nn.Module] = {}  # of offloaded layers
         self.keep_every = keep_every
         self.layer_runs = 0.0
         self._parts = list(torch.arange(len(tokens)).split(part or len(tokens)))
         self._calls: dict[int, list[Call]] = {}  # by the number of texts
         self._inputs: dict[int, Tensor] = {}
-        self._between: dict[int, Tensor] = {}  # of the layers from one kept state to the next
+        self._between: dict[int, Tensor] = {}  # inputs of the layers between two kept states
         self._ready = torch.ones(len(tokens), dtype=torch.bool)  # the texts that `_between` is computed for
         self._tail: list[nn.Module] = []
-        self._kind: Callable[[list[Tensor]], Any] | None = None  # of the sequence that layers give their output in
+        self._kind: Callable[[list[Tensor]], Any] | None = None  # sequence type that layers wrap their output in
         self.reference = self._recorded()
         self._check()
 
     @torch.inference_mode()
     def run(self, hidden: Tensor, layer: int, parameters: dict[str, Tensor] | None = None) -> Tensor:
-        """Output of one layer for `hidden`, shape (rows, length, width); some of its parameters replaced if given."""
+        """Output of one layer for `hidden`, shape (rows, length, width), with `parameters` in place of its own."""
         args, kwargs = self._calls_for(len(hidden))[layer]
         module = self.layers[layer]
         self.layer_runs += len(hidden) / len(self._tokens)
@@ -103,18 +103,18 @@ class Replay:
 
     @torch.inference_mode()
     def input_of(self, layer: int, rows: Tensor | None = None) -> Tensor:
-        """What the layer was given in the recorded pass: for the texts with these indexes, or for all."""
+        """The layer's input in the recorded pass, for the texts with these indexes or for all."""
         if layer not in self._inputs:
             self._compute_between(layer - layer % self.keep_every, rows)
         states = self._inputs[layer] if layer in self._inputs else self._between[layer]
         return (states if rows is None else states[rows]).to(self._tokens.device)
 
     def _compute_between(self, below: int, rows: Tensor | None) -> None:
-        """The inputs of the layers from a kept one to the next, for those of the texts that have none yet."""
+        """Compute the inputs of the layers from a kept one to the next, for the texts that lack them."""
         if below + 1 not in self._between:
             self._between, self._ready = {}, torch.zeros(len(self._tokens), dtype=torch.bool)
-        wanted = torch.arange(len(self._tokens)) if rows is None else rows
-        missing = wanted[~self._ready[wanted]]
+        rows = torch.arange(len(self._tokens)) if rows is None else rows
+        missing = rows[~self._ready[rows]]
         for part in missing.split(len(self._parts[0])) if len(missing) else ():
             hidden = self._inputs[below][part].to(self._tokens.device)
             for index in range(below, min(below + self.keep_every, len(self.layers)) - 1):
@@ -124,23 +124,23 @@ class Replay:
 
     @torch.inference_mode()
     def finish(self, hidden: Tensor) -> Tensor:
-        """The final hidden state from the last layer's output (final norm and whatever else follows the layers)."""
+        """The final hidden state for the last layer's output: applies whatever follows the layers, as a final norm."""
         with self._precision():
             for module in self._tail:
                 hidden = module(hidden)
         return hidden
 
     def _precision(self) -> torch.autocast:
-        # No cache: it would keep a second copy of the weights.
+        # Without autocast's cache, which would hold a second copy of the weights.
         return torch.autocast(self._tokens.device.type, torch.bfloat16, enabled=self._fast, cache_enabled=False)
 
     def _put(self, states: dict[int, Tensor], layer: int, rows: Tensor, hidden: Tensor) -> None:
         if layer not in states:
-            states[layer] = self._room(hidden)
+            states[layer] = self._empty_states(hidden)
         states[layer][rows] = hidden.to(states[layer].device)
 
-    def _room(self, hidden: Tensor) -> Tensor:
-        """Room for such states of all texts."""
+    def _empty_states(self, hidden: Tensor) -> Tensor:
+        """An empty tensor for the states of all texts: in memory, or on disk if `lean`."""
         shape = (len(self._tokens), *hidden.shape[1:])
         if not self._lean:
             return hidden.new_empty(shape)
@@ -149,9 +149,9 @@ class Replay:
         with disk_errors(folder, needed):
             folder.mkdir(parents=True, exist_ok=True)
             check_space(folder, needed)
-            with tempfile.NamedTemporaryFile(dir=folder, prefix="states-") as file:  # mapped, it stays till unused
+            with tempfile.NamedTemporaryFile(dir=folder, prefix="states-") as file:  # lives on while it is mapped
                 if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, needed)  # a full disk would end the process later
+                    os.posix_fallocate(file.fileno(), 0, needed)  # else a full disk would kill the process later
                 return torch.from_file(file.name, shared=True, size=size, dtype=hidden.dtype).view(shape)
 
     @torch.inference_mode()
@@ -159,7 +159,7 @@ class Replay:
         return torch.cat([self._record(rows) for rows in self._parts])
 
     def _record(self, rows: Tensor) -> Tensor:
-        """Run the model on some of the texts; keep the calls, the inputs and the modules after the layers."""
+        """Run the model on some of the texts; record the calls, the inputs and the modules after the layers."""
         calls: list[Call] = []
         tail: list[nn.Module] = []
         output: Tensor | None = None
@@ -170,12 +170,12 @@ class Replay:
             index = len(calls)
             if output is not None and not (hidden is output or torch.equal(hidden, output)):
                 raise ModelError(
-                    f"{type(self._model).__name__} changes the hidden state between layers {index - 1} and {index}, so "
-                    "its layers cannot be run one by one. This architecture is not supported."
+                    f"Cannot run the layers of {type(self._model).__name__} one by one: it changes the hidden state "
+                    f"between layers {index - 1} and {index}. This architecture is not supported."
                 )
             if index % self.keep_every == 0:
                 self._put(self._inputs, index, rows, hidden)
-            elif index > top_kept:  # a search begins there
+            elif index > top_kept:  # where a search starts
                 self._put(self._between, index, rows, hidden)
             calls.append(call)
 
@@ -199,8 +199,8 @@ class Replay:
             run_decoder(self._model, self._tokens[rows])
         if len(calls) != len(self.layers) or output is None:
             raise ModelError(
-                f"{type(self._model).__name__} ran {len(calls)} of its {len(self.layers)} layers, or some twice. "
-                "This architecture is not supported."
+                f"{type(self._model).__name__} called layers {len(calls)} times but has {len(self.layers)}: it skips "
+                "or repeats some. This architecture is not supported."
             )
         self._calls.setdefault(len(rows), calls)
         self._tail = tail
@@ -208,67 +208,68 @@ class Replay:
 
     @torch.inference_mode()
     def embedded(self, tokens: Tensor) -> Tensor:
-        """What the first layer is given for other texts of the same length, shape (texts, length, width)."""
+        """The first layer's input for other texts of the same length, shape (texts, length, width)."""
         return self._idle_pass(tokens)[0]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        """What the model makes of the last layer's output, shape (rows, length, vocabulary)."""
+        """The model's logits for the last layer's output, shape (rows, length, vocabulary)."""
 
-        def hand_on(*args: Any, **kwargs: Any) -> Any:
-            return self._handed_on(hidden)
+        def pass_on(*args: Any, **kwargs: Any) -> Any:
+            return self._as_layer_result(hidden)
 
-        with _forward_replaced(self.layers, hand_on), self._precision():
+        with _forward_replaced(self.layers, pass_on), self._precision():
             tokens = self._tokens[torch.arange(len(hidden)) % len(self._tokens)]
             logits: Tensor = self._model(input_ids=tokens, use_cache=False).logits
         return logits
 
     def _calls_for(self, rows: int) -> list[Call]:
-        """How each layer is called with so many texts."""
+        """How each layer is called for this number of texts."""
         if rows not in self._calls:
             self._calls[rows] = self._idle_pass(self._tokens[torch.arange(rows) % len(self._tokens)])[1]
         return self._calls[rows]
 
     def _idle_pass(self, tokens: Tensor) -> tuple[Tensor, list[Call]]:
-        """The layers' input, and how the model calls each of them when none does anything."""
+        """The first layer's input, and how each layer is called; the layers pass their input on unchanged."""
         inputs: list[Tensor] = []
         calls: list[Call] = []
 
-        def hand_on(*args: Any, **kwargs: Any) -> Any:
+        def pass_on(*args: Any, **kwargs: Any) -> Any:
             hidden, call = split_call(args, kwargs)
             inputs.append(hidden)
             calls.append(call)
-            return self._handed_on(hidden)
+            return self._as_layer_result(hidden)
 
-        with _forward_replaced(self.layers, hand_on), self._precision():
+        with _forward_replaced(self.layers, pass_on), self._precision():
             run_decoder(self._model, tokens)
         return inputs[0], calls
 
-    def _handed_on(self, hidden: Tensor) -> Any:
+    def _as_layer_result(self, hidden: Tensor) -> Any:
         return hidden if self._kind is None else self._kind([hidden])
 
     def _check(self) -> None:
-        """The last layer on the last texts, called as it was for the first ones."""
+        """Raise ModelError unless the last layer, re-run on the last texts with the first ones' call, reproduces the
+        recorded output."""
         top, rows = len(self.layers) - 1, torch.arange(len(self._tokens)).flip(0)[: len(self._parts[0])]
-        again, before = self.finish(self.run(self.input_of(top, rows), top)).float(), self.reference[rows].float()
+        rerun, recorded = self.finish(self.run(self.input_of(top, rows), top)).float(), self.reference[rows].float()
         rounding = 1e-3 if self.reference.dtype == torch.float32 and not self._fast else 2e-2
-        if not (again - before).norm() <= rounding * before.norm():
+        if not (rerun - recorded).norm() <= rounding * recorded.norm():
             raise ModelError(
-                "The last layer, run again on its recorded input, gives another result. This architecture keeps state "
-                "between calls, or calls its layers by what the text says, and is not supported."
+                "Re-running the last layer on its recorded input gives a different result. This architecture keeps "
+                "state between calls, or calls its layers differently for each text, and is not supported."
             )
 
 
 @contextmanager
 def _forward_replaced(layers: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    own = [(layer, layer.__dict__.get("forward")) for layer in layers]
+    originals = [(layer, layer.__dict__.get("forward")) for layer in layers]
     try:
-        for layer, _ in own:
+        for layer, _ in originals:
             layer.__dict__["forward"] = forward
         yield
     finally:
-        for layer, before in own:
-            if before is None:
+        for layer, original in originals:
+            if original is None:
                 del layer.__dict__["forward"]
             else:
-                layer.__dict__["forward"] = before
+                layer.__dict__["forward"] = original

@@ -1,4 +1,4 @@
-"""A model as a folder that anybody's transformers loads; it appears whole, and only once it has been reloaded."""
+"""Save a model as a folder that plain transformers loads; it appears complete, and only after a reload check."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def save_model(
     check: Tensor | None = None,
     on_written: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a folder that plain `AutoModelForCausalLM.from_pretrained` loads; it appears whole or not at all.
+    """Write a folder that plain `AutoModelForCausalLM.from_pretrained` loads; it appears complete or not at all.
 
     Args:
-        check: ids, shape (texts, length): the folder only appears once it gives the model's logits for them.
-        on_written: called with the finished folder just before it takes its place.
+        check: ids, shape (texts, length): the folder appears only if the reloaded model reproduces the logits for them.
+        on_written: called with the finished folder just before it is moved into place.
 
     Raises:
-        ExperimentError: if the disk is full or read-only; nothing is left behind then.
-        ModelError: if the files lack a weight of the saved config, or the reloaded model gives other logits.
+        ExperimentError: if the disk is full or read-only; leaves nothing behind.
+        ModelError: if the files lack a weight of the saved config, or the reloaded model gives different logits.
     """
     folder, needed = Path(folder), size_bytes(model)
     check_space(folder, needed)
@@ -54,7 +54,7 @@ def save_model(
 
 
 def generation_config(config: GenerationConfig) -> GenerationConfig:
-    """The same, such that it can be saved: older models ship temperatures without saying that they sample."""
+    """A copy that can be saved: older models set a temperature without `do_sample`, so that is added."""
     config = copy.deepcopy(config)
     try:
         config.validate(strict=True)
@@ -65,68 +65,70 @@ def generation_config(config: GenerationConfig) -> GenerationConfig:
 
 @torch.inference_mode()
 def check_reload(folder: Path, model: PreTrainedModel, tokens: Tensor) -> float:
-    """Load the saved folder as anybody would and compare its logits with the model in memory.
+    """Reload the saved folder with plain transformers and compare its logits with the model in memory.
 
     Args:
         tokens: ids, shape (texts, length); the first text is used.
 
     Returns:
-        Largest difference of a logit, relative to the largest logit.
+        Largest difference between two logits, relative to the largest logit.
 
     Raises:
-        ModelError: if a weight is not in the files, or the difference is more than rounding.
+        ModelError: if the files lack a weight, or the difference is larger than rounding.
     """
     reloaded = _loaded(folder, dtype=model.dtype).to(model.device).eval()  # type: ignore[arg-type]
     ids = tokens[:1].to(model.device)
-    expected, found = model(ids, use_cache=False).logits.float(), reloaded(ids, use_cache=False).logits.float()
-    difference = float((expected - found).abs().max() / expected.abs().max())
+    expected, actual = model(ids, use_cache=False).logits.float(), reloaded(ids, use_cache=False).logits.float()
+    difference = float((expected - actual).abs().max() / expected.abs().max())
     allowed = 1e-4 if model.dtype == torch.float32 else 2e-2
     if not difference <= allowed:
         raise ModelError(
-            f"The saved {type(model).__name__} gives other logits than the model in memory (relative difference "
-            f"{difference:.2g}, allowed {allowed:g}). This architecture keeps something per layer that its config does "
-            "not say; it cannot be merged safely."
+            f"The saved {type(model).__name__} gives different logits than the model in memory (relative difference "
+            f"{difference:.2g}, allowed {allowed:g}). Its config does not store everything that its layers depend on, "
+            "so this architecture cannot be merged safely. Choose another model."
         )
     return difference
 
 
 def check_complete(folder: Path) -> None:
-    """Raise ModelError unless the files hold each weight of the saved config, in its shape; none is read.
+    """Raise ModelError unless the files hold every weight of the saved config in its shape; reads no weight.
 
-    transformers fills what it does not find with random numbers, and only warns of it.
+    transformers fills missing weights with random numbers and only warns about it.
     """
     _loaded(folder, device_map="meta")
 
 
-def _loaded(folder: Path, **how: Any) -> PreTrainedModel:
-    """The folder as anybody's transformers loads it, once nothing is missing, left over or of another shape."""
+def _loaded(folder: Path, **options: Any) -> PreTrainedModel:
+    """The folder loaded with plain transformers; refused if a weight is missing, left over or of another shape."""
     config = AutoConfig.from_pretrained(folder)
     with quiet_transformers():
         try:
-            found: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **how)
+            result: Any = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, output_loading_info=True, **options
+            )
         except RuntimeError as error:  # shapes
             if is_out_of_memory(error):
                 raise
-            shapes = "mismatched" in str(error)  # transformers names them in a report of its own alone
-            reason = "a weight has another shape than the config says." if shapes else first_line(error)
+            shapes = "mismatched" in str(error)  # transformers names the weights only in its own report
+            reason = "a weight's shape does not match the config." if shapes else first_line(error)
             raise _not_as_saved(type(config).__name__, reason) from None
-    model, info = found
-    for kind, what in (("missing_keys", "is not in the files"), ("unexpected_keys", "is not in the model")):
+    model, info = result
+    for kind, problem in (("missing_keys", "is not in the files"), ("unexpected_keys", "is not in the model")):
         if names := sorted(info[kind]):
-            raise _not_as_saved(type(model).__name__, f"{names[0]} {what}, and {len(names) - 1} more.")
+            raise _not_as_saved(type(model).__name__, f"{names[0]} {problem}, and {len(names) - 1} more.")
     return cast(PreTrainedModel, model)
 
 
-def _not_as_saved(what: str, reason: str) -> ModelError:
+def _not_as_saved(class_name: str, reason: str) -> ModelError:
     return ModelError(
-        f"The saved {what} would not load correctly: {reason} Its config cannot describe the layers that are left. "
-        "Choose other windows, or another model."
+        f"The saved {class_name} would not load correctly: {reason} Its config cannot describe the layers that are "
+        "left. Choose other windows or another model."
     )
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own reports and bars: what is wrong with a model is said by a message of ours."""
+    """Turns off transformers' own reports and progress bars: our messages say what is wrong with a model."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -139,7 +141,7 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def safetensors_error() -> type[Exception]:
-    """The error class of safetensors, imported when it is needed."""
+    """The exception class of safetensors, imported on first use."""
     from safetensors import SafetensorError
 
     return cast(type[Exception], SafetensorError)

@@ -1,13 +1,13 @@
-"""Methods that choose which layers go: one file for each, all asked by `plan_with`.
+"""Methods that choose which layers to remove: one file each, all called through `plan_with`.
 
-A method that drops layers gives windows whose first layer stays as it is; merging, healing and evaluating come after
-and are the same for all.
+A method that drops layers gives windows whose first layer stays unchanged. Merging, healing and evaluation come later
+and do not depend on the method.
 
-- best: beam search over dropped layers, each merged layer fitted on text; ours
-- sleb: SLEB; shortgpt: ShortGPT; laco: LaCo; angular: the deeper layers
+- best: beam search over dropped layers, each merged layer fitted on text; our own method
+- sleb: SLEB; shortgpt: ShortGPT; laco: LaCo; angular: The Unreasonable Ineffectiveness of the Deeper Layers
 - perplexity, taylor: Shortened LLaMA
-- chance: layers dropped by chance
-- request: what each is asked
-- plan_with: a plan by any of them
+- chance: random layers, as a baseline
+- request: the input of every planner
+- plan_with: runs any of them
 - drops: from dropped layers to a plan, and the searches over sets of layers
 """

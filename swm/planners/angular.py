@@ -1,4 +1,4 @@
-"""The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887: one block of neighbours is dropped."""
+"""The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887: drops one block of consecutive layers."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def find(request: PlanRequest) -> MergePlan:
-    """The plan without the block whose input and output are nearest in angle."""
+    """The plan without the block whose input and output have the smallest angular distance."""
     block = most_redundant_block(request.model, request.tokens, request.drop)
     return dropped_plan(request.layer_count, block)
 
 
 def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int) -> range:
-    """The `size` neighbouring layers whose input and output are nearest in angle at the last token of each text.
+    """The `size` consecutive layers whose input and output differ least in angle at the last token of each text.
 
-    Source: section 3.2, equations 2 and 3. Differs: several short texts instead of one long set; the healing that
-    belongs to it is left to the recovery.
+    Source: section 3.2, equations 2 and 3. Differs: several short texts instead of one long set; the paper's healing
+    step is left to the recovery.
     """
     import torch
     from torch.nn.functional import cosine_similarity
@@ -47,7 +47,7 @@ PLANNERS.register(
     Planner(
         "angular",
         "Deeper layers (Gromov et al.)",
-        "drops the one block of layers whose input and output are nearest in angle at the last token",
+        "drops the block of consecutive layers whose input and output differ least in angle at the last token",
         "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887",
         find,
     )

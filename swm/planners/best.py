@@ -1,4 +1,4 @@
-"""Our own search: layers dropped by beam search, each merged layer fitted on text, judged by perplexity."""
+"""Our own method: drops layers by beam search, fits each merged layer on text, chooses by perplexity."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 from swm.settings import FIT_TOKENS, WINDOW_FIT_TOKENS
 
-WIDTH = 3  # sets of layers that the search goes on with, and fits in full at last
+WIDTH = 3  # beam width: sets of layers that the search keeps after each step, and fits in full at the end
 
 
 def find(request: PlanRequest) -> MergePlan:
-    """Layers to drop by beam search over quickly fitted plans; the last are fitted in full and judged on other text."""
+    """The best plan found by beam search over quickly fitted plans.
+
+    The final candidates are fitted in full and compared by perplexity on text that they were not fitted on.
+    """
     from swm.evaluation.perplexity import perplexity
     from swm.merging.fit import apply_fitted_plan, check_fits, window_fitter
     from swm.search.plan_loss import PlanLoss
@@ -26,17 +29,17 @@ def find(request: PlanRequest) -> MergePlan:
     dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, request.budget, request.tried)
     plans = [replace(dropped_plan(count, layers), rule="fit") for layers in dropped]
     rows = request.fit_tokens(FIT_TOKENS * 4 // 3)
-    apart = max(1, len(rows) // 4)  # what a plan is fitted on does not judge it
+    held_out = max(1, len(rows) // 4)  # texts for the comparison: not those a plan is fitted on
     perplexities = []
     for done, plan in enumerate(plans):
         request.progress(done, len(plans), f"fitting plan {done + 1} of {len(plans)} in full")
-        fitted = apply_fitted_plan(model, plan, rows[apart:])
-        perplexities.append(perplexity(fitted, rows[:apart])["value"])
+        fitted = apply_fitted_plan(model, plan, rows[held_out:])
+        perplexities.append(perplexity(fitted, rows[:held_out])["value"])
     return plans[perplexities.index(min(perplexities))]
 
 
 def least_budget(layer_count: int, layers: int) -> int:
-    """Plans to try at least: each layer once, and some for every further one that goes."""
+    """Minimum number of plans to try: each layer once, and WIDTH for every further layer to drop."""
     return layer_count - 1 + WIDTH * (layer_count - layers - 1)
 
 
@@ -44,7 +47,7 @@ PLANNERS.register(
     Planner(
         "best",
         "Best (beam search, fitted)",
-        "drops layers by beam search, each merged layer fitted on text (rule fit), judged by perplexity; ours",
+        "drops layers by beam search, fits each merged layer on text (rule fit), chooses by perplexity; our own method",
         "beam search over dropped layers, each merged layer fitted on text (Sliding-Window Merging Studio)",
         find,
         whole_model=True,

@@ -1,4 +1,4 @@
-"""Layers dropped by chance: what any method has to beat."""
+"""Drops random layers: the baseline that any method should beat."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from swm.registry import PLANNERS, Planner
 
 
 def find(request: PlanRequest) -> MergePlan:
-    """The plan without layers drawn by the seed; the first layer stays."""
+    """The plan without randomly drawn layers, the same for the same seed; the first layer stays."""
     drawn = random.Random(request.seed).sample(range(1, request.layer_count), request.drop)
     return dropped_plan(request.layer_count, drawn)
 
 
-PLANNERS.register(Planner("random", "Random", "layers dropped by chance: what any method has to beat", "chance", find))
+PLANNERS.register(
+    Planner("random", "Random", "drops random layers: the baseline that any method should beat", "chance", find)
+)

@@ -1,4 +1,4 @@
-"""Plans that leave layers out: from a set of layers to windows, and the searches over such sets."""
+"""Plans that drop layers: from a set of layers to windows, and the searches over such sets."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ OnTry = Callable[[int, int], None]
 
 
 def lowest_layers(values: Sequence[float], drop: int) -> list[int]:
-    """The layers of the lowest values; of equal ones the higher."""
-    chosen = sorted(range(len(values)), key=lambda layer: (values[layer], -layer))[:drop]
-    if any(math.isinf(values[layer]) for layer in chosen):
-        fit = sum(map(math.isfinite, values))
-        raise PlanError(f"This method can drop {fit} of {len(values)} layers at most. Keep more layers.")
-    return chosen
+    """The `drop` layers with the lowest values; among equal ones, the higher layer.
+
+    Raises:
+        PlanError: if fewer layers have a finite value.
+    """
+    lowest = sorted(range(len(values)), key=lambda layer: (values[layer], -layer))[:drop]
+    if any(math.isinf(values[layer]) for layer in lowest):
+        droppable = sum(map(math.isfinite, values))
+        raise PlanError(f"This method can drop at most {droppable} of {len(values)} layers. Keep more layers.")
+    return lowest
 
 
 def dropped_plan(layer_count: int, dropped: Iterable[int]) -> MergePlan:
-    """The plan that leaves these layers out and changes no other.
+    """The plan that drops these layers and keeps all others unchanged.
 
     Raises:
-        PlanError: if all are dropped.
+        PlanError: if all layers are dropped.
     """
-    gone = set(dropped)
-    # The layer beside a run that stands for it: below, or above where layer 0 is gone. Where the last one is, too, the
-    # embedding stands for the lowest run.
-    keeper = 1 if 0 in gone and layer_count - 1 not in gone else -1
+    removed = set(dropped)
+    # A run of dropped layers forms a window with the kept layer next to it: the one below, or the one above if layer 0
+    # is dropped. If the last layer is dropped as well, the lowest run's window starts at the embedding (-1).
+    keeper = 1 if 0 in removed and layer_count - 1 not in removed else -1
     windows: list[Window] = []
-    for layer in sorted(gone):
+    for layer in sorted(removed):
         window = Window(layer + min(keeper, 0), layer + max(keeper, 0))
-        if windows and (layer - 1 in gone):
+        if windows and (layer - 1 in removed):
             window = Window(windows.pop().first, window.last)
         windows.append(window)
     return MergePlan(layer_count, tuple(windows), "keep_first" if keeper < 0 else "keep_last")
@@ -48,24 +52,25 @@ def beam_drops(
     budget: int | None = None,
     on_try: OnTry = lambda done, total: None,
 ) -> list[frozenset[int]]:
-    """Layers to drop, found by dropping one more at a time from the `width` best sets so far; the best sets first.
+    """Sets of layers to drop, best first: each step drops one more layer from the `width` best sets so far.
 
     With `width` 1 and no budget this is SLEB's greedy search, arXiv:2402.09025, section 3.3, algorithm 1.
 
     Args:
-        candidates: layers that may go.
-        loss: of the model without these layers, lower is better.
-        budget: sets tried at most. The first step tries all layers; later ones those that lost least then.
+        candidates: layers that may be dropped.
+        loss: of the model without these layers; lower is better.
+        budget: maximum number of sets to try. The first step tries every layer; later steps try the most promising
+            sets, judged by the losses of that first step.
     """
     sizes = range(len(candidates), len(candidates) - drop, -1)
     total = min(budget or sum(sizes), width * sum(sizes))
-    best, alone, tried = {frozenset[int](): 0.0}, dict.fromkeys(candidates, 0.0), 0
+    best, single, tried = {frozenset[int](): 0.0}, dict.fromkeys(candidates, 0.0), 0
     for step in range(drop):
         expected: dict[frozenset[int], float] = {}
-        for gone, value in best.items():
-            for layer in set(candidates) - gone:
-                child = gone | {layer}
-                expected[child] = min(expected.get(child, math.inf), value + alone[layer])
+        for dropped, value in best.items():
+            for layer in set(candidates) - dropped:
+                child = dropped | {layer}
+                expected[child] = min(expected.get(child, math.inf), value + single[layer])
         children = sorted(expected, key=lambda child: (expected[child], sorted(child)))
         if budget and step:
             children = children[: max(width, (budget - tried) // (drop - step))]
@@ -75,24 +80,24 @@ def beam_drops(
             tried += 1
             on_try(tried, max(total, tried))
         if not step:
-            alone = {layer: losses[frozenset({layer})] for layer in candidates}
-        best = dict(sorted(losses.items(), key=lambda one: one[1])[:width])
+            single = {layer: losses[frozenset({layer})] for layer in candidates}
+        best = dict(sorted(losses.items(), key=lambda item: item[1])[:width])
     return list(best)
 
 
 class DropLoss:
-    """Loss of the model without some layers; infinite where no plan says that.
+    """Loss of the model without a set of layers; infinite if no plan can describe that model.
 
     Args:
-        rule: instead of leaving the other layers as they are.
+        rule: merge rule for the windows, instead of keeping the other layers unchanged.
     """
 
     def __init__(self, loss: Callable[[MergePlan], float], layer_count: int, rule: str | None = None) -> None:
         self._loss, self._layer_count, self._rule = loss, layer_count, rule
 
-    def __call__(self, gone: frozenset[int]) -> float:
+    def __call__(self, dropped: frozenset[int]) -> float:
         try:
-            plan = dropped_plan(self._layer_count, gone)
+            plan = dropped_plan(self._layer_count, dropped)
             plan = replace(plan, rule=self._rule or plan.rule)
         except PlanError:
             return math.inf

@@ -1,4 +1,4 @@
-"""LaCo, arXiv:2402.11187: windows of a fixed size merged from the top while the final hidden state stays similar."""
+"""LaCo, arXiv:2402.11187: merges windows of a fixed size from the top while the final hidden state stays similar."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 from swm.search.threshold_path import Score
 
-LACO_WINDOWS = (3, 4, 5, 6)  # layers in a merge; the paper takes 3 to 6
+LACO_WINDOWS = (3, 4, 5, 6)  # layers per merge; the paper uses 3 to 6
 
 
 def find(request: PlanRequest) -> MergePlan:
-    """The plan of LaCo's walk, its windows merged by the printed formula."""
+    """The plan of LaCo's walk, its windows merged by the paper formula (rdsc)."""
     from swm.search.window_score import WindowScorer
 
     score = WindowScorer(request.model, request.tokens, "rdsc", fast=request.fast).score
@@ -23,37 +23,38 @@ def find(request: PlanRequest) -> MergePlan:
 
 
 def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry) -> MergePlan:
-    """Windows of a fixed size merged from the top while the final hidden state stays alike.
+    """The plan that merges windows of a fixed size from the top while the final hidden state stays similar.
 
-    Of all sizes and thresholds that leave so many layers, the highest threshold; the paper chooses both by hand.
+    Among all sizes and thresholds that leave `layers` layers, takes the highest threshold; the paper chooses both by
+    hand.
 
     Args:
-        similarity: of the windows merged above and the next one, as `WindowScorer.score`.
+        similarity: as `WindowScorer.score`: of the windows merged above and the next one.
 
     Raises:
-        PlanError: if none leaves so many.
+        PlanError: if no size and threshold leave that many layers.
 
-    Source: LaCo, arXiv:2402.11187, section 2.3, algorithm 1; the merge is the printed formula of `rdsc`. Differs:
-    windows never overlap (the paper's interval I is at least the size here): a layer merged twice is no window.
+    Source: LaCo, arXiv:2402.11187, section 2.3, algorithm 1; the merge is the paper formula `rdsc`. Differs: windows
+    never overlap (the paper's interval I is at least the size here), since a plan cannot merge a layer twice.
     """
-    known: dict[tuple[tuple[Window, ...], Window], float] = {}
+    scores: dict[tuple[tuple[Window, ...], Window], float] = {}
 
     def score(above: tuple[Window, ...], window: Window) -> float:
-        if (above, window) not in known:
-            known[above, window] = similarity(above, window)
-            on_try(len(known), 0)
-        return known[above, window]
+        if (above, window) not in scores:
+            scores[above, window] = similarity(above, window)
+            on_try(len(scores), 0)
+        return scores[above, window]
 
-    sizes = [size for size in LACO_WINDOWS if (layer_count - layers) % (size - 1) == 0]  # others never leave so many
+    sizes = [size for size in LACO_WINDOWS if (layer_count - layers) % (size - 1) == 0]  # others cannot leave as many
     threshold, plan = 0.0, None
     for size in sizes:
-        if found := _laco_walk(layer_count, layers, size, score, threshold):
-            threshold, windows = found
+        if walk := _laco_walk(layer_count, layers, size, score, threshold):
+            threshold, windows = walk
             plan = MergePlan(layer_count, windows, "rdsc")
     if plan is None:
         raise PlanError(
-            f"LaCo's walk leaves {layers} of {layer_count} layers with none of its sizes ({LACO_WINDOWS[0]}-"
-            f"{LACO_WINDOWS[-1]}) while the similarity is above 0. Choose another number of layers or another planner."
+            f"LaCo cannot leave {layers} of {layer_count} layers with windows of {LACO_WINDOWS[0]} to "
+            f"{LACO_WINDOWS[-1]} layers and a similarity above 0. Choose another number of layers or another planner."
         )
     return plan
 
@@ -61,15 +62,15 @@ def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry) -
 def _laco_walk(
     layer_count: int, layers: int, size: int, score: Score, least: float
 ) -> tuple[float, tuple[Window, ...]] | None:
-    """The highest threshold above `least` that leaves so many layers, and its windows.
+    """The highest threshold above `least` that leaves `layers` layers, and its windows; None if there is none.
 
-    Each threshold that changes the walk is tried, from the top down.
+    Tries every threshold that changes the walk, from the top down.
     """
     threshold = 1.0
     while threshold > least:
         above: tuple[Window, ...] = ()
         first, rejected = layer_count - size, 0.0
-        while first >= 1 and layer_count - len(above) * (size - 1) >= layers:  # the lowest layer L of the paper is 1
+        while first >= 1 and layer_count - len(above) * (size - 1) >= layers:  # the paper's lowest layer L is 1
             window = Window(first, first + size - 1)
             similarity = score(above, window)
             if similarity > threshold:

@@ -1,4 +1,4 @@
-"""Shortened LLaMA (PPL), arXiv:2402.02834: the layers without which perplexity is lowest are dropped at once."""
+"""Shortened LLaMA (PPL), arXiv:2402.02834: drops, all at once, the layers whose removal raises perplexity least."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from swm.registry import PLANNERS, Planner
 
 
 def find(request: PlanRequest) -> MergePlan:
-    """The plan without the layers whose removal alone costs least (section 3.1, PPL)."""
+    """The plan without the layers whose individual removal raises perplexity least (section 3.1, PPL)."""
     from swm.search.plan_loss import PlanLoss
 
     count = request.layer_count
@@ -25,7 +25,7 @@ PLANNERS.register(
     Planner(
         "perplexity",
         "Shortened LLaMA (PPL)",
-        "drops the layers without which perplexity is lowest, all at once",
+        "drops the layers whose removal raises perplexity least, all at once",
         "Shortened LLaMA by perplexity, arXiv:2402.02834",
         find,
     )

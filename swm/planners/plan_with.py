@@ -1,4 +1,4 @@
-"""A plan by any registered method, for a model in memory."""
+"""Runs any registered planner on a model in memory."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def plan_with(
     fit_tokens: Callable[[int], Tensor] | None = None,
     progress: Progress = no_progress,
 ) -> MergePlan:
-    """The plan of a method that leaves so many layers.
+    """A planner's plan that leaves `layers` layers.
 
     Args:
         planner: one of PLANNERS.
         tokens: calibration text, ids of shape (texts, length), int64, no padding.
-        fast: similarities in bfloat16, which can be 0.001 off.
-        budget: plans to try at most, for planners that take one.
-        fit_tokens: gives about so many tokens of text to fit merged layers on; by default the calibration text, which
-            is short for it.
+        fast: similarities in bfloat16, which can be off by 0.001.
+        budget: maximum number of plans to try, for planners that take a budget.
+        fit_tokens: given a number of tokens, returns about that much text to fit merged layers on; by default the
+            calibration text, which is rather short for that.
 
     Raises:
-        SettingsError: if there is no such planner, the model cannot have so many layers left, or the budget is too
-            small. PlanError: if the method finds no such plan.
+        SettingsError: if the planner is unknown, the number of layers is out of range, or the budget is too small.
+        PlanError: if the planner finds no such plan.
     """
     from swm.models.decoder import find_decoder
     from swm.models.layer_outputs import check_tokens
@@ -50,18 +50,18 @@ def plan_with(
     method, count = PLANNERS.check(planner), len(find_decoder(model).layers)
     check_layers(layers, count)
     check_budget(planner, budget, count, layers)
-    text = fit_tokens or (lambda wanted: tokens)
+    text = fit_tokens or (lambda token_count: tokens)
     return method.find(PlanRequest(model, tokens, count, layers, seed, fast, budget, text, progress))
 
 
 def check_budget(planner: str, budget: int, layer_count: int, layers: int) -> None:
-    """Raise SettingsError if a planner that takes a budget could not try what it has to try with it."""
-    needed = PLANNERS[planner].least_budget
-    if needed is None or layers == layer_count:
+    """Raise SettingsError if the budget is too small or too large for a planner that takes one."""
+    least_budget = PLANNERS[planner].least_budget
+    if least_budget is None or layers == layer_count:
         return
-    least = needed(layer_count, layers)
+    least = least_budget(layer_count, layers)
     if not least <= budget <= 1_000_000:
         raise SettingsError(
-            f"--budget {budget} is out of range. To leave {layers} of {layer_count} layers choose {least:,} to "
-            "1,000,000 plans: each layer once, and some for every further one that goes."
+            f"--budget {budget} is out of range: leaving {layers} of {layer_count} layers needs at least {least:,} "
+            f"plans (each layer once, and some for every further layer to drop). Choose {least:,} to 1,000,000."
         )

@@ -1,4 +1,4 @@
-"""What every planner is asked."""
+"""The input of every planner."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ class PlanRequest:
     """A model, text, and the number of layers to leave.
 
     Attributes:
-        model: causal LM in eval mode; not to be changed.
+        model: causal LM in eval mode; must not be changed.
         tokens: calibration text, ids of shape (texts, length), int64, no padding.
-        layer_count, layers: of the model, and how many are to be left.
-        seed: of what is drawn by chance.
-        fast: similarities and losses may be computed in bfloat16, which moves a similarity by up to 0.001.
-        budget: plans to try at most, for planners that take one.
-        fit_tokens: gives about so many tokens of text to fit merged layers on, in the form of `tokens`.
-        progress: called with what has been tried; may raise to stop.
+        layer_count, layers: number of layers in the model, and how many to leave.
+        seed: for random draws.
+        fast: similarities and losses may be computed in bfloat16, which changes a similarity by up to 0.001.
+        budget: maximum number of plans to try, for planners that take a budget.
+        fit_tokens: given a number of tokens, returns about that much text to fit merged layers on, shaped like
+            `tokens`.
+        progress: called with the plans tried so far; may raise to stop.
     """
 
     model: PreTrainedModel
@@ -40,9 +41,9 @@ class PlanRequest:
 
     @property
     def drop(self) -> int:
-        """How many layers are to go."""
+        """Number of layers to drop."""
         return self.layer_count - self.layers
 
     def tried(self, done: int, total: int) -> None:
-        """Report how many plans have been tried; total 0 where that is unknown."""
+        """Report how many plans have been tried; `total` is 0 if unknown."""
         self.progress(done, total, f"{done} plans tried")

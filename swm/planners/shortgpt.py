@@ -1,4 +1,4 @@
-"""ShortGPT, arXiv:2403.03853: the layers that change the hidden state least are dropped at once."""
+"""ShortGPT, arXiv:2403.03853: drops, all at once, the layers that change the hidden state least."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from swm.registry import PLANNERS, Planner
 
 
 def find(request: PlanRequest) -> MergePlan:
-    """The plan without the layers of lowest block influence: 1 - mean cosine of input and output (section 3.2)."""
+    """The plan without the layers of lowest block influence, 1 - mean cosine of input and output (section 3.2)."""
     from swm.similarity.layers import block_influence
 
     influence = block_influence(request.model, request.tokens).tolist()

@@ -1,4 +1,4 @@
-"""SLEB, arXiv:2402.09025: layers dropped one by one, each time the one whose loss costs least."""
+"""SLEB, arXiv:2402.09025: drops layers one by one, each time the one whose removal raises the loss least."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from swm.registry import PLANNERS, Planner
 
 
 def find(request: PlanRequest) -> MergePlan:
-    """The plan of the greedy search (section 3.3, algorithm 1); as in its released code the first and the last layer
-    stay."""
+    """The plan of SLEB's greedy search (section 3.3, algorithm 1).
+
+    As in its released code, the first and the last layer stay.
+    """
     from swm.search.plan_loss import PlanLoss
 
     count = request.layer_count
@@ -23,7 +25,7 @@ PLANNERS.register(
     Planner(
         "sleb",
         "SLEB",
-        "drops layers one by one, each time the one that costs least perplexity",
+        "drops layers one by one, each time the one whose removal raises perplexity least",
         "SLEB, arXiv:2402.09025",
         find,
     )

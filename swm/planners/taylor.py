@@ -1,4 +1,4 @@
-"""Shortened LLaMA (Taylor+), arXiv:2402.02834: the layers of lowest weight times gradient are dropped at once."""
+"""Shortened LLaMA (Taylor+), arXiv:2402.02834: drops, all at once, the layers of lowest weight times gradient."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ KEPT_BELOW, KEPT_ABOVE = 4, 2  # layers that "Taylor+" never drops
 
 
 def find(request: PlanRequest) -> MergePlan:
-    """The plan without the layers of lowest importance; the first four and the last two stay."""
+    """The plan without the layers of lowest importance; the first four and the last two layers stay."""
     count = request.layer_count
-    kept = {*range(KEPT_BELOW), *range(count - KEPT_ABOVE, count)}
+    protected = {*range(KEPT_BELOW), *range(count - KEPT_ABOVE, count)}
     importances = enumerate(taylor_importances(request.model, request.tokens))
-    values = [math.inf if layer in kept else value for layer, value in importances]
+    values = [math.inf if layer in protected else value for layer, value in importances]
     return dropped_plan(count, lowest_layers(values, request.drop))
 
 
 def taylor_importances(model: PreTrainedModel, tokens: Tensor) -> list[float]:
-    """Of each layer the sum of |weight * gradient of the loss| over its matrices (section 3.1).
+    """Importance of each layer: the sum of |weight * gradient of the loss| over its matrices (section 3.1).
 
-    Memory: the gradient of all layers.
+    Memory: the gradients of all layers.
     """
     import torch
 

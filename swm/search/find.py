@@ -1,6 +1,6 @@
-"""Sliding-window search and the exact threshold path. Takes a scoring function, knows no model.
+"""Sliding-window search and the exact threshold path. Takes a scoring function; knows nothing about models.
 
-Source: Sliding-Window Merging, arXiv:2502.19159, Fig. 2; see `swm.search.walk` for what differs from the released code.
+Source: Sliding-Window Merging, arXiv:2502.19159, Fig. 2; `swm.search.walk` lists differences from the released code.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from swm.search.threshold_path import Branch, PlanAt, QuickScore, Score, Thresho
 from swm.search.walk import Position, Windows, check_range
 
 ScoreTogether = Callable[[Windows, list[Window]], list[float]]
-"""`score_together(merged_above, windows)`: the same for several windows, none of them above a merged one."""
+"""`score_together(merged_above, windows)`: like `Score` for several windows, all below the merged ones."""
 
 
 def find_plan(
     layer_count: int, score: Score, threshold: float, protect_last: int = 1, rule: str = DEFAULT_RULE
 ) -> MergePlan:
-    """The plan of the sliding-window search at one threshold.
+    """The plan that the sliding-window search gives at one threshold.
 
     Args:
         layer_count: layers of the original model.
         score: see `Score`; called once for each window tried.
-        threshold: in (0, 1]; a window is accepted while its similarity is at least this.
-        protect_last: so many of the top layers are never merged.
-        rule: only written into the plan; `score` has to use the same.
+        threshold: in (0, 1]; a window is accepted if its similarity is at least this.
+        protect_last: number of top layers that are never merged.
+        rule: recorded in the plan only; `score` must use the same rule.
 
     Raises:
         SettingsError: if the threshold is not in (0, 1]. PlanError: if a similarity is not a number.
@@ -48,18 +48,18 @@ def threshold_path(
     at_once: int = 1,
     layers: int | None = None,
 ) -> ThresholdPath:
-    """Every plan for every threshold in [low, high], exactly; each similarity is computed once.
+    """The exact plan for every threshold in [low, high]; computes each similarity once.
 
     Args:
-        low, high: ends of the thresholds of interest, in (0, 1]; of a new path, the one given has its own.
-        focus: the threshold somebody looks at; the walk at this threshold comes first, then its neighbours.
-        path: an unfinished path to go on from; its similarities are not computed again. It is extended in place.
+        low, high: range of thresholds, in (0, 1], for a new path; a given `path` has its own.
+        focus: the threshold of most interest; its walk is computed first, then those of its neighbours.
+        path: an unfinished path to resume; extended in place, without recomputing its similarities.
         on_step: called after each batch of similarities with the path and the share of [low, high] that is covered.
-        score_together, at_once: windows that wait to be tried below the same merged ones are scored together, so many
-            at most, and those that come next if they fail; a few are then scored that the path does not need.
-        layers: only the plans that leave so many are wanted: a walk ends where it can leave no longer so many.
+        score_together, at_once: score up to `at_once` windows below the same merged ones together: those waiting to be
+            tried, and those that follow if they fail. This scores a few windows that the path does not need.
+        layers: compute only the plans that leave this many layers; a walk stops once it cannot leave that many.
 
-    Cost: one call of `score` for each branch of the walk (SmolLM2-135M from 0.5: some 800).
+    Cost: one call of `score` for each branch of the walk (about 800 for SmolLM2-135M from 0.5).
     """
     check_range(low, high)
     path = path or ThresholdPath(layer_count, rule, low, high, protect_last)
@@ -88,16 +88,16 @@ def threshold_path(
 def _batch(
     path: ThresholdPath, position: Position, branches: list[Branch], at_once: int, layers: int | None
 ) -> list[Window]:
-    """The window to try and others below the same merged ones: those that wait, and those next if each one fails.
+    """The window to try, with others below the same merged ones: those waiting, and those that follow if each fails.
 
-    Nine of ten windows fail, so few are scored in vain.
+    Nine in ten windows fail, so few scores are wasted.
     """
-    wanted = [position, *(waiting for waiting, *_ in reversed(branches) if waiting.committed == position.committed)]
-    while (position := position.rejected()).committed == wanted[0].committed and not position.at_bottom:
-        wanted.append(position)
-    wanted = [one for one in wanted if layers is None or one.can_leave(layers, path.layer_count)]
-    windows = dict.fromkeys(one.window for one in wanted if not one.at_bottom)
-    return [window for window in windows if not path.knows(wanted[0].committed, window)][:at_once]
+    positions = [position, *(waiting for waiting, *_ in reversed(branches) if waiting.committed == position.committed)]
+    while (position := position.rejected()).committed == positions[0].committed and not position.at_bottom:
+        positions.append(position)
+    positions = [place for place in positions if layers is None or place.can_leave(layers, path.layer_count)]
+    windows = dict.fromkeys(place.window for place in positions if not place.at_bottom)
+    return [window for window in windows if not path.knows(positions[0].committed, window)][:at_once]
 
 
 def confirmed_plan(
@@ -107,23 +107,23 @@ def confirmed_plan(
     exact_score: Score,
     on_step: Callable[[int], None] | None = None,
 ) -> PlanAt:
-    """The plan at one threshold, when `score` is fast and only nearly right.
+    """The exact plan at one threshold, found with a fast but approximate `score`.
 
-    Every window whose similarity lies so near to the threshold that the exact one could fall on its other side is
-    scored exactly, and so is the last one accepted, whose similarity is the plan's. They are put in the path.
+    Rescores exactly every window whose similarity is so close to the threshold that the exact value could fall on the
+    other side, and the last accepted window, whose similarity is the plan's. Stores the exact values in the path.
     """
     while True:
         step = path.extend_quickly(threshold, score, on_step, margin=path.doubt)
-        if not (left := path.unsure_trials(step)):
+        if not (unsure := path.unsure_trials(step)):
             return step
-        for key in left:
-            nearly = score(*key, -1.0) if key in path.bounds else path.similarities[key]
+        for key in unsure:
+            approximate = score(*key, -1.0) if key in path.bounds else path.similarities[key]
             path.keep(*key, exact_score(*key), sure=True)
-            path.difference = max(path.difference, abs(path.similarities[key] - nearly))
+            path.difference = max(path.difference, abs(path.similarities[key] - approximate))
 
 
 def _nearest(branches: list[Branch], focus: float) -> int:
-    """Index of the branch whose interval (a, b] holds the focus, else lies next to it; the latest of equals."""
+    """Index of the branch whose interval (a, b] contains the focus or is closest to it; the latest among equals."""
 
     def distance(i: int) -> tuple[bool, float, int]:
         _, a, b = branches[i]

@@ -1,4 +1,4 @@
-"""The threshold path of an experiment as it is kept on disk, and whether it can be relied on."""
+"""An experiment's threshold path on disk, and whether it is still valid."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from swm.workspace.files import read_json
 from swm.workspace.records import check_record
 from swm.workspace.result_records import PathFile
 
-MOST_TOKENS_AT_ONCE = 32_768  # that the first release ran in one pass, on any device
+MOST_TOKENS_AT_ONCE = 32_768  # the most that the first release ran in one pass, on any device
 
 
 def kept_path(experiment: Experiment, rule: str) -> ThresholdPath | None:
-    """The threshold path as far as it has been computed; one that cannot be relied on counts as none."""
+    """The threshold path as far as it has been computed; None if there is none or it is outdated."""
     path = _path_on_disk(experiment, rule)
-    return None if path is None or _doubt_about(experiment, path) else path
+    return None if path is None or _why_outdated(experiment, path) else path
 
 
 def outdated_path(experiment: Experiment, rule: str) -> str:
-    """Why the kept path of a rule cannot be relied on and has to be computed anew; empty if it can."""
+    """Why the path of a rule on disk is outdated and must be recomputed; empty if it is valid."""
     path = _path_on_disk(experiment, rule)
-    return _doubt_about(experiment, path) if path else ""
+    return _why_outdated(experiment, path) if path else ""
 
 
 def save_path(experiment: Experiment, path: ThresholdPath) -> None:
@@ -34,10 +34,10 @@ def save_path(experiment: Experiment, path: ThresholdPath) -> None:
 
 
 def path_data(path: ThresholdPath) -> dict[str, Any]:
-    """What path/<rule>.json holds."""
-    plain = ("rule", "layer_count", "low", "high", "protect_last", "scoring", "difference", "version", "text_hash")
+    """The content of path/<rule>.json."""
+    fields = ("rule", "layer_count", "low", "high", "protect_last", "scoring", "difference", "version", "text_hash")
     return {
-        **{name: getattr(path, name) for name in plain},
+        **{name: getattr(path, name) for name in fields},
         "layer_runs": round(path.layer_runs, 1),
         "perplexities": [
             {"windows": pairs(windows), "perplexity": value} for windows, value in path.perplexities.items()
@@ -56,22 +56,22 @@ def path_data(path: ThresholdPath) -> dict[str, Any]:
 
 
 def path_from(data: dict[str, Any], where: str = "The path") -> ThresholdPath:
-    """The path that a file holds.
+    """The threshold path read from a file's data.
 
     Raises:
-        ExperimentError: if the data are of another kind. SettingsError: if its rule is unknown.
+        ExperimentError: if the data are not a valid path. SettingsError: if its rule is unknown.
     """
     file: PathFile = check_record(data, "path", where)
     MERGE_RULES.check(file.rule)
     path = ThresholdPath(file.layer_count, file.rule, file.low, file.high, file.protect_last)
     path.scoring, path.difference, path.layer_runs = file.scoring, file.difference, file.layer_runs
     path.version, path.text_hash = file.version, file.text_hash
-    path.perplexities = {_windows(one.windows): one.perplexity for one in file.perplexities}
-    for tried in file.similarities:
-        key = _windows(tried.above), Window(*tried.window)
-        path.similarities[key] = tried.similarity
-        path.bounds.update([key] if tried.at_most else [])
-        path.sure.update([key] if tried.exact else [])
+    path.perplexities = {_windows(row.windows): row.perplexity for row in file.perplexities}
+    for row in file.similarities:
+        key = _windows(row.above), Window(*row.window)
+        path.similarities[key] = row.similarity
+        path.bounds.update([key] if row.at_most else [])
+        path.sure.update([key] if row.exact else [])
     return path
 
 
@@ -79,25 +79,26 @@ def _windows(pairs: list[list[int]]) -> tuple[Window, ...]:
     return tuple(Window(*pair) for pair in pairs)
 
 
-def _doubt_about(experiment: Experiment, path: ThresholdPath) -> str:
+def _why_outdated(experiment: Experiment, path: ThresholdPath) -> str:
     tokens = experiment.settings.count * experiment.settings.length
     if path.version < SEARCH_VERSION and tokens <= MOST_TOKENS_AT_ONCE:
-        return "an earlier release could give windows the scores of others when all texts ran together"
+        return "an earlier release could mix up the scores of windows when it ran all texts in one pass"
     if path.text_hash != experiment.text_hash and path.text_hash and experiment.text_hash:
-        return "it was computed on another calibration text"
+        return "it was computed on a different calibration text"
     return ""
 
 
 def _path_on_disk(experiment: Experiment, rule: str) -> ThresholdPath | None:
-    where = experiment.folder / "path" / f"{rule}.json"
-    if not where.is_file():
+    file = experiment.folder / "path" / f"{rule}.json"
+    if not file.is_file():
         return None
     try:
-        path = path_from(read_json(where), str(where))
+        path = path_from(read_json(file), str(file))
     except SettingsError as error:
-        raise ExperimentError(f"{where} is damaged ({error}). Delete it and search again.") from None
+        raise ExperimentError(f"{file} is damaged ({error}). Delete it and search again.") from None
     if (path.layer_count, path.rule) != (experiment.layer_count, rule):
         raise ExperimentError(
-            f"{where} is damaged (it is of {path.layer_count} layers and rule {path.rule}). Delete it and search again."
+            f"{file} is damaged: it is for {path.layer_count} layers and rule {path.rule}, expected "
+            f"{experiment.layer_count} and {rule}. Delete it and search again."
         )
     return path

@@ -1,4 +1,4 @@
-"""The loss of a plan's model on calibration text, without making that model."""
+"""The loss of a plan's model on calibration text, without building that model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from swm.merging.apply import MergedLayer, can_merge, merge_window
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window
 
-PART_TOKENS = 1024  # run together
+PART_TOKENS = 1024  # in one forward pass
 
 
 class PlanLoss:
-    """Loss of a plan's model on calibration text, nats per token; what lies below its lowest window is run once.
+    """Loss of a plan's model on calibration text, in nats per token.
+
+    The layers below a plan's lowest window are not run again: their output is recorded once for all plans.
 
     Args:
         model: not changed.
-        make: makes the merged layer of a window; by default the plan's rule does.
-        fast: matrix products in bfloat16; moves a loss by some 0.001.
+        make: makes the merged layer of a window; by default the plan's rule.
+        fast: matrix products in bfloat16, which changes a loss by about 0.001.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class PlanLoss:
 
     @torch.no_grad()
     def __call__(self, plan: MergePlan) -> float:
-        """Infinite where windows cannot be merged or the model overflows."""
+        """The loss; infinite if windows cannot be merged or the model overflows."""
         layers = self._replay.layers
         if not all(can_merge(layers, window, plan.rule) for window in plan.windows):
             return math.inf

@@ -1,7 +1,7 @@
 """The exact threshold path: every plan for every threshold, as the table of similarities that the walks need.
 
-The plan is a piecewise-constant function of the threshold, and the similarities of the windows tried are all that has
-to be kept: any plan is one walk through that table. Refuses a similarity that is not a number.
+The plan is a piecewise-constant function of the threshold, so storing the similarities of the windows tried is enough:
+every plan is one walk through that table. Refuses similarities that are NaN.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from swm.errors import PlanError
 from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.search.walk import Position, Trial, Walk, Windows, check_threshold, start, walk_at
 
-SEARCH_VERSION = 2  # raised when similarities of a release may have been wrong: paths kept before are computed anew
-DOUBT = 0.002  # in bfloat16: a similarity that is nearer to a threshold than this is made sure of; see LOG.md
+SEARCH_VERSION = 2  # raised when a release may have computed wrong similarities: older paths are then recomputed
+DOUBT = 0.002  # bfloat16 similarities closer to a threshold than this are recomputed exactly; see LOG.md
 Score = Callable[[Windows, Window], float]
 """`score(merged_above, window)`: similarity to the original of the model in which `merged_above` (lowest first) and
-`window` are merged and everything below is untouched."""
+`window` are merged and everything below is unchanged."""
 QuickScore = Callable[[Windows, Window, float], float]
-"""`score(merged_above, window, needed)`: the same; below `needed` it may be any bound that the similarity is under."""
+"""`score(merged_above, window, needed)`: the same, but a result below `needed` may be any upper bound."""
 Branch = tuple[Position, float, float]
-"""Where all walks stand whose threshold lies in (the first number, the second]."""
+"""(position, a, b): the position that all walks with a threshold in (a, b] have reached."""
 
 
 @dataclass(frozen=True)
 class PlanAt:
-    """The plan at one threshold, and the interval of thresholds (`low`, `high`] that give the same walk."""
+    """The plan at one threshold, and the interval (`low`, `high`] of thresholds with the same walk."""
 
     plan: MergePlan
     threshold: float
@@ -53,13 +53,20 @@ class PlanAt:
 class ThresholdPath:
     """Every plan for every threshold in [low, high], as the table of similarities that the walks need.
 
-    `similarities` maps (windows merged above, window tried) to the similarity. It may be incomplete while the search
-    runs: `plan_at` then gives None where the walk needs a similarity that is not there yet. Those in `bounds` are upper
-    bounds, enough for thresholds above them. `scoring` is "exact", or the faster number format that the similarities
-    were computed in; those in `sure` are exact all the same, and `difference` is the largest one seen between the two.
-    `perplexities` are those of plans on the calibration text, as far as they have been measured. `layer_runs` is what
-    it cost: how many times a layer was run for all calibration texts. `version` is that of the search which
-    computed the similarities, `text_hash` that of the calibration text (see `texts.text_hash`).
+    While the search runs the table may be incomplete; `plan_at` then gives None if the walk needs a missing similarity.
+
+    Attributes:
+        low, high: range of thresholds that the path is for.
+        protect_last: number of top layers that are never merged.
+        similarities: (windows merged above, window tried) -> similarity.
+        bounds: keys whose similarity is only an upper bound, which is enough for thresholds above it.
+        scoring: "exact", or the faster precision (dtype) that the similarities were computed in.
+        sure: keys whose similarity is exact even if `scoring` is not.
+        difference: largest difference seen between the exact and the faster similarity of a window.
+        perplexities: of plans on the calibration text, as far as measured.
+        layer_runs: cost of the path: number of layer runs over all calibration texts.
+        version: version of the search that computed the similarities.
+        text_hash: hash of the calibration text (see `texts.text_hash`).
     """
 
     layer_count: int
@@ -78,7 +85,7 @@ class ThresholdPath:
     text_hash: str = ""
 
     def plan_at(self, threshold: float) -> PlanAt | None:
-        """Plan, interval and trace at `threshold`; None if a similarity on its way has not been computed.
+        """Plan, interval and trace at `threshold`; None if the walk needs a similarity not computed yet.
 
         Raises:
             SettingsError: if the threshold is not in (0, 1].
@@ -95,29 +102,29 @@ class ThresholdPath:
         return PlanAt(plan, threshold, low, high, similarity, trace, self.perplexities.get(plan.windows))
 
     def intervals(self) -> list[PlanAt]:
-        """The computed part of the path, from the highest threshold down: one entry for each different walk."""
-        found, threshold = [], self.high
+        """The computed part of the path, from the highest threshold down: one entry for each distinct walk."""
+        steps, threshold = [], self.high
         while threshold >= self.low:
             if (step := self.plan_at(threshold)) is not None:
-                found.append(step)
+                steps.append(step)
             threshold = self._walk(threshold).low
-        return found
+        return steps
 
     def plan_with_layers(self, layers: int) -> PlanAt:
         """The plan with `layers` layers left.
 
-        Of several the one of lowest perplexity on the calibration text; where that is not measured, the most similar.
+        Among several, the one with the lowest perplexity on the calibration text, or the most similar one if not all
+        perplexities are measured.
 
         Raises:
-            PlanError: if no threshold computed so far leaves so many; the message names the nearest depths of those
-                that are.
+            PlanError: if no threshold computed so far leaves that many; the message names the nearest depths.
         """
         steps = self.intervals()
         fitting = [step for step in steps if step.plan.layers_left == layers]
         if fitting:
-            known = [step for step in fitting if step.perplexity is not None]
-            if len(known) == len(fitting):
-                return min(known, key=lambda step: step.perplexity or 0.0)
+            measured = [step for step in fitting if step.perplexity is not None]
+            if len(measured) == len(fitting):
+                return min(measured, key=lambda step: step.perplexity or 0.0)
             return max(fitting, key=lambda step: step.similarity)
         depths = sorted({step.plan.layers_left for step in steps})
         below = max((depth for depth in depths if depth < layers), default=None)
@@ -126,11 +133,11 @@ class ThresholdPath:
         nearest = f"The nearest depths {'' if self.covered() > 0.999 else 'found so far '}are {near}. " if near else ""
         raise PlanError(
             f"No threshold from {self.low:g} to {self.high:g} leaves exactly {layers} layers with rule {self.rule}. "
-            f"{nearest}Choose another depth, search from a lower threshold, or name windows."
+            f"{nearest}Choose another depth, search from a lower threshold, or specify windows."
         )
 
     def knows_all_with(self, layers: int) -> bool:
-        """Whether every plan with so many layers is computed."""
+        """Whether every plan that leaves `layers` layers is computed."""
         branches = whole_range(self)
         while branches:
             position, a, b = branches.pop()
@@ -142,7 +149,7 @@ class ThresholdPath:
         return True
 
     def extend(self, threshold: float, score: Score, on_step: Callable[[int], None] | None = None) -> PlanAt:
-        """Compute what the walk at one threshold still needs, and give its plan.
+        """The plan at one threshold; computes the similarities that its walk still needs.
 
         Raises:
             SettingsError: if the threshold is not in (0, 1]. PlanError: if a similarity is not a number.
@@ -156,22 +163,22 @@ class ThresholdPath:
         on_step: Callable[[int], None] | None = None,
         margin: float = 0.0,
     ) -> PlanAt:
-        """As `extend`; of windows that fail by more than `margin` only a bound is kept, which is sooner known."""
+        """As `extend`, but stores only an upper bound for windows that fail by more than `margin`, which is faster."""
         needed = threshold - margin
 
-        def known(above: Windows, window: Window) -> float:
-            found = self.keep(above, window, score(above, window, needed))
-            if found < needed:
+        def scored(above: Windows, window: Window) -> float:
+            similarity = self.keep(above, window, score(above, window, needed))
+            if similarity < needed:
                 self.bounds.add((above, window))
-            return found
+            return similarity
 
-        return self._extend(threshold, known, on_step)
+        return self._extend(threshold, scored, on_step)
 
     def keep(self, above: Windows, window: Window, similarity: float, sure: bool = False) -> float:
-        """Put the similarity of a window in the table, all texts run; `sure` in the model's own format.
+        """The similarity of a window over all texts, now stored; `sure` if computed in the model's own precision.
 
         Raises:
-            PlanError: if it is not a number.
+            PlanError: if the similarity is NaN.
         """
         self.similarities[above, window] = _checked(similarity, window)
         self.bounds.discard((above, window))
@@ -180,7 +187,7 @@ class ThresholdPath:
         return similarity
 
     def is_exact(self, plan: MergePlan) -> bool:
-        """Whether the similarity of a plan is known in the model's own format."""
+        """Whether the similarity of a plan is known in the model's own precision."""
         if not plan.windows:
             return True
         key = (plan.windows[1:], plan.windows[0])
@@ -188,12 +195,12 @@ class ThresholdPath:
 
     @property
     def doubt(self) -> float:
-        """How far a similarity can be from the exact one: 0 where they are exact."""
+        """How far a similarity can be from the exact one; 0 if all are exact."""
         return 0.0 if self.scoring == "exact" else max(DOUBT, 5 * self.difference)
 
     def unsure_trials(self, step: PlanAt) -> list[tuple[Windows, Window]]:
-        """The windows on a plan's way whose exact similarity could lie on the threshold's other side, and the last one
-        accepted, whose similarity is the plan's."""
+        """The windows in a plan's trace that need an exact similarity: those whose exact value could fall on the other
+        side of the threshold, and the last accepted one, whose similarity is the plan's."""
         if self.scoring == "exact":
             return []
         last = next((trial for trial in reversed(step.trace) if trial.accepted), None)
@@ -202,32 +209,33 @@ class ThresholdPath:
         return [key for key in keys if key not in self.sure]
 
     def knows(self, above: Windows, window: Window) -> bool:
-        """Whether the exact similarity of a window is in the table."""
+        """Whether the table has the similarity of a window, not only a bound."""
         return (above, window) in self.similarities and (above, window) not in self.bounds
 
     def _extend(self, threshold: float, score: Score, on_step: Callable[[int], None] | None) -> PlanAt:
         check_threshold(threshold)
 
-        def similarity(above: Windows, window: Window) -> float:
-            known = self._known(above, window, threshold)
-            if known is None:
-                known = score(above, window)
+        def similarity_of(above: Windows, window: Window) -> float:
+            similarity = self._stored(above, window, threshold)
+            if similarity is None:
+                similarity = score(above, window)
                 if on_step:
                     on_step(self.layer_count - 1 - window.first)
-            return known
+            return similarity
 
-        walk_at(self.layer_count, self.protect_last, threshold, similarity)
+        walk_at(self.layer_count, self.protect_last, threshold, similarity_of)
         step = self.plan_at(threshold)
         assert step is not None
         return step
 
     def _walk(self, threshold: float) -> Walk:
-        known = self._known
+        stored = self._stored
         return walk_at(
-            self.layer_count, self.protect_last, threshold, lambda above, window: known(above, window, threshold)
+            self.layer_count, self.protect_last, threshold, lambda above, window: stored(above, window, threshold)
         )
 
-    def _known(self, above: Windows, window: Window, threshold: float) -> float | None:
+    def _stored(self, above: Windows, window: Window, threshold: float) -> float | None:
+        """The stored similarity; None if there is none, or only a bound that does not decide this threshold."""
         similarity = self.similarities.get((above, window))
         if similarity is not None and (above, window) in self.bounds and similarity >= threshold:
             return None
@@ -235,38 +243,38 @@ class ThresholdPath:
 
     def covered(self) -> float:
         """Share of [low, high] for which the plan is known, 0 to 1."""
-        if self.high <= self.low:  # as a damaged file may say
+        if self.high <= self.low:  # only in a damaged file
             return 0.0
-        known = sum(min(step.high, self.high) - max(step.low, self.low) for step in self.intervals())
-        return known / (self.high - self.low)
+        covered = sum(min(step.high, self.high) - max(step.low, self.low) for step in self.intervals())
+        return covered / (self.high - self.low)
 
 
 def whole_range(path: ThresholdPath) -> list[Branch]:
-    """The one branch that all walks of the path start on."""
+    """The branch on which all walks of the path start."""
     return [(start(path.layer_count, path.protect_last), math.nextafter(path.low, 0.0), path.high)]
 
 
 def next_branches(position: Position, a: float, b: float, similarity: float) -> list[Branch]:
-    """Where the walks for thresholds in (a, b] go on."""
-    found = []
+    """The branches on which walks with thresholds in (a, b] continue: window accepted, window rejected."""
+    branches = []
     if similarity > a:
-        found.append((position.accepted(), a, min(b, similarity)))
+        branches.append((position.accepted(), a, min(b, similarity)))
     if similarity < b:
-        found.append((position.rejected(), max(a, similarity), b))
-    return found
+        branches.append((position.rejected(), max(a, similarity), b))
+    return branches
 
 
 def _checked(similarity: float, window: Window) -> float:
     if math.isnan(similarity):
         raise PlanError(
-            f"With layers {window} merged the model's output is not a number. Its weights overflow in this number "
-            "format: create the experiment again with --dtype float32."
+            f"With layers {window} merged, the model's output is not a number (NaN): its weights overflow in this "
+            "precision. Create the experiment again with --dtype float32."
         )
     return similarity
 
 
 def known_similarity(path: ThresholdPath, plan: MergePlan) -> float | None:
-    """The similarity of a plan, however it came about, if it has been computed."""
+    """The similarity of a plan, from the search or otherwise; None if the path lacks it or has only a bound."""
     if not plan.windows:
         return 1.0
     key = (plan.windows[1:], plan.windows[0])

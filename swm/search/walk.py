@@ -1,10 +1,10 @@
-"""One walk of the sliding-window search: positions, what the threshold makes of each window, and where it ends.
+"""One walk of the sliding-window search: its positions, which windows it accepts, and where it ends.
 
-A position is the windows committed so far and the window being tried; whether that window is accepted depends on the
-threshold T only through `similarity >= T`.
+A position consists of the windows committed so far and the window being tried. Whether that window is accepted depends
+on the threshold T only through `similarity >= T`.
 
-Source: Sliding-Window Merging, arXiv:2502.19159, Fig. 2. Differs from the released code, on purpose: accepts at
-equality, commits a window that is still open at the bottom, never tries a window of one layer.
+Source: Sliding-Window Merging, arXiv:2502.19159, Fig. 2. Deliberate differences from the released code: accepts at
+equality, commits a window still open at the bottom, never tries a window of one layer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Windows = tuple[Window, ...]
 
 @dataclass(frozen=True)
 class Position:
-    """Where the walk stands: windows committed so far (lowest first), and the window low..high to try next."""
+    """The state of a walk: windows committed so far (lowest first), and the window low..high to try next."""
 
     committed: Windows
     high: int
@@ -38,16 +38,17 @@ class Position:
         return self.low < 0
 
     def can_leave(self, layers: int, layer_count: int) -> bool:
-        """Whether the walk can still end with so many layers: what it accepted merges, what is below may."""
+        """Whether the walk can still end with `layers` layers: accepted windows merge, all layers below may."""
         most = layer_count - sum(len(window) - 1 for window in self.committed) - (self.high - self.low - 1)
         return most - (self.low + 1) <= layers <= most
 
     def accepted(self) -> Position:
-        """The window grows downward by one layer."""
+        """The next position after accepting: the window grows downward by one layer."""
         return Position(self.committed, self.high, self.low - 1)
 
     def rejected(self) -> Position:
-        """What was accepted so far is committed, if it is two layers or more; the layer that failed starts anew."""
+        """The next position after rejecting: commits the layers accepted so far if there are two or more, and starts a
+        new window at the layer that failed."""
         return Position(self._with_pending(), self.low, self.low - 1)
 
     def _with_pending(self) -> Windows:
@@ -55,15 +56,15 @@ class Position:
         return (pending, *self.committed) if len(pending) >= 2 else self.committed
 
     def final_windows(self) -> Windows:
-        """The plan's windows once the bottom is reached; a window still open there is committed."""
+        """The plan's windows once the walk reaches the bottom; includes a window still open there."""
         return self._with_pending()
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One window tried: its similarity, and what the threshold made of it.
+    """One window tried: its similarity, and whether it was accepted.
 
-    With `at_most` the similarity is that or lower: it was clear that the window fails before all texts were run.
+    With `at_most`, the similarity is an upper bound: the window had clearly failed before all texts were run.
     """
 
     window: Window
@@ -75,7 +76,7 @@ class Trial:
 
 @dataclass
 class Walk:
-    """One walk: where it stands, and the thresholds (`low`, `high`] that would have come the same way."""
+    """One walk: its position, and the interval (`low`, `high`] of thresholds that lead to the same trace."""
 
     position: Position
     low: float = -math.inf
@@ -91,7 +92,7 @@ class Walk:
 def walk_at(
     layer_count: int, protect_last: int, threshold: float, similarity_of: Callable[[Windows, Window], float | None]
 ) -> Walk:
-    """Walk from the top to the bottom, or to the first similarity that is None."""
+    """The walk from the top to the bottom, or to the first similarity that is None."""
     walk = Walk(start(layer_count, protect_last))
     while not walk.complete:
         position = walk.position
@@ -110,7 +111,7 @@ def walk_at(
 
 
 def start(layer_count: int, protect_last: int) -> Position:
-    """The window of two below the layers that are never merged."""
+    """The first position: the window of the top two layers that may be merged."""
     high = layer_count - 1 - protect_last
     return Position((), high, high - 1)
 
@@ -118,7 +119,7 @@ def start(layer_count: int, protect_last: int) -> Position:
 def check_threshold(threshold: float) -> None:
     """Raise SettingsError unless `threshold` is a number in (0, 1]."""
     if not 0 < threshold <= 1:  # also false for NaN
-        raise SettingsError(f"Threshold {threshold} is not a similarity. Choose a number above 0 and at most 1.")
+        raise SettingsError(f"Threshold {threshold} is out of range: use a value above 0 and at most 1.")
 
 
 def check_range(low: float, high: float = 1.0) -> None:
@@ -126,4 +127,4 @@ def check_range(low: float, high: float = 1.0) -> None:
     check_threshold(low)
     check_threshold(high)
     if low >= high:
-        raise SettingsError(f"The path needs a range: --from {low:g} has to be below {high:g}.")
+        raise SettingsError(f"--from {low:g} must be below the upper end of the path, {high:g}. Choose a lower value.")

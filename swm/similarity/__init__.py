@@ -3,6 +3,6 @@
 - blocks: blocks of similar layers, and a sentence about a pair
 - gram: Gram matrices of all layers, their centring and products
 - layers: the similarity of all layer pairs of a model, summed over batches of text
-- measure: what is measured: a metric, a part of the layers, the samples, a text. No torch
-- metrics/: measures of how similar layers are, one file each
+- measure: what to measure: metric, layer output or update, kind of sample, text; imports no torch
+- metrics/: similarity metrics, one file each
 """

@@ -1,4 +1,4 @@
-"""Gram matrices of all layers at once, their centring and products: what kernel metrics are made of."""
+"""Gram matrices of all layers at once, their centring and products: the building blocks of kernel metrics."""
 
 from __future__ import annotations
 
@@ -31,24 +31,28 @@ def u_centred(gram: Tensor) -> Tensor:
 def check_samples(n: int) -> None:
     """Raise TextError for fewer than 4 samples."""
     if n < 4:
-        raise TextError(f"{n} tokens are too few for CKA: at least 4 are needed. Use longer or more texts.")
+        raise TextError(f"{n} tokens are too few for CKA, which needs at least 4. Use longer or more texts.")
 
 
 def centred(gram: Tensor) -> Tensor:
-    """HKH with H the centring matrix, for Gram matrices of shape (layers, n, n)."""
+    """Centred Gram matrices HKH, H being the centring matrix; shape (layers, n, n)."""
     rows = gram.mean(-1, keepdim=True, dtype=torch.float64)
     return gram - (rows + rows.transpose(-1, -2) - rows.mean(-2, keepdim=True)).to(gram.dtype)
 
 
 def linear_gram(states: Tensor) -> Tensor:
-    """X X^T of each layer; float32, of centred states, which loses less precision and changes no CKA."""
+    """Gram matrix X X^T of each layer, float32. Centres the states first: more precise, and CKA stays the same."""
     x = states.float()
     x = x - x.mean(-2, keepdim=True)
     return x @ x.transpose(-1, -2)
 
 
 def debiased(gram: Tensor) -> Tensor:
-    """n times the unbiased HSIC of all pairs, weighing batches of unequal size by their tokens; `gram` U-centred."""
+    """n times the unbiased HSIC of all pairs, which weights batches of unequal size by their tokens.
+
+    Args:
+        gram: U-centred Gram matrices, shape (layers, n, n).
+    """
     return products_of_pairs(gram) / (gram.shape[-1] - 3)
 
 
@@ -66,7 +70,7 @@ def squared_distances(states: Tensor) -> Tensor:
 
 
 def median_distance(squared: Tensor) -> Tensor:
-    """Median distance between different samples, shape (layers,)."""
+    """Median distance between distinct samples, shape (layers,)."""
     n = squared.shape[-1]
     above = torch.triu_indices(n, n, 1, device=squared.device)
     distances = squared[:, above[0], above[1]].sqrt().double()

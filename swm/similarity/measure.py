@@ -1,4 +1,4 @@
-"""What is measured: a metric, a part of the layers, the samples, a text. No torch."""
+"""What to measure: metric, layer output or update, kind of sample, text. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from swm.errors import SettingsError
 from swm.registry import METRICS
 
 PARTS = {
-    "output": "the state after the layer (residual stream), which layers share by construction",
-    "update": "what the layer adds to it: output minus input",
+    "output": "the hidden state after the layer (residual stream), which all layers share by construction",
+    "update": "what the layer adds to the hidden state: output minus input",
 }
-
-
-SAMPLES = {"tokens": "each token is a sample", "texts": "each text is one: the mean of its tokens' states"}
+SAMPLES = {"tokens": "each token is a sample", "texts": "each text is a sample: the mean of its tokens' states"}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """Metric, and of what: part of the layer, samples, how many first tokens of a text are left out, which text.
+    """What to measure: metric, layer output or update, kind of sample, and text.
 
     Attributes:
+        skip_tokens: number of first tokens of each text to skip.
         texts: empty for the experiment's calibration text, else the name of a text, such as "task:boolq".
     """
 
@@ -35,17 +34,17 @@ class Measure:
     def __post_init__(self) -> None:
         for value, choices, title in (
             (self.metric, METRICS, "similarity metric"),
-            (self.part, PARTS, "part of a layer"),
+            (self.part, PARTS, "layer part"),
             (self.samples, SAMPLES, "kind of sample"),
         ):
             if value not in choices:
-                raise SettingsError(f"'{value}' is not a {title}. Choose one of: {', '.join(choices)}.")
+                raise SettingsError(f"Unknown {title} '{value}'. Choose one of: {', '.join(choices)}.")
         if not 0 <= self.skip_tokens <= 131_071:
-            raise SettingsError(f"--skip {self.skip_tokens} is out of range. Choose 0 or a few first tokens.")
+            raise SettingsError(f"--skip {self.skip_tokens} is out of range: use 0 or a small number of tokens.")
 
     @property
     def name(self) -> str:
-        """Name of its file: the metric, then what differs from the defaults, as in cka_update_skip4."""
+        """Name of the result file: the metric, then every setting that differs from its default: cka_update_skip4."""
         parts = [self.metric]
         parts += [self.part] if self.part != "output" else []
         parts += ["by-text"] if self.samples == "texts" else []

@@ -154,8 +154,12 @@ def test_recovery_that_fails_at_once_loses_nothing_of_the_one_before(swm, study)
 
 def test_text_longer_than_the_model_reads_and_foreign_tokenizer_are_told(swm, text_file, tmp_path, tokenizer):
     for name, changes, message in (
-        ("gpt2", {"max_position_embeddings": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}, "the model reads 64"),
-        ("llama", {"vocab_size": 100}, "do not belong together"),
+        (
+            "gpt2",
+            {"max_position_embeddings": 64, "n_embd": 32, "n_layer": 2, "n_head": 4},
+            "the model's context is 64 tokens",
+        ),
+        ("llama", {"vocab_size": 100}, "The tokenizer does not match the model"),
     ):
         tiny_model(name, layers=2, **changes).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
@@ -220,24 +224,30 @@ def test_plan_without_a_path_is_searched_and_its_similarities_are_kept(swm, stud
 
 
 BAD = {
-    "threshold 0": (["plan", "study", "--threshold", "0"], "Threshold 0.0 is not a similarity"),
-    "threshold above 1": (["plan", "study", "--threshold", "1.01"], "Threshold 1.01 is not a similarity"),
-    "negative threshold": (["merge", "study", "a", "--threshold=-0.5"], "Threshold -0.5 is not a similarity"),
-    "threshold NaN": (["plan", "study", "--threshold", "nan"], "Threshold nan is not a similarity"),
-    "from NaN": (["search", "study", "--from", "nan"], "Threshold nan is not a similarity"),
-    "from 1": (["search", "study", "--from", "1"], "path needs a range"),
-    "focus NaN": (["search", "study", "--focus", "nan"], "Threshold nan is not a similarity"),
+    "threshold 0": (["plan", "study", "--threshold", "0"], "Threshold 0.0 is out of range: use a value above 0"),
+    "threshold above 1": (
+        ["plan", "study", "--threshold", "1.01"],
+        "Threshold 1.01 is out of range: use a value above 0",
+    ),
+    "negative threshold": (
+        ["merge", "study", "a", "--threshold=-0.5"],
+        "Threshold -0.5 is out of range: use a value above 0",
+    ),
+    "threshold NaN": (["plan", "study", "--threshold", "nan"], "Threshold nan is out of range: use a value above 0"),
+    "from NaN": (["search", "study", "--from", "nan"], "Threshold nan is out of range: use a value above 0"),
+    "from 1": (["search", "study", "--from", "1"], "must be below the upper end of the path"),
+    "focus NaN": (["search", "study", "--focus", "nan"], "Threshold nan is out of range: use a value above 0"),
     "ratio 1": (["plan", "study", "--ratio", "1"], "--ratio 1.0 is out of range"),
     "ratio NaN": (["plan", "study", "--ratio", "nan"], "--ratio nan is out of range"),
     "more layers than there are": (["plan", "study", "--layers", "5"], "--layers 5 is out of range: the model has 4"),
     "one layer": (["plan", "study", "--layers", "1"], "--layers 1 is out of range"),
     "unknown rule": (["plan", "study", "--threshold", "0.9", "--rule", "sum"], "'sum' is not a merge rule"),
-    "unknown metric": (["measure", "study", "--metric", "cca"], "'cca' is not a similarity metric"),
-    "unknown part": (["measure", "study", "--part", "x"], "'x' is not a part of a layer"),
-    "all tokens left out": (["measure", "study", "--skip", "32"], "--skip 32 leaves nothing"),
+    "unknown metric": (["measure", "study", "--metric", "cca"], "Unknown similarity metric 'cca'"),
+    "unknown part": (["measure", "study", "--part", "x"], "Unknown layer part 'x'"),
+    "all tokens left out": (["measure", "study", "--skip", "32"], "--skip 32 leaves no tokens"),
     "calibration on a task": (["create", "x", "--model", "M", "--texts", "task:boolq"], "cannot calibrate"),
     "prompts of no task": (["measure", "study", "--texts", "task:chess"], "No prompts are bundled for task 'chess'"),
-    "unknown task": (["evaluate", "study", "baseline", "--tasks", "chess"], "'chess' is not a task"),
+    "unknown task": (["evaluate", "study", "baseline", "--tasks", "chess"], "Unknown task 'chess'"),
     "limit 0": (["evaluate", "study", "baseline", "--limit", "0"], "--limit 0 is out of range"),
     "unknown experiment": (["plan", "nope", "--threshold", "0.9"], "There is no experiment nope"),
     "unknown run": (["evaluate", "study", "nope"], "There is no run nope in study"),
@@ -250,7 +260,7 @@ BAD = {
     "recovery of nothing": (["recover", "study", "baseline"], "baseline is the original model"),
     "unknown preset": (["recover", "study", "baseline", "--preset", "slow"], "'slow' is not a recovery preset"),
     "steps 0": (["recover", "study", "baseline", "--steps", "0"], "steps 0 is out of range"),
-    "unknown dtype": (["create", "x", "--model", "M", "--dtype", "int3"], "'int3' is not a number format"),
+    "unknown dtype": (["create", "x", "--model", "M", "--dtype", "int3"], "Unknown precision (dtype) 'int3'"),
     "empty model": (["create", "x", "--model", ""], "The name is empty"),
     "empty texts": (["create", "x", "--model", "M", "--texts", ""], "The text's name is empty"),
     "seed below 0": (["recover", "study", "baseline", "--seed", "-1"], "seed -1 is out of range"),
@@ -332,7 +342,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(model_folder, text_file, ho
         [sys.executable, "-m", "swm", "plan", "s", "--threshold", "2"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("Threshold 2.0 is not a similarity")
+    assert done.stderr.startswith("Threshold 2.0 is out of range: use a value above 0")
 
 
 def test_models_lists_the_bundled_one(swm):

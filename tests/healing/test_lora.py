@@ -101,7 +101,7 @@ def test_checkpoint_that_a_kill_left_half_written_is_passed_over(tokenizer, exam
 def test_adapters_of_another_model_are_told(tokenizer, examples, tmp_path):
     with pytest.raises(Cancelled):
         losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path, stop_at=2)
-    with pytest.raises(ModelError, match="is of another model or other settings"):
+    with pytest.raises(ModelError, match="belongs to another model or other settings"):
         losses_of(tiny_model(hidden_size=64), tokenizer, examples, SMALL, tmp_path)
 
 
@@ -109,18 +109,18 @@ def test_a_recovery_begun_by_processes_that_share_the_weights_is_gone_on_with_by
     with pytest.raises(Cancelled):
         losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path, stop_at=3)
     (tmp_path / "checkpoint-3" / "pytorch_model_fsdp.bin").touch()
-    with pytest.raises(SettingsError, match="was begun by processes that share the weights"):
+    with pytest.raises(SettingsError, match="was started with sharded weights"):
         recover(tiny_model(), tokenizer, examples, SMALL, tmp_path)
 
 
 def test_loss_that_is_not_a_number_is_told(model, tokenizer, examples, tmp_path):
     find_decoder(model).layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
-    with pytest.raises(ModelError, match=r"not a number any more at step 1.*--learning-rate"):
+    with pytest.raises(ModelError, match=r"the loss is not finite at step 1.*--learning-rate"):
         recover(model, tokenizer, examples, SMALL, tmp_path)
 
 
 def test_too_few_examples_are_told_with_the_numbers(model, tokenizer, tmp_path):
-    with pytest.raises(TextError, match=r"gives 1 sequences of 16 tokens; 2 are held out and a batch needs 2"):
+    with pytest.raises(TextError, match=r"gives 1 sequences of 16 tokens, but 2 are held out and a batch needs 2"):
         recover(model, tokenizer, [Example("", WORDS[:50])], SMALL, tmp_path)
 
 

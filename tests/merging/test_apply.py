@@ -123,7 +123,7 @@ def test_untouched_tensors_are_shared_not_copied(model):
 
 
 def test_plan_for_another_model_is_refused(model):
-    with pytest.raises(PlanError, match="for 5 layers, the model has 4"):
+    with pytest.raises(PlanError, match="for 5 layers, but the model has 4"):
         apply_plan(model, MergePlan(5, (Window(1, 2),)))
 
 

@@ -84,7 +84,7 @@ def test_a_window_of_different_shapes_names_the_first_layer_that_differs(odd, na
     model = tiny_model()
     layers = find_decoder(model).layers
     layers[odd].mlp = wide_layer(model)
-    with pytest.raises(PlanError, match=f"Window 1-3 crosses a border: {named} differ in shape or kind"):
+    with pytest.raises(PlanError, match=f"Cannot merge window 1-3: {named} differ in shape or type"):
         merge_window(layers, Window(1, 3), "mean")
     assert not can_merge(layers, Window(1, 3), "rdsc")
     assert not can_merge(layers, Window(1, 3), "replace")

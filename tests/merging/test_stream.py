@@ -58,7 +58,7 @@ def test_the_same_bits_as_in_memory(family, rule, tokenizer, tmp_path):
     source = saved(made(family), tokenizer, tmp_path / "source")
     plan = MergePlan(LAYERS, PLAN.windows, rule)
     if family in OTHER_FORM:
-        with pytest.raises(ModelError, match="merged in memory only"):
+        with pytest.raises(ModelError, match="can only be merged in memory"):
             stream_merge(str(source), plan, tmp_path / "streamed")
         return
     told = []
@@ -114,7 +114,7 @@ def test_what_cannot_be_streamed_is_refused_and_leaves_nothing(model_folder, tex
 
 
 def test_another_number_format_than_the_files_have_is_merged_in_memory(model_folder, text_file, tmp_path, monkeypatch):
-    with pytest.raises(ModelError, match="merged in torch.bfloat16"):
+    with pytest.raises(ModelError, match="the merge is in bfloat16, which is only possible in memory"):
         stream_merge(str(model_folder), MergePlan(4, (Window(1, 2),)), tmp_path / "streamed", "bfloat16")
     experiment = create_experiment("e", ExperimentSettings(str(model_folder), str(text_file), 3, 32, dtype="bfloat16"))
     run = experiment.create_run("first", MergePlan(4, (Window(1, 2),)))

@@ -35,7 +35,7 @@ def test_a_narrower_model_loads_with_plain_from_pretrained(kind, method, tokens,
 
 @pytest.mark.parametrize("kind", sorted(set(FAMILIES) - set(CUT)))
 def test_families_that_cannot_be_cut_are_told_of(kind, tokens):
-    with pytest.raises(ModelError, match="cannot be cut in width"):
+    with pytest.raises(ModelError, match="Cannot prune the width of"):
         prune_width(made(kind), WidthCut(0.5), tokens)
 
 

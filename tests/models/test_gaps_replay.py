@@ -44,14 +44,14 @@ def test_a_model_that_leaves_a_layer_out_is_refused(monkeypatch):
     model = tiny_model(layers=4)
     monkeypatch.setattr(model.model, "config", copy.deepcopy(model.config))
     model.model.config.num_hidden_layers = 3  # what its forward goes by
-    with pytest.raises(ModelError, match="ran 3 of its 4 layers, or some twice"):
+    with pytest.raises(ModelError, match="called layers 3 times but has 4: it skips or repeats some"):
         Replay(model, texts_of(2, 8))
 
 
 def test_a_model_that_changes_the_state_between_layers_is_refused_with_both_numbers():
     model = tiny_model(layers=4)
     model.model.layers[2].register_forward_pre_hook(lambda module, args: (args[0] + 1, *args[1:]))
-    with pytest.raises(ModelError, match="between layers 1 and 2, so"):
+    with pytest.raises(ModelError, match="it changes the hidden state between layers 1 and 2."):
         Replay(model, texts_of(2, 8))
 
 
@@ -78,7 +78,9 @@ def test_a_last_layer_that_gives_another_result_is_refused_beyond_what_rounding_
 
     model.model.layers[-1].register_forward_hook(grow)
     if refused:
-        with pytest.raises(ModelError, match="run again on its recorded input, gives another result"):
+        with pytest.raises(
+            ModelError, match="Re-running the last layer on its recorded input gives a different result"
+        ):
             Replay(model, texts_of(2, 8), fast=fast)
     else:
         Replay(model, texts_of(2, 8), fast=fast)
@@ -170,9 +172,9 @@ def test_hidden_state_is_the_result_or_the_first_of_several():
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (4,), (1, 2, 3)])
 def test_texts_are_rows_of_tokens_or_refused(shape):
-    with pytest.raises(TextError, match="one row for each text is needed"):
+    with pytest.raises(TextError, match="expected one non-empty row per text"):
         check_tokens(torch.zeros(shape, dtype=torch.int64))
-    with pytest.raises(TextError, match="one row for each text is needed"):
+    with pytest.raises(TextError, match="expected one non-empty row per text"):
         layer_outputs(tiny_model(layers=1), torch.zeros(shape, dtype=torch.int64))
     check_tokens(torch.zeros(1, 1, dtype=torch.int64))
 
@@ -180,7 +182,7 @@ def test_texts_are_rows_of_tokens_or_refused(shape):
 def test_layer_outputs_that_overflow_are_told_with_layer_and_format():
     model = tiny_model(layers=3).to(torch.bfloat16)
     model.model.layers[0].mlp.down_proj.weight.data[0, 0] = float("inf")
-    with pytest.raises(ModelError, match="Layer 0 gives numbers that are not finite in bfloat16. Check"):
+    with pytest.raises(ModelError, match="The output of layer 0 is not finite .NaN or infinity. in bfloat16. Check"):
         layer_outputs(model, texts_of(2, 8))
 
 

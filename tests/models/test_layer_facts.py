@@ -87,7 +87,9 @@ def test_layers_of_another_shape_can_be_dropped_beside_one_another(tokens):
 def test_a_plan_that_no_config_can_say_is_refused_when_it_is_made():
     # Jamba's config has a period and an offset: attention at 2, 6, 10 cannot become 1, 5, 9 and stay 10, 14.
     model = tiny_model("jamba", layers=12, **JAMBA)
-    with pytest.raises(PlanError, match="This plan cannot be saved: the config of JambaForCausalLM has no way"):
+    with pytest.raises(
+        PlanError, match="Cannot save this plan: the config of JambaForCausalLM cannot describe the layers"
+    ):
         apply_plan(model, MergePlan(12, (Window(4, 5),), "keep_first"))
     assert apply_plan(model, MergePlan(12, (Window(10, 11),), "keep_first")).config.num_hidden_layers == 11
 
@@ -113,7 +115,7 @@ def test_files_that_do_not_hold_what_the_config_says_are_refused(model, tokenize
         (config.replace('"num_hidden_layers": 4', '"num_hidden_layers": 3'), "layers.3.* is not in the model"),
         (
             config.replace('"intermediate_size": 64', '"intermediate_size": 48'),
-            "a weight has another shape than the config says",
+            "a weight's shape does not match the config",
         ),
     ):
         (tmp_path / "saved" / "config.json").write_text(changed)

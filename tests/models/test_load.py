@@ -53,20 +53,20 @@ def test_any_gguf_file_loads_by_its_path(bundled_home, converted, home, monkeypa
 def test_gguf_file_that_is_damaged_is_refused_and_leaves_nothing(tmp_path, home):
     file = tmp_path / "cut.gguf"
     file.write_bytes(b"GGUF" + bytes(100))
-    with pytest.raises(ModelError, match=r"cut.gguf cannot be read"):
+    with pytest.raises(ModelError, match=r"Cannot read .*cut.gguf"):
         load_model(str(file))
     assert not [p for p in (home / "models").iterdir() if p.is_dir()]
 
 
 def test_missing_gguf_file_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="There is no file"):
+    with pytest.raises(ModelError, match="No file .*no.gguf"):
         load_model(str(tmp_path / "no.gguf"))
 
 
 @pytest.mark.parametrize("file", ["pytorch_model.bin", "model.pt"])
 def test_pickle_is_refused_with_the_way_out(model_folder, file):
     (model_folder / "model.safetensors").rename(model_folder / file)
-    with pytest.raises(ModelError, match=rf"{file}, a pickle.* Convert it to safetensors"):
+    with pytest.raises(ModelError, match=rf"{file}, a pickle file.* convert it to safetensors"):
         load_model(str(model_folder))
 
 
@@ -90,7 +90,7 @@ def test_file_that_is_no_model_is_refused(tmp_path):
 def test_encoder_is_refused(tmp_path):
     config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=50)
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ModelError, match="BertForMaskedLM, which is not a decoder-only language model"):
+    with pytest.raises(ModelError, match=r"\(BertForMaskedLM\) is not a decoder-only language model"):
         load_model(str(tmp_path / "bert"))
 
 
@@ -98,7 +98,7 @@ def test_encoder_is_refused(tmp_path):
 def test_safetensors_cut_short_is_refused(model_folder, cut):
     file = model_folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(ModelError, match="cannot be loaded|is damaged or of another model"):
+    with pytest.raises(ModelError, match="Cannot load the weights|is damaged or belongs to another model"):
         load_model(str(model_folder))
 
 
@@ -108,7 +108,7 @@ def test_missing_tensor_is_refused_by_name(model, model_folder, tokenizer):
     tensors = load_file(model_folder / "model.safetensors")
     del tensors["model.layers.2.mlp.up_proj.weight"]
     save_file(tensors, model_folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"incomplete: model.layers.2.mlp.up_proj.weight"):
+    with pytest.raises(ModelError, match=r"incomplete: the safetensors files lack model.layers.2.mlp.up_proj.weight"):
         load_model(str(model_folder))
 
 
@@ -139,7 +139,7 @@ WRONG = [
 def test_config_with_values_that_cannot_be_gets_a_message(model_folder, change):
     config = json.loads((model_folder / "config.json").read_text())
     (model_folder / "config.json").write_text(json.dumps({**config, **change}))
-    with pytest.raises(ModelError, match="The config of"):
+    with pytest.raises(ModelError, match="(The|Cannot use the) config of"):
         config_facts(str(model_folder))
 
 
@@ -160,12 +160,12 @@ def test_names_that_cannot_be_paths_are_refused(name):
 def test_tokenizer_that_is_missing_is_told(model_folder):
     for file in model_folder.glob("*token*"):
         file.unlink()
-    with pytest.raises(ModelError, match="tokenizer of .* cannot be loaded"):
+    with pytest.raises(ModelError, match="Cannot load the tokenizer of"):
         load_tokenizer(str(model_folder))
 
 
 def test_hub_id_without_a_network_is_told_with_what_works():
-    with pytest.raises(ModelError, match=r"org/model cannot be fetched from the hub .*smollm2-135m"):
+    with pytest.raises(ModelError, match=r"Cannot download org/model from the hub .*smollm2-135m"):
         load_model("org/model")
 
 
@@ -177,16 +177,16 @@ def test_what_is_neither_folder_nor_hub_id_is_refused(name, monkeypatch, tmp_pat
 
 
 def test_unknown_dtype_and_device_are_refused(model_folder):
-    with pytest.raises(SettingsError, match="'int3' is not a number format"):
+    with pytest.raises(SettingsError, match="Unknown precision .dtype. 'int3'"):
         load_model(str(model_folder), "int3")
     for device in ("abacus", "cuda:77"):
-        with pytest.raises(SettingsError, match=f"Device '{device}' cannot be used"):
+        with pytest.raises(SettingsError, match=f"Cannot use device '{device}'"):
             pick_device(device)
 
 
 def test_model_whose_layers_cannot_be_found_is_refused(model):
     model.config.num_hidden_layers = 9
-    with pytest.raises(ModelError, match=r"the config says 9 layers, the lists of modules are: model.layers \(4\)"):
+    with pytest.raises(ModelError, match=r"the config says 9 layers, the module lists are: model.layers \(4\)"):
         find_decoder(model)
 
 
@@ -201,7 +201,7 @@ def test_config_facts_equal_the_loaded_model(model, model_folder):
 def test_saved_model_that_gives_other_logits_is_refused(model, model_folder, tokens):
     assert check_reload(model_folder, model, tokens) == 0
     model.model.layers[0].mlp.up_proj.weight.data.mul_(1.5)
-    with pytest.raises(ModelError, match="gives other logits than the model in memory"):
+    with pytest.raises(ModelError, match="gives different logits than the model in memory"):
         check_reload(model_folder, model, tokens)
 
 
@@ -210,7 +210,7 @@ def test_model_that_does_not_reload_well_never_takes_the_place_of_a_good_one(mod
     save_model(model, tokenizer, folder, tokens)
     good = (folder / "model.safetensors").read_bytes()
     model.model.layers[1].register_forward_hook(lambda module, args, result: result * 1.5)  # what no config says
-    with pytest.raises(ModelError, match="gives other logits"):
+    with pytest.raises(ModelError, match="gives different logits"):
         save_model(model, tokenizer, folder, tokens)
     assert (folder / "model.safetensors").read_bytes() == good
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]

@@ -237,10 +237,10 @@ def test_what_processes_cannot_share_is_told_before_anything_is_done(merged, mon
     with pytest.raises(SettingsError, match="2 processes cannot share a batch of 3 evenly. Choose --batch 4"):
         recover_run(merged[0], preset_settings("quick", batch=3))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(SettingsError, match=r"there is no GPU here. Use assets/accelerate/gpu-2.yaml"):
+    with pytest.raises(SettingsError, match=r"this machine has no GPU. Use assets/accelerate/gpu-2.yaml"):
         recover_run(merged[0], preset_settings("quick"))
     monkeypatch.setattr("swm.stages.recover.check_sharding", lambda: None)
-    with pytest.raises(SettingsError, match="learn --target text alone"):
+    with pytest.raises(SettingsError, match="does not work with sharded weights .FSDP.. Choose --target text"):
         recover_run(merged[0], preset_settings("quick", target="original"))
     assert "recovery_started" not in merged[0].settings
 

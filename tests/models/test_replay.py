@@ -102,7 +102,7 @@ def test_layer_outputs_are_before_the_final_norm(model, tokens):
 def test_weights_that_overflow_are_told_with_the_layers_number(model, tokens):
     find_decoder(model).layers[2].mlp.down_proj.weight.data[0, 0] = float("nan")
     for run in (layer_outputs, Replay):
-        with pytest.raises(ModelError, match="Layer 2 gives numbers that are not finite in float32"):
+        with pytest.raises(ModelError, match="The output of layer 2 is not finite .NaN or infinity. in float32"):
             run(model, tokens)
 
 
@@ -171,7 +171,7 @@ def test_layers_called_by_what_the_text_says_are_refused(tokens, monkeypatch):
     seen = []
     model.model.register_forward_pre_hook(lambda m, a, k: seen.insert(0, k["input_ids"]), with_kwargs=True)
     last.register_forward_pre_hook(with_text, with_kwargs=True, prepend=True)
-    with pytest.raises(ModelError, match="by what the text says"):
+    with pytest.raises(ModelError, match="calls its layers differently for each text"):
         Replay(model, tokens, part=1)
 
 
@@ -192,7 +192,7 @@ def test_texts_are_left_out_once_they_cannot_change_the_verdict(monkeypatch):
 
 
 def test_no_text_is_refused(model):
-    with pytest.raises(TextError, match="one row for each text"):
+    with pytest.raises(TextError, match="one non-empty row per text"):
         Replay(model, torch.zeros(0, 16, dtype=torch.int64))
 
 

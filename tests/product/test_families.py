@@ -205,7 +205,7 @@ def test_a_plan_across_the_border_is_refused_when_it_is_measured(tmp_path, token
     model.save_pretrained(tmp_path / "hybrid")
     tokenizer.save_pretrained(tmp_path / "hybrid")
     study = create_experiment("study", ExperimentSettings(str(tmp_path / "hybrid"), str(text_file), 3, 32))
-    with pytest.raises(PlanError, match="Window 1-2 crosses a border"):
+    with pytest.raises(PlanError, match="Cannot merge window 1-2: layers"):
         measure_plan(study, MergePlan(4, (Window(1, 2),)))
     assert measure_plan(study, MergePlan(4, (Window(2, 3),)))["perplexity"] > 1
 

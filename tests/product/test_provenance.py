@@ -34,7 +34,7 @@ def test_a_path_of_a_search_that_could_be_wrong_is_computed_anew_and_says_so(swm
     assert again["windows"] == right["windows"]
     told = [record.message for record in caplog.records if "Recomputing" in record.message]
     assert len(told) == 1
-    assert "an earlier release could give windows the scores of others" in told[0]
+    assert "an earlier release could mix up the scores of windows" in told[0]
 
 
 COMMANDS = (("measure",), ("search",), ("plan", "--threshold", "0.9"), ("merge", "r", "--windows", "1-2"))

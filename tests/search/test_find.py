@@ -92,7 +92,7 @@ def test_protected_layers_are_in_no_window():
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.0001, math.nan, math.inf])
 def test_a_threshold_outside_0_to_1_is_refused(threshold):
-    with pytest.raises(SettingsError, match="Choose a number above 0"):
+    with pytest.raises(SettingsError, match="use a value above 0 and at most 1"):
         find_plan(4, lambda above, window: 1.0, threshold)
 
 

@@ -47,10 +47,10 @@ def test_a_walk_ends_at_the_first_similarity_that_is_not_known():
 @pytest.mark.parametrize(
     ("low", "high", "message"),
     [
-        (0.5, 0.5, "--from 0.5 has to be below 0.5"),
-        (0.9, 0.5, "--from 0.9 has to be below 0.5"),
-        (0.5, 1.5, "Threshold 1.5 is not a similarity"),
-        (0.0, 0.5, "Threshold 0.0 is not a similarity"),
+        (0.5, 0.5, "--from 0.5 must be below the upper end of the path, 0.5"),
+        (0.9, 0.5, "--from 0.9 must be below the upper end of the path, 0.5"),
+        (0.5, 1.5, "Threshold 1.5 is out of range: use a value above 0"),
+        (0.0, 0.5, "Threshold 0.0 is out of range: use a value above 0"),
     ],
 )
 def test_a_range_without_thresholds_in_it_is_refused(low, high, message):
@@ -60,5 +60,5 @@ def test_a_range_without_thresholds_in_it_is_refused(low, high, message):
 
 def test_a_range_up_to_one_is_accepted_and_one_is_its_default_end():
     check_range(0.999)
-    with pytest.raises(SettingsError, match="--from 1 has to be below 1"):
+    with pytest.raises(SettingsError, match="--from 1 must be below the upper end of the path, 1"):
         check_range(1.0)

@@ -33,7 +33,7 @@ def test_biased_cka_warns_until_the_samples_are_nine_times_the_width(texts, warn
     assert bool(warning) == warned
     if warned:
         assert warning == (
-            "Independent layers would seem 0.10 similar: biased CKA sees 287 samples at a time of width 32; "
+            "Even independent layers would have a biased CKA of 0.10: a block has 287 samples at hidden size 32; "
             "it needs 288. Use debiased CKA instead."
         )
 
@@ -45,7 +45,8 @@ def test_debiased_cka_warns_until_there_are_some_28_samples(metric, texts, warne
     assert bool(warning) == warned
     if warned:
         expected = (
-            r"27 samples are few: independent layers would scatter by 0\.05 about 0\. Use 2[89] samples or more\."
+            r"27 samples are few: the CKA of independent layers would scatter by 0\.05 around 0\. "
+            r"Use at least 2[89] samples\."
         )
         assert re.fullmatch(expected, warning)
 
@@ -53,13 +54,13 @@ def test_debiased_cka_warns_until_there_are_some_28_samples(metric, texts, warne
 def test_a_warning_never_asks_for_as_many_samples_as_there_are():
     warning = measure_similarity(tiny_model(layers=2), texts_of(28, 1), "cka").warning
     assert warning.startswith("28 samples are few")
-    assert "28 samples or more would do" not in warning
+    assert "Use at least 28 samples" not in warning
 
 
 def test_noise_of_several_blocks_falls_with_the_root_of_their_number():
     # 1,024 tokens of four texts, 252 skipped: 16 samples, one block. 1 batch, as 64 samples are wanted in each.
     one = measure_similarity(tiny_model(layers=2), texts_of(4, 256), Measure("cka", skip_tokens=252)).warning
-    assert one.startswith("16 samples are few: independent layers would scatter by 0.09 about 0. ")
+    assert one.startswith("16 samples are few: the CKA of independent layers would scatter by 0.09 around 0. ")
 
 
 @pytest.mark.parametrize(
@@ -127,10 +128,10 @@ def test_centring_takes_row_and_column_means_away():
 
 
 def test_samples_that_cannot_be_compared_are_refused(model):
-    with pytest.raises(TextError, match="One token has nothing to be compared with"):
+    with pytest.raises(TextError, match="CKA needs at least 2 tokens .got 1."):
         layer_similarity(model, torch.tensor([[5]]), "cka-biased")
     assert layer_similarity(model, torch.tensor([[5, 9]]), "cka-biased").shape == (4, 4)
-    with pytest.raises(TextError, match="3 tokens are too few for CKA: at least 4 are needed"):
+    with pytest.raises(TextError, match="3 tokens are too few for CKA, which needs at least 4"):
         layer_similarity(model, torch.tensor([[5, 6, 7]]), "cka-rbf")
     assert layer_similarity(model, torch.tensor([[5, 6, 7, 8]])).shape == (4, 4)
     assert layer_similarity(model, torch.tensor([[5]]), "cosine").shape == (4, 4)
@@ -140,7 +141,7 @@ def test_all_tokens_but_one_can_be_skipped(model):
     tokens = texts_of(6, 8)
     found = measure_similarity(model, tokens, Measure("cosine", skip_tokens=7))
     assert found.tokens == 6
-    with pytest.raises(SettingsError, match="--skip 8 leaves nothing of texts of 8 tokens"):
+    with pytest.raises(SettingsError, match="--skip 8 leaves no tokens: the texts have 8"):
         measure_similarity(model, tokens, Measure("cosine", skip_tokens=8))
 
 

@@ -188,7 +188,7 @@ def test_texts_as_samples_are_the_means_of_their_tokens(model):
 
 def test_warnings_say_how_many_samples_would_do(model, tokens):
     # Width 32, 48 tokens: 32 / (32 + 48); a bias of 0.1 needs 9 * 32.
-    assert "seem 0.40 similar" in measure_similarity(model, tokens, "cka-biased").warning
+    assert "a biased CKA of 0.40:" in measure_similarity(model, tokens, "cka-biased").warning
     assert "it needs 288" in measure_similarity(model, tokens, "cka-biased").warning
     assert measure_similarity(model, tokens, "cka").warning == ""
     assert measure_similarity(model, tokens, "cosine").warning == ""
@@ -213,7 +213,7 @@ def test_measures_that_cannot_be_are_refused(change):
 
 
 def test_skipping_every_token_is_refused(model, tokens):
-    with pytest.raises(SettingsError, match="leaves nothing of texts of 16 tokens"):
+    with pytest.raises(SettingsError, match="leaves no tokens: the texts have 16"):
         measure_similarity(model, tokens, Measure(skip_tokens=16))
 
 
@@ -231,5 +231,5 @@ def test_too_few_tokens_are_refused(model):
 
 
 def test_unknown_metric_is_refused(model, tokens):
-    with pytest.raises(SettingsError, match="'cca' is not a similarity metric"):
+    with pytest.raises(SettingsError, match="Unknown similarity metric 'cca'"):
         layer_similarity(model, tokens, "cca")

@@ -286,7 +286,7 @@ def test_other_grids_are_checked_too(tmp_path, kind, grid, message):
 )
 def test_a_grid_with_an_unknown_task_does_not_take_the_place_of_the_last(experiment, kind, grid, change):
     assert run_study(experiment, kind, grid) == {}
-    with pytest.raises(SettingsError, match="'chess' is not a task"):
+    with pytest.raises(SettingsError, match="Unknown task 'chess'"):
         run_study(experiment, kind, {**grid, **change})
     assert grid_of(experiment, kind) == grid
 
@@ -390,7 +390,7 @@ def test_plans_at_thresholds_are_scored_once(experiment, monkeypatch):
     assert rows[-1]["value"] == score.value
     assert run_study(experiment, "thresholds", grid) == {}
     assert len(scored) == len(plans) + 1
-    with pytest.raises(SettingsError, match="'chess' is not a task"):
+    with pytest.raises(SettingsError, match="Unknown task 'chess'"):
         run_study(experiment, "thresholds", {**grid, "task": "chess"})
     with pytest.raises(SettingsError, match=r"Threshold 0.4 of scored_at is out of range. Use a value from 0.5 to 1"):
         run_study(experiment, "thresholds", {**grid, "scored_at": [0.4]})

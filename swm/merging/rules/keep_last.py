@@ -1,4 +1,4 @@
-"""The last layer as it is: what other depth pruners do."""
+"""The last layer, unchanged, with its own norms."""
 
 from swm.registry import MERGE_RULES, MergeRule
 
@@ -6,7 +6,7 @@ MERGE_RULES.register(
     MergeRule(
         "keep_last",
         "keep the last layer",
-        "The last layer as it is, norms included; the others are dropped.",
+        "The last layer, unchanged, norms included; the others are dropped.",
         base="last",
     )
 )

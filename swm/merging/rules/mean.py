@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def combine(weights: Sequence[Tensor]) -> Tensor:
-    """The mean, updated layer by layer so that no sum overflows."""
+    """The mean, as a running average so that no sum overflows."""
     average = weights[0].clone()
     for count, weight in enumerate(weights[1:], 2):
         average += (weight - average) / count

@@ -1,4 +1,4 @@
-"""The formula printed in the paper: W_l + sum over the layers k above it of (W_k - W_l).
+"""The formula in the paper: W_l + sum over the layers k above l of (W_k - W_l).
 
 Source: Sliding-Window Merging, arXiv:2502.19159, section 3.2.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def combine(weights: Sequence[Tensor]) -> Tensor:
-    """The sum of all but the lowest, less (n - 2) times the lowest."""
+    """The sum of the n - 1 upper layers minus (n - 2) times the lowest: the paper's formula, rearranged."""
     lowest, *above = weights
     if len(above) == 1:
         return above[0]
@@ -29,7 +29,7 @@ MERGE_RULES.register(
     MergeRule(
         "rdsc",
         "paper formula (rdsc)",
-        "The formula printed in the paper: the first layer plus every later layer's difference to it.",
+        "The formula in the paper: the first layer plus the differences of all later layers from it.",
         combine,
     )
 )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def combine(weights: Sequence[Tensor]) -> Tensor:
-    """The highest layer's."""
+    """The parameter of the highest layer."""
     return weights[-1]
 
 

@@ -1,5 +1,5 @@
-"""Measures of how similar layers are, one file each.
+"""Similarity metrics, one file each.
 
 - cka: debiased linear CKA, the default; cka_rbf: with a Gaussian kernel; cka_biased: as first published
-- cosine, angular: of the states as they are, without allowing for rotation
+- cosine, angular: compare states directly, without allowing for rotation
 """

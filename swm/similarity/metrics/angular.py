@@ -1,4 +1,4 @@
-"""1 - angle / pi between a token's states in two layers, averaged.
+"""1 - angle / pi between a token's states in two layers, averaged over tokens.
 
 Source: the distance of The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887, as a similarity.
 """
@@ -24,6 +24,10 @@ def products() -> Callable[[Tensor], Tensor]:
 
 METRICS.register(
     Metric(
-        "angular", "Angular", "1 - angle / pi between a token's states in both layers, averaged", products, mean=True
+        "angular",
+        "Angular",
+        "1 - angle / pi between a token's states in both layers, averaged over tokens",
+        products,
+        mean=True,
     )
 )

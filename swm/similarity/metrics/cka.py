@@ -26,14 +26,17 @@ def products() -> Callable[[Tensor], Tensor]:
 
 
 def warning(samples: float, blocks: int, width: int) -> str:
-    """Whether independent layers could seem similar by chance: debiased CKA scatters about 0 by sqrt(2) / n for n
-    samples in a block, less by the root of the number of blocks."""
+    """Why the sample is too small, if independent layers could seem similar by chance; empty otherwise.
+
+    Their debiased CKA has a standard deviation of sqrt(2) / n around 0 for n samples in a block, divided by the square
+    root of the number of blocks.
+    """
     noise = 2**0.5 / samples / blocks**0.5
     if noise <= NOISE_ALLOWED:
         return ""
     return (
-        f"{samples * blocks:.0f} samples are few: independent layers would scatter by {noise:.2f} about 0. "
-        f"Use {math.ceil(2**0.5 / NOISE_ALLOWED)} samples or more."
+        f"{samples * blocks:.0f} samples are few: the CKA of independent layers would scatter by {noise:.2f} around 0. "
+        f"Use at least {math.ceil(2**0.5 / NOISE_ALLOWED)} samples."
     )
 
 

@@ -21,21 +21,23 @@ def products() -> Callable[[Tensor], Tensor]:
     def of_block(states: Tensor) -> Tensor:
         n = states.shape[1]
         if n < 2:
-            raise TextError("One token has nothing to be compared with. Use longer or more texts.")
+            raise TextError("CKA needs at least 2 tokens (got 1). Use longer or more texts.")
         return products_of_pairs(centred(linear_gram(states))) * n / (n - 1) ** 2
 
     return of_block
 
 
 def warning(samples: float, blocks: int, width: int) -> str:
-    """Whether independent layers seem similar by the size of the sample alone: for white data of width p and n samples
-    in a block, biased CKA is about p / (p + n)."""
+    """Why the sample is too small, if it makes independent layers seem similar; empty otherwise.
+
+    For white data of width p and n samples in a block, biased CKA is about p / (p + n).
+    """
     bias = width / (width + samples)
     if bias <= BIAS_ALLOWED:
         return ""
     return (
-        f"Independent layers would seem {bias:.2f} similar: biased CKA sees {samples:.0f} samples at a time of width "
-        f"{width:,}; it needs {width * (1 / BIAS_ALLOWED - 1):,.0f}. Use debiased CKA instead."
+        f"Even independent layers would have a biased CKA of {bias:.2f}: a block has {samples:.0f} samples at hidden "
+        f"size {width:,}; it needs {width * (1 / BIAS_ALLOWED - 1):,.0f}. Use debiased CKA instead."
     )
 
 
@@ -43,7 +45,7 @@ METRICS.register(
     Metric(
         "cka-biased",
         "CKA, biased",
-        "linear CKA as first published: close to 1 whenever samples are fewer than the width",
+        "linear CKA as first published: close to 1 whenever there are fewer samples than the hidden size",
         products,
         warning=warning,
     )

@@ -1,4 +1,4 @@
-"""Debiased CKA with a Gaussian kernel, half the median distance wide: looks at near neighbours.
+"""Debiased CKA with a Gaussian kernel (bandwidth: half the median distance): emphasises near neighbours.
 
 Source: Kornblith et al. 2019, arXiv:1905.00414, section 3.
 """
@@ -14,11 +14,11 @@ from swm.similarity.metrics.cka import warning
 if TYPE_CHECKING:
     from torch import Tensor
 
-WIDTH = 0.5  # of the kernel, in median distances
+WIDTH = 0.5  # bandwidth of the kernel, in median distances
 
 
 def products() -> Callable[[Tensor], Tensor]:
-    """Unbiased HSIC of all pairs of layers; each layer's kernel has the width that the first block gives it."""
+    """Unbiased HSIC of all pairs of layers; the first block sets the bandwidth of each layer's kernel."""
     import torch
 
     from swm.similarity.gram import check_samples, debiased, median_distance, squared_distances, u_centred
@@ -40,7 +40,7 @@ METRICS.register(
     Metric(
         "cka-rbf",
         "CKA, Gaussian kernel",
-        "debiased CKA with a Gaussian kernel (half the median distance wide): looks at near neighbours",
+        "debiased CKA with a Gaussian kernel (bandwidth: half the median distance): emphasises near neighbours",
         products,
         warning=warning,
         first_block_counts=True,

@@ -1,4 +1,4 @@
-"""Mean cosine between a token's states in two layers: similar without rotation."""
+"""Mean cosine between a token's states in two layers; not invariant to rotation."""
 
 from __future__ import annotations
 
