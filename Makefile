@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	@$(RUN) -m swm demo
 
 test: $(VENV)/installed-dev
-	@$(RUN) -m pytest -n 2 --dist loadgroup
+	@$(RUN) -m pytest -n 2
 
 lint: $(VENV)/installed-dev
 	@$(RUN) -m ruff format --check .
@@ -41,7 +41,7 @@ demo: $(VENV)/installed
 	@$(RUN) -m swm demo
 
 test: $(VENV)/installed-dev
-	@$(RUN) -m pytest -n 2 --dist loadgroup
+	@$(RUN) -m pytest -n 2
 
 lint: $(VENV)/installed-dev
 	@$(RUN) -m ruff format --check .

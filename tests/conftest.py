@@ -41,6 +41,20 @@ def pytest_configure(config):
     settings.load_profile("chaos" if config.getoption("--chaos") else chosen)
 
 
+def pytest_xdist_make_scheduler(config, log):
+    """Tests of these files share something slow to make, so one worker runs each file; all others go as they come."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    whole = ("test_browser", "test_bundled", "test_kill", "test_processes", "test_wheel")
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return file if file.endswith(tuple(f"{name}.py" for name in whole)) else nodeid
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     """Long tests run with --chaos alone."""
     if not config.getoption("--chaos"):

@@ -6,12 +6,15 @@ import argparse
 from dataclasses import fields
 
 from swm.errors import SettingsError
+from swm.registry import MERGE_RULES, METRICS
+from swm.search.walk import check_threshold
 from swm.settings import RecoverySettings
 from swm.studies.grids import OF_RUNS
 
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise SettingsError for an option that the others would make ineffective, or a count out of range."""
+    _check_values(options)
     given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
     planned = "planner" in vars(options)
     if planned and "budget" in given and options.planner != "best":
@@ -42,3 +45,13 @@ def check_options(options: argparse.Namespace) -> None:
 
 def _option(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _check_values(options: argparse.Namespace) -> None:
+    """Raise SettingsError for an unknown name or a threshold out of range, before anything heavy is imported."""
+    for name, registry in (("rule", MERGE_RULES), ("metric", METRICS)):
+        if (value := getattr(options, name, None)) is not None:
+            registry.check(value)
+    for name in ("threshold", "low", "focus"):
+        if (value := getattr(options, name, None)) is not None:
+            check_threshold(value)

@@ -13,12 +13,12 @@ from swm.plan import MergePlan, Window, layers_at
 from swm.settings import ExperimentSettings
 from swm.similarity.measure import Measure
 from swm.workspace.experiments import Experiment, list_experiments
+from swm.workspace.names import check_new
 
 
 def run_models(options: argparse.Namespace) -> Result:
     """Result of `swm models`: the bundled models and the tested families."""
-    from swm.models.load import TESTED_FAMILIES
-    from swm.models.locate import BUNDLED
+    from swm.models.known import BUNDLED, TESTED_FAMILIES
 
     rows = {name: {"title": model.title, "licence": model.licence} for name, model in BUNDLED.items()}
     lines = [f"{name}  {model.title} ({model.licence})" for name, model in BUNDLED.items()]
@@ -44,11 +44,12 @@ def run_list(options: argparse.Namespace) -> Result:
 
 def run_create(options: argparse.Namespace) -> Result:
     """Result of `swm create`: the new experiment."""
-    from swm.stages.create import create_experiment
-
+    check_new(options.exp)
     settings = ExperimentSettings(
         options.model, options.texts, options.count, options.length, options.seed, options.dtype
     )
+    from swm.stages.create import create_experiment  # heavy: only once the name is known to be good
+
     experiment = create_experiment(options.exp, settings)
     facts = experiment.model_facts
     text = (
@@ -60,10 +61,10 @@ def run_create(options: argparse.Namespace) -> Result:
 
 def run_measure(options: argparse.Namespace) -> Result:
     """Result of `swm measure`: the similarity of all layer pairs; as text, that of neighbours."""
-    from swm.stages.measure import measure_experiment
-
     measure = Measure(options.metric, options.part, options.samples, options.skip, options.texts)
     experiment = own_experiment(options.exp)
+    from swm.stages.measure import measure_experiment
+
     with watched(experiment, "measure") as progress:
         data = measure_experiment(experiment, measure, progress)
     matrix = data["matrix"]

@@ -145,11 +145,11 @@ def run_recover(options: argparse.Namespace) -> Result:
 
 def run_evaluate(options: argparse.Namespace) -> Result:
     """Result of `swm evaluate`: perplexities and scores of the run."""
-    from swm.stages.evaluate import evaluate_run
-
     tasks = parse_tasks(options.tasks)
     texts = [text.strip() for text in options.texts.split(",") if text.strip()]
     run = own_experiment(options.exp).run(options.run)
+    from swm.stages.evaluate import evaluate_run
+
     with watched(run, "evaluate") as progress:
         data = evaluate_run(run, tasks, options.limit, progress, texts)
     return data, comparison_table(run.experiment, run)
@@ -157,9 +157,9 @@ def run_evaluate(options: argparse.Namespace) -> Result:
 
 def run_time(options: argparse.Namespace) -> Result:
     """Result of `swm time`: speed, latency and memory of the run."""
+    run = own_experiment(options.exp).run(options.run)
     from swm.stages.time import time_run
 
-    run = own_experiment(options.exp).run(options.run)
     with watched(run, "time") as progress:
         data = time_run(run, options.tokens, progress)
     text = f"{data['tokens_per_second']:.1f} tokens per second, "

@@ -46,10 +46,12 @@ def run_export(options: argparse.Namespace) -> Result:
 
 def run_answer(options: argparse.Namespace) -> Result:
     """Result of `swm answer`: the run's continuation of a prompt, printed as it is generated."""
+    run = Experiment.open(options.exp).run(options.run)
+    if not options.prompt:
+        raise SettingsError("The prompt is empty. Write a few words to continue.")
     from swm.evaluation.answers import Answer
     from swm.stages.loading import load_run
 
-    run = Experiment.open(options.exp).run(options.run)
     answer = Answer(*load_run(run))
     pieces = []
     for piece in answer.pieces(options.prompt, options.tokens):

@@ -3,6 +3,7 @@
 - decoder: a model's layers, found by structure; its parameter count and size
 - gradients: gradients of a model's loss on text, for importance scores
 - hooks: hooks on modules, removed when a block ends
+- known: the bundled models, and the families that tests cover
 - layer_facts: what a config says about individual layers, and how to rewrite it when some are removed
 - layer_outputs: the output of every layer in one forward pass, through hooks
 - load: loads models and tokenizers; facts about a model before it is loaded

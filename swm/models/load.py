@@ -36,26 +36,6 @@ __all__ = ["config_facts", "load_model", "load_tokenizer", "save_model"]  # the 
 
 WEEK = 7 * 86_400.0  # seconds
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-# tests/product/test_families.py runs each of these through the whole engine. Others are tried by structure.
-TESTED_FAMILIES = {
-    "llama": "Llama 1-3, Vicuna, SmolLM2 and others with that architecture",
-    "mistral": "Mistral",
-    "qwen2": "Qwen2, Qwen2.5 (biases)",
-    "qwen3": "Qwen3 (query and key norms)",
-    "gemma2": "Gemma 2 (sliding and full attention, extra norms)",
-    "gemma3_text": "Gemma 3, text (sliding and full attention, extra norms)",
-    "phi3": "Phi-3, Phi-4 (fused projections)",
-    "olmo2": "OLMo 2",
-    "gpt2": "GPT-2 (Conv1D)",
-    "gpt_neox": "GPT-NeoX, Pythia (fused projections)",
-    "opt": "OPT",
-    "falcon": "Falcon",
-    "stablelm": "StableLM",
-    "granite": "Granite",
-    "smollm3": "SmolLM3 (some layers without rotary positions)",
-    "qwen3_moe": "Qwen3-MoE (experts are merged one by one; LoRA leaves them alone)",
-    "mixtral": "Mixtral (experts are merged one by one; LoRA leaves them alone)",
-}
 
 
 def load_model(

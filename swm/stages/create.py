@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from swm.errors import ExperimentError, ModelError, SettingsError, TextError
 from swm.models.decoder import check_length, check_vocabulary
+from swm.models.known import BUNDLED
 from swm.models.load import check_dtype, check_loadable, config_facts, load_tokenizer
-from swm.models.locate import BUNDLED, load_config
+from swm.models.locate import load_config
 from swm.registry import TEXTS
 from swm.settings import ExperimentSettings
 from swm.texts.calibration import calibration_tokens

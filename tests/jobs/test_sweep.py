@@ -149,6 +149,7 @@ def test_runs_of_one_experiment_at_once_plan_in_turn_and_what_fails_is_told(grid
     need("olmo_eval")
     grid["plans"] = [{"planner": "sleb", "ratio": [0.25, 0.5]}, {"planner": "laco", "layers": 1}]
     sweep = Sweep.create({**grid, "recovery": "none"})
+    main(sweep.file.cells[0].create_command)
     states = run_sweep(sweep, quiet, workers=3)
     assert sorted(states.values()) == ["done", "done", "failed"]
     ((name, reason),) = sweep.failures().items()
@@ -290,8 +291,10 @@ def test_a_row_of_the_paper_runs_on_a_tiny_model_of_the_same_kind(tokenizer, tex
     grid |= {"models": str(tmp_path / "tiny"), "texts": str(text_file), "count": 3, "length": 32, "dtype": "float32"}
     grid |= {"limit": 1, "gpus": 0, "plans": grid["plans"][:1], "recovery": [{"preset": "paper", **small}]}
     sweep = Sweep.create(grid)
-    states = run_sweep(sweep, quiet, workers=1)
-    assert list(states.values()) == ["done"]
+    (cell,) = sweep.file.cells
+    main(cell.create_command)
+    main(cell.run_command)
+    assert list(sweep.states().values()) == ["done"]
     (row,) = sweep_rows(sweep)
     assert (row["layers"], row["stage"]) == (4, "recovered")
     assert row["average"] is not None

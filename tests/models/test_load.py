@@ -2,16 +2,14 @@
 
 import contextlib
 import json
-import shutil
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from swm.errors import ExperimentError, ModelError, SettingsError
-from swm.models.decoder import find_decoder, parameter_count
+from swm.models.decoder import find_decoder
 from swm.models.load import config_facts, load_model, load_tokenizer, pick_device, save_model
-from swm.models.locate import bundled_file
 from swm.models.save import check_reload
 from tests.conftest import tiny_model
 
@@ -27,27 +25,6 @@ def test_folder_loads_in_eval_mode_with_equal_logits(model, model_folder, tokens
 def test_dtype_auto_is_what_the_checkpoint_says(model, model_folder, dtype, expected):
     model.to(torch.bfloat16).save_pretrained(model_folder)
     assert load_model(str(model_folder), dtype)[0].dtype == expected
-
-
-@pytest.mark.bundled
-@pytest.mark.xdist_group("bundled")
-def test_bundled_model_loads_from_its_converted_folder(bundled_home):
-    model, tokenizer = load_model("smollm2-135m")
-    assert (len(find_decoder(model).layers), model.dtype) == (30, torch.float32)
-    assert parameter_count(model) == 134_515_008  # as its model card says
-    assert tokenizer("hello").input_ids
-    assert not [p for p in bundled_home.joinpath("models").iterdir() if p.name.startswith(".") and p.is_dir()]
-
-
-@pytest.mark.long
-@pytest.mark.bundled
-def test_any_gguf_file_loads_by_its_path(bundled_home, converted, home, monkeypatch):
-    file = bundled_file("smollm2-135m")
-    a = load_model(str(file))[0]
-    b = load_model("smollm2-135m")[0]
-    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
-    for folder in converted.glob("gguf-*"):
-        shutil.rmtree(folder)
 
 
 def test_gguf_file_that_is_damaged_is_refused_and_leaves_nothing(tmp_path, home):

@@ -107,7 +107,6 @@ def both(tmp_path_factory, tokenizer):
 
 
 @pytest.mark.data
-@pytest.mark.xdist_group("two processes")
 @pytest.mark.parametrize("name", MEASURES)
 def test_two_processes_measure_what_one_does(name, both):
     one, two = both["measured"][name], both["study"].similarity(name)
@@ -136,7 +135,6 @@ def assert_same_events(one, two, rounding=1e-3):
 
 
 @pytest.mark.data
-@pytest.mark.xdist_group("two processes")
 @pytest.mark.parametrize("how", HEALINGS)
 def test_two_processes_heal_as_one_does(how, both):
     one, two = (both["study"].run(f"{how}-{count}") for count in ("one", "two"))
@@ -175,7 +173,6 @@ def test_settings_files_are_what_accelerate_reads():
 
 
 @pytest.mark.data
-@pytest.mark.xdist_group("two processes")
 def test_two_processes_score_as_one_does(both):
     one, two = (both["study"].run(f"scored-{count}") for count in ("one", "two"))
     expected, found = one.scores(), two.scores()

@@ -21,7 +21,7 @@ PAGES = ["", *sorted(page.stem for page in (ROOT / "pages").glob("*.py"))]
 # A cold deep link asks for its health below the page first; streamlit then finds the right address by itself.
 HARMLESS = re.compile(r"404 \(Not Found\)|Unrecognized feature|allow-scripts and allow-same-origin")
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]  # one browser, one server for what is only read
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="session")

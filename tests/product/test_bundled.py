@@ -1,10 +1,14 @@
 """The bundled model with default settings: what the documentation says of it."""
 
+import shutil
+
 import pytest
 import torch
 
 from swm.merging.apply import apply_plan
+from swm.models.decoder import find_decoder, parameter_count
 from swm.models.load import load_model, save_model
+from swm.models.locate import bundled_file
 from swm.models.replay import Replay
 from swm.models.save import check_reload
 from swm.plan import Window
@@ -13,7 +17,7 @@ from swm.search.window_score import WindowScorer
 from swm.texts.calibration import calibration_tokens
 from tests.conftest import need
 
-pytestmark = [pytest.mark.bundled, pytest.mark.xdist_group("bundled")]  # converted once
+pytestmark = pytest.mark.bundled
 
 
 @pytest.fixture
@@ -54,3 +58,21 @@ def test_replay_equals_the_models_own_forward_bit_for_bit(bundled):
     for layer in range(12, 30):
         hidden = replay.run(hidden, layer)
     assert torch.equal(replay.finish(hidden), expected)
+
+
+def test_bundled_model_loads_from_its_converted_folder(bundled_home):
+    model, tokenizer = load_model("smollm2-135m")
+    assert (len(find_decoder(model).layers), model.dtype) == (30, torch.float32)
+    assert parameter_count(model) == 134_515_008  # as its model card says
+    assert tokenizer("hello").input_ids
+    assert not [p for p in bundled_home.joinpath("models").iterdir() if p.name.startswith(".") and p.is_dir()]
+
+
+@pytest.mark.long
+def test_any_gguf_file_loads_by_its_path(bundled_home, converted, home, monkeypatch):
+    file = bundled_file("smollm2-135m")
+    a = load_model(str(file))[0]
+    b = load_model("smollm2-135m")[0]
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+    for folder in converted.glob("gguf-*"):
+        shutil.rmtree(folder)

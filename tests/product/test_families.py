@@ -12,7 +12,8 @@ from swm.errors import PlanError
 from swm.healing.lora import recover
 from swm.merging.apply import apply_plan
 from swm.models.decoder import find_decoder
-from swm.models.load import TESTED_FAMILIES, load_model, save_model
+from swm.models.known import TESTED_FAMILIES
+from swm.models.load import load_model, save_model
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window
 from swm.search.find import find_plan, threshold_path

@@ -114,7 +114,6 @@ def commands(stage, recover):
 
 
 @pytest.mark.data
-@pytest.mark.xdist_group("killer")  # one process that has imported everything
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_at_any_change_of_the_disk_it_ends_as_if_undisturbed(
     stage, killer, study, home, tmp_path, text_file, log, chaos

@@ -87,7 +87,7 @@ def test_a_damaged_secrets_file_lets_nobody_in(study, tmp_path, monkeypatch):
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
-    assert "cannot be read" in done.stdout, done.stderr[-2000:]
+    assert "Cannot read the login settings" in done.stdout, done.stderr[-2000:]
     assert done.stdout.strip().endswith("] 0 0")
 
 

@@ -73,7 +73,7 @@ except SwmError as error:
 
 def race(*what):
     """Processes that do each of these at the same moment."""
-    at = time.time() + 2.5
+    at = time.time() + 1.5
     return ended([python(RACE.format(at=at, what=each)) for each in what])
 
 

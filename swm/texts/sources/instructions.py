@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 
 from swm.registry import TEXTS, TextSource
@@ -14,11 +15,12 @@ from swm.texts.sources import coqa
 QUESTIONS = 2  # per passage
 
 
-def examples(purpose: str) -> list[Example]:
+@cache
+def examples(purpose: str) -> tuple[Example, ...]:
     """All examples, in the order of their data sets."""
     # Mostly passages: short questions alone teach only their format and raise perplexity on everything else.
     short = [*islice(_social_examples(), 400), *islice(_commonsense_examples(), 300)]
-    return [*_coqa_examples(), *_drop_examples(), *_sciq_examples(), *short]
+    return (*_coqa_examples(), *_drop_examples(), *_sciq_examples(), *short)
 
 
 def _coqa_examples() -> Iterator[Example]:

