@@ -26,31 +26,6 @@ chaos: $(VENV)/installed-dev
 		tests/product/test_differential.py tests/workspace/test_files.py tests/workspace/test_damage.py; broken=$$?; \
 	$(RUN) -m pytest --chaos -m long && exit $$broken
 
-audit: known holes in the libraries.
-# Another Python: make app PYTHON=python3.12
-PYTHON ?= python3
-VENV ?= .venv
-RUN = $(VENV)/bin/python
-REQUIREMENTS = requirements.txt requirements-data.txt
-.PHONY: app test demo lint chaos audit check clean
-
-app: $(VENV)/installed
-	@$(RUN) -m streamlit run app.py
-
-demo: $(VENV)/installed
-	@$(RUN) -m swm demo
-
-test: $(VENV)/installed-dev
-	@$(RUN) -m pytest -n 2
-
-lint: $(VENV)/installed-dev
-	@$(RUN) -m ruff format --check .
-	@$(RUN) -m ruff check .
-	@$(RUN) -m mypy
-
-chaos: $(VENV)/installed-dev
-	@$(RUN) -m pytest --chaos tests/test_kill.py tests/test_disk.py tests/test_together.py tests/test_damage.py tests/test_broken_input.py tests/test_differential.py tests/test_soak.py
-
 audit: $(VENV)/installed-dev
 	@$(RUN) -m pip_audit --local --skip-editable --progress-spinner off
 

@@ -18,7 +18,7 @@ from pages.shared.live import DEFAULT_THRESHOLD, hand_key, live_preview, path_an
 from pages.shared.tables import trace_table
 from swm.jobs.child import start
 from swm.plan import MergePlan, parse_windows
-from swm.registry import MERGE_RULES, PLANNERS
+from swm.registry import MERGE_RULES, PLANNERS, as_sentence
 from swm.reporting.arguments import windows_arguments
 from swm.reporting.charts import similarity_heatmap, trace_chart
 from swm.reporting.preview import plan_view
@@ -96,7 +96,7 @@ def other_methods(experiment: Experiment) -> None:
         )
         most = experiment.layer_count
         layers = inputs[1].number_input("Layers left", 2, most, max(2, round(0.8 * most)), key="preview_planner_layers")
-        st.caption(f"{PLANNERS[planner].help[0].upper()}{PLANNERS[planner].help[1:]}.")
+        st.caption(as_sentence(PLANNERS[planner].help))
         arguments = ["plan", experiment.name, "--planner", planner, "--layers", str(layers)]
         planned = experiment.planned(planner, layers)
         if planned:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
-from swm.registry import EXPORT_FORMATS
+from swm.registry import EXPORT_FORMATS, as_sentence
 from swm.reporting.commands import commands
 from swm.reporting.report import report_html
 
@@ -32,7 +32,7 @@ with shown_errors():
                     f"{run.name}-{form.name}{form.suffix}",
                     key=f"report_{form.name}_{run.name}",
                     icon=":material/download:",
-                    help=f"{form.help[0].upper()}{form.help[1:]}.",
+                    help=as_sentence(form.help),
                 )
     st.subheader("Preview", anchor=False)
     st.iframe(html, height=900)

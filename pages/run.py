@@ -22,7 +22,7 @@ from pages.shared.live import layers_picture
 from swm.healing.training_speed import training_speed
 from swm.jobs.child import start
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
-from swm.registry import MERGE_RULES
+from swm.registry import MERGE_RULES, as_sentence
 from swm.reporting.arguments import plan_arguments, recovery_arguments, width_arguments, windows_arguments
 from swm.reporting.charts import loss_chart
 from swm.reporting.commands import run_commands
@@ -223,7 +223,7 @@ def follow(run: Run, state: State) -> None:
     st.caption(plain(f"Windows chosen by {run.source}."))
     columns = st.columns(4)
     columns[0].metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}")
-    columns[1].metric("Rule", run.plan.rule, help=MERGE_RULES[run.plan.rule].help)
+    columns[1].metric("Rule", run.plan.rule, help=as_sentence(MERGE_RULES[run.plan.rule].help))
     columns[2].metric("Stage", STAGES[run.stage])
     columns[3].metric(
         "Memory used",

@@ -41,7 +41,7 @@ class Entry(Protocol):
 
     @property
     def help(self) -> str:
-        """One line of help."""
+        """One line of help: lower case, no full stop."""
 
 
 E = TypeVar("E", bound=Entry)
@@ -97,13 +97,19 @@ class Registry(Mapping[str, E], Generic[E]):
         return self._entries
 
 
+def as_sentence(help_text: str) -> str:
+    """A line of help as a sentence, for pages."""
+    return f"{help_text[0].upper()}{help_text[1:]}."
+
+
 @dataclass(frozen=True)
 class MergeRule:
     """How a window of layers becomes one.
 
     Attributes:
         combine: computes one parameter of the merged layer from that parameter of each layer in the window, lowest
-            first, in float32; may get a few rows at a time. None: nothing is combined, the base layer stays unchanged.
+            first, in float32. It gets a block of rows at a time, so it must work row by row, and it must not change its
+            inputs: they may be the model's own weights. None: nothing is combined, the base layer stays unchanged.
         base: "first" or "last": the layer of the window that supplies the merged layer's norms and other attributes.
         needs_text: the merged layer is computed from the layers' outputs on text, not from the weights alone.
     """
@@ -121,8 +127,8 @@ class Planner:
     """A method that chooses which layers to remove.
 
     Attributes:
-        source: the method with its publication, as exported models cite it.
-        find: the plan for a request; raises PlanError if the method finds none.
+        source: the method with its publication, as exported models cite it; a word such as "chance" without one.
+        find: the plan for a request, with exactly `request.layers` layers left; raises PlanError if there is none.
         whole_model: needs the whole model on one device, for gradients or to fit layers.
         least_budget: fewest plans it must try, given (layers of the model, layers left); None if it takes no budget.
     """
@@ -141,8 +147,9 @@ class Metric:
     """A measure of how similar layers are.
 
     Attributes:
-        products: creates the function for one measurement: (layers, samples, width) -> (layers, layers), float64. Its
-            results, summed over blocks of samples, give the similarity.
+        products: called once per measurement; gives a function from a block of states (layers, samples, width; any float
+            dtype) to a matrix (layers, layers), float64. The matrices of all blocks are added, divided as `mean` says,
+            made symmetric, and get ones on the diagonal.
         mean: divide the sums by the number of samples; otherwise by the square root of both layers' own sums, as in
             CKA.
         warning: what is wrong with a measurement of (samples in a block, blocks, width); empty if nothing is.

@@ -11,7 +11,7 @@ import torch
 
 from swm.errors import SettingsError
 from swm.plan import MergePlan, Window
-from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS, MergeRule, Registry
+from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS, MergeRule, Planner, Registry
 from tests.conftest import tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -136,3 +136,12 @@ def test_a_registry_reads_its_folder_once_and_lists_the_first_one_first():
     assert list(registry) == []  # the files register with the product's own registry
     assert registry._read is True
     assert next(iter(MERGE_RULES)) == "rdsc"
+
+
+def test_a_planner_that_leaves_another_number_of_layers_breaks_its_promise(monkeypatch, tokens):
+    from swm.planners.plan_with import plan_with
+
+    wrong = Planner("wrong", "Wrong", "leaves all layers", "nobody", lambda request: MergePlan(request.layer_count))
+    monkeypatch.setitem(PLANNERS._all(), "wrong", wrong)
+    with pytest.raises(ValueError, match="Planner wrong left 4 layers instead of 3"):
+        plan_with("wrong", tiny_model(), tokens, 3)

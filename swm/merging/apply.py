@@ -65,16 +65,24 @@ def merged_tensor(tensors: Sequence[Tensor], rule: str) -> Tensor:
         raise ValueError(f"Rule {rule} {reason}.")
     first = tensors[0].detach()
     merged: Tensor | None = None
+    picked: int | None = None  # the layer whose parameter every block so far is, unchanged: it needs no copy
     height = max(1, BLOCK_NUMBERS * len(first) // max(1, first.numel()))
     for top in range(0, max(1, len(first)), height):
         rows = slice(top, top + height)
         blocks = [tensor.detach()[rows].to(first.device, torch.float32) for tensor in tensors]
         block = combine(blocks)
-        if same := [tensor for tensor, own in zip(tensors, blocks, strict=True) if own is block]:
-            return same[0].detach().to(first.device, first.dtype)  # the rule picked one layer's parameter: no copy
-        merged = torch.empty_like(first) if merged is None else merged
+        chosen = next((index for index, own in enumerate(blocks) if own is block), None)
+        if merged is None and chosen is not None and picked in (None, chosen):
+            picked = chosen
+            continue
+        if merged is None:
+            merged = torch.empty_like(first)
+            if picked is not None:
+                merged[:top] = tensors[picked].detach()[:top]
         merged[rows] = block
-    assert merged is not None
+    if merged is None:
+        assert picked is not None
+        return tensors[picked].detach().to(first.device, first.dtype)
     return merged
 
 

@@ -51,7 +51,10 @@ def plan_with(
     check_layers(layers, count)
     check_budget(planner, budget, count, layers)
     text = fit_tokens or (lambda token_count: tokens)
-    return method.find(PlanRequest(model, tokens, count, layers, seed, fast, budget, text, progress))
+    plan = method.find(PlanRequest(model, tokens, count, layers, seed, fast, budget, text, progress))
+    if plan.layers_left != layers:
+        raise ValueError(f"Planner {planner} left {plan.layers_left} layers instead of {layers}.")
+    return plan
 
 
 def check_budget(planner: str, budget: int, layer_count: int, layers: int) -> None:

@@ -6,7 +6,6 @@ from swm.errors import Cancelled, PlanError, SettingsError
 from swm.evaluation.tasks import zero_shot
 from swm.merging.apply import apply_plan
 from swm.plan import MergePlan, Window
-from swm.registry import MERGE_RULES, PLANNERS
 from swm.reporting.study_charts import staircase_chart
 from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings
@@ -61,9 +60,9 @@ def test_the_grids_that_ship_can_be_read():
         assert read_grid(kind) == yaml.safe_load(grid_text(kind))[kind]
         assert read_grid(kind) == yaml.safe_load(grid_yaml(kind, read_grid(kind)))[kind]
     grid = Grid(**read_grid("methods"))
-    assert sorted(grid.planners) == sorted(PLANNERS)
-    assert sorted(grid.rules) == sorted(MERGE_RULES)
-    assert [cell.layers for cell in grid.cells(30)][:: len(PLANNERS) + len(MERGE_RULES)] == [27, 24, 20]
+    assert len(set(grid.planners)) == len(grid.planners) >= 8
+    assert set(grid.rules) >= {"rdsc", "replace", "mean", "keep_first", "keep_last", "fit"}
+    assert [cell.layers for cell in grid.cells(30)][:: len(grid.planners) + len(grid.rules)] == [27, 24, 20]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ MERGE_RULES.register(
     MergeRule(
         "fit",
         "least-squares fit (fit)",
-        "The first layer, its last projection solved on text to reproduce the window's output. Not in the paper.",
+        "the first layer, its last projection solved on text to reproduce the window's output. Not in the paper",
         needs_text=True,
     )
 )

@@ -3,5 +3,5 @@
 from swm.registry import MERGE_RULES, MergeRule
 
 MERGE_RULES.register(
-    MergeRule("keep_first", "keep the first layer", "The first layer, unchanged; the others are dropped.")
+    MergeRule("keep_first", "keep the first layer", "the first layer, unchanged; the others are dropped")
 )

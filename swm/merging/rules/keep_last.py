@@ -6,7 +6,7 @@ MERGE_RULES.register(
     MergeRule(
         "keep_last",
         "keep the last layer",
-        "The last layer, unchanged, norms included; the others are dropped.",
+        "the last layer, unchanged, norms included; the others are dropped",
         base="last",
     )
 )

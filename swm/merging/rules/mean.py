@@ -19,4 +19,4 @@ def combine(weights: Sequence[Tensor]) -> Tensor:
     return average
 
 
-MERGE_RULES.register(MergeRule("mean", "average (mean)", "The average of the window's layers.", combine))
+MERGE_RULES.register(MergeRule("mean", "average (mean)", "the average of the window's layers", combine))

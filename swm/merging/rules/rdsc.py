@@ -29,7 +29,7 @@ MERGE_RULES.register(
     MergeRule(
         "rdsc",
         "paper formula (rdsc)",
-        "The formula in the paper: the first layer plus the differences of all later layers from it.",
+        "the formula in the paper: the first layer plus the differences of all later layers from it",
         combine,
     )
 )

@@ -20,7 +20,7 @@ MERGE_RULES.register(
     MergeRule(
         "replace",
         "released code (replace)",
-        "The last layer's projections with the first layer's norms: what the released code computes.",
+        "the last layer's projections with the first layer's norms: what the released code computes",
         combine,
     )
 )

@@ -1,0 +1,28 @@
+"""Bytes and seconds as people read them, by pencil."""
+
+import pytest
+
+from swm.workspace.units import duration, gib
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 MiB"), (2**20, "1 MiB"), (2**30 - 1, "1,024 MiB"), (2**30, "1.0 GiB"), (1.55 * 2**40, "1,587.2 GiB")],
+)
+def test_bytes(size, text):
+    assert gib(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (48 * 3600, "2.0 days"),
+    ],
+)
+def test_seconds(seconds, text):
+    assert duration(seconds) == text
