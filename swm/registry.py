@@ -147,9 +147,9 @@ class Metric:
     """A measure of how similar layers are.
 
     Attributes:
-        products: called once per measurement; gives a function from a block of states (layers, samples, width; any float
-            dtype) to a matrix (layers, layers), float64. The matrices of all blocks are added, divided as `mean` says,
-            made symmetric, and get ones on the diagonal.
+        products: called once per measurement; gives a function from a block of states (layers, samples, width; of any
+            float dtype) to a matrix (layers, layers), float64. The matrices of all blocks are added, divided as `mean`
+            says, made symmetric, and get ones on the diagonal.
         mean: divide the sums by the number of samples; otherwise by the square root of both layers' own sums, as in
             CKA.
         warning: what is wrong with a measurement of (samples in a block, blocks, width); empty if nothing is.
