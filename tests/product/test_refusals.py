@@ -185,7 +185,7 @@ def test_codes_for_the_terminal_and_html_in_a_name_do_nothing(swm, create, model
 UNUSUAL = {"falcon_h1": FALCON_H1, "mamba": {}, "openai-gpt": {"n_embd": 32, "n_head": 4}}
 
 
-@pytest.mark.parametrize("kind", UNUSUAL)
+@pytest.mark.parametrize("kind", [pytest.param("falcon_h1", marks=pytest.mark.long), "mamba", "openai-gpt"])
 def test_unusual_families_are_measured_merged_and_healed(swm, create, tokenizer, tmp_path, text_file, kind):
     assert create("mine", saved(kind, tmp_path / "model", tokenizer, **UNUSUAL[kind]))[0] == 0
     for command in (("measure", "mine"), ("merge", "mine", "a", "--windows", "1-2", "--rule", "keep_first")):
