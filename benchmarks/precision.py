@@ -43,7 +43,7 @@ def main() -> None:
             "99 %": round(errors[int(0.99 * (len(errors) - 1))], 6),
             "largest": round(errors[-1], 6),
         }
-    print(json.dumps({"benchmark": "precision", "made sure of within": DOUBT, "off": result}, indent=1))
+    print(json.dumps({"benchmark": "precision", "recomputed within": DOUBT, "off": result}, indent=1))
 
 
 def parse() -> argparse.Namespace:

@@ -111,7 +111,7 @@ def _listed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def said(check: Callable[[Any], Any]) -> BeforeValidator:
+def convert(check: Callable[[Any], Any]) -> BeforeValidator:
     """A field validator whose own error messages appear in the explanation."""
 
     def run(value: Any) -> Any:
@@ -125,7 +125,7 @@ def said(check: Callable[[Any], Any]) -> BeforeValidator:
 
 def from_object(make: Callable[[dict[str, Any]], Any]) -> BeforeValidator:
     """A field validator that also accepts a JSON object, which `make` converts to the value."""
-    return said(lambda value: make(value) if isinstance(value, dict) else value)
+    return convert(lambda value: make(value) if isinstance(value, dict) else value)
 
 
 Many = Annotated[tuple[T, ...], BeforeValidator(_listed)]

@@ -171,25 +171,6 @@ def swm(capsys):
 
 
 @pytest.fixture
-def thousand_runs(home):
-    """100 experiments with ten merged runs each, the last job of each done."""
-    from swm.plan import MergePlan, Window
-    from swm.settings import ExperimentSettings
-    from swm.workspace.experiments import Experiment
-    from swm.workspace.state import State, this_process
-
-    facts = {"architecture": "LlamaForCausalLM", "layers": 6, "width": 8, "dtype": "float32"}
-    facts |= {"parameters": 1000, "parameters_per_layer": 100, "size_bytes": 4000}
-    done = State("merge", "done", started=1.0, heartbeat=2.0, **this_process())
-    for n in range(100):
-        experiment = Experiment.create(f"e{n}", ExperimentSettings("some-model"), facts)
-        for k in range(10):
-            run = experiment.create_run(f"r{k}", MergePlan(6, (Window(1, 3),)))
-            run.remember(merge={"parameters": 800, "size_bytes": 3200})
-            run.write_state(done)
-
-
-@pytest.fixture
 def text_file(tmp_path):
     """A text of 40 paragraphs, none like the other."""
     return written_text(tmp_path / "text.txt")

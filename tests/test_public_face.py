@@ -3,14 +3,13 @@
 import re
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import need
+from tools.running import wait_for_answer
 
 ROOT = Path(__file__).parents[1]
 CONTRACT = {
@@ -54,14 +53,8 @@ def test_the_app_opens_from_the_command_line_in_any_folder(tmp_path, free_port):
         command, cwd=tmp_path, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        end = time.monotonic() + 60
-        answer = b""
-        while time.monotonic() < end and app.poll() is None and not answer:
-            try:
-                answer = urllib.request.urlopen(f"http://127.0.0.1:{free_port}/_stcore/health", timeout=1).read()
-            except OSError:
-                time.sleep(0.2)
-        assert answer == b"ok"
+        wait_for_answer(f"http://127.0.0.1:{free_port}")
+        assert app.poll() is None
     finally:
         app.terminate()
         app.communicate(timeout=20)

@@ -44,17 +44,19 @@ def running_app(
     app = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **environment})
     address = f"http://127.0.0.1:{port}"
     try:
-        _wait_for(f"{address}/_stcore/health")
+        wait_for_answer(address)
         yield address, app.pid
     finally:
         app.terminate()
         app.wait(20)
 
 
-def _wait_for(address: str) -> None:
-    for _ in range(300):
+def wait_for_answer(address: str, seconds: float = 60) -> None:
+    """Return once the app at an address responds; raises TimeoutError if it does not."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         try:
-            urllib.request.urlopen(address, timeout=1)
+            urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
             return
         except OSError:
             time.sleep(0.1)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field
 
-from swm.checked import Many, checked, said
+from swm.checked import Many, checked, convert
 from swm.errors import SettingsError
 from swm.evaluation.task_names import Limit, parse_tasks
 from swm.plan import WHOLE_WIDTH, WidthCut, layers_at
@@ -49,8 +49,8 @@ def _recovery(value: Any) -> Any:
     return preset_settings(**value)
 
 
-Tasks = Annotated[Many[str], said(_tasks)]
-Recovery = Annotated[RecoverySettings, said(_recovery)]
+Tasks = Annotated[Many[str], convert(_tasks)]
+Recovery = Annotated[RecoverySettings, convert(_recovery)]
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ class Run(Tracked):
             return
         token = self.model_folder / PROMISED
         if token.is_file() and token.read_text(encoding="utf-8") == pending["token"]:
-            self.let_go_of_scores(pending["scores"])
+            self.discard_scores(pending["scores"])
             settings = {name: value for name, value in settings.items() if not name.startswith("recovery")}
             self.forget_kept_adapter()
             if "plan" in pending["settings"]:  # a new plan, not from a study
@@ -169,7 +169,7 @@ class Run(Tracked):
         write_json(self.folder / "run.json", settings)
         token.unlink(missing_ok=True)
 
-    def let_go_of_scores(self, what: str) -> None:
+    def discard_scores(self, what: str) -> None:
         """Set aside or delete the scores of a model that was replaced; `what` as `scores` in `promise`."""
         for name in RESULTS:
             file, aside = self.folder / f"{name}.json", self.folder / f"{name}-merged.json"

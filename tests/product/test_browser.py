@@ -184,7 +184,7 @@ def test_a_study_from_the_pages(app, page, model_folder, text_file, home, no_job
 def test_a_run_is_followed_from_another_browser_cancelled_and_gone_on_with(
     app, page, chromium, model_folder, text_file, no_job_left
 ):
-    """Started by a click; the tab closed; found again elsewhere; cancelled; gone on with to its scores."""
+    """Started by a click; the tab is closed; found in another browser; cancelled; resumed; cancelled again."""
     need("olmo_eval")
     experiment = create_experiment("mine", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
     page.goto(f"{app}/run?experiment=mine&run=new+run&windows=1-2")

@@ -63,7 +63,7 @@ class Case:
             most = PART_TOKENS["gpu"] if not self.part else self.part * self.length
             patch.setattr("swm.search.window_score.PART_TOKENS", {"cpu": most})
             patch.setattr("swm.search.window_score.TOGETHER", {"cpu": TOGETHER[kind]})
-            if self.lean:  # hidden states go to a file, merged layers are made anew
+            if self.lean:  # hidden states go to a file, merged layers are recomputed
                 patch.setattr("swm.search.window_score.free_bytes_on", lambda device: 0)
             return WindowScorer(model, tokens, self.rule, **settings)
 

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 
 def move(page, share):
-    """Drag the slider to a share of its width and let go: the server draws the page anew."""
+    """Drag the slider to a share of its width and let go: the server redraws the page."""
     slider = page.locator("input.slider")
     slider.wait_for(timeout=30_000)
     box = slider.bounding_box()

@@ -1,4 +1,4 @@
-"""Two at once, an app that dies, a machine that starts anew, memory that runs out: with real processes."""
+"""Two processes at once, an app that is killed, a restarted machine, memory that runs out: with real processes."""
 
 import os
 import signal

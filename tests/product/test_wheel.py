@@ -4,11 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+
+from tools.running import wait_for_answer
 
 ROOT = Path(__file__).parents[2]
 OPEN_PAGES = """
@@ -99,13 +99,8 @@ def test_every_page_opens(run):
 def test_the_app_answers(run, free_port):
     app = run("-m", "swm", "app", "--port", str(free_port))
     try:
-        end, answer = time.monotonic() + 60, b""
-        while time.monotonic() < end and app.poll() is None and not answer:
-            try:
-                answer = urllib.request.urlopen(f"http://127.0.0.1:{free_port}/_stcore/health", timeout=1).read()
-            except OSError:
-                time.sleep(0.2)
-        assert answer == b"ok"
+        wait_for_answer(f"http://127.0.0.1:{free_port}")
+        assert app.poll() is None
     finally:
         app.terminate()
         app.communicate(timeout=20)

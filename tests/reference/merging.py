@@ -57,7 +57,7 @@ def find_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def keep_layers(model: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Take all other layers out of the model, in place, number those left anew and tell the config."""
+    """Remove all other layers from the model in place, renumber the rest and adapt the config."""
     layers = find_layers(model)
     survivors = [layers[index] for index in kept]
     select_in_config(model.config, kept)

@@ -58,7 +58,7 @@ def test_differences_are_to_the_baseline(experiment):
 
 def test_recovered_run_shows_the_merged_model_before_it(experiment):
     run = experiment.run("first")
-    run.let_go_of_scores("aside")
+    run.discard_scores("aside")
     run.remember(recovery=asdict(preset_settings("quick", steps=3)))
     run.save("scores", scores(25.0, 0.6, 0.7))
     rows = compare(experiment)

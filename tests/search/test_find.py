@@ -41,7 +41,7 @@ def bounded(score):
 
 
 def test_window_grows_until_the_threshold_fails_and_the_failing_layer_starts_the_next():
-    # Layers 0-5, 5 protected. 3-4 and 2-4 pass, 1-4 fails: commit 2-4. Layer 1 starts anew: 0-1 passes, bottom: commit.
+    # Layers 0-5, 5 protected. 3-4 and 2-4 pass, 1-4 fails: commit 2-4. Layer 1 starts a new window: 0-1 passes, commit.
     tried = []
 
     def score(above, window):

@@ -19,7 +19,7 @@ def scripted(table, tried=None):
 
 
 def test_the_share_done_is_the_width_of_the_thresholds_whose_walks_have_ended():
-    # 4 layers, one protected, thresholds 0.5 to 1. 1-2 gets 0.7: above that layer 1 starts anew and 0-1 is tried, which
+    # 4 layers, one protected, thresholds 0.5 to 1. 1-2 gets 0.7: above that 0-1 is tried, a new window, which
     # ends all walks above 0.7, three fifths of the range; then 0-2 for the rest.
     seen, tried = [], []
     score = scripted({"1-2": 0.7, "0-1": 0.9, "0-2": 0.6}, tried)
@@ -96,7 +96,7 @@ def test_too_few_similarities_for_a_batch_are_an_error():
 
 
 def test_settling_keeps_the_largest_difference_seen_and_tells_each_step():
-    # 5 layers at 0.9. Quick similarities lie 0.0004, 0.0010 and 0.0001 off, all so near that each is made sure of.
+    # 5 layers at 0.9. Quick similarities lie 0.0004, 0.0010 and 0.0001 off, all so near that each is computed exactly.
     quick = {"2-3": 0.9004, "1-3": 0.8990, "0-1": 0.9009}
     exact = {"2-3": 0.9008, "1-3": 0.8980, "0-1": 0.9010}
     path, steps, asked = ThresholdPath(5, scoring="bfloat16"), [], []

@@ -67,7 +67,7 @@ def healed(experiment, name, method, seed, found, correct, steps=3):
     run = experiment.create_run(name, MergePlan(6, (Window(1, 3),)), method=method)
     run.remember(merge={"parameters": 600, "size_bytes": 1})
     run.save("scores", scores(50.0, 0.3, 0.3))
-    run.let_go_of_scores("aside")
+    run.discard_scores("aside")
     run.remember(recovery=asdict(preset_settings("quick", steps=steps, seed=seed)))
     run.save("scores", scores(*found))
     run.save("documents", answered(*correct))

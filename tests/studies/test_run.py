@@ -406,7 +406,7 @@ def test_scores_at_thresholds_of_another_grid_are_kept_but_not_shown(experiment)
     assert after[:2] == before
     assert [row["documents"] for row in after] == [3, 3, 4]
     assert ThresholdGrid(**grid).scores_in(after) == before
-    after[0]["windows"] = [[0, 1], [2, 3]]  # as if the path had been searched anew
+    after[0]["windows"] = [[0, 1], [2, 3]]  # as if the path had been recomputed
     experiment.save_study("thresholds", {"failed": {}, "grid": grid, "scores": after})
     run_study(experiment, "thresholds", grid)
     assert len(experiment.study("thresholds")["scores"]) == 3

@@ -1,4 +1,4 @@
-"""Full and read-only disks, met by real stages on a real small file system: told, nothing lost, gone on with later."""
+"""Full and read-only disks, met by real stages on a real small file system: reported, nothing lost, resumed later."""
 
 import os
 import re
