@@ -25,7 +25,7 @@ OWN, NONE, CURRENT = "calibration text", "none", "the preview"
 
 experiment = require_experiment(start_page("Redundancy", "See how similar each pair of layers is."))
 caption(experiment)
-controls = st.columns([2.2, 2.1, 1.6, 2.1], gap="medium", vertical_alignment="bottom")
+controls = st.columns([1.7, 2.7, 1.6, 2.0], gap="medium", vertical_alignment="bottom")
 metric = controls[0].selectbox(
     "Metric",
     list(METRICS),

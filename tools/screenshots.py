@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from tools.running import CHROMIUM_FLAGS, running_app  # noqa: E402
 
 TALLEST = 2600
+SHOWN = {"studies": "?experiment=example-study"}  # instead of the first experiment
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def take_screenshots(address: str, options: argparse.Namespace) -> None:
         for name in pages:
             size = {"width": options.width, "height": 900}
             page = browser.new_page(viewport=size, color_scheme=options.scheme)
-            page.goto(f"{address}/{name}")
+            page.goto(f"{address}/{name}{SHOWN.get(name, '')}")
             page.wait_for_selector("h1")
             page.wait_for_timeout(2500)  # charts are drawn after the page
             height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
