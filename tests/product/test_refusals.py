@@ -433,7 +433,7 @@ def test_healing_otherwise_that_is_cancelled_keeps_the_adapter_of_the_model_that
     assert not (healed.folder / "adapter-before").exists()
 
 
-def test_a_recovery_text_in_another_order_begins_anew_and_says_so(swm, study, tmp_path, caplog):
+def test_a_recovery_text_in_another_order_starts_from_the_first_step_and_says_so(swm, study, tmp_path, caplog):
     from swm.errors import Cancelled
     from swm.settings import preset_settings
     from swm.stages.recover import recover_run

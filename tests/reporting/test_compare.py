@@ -9,7 +9,7 @@ import pytest
 from swm.plan import MergePlan, Window
 from swm.reporting.compare import comparable, compare, flat_rows, row_name
 from swm.reporting.csv_table import csv_text
-from swm.reporting.table import conditions_of, interval, lines, table
+from swm.reporting.table import conditions_of, lines, table
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
 
@@ -125,14 +125,6 @@ def test_a_study_says_what_it_was_measured_with(experiment):
     line = list(csv.DictReader(io.StringIO(csv_text(rows))))[1]
     assert (line["boolq_documents"], line["measured_seed"], line["measured_seconds"]) == ("40", "7", "47.2")
     assert line["versions"] == "torch=2.13 lm_eval=0.4"
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(63.08, "63.1 [62.1, 64.1]"), (4181.5, "4,182 [4,180, 4,182]"), (4054701.7, "4.1e+06 [4.1e+06, 4.1e+06]")],
-)
-def test_perplexities_are_as_long_as_they_say_something(value, text):
-    assert interval({"value": value, "low": value - 1, "high": value + 1}) == text
 
 
 def timing(latency, beside=None):

@@ -13,10 +13,13 @@ from swm.models.load import config_facts
 from swm.plan import MergePlan, Window
 from swm.settings import PRESETS, preset_settings
 from swm.workspace.estimate import PROCESS_BYTES, Estimate, estimate_run, stage_needs
-from swm.workspace.units import duration, gib
 
 FACTS = {"layers": 10, "width": 100, "parameters": 2_000_000, "parameters_per_layer": 100_000, "size_bytes": 8_000_000}
+
+
 COST = {"layers_ms": 8.0, "rest_ms": 2.0, "forward_tokens_per_second": 1000.0, "training_tokens_per_second": 3000.0}
+
+
 PLAN = MergePlan(10, (Window(2, 4),))
 
 
@@ -59,10 +62,6 @@ def test_what_cannot_fit_is_told_with_both_numbers():
     assert Estimate({}, 1, 1, 1, 1).problems() == []
 
 
-def test_bytes_are_written_as_people_read_them():
-    assert [gib(size) for size in (3 * 2**20, 2**30, 1536 * 2**30)] == ["3 MiB", "1.0 GiB", "1,536.0 GiB"]
-
-
 def test_speed_of_training_is_that_of_the_last_steps():
     events = [{"time": 10.0 + 2 * step, "step": step, "steps": 40, "loss": 1.0} for step in range(1, 31)]
     events.insert(3, {"time": 0.0, "step": 3, "steps": 40, "held_out_loss": 1.0})
@@ -92,6 +91,8 @@ def test_saving_memory_is_counted(tmp_path):
 
 # Shapes as the models' own configs give them; parameters as their authors count them.
 SEVEN = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+
+
 REAL = {
     "LLaMA-2-7B": (SEVEN, 6_738_415_616),
     "Vicuna-7B": (SEVEN, 6_738_415_616),
@@ -192,7 +193,3 @@ def test_estimate_from_the_command_line(tmp_path, capsys):
     assert "billion parameters" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["estimate", str(folder), "--ratio", "1.5"])
-
-
-def test_durations_are_written_as_people_say_them():
-    assert [duration(s) for s in (5, 75, 3725, 3 * 86400)] == ["5 s", "1 min 15 s", "1 h 02 min", "3.0 days"]

@@ -1,28 +1,18 @@
 """Folders and JSON: names, damage, newer schemas, and states of jobs that are gone."""
 
 import json
-import os
-import time
-from dataclasses import replace
 
-import psutil
 import pytest
 
-from swm.errors import ExperimentError, JobError
+from swm.errors import ExperimentError
 from swm.plan import MergePlan, Window
 from swm.search.kept_path import kept_path, save_path
 from swm.search.threshold_path import ThresholdPath
 from swm.settings import ExperimentSettings
-from swm.workspace.experiments import Experiment, delete, list_experiments
-from swm.workspace.files import SCHEMA, read_json, replaced_folder, write_json
+from swm.workspace.experiments import Experiment, list_experiments
+from swm.workspace.files import SCHEMA
 from swm.workspace.names import check_name
-from swm.workspace.state import State, this_process
 from tests.reporting.test_compare import FACTS
-
-
-@pytest.fixture
-def experiment():
-    return Experiment.create("study", ExperimentSettings("some-model"), FACTS)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "A", "", "-a", "a" * 65, "a b", "é", "a\n", ".", "a\0"])
@@ -100,103 +90,9 @@ def test_damaged_run_does_not_hide_the_others(experiment):
         _ = experiment.run("a").plan
 
 
-def test_state_of_a_living_process_is_believed(experiment):
-    experiment.write_state(State("search", "running", heartbeat=time.time(), **this_process()))
-    assert experiment.state().status == "running"
-
-
-@pytest.mark.parametrize("change", [{"pid": 2**22 - 1}, {"process_started": 1.0}, {"host": "elsewhere"}])
-def test_state_of_a_process_that_is_gone_reads_interrupted(experiment, change):
-    state = State("search", "running", heartbeat=time.time() - 3600, **this_process())
-    experiment.write_state(replace(state, **change))
-    assert experiment.state().status == "interrupted"
-
-
-def test_state_on_another_machine_lives_while_its_heart_beats(experiment):
-    state = replace(State("search", "running", heartbeat=time.time(), **this_process()), host="elsewhere")
-    experiment.write_state(state)
-    assert experiment.state().status == "running"
-
-
-def test_deleting_is_refused_while_a_job_runs(experiment):
-    experiment.write_state(State("search", "running", heartbeat=time.time(), **this_process()))
-    with pytest.raises(JobError, match="has a job running"):
-        delete(experiment)
-    experiment.write_state(State("search", "done", **this_process()))
-    run = experiment.create_run("a", MergePlan(6))
-    run.write_state(State("recover", "running", heartbeat=time.time(), **this_process()))
-    with pytest.raises(JobError, match="a has a job running"):
-        delete(experiment)
-    run.write_state(State("recover", "done", **this_process()))
-    delete(experiment)
-    assert not experiment.folder.exists()
-
-
-def test_shipped_experiments_are_read_only(experiment, monkeypatch):
-    monkeypatch.setattr("swm.workspace.names.SHIPPED", experiment.folder.parent)
-    for change in (
-        lambda: experiment.save_similarity("cka", {}),
-        lambda: experiment.create_run("a", MergePlan(6)),
-        lambda: experiment.run("baseline").save("scores", {}),
-        lambda: delete(experiment),
-    ):
-        with pytest.raises(ExperimentError, match="cannot be changed"):
-            change()
-
-
 def test_events_half_written_are_left_out(experiment):
     run = experiment.create_run("a", MergePlan(6))
     run.add_event(step=1, steps=3, loss=2.5)
     with (run.folder / "events.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
     assert [event["loss"] for event in run.events()] == [2.5]
-
-
-def test_json_is_replaced_whole_and_leaves_no_temporary_file(tmp_path):
-    file = tmp_path / "a.json"
-    write_json(file, {"x": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(file, {"x": float("nan")})
-    assert read_json(file)["x"] == 1
-    assert os.listdir(tmp_path) == ["a.json"]
-
-
-def test_full_disk_keeps_the_old_json_and_says_what_is_needed(small_disk):
-    file = small_disk / "a.json"
-    write_json(file, {"x": 1})
-    with pytest.raises(ExperimentError, match=r"No space left .*2\.\d MiB needed, [01]\.\d MiB free"):
-        write_json(file, {"x": "y" * 2**21})
-    assert read_json(file)["x"] == 1
-    assert os.listdir(small_disk) == ["a.json"]
-
-
-def test_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    folder = tmp_path / "model"
-    with replaced_folder(folder) as new:
-        (new / "a").write_text("1")
-
-    def broken():
-        with replaced_folder(folder) as new:
-            (new / "a").write_text("2")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        broken()
-    assert (folder / "a").read_text() == "1"
-    assert os.listdir(tmp_path) == ["model"]
-
-
-def test_zombie_counts_as_ended(experiment):
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0)
-    process = psutil.Process(pid)
-    started = process.create_time()
-    while process.status() != psutil.STATUS_ZOMBIE:
-        time.sleep(0.01)
-    state = State("search", "running", heartbeat=time.time(), **{**this_process(), "pid": pid})
-    experiment.write_state(replace(state, process_started=started))
-    try:
-        assert experiment.state().status == "interrupted"
-    finally:
-        os.waitpid(pid, 0)

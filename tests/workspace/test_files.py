@@ -6,7 +6,9 @@ import subprocess
 
 import pytest
 
+from swm.errors import ExperimentError
 from swm.workspace.experiments import Experiment
+from swm.workspace.files import read_json, replaced_folder, write_json
 from tests.conftest import need
 from tests.product.test_kill import STAGES, check_whole, content
 
@@ -85,3 +87,37 @@ def test_a_read_only_disk_is_told(stage, swm, study, text_file, small_disk):
     assert "Traceback" not in told
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert content(small_disk / "home") == before
+
+
+def test_json_is_replaced_whole_and_leaves_no_temporary_file(tmp_path):
+    file = tmp_path / "a.json"
+    write_json(file, {"x": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(file, {"x": float("nan")})
+    assert read_json(file)["x"] == 1
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_full_disk_keeps_the_old_json_and_says_what_is_needed(small_disk):
+    file = small_disk / "a.json"
+    write_json(file, {"x": 1})
+    with pytest.raises(ExperimentError, match=r"No space left .*2\.\d MiB needed, [01]\.\d MiB free"):
+        write_json(file, {"x": "y" * 2**21})
+    assert read_json(file)["x"] == 1
+    assert os.listdir(small_disk) == ["a.json"]
+
+
+def test_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "model"
+    with replaced_folder(folder) as new:
+        (new / "a").write_text("1")
+
+    def broken():
+        with replaced_folder(folder) as new:
+            (new / "a").write_text("2")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
+    assert (folder / "a").read_text() == "1"
+    assert os.listdir(tmp_path) == ["model"]

@@ -26,3 +26,11 @@ def test_bytes(size, text):
 )
 def test_seconds(seconds, text):
     assert duration(seconds) == text
+
+
+def test_bytes_are_written_as_people_read_them():
+    assert [gib(size) for size in (3 * 2**20, 2**30, 1536 * 2**30)] == ["3 MiB", "1.0 GiB", "1,536.0 GiB"]
+
+
+def test_durations_are_written_as_people_say_them():
+    assert [duration(s) for s in (5, 75, 3725, 3 * 86400)] == ["5 s", "1 min 15 s", "1 h 02 min", "3.0 days"]
