@@ -1,16 +1,20 @@
-"""Compares two models on the same documents: is the difference significant, and which answers changed?"""
+"""Compares two models on the same documents: is the difference significant, and which answers changed? No torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from swm.evaluation.continuous import bits_per_byte, choice_logprob, student
 
 NOISE = 0.05
 FEWEST_DOCUMENTS = 30  # per task; no verdict with fewer
 VERDICTS = ("not significant", "better", "worse", "too few documents")
 AVERAGE = "average"
+SCORES = ("accuracy", "choice_logprob", "bits_per_byte")
+LOWER_IS_BETTER = ("bits_per_byte",)
 Z_95 = 1.959963984540054  # normal quantile for a two-sided 95 % interval
 
 
@@ -19,11 +23,14 @@ class Paired:
     """Difference of two models on a task: second minus first.
 
     Attributes:
-        difference: of the shares of correct answers, -1 to 1; `low` and `high` are its 95 % interval over documents,
-            which contains 0 if and only if `p_value` is 0.05 or more.
-        p_value: two-sided, for the hypothesis of no difference: exact McNemar test for a task, normal for the average.
-        gained, lost: documents that only the second or only the first model answers correctly.
+        difference: of the mean scores: shares of correct answers (-1 to 1), nats, or bits per byte; `low` and `high`
+            are its 95 % interval over documents, which contains 0 if and only if `p_value` is 0.05 or more.
+        p_value: two-sided, for the hypothesis of no difference: exact McNemar test for a task's accuracy, t test for a
+            task's continuous score, normal for the average.
+        gained, lost: documents with a higher or lower score in the second model; for accuracy, those that only the
+            second or only the first model answers correctly.
         fewest: documents of the task, or of the smallest task in the average.
+        score: one of SCORES.
     """
 
     task: str
@@ -35,47 +42,124 @@ class Paired:
     gained: int
     lost: int
     fewest: int
+    score: str = SCORES[0]
 
     @property
     def verdict(self) -> str:
         """One of VERDICTS."""
         if self.fewest < FEWEST_DOCUMENTS:
             return VERDICTS[3]
-        return VERDICTS[0] if self.p_value >= NOISE else VERDICTS[1] if self.difference > 0 else VERDICTS[2]
+        if self.p_value >= NOISE:
+            return VERDICTS[0]
+        return VERDICTS[1] if (self.difference > 0) != (self.score in LOWER_IS_BETTER) else VERDICTS[2]
 
 
-def paired(first: dict[str, Any], second: dict[str, Any]) -> list[Paired]:
+def paired(
+    first: dict[str, Any], second: dict[str, Any], score: str = SCORES[0], tasks: Collection[str] | None = None
+) -> list[Paired]:
     """One comparison for each task that both models answered, then their average.
 
     Args:
-        first, second: content of a run's `documents.json`: by task, rows with `id` and `correct`. Documents that only
-            one of them saw are ignored.
+        first, second: answers as from `Run.documents`: by task, rows with `id` and `correct`, and `log_likelihoods` for
+            continuous scores. Documents that only one of them saw, or that have no such score, are ignored.
+        tasks: only these.
 
     Source: McNemar 1947, exact form (binomial on the documents that changed), with the matching exact interval (Clopper
-    and Pearson 1934, of the share gained among the changed; scipy). Answers averaged over several runs are not binary:
-    they get a t interval and t test of the mean. The average treats tasks as independent and normal; each task's
-    standard error adds half a document to each kind of change (Bonett and Price 2012), so that it is never 0.
+    and Pearson 1934, of the share gained among the changed; scipy). Continuous scores, and answers averaged over
+    several runs, get a t interval and t test of the mean (Miller 2024, arXiv:2411.00640). The average treats tasks as
+    independent and normal; for accuracy, each task's standard error adds half a document to each kind of change (Bonett
+    and Price 2012), so that it is never 0.
     """
     comparisons, errors = [], []
     for task, rows in first.get("tasks", {}).items():
-        pairs = _pairs(rows, second.get("tasks", {}).get(task, []))
-        if not pairs:
+        if tasks is not None and task not in tasks:
             continue
-        changes = [round(b["correct"] - a["correct"], 9) for a, b in pairs]  # means over runs carry rounding errors
-        mean = math.fsum(changes) / len(changes)
+        changes = _changes(_pairs(rows, second.get("tasks", {}).get(task, [])), score)
+        if not changes or (score != SCORES[0] and len(changes) < 2):
+            continue
         gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
-        errors.append(_error(changes, gained, lost))
-        low, high, p_value = _exact(gained, lost, len(pairs)) if _whole(changes) else _by_t(changes)
-        comparisons.append(Paired(task, len(pairs), mean, low, high, p_value, gained, lost, len(pairs)))
+        n, mean = len(changes), math.fsum(changes) / len(changes)
+        if score != SCORES[0]:
+            errors.append(math.sqrt(math.fsum((change - mean) ** 2 for change in changes) / (n - 1) / n))
+            low, high, p_value = student(changes)
+        else:
+            errors.append(_error(changes, gained, lost))
+            low, high, p_value = _exact(gained, lost, n) if _whole(changes) else _by_t(changes)
+        comparisons.append(Paired(task, n, mean, low, high, p_value, gained, lost, n, score))
     if len(comparisons) > 1:
-        mean = math.fsum(task.difference for task in comparisons) / len(comparisons)
-        error = math.sqrt(math.fsum(e**2 for e in errors)) / len(comparisons)
-        p_value = math.erfc(abs(mean) / error / math.sqrt(2))
-        sums = [sum(getattr(task, name) for task in comparisons) for name in ("documents", "gained", "lost")]
-        low, high = mean - Z_95 * error, mean + Z_95 * error
-        fewest = min(task.fewest for task in comparisons)
-        comparisons.append(Paired(AVERAGE, sums[0], mean, low, high, p_value, sums[1], sums[2], fewest))
+        comparisons.append(_average(comparisons, math.sqrt(math.fsum(e**2 for e in errors)) / len(comparisons)))
     return comparisons
+
+
+def _average(comparisons: Sequence[Paired], error: float) -> Paired:
+    mean = math.fsum(task.difference for task in comparisons) / len(comparisons)
+    p_value = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
+    documents, gained, lost = (sum(getattr(t, name) for t in comparisons) for name in ("documents", "gained", "lost"))
+    low, high, fewest = mean - Z_95 * error, mean + Z_95 * error, min(task.fewest for task in comparisons)
+    return Paired(AVERAGE, documents, mean, low, high, p_value, gained, lost, fewest, comparisons[0].score)
+
+
+def _changes(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], score: str) -> list[float]:
+    values = [(value_of(a, score), value_of(b, score)) for a, b in pairs]
+    # means over runs carry rounding errors
+    return [round(b - a, 9) for a, b in values if a is not None and b is not None]
+
+
+def value_of(row: dict[str, Any], score: str) -> float | None:
+    """A document's score; None if the model's answer to it has no such score."""
+    if score == SCORES[0]:
+        return float(row["correct"])
+    if score in row or not row.get("log_likelihoods"):
+        return row.get(score)
+    if score == SCORES[1]:
+        return choice_logprob(row["log_likelihoods"], row["answer"])
+    return bits_per_byte(row["log_likelihoods"][row["answer"]], row["bytes"]) if row["bytes"] else None
+
+
+def perplexity_ratio(first: dict[str, Any], second: dict[str, Any]) -> dict[str, float]:
+    """How many times the first model's perplexity of a text the second's is, with its 95 % interval.
+
+    Args:
+        first, second: of the same text, as from `evaluation.perplexity`.
+
+    Returns:
+        `value`, `low`, `high`. The interval is Student's, on the differences of the segments' losses. Older results
+        lack the losses: there it is that of two independent perplexities, which is wider.
+    """
+    losses = [entry.get("losses", []) for entry in (first, second)]
+    if len(losses[0]) == len(losses[1]) > 1:
+        changes = [b - a for a, b in zip(*losses, strict=True)]
+        low, high, _ = student(changes)
+        mean = math.fsum(changes) / len(changes)
+    else:
+        mean = math.log(second["value"] / first["value"])
+        logs = [{end: math.log(entry[end] / entry["value"]) for end in ("low", "high")} for entry in (first, second)]
+        low, high = (
+            mean - math.hypot(logs[1]["low"], logs[0]["high"]),
+            mean + math.hypot(logs[1]["high"], logs[0]["low"]),
+        )
+    ends = {"value": mean, "low": low, "high": high}
+    return {name: math.exp(min(end, 50.0)) for name, end in ends.items()}  # JSON has no infinity
+
+
+def mean_perplexity(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The perplexity of several runs on one text: the mean of each segment's loss, so the geometric mean.
+
+    Args:
+        entries: as from `evaluation.perplexity`. The interval of the result is over segments alone.
+    """
+    if len(entries) == 1:
+        return entries[0]
+    rows = [entry.get("losses", []) for entry in entries]
+    losses = zip(*rows, strict=True) if len({len(row) for row in rows}) == 1 else ()
+    logs = {
+        end: math.fsum(math.log(entry[end]) for entry in entries) / len(entries) for end in ("value", "low", "high")
+    }
+    return {
+        **entries[0],
+        **{end: math.exp(value) for end, value in logs.items()},
+        "losses": [math.fsum(values) / len(values) for values in losses],
+    }
 
 
 def mean_answers(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -88,16 +172,22 @@ def mean_answers(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return runs[0]
     tasks: dict[str, list[dict[str, Any]]] = {}
     for task, rows in runs[0].get("tasks", {}).items():
-        others = [{row["id"]: row["correct"] for row in run.get("tasks", {}).get(task, [])} for run in runs[1:]]
+        others = [{row["id"]: row for row in run.get("tasks", {}).get(task, [])} for run in runs[1:]]
         tasks[task] = [
-            {
-                "id": row["id"],
-                "correct": math.fsum([row["correct"], *(other[row["id"]] for other in others)]) / len(runs),
-            }
+            _mean_row([row, *(other[row["id"]] for other in others)])
             for row in rows
             if all(row["id"] in other for other in others)
         ]
     return {"tasks": tasks}
+
+
+def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    mean = {"id": rows[0]["id"], "correct": math.fsum(row["correct"] for row in rows) / len(rows)}
+    for score in SCORES[1:]:
+        values = [value for row in rows if (value := value_of(row, score)) is not None]
+        if len(values) == len(rows):
+            mean[score] = math.fsum(values) / len(values)
+    return mean
 
 
 def _whole(changes: Sequence[float]) -> bool:
@@ -128,13 +218,10 @@ def _exact(gained: int, lost: int, documents: int) -> tuple[float, float, float]
 
 
 def _by_t(changes: Sequence[float]) -> tuple[float, float, float]:
-    from scipy.stats import ttest_1samp
-
     if len(set(changes)) < 2:  # no spread, or a single document: no conclusion possible
         return -1.0, 1.0, 1.0
-    test = ttest_1samp(changes, 0.0)
-    interval = test.confidence_interval(1 - NOISE)
-    return max(-1.0, float(interval.low)), min(1.0, float(interval.high)), float(test.pvalue)
+    low, high, p_value = student(changes)
+    return max(-1.0, low), min(1.0, high), p_value
 
 
 def flipped(first: dict[str, Any], second: dict[str, Any]) -> list[dict[str, Any]]:

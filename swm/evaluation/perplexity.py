@@ -26,7 +26,8 @@ def perplexity(
 
     Returns:
         `value`; `low` and `high`, its 95 % interval over texts (normal, on the mean log-likelihood per text);
-        `texts`, `length_tokens`, `predicted_tokens`.
+        `texts`, `length_tokens`, `predicted_tokens`; `losses`, the mean loss of each text in nats per token, so that
+        models can be compared text by text.
 
     Raises:
         TextError: if the texts have fewer than two tokens. ModelError: if the loss is not finite.
@@ -60,4 +61,5 @@ def perplexity(
         "texts": len(losses),
         "length_tokens": tokens.shape[1],
         "predicted_tokens": len(losses) * (tokens.shape[1] - 1),
+        "losses": [round(loss, 6) for loss in losses],
     }

@@ -35,7 +35,7 @@ from swm.workspace.runs import Run
 SAMPLE_TOKENS = 32
 
 
-SCORES_VERSION = 1  # raised when scoring or its data change, so that older cached scores are not used
+SCORES_VERSION = 2  # raised when scoring or its data change, so that older cached scores are not used
 
 
 def evaluate_run(
@@ -67,7 +67,7 @@ def evaluate_run(
     }
     if not is_first():
         return data
-    run.save("documents", {"tasks": {score.task: score.answers for score in scores}})
+    run.save_documents({score.task: score.answers for score in scores})
     run.save("scores", data)  # last, because it marks the run as evaluated
     return data
 

@@ -21,6 +21,7 @@ SCHEMA = 1
 SOURCES = Path(__file__).parents[2]
 APP_FOLDER = SOURCES if (SOURCES / "app.py").is_file() else SOURCES / "swm" / "app_files"  # app.py, pages/, assets/
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.(?P<kind>tmp|new|old|gone)")
+NUMBERS = re.compile(r"\[\n([^\[\]{}\"]*)\]")  # a list of numbers over several lines, in indented JSON
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
     errno.EINVAL,
@@ -72,6 +73,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
         ExperimentError: if the disk is full or the folder cannot be written.
     """
     text = json.dumps({"schema": SCHEMA, **data}, indent=1, allow_nan=False)
+    text = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
     replace_file(path, text.encode())
 
 

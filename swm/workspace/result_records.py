@@ -38,6 +38,9 @@ class TaskEntry(Record):
     stderr: Share
     metric: str
     documents: int
+    chance: Share | None = None
+    choice_logprob: Interval | None = None
+    bits_per_byte: Interval | None = None
 
 
 class Sample(Record):
@@ -47,11 +50,17 @@ class Sample(Record):
     answer: str
 
 
+class Perplexity(Interval):
+    """The perplexity of a text; `losses` are the mean losses of its segments, in nats per token."""
+
+    losses: list[float] = Field(default_factory=list)
+
+
 class ScoresFile(Record):
     """scores.json, and scores-merged.json with those before recovery."""
 
     tasks: dict[str, TaskEntry]
-    perplexity: dict[str, Interval]
+    perplexity: dict[str, Perplexity]
     limit: int | None
     samples: list[Sample] = Field(default_factory=list)
     conditions: Conditions = Conditions.model_construct()
@@ -67,10 +76,36 @@ class Document(Record):
     picked: str
 
 
-class DocumentsFile(Record):
-    """documents.json: the answers to each task's documents."""
+class AnswerColumns(Record):
+    """What a model answered to a task's questions, which are in the experiment's questions/<name>.json."""
 
-    tasks: dict[str, list[Document]] = Field(default_factory=dict)
+    questions: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+    correct: list[Share]
+    picked: list[int | str]
+    log_likelihoods: list[list[float]]
+
+
+class DocumentsFile(Record):
+    """documents.json: the answers to each task's documents; older files hold whole rows."""
+
+    tasks: dict[str, AnswerColumns | list[Document]] = Field(default_factory=dict)
+
+
+class Question(Record):
+    """A question of a task; without choices, `right` is the answer."""
+
+    id: str
+    question: str
+    choices: list[str] = Field(default_factory=list)
+    answer: int = 0
+    bytes: int | None = None
+    right: str = ""
+
+
+class QuestionsFile(Record):
+    """questions/<hash>.json."""
+
+    questions: list[Question]
 
 
 class Speed(Record):

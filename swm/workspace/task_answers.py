@@ -1,0 +1,74 @@
+"""Answers to a task's questions on disk: questions once per experiment, a model's answers as columns for each run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from swm.workspace.files import write_json
+from swm.workspace.reading import read_file
+
+Answers = Sequence[Mapping[str, Any]]  # as `swm.evaluation.task_score.TaskScore.answers`
+ABOUT_QUESTION = ("id", "question", "choices", "answer", "bytes")
+
+
+def read_answers(questions_folder: Path, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The answers behind a task's columns in documents.json.
+
+    Raises:
+        ExperimentError: if the file of its questions is missing or damaged.
+        ValueError: if questions and columns do not match.
+    """
+    file = questions_folder / f"{columns['questions']}.json"
+    return unpacked(read_file(file, "questions")["questions"], columns)
+
+
+def save_answers(questions_folder: Path, task: str, answers: Answers) -> dict[str, Any]:
+    """Write the questions, unless another run has already done so; returns the columns for documents.json."""
+    questions, columns = packed(answers)
+    file = questions_folder / f"{columns['questions']}.json"
+    if not file.is_file():
+        write_json(file, {"task": task, "questions": questions})
+    return columns
+
+
+def packed(answers: Answers) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The questions, and the columns with what the model answered; `unpacked` gives the answers back.
+
+    The columns name the questions by a hash of their content: a file of questions never changes, so runs share it.
+    """
+    questions = [
+        {name: row[name] for name in (*ABOUT_QUESTION, *(() if "choices" in row else ("right",))) if name in row}
+        for row in answers
+    ]
+    digest = hashlib.sha256(json.dumps(questions, sort_keys=True).encode()).hexdigest()
+    return questions, {
+        "questions": digest[:16],
+        "correct": [int(row["correct"]) if row["correct"] in (0, 1) else row["correct"] for row in answers],
+        "picked": [_picked(row) for row in answers],
+        "log_likelihoods": [list(row.get("log_likelihoods", ())) for row in answers],
+    }
+
+
+def _picked(row: Mapping[str, Any]) -> int | str:
+    choices = list(row.get("choices", ()))
+    return choices.index(row["picked"]) if row["picked"] in choices else row["picked"]
+
+
+def unpacked(questions: Answers, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The answers that `packed` was given; raises ValueError if questions and columns do not match."""
+    rows = zip(questions, columns["correct"], columns["picked"], columns["log_likelihoods"], strict=True)
+    return [_row(*row) for row in rows]
+
+
+def _row(question: Mapping[str, Any], correct: float, picked: int | str, likelihoods: list[float]) -> dict[str, Any]:
+    row = {**question, "correct": float(correct), "picked": picked}
+    if "choices" not in question:
+        return row
+    choices = question["choices"]
+    if isinstance(picked, int):
+        row["picked"] = choices[picked]
+    return {**row, "right": choices[question["answer"]], "log_likelihoods": likelihoods}

@@ -1,0 +1,96 @@
+"""Answers on disk: what is written is read back, and what does not match is refused."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swm.errors import ExperimentError
+from swm.plan import MergePlan, Window
+from swm.settings import ExperimentSettings
+from swm.workspace.experiments import Experiment
+from swm.workspace.task_answers import packed, unpacked
+from tests.reporting.test_compare import FACTS
+
+TEXT = st.text(max_size=8)
+
+
+@st.composite
+def answers(draw):
+    """A document's answer: to a question with choices, or written freely."""
+    row = {"id": draw(TEXT), "correct": draw(st.sampled_from([0.0, 1.0, 0.5])), "question": draw(TEXT)}
+    if draw(st.booleans()):
+        return {**row, "right": draw(TEXT), "picked": draw(TEXT)}
+    choices = draw(st.lists(TEXT, min_size=2, max_size=4))
+    answer = draw(st.integers(0, len(choices) - 1))
+    return {
+        **row,
+        "choices": choices,
+        "answer": answer,
+        "right": choices[answer],
+        "picked": draw(st.sampled_from(choices)),
+        "bytes": draw(st.none() | st.integers(1, 99)),
+        "log_likelihoods": draw(st.lists(st.floats(-99, 0), min_size=len(choices), max_size=len(choices))),
+    }
+
+
+@given(st.lists(answers(), max_size=5))
+def test_answers_come_back_as_they_were(rows):
+    questions, columns = packed(rows)
+    through_json = json.loads(json.dumps([questions, columns]))
+    assert unpacked(*through_json) == rows
+
+
+@given(st.lists(answers(), max_size=4), st.lists(answers(), max_size=4))
+def test_files_of_questions_share_a_name_only_if_they_are_the_same(first, second):
+    (one, by_first), (other, by_second) = packed(first), packed(second)
+    assert (by_first["questions"] == by_second["questions"]) == (one == other)
+
+
+def experiment():
+    experiment = Experiment.create("e", ExperimentSettings("some-model"), FACTS)
+    return experiment, experiment.create_run("first", MergePlan(6, (Window(1, 3),)), 0.9)
+
+
+ROW = {"id": "a", "correct": 1.0, "question": "q", "choices": ["x", "y"], "answer": 1, "right": "y", "picked": "y"}
+ROW |= {"bytes": 1, "log_likelihoods": [-2.0, -1.0]}
+
+
+def test_two_runs_share_the_questions():
+    e, first = experiment()
+    first.save_documents({"boolq": [ROW]})
+    e.run("baseline").save_documents(
+        {"boolq": [{**ROW, "correct": 0.0, "picked": "x", "log_likelihoods": [-1.0, -2.0]}]}
+    )
+    assert len(list((e.folder / "questions").iterdir())) == 1
+    assert first.documents() == {"tasks": {"boolq": [ROW]}}
+    assert e.run("baseline").documents()["tasks"]["boolq"][0]["picked"] == "x"
+
+
+def test_answers_without_their_questions_are_refused():
+    e, run = experiment()
+    run.save_documents({"boolq": [ROW]})
+    (file,) = (e.folder / "questions").iterdir()
+    questions = json.loads(file.read_text())
+    file.write_text(json.dumps({**questions, "questions": []}))
+    with pytest.raises(ExperimentError, match=r"does not match the questions \w+. Evaluate the run again"):
+        run.documents()
+    file.unlink()
+    with pytest.raises(ExperimentError, match="does not exist. Run the step that writes it first"):
+        run.documents()
+
+
+def test_a_name_that_leads_elsewhere_is_refused():
+    _, run = experiment()
+    columns = {"questions": "../../secret", "correct": [1], "picked": [0], "log_likelihoods": [[-1.0, -2.0]]}
+    run.save("documents", {"tasks": {"boolq": columns}})
+    with pytest.raises(ExperimentError, match="documents.json cannot be read"):
+        run.documents()
+
+
+def test_answers_of_earlier_releases_are_read():
+    _, run = experiment()
+    old = {"id": "a", "correct": 1.0, "question": "q", "right": "y", "picked": "y"}
+    run.save("documents", {"tasks": {"boolq": [old]}})
+    assert run.documents() == {"tasks": {"boolq": [old]}}
