@@ -2,10 +2,11 @@
 
 import streamlit as st
 
-from pages.shared.frame import STEPS, command_line, next_step, run_metrics, shown_errors, start_page
+from pages.shared.frame import STEPS, command_line, next_step, shown_errors, start_page
 from pages.shared.live import layers_picture
 from pages.shared.tables import runs_table
-from swm.reporting.compare import compare, flat_rows, row_name
+from pages.shared.verdict import judged_rows, show_verdict
+from swm.reporting.compare import flat_rows, row_name
 from swm.workspace.experiments import list_experiments
 
 experiment = start_page(
@@ -14,12 +15,12 @@ experiment = start_page(
 )
 
 with shown_errors():
-    rows = flat_rows(compare(experiment)) if experiment else []
-    newest = max(reversed(rows), key=lambda row: row["created"]) if rows else {}
+    rows = flat_rows(judged_rows(experiment)) if experiment else []
+    newest = max(reversed(rows), key=lambda row: (not row["control"], row["created"])) if rows else {}
     if experiment and len(rows) > 1:
         with st.container(border=True):
-            st.markdown(f"**{experiment.name}**: {row_name(newest)}, compared with the original")
-            run_metrics(newest)
+            st.markdown(f":gray[{experiment.name}: {row_name(newest)}]")
+            show_verdict(newest)
             plan = experiment.run(newest["run"]).plan
             layers_picture(plan, experiment.model_facts, key="home_layers")
             next_step("pages/compare.py", "See all scores")

@@ -1,5 +1,7 @@
 """Compare page: scores, perplexity, speed and size of any runs of any experiments, next to the original."""
 
+from typing import Any
+
 import streamlit as st
 
 from pages.shared.frame import (
@@ -8,17 +10,24 @@ from pages.shared.frame import (
     next_step,
     plain,
     require_experiment,
-    run_metrics,
     shown_errors,
     start_page,
 )
 from pages.shared.tables import comparison_table, paired_table, runs_figures
-from swm.evaluation.paired import flipped, paired
+from pages.shared.verdict import judged_rows, show_verdict
+from swm.evaluation.paired import SCORES, flipped, paired
 from swm.reporting.charts import differences_chart, score_against_speed, scores_chart
-from swm.reporting.compare import comparable, compare, documents_of, flat_rows, row_name
+from swm.reporting.compare import comparable, documents_of, flat_rows, row_name
 from swm.reporting.csv_table import csv_text
+from swm.reporting.glossary import TERMS, TITLES
+from swm.reporting.table import cost_lines
 from swm.workspace.experiments import list_experiments
 
+TESTS = {
+    "accuracy": "exact McNemar test, which takes the number of changed answers as given",
+    "choice_logprob": "t test",
+    "bits_per_byte": "t test",
+}
 RUNS_SHOWN = 12  # until the user selects others
 
 
@@ -27,6 +36,19 @@ def selection(name: str, options: list[str], default: list[str]) -> list[str]:
     if "compare_opened" in st.session_state:
         return default
     return [value for value in st.query_params.get_all(name) if value in options] or default
+
+
+def last_merged(flat: list[dict[str, Any]]) -> int:
+    """The place of the last row that is neither an original nor a control; the last row if there is none."""
+    places = [i for i, row in enumerate(flat) if row["stage"] != "original" and not row["control"]]
+    return places[-1] if places else len(flat) - 1
+
+
+def reference(scored: dict[str, dict[str, Any]]) -> int:
+    """The place of the control of the last run, if it is shown; otherwise the first row, usually the original."""
+    rows = list(scored.values())
+    control = rows[last_merged(rows)]["control_run"]
+    return next((i for i, row in enumerate(rows) if row["control"] and row["run"] == control), 0)
 
 
 experiment = require_experiment(
@@ -42,9 +64,10 @@ with shown_errors():
         list(by_name),
         default=selection("experiments", list(by_name), [experiment.name]),
         key=f"compare_experiments_{experiment.name}",
-        help="Choose several to compare their runs. Each run is compared with the original of its own experiment.",
+        help="Choose several to compare their runs. Each run is compared with the original and the control of its own "
+        "experiment.",
     )
-    rows = [row for name in experiments for row in compare(by_name[name])]
+    rows = [row for name in experiments for row in judged_rows(by_name[name])]
 flat = flat_rows(rows)
 several = len(experiments) > 1
 labels = {f"{row['experiment']}: {row_name(row)}" if several else row_name(row): row for row in flat}
@@ -65,13 +88,29 @@ if not any(row["scores"] for row in flat):
     next_step("pages/run.py", "Evaluate a run")
     st.stop()
 
-run_metrics(flat[-1])
-st.caption(f"{row_name(flat[-1])}, compared with the original")
+judged_label = st.selectbox(
+    "Verdict on",
+    list(labels),
+    index=last_merged(flat),
+    key=f"compare_verdict_{'_'.join(experiments)}",
+    help="The run that the sentence and the numbers below it describe.",
+)
+show_verdict(labels[judged_label])
 
+if costs := cost_lines(flat):
+    st.subheader("What merging cost", anchor=False, help=TERMS["control"])
+    st.dataframe(costs, hide_index=True)
+    st.caption(
+        "Each run against its control if it was healed and has one, otherwise against the original. Brackets are 95 % "
+        "intervals over the same documents or segments of text; those that contain 0 (for perplexity 1) show no "
+        "difference."
+    )
+
+st.subheader("All measurements", anchor=False)
 st.table(comparison_table(list(labels), flat))
 st.caption(
     "± is one standard error over documents. Brackets are 95 % intervals over texts for perplexity, and the range over "
-    "repetitions for speed. Lower perplexity is better."
+    "repetitions for speed."
 )
 scored = {label: row for label, row in labels.items() if row["scores"]}
 left, right = st.columns(2, gap="large")
@@ -88,22 +127,46 @@ with right:
 if len(scored) > 1:
     st.subheader("Is the difference significant?", anchor=False)
     ends = st.columns(2, gap="large")
-    first = ends[0].selectbox("From", list(scored), key="compare_first", help="Usually the original.")
+    first = ends[0].selectbox(
+        "From",
+        list(scored),
+        index=reference(scored),
+        key="compare_first",
+        help="The original, or for a healed model its control.",
+    )
     second = ends[1].selectbox(
-        "To", list(scored), index=len(scored) - 1, key="compare_second", help="Usually a merged model."
+        "To", list(scored), index=last_merged(list(scored.values())), key="compare_second", help="A merged model."
+    )
+    ends = st.columns(2, gap="large", vertical_alignment="bottom")
+    score = ends[0].segmented_control(
+        "Score",
+        SCORES,
+        format_func=TITLES.get,
+        default=SCORES[0],
+        required=True,
+        key="compare_score",
+        bind="query-params",
+        help=" ".join(f"**{TITLES[name]}**: {TERMS[name]}" for name in SCORES),
+    )
+    above = scored[first]["tasks_above_chance"]
+    only_above = ends[1].toggle(
+        f"Only tasks above chance: {', '.join(above) or 'none'}",
+        key="compare_above",
+        disabled=not above,
+        help="Tasks whose accuracy interval, for the original, lies above that of guessing. On the others, differences "
+        "between models are mostly noise. They were chosen by the original's own answers, which favours it slightly.",
     )
     with shown_errors():
         before, after = documents_of(scored[first]), documents_of(scored[second])
-    compared = paired(before, after)
+    compared = paired(before, after, score, above if only_above else None)
     if compared:
         left, right = st.columns([2, 3], gap="large", vertical_alignment="center")
         left.plotly_chart(differences_chart(compared), key="compare_differences")
         right.dataframe(paired_table(compared), hide_index=True)
         st.caption(
             "Both models answered the same documents. p is the probability of a difference at least this large if the "
-            "models were equally good (exact McNemar test; normal approximation for the average). The interval comes "
-            "from the same test, which takes the number of changed answers as given. One comparison in twenty falls "
-            "below p = 0.05 by chance alone."
+            f"models were equally good ({TESTS[score]}; normal approximation for the average). The interval comes "
+            "from the same test. One comparison in twenty falls below p = 0.05 by chance alone."
         )
         changed = flipped(before, after)
         with st.expander(f"Documents that only one of the two models answers correctly ({len(changed)})"):
@@ -117,7 +180,10 @@ if len(scored) > 1:
                 },
             )
     else:
-        st.info("These two have no evaluated documents in common. Evaluate both with the same number of documents.")
+        st.info(
+            "These two have no evaluated documents with this score in common. Evaluate both again with the same number "
+            "of documents."
+        )
 
 st.subheader("All numbers", anchor=False)
 figures = runs_figures(flat)

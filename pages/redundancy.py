@@ -17,6 +17,7 @@ from swm.evaluation.task_names import TASKS
 from swm.jobs.child import start
 from swm.registry import METRICS
 from swm.reporting.charts import depth_lines, difference_heatmap, norm_line, similarity_heatmap
+from swm.reporting.glossary import TERMS, TITLES
 from swm.similarity.blocks import pair_sentence, similar_patches
 from swm.similarity.measure import PARTS, Measure
 from swm.workspace.experiments import list_experiments
@@ -138,13 +139,11 @@ with beside[0]:
     st.subheader("Layer by layer", anchor=False)
     next_layer = [matrix[i][i + 1] for i in range(len(matrix) - 1)]
     st.plotly_chart(depth_lines(next_layer, data["block_influence"]), key="redundancy_depth")
-    st.caption(
-        "Block influence is 1 − the mean cosine similarity of a layer's input and output. A low value means that the "
-        "layer changes little."
-    )
+    st.caption(f"**{TITLES['block_influence']}**: {TERMS['block_influence']}")
 with beside[1]:
     st.plotly_chart(norm_line(data["norm"]), key="redundancy_norm")
 st.markdown(
+    f"**{TITLES['similarity']}**: {TERMS['similarity']}\n\n"
     "**How to read the map.** A bright square along the diagonal is a block of layers whose outputs carry nearly the "
     "same information: candidates for one window. It does not prove that a layer can be removed. A small difference "
     "can matter, and a few tokens with a very large norm (often the first of a text) push the similarity of any two "

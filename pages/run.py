@@ -5,6 +5,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.control import offer_control
 from pages.shared.frame import (
     caption,
     command_line,
@@ -26,7 +27,7 @@ from swm.registry import MERGE_RULES, as_sentence
 from swm.reporting.arguments import plan_arguments, recovery_arguments, width_arguments, windows_arguments
 from swm.reporting.charts import loss_chart
 from swm.reporting.commands import run_commands
-from swm.reporting.compare import STAGES
+from swm.reporting.compare import stage_name
 from swm.search.kept_path import kept_path
 from swm.settings import RecoverySettings
 from swm.workspace.estimate import estimate_run
@@ -176,7 +177,7 @@ def controls(run: Run) -> None:
         "Measure speed": ["time", *name],
         REMAINING: ["run", *name, *heal, *limit],
     }
-    buttons = st.container(horizontal=True)
+    buttons = st.container(horizontal=True, vertical_alignment="center")
     for label, arguments in actions.items():
         allowed = run.stage == "planned" if label == "Merge" else run.stage != "planned" or label == REMAINING
         if buttons.button(label, key=f"run_do_{label}", disabled=not allowed):
@@ -184,12 +185,12 @@ def controls(run: Run) -> None:
             st.rerun()
     if buttons.button("Duplicate and edit", key="run_duplicate"):
         duplicate(run, windows)
+    offer_control(run, usual_limit(run))
 
 
 def duplicate(run: Run, windows: str) -> None:
     """Open the form of a new run, filled in with this run's settings."""
     recovery = run.settings.get("recovery") or run.settings.get("recovery_started")
-    limit = (run.scores() or {}).get("limit") or 100
     for key in [key for key in st.session_state if str(key).startswith("run_")]:
         del st.session_state[key]
     st.session_state.update(
@@ -198,7 +199,7 @@ def duplicate(run: Run, windows: str) -> None:
             "windows": windows,
             "merge_by": run.plan.rule,
             "width": run.plan.width,
-            "limit": limit,
+            "limit": (run.scores() or {}).get("limit") or 100,
             "recovery": recovery,
         },
     )
@@ -224,7 +225,7 @@ def follow(run: Run, state: State) -> None:
     columns = st.columns(4)
     columns[0].metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}")
     columns[1].metric("Rule", run.plan.rule, help=as_sentence(MERGE_RULES[run.plan.rule].help))
-    columns[2].metric("Stage", STAGES[run.stage])
+    columns[2].metric("Stage", stage_name(run.stage, run.is_control))
     columns[3].metric(
         "Memory used",
         gib(state.memory_bytes) if state.memory_bytes else "–",
@@ -276,7 +277,7 @@ def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> N
 
 def partial_checkpoint(run: Run, started: dict[str, Any]) -> str:
     """What an interrupted healing left behind, and which model can be used now."""
-    model = f"The run's folder holds the complete {STAGES[run.stage]} model, which you can use."
+    model = f"The run's folder holds the complete {stage_name(run.stage, run.is_control)} model, which you can use."
     if step := run.checkpoint_step():
         return (
             f"Healing stopped early. Its last checkpoint is at step {step:,} of {started['steps']:,}; “Resume healing” "

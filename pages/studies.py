@@ -16,14 +16,18 @@ from pages.shared.frame import (
     shown_errors,
     start_page,
 )
-from pages.shared.tables import study_table
+from pages.shared.tables import decided_table, study_table, survival_table
+from swm.evaluation.paired import SCORES
 from swm.jobs.child import start
 from swm.reporting.charts import similarity_heatmap
+from swm.reporting.compare import row_name
 from swm.reporting.csv_table import csv_text
+from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.study_charts import depths_chart, staircase_chart, threshold_scores_chart
 from swm.reporting.table import conditions_of
 from swm.search.kept_path import kept_path
 from swm.similarity.measure import Measure
+from swm.studies.findings import pairs_decided
 from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, grid_of, grid_text, grid_yaml
 from swm.studies.rows import study_rows
 from swm.studies.times import study_seconds
@@ -41,7 +45,9 @@ SHIPPED_STUDY = "study"
 FIGURES = {
     "lambada": "Perplexity, LAMBADA (novels)",
     "squad": "Perplexity, SQuAD (Wikipedia)",
-    "average": "Average score",
+    "choice_logprob": TITLES["choice_logprob"],
+    "accuracy": TITLES["accuracy"],
+    "bits_per_byte": TITLES["bits_per_byte"],
 }
 
 
@@ -49,6 +55,12 @@ FIGURES = {
 def cached_rows(folder: str, changed: list[tuple[str, int]], against: str | None) -> list[dict[str, Any]]:
     """The rows of `study_rows`, cached until a run's files change: checking all answers takes most of a second."""
     return study_rows(Experiment(Path(folder)), against)
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def cached_pairs(folder: str, changed: list[tuple[str, int]], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The rows of `pairs_decided`, cached until a run's files change."""
+    return pairs_decided(Experiment(Path(folder)), {*names})
 
 
 def rows_of(experiment: Experiment, runs: set[str], against: str | None = None) -> list[dict[str, Any]]:
@@ -61,7 +73,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
     """A chart of every method against depth, and the same numbers as a table."""
     names = {BASELINE, *(cell.run for cell in grid.cells(experiment.layer_count))}
     rows = rows_of(experiment, names)
-    measured = [name for name in FIGURES if any(name in row["perplexities"] or name == "average" for row in rows)]
+    measured = [name for name in FIGURES if any(_has(row, name) for row in rows)]
     if len(rows) < 2 or not any(row["perplexities"] for row in rows):
         st.info("This study has no results yet.", icon=":material/science:")
         if experiment.name != SHIPPED_STUDY:
@@ -72,14 +84,20 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
             )
         return
     figure_of = st.segmented_control(
-        "Show", measured, format_func=FIGURES.get, default=measured[0], required=True, key="studies_figure"
+        "Show",
+        measured,
+        format_func=FIGURES.get,
+        default=measured[0],
+        required=True,
+        key="studies_figure",
+        help=" ".join(f"**{TITLES[name]}**: {TERMS[name]}" for name in ("perplexity", *SCORES)),
     )
     st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")
     speed = " Speed is measured once for each combination of layer and parameter count, in turn with the original."
     st.caption(
-        "Error bars: 95 % interval over texts for perplexity, one standard error over documents for scores. Dotted "
-        "lines: after LoRA. A method that finds no plan of some depth has no point there. Perplexities above 20 times "
-        "the original's are only in the table."
+        "Error bars: 95 % intervals over texts or documents; for accuracy, one standard error. Dotted lines: after "
+        "LoRA. A method that finds no plan of some depth has no point there. Perplexities above 20 times the "
+        "original's are only in the table."
         f"{speed if any(row['latency_ms'] for row in rows) else ''}{seeds_note(rows)}"
     )
     scored = list(dict.fromkeys(row["method"] for row in rows if row["scores"] and row["method"] != "original"))
@@ -94,12 +112,51 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
             "not significant.",
         )
         rows = rows_of(experiment, names, against)
+    show_findings(experiment, rows, names)
     st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=115)})
+    with st.expander("In words"):
+        for row in rows:
+            st.markdown(f"**{plain(row_name(row))}** · {plain(row['verdict'])}")
     if conditions := conditions_of(rows):
         st.caption(plain(conditions))
     st.download_button(
         "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
     )
+
+
+def _has(row: dict[str, Any], figure_of: str) -> bool:
+    if figure_of == SCORES[0]:
+        return row["average"] is not None
+    return figure_of in row["averages"] or figure_of in row["perplexities"]
+
+
+def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set[str]) -> None:
+    """Whether the better start survives healing, and which scores can tell the methods apart."""
+    survival = survival_table(rows)
+    if not survival.empty:
+        st.subheader(f"Does the start survive healing? Every method against {rows_method(rows)}", anchor=False)
+        st.dataframe(survival, hide_index=True)
+        st.caption(
+            "Differences of the average choice log-probability in nats (above 0: surer of the right answer than "
+            f"{rows_method(rows)}), and ratios of perplexity. Brackets: 95 % intervals over documents or segments of "
+            "text, and after healing with several seeds, over the seeds as well (Student's, on each seed's "
+            "difference). Those that contain 0, for perplexity 1, show no difference.",
+            help=TERMS["choice_logprob"],
+        )
+    decided = cached_pairs(str(experiment.folder), experiment.results_changed(), tuple(sorted(names)))
+    if decided:
+        st.subheader("Which scores tell these methods apart?", anchor=False)
+        st.dataframe(decided_table(decided), hide_index=True)
+        st.caption(
+            "Pairs of methods at the same depth whose perplexity intervals do not overlap, and how many of them each "
+            "score decides: the 95 % interval of the paired difference leaves out 0. In brackets: those decided in "
+            "favour of the method with the higher perplexity."
+        )
+
+
+def rows_method(rows: list[dict[str, Any]]) -> str:
+    """The method that the rows are compared with."""
+    return next((row["against"]["method"] for row in rows if row["against"]), "")
 
 
 def seeds_note(rows: list[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from pages.shared.tables import sweep_table
 from swm.jobs.child import start
 from swm.jobs.sweep import ENDED, sweep_rows, sweeps
 from swm.reporting.csv_table import csv_text
+from swm.reporting.glossary import TERMS
 from swm.workspace.files import demo_experiment
 
 start_page("Sweeps", "Many runs from one file: the state of each, and the best so far.")
@@ -38,16 +39,16 @@ left, middle, right = st.columns([1, 2, 2])
 left.metric("Runs done or failed", f"{ended} of {len(rows)}")
 with middle:
     st.metric(
-        "Best average score so far",
+        "Best average accuracy so far",
         f"{best_score['average']:.1%} ± {best_score['average_stderr']:.1%}" if best_score else "–",
-        help="Mean accuracy over the zero-shot tasks ± its standard error. Differences smaller than that mean little.",
+        help=f"{TERMS['accuracy']} Mean over the tasks ± its standard error; smaller differences mean little.",
     )
     st.caption(f"{best_score['run']}, {best_score['layers']} layers" if best_score else "")
 with right:
     st.metric(
         "Lowest perplexity so far",
         f"{best_perplexity['perplexity']:,.1f}" if best_perplexity else "–",
-        help="On held-out text. Fewer layers usually mean a higher perplexity: compare runs of the same depth.",
+        help=f"{TERMS['perplexity']} Fewer layers usually mean a higher perplexity: compare runs of the same depth.",
     )
     st.caption(f"{best_perplexity['run']}, {best_perplexity['layers']} layers" if best_perplexity else "")
 table = st.dataframe(

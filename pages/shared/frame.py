@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 from streamlit.errors import StreamlitSecretNotFoundError
@@ -24,9 +23,6 @@ from swm.workspace.runs import Run
 from swm.workspace.state import State
 from swm.workspace.units import duration
 
-AVERAGE = "Mean accuracy of the zero-shot tasks."
-PERPLEXITY = "On held-out text; lower is better."
-SPEED = "During generation, measured in turn with the original."
 LINKS = re.compile(r"(://|www|@)")  # an invisible character in an address keeps it from becoming a link
 MARKUP = re.compile(r"([\\`\[\]$<*])")
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -162,25 +158,6 @@ def next_step(page: str, label: str, **query: str) -> None:
     experiment = st.session_state.get("experiment")
     params = {**({"experiment": experiment} if experiment else {}), **query}
     st.page_link(page, label=label, icon=":material/arrow_forward:", query_params=params)
-
-
-def run_metrics(row: dict[str, Any]) -> None:
-    """The main numbers of a row of `compare`, each with its difference from the original."""
-    deltas = row["deltas"]
-    points = None if deltas["average"] is None else 100 * deltas["average"]
-    metrics = [
-        ("Layers", f"{row['layers']}", deltas["layers"], "{:+d}", ""),
-        ("Parameters", f"{row['parameters'] / 1e6:,.1f} M", deltas["parameters"] / 1e6, "{:+,.1f} M", ""),
-        ("Average score", row["average"] and f"{row['average']:.1%}", points, "{:+.1f} points", AVERAGE),
-        ("Perplexity", row["perplexity"] and f"{row['perplexity']:,.1f}", deltas["perplexity"], "{:+,.1f}", PERPLEXITY),
-        ("Tokens per second", row["tokens_per_second"], deltas["tokens_per_second"], "{:+.1f}", SPEED),
-    ]
-    for column, (label, value, delta, form, help_text) in zip(st.columns(len(metrics)), metrics, strict=True):
-        text = f"{value:,.1f}" if isinstance(value, float) else value or "–"
-        change = None if delta is None else form.format(delta)
-        column.metric(label, text, change, "off", help=help_text or None)
-    if row["not_compared"]:
-        st.caption(plain(" ".join(row["not_compared"])))
 
 
 def job_panel(

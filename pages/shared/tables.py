@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from swm.evaluation.paired import Paired
-from swm.reporting.compare import STAGES, row_name
-from swm.reporting.table import interval, lines, number, percent, points, speedup
+from swm.evaluation.paired import SCORES, Paired
+from swm.reporting.compare import row_name, stage_name
+from swm.reporting.glossary import FORMS, TITLES, UNITS
+from swm.reporting.table import MISSING, interval, lines, number, percent, points, ratio, speedup
 from swm.search.threshold_path import PlanAt
 from swm.workspace.experiments import Experiment
 
@@ -60,7 +61,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "layers": row["layers"],
             "method": row["method"],
             "rule": row["rule"] or "",
-            "stage": "merged + fit + LoRA" if row["fitted_first"] else STAGES[row["stage"]],
+            "stage": "merged + fit + LoRA" if row["fitted_first"] else stage_name(row["stage"], row["control"]),
             **({"LoRA seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
             **{f"perplexity, {text}": interval(row["perplexities"].get(text)) for text in texts},
@@ -71,6 +72,59 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "windows": " ".join(f"{first}-{last}" for first, last in row["windows"]),
         }
         for row in rows
+    )
+
+
+def survival_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """One line for each method and depth that was healed: its differences from one method before healing and after."""
+    before = {(row["method"], row["layers"]): row["against"] for row in rows if row["stage"] == "merged"}
+    healed = [row for row in rows if row["stage"] == "recovered" and row["against"]]
+    texts = list(dict.fromkeys(text for row in healed for text in row["against"]["perplexity"]))
+    parts = (("over documents", "over_documents"), ("over seeds", "over_seeds"))
+    return pd.DataFrame(
+        {
+            "layers": row["layers"],
+            "method": row["method"],
+            "LoRA seeds": len(row["seeds"]),
+            "choice log-probability, before": points(
+                _choice(before.get((row["method"], row["layers"]))), *FORMS[SCORES[1]]
+            ),
+            "after": points(_choice(row["against"]), *FORMS[SCORES[1]]),
+            **{f"after, {label}": _part(_choice(row["against"]), name) for label, name in parts},
+            **{
+                f"perplexity, {text}, {when}": ratio(against["perplexity"].get(text) if against else None)
+                for text in texts
+                for when, against in (("before", before.get((row["method"], row["layers"]))), ("after", row["against"]))
+            },
+        }
+        for row in healed
+    )
+
+
+def _choice(against: dict[str, Any] | None) -> dict[str, Any] | None:
+    return against["scores"].get(SCORES[1]) if against else None
+
+
+def _part(entry: dict[str, Any] | None, name: str) -> str:
+    """One part of an interval, as in "[-0.01, +0.02]"; over seeds, there is none for a single seed."""
+    ends = entry.get(name) or ([entry["low"], entry["high"]] if name == "over_documents" else None) if entry else None
+    return f"[{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else MISSING
+
+
+def decided_table(decided: list[dict[str, Any]]) -> pd.DataFrame:
+    """One line for each stage of `pairs_decided`: how many pairs each score decides."""
+    return pd.DataFrame(
+        {
+            "stage": stage_name(row["stage"], control=False),
+            "pairs": row["pairs"],
+            "documents per task": f"{row['documents']:,}",
+            **{
+                TITLES[score].lower(): f"{row['decided'][score]} = {row['decided'][score] / row['pairs']:.0%} "
+                f"({row['against_perplexity'][score]})".replace("%", " %")
+                for score in SCORES
+            },
+        }
+        for row in decided
     )
 
 
@@ -108,8 +162,10 @@ def paired_table(compared: list[Paired]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "task": result.task,
-            "difference (points)": f"{100 * result.difference:+.1f}",
-            "95 % interval": f"[{100 * result.low:+.1f}, {100 * result.high:+.1f}]",
+            f"difference ({UNITS[result.score]})": "{:+.{d}f}".format(
+                *_scaled(result, "difference"), d=FORMS[result.score][1]
+            ),
+            "95 % interval": "[{:+.{d}f}, {:+.{d}f}]".format(*_scaled(result, "low", "high"), d=FORMS[result.score][1]),
             "verdict": result.verdict,
             "p": f"{result.p_value:.3f}",
             "gained": result.gained,
@@ -120,6 +176,10 @@ def paired_table(compared: list[Paired]) -> pd.DataFrame:
     )
 
 
+def _scaled(result: Paired, *names: str) -> list[float]:
+    return [FORMS[result.score][0] * getattr(result, name) for name in names]
+
+
 def runs_table(experiments: list[Experiment]) -> pd.DataFrame:
     """One line for each run of all experiments, without the originals."""
     rows = [
@@ -128,7 +188,7 @@ def runs_table(experiments: list[Experiment]) -> pd.DataFrame:
             "run": run.name,
             "layers": f"{plan.layers_left} of {plan.layer_count}",
             "rule": plan.rule,
-            "stage": STAGES[run.stage],
+            "stage": stage_name(run.stage, run.is_control),
             "job": run.state().status or "–",
         }
         for experiment in experiments

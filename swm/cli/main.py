@@ -15,6 +15,7 @@ from swm.cli.check import check_options
 from swm.cli.explore import run_create, run_estimate, run_list, run_measure, run_models, run_plan, run_search
 from swm.cli.make import (
     run_all,
+    run_control,
     run_demo,
     run_evaluate,
     run_merge,
@@ -83,6 +84,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "evaluate": run_evaluate,
     "time": run_time,
     "run": run_all,
+    "control": run_control,
     "study": run_study,
     "sweep": run_sweep,
     "estimate": run_estimate,

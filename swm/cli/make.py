@@ -1,4 +1,4 @@
-"""Commands that produce models and scores: merge, recover, evaluate, time, run, study, sweep, repeat, demo."""
+"""Commands that produce models and scores: merge, recover, evaluate, time, run, control, study, sweep, repeat, demo."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
-from swm.cli.targets import Entries, Result, comparison_table, own_experiment
+from swm.cli.targets import Entries, Result, compared_rows, comparison_table, own_experiment
 from swm.cli.watched import watched
 from swm.errors import ExperimentError, SettingsError
 from swm.evaluation.task_names import parse_tasks
@@ -18,7 +18,7 @@ from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, MergePlan, WidthCut, parse_windo
 from swm.studies.grids import KINDS, OF_RUNS, Grid, grid_of
 from swm.workspace.changes import plan_changes, recovery_changes, refuse
 from swm.workspace.names import check_name
-from swm.workspace.runs import BASELINE, Run
+from swm.workspace.runs import Run
 from swm.workspace.tracked import job_lock
 
 
@@ -95,10 +95,16 @@ def run_all(options: argparse.Namespace) -> Result:
     else:
         with watched(run, "run") as progress:
             run_pipeline(run, options.limit, recovery, progress, options.again, entries)
-    from swm.reporting.compare import compare
+    return {"runs": compared_rows(run)}, (f"{message}\n\n" if done else "") + comparison_table(run)
 
-    rows = [row for row in compare(run.experiment) if row["run"] in (BASELINE, run.name)]
-    return {"runs": rows}, (f"{message}\n\n" if done else "") + comparison_table(run.experiment, run)
+
+def run_control(options: argparse.Namespace) -> Result:
+    """Result of `swm control`: the original, the run and its control."""
+    from swm.stages.control import make_control
+
+    run = own_experiment(options.exp).run(options.run)
+    make_control(run, watched)
+    return {"runs": compared_rows(run)}, comparison_table(run)
 
 
 def run_study(options: argparse.Namespace) -> Result:
@@ -152,7 +158,7 @@ def run_evaluate(options: argparse.Namespace) -> Result:
 
     with watched(run, "evaluate") as progress:
         data = evaluate_run(run, tasks, options.limit, progress, texts)
-    return data, comparison_table(run.experiment, run)
+    return data, comparison_table(run)
 
 
 def run_time(options: argparse.Namespace) -> Result:
@@ -192,9 +198,7 @@ def run_repeat(options: argparse.Namespace) -> Result:
     from swm.workspace.recipe import read_recipe
 
     run = repeat_recipe(read_recipe(Path(options.file)), options.name, watched)
-    from swm.reporting.compare import compare
-
-    return {"runs": compare(run.experiment)}, comparison_table(run.experiment, run)
+    return {"runs": compared_rows(run)}, comparison_table(run)
 
 
 def run_demo(options: argparse.Namespace) -> Result:
@@ -203,9 +207,10 @@ def run_demo(options: argparse.Namespace) -> Result:
 
     experiment = demo(options.name, options.limit, options.steps, watched)
     from swm.reporting.compare import compare
+    from swm.reporting.judged import judged
     from swm.reporting.table import table
 
-    rows = compare(experiment)
+    rows = judged(compare(experiment))
     return {"runs": rows}, table(rows)
 
 

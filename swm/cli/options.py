@@ -96,6 +96,9 @@ def _add_running(add: Add) -> None:
     _add_limit(command, 100)
     command.add_argument("--no-recovery", action="store_true", help="do not heal")
     _add_again(command)
+    add(
+        "control", "Heal the original model in the same way as a run, and evaluate it: the run's control.", "EXP", "RUN"
+    )
 
 
 def _add_showing(add: Add) -> None:
@@ -144,8 +147,8 @@ def _add_showing(add: Add) -> None:
     command.add_argument("--port", type=int, default=8501, help="port of the app (8501)")
     command = add("demo", "Run every stage on the bundled model with small settings.")
     command.add_argument("--name", default="demo", help="name of the experiment (demo)")
-    _add_limit(command, 40)
-    command.add_argument("--steps", type=int, default=None, help="recovery steps (default: the preset's)")
+    _add_limit(command, 20)
+    command.add_argument("--steps", type=int, default=20, help="recovery steps (20)")
 
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:

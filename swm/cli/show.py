@@ -20,9 +20,10 @@ def run_compare(options: argparse.Namespace) -> Result:
     """Result of `swm compare`: all runs side by side."""
     from swm.reporting.compare import compare
     from swm.reporting.csv_table import csv_text
+    from swm.reporting.judged import judged
     from swm.reporting.table import table
 
-    rows = compare(Experiment.open(options.exp))
+    rows = judged(compare(Experiment.open(options.exp)))
     return {"runs": rows}, csv_text(rows) if options.csv else table(rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from swm.errors import ExperimentError
+from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.names import read_only_message
 from swm.workspace.runs import BASELINE, Run
@@ -21,9 +22,18 @@ def own_experiment(name: str) -> Experiment:
     return experiment
 
 
-def comparison_table(experiment: Experiment, run: Run) -> str:
-    """The original and a run side by side, as text."""
+def compared_rows(run: Run) -> list[dict[str, Any]]:
+    """The rows of the original, the run and its control, with verdicts."""
     from swm.reporting.compare import compare
+    from swm.reporting.judged import judged
+
+    control = control_of(run)
+    names = (BASELINE, run.name, control.name if control else None)
+    return judged([row for row in compare(run.experiment) if row["run"] in names])
+
+
+def comparison_table(run: Run) -> str:
+    """The original, a run and its control side by side, as text."""
     from swm.reporting.table import table
 
-    return table([row for row in compare(experiment) if row["run"] in (BASELINE, run.name)])
+    return table(compared_rows(run))

@@ -5,11 +5,15 @@
 - commands: the commands that reproduce an experiment or a run
 - compare: a row for each run of an experiment: what it is, its scores, its difference from the original
 - csv_table: the comparison of runs as comma-separated values
+- differences: how a model differs from another, with intervals over documents and seeds
 - export: exports a run's model with its model card and recipe
+- glossary: what each number means, in one sentence
 - html: Jinja environment and plotly figures for the HTML report
+- judged: rows with differences from original and control, and verdicts
 - palette: colours of pages, charts and report
 - preview: every plan of a threshold path with its numbers, as data for the browser
 - report: one self-contained HTML page for stakeholders
 - study_charts: plotly figures for studies
 - table: the comparison of runs as text, for terminal, page, report and model card
+- verdict: what a model gained and cost, in words
 """

@@ -11,8 +11,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from swm.evaluation.paired import VERDICTS, Paired
+from swm.evaluation.paired import SCORES, VERDICTS, Paired
 from swm.plan import Window
+from swm.reporting.glossary import FORMS, UNITS
 from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
 from swm.search.threshold_path import PlanAt
 
@@ -248,15 +249,16 @@ def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) ->
 
 def differences_chart(compared: Sequence[Paired]) -> go.Figure:
     """Difference on each task with its 95 % interval; grey if not significant or of too few documents."""
-    figure = go.Figure()
+    score = compared[0].score if compared else SCORES[0]
+    figure, unit, factor = go.Figure(), UNITS[score], FORMS[score][0]
     for verdict, colour in zip(VERDICTS, (LINE, BETTER, WORSE, LINE), strict=True):
         rows = [row for row in compared if row.verdict == verdict]
         figure.add_scatter(
-            x=[100 * row.difference for row in rows],
+            x=[factor * row.difference for row in rows],
             y=[row.task for row in rows],
             error_x={
-                "array": [100 * (row.high - row.difference) for row in rows],
-                "arrayminus": [100 * (row.difference - row.low) for row in rows],
+                "array": [factor * (row.high - row.difference) for row in rows],
+                "arrayminus": [factor * (row.difference - row.low) for row in rows],
                 "thickness": 2,
                 "width": 5,
                 "color": colour,
@@ -265,12 +267,12 @@ def differences_chart(compared: Sequence[Paired]) -> go.Figure:
             name=verdict,
             marker={"color": colour, "size": 9},
             customdata=[(row.p_value, row.gained, row.lost) for row in rows],
-            hovertemplate="%{y}: %{x:+.1f} points<br>p = %{customdata[0]:.3f}, %{customdata[1]} gained, "
+            hovertemplate="%{y}: %{x:+.3~f} " + unit + "<br>p = %{customdata[0]:.3f}, %{customdata[1]} gained, "
             "%{customdata[2]} lost<extra></extra>",
         )
     figure.add_vline(x=0, line={"color": LINE, "width": 1})
     figure.update_yaxes(categoryorder="array", categoryarray=[row.task for row in reversed(compared)])
-    return plain_axes(figure, "difference (points)", "", 80 + 34 * len(compared), legend=True)
+    return plain_axes(figure, f"difference ({unit})", "", 80 + 34 * len(compared), legend=True)
 
 
 def plain_axes(figure: go.Figure, x: str, y: str, height: int, legend: bool = False) -> go.Figure:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
+from swm.evaluation.paired import SCORES
 from swm.registry import MERGE_RULES
+from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE, Run
 
@@ -19,22 +22,34 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
 
     Returns:
         Rows with `run`, `stage`, `layers`, `parameters`, `size_bytes`, `perplexity` (on LAMBADA unless another text was
-        measured first), `perplexities` by text, `scores` by task (`value`, `stderr`, `metric`, `documents`), `average`
-        and `average_stderr`, `tokens_per_second`, `latency_ms`, `peak_memory_bytes`, `speedup` (with `low` and `high`),
-        `conditions` (what scores were measured with), `fitted_first` (whether merged layers were fitted before LoRA),
-        `shared_texts` (perplexity texts that are also the calibration or recovery text, so that their numbers are not
-        independent), `timed_with` (the original's speed, measured in turn with the run's), `timed_as` (the row of the
-        same shape that was timed instead), `deltas` from the baseline, `not_compared` (why a delta is None although the
-        run was measured). A recovered run that was also evaluated before recovery has that row under
-        `before_recovery`. What was not measured is None.
+        measured first), `perplexities` by text, `scores` by task (`value`, `stderr`, `metric`, `documents`, `chance`,
+        `choice_logprob` and `bits_per_byte` with `low` and `high`), `average` and `average_stderr`,
+        `average_choice_logprob` (None unless every task has one), `averages` (see `continuous_averages`),
+        `tasks_above_chance` (those that the original answers better than by guessing), `control` (whether it is the
+        original model, healed), `control_run` (the control of a healed run), `tokens_per_second`, `latency_ms`,
+        `peak_memory_bytes`, `speedup` (with `low` and `high`), `conditions` (of the scores), `seed` and
+        `recovery_text` of healing, `fitted_first` (whether merged layers were fitted before LoRA), `shared_texts`
+        (perplexity texts that are also the calibration or recovery text, so that their numbers are not independent),
+        `timed_with` (the original's speed, measured in turn with the run's), `timed_as` (the row of the same shape that
+        was timed instead), `deltas` from the baseline, `not_compared` (why a delta is None although the run was
+        measured). A recovered run that was also evaluated before recovery has that row under `before_recovery`. What
+        was not measured is None.
         Deltas compare perplexities of the same text, averages over the same documents of the same tasks, and speed and
         memory with the original as measured in turn with the run.
     """
     rows = [_row_of(run) for run in experiment.runs()]
+    above = [task for task, score in rows[0]["scores"].items() if is_above_chance(score)]
     for row in rows:
         for stage_row in filter(None, (row, row.get("before_recovery"))):
             stage_row["deltas"], stage_row["not_compared"] = _deltas(stage_row, rows[0])
+            stage_row["tasks_above_chance"] = above
     return rows
+
+
+def is_above_chance(score: dict[str, Any]) -> bool:
+    """Whether the 95 % interval of a task's accuracy is above that of guessing."""
+    chance = score.get("chance")
+    return chance is not None and bool(score["value"] - 1.96 * score["stderr"] > chance)
 
 
 def _deltas(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -104,7 +119,7 @@ def flat_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _row_of(run: Run) -> dict[str, Any]:
     row = _row(run, run.stage, run.scores(), run.timing())
-    if (scores := run.scores_before_recovery()) and run.stage == "recovered":
+    if (scores := run.scores_before_recovery()) and run.stage == "recovered" and not run.is_control:
         before = run.timing_before_recovery()
         row["before_recovery"] = _row(run, "merged", scores, before or run.timing())
         if not before and run.timing():
@@ -120,7 +135,8 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
     parameters = merged.get("parameters", round(facts["parameters"] - dropped * facts["parameters_per_layer"]))
     tasks = scores.get("tasks", {})
     perplexities = scores.get("perplexity", {})
-    average, stderr = _average(tasks)
+    average, stderr = average_of(tasks)
+    averages = continuous_averages(tasks)
     timed_with = timing.get("baseline", {})
     return {
         "experiment": run.experiment.name,
@@ -129,6 +145,8 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "layers": run.plan.layers_left,
         "parameters": parameters,
         "size_bytes": merged.get("size_bytes", parameters * facts["size_bytes"] // facts["parameters"]),
+        "control": run.is_control,
+        "control_run": control.name if stage == "recovered" and (control := control_of(run)) else None,
         "windows": [[window.first, window.last] for window in run.plan.windows],
         "fitted_first": stage == "recovered" and _fitted_first(run),
         "rule": None if run.is_baseline else run.plan.rule,
@@ -138,11 +156,15 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "perplexity": next((p["value"] for p in perplexities.values()), None),
         "perplexities": perplexities,
         "perplexity_text": next(iter(perplexities), None),
+        "seed": run.settings["recovery"].get("seed") if stage == "recovered" else None,
+        "recovery_text": run.settings["recovery"].get("texts") if stage == "recovered" else None,
         "shared_texts": _shared_texts(run, stage, perplexities),
         "scores": tasks,
         "samples": scores.get("samples", []),
         "average": average,
         "average_stderr": stderr,
+        "average_choice_logprob": averages.get(SCORES[1], {}).get("value"),
+        "averages": averages,
         "tokens_per_second": timing.get("tokens_per_second"),
         "latency_ms": timing.get("latency_ms"),
         "peak_memory_bytes": timing.get("peak_memory_bytes"),
@@ -179,12 +201,34 @@ def _method(run: Run) -> str | None:
     return method and run.plan.width.after(method)
 
 
-def _average(tasks: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Mean of the tasks' values and its standard error, treating tasks as independent."""
-    if not tasks:
+def average_of(scores: dict[str, Any], tasks: Collection[str] | None = None) -> tuple[float | None, float | None]:
+    """Mean accuracy and its standard error, treating tasks as independent; None if one of `tasks` is missing.
+
+    Args:
+        scores: by task, as in a row.
+        tasks: only these; by default all.
+    """
+    names = [*scores] if tasks is None else [*tasks]
+    if not names or not {*names} <= {*scores}:
         return None, None
-    value = sum(task["value"] for task in tasks.values()) / len(tasks)
-    return value, math.sqrt(sum(task["stderr"] ** 2 for task in tasks.values())) / len(tasks)
+    value = sum(scores[task]["value"] for task in names) / len(names)
+    return value, math.sqrt(sum(scores[task]["stderr"] ** 2 for task in names)) / len(names)
+
+
+def continuous_averages(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The mean over tasks of each continuous score with its 95 % interval, treating tasks as independent.
+
+    The average of the choice log-probability is missing unless every task has one; that of bits per byte is over the
+    tasks that have it.
+    """
+    averages = {}
+    for name in SCORES[1:]:
+        entries = [score[name] for score in scores.values() if score.get(name)]
+        if entries and (name == SCORES[2] or len(entries) == len(scores)):
+            value = math.fsum(entry["value"] for entry in entries) / len(entries)
+            reach = math.sqrt(math.fsum((entry["high"] - entry["low"]) ** 2 for entry in entries)) / 2 / len(entries)
+            averages[name] = {"value": value, "low": value - reach, "high": value + reach}
+    return averages
 
 
 def _difference(value: float | None, baseline: float | None) -> float | None:
@@ -192,10 +236,19 @@ def _difference(value: float | None, baseline: float | None) -> float | None:
 
 
 def row_name(row: dict[str, Any]) -> str:
-    """Display name of a row: "original", "first (merged)", "first (merged + LoRA)"."""
-    return run_name(row["run"], row["stage"])
+    """Display name of a row: "original", "first (merged)", "first (merged + LoRA)", "control (original + LoRA)"."""
+    return _name(row["run"], row["stage"], row["control"])
 
 
-def run_name(run: str, stage: str) -> str:
-    """Display name of a run at a stage: "original", "first (merged)", "first (merged + LoRA)"."""
-    return "original" if run == BASELINE else f"{run} ({STAGES[stage]})"
+def run_name(run: Run) -> str:
+    """Display name of a run as it is now, like that of its row."""
+    return _name(run.name, run.stage, run.is_control)
+
+
+def stage_name(stage: str, control: bool) -> str:
+    """Display name of a stage, as in "merged + LoRA"; of a control, "original + LoRA"."""
+    return "original + LoRA" if control and stage == "recovered" else STAGES[stage]
+
+
+def _name(run: str, stage: str, control: bool) -> str:
+    return "original" if run == BASELINE else f"{run} ({stage_name(stage, control)})"

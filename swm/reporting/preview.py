@@ -7,6 +7,7 @@ from typing import Any
 
 from swm.plan import MergePlan, Window
 from swm.registry import MERGE_RULES
+from swm.reporting.glossary import TERMS
 from swm.reporting.palette import WINDOW_COLOURS
 from swm.search.threshold_path import ThresholdPath
 from swm.workspace.units import gib
@@ -18,8 +19,8 @@ HELP = {
     "Parameters": "Of the merged model, including embeddings.",
     "Memory": "For the weights, at the experiment's precision. Generation adds its cache.",
     "Speed": "Expected generation speed relative to the original, estimated from its time per layer.",
-    "Similarity": "Cosine similarity of the final hidden states of merged and original model, mean over texts.",
-    "Perplexity": "On the calibration text before healing, and relative to the original. Lower is better.",
+    "Similarity": f"{TERMS['similarity']} Here: cosine of the last hidden states, mean over the calibration texts.",
+    "Perplexity": f"{TERMS['perplexity']} Here: of the calibration text, before healing, and relative to the original.",
 }
 
 

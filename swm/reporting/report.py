@@ -10,13 +10,15 @@ import plotly.graph_objects as go
 
 from swm import __version__
 from swm.errors import ExperimentError
-from swm.evaluation.paired import paired
+from swm.evaluation.paired import SCORES, paired
 from swm.reporting.charts import differences_chart, loss_chart, scores_chart, similarity_heatmap
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows, row_name
+from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.html import figure_html, template_environment
+from swm.reporting.judged import judged
 from swm.reporting.preview import plan_view
-from swm.reporting.table import lines
+from swm.reporting.table import cost_lines, lines
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import disk_errors, replace_file
 from swm.workspace.runs import BASELINE, Run
@@ -41,8 +43,7 @@ def write_report(experiment: Experiment, file: Path) -> None:
 
 def report_html(experiment: Experiment) -> str:
     """The report as HTML: results before and after, plans, similarity, scores, caveats, commands."""
-    rows = compare(experiment)
-    flat = flat_rows(rows)
+    flat = flat_rows(judged(compare(experiment)))
     measured = [row for row in flat if row["scores"]]
     metric = next(iter(experiment.metrics_measured()), None)
     similarity = experiment.similarity(metric) if metric else None
@@ -66,6 +67,9 @@ def report_html(experiment: Experiment) -> str:
             experiment=experiment,
             settings=experiment.settings,
             facts=experiment.model_facts,
+            verdicts=[(row_name(row), row["verdict"]) for row in flat if row["stage"] != "original"],
+            costs_of_merging=cost_lines(flat),
+            terms=[(TITLES[name], text) for name, text in TERMS.items()],
             names=[row_name(row) for row in flat],
             lines=lines(flat),
             plans=[(run.name, run.source, plan_view(run.plan, experiment.model_facts)) for run in runs],
@@ -95,8 +99,15 @@ def _cost(run: Run) -> list[str]:
 
 
 def _differences(measured: list[dict[str, Any]]) -> list[tuple[str, go.Figure]]:
-    """A chart for each row: its differences from the original over the same documents."""
-    before = documents_of(measured[0]) if measured[0]["run"] == BASELINE else {}
-    compared = [(row_name(row), paired(before, documents_of(row))) for row in measured[1:]]
-    title = "Difference of {} from the original, with 95 % intervals over the same documents"
-    return [(title.format(name), differences_chart(results)) for name, results in compared if results]
+    """Charts of each row's differences from its control, or else the original, over the same documents."""
+    by_run = {row["run"]: row for row in measured if row["stage"] != "merged"}
+    charts = []
+    for row in measured:
+        reference = by_run.get(row["control_run"] or BASELINE)
+        if reference is None or reference is row:
+            continue
+        for score in SCORES[:2]:
+            if results := paired(documents_of(reference), documents_of(row), score):
+                title = f"{TITLES[score]}: {row_name(row)} compared with {row_name(reference)}, 95 % intervals"
+                charts.append((title, differences_chart(results)))
+    return charts

@@ -8,6 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from swm.evaluation.paired import SCORES
 from swm.reporting.charts import LINE, plain_axes
 from swm.reporting.palette import BETTER, WORSE
 from swm.search.threshold_path import ThresholdPath
@@ -17,6 +18,11 @@ COLOURS = (
     "#4fb0e8", "#e0a30b", "#7bb661", "#c77dba",
 )  # fmt: skip
 TALLEST = 20  # times the original's perplexity: models above are broken, and would squeeze the rest together
+AXES = {
+    "accuracy": "average accuracy, %",
+    "choice_logprob": "average choice log-probability, nats",
+    "bits_per_byte": "average bits per byte of the right answer",
+}
 SYMBOLS = ("circle", "diamond", "x")
 
 
@@ -25,7 +31,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
 
     Args:
         rows: from `studies.rows.study_rows`.
-        figure_of: "average", or the text of a perplexity (drawn on a log axis).
+        figure_of: one of SCORES (averages over tasks), or the text of a perplexity (drawn on a log axis).
     """
     figure, original = go.Figure(), next((row for row in rows if row["method"] == "original"), None)
     lines: dict[tuple[str, bool], list[dict[str, Any]]] = {}
@@ -37,7 +43,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
     symbols = {method: SYMBOLS[i // len(COLOURS) % len(SYMBOLS)] for i, method in enumerate(methods)}
     for (method, healed), points in lines.items():
         values = [value for row in points if (value := _studied(row, figure_of))]
-        name = f"{method}{' + LoRA' if healed else ''}"
+        name = "control: original + LoRA" if points[0]["control"] else f"{method}{' + LoRA' if healed else ''}"
         figure.add_scatter(
             x=[row["layers"] for row in points],
             y=[value for value, _, _ in values],
@@ -51,19 +57,19 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
             name=name,
             line={"color": colours[method], "dash": "dot" if healed else "solid"},
             marker={"size": 8, "symbol": symbols[method]},
-            hovertemplate="%{x} layers: %{y:,.1f}<extra>" + name + "</extra>",
+            hovertemplate="%{x} layers: %{y:,.4~r}<extra>" + name + "</extra>",
         )
     level = original and _studied(original, figure_of)
     if level:
         figure.add_hline(y=level[0], line={"color": LINE, "dash": "dash"})
         figure.add_annotation(  # plotly places an annotation on a log axis by the logarithm
             x=0.5, xref="paper", xanchor="center", yanchor="top", text="original", font={"color": LINE},
-            showarrow=False, y=level[0] if figure_of == "average" else math.log10(level[0]),
+            showarrow=False, y=level[0] if figure_of in SCORES else math.log10(level[0]),
         )  # fmt: skip
-    title = "average accuracy, %" if figure_of == "average" else f"perplexity, {figure_of}"
+    title = AXES.get(figure_of, f"perplexity, {figure_of}")
     figure = plain_axes(figure, "layers left", title, 420, legend=True)
     figure.update_xaxes(autorange="reversed", tickvals=sorted({row["layers"] for row in rows if row is not original}))
-    if figure_of != "average":
+    if figure_of not in SCORES:
         _log_axis(figure, level[0] if level else None)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
     return figure
@@ -80,8 +86,11 @@ def _log_axis(figure: go.Figure, lowest: float | None) -> None:
 
 
 def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] | None:
-    """Value, low and high of a row: ± one standard error for the average, the 95 % interval for perplexity."""
-    if figure_of == "average":
+    """Value, low and high of a row: ± one standard error for accuracy, the 95 % interval for all others."""
+    if figure_of in SCORES[1:]:
+        entry = row["averages"].get(figure_of)
+        return entry and (entry["value"], entry["low"], entry["high"])
+    if figure_of == SCORES[0]:
         value, stderr = row["average"], row["average_stderr"]
         return None if value is None else (100 * value, 100 * (value - stderr), 100 * (value + stderr))
     entry = row["perplexities"].get(figure_of)

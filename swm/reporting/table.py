@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from swm.reporting.compare import documents_key, flat_rows, row_name, same_text
+from swm.evaluation.paired import SCORES
+from swm.reporting.compare import average_of, documents_key, flat_rows, row_name, same_text
+from swm.reporting.glossary import FORMS, TITLES, UNITS
 from swm.workspace.runs import BASELINE
 
 MISSING = "–"
@@ -33,15 +35,17 @@ def _span(values: list[Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The comparison as a plain-text table, for a terminal."""
+    """The comparison as a plain-text table, for a terminal; then the verdict on each row of `judged`."""
     flat = flat_rows(rows)
     body = [("", [row_name(row) for row in flat]), *lines(flat)]
     head = max(len(label) for label, _ in body)
     widths = [max(len(cells[i]) for _, cells in body) for i in range(len(flat))]
-    return "\n".join(
+    table_lines = [
         "  ".join([label.ljust(head), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
         for label, cells in body
-    )
+    ]
+    verdicts = [f"{row_name(row)}: {row['verdict']}" for row in flat if row.get("verdict")]
+    return "\n".join([*table_lines, *([""] if verdicts else []), *verdicts])
 
 
 def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -65,7 +69,9 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         table_lines.append((label, [_score(row["scores"].get(task)) for row in flat]))
     mixed = len({str(documents_key(row)) for row in flat if row["scores"]}) > 1
     averages = [percent(row["average"], row["average_stderr"]) + _of_tasks(row) * mixed for row in flat]
-    table_lines.append((f"average of tasks, %{' (different documents: not comparable)' * mixed}", averages))
+    apart = " (different documents: not comparable)" * mixed
+    table_lines.append((f"average of tasks, %{apart}", averages))
+    table_lines += _continuous(flat, apart)
     table_lines.append(("tokens per second", _timed(flat, "tokens_per_second", 1)))
     for batch in dict.fromkeys(batch for row in flat for batch in row["throughput"] if batch != "1"):
         rates = [number(row["throughput"].get(batch), 0) for row in flat]
@@ -77,6 +83,39 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     if any(row["timed_as"] for row in flat):
         table_lines.append(("speed measured on", [_measured(row) for row in flat]))
     return table_lines
+
+
+def _continuous(flat: list[dict[str, Any]], apart: str) -> list[tuple[str, list[str]]]:
+    """Averages of continuous scores, and of the accuracy on tasks above chance; nothing if no row has them."""
+    table_lines = []
+    above: list[str] = next((row["tasks_above_chance"] for row in flat if row["tasks_above_chance"]), [])
+    if any(row["averages"] for row in flat):
+        if above:
+            cells = [percent(*average_of(row["scores"], above)) for row in flat]
+            table_lines.append((f"average of tasks above chance, % ({', '.join(above)}){apart}", cells))
+        for name, title in (("choice_logprob", "choice log-probability, nats"), ("bits_per_byte", "bits per byte")):
+            cells = [interval(row["averages"].get(name), 3) for row in flat]
+            table_lines.append((f"average {title}{apart}", cells))
+    return table_lines
+
+
+def cost_lines(flat: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The differences of each row of `judged` from its control or else the original, as text by column."""
+    judged = [(row, against) for row in flat if (against := row["against_control"] or row["against_original"])]
+    texts = dict.fromkeys(text for _, against in judged for text in against["perplexity"])
+    several = len({row["experiment"] for row in flat}) > 1
+    return [
+        {
+            "run": f"{row['experiment']}: {row_name(row)}" if several else row_name(row),
+            "compared with": against["from"],
+            **{f"perplexity, {text}": ratio(against["perplexity"].get(text)) for text in texts},
+            **{
+                f"{TITLES[score].lower()} ({UNITS[score]})": points(against["scores"].get(score), *FORMS[score])
+                for score in SCORES
+            },
+        }
+        for row, against in judged
+    ]
 
 
 def _of_tasks(row: dict[str, Any]) -> str:
@@ -102,14 +141,17 @@ def _timed(flat: list[dict[str, Any]], name: str, digits: int) -> list[str]:
     return cells
 
 
-def interval(entry: dict[str, Any] | None) -> str:
-    """A perplexity with its 95 % interval."""
-    return f"{_short(entry['value'])} [{_short(entry['low'])}, {_short(entry['high'])}]" if entry else MISSING
+def interval(entry: dict[str, Any] | None, digits: int = 1) -> str:
+    """A perplexity or a continuous score with its 95 % interval."""
+    if not entry:
+        return MISSING
+    value, low, high = (_short(entry[name], digits) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
-def _short(value: float) -> str:
-    """A perplexity, shortened if it is huge: broken models reach millions."""
-    return f"{value:,.1f}" if value < 1000 else f"{value:,.0f}" if value < 100_000 else f"{value:.1e}"
+def _short(value: float, digits: int) -> str:
+    """A number, shortened if it is huge: perplexities of broken models reach millions."""
+    return f"{value:,.{digits}f}" if value < 1000 else f"{value:,.0f}" if value < 100_000 else f"{value:.1e}"
 
 
 def speedup(entry: dict[str, Any] | None) -> str:
@@ -126,11 +168,21 @@ def percent(value: float | None, stderr: float | None) -> str:
     return MISSING if value is None or stderr is None else f"{100 * value:.1f} ± {100 * stderr:.1f}"
 
 
-def points(entry: dict[str, Any] | None) -> str:
-    """A difference of shares with its interval."""
+def points(entry: dict[str, Any] | None, factor: float = 100, digits: int = 1) -> str:
+    """A difference with its interval; of shares, in points, unless another factor is given."""
     if entry is None:
         return MISSING
-    return f"{100 * entry['difference']:+.1f} [{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
+    value, low, high = (f"{factor * entry[name]:+.{digits}f}" for name in ("difference", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def ratio(entry: dict[str, Any] | None) -> str:
+    """A ratio of perplexities with its interval, as in "x 1.09 [1.04, 1.14]"."""
+    return f"× {_times(entry['ratio'])} [{_times(entry['low'])}, {_times(entry['high'])}]" if entry else MISSING
+
+
+def _times(value: float) -> str:
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}" if value < 100_000 else f"{value:.1e}"
 
 
 def number(value: float | None, digits: int) -> str:

@@ -1,48 +1,73 @@
-"""The demo: the whole pipeline on the bundled model."""
+"""The demo: the whole story on the bundled model, with small settings.
+
+The original; the paper's search at a high threshold and at 24 layers; the best plan with 24 layers; all healed in the
+same way, and so is the original (the control).
+"""
 
 from __future__ import annotations
 
 from swm.errors import ExperimentError
-from swm.progress import named
+from swm.plan import MergePlan
+from swm.progress import Progress, named
 from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings, preset_settings
+from swm.stages.control import make_control
 from swm.stages.create import create_experiment
 from swm.stages.measure import measure_experiment
+from swm.stages.plan import plan_for
+from swm.stages.plan_by import plan_by
 from swm.stages.run import Watched, log, run_pipeline
 from swm.stages.search import search_path
 from swm.workspace.experiments import Experiment
 from swm.workspace.names import check_name, experiments_folder
+from swm.workspace.runs import Run
 
 DEMO_MODEL = "smollm2-135m"
-
-
-DEMO_RUN = "first"
-
-
-DEMO_THRESHOLD = 0.9
-
-
+DEMO_THRESHOLD = 0.9  # leaves 28 layers
+DEMO_LAYERS = 24  # a fifth fewer
 DEMO_PATH_FROM = 0.88
+DEMO_BUDGET = 50  # plans that `best` tries; with eight times as many, it finds the same one
 
 
 def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) -> Experiment:
-    """The demo experiment, with its run through the whole pipeline; finished steps are skipped."""
-    if (experiments_folder() / check_name(name) / "experiment.json").is_file():
-        experiment = Experiment.open(name)
-        if experiment.settings != ExperimentSettings(DEMO_MODEL):
-            raise ExperimentError(f"Experiment {name} already exists with other settings. Choose another --name.")
-    else:
-        log.info("create: %s, LAMBADA 10 x 128 tokens", DEMO_MODEL)
-        experiment = create_experiment(name, ExperimentSettings(DEMO_MODEL))
+    """The demo experiment, with its runs through the whole pipeline; finished steps are skipped.
+
+    Args:
+        limit: documents per task, None for all. steps: of LoRA training, None for the preset's.
+    """
+    experiment = _experiment(name)
     with watched(experiment, "demo") as progress:
         if not experiment.similarity("cka"):
             measure_experiment(experiment, "cka", named("measure", progress))
         path = kept_path(experiment, "rdsc")
         if path is None or path.covered() < 0.999:
-            path = search_path(experiment, "rdsc", DEMO_PATH_FROM, DEMO_THRESHOLD, named("search", progress))
-    step = path.plan_at(DEMO_THRESHOLD)
-    assert step is not None
-    run = experiment.create_run(DEMO_RUN, step.plan, DEMO_THRESHOLD, step.similarity)
-    with watched(run, "run") as progress:
-        run_pipeline(run, limit, preset_settings("quick", steps=steps), progress)
+            search_path(experiment, "rdsc", DEMO_PATH_FROM, DEMO_THRESHOLD, named("search", progress))
+        runs = _planned_runs(experiment, progress)
+    recovery = preset_settings("quick", steps=steps)
+    for run in runs:
+        with watched(run, "run") as progress:
+            run_pipeline(run, limit, recovery, progress)
+    make_control(runs[-1], watched)
     return experiment
+
+
+def _experiment(name: str) -> Experiment:
+    if (experiments_folder() / check_name(name) / "experiment.json").is_file():
+        experiment = Experiment.open(name)
+        if experiment.settings != ExperimentSettings(DEMO_MODEL):
+            raise ExperimentError(f"Experiment {name} already exists with other settings. Choose another --name.")
+        return experiment
+    log.info("create: %s, LAMBADA 10 x 128 tokens", DEMO_MODEL)
+    return create_experiment(name, ExperimentSettings(DEMO_MODEL))
+
+
+def _planned_runs(experiment: Experiment, progress: Progress) -> list[Run]:
+    """The runs of the demo, the best one last, because Home leads with the newest."""
+    runs = []
+    for name, choice in (("walk-28", {"threshold": DEMO_THRESHOLD}), ("walk-24", {"layers": DEMO_LAYERS})):
+        step = plan_for(experiment, **choice, progress=named("search", progress))
+        runs.append(experiment.create_run(name, step.plan, step.threshold, step.similarity))
+    data = plan_by(experiment, "best", DEMO_LAYERS, DEMO_BUDGET, named("plan", progress))
+    plan = MergePlan.from_dict(data)
+    origin = experiment.origin_of(plan, method="best")
+    return [*runs, experiment.create_run("best-24", plan, similarity=data["similarity"], origin=origin)]

@@ -1,5 +1,6 @@
 """Grids of methods and depths, running them, their rows.
 
+- findings: what the scores of a study can tell apart
 - grids: grids of methods and depths, declared in assets/studies.yaml
 - rows: the table of a study: means over seeds, differences from one method
 - run: runs the unfinished cells of a grid

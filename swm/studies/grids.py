@@ -17,6 +17,7 @@ from swm.plan import WHOLE_WIDTH, WidthCut, layers_at
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import RecoverySettings, preset_settings
 from swm.similarity.measure import Measure
+from swm.workspace.controls import CONTROL
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import APP_FOLDER
 
@@ -86,6 +87,7 @@ class Grid:
             the methods in `width_by`. None means no width cut.
         lora_alone: methods in `heal` whose merged layers are not fitted before LoRA, as in their papers.
         seeds: seeds with which each method in `heal` is healed; its row has the means. Empty for `recovery`'s own seed.
+        control: whether the original model is healed in the same way, once for each seed, if any method is healed.
     """
 
     ratios: Many[float]
@@ -101,6 +103,7 @@ class Grid:
     width_by: Many[str] = ("flap",)
     lora_alone: Many[str] = ()
     seeds: Many[int] = ()
+    control: bool = True
 
     def __post_init__(self) -> None:
         for planner in self.planners:
@@ -131,21 +134,27 @@ class Grid:
                 raise SettingsError(f"Ratio {ratio} is out of range. Choose 0 or more, and less than 1.")
 
     def cells(self, layer_count: int) -> list[Cell]:
-        """All cells, depth by depth, so that one depth is complete before the next begins."""
-        return [
-            Cell(method, layers, recovery, width, None if seed == self.recovery.seed else seed)
+        """All cells, seed by seed: the control, then depth by depth. What is complete can be compared early."""
+        places = [
+            (method, layers, width)
             for layers in dict.fromkeys(layers_at(ratio, layer_count) for ratio in self.ratios)
             for method in (*self.planners, *self.rules)
             for width in self._widths(layers / layer_count)
-            for seed, recovery in self._recoveries_of(method)
+        ]
+        if self.heal and self.control:
+            places.insert(0, (CONTROL, layer_count, WHOLE_WIDTH))
+        own, healed = self.recovery.seed, (*self.heal, CONTROL)
+        return [
+            Cell(method, layers, self._recovery_of(method, seed), width, None if seed == own else seed)
+            if method in healed
+            else Cell(method, layers, None, width)
+            for round_, seed in enumerate(self.seeds or (own,))
+            for method, layers, width in places
+            if method in healed or round_ == 0
         ]
 
-    def _recoveries_of(self, method: str) -> list[tuple[int, RecoverySettings | None]]:
-        own = self.recovery.seed
-        if method not in self.heal:
-            return [(own, None)]
-        recovery = replace(self.recovery, repair="none") if method in self.lora_alone else self.recovery
-        return [(seed, replace(recovery, seed=seed)) for seed in self.seeds or (own,)]
+    def _recovery_of(self, method: str, seed: int) -> RecoverySettings:
+        return replace(self.recovery, seed=seed, repair="none" if method in self.lora_alone else self.recovery.repair)
 
     def _widths(self, left: float) -> list[WidthCut]:
         """The width cuts that bring the removed share of weights to `total`; none if depth already removed more."""

@@ -8,15 +8,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from swm.evaluation.paired import Paired, mean_answers, paired
-from swm.reporting.compare import compare, documents_of, flat_rows
+from swm.evaluation.paired import SCORES, mean_perplexity
+from swm.reporting.compare import compare, flat_rows
+from swm.reporting.differences import compared
+from swm.reporting.verdict import verdict
 from swm.settings import RecoverySettings
 from swm.studies.grids import SEED
 from swm.workspace.experiments import Experiment
 from swm.workspace.recipe import recipe_of
+from swm.workspace.runs import BASELINE
+
+Row = dict[str, Any]
 
 
-def study_rows(experiment: Experiment, against: str | None = None) -> list[dict[str, Any]]:
+def study_rows(experiment: Experiment, against: str | None = None) -> list[Row]:
     """Rows of the original and of the studies' runs, the deepest cut last, equal depths sorted by perplexity.
 
     Args:
@@ -24,13 +29,30 @@ def study_rows(experiment: Experiment, against: str | None = None) -> list[dict[
 
     Returns:
         Rows as from `compare`, flat. Runs that differ only in the seed of their healing form one row with their means;
-        its intervals include the spread over seeds. `seeds` are the training seeds, `averages` the average score of
-        each run, `runs` the names of all runs in the row. `against` has the `method`, and the `difference` of the
-        average from that method's model with equal parameters (the nearest depth if there are several) at the same
-        stage, with its 95 % interval `low` to `high`, over the `documents` that both answered and over the seeds. None
-        if there is no such model, and for the method itself.
+        its intervals include the spread over seeds. `seeds` are the training seeds, `average_by_seed` the average
+        accuracy of each run, `runs` the names of all runs in the row. `against` has the `method`, and the `difference`
+        of the average from that method's model with equal parameters (the nearest depth if there are several) at the
+        same stage, with its 95 % interval `low` to `high`, over the `documents` that both answered and over the seeds,
+        and all other differences as from `differences.difference`. None if there is no such model, and for the method
+        itself. `against_original`, `against_control` and `verdict` as from `judged`; the control has the same seeds.
     """
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    table = study_groups(experiment)
+    methods = [row["method"] for row, _ in table if row["method"] != "original"]
+    against = against or ("best" if "best" in methods else next(iter(methods), "original"))
+    apart = experiment.model_facts["parameters_per_layer"] / 2
+    by_run = {row["run"]: row for _, group in table for row in group if row["stage"] != "merged"}
+    for row, group in table:
+        row["against"] = _against(against, compared(_closest(row, table, against, apart), group))
+        row["against_original"] = compared([by_run[BASELINE]], group)
+        controls = [by_run[member["control_run"]] for member in group if member["control_run"] in by_run]
+        row["against_control"] = compared(controls, group) if len(controls) == len(group) else None
+        row["verdict"] = verdict(row)
+    return [row for row, _ in table]
+
+
+def study_groups(experiment: Experiment) -> list[tuple[Row, Sequence[Row]]]:
+    """The rows of means of `study_rows` in their order, each with the rows of `compare` that it averages."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in flat_rows(compare(experiment)):
         if row["method"]:
             cell, healing = row["run"].partition(SEED)[0], _healing(experiment, row)
@@ -38,52 +60,42 @@ def study_rows(experiment: Experiment, against: str | None = None) -> list[dict[
             key = (cell, row["stage"], healing and replace(healing, seed=0), *_measured_on(row))
             groups.setdefault(key, []).append({**row, "before_recovery": None, "seeds": seeds})
     table = [_mean_row(group) for group in groups.values()]
-    table.sort(key=lambda row_and_group: _order(row_and_group[0]))
-    methods = [row["method"] for row, _ in table if row["method"] != "original"]
-    against = against or ("best" if "best" in methods else next(iter(methods), "original"))
-    references = [(row, _answers(group)) for row, group in table if row["method"] == against]
-    tolerance = experiment.model_facts["parameters_per_layer"] / 2
-    for row, group in table:
-        candidates = [
-            (abs(other["layers"] - row["layers"]), abs(other["parameters"] - row["parameters"]), place)
-            for place, (other, _) in enumerate(references)
-            if other["stage"] == row["stage"] and abs(other["parameters"] - row["parameters"]) < tolerance
-        ]
-        row["against"] = None
-        if candidates and row["method"] != against:
-            other, answers = references[min(candidates)[-1]]
-            over_seeds = math.hypot(_error(row["averages"]), _error(other["averages"]))
-            row["against"] = _against(against, paired(answers, _answers(group)), over_seeds)
-    return [row for row, _ in table]
+    return sorted(table, key=lambda row_and_group: _order(row_and_group[0]))
 
 
-def _order(row: dict[str, Any]) -> tuple[Any, ...]:
+def _closest(row: Row, table: Sequence[tuple[Row, Sequence[Row]]], against: str, apart: float) -> Sequence[Row]:
+    """The runs of another method with the nearest size, at the same stage; none if all are a layer or more away."""
+    candidates = [
+        (abs(other["layers"] - row["layers"]), difference, place)
+        for place, (other, _) in enumerate(table)
+        if other["method"] == against != row["method"] and other["stage"] == row["stage"]
+        if (difference := abs(other["parameters"] - row["parameters"])) < apart
+    ]
+    return table[min(candidates)[-1]][1] if candidates else []
+
+
+def _order(row: Row) -> tuple[Any, ...]:
     return -row["layers"], row["stage"] == "recovered", row["perplexity"] or math.inf
 
 
-def _answers(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return mean_answers([documents_of(row) for row in group])
-
-
-def _against(method: str, compared: list[Paired], over_seeds: float) -> dict[str, Any] | None:
-    if not compared:
+def _against(method: str, compared: Row | None) -> Row | None:
+    accuracy = (compared or {"scores": {}})["scores"].get("accuracy")
+    if not compared or not accuracy:
         return None
-    last = compared[-1]  # the average, if there are several tasks
-    below, above = (math.hypot(end - last.difference, 1.96 * over_seeds) for end in (last.low, last.high))
-    interval = {"low": last.difference - below, "high": last.difference + above}
-    return {"method": method, "difference": last.difference, **interval, "documents": last.documents}
+    average = {name: accuracy[name] for name in ("difference", "low", "high", "documents")}
+    return {"method": method, **average, **compared}
 
 
-def _healing(experiment: Experiment, row: dict[str, Any]) -> RecoverySettings | None:
+def _healing(experiment: Experiment, row: Row) -> RecoverySettings | None:
     return recipe_of(experiment.run(row["run"])).recovery if row["stage"] == "recovered" else None
 
 
-def _measured_on(row: dict[str, Any]) -> tuple[Any, ...]:
+def _measured_on(row: Row) -> tuple[Any, ...]:
     documents = tuple((task, score["documents"]) for task, score in row["scores"].items())
     return documents, tuple(row["perplexities"])
 
 
-def _mean_row(group: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], Sequence[dict[str, Any]]]:
+def _mean_row(group: Sequence[Row]) -> tuple[Row, Sequence[Row]]:
     """A row of means over the seeds, whose errors combine those of documents or texts with the spread over seeds.
 
     Returns:
@@ -92,8 +104,8 @@ def _mean_row(group: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], Sequence
     first, runs = group[0], [row["run"] for row in group]
     if first["stage"] != "recovered":
         group = group[:1]
-    averages = [row["average"] for row in group if row["average"] is not None]
-    row = {**first, "runs": runs, "averages": averages}
+    by_seed = [row["average"] for row in group if row["average"] is not None]
+    row = {**first, "runs": runs, "average_by_seed": by_seed}
     row["seeds"] = [seed for member in group for seed in member["seeds"]]
     if len(group) < 2 or not first["perplexities"]:
         return row, group
@@ -102,10 +114,16 @@ def _mean_row(group: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], Sequence
     }
     row["perplexity"] = next(perplexity["value"] for perplexity in row["perplexities"].values())
     row["scores"] = {
-        task: {**score, **_mean_score([(m["scores"][task]["value"], m["scores"][task]["stderr"]) for m in group])}
+        task: {
+            **score,
+            **_mean_score([(m["scores"][task]["value"], m["scores"][task]["stderr"]) for m in group]),
+            **{name: _mean_interval([m["scores"][task].get(name) for m in group]) for name in SCORES[1:]},
+        }
         for task, score in first["scores"].items()
     }
-    if averages:
+    row["averages"] = {name: _mean_interval([m["averages"].get(name) for m in group]) for name in first["averages"]}
+    row["average_choice_logprob"] = (row["averages"].get(SCORES[1]) or {}).get("value")
+    if by_seed:
         mean = _mean_score([(member["average"], member["average_stderr"]) for member in group])
         row["average"], row["average_stderr"] = mean["value"], mean["stderr"]
     return row, group
@@ -117,21 +135,23 @@ def _mean_score(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
     return {"value": statistics.fmean(values), "stderr": math.hypot(over_documents, _error(values))}
 
 
-def _mean_perplexity(perplexities: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _mean_interval(entries: Sequence[Row | None]) -> Row | None:
+    """The mean of a continuous score over seeds; None if a run lacks it."""
+    known = [entry for entry in entries if entry]
+    if len(known) < len(entries):
+        return None
+    values = [entry["value"] for entry in known]
+    over_documents = statistics.fmean((entry["high"] - entry["low"]) / 2 for entry in known)
+    value, reach = statistics.fmean(values), math.hypot(over_documents, 1.96 * _error(values))
+    return {"value": value, "low": value - reach, "high": value + reach}
+
+
+def _mean_perplexity(perplexities: Sequence[Row]) -> Row:
     """The geometric mean, because a perplexity is itself the exponential of a mean."""
-    logs = [{name: math.log(entry[name]) for name in ("value", "low", "high")} for entry in perplexities]
-    over_seeds = 1.96 * _error([entry["value"] for entry in logs])
-    value = statistics.fmean(entry["value"] for entry in logs)
-    below, above = (
-        math.hypot(statistics.fmean(abs(entry[end] - entry["value"]) for entry in logs), over_seeds)
-        for end in ("low", "high")
-    )
-    return {
-        **perplexities[0],
-        "value": math.exp(value),
-        "low": math.exp(value - below),
-        "high": math.exp(value + above),
-    }
+    mean = mean_perplexity(perplexities)
+    over_seeds = 1.96 * _error([math.log(entry["value"]) for entry in perplexities])
+    below, above = (math.hypot(math.log(mean[end] / mean["value"]), over_seeds) for end in ("low", "high"))
+    return {**mean, "low": mean["value"] * math.exp(-below), "high": mean["value"] * math.exp(above)}
 
 
 def _error(values: Sequence[float]) -> float:

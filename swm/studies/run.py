@@ -27,6 +27,7 @@ from swm.stages.recover import recover_run
 from swm.stages.search import search_path
 from swm.stages.time import NEW_TOKENS, time_run
 from swm.studies.grids import Cell, Grid, ThresholdGrid, parsed_grid, tasks_of
+from swm.workspace.controls import CONTROL
 from swm.workspace.experiments import Experiment
 from swm.workspace.recipe import recipe_of
 from swm.workspace.runs import BASELINE, Run
@@ -136,12 +137,12 @@ def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress
     """Merge, score, heal, score again: whatever is missing or belongs to another grid."""
     run = _planned(experiment, cell, progress)
     recovery = cell.recovery or recipe_of(run).recovery  # a run healed by another grid stays healed
-    begin = _has_to_begin(run, grid, recovery)
+    begin = _has_to_begin(run, grid, recovery, cell.method != CONTROL)
     if not begin and _is_scored(run, grid) and (run.stage == "recovered" or not recovery):
         return
     if begin:
         merge_run(run, progress)
-    if run.stage == "merged" and not run.settings.get("recovery_started"):
+    if run.stage == "merged" and not run.settings.get("recovery_started") and cell.method != CONTROL:
         _score(run, grid, progress)
     if recovery and (run.stage == "merged" or not (run.has_model or _is_scored(run, grid))):
         recover_run(run, recovery, progress)
@@ -151,11 +152,12 @@ def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress
         shutil.rmtree(run.folder / "recovery", ignore_errors=True)
 
 
-def _has_to_begin(run: Run, grid: Grid, recovery: RecoverySettings | None) -> bool:
+def _has_to_begin(run: Run, grid: Grid, recovery: RecoverySettings | None, needs_scores_before: bool) -> bool:
     if run.stage == "merged":
         return not run.has_model and not _is_scored(run, grid)
     if run.stage == "recovered":
-        return recovery != recipe_of(run).recovery or not _fits(run.scores_before_recovery(), grid)
+        unscored = needs_scores_before and not _fits(run.scores_before_recovery(), grid)
+        return recovery != recipe_of(run).recovery or unscored
     return True
 
 
@@ -167,7 +169,9 @@ def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
                 f"Run {cell.run} already exists, but not from a study. Delete it, or remove it from the grid."
             )
         return run
-    if cell.method in PLANNERS:
+    if cell.method == CONTROL:
+        plan, threshold, similarity = MergePlan(experiment.layer_count), None, 1.0
+    elif cell.method in PLANNERS:
         data = plan_by(experiment, cell.method, cell.layers, progress=progress)
         plan, threshold, similarity = MergePlan.from_dict(data), None, data["similarity"]
     else:
@@ -179,7 +183,7 @@ def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
 def _score(run: Run, grid: Grid, progress: Progress) -> None:
     if not _fits(run.scores(), grid):
         evaluate_run(run, grid.tasks, grid.limit, progress)
-    if grid.time and not _take_timing(run):
+    if grid.time and not run.is_control and not _take_timing(run):
         time_run(run, progress=progress)
 
 
@@ -207,7 +211,7 @@ def _shape(run: Run) -> tuple[int, int]:
 
 def _is_scored(run: Run, grid: Grid) -> bool:
     """Whether it has all results that the grid requires; copies the timing of an equal run."""
-    return _fits(run.scores(), grid) and (not grid.time or _take_timing(run))
+    return _fits(run.scores(), grid) and (not grid.time or run.is_control or _take_timing(run))
 
 
 def _fits(scores: dict[str, Any] | None, grid: Grid) -> bool:

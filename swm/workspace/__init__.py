@@ -1,6 +1,7 @@
 """Experiments and runs on disk: names, records, files written whole, recipe, estimate.
 
 - changes: which settings differ when an existing run is requested again
+- controls: the control of a healed run: the original, healed in the same way
 - estimate: time, memory and disk that a run needs, before it starts
 - experiments: experiments as folders of JSON
 - files: where things are on disk; atomic writes
@@ -13,6 +14,7 @@
 - result_records: one pydantic model per JSON file with results
 - runs: runs: one plan's life inside an experiment, as files on disk
 - state: the progress of a stage, and whether its process is alive
+- task_answers: answers to task questions on disk
 - tracked: folders with a state: one job at a time, read-only if bundled
 - units: bytes and seconds in readable units
 """

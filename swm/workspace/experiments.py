@@ -61,8 +61,12 @@ class Experiment(Tracked):
         check_name(name)
         if demo_experiment():
             raise ExperimentError(read_only_message(name))
-        data = {"settings": asdict(settings), "model_facts": model_facts, "created": time.time()}
-        data |= {"text_hash": text_hash}
+        data = {
+            "settings": asdict(settings),
+            "model_facts": model_facts,
+            "created": time.time(),
+            "text_hash": text_hash,
+        }
         with names_locked():
             folder = check_new(name)
             write_json(folder / "experiment.json", data)
@@ -125,8 +129,7 @@ class Experiment(Tracked):
 
     def changed(self, name: str) -> int:
         """When one of its files was last written, in nanoseconds; 0 if there is none."""
-        file = self.folder / name
-        return file.stat().st_mtime_ns if file.is_file() else 0
+        return file.stat().st_mtime_ns if (file := self.folder / name).is_file() else 0
 
     def rules_searched(self) -> list[str]:
         """Rules that have a threshold path."""

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from swm.plan import MergePlan
 from swm.workspace.files import clean_up, write_json
 from swm.workspace.reading import checked_file, once_for_each_writing
 from swm.workspace.records import is_record
+from swm.workspace.task_answers import Answers, read_answers, save_answers
 from swm.workspace.tracked import Tracked
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ class Run(Tracked):
     def is_baseline(self) -> bool:
         """Whether it is the original model."""
         return self.name == BASELINE
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is the original model, to be healed without any merging."""
+        return not self.is_baseline and not self.plan.windows and not self.plan.width.ratio
 
     def is_there(self) -> bool:
         """Whether the run still exists."""
@@ -118,8 +124,29 @@ class Run(Tracked):
         return self.read("timing.json")
 
     def documents(self, before_recovery: bool = False) -> dict[str, Any]:
-        """The answers to each document of each task; empty if the run was not evaluated."""
-        return self.read(f"documents{'-merged' if before_recovery else ''}.json") or {}
+        """Under `tasks`, a row for each document of each task, as `TaskScore.answers`; empty if it was not evaluated.
+
+        Older files hold the rows themselves, without log-likelihoods.
+        """
+        name = f"documents{'-merged' if before_recovery else ''}.json"
+        tasks = (self.read(name) or {}).get("tasks", {})
+        return {"tasks": {task: self._answers(name, entry) for task, entry in tasks.items()}} if tasks else {}
+
+    def _answers(self, name: str, entry: Any) -> list[dict[str, Any]]:
+        if isinstance(entry, list):
+            return entry
+        try:
+            return read_answers(self.experiment.folder / "questions", entry)
+        except (ValueError, IndexError, KeyError):
+            raise ExperimentError(
+                f"{self.folder / name} does not match the questions {entry['questions']}. Evaluate the run again."
+            ) from None
+
+    def save_documents(self, tasks: Mapping[str, Answers]) -> None:
+        """Write documents.json, and the questions to the experiment."""
+        self.check_writable()
+        folder = self.experiment.folder / "questions"
+        self.save("documents", {"tasks": {task: save_answers(folder, task, rows) for task, rows in tasks.items()}})
 
     def scores_before_recovery(self) -> dict[str, Any] | None:
         """Scores of the merged model, before healing."""

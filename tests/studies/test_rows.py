@@ -46,7 +46,8 @@ def test_averages_are_compared_at_equal_size_over_the_same_documents(experiment)
     assert [rows[name]["against"] for name in ("baseline", "best-4", "sleb-5")] == [None] * 3
     # Two of four lost by sleb, none gained. The share gained of two is at most 1 - 0.025^(1/2), exactly.
     found = rows["sleb-4"]["against"]
-    assert found == pytest.approx(
+    names = ("method", "difference", "low", "high", "documents")
+    assert {name: found[name] for name in names} == pytest.approx(
         {
             "method": "best",
             "difference": -0.5,
@@ -76,7 +77,7 @@ def healed(experiment, name, method, seed, found, correct, steps=3):
 
 def test_what_is_healed_with_several_seeds_is_one_row_of_means(experiment):
     healed(experiment, "best-4", "best", 1, found=(20.0, 0.5, 0.7), correct=(1, 1, 0, 0))
-    healed(experiment, "best-4-seed-2", "best", 2, found=(45.0, 0.6, 0.8), correct=(1, 0, 0, 1))
+    healed(experiment, "best-4-seed-2", "best", 2, found=(45.0, 0.6, 0.8), correct=(1, 0, 0, 0))
     healed(experiment, "sleb-4", "sleb", 1, found=(40.0, 0.5, 0.5), correct=(0, 0, 0, 1))
     rows = study_rows(experiment)
     assert [(row["method"], row["stage"], row["seeds"]) for row in rows[1:]] == [
@@ -90,13 +91,18 @@ def test_what_is_healed_with_several_seeds_is_one_row_of_means(experiment):
     assert best["perplexities"]["lambada"]["high"] == pytest.approx(30 * math.exp(math.hypot(above, 1.96 * spread)))
     assert best["scores"]["boolq"]["value"] == pytest.approx(0.55)
     assert best["scores"]["boolq"]["stderr"] == pytest.approx(math.hypot(0.03, 0.05))
-    assert (best["average"], best["averages"]) == (pytest.approx(0.65), pytest.approx([0.6, 0.7]))
+    assert (best["average"], best["average_by_seed"]) == (pytest.approx(0.65), pytest.approx([0.6, 0.7]))
     assert best["average_stderr"] == pytest.approx(math.hypot(0.03 / 2**0.5, 0.05))
-    # best answers 1, 1/2, 0, 1/2: differences -1, -1/2, 0, 1/2, mean -1/4
-    error = math.sqrt(sum((d + 0.25) ** 2 for d in (-1, -0.5, 0, 0.5)) / 3 / 4)
+    # best answers 1, 1/2, 0, 0: differences -1, -1/2, 0, 1, mean -1/8; -1/4 from its first seed, 0 from its second
+    error = math.sqrt(sum((d + 0.125) ** 2 for d in (-1, -0.5, 0, 1)) / 3 / 4)
+    over_seeds = t.ppf(0.975, 1) * 0.25 / 2**0.5 / 2**0.5
     found = sleb["against"]
-    assert (found["difference"], found["documents"]) == (-0.25, 4)
-    assert found["high"] == pytest.approx(-0.25 + math.hypot(t.ppf(0.975, 3) * error, 1.96 * 0.05))
+    assert (found["difference"], found["documents"]) == (-0.125, 4)
+    assert t.ppf(0.975, 3) * error > 1.125  # more than a share can change, so the interval ends at 1
+    assert found["high"] == pytest.approx(-0.125 + math.hypot(1.125, over_seeds))
+    accuracy = found["scores"]["accuracy"]
+    assert accuracy["over_seeds"] == pytest.approx([-0.125 - over_seeds, -0.125 + over_seeds])
+    assert accuracy["over_documents"] == [-1.0, 1.0]
     lines = list(csv.DictReader(io.StringIO(csv_text(rows))))
     assert [line["seeds"] for line in lines] == ["", "", "", "1 2", "1"]
 

