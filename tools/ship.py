@@ -1,8 +1,10 @@
 """Copy an experiment's results to assets/experiments, the examples that ship; without weights, logs and job states.
 
-make demo                                    # on an otherwise idle machine
+swm demo --limit 300 --steps 120             # on an otherwise idle machine
 python -m swm search demo --from 0.5         # the rest of the path
 python tools/ship.py demo
+
+Files are rewritten in today's form: a bundled example's own name rewrites that example.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -22,17 +26,12 @@ KEPT = (
     "path/*.json",
     "plans/*.json",
     "studies/*.json",
+    "questions/*.json",
     "runs/*/run.json",
     "runs/*/events.jsonl",
 )
-RESULTS = (
-    "scores.json",
-    "scores-merged.json",
-    "timing.json",
-    "timing-merged.json",
-    "documents.json",
-    "documents-merged.json",
-)
+RESULTS = ("scores.json", "scores-merged.json", "timing.json", "timing-merged.json")
+ANSWERS = ("documents.json", "documents-merged.json")
 
 
 def main() -> None:
@@ -41,18 +40,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")
     options = parser.parse_args()
-    source, target = (
-        experiments_folder() / options.experiment,
-        SHIPPED / f"{EXAMPLE}{options.experiment.removeprefix(EXAMPLE)}",
-    )
-    shutil.rmtree(target, ignore_errors=True)
+    target = SHIPPED / f"{EXAMPLE}{options.experiment.removeprefix(EXAMPLE)}"
+    source = experiments_folder() / options.experiment
+    with tempfile.TemporaryDirectory() as folder:
+        copied = Path(folder) / "experiment"
+        copy(source if source.is_dir() else SHIPPED / options.experiment, copied)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(copied, target)
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    print(f"{target}: {size / 2**20:.2f} MiB")
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy the results of an experiment, each file as it is written today."""
+    from swm.workspace.files import read_json, write_json
+
     for pattern in (*KEPT, *(f"runs/*/{name}" for name in RESULTS)):
         for file in sorted(source.glob(pattern)):
             place = target / file.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, place)
-    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    print(f"{target}: {size / 2**20:.2f} MiB")
+            if file.suffix == ".json":
+                write_json(place, read_json(file))
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place)
+    for name in ANSWERS:
+        for file in sorted(source.glob(f"runs/*/{name}")):
+            # before healing, the runs of all seeds are the same model: the first one's answers are enough
+            if name == ANSWERS[0] or "-seed-" not in file.parent.name:
+                place = target / file.relative_to(source)
+                write_json(place, {"tasks": columns(read_json(file)["tasks"], target / "questions")})
+
+
+def columns(tasks: dict[str, Any], questions: Path) -> dict[str, Any]:
+    """Each task's answers as columns; the questions of earlier releases' files are written to the folder."""
+    from swm.workspace.task_answers import save_answers
+
+    return {
+        task: save_answers(questions, task, entry) if isinstance(entry, list) else entry
+        for task, entry in tasks.items()
+    }
 
 
 if __name__ == "__main__":
