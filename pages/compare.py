@@ -120,7 +120,10 @@ with left:
 with right:
     st.subheader("Score against speed", anchor=False)
     charted, excluded = comparable(scored)
-    st.plotly_chart(score_against_speed(list(charted.values()), list(charted)), key="compare_pareto")
+    if any(row["tokens_per_second"] for row in charted.values()):
+        st.plotly_chart(score_against_speed(list(charted.values()), list(charted)), key="compare_pareto")
+    else:
+        st.caption("No speed has been measured yet. Click “Measure speed” on the Run page.")
     if excluded:
         st.caption(f"Not in the chart, because scored on other tasks or documents: {plain(', '.join(excluded))}.")
 
@@ -150,11 +153,12 @@ if len(scored) > 1:
     )
     above = scored[first]["tasks_above_chance"]
     only_above = ends[1].toggle(
-        f"Only tasks above chance: {', '.join(above) or 'none'}",
+        f"Only the {len(above)} tasks above chance",
         key="compare_above",
         disabled=not above,
-        help="Tasks whose accuracy interval, for the original, lies above that of guessing. On the others, differences "
-        "between models are mostly noise. They were chosen by the original's own answers, which favours it slightly.",
+        help=f"{', '.join(above) or 'None'}: tasks whose accuracy interval, for the original, lies above that of "
+        "guessing. On the others, differences between models are mostly noise. They were chosen by the original's own "
+        "answers, which favours it slightly.",
     )
     with shown_errors():
         before, after = documents_of(scored[first]), documents_of(scored[second])

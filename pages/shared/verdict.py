@@ -16,6 +16,7 @@ from swm.reporting.verdict import independent_text
 from swm.workspace.experiments import Experiment
 
 SPEED = "During generation, measured in turn with the original. Brackets: the range over repetitions."
+WIDTHS = (2, 2, 3, 4, 3)  # of the numbers' columns, the longest label widest
 SIZE = "Size of the weights on disk."
 
 
@@ -34,15 +35,14 @@ def show_verdict(row: dict[str, Any]) -> None:
     st.markdown(f"##### {plain(row['verdict'])}")
     against = row["against_control"] or row["against_original"]
     metrics = [
-        ("Layers", f"{row['layers']}", f"{row['deltas']['layers']:+d}" if row["deltas"]["layers"] else None, None),
         ("Speed", *_speed(row), SPEED),
         ("Size", f"{row['size_bytes'] / 2**20:,.0f} MiB", _smaller(row), SIZE),
         _perplexity(row, against),
         ("Choice log-probability", *_score(row, against, "choice_logprob"), TERMS["choice_logprob"]),
         ("Accuracy", *_score(row, against, "accuracy"), TERMS["accuracy"]),
     ]
-    for column, (label, value, change, help_text) in zip(st.columns(len(metrics)), metrics, strict=True):
-        column.metric(label, value, change, "off", help=help_text, delta_arrow="off")
+    for column, (label, value, change, help_text) in zip(st.columns(WIDTHS), metrics, strict=True):
+        column.metric(label, value, change, "off", help=help_text, delta_arrow="off", width="stretch")
     if against:
         st.caption(
             f"Differences from {plain(against['from'])}, with 95 % intervals over the same documents or "
@@ -78,7 +78,7 @@ def _perplexity(row: dict[str, Any], against: dict[str, Any] | None) -> tuple[st
 
 def _score(row: dict[str, Any], against: dict[str, Any] | None, score: str) -> tuple[str, str | None]:
     """The average of a score and its change; accuracy in percent and points."""
-    value, factor, digits = (row["average"], 100, 1) if score == "accuracy" else (row["average_choice_logprob"], 1, 3)
+    value, factor, digits = (row["average"], 100, 1) if score == "accuracy" else (row["average_choice_logprob"], 1, 2)
     entry = against["scores"].get(score) if against else None
     shown = MISSING if value is None else f"{factor * value:.{digits}f}{' %' if factor == 100 else ''}"
     if entry is None:

@@ -36,12 +36,19 @@ def compared(reference: Sequence[Entry], rows: Sequence[Entry]) -> Entry | None:
 
     Args:
         reference, rows: rows of `compare` that differ only in the seed of their healing; a single row for one run.
+
+    Returns:
+        As `difference`, and `above_chance`: the difference of the average accuracy of the tasks that the original
+        answers better than by guessing; missing if these are all tasks, or none.
     """
     if not reference or not rows or reference[0] is rows[0]:
         return None
-    entry = difference(_measured(reference), _measured(rows))
+    sides, above = (_measured(reference), _measured(rows)), rows[0]["tasks_above_chance"]
+    entry = difference(*sides)
     if len({str(documents_key(row)) for row in (*reference, *rows)}) > 1:
         entry["scores"] = {}  # averages over other tasks or documents
+    elif above and len(above) < len(rows[0]["scores"]) and SCORES[0] in entry["scores"]:
+        entry["above_chance"] = difference(*sides, above)["scores"][SCORES[0]]
     return entry if entry["scores"] or entry["perplexity"] else None
 
 

@@ -21,7 +21,7 @@ TERMS = {
 TITLES = {
     "accuracy": "Accuracy",
     "choice_logprob": "Choice log-probability",
-    "bits_per_byte": "Bits per byte of the right answer",
+    "bits_per_byte": "Bits per byte",
     "perplexity": "Perplexity",
     "similarity": "Similarity",
     "block_influence": "Block influence",

@@ -65,7 +65,7 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     for task in dict.fromkeys(task for row in flat for task in row["scores"]):
         scored = [row["scores"][task] for row in flat if task in row["scores"]]
         counts = " or ".join(dict.fromkeys(f"{score['documents']:,}" for score in scored))
-        label = f"{task}, % ({scored[0]['metric']}, {counts} documents)"
+        label = f"{task}, % ({scored[0]['metric']}, {counts} documents{_at_chance(task, scored[0], flat)})"
         table_lines.append((label, [_score(row["scores"].get(task)) for row in flat]))
     mixed = len({str(documents_key(row)) for row in flat if row["scores"]}) > 1
     averages = [percent(row["average"], row["average_stderr"]) + _of_tasks(row) * mixed for row in flat]
@@ -85,6 +85,13 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     return table_lines
 
 
+def _at_chance(task: str, score: dict[str, Any], flat: list[dict[str, Any]]) -> str:
+    """A note if the original's accuracy on a task cannot be told from guessing."""
+    if score.get("chance") is None or any(task in row["tasks_above_chance"] for row in flat):
+        return ""
+    return f"; the original is not above chance, {100 * score['chance']:.0f} %"
+
+
 def _continuous(flat: list[dict[str, Any]], apart: str) -> list[tuple[str, list[str]]]:
     """Averages of continuous scores, and of the accuracy on tasks above chance; nothing if no row has them."""
     table_lines = []
@@ -94,7 +101,7 @@ def _continuous(flat: list[dict[str, Any]], apart: str) -> list[tuple[str, list[
             cells = [percent(*average_of(row["scores"], above)) for row in flat]
             table_lines.append((f"average of tasks above chance, % ({', '.join(above)}){apart}", cells))
         for name, title in (("choice_logprob", "choice log-probability, nats"), ("bits_per_byte", "bits per byte")):
-            cells = [interval(row["averages"].get(name), 3) for row in flat]
+            cells = [interval(row["averages"].get(name), 2) for row in flat]
             table_lines.append((f"average {title}{apart}", cells))
     return table_lines
 
@@ -113,6 +120,7 @@ def cost_lines(flat: list[dict[str, Any]]) -> list[dict[str, str]]:
                 f"{TITLES[score].lower()} ({UNITS[score]})": points(against["scores"].get(score), *FORMS[score])
                 for score in SCORES
             },
+            "accuracy, tasks above chance (points)": points(against.get("above_chance")),
         }
         for row, against in judged
     ]

@@ -58,7 +58,7 @@ def _costs(row: Entry, against: Entry | None) -> list[str]:
     if "choice_logprob" in scores:
         costs.append(_sureness(scores["choice_logprob"]))
     if "accuracy" in scores:
-        costs.append(_accuracy(scores["accuracy"]))
+        costs.append(_accuracy(scores["accuracy"]) + _above_chance(scores["accuracy"], against.get("above_chance")))
     return costs
 
 
@@ -98,6 +98,13 @@ def _accuracy(entry: Entry) -> str:
         return f"accuracy: no difference that {_questions(entry)} could show"
     change, *ends = (100 * entry[name] for name in ("difference", "low", "high"))
     return f"accuracy {_size(change, ends)} points {'higher' if change > 0 else 'lower'} [{_span(ends)}]"
+
+
+def _above_chance(entry: Entry, above: Entry | None) -> str:
+    """The accuracy of the tasks above chance alone, if it says something else: on the others, guessing adds noise."""
+    if above is None or VERDICTS[3] in (entry["verdict"], above["verdict"]) or entry["verdict"] == above["verdict"]:
+        return ""
+    return f" (on the {above['tasks']} above chance: {_accuracy(above).removeprefix('accuracy').lstrip(': ')})"
 
 
 def _too_few(entry: Entry) -> str:

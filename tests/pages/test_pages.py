@@ -18,6 +18,7 @@ from swm.studies.grids import KINDS
 from swm.workspace.experiments import Experiment
 from swm.workspace.state import State
 from tests.reporting.test_compare import FACTS, scores
+from tests.reporting.test_judged import scored
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "pages").glob("*.py"))
@@ -353,6 +354,63 @@ def test_compare_takes_runs_from_the_address_once(study, no_demo):
     test.sidebar.selectbox[0].set_value("other").run()
     assert test.multiselect[0].value == ["other"]
     assert test.multiselect[1].value == ["original"]
+
+
+def with_control(study):
+    """The run healed, and its control, with answers that keep their log-likelihoods."""
+    first = study.run("first")
+    first.discard_scores("aside")
+    control = study.create_run("control", MergePlan(6))
+    control.remember(merge={"parameters": 1000, "size_bytes": 4000})
+    for run in (first, control):
+        run.remember(recovery={**asdict(PRESETS["quick"]), "trained_parameters": 5, "seconds": 60.0})
+    for run, right in ((study.run("baseline"), 10), (first, 18), (control, 30)):
+        scored(run, right)
+
+
+def test_a_healed_run_is_judged_against_its_control_wherever_it_stands(study, no_demo):
+    with_control(study)
+    sentence = "Compared with the original healed in the same way"
+    for page in ("app.py", "pages/compare.py"):
+        test = opened(page)
+        assert sentence in texts(test), page
+        metrics = {metric.label: metric.delta for metric in test.metric}
+        # Bonett and Price: 12 of 40 lost in each of two tasks, 1.96 sqrt(2) sqrt(13 - 12^2 / 42) / 42 / 2 = 0.102
+        assert metrics["Accuracy"] == "-30.0 [-40.2, -19.8]"
+        assert metrics["Choice log-probability"].startswith("-0.")
+    assert "healed in the same way" in opened("pages/report.py").get("iframe")[0].proto.srcdoc
+    test = opened("pages/compare.py")
+    assert (test.selectbox(key="compare_first").value, test.selectbox(key="compare_second").value) == (
+        "control (original + LoRA)",
+        "first (merged + LoRA)",
+    )
+    tables = {tuple(table.value.columns)[1]: table.value for table in test.dataframe}
+    assert tables["difference (points)"]["difference (points)"].iloc[-1] == "-30.0"
+    test.get("button_group")[0].set_value("choice_logprob").run()
+    assert not test.exception
+    tables = {tuple(table.value.columns)[1]: table.value for table in test.dataframe}
+    assert {*tables["difference (nats)"]["verdict"]} == {"worse"}
+
+
+def test_a_control_is_offered_once(study, no_demo, monkeypatch):
+    started = []
+    monkeypatch.setattr("pages.shared.control.start", lambda *arguments: started.append(arguments))
+    test = opened("pages/run.py", run="first")
+    assert "run_control" not in [button.key for button in test.button]  # not healed
+    with_control(study)
+    study.run("control").remember(recovery={**study.run("control").settings["recovery"], "seed": 5})
+    test = opened("pages/run.py", run="first")
+    assert test.button(key="run_control").label == "Heal the original in the same way (control)"
+    test.button(key="run_control").click().run()
+    assert not test.exception
+    ((target, stage, arguments),) = started
+    assert (target.name, stage, arguments) == ("control-2", "run", ["control", "study", "first"])
+    assert test.selectbox(key="run").value == "control-2"
+    study.run("control").remember(recovery=study.run("first").settings["recovery"])
+    test = opened("pages/run.py", run="first")
+    assert "run_control" not in [button.key for button in test.button]
+    assert "Its control is run control" in " ".join(caption.value for caption in test.caption)
+    assert "run_control" not in [button.key for button in opened("pages/run.py", run="control").button]
 
 
 def test_windows_by_hand_stay_with_their_experiment(study, no_demo):

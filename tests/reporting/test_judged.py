@@ -80,7 +80,7 @@ def test_text_and_csv_have_the_verdicts_and_the_costs(experiment):
     text = table(rows)
     assert text.endswith(f"first (merged + LoRA): {rows[2]['verdict']}")
     assert "average choice log-probability, nats" in text
-    assert "-1.000 [-1.071, -0.929]" in text  # two tasks with a reach of 0.1 each
+    assert "-1.00 [-1.07, -0.93]" in text  # two tasks with a reach of 0.1 each
     assert rows[1]["verdict"] in csv_text(rows)
     assert [line["compared with"] for line in cost_lines(rows)] == ["original", "control (original + LoRA)"]
 
@@ -91,3 +91,4 @@ def test_a_task_is_above_chance_if_its_interval_is(experiment, right, above):
     rows = compare(experiment)
     assert all(row["tasks_above_chance"] == above for row in rows)
     assert any("tasks above chance" in line for line in table(rows).splitlines()) == bool(above)
+    assert ("boolq, % (acc, 40 documents; the original is not above chance, 50 %)" in table(rows)) != bool(above)

@@ -105,6 +105,17 @@ def test_a_broken_model_is_so_many_times_worse():
     )
 
 
+def test_tasks_above_chance_are_named_where_they_say_something_else():
+    entries = against(accuracy=score(0.01, -0.013, 0.033, "not significant"))
+    entries["above_chance"] = score(-0.043, -0.065, -0.021, "worse", tasks=5)
+    assert verdict(row(against_control=entries)).endswith(
+        "accuracy: no difference that 1,400 questions in 7 tasks could show (on the 5 above chance: 4.3 points lower "
+        "[2.1, 6.5])."
+    )
+    entries["above_chance"] = score(-0.01, -0.03, 0.01, "not significant", tasks=5)
+    assert verdict(row(against_control=entries)).endswith("questions in 7 tasks could show.")
+
+
 def test_without_a_control_a_healed_model_is_not_praised_for_what_lora_did():
     gain = against(accuracy=score(0.082, 0.026, 0.139, "better"))
     assert verdict(row(against_original=gain)) == (
