@@ -7,6 +7,7 @@ from typing import Any
 
 from swm.plan import MergePlan, WidthCut, Window
 from swm.studies.grids import Grid
+from swm.workspace.controls import CONTROL
 from swm.workspace.estimate import estimate_run
 
 
@@ -16,11 +17,13 @@ def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid
     for cell in grid.cells(facts["layers"]):
         dropped = facts["layers"] - cell.layers
         plan = MergePlan(facts["layers"], (Window(0, dropped),) if dropped else ())
-        evaluations = 2 if cell.recovery else 1
+        control = cell.method == CONTROL  # neither scored before healing nor timed
+        evaluations = 2 if cell.recovery and not control else 1
         needs = estimate_run(facts, cost, plan, cell.recovery, grid.limit, folder, len(grid.tasks), evaluations)
         shape = (cell.layers, cell.width)
-        if not grid.time or shape in timed:
+        if not grid.time or control or shape in timed:
             total -= needs.seconds.get("time", 0)
-        timed.add(shape)
+        else:
+            timed.add(shape)
         total += needs.total_seconds
     return total
