@@ -6,7 +6,7 @@ from pages.shared.frame import STEPS, command_line, next_step, shown_errors, sta
 from pages.shared.live import layers_picture
 from pages.shared.tables import runs_table
 from pages.shared.verdict import judged_rows, show_verdict
-from swm.reporting.compare import flat_rows, row_name
+from swm.reporting.compare import compare, flat_rows, row_name
 from swm.workspace.experiments import list_experiments
 
 experiment = start_page(
@@ -15,12 +15,12 @@ experiment = start_page(
 )
 
 with shown_errors():
-    rows = flat_rows(judged_rows(experiment)) if experiment else []
+    rows = flat_rows(compare(experiment)) if experiment else []
     newest = max(reversed(rows), key=lambda row: (not row["control"], row["created"])) if rows else {}
     if experiment and len(rows) > 1:
         with st.container(border=True):
             st.markdown(f":gray[{experiment.name}: {row_name(newest)}]")
-            show_verdict(newest)
+            show_verdict(judged_rows(experiment, [newest])[0])
             plan = experiment.run(newest["run"]).plan
             layers_picture(plan, experiment.model_facts, key="home_layers")
             next_step("pages/compare.py", "See all scores")

@@ -17,9 +17,10 @@ from pages.shared.tables import comparison_table, paired_table, runs_figures
 from pages.shared.verdict import judged_rows, show_verdict
 from swm.evaluation.paired import SCORES, flipped, paired
 from swm.reporting.charts import differences_chart, score_against_speed, scores_chart
-from swm.reporting.compare import comparable, documents_of, flat_rows, row_name
+from swm.reporting.compare import comparable, compare, documents_of, flat_rows, row_name
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS, TITLES
+from swm.reporting.judged import judged
 from swm.reporting.table import cost_lines
 from swm.workspace.experiments import list_experiments
 
@@ -47,8 +48,9 @@ def last_merged(flat: list[dict[str, Any]]) -> int:
 def reference(scored: dict[str, dict[str, Any]]) -> int:
     """The place of the control of the last run, if it is shown; otherwise the first row, usually the original."""
     rows = list(scored.values())
-    control = rows[last_merged(rows)]["control_run"]
-    return next((i for i, row in enumerate(rows) if row["control"] and row["run"] == control), 0)
+    last = rows[last_merged(rows)]
+    control = (last["experiment"], last["control_run"])
+    return next((i for i, row in enumerate(rows) if (row["experiment"], row["run"]) == control), 0)
 
 
 experiment = require_experiment(
@@ -67,7 +69,7 @@ with shown_errors():
         help="Choose several to compare their runs. Each run is compared with the original and the control of its own "
         "experiment.",
     )
-    rows = [row for name in experiments for row in judged_rows(by_name[name])]
+    rows = [row for name in experiments for row in compare(by_name[name])]
 flat = flat_rows(rows)
 several = len(experiments) > 1
 labels = {f"{row['experiment']}: {row_name(row)}" if several else row_name(row): row for row in flat}
@@ -81,6 +83,9 @@ shown = chosen[1].multiselect(
 st.query_params["experiments"], st.query_params["runs"] = experiments, shown  # so that the address can be shared
 st.session_state["compare_opened"] = True
 labels = {label: row for label, row in labels.items() if label in shown}
+with shown_errors():
+    judged_shown = [row for name in experiments for row in judged_rows(by_name[name], list(labels.values()))]
+labels = dict(zip(labels, judged_shown, strict=True))
 flat = list(labels.values())
 if not any(row["scores"] for row in flat):
     message = "Nothing has been evaluated yet. Evaluate a run and the original." if shown else "Choose a run."
@@ -109,8 +114,8 @@ if costs := cost_lines(flat):
 st.subheader("All measurements", anchor=False)
 st.table(comparison_table(list(labels), flat))
 st.caption(
-    "± is one standard error over documents. Brackets are 95 % intervals over texts for perplexity, and the range over "
-    "repetitions for speed."
+    "± is one standard error over documents. Brackets are 95 % intervals, over documents for scores and over segments "
+    "of text for perplexity, and the range over repetitions for speed."
 )
 scored = {label: row for label, row in labels.items() if row["scores"]}
 left, right = st.columns(2, gap="large")
@@ -162,7 +167,7 @@ if len(scored) > 1:
     )
     with shown_errors():
         before, after = documents_of(scored[first]), documents_of(scored[second])
-    compared = paired(before, after, score, above if only_above else None)
+    compared = paired(before, after, score, above if only_above and above else None)
     if compared:
         left, right = st.columns([2, 3], gap="large", vertical_alignment="center")
         left.plotly_chart(differences_chart(compared), key="compare_differences")
@@ -197,7 +202,7 @@ st.dataframe(figures, column_config={"run": st.column_config.Column(pinned=True)
 st.caption("Click a column header to sort or pin it. Use the magnifying glass to find a run.")
 st.download_button(
     "Download as CSV",
-    lambda: csv_text(rows),
+    lambda: csv_text(judged(rows)),
     f"{experiment.name}.csv",
     "text/csv",
     key="compare_csv",

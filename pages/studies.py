@@ -17,7 +17,7 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.tables import decided_table, study_table, survival_table
-from swm.evaluation.paired import SCORES
+from swm.evaluation.paired import ACCURACY, SCORES
 from swm.jobs.child import start
 from swm.reporting.charts import similarity_heatmap
 from swm.reporting.compare import row_name
@@ -125,7 +125,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
 
 
 def _has(row: dict[str, Any], figure_of: str) -> bool:
-    if figure_of == SCORES[0]:
+    if figure_of == ACCURACY:
         return row["average"] is not None
     return figure_of in row["averages"] or figure_of in row["perplexities"]
 
@@ -134,7 +134,9 @@ def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set
     """Whether the better start survives healing, and which scores can tell the methods apart."""
     survival = survival_table(rows)
     if not survival.empty:
-        st.subheader(f"Does the start survive healing? Every method against {rows_method(rows)}", anchor=False)
+        st.subheader(
+            f"Do differences between methods survive healing? Every method against {rows_method(rows)}", anchor=False
+        )
         st.dataframe(survival, hide_index=True)
         st.caption(
             "Differences of the average choice log-probability in nats (above 0: surer of the right answer than "

@@ -94,7 +94,7 @@ def explained(error: ValidationError) -> str:
 
 def _is_branch(part: Any) -> bool:
     """Whether a part of an error's location names a branch of a union rather than an entry of the data."""
-    return isinstance(part, str) and any(sign in part for sign in "[(")
+    return isinstance(part, str) and (any(sign in part for sign in "[(") or part[:1].isupper())
 
 
 def choices(cls: Any, name: str) -> tuple[Any, ...]:

@@ -31,10 +31,12 @@ def offer_control(run: Run, limit: int | None) -> None:
     label = f"Finish its control, {control.name}" if control else "Heal the original in the same way (control)"
     if st.button(label, key="run_control", icon=":material/balance:", help=TERMS["control"]):
         control, _ = planned_control(run)
-        start(control, "run", ["control", run.experiment.name, run.name])
+        start(control, "control", ["control", run.experiment.name, run.name])
         st.session_state["run_next"] = control.name
         st.rerun()
-    st.caption(f"Without a control, LoRA's own effect on the scores counts as the merged model's.{_time(run, limit)}")
+    st.caption(
+        f"Without a control, LoRA's own effect on the scores is credited to the merged model.{_time(run, limit)}"
+    )
 
 
 def _time(run: Run, limit: int | None) -> str:

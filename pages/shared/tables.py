@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from swm.evaluation.paired import SCORES, Paired
+from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, Paired
 from swm.reporting.compare import row_name, stage_name
 from swm.reporting.glossary import FORMS, TITLES, UNITS
 from swm.reporting.table import MISSING, interval, lines, number, percent, points, ratio, speedup
@@ -87,9 +87,9 @@ def survival_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "method": row["method"],
             "LoRA seeds": len(row["seeds"]),
             "choice log-probability, before": points(
-                _choice(before.get((row["method"], row["layers"]))), *FORMS[SCORES[1]]
+                _choice(before.get((row["method"], row["layers"]))), *FORMS[CHOICE_LOGPROB]
             ),
-            "after": points(_choice(row["against"]), *FORMS[SCORES[1]]),
+            "after": points(_choice(row["against"]), *FORMS[CHOICE_LOGPROB]),
             **{f"after, {label}": _part(_choice(row["against"]), name) for label, name in parts},
             **{
                 f"perplexity, {text}, {when}": ratio(against["perplexity"].get(text) if against else None)
@@ -102,7 +102,7 @@ def survival_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _choice(against: dict[str, Any] | None) -> dict[str, Any] | None:
-    return against["scores"].get(SCORES[1]) if against else None
+    return against["scores"].get(CHOICE_LOGPROB) if against else None
 
 
 def _part(entry: dict[str, Any] | None, name: str) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.frame import plain
-from swm.reporting.compare import compare
-from swm.reporting.glossary import TERMS
-from swm.reporting.judged import judged
-from swm.reporting.table import MISSING, number
-from swm.reporting.verdict import independent_text
+from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
+from swm.reporting.compare import compare, flat_rows
+from swm.reporting.glossary import FORMS, TERMS
+from swm.reporting.judged import judged, key_of
+from swm.reporting.table import MISSING, number, points
+from swm.reporting.verdict import digits_for, independent_text, reference_of
 from swm.workspace.experiments import Experiment
 
 SPEED = "During generation, measured in turn with the original. Brackets: the range over repetitions."
@@ -20,26 +21,30 @@ WIDTHS = (2, 2, 3, 4, 3)  # of the numbers' columns, the longest label widest
 SIZE = "Size of the weights on disk."
 
 
-def judged_rows(experiment: Experiment) -> list[dict[str, Any]]:
-    """The rows of `judged` for all runs of an experiment, cached until one of its files changes."""
-    return _judged(str(experiment.folder), experiment.results_changed())
+def judged_rows(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of an experiment as from `judged`, cached until one of its files changes; other rows are not computed."""
+    keys = tuple(key_of(row) for row in rows if row["experiment"] == experiment.name)
+    return _judged(str(experiment.folder), experiment.results_changed(), keys) if keys else []
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _judged(folder: str, changed: list[tuple[str, int]]) -> list[dict[str, Any]]:
-    return judged(compare(Experiment(Path(folder))))
+def _judged(
+    folder: str, changed: list[tuple[str, int]], keys: tuple[tuple[str, str, str], ...]
+) -> list[dict[str, Any]]:
+    rows = flat_rows(judged(compare(Experiment(Path(folder))), keys))
+    return [row for row in rows if key_of(row) in keys]
 
 
 def show_verdict(row: dict[str, Any]) -> None:
     """The verdict on a row of `judged` as a sentence, then its main numbers with the differences behind it."""
     st.markdown(f"##### {plain(row['verdict'])}")
-    against = row["against_control"] or row["against_original"]
+    against = reference_of(row)
     metrics = [
         ("Speed", *_speed(row), SPEED),
         ("Size", f"{row['size_bytes'] / 2**20:,.0f} MiB", _smaller(row), SIZE),
         _perplexity(row, against),
-        ("Choice log-probability", *_score(row, against, "choice_logprob"), TERMS["choice_logprob"]),
-        ("Accuracy", *_score(row, against, "accuracy"), TERMS["accuracy"]),
+        ("Choice log-probability", *_score(row, against, CHOICE_LOGPROB), TERMS["choice_logprob"]),
+        ("Accuracy", *_score(row, against, ACCURACY), TERMS["accuracy"]),
     ]
     for column, (label, value, change, help_text) in zip(st.columns(WIDTHS), metrics, strict=True):
         column.metric(label, value, change, "off", help=help_text, delta_arrow="off", width="stretch")
@@ -71,17 +76,16 @@ def _perplexity(row: dict[str, Any], against: dict[str, Any] | None) -> tuple[st
     change = None
     if text in ratios:
         ends = [100 * (ratios[text][name] - 1) for name in ("ratio", "low", "high")]
-        digits = 0 if max(map(abs, ends)) >= 10 else 1
+        digits = digits_for(ends[1:], 0 if max(map(abs, ends)) >= 10 else 1)
         change = "{:+,.{d}f} % [{:+,.{d}f}, {:+,.{d}f}]".format(*ends, d=digits)
     return f"Perplexity, {text}" if text else "Perplexity", value, change, TERMS["perplexity"]
 
 
 def _score(row: dict[str, Any], against: dict[str, Any] | None, score: str) -> tuple[str, str | None]:
     """The average of a score and its change; accuracy in percent and points."""
-    value, factor, digits = (row["average"], 100, 1) if score == "accuracy" else (row["average_choice_logprob"], 1, 2)
+    if score == ACCURACY:
+        shown = MISSING if row["average"] is None else f"{100 * row['average']:.1f} %"
+    else:
+        shown = number(row["average_choice_logprob"], 2)
     entry = against["scores"].get(score) if against else None
-    shown = MISSING if value is None else f"{factor * value:.{digits}f}{' %' if factor == 100 else ''}"
-    if entry is None:
-        return shown, None
-    ends = [factor * entry[name] for name in ("difference", "low", "high")]
-    return shown, "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*ends, d=digits)
+    return shown, points(entry, *FORMS[score]) if entry else None

@@ -147,7 +147,7 @@ def _add_showing(add: Add) -> None:
     command.add_argument("--port", type=int, default=8501, help="port of the app (8501)")
     command = add("demo", "Run every stage on the bundled model with small settings.")
     command.add_argument("--name", default="demo", help="name of the experiment (demo)")
-    _add_limit(command, 20)
+    _add_limit(command, 30)
     command.add_argument("--steps", type=int, default=20, help="recovery steps (20)")
 
 

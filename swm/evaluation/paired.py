@@ -11,10 +11,10 @@ from swm.evaluation.continuous import bits_per_byte, choice_logprob, student
 
 NOISE = 0.05
 FEWEST_DOCUMENTS = 30  # per task; no verdict with fewer
-VERDICTS = ("not significant", "better", "worse", "too few documents")
+VERDICTS = UNDECIDED, BETTER, WORSE, TOO_FEW = ("not significant", "better", "worse", "too few documents")
 AVERAGE = "average"
-SCORES = ("accuracy", "choice_logprob", "bits_per_byte")
-LOWER_IS_BETTER = ("bits_per_byte",)
+SCORES = ACCURACY, CHOICE_LOGPROB, BITS_PER_BYTE = ("accuracy", "choice_logprob", "bits_per_byte")
+LOWER_IS_BETTER = (BITS_PER_BYTE,)
 Z_95 = 1.959963984540054  # normal quantile for a two-sided 95 % interval
 
 
@@ -42,20 +42,20 @@ class Paired:
     gained: int
     lost: int
     fewest: int
-    score: str = SCORES[0]
+    score: str = ACCURACY
 
     @property
     def verdict(self) -> str:
         """One of VERDICTS."""
         if self.fewest < FEWEST_DOCUMENTS:
-            return VERDICTS[3]
+            return TOO_FEW
         if self.p_value >= NOISE:
-            return VERDICTS[0]
-        return VERDICTS[1] if (self.difference > 0) != (self.score in LOWER_IS_BETTER) else VERDICTS[2]
+            return UNDECIDED
+        return BETTER if (self.difference > 0) != (self.score in LOWER_IS_BETTER) else WORSE
 
 
 def paired(
-    first: dict[str, Any], second: dict[str, Any], score: str = SCORES[0], tasks: Collection[str] | None = None
+    first: dict[str, Any], second: dict[str, Any], score: str = ACCURACY, tasks: Collection[str] | None = None
 ) -> list[Paired]:
     """One comparison for each task that both models answered, then their average.
 
@@ -75,11 +75,11 @@ def paired(
         if tasks is not None and task not in tasks:
             continue
         changes = _changes(_pairs(rows, second.get("tasks", {}).get(task, [])), score)
-        if not changes or (score != SCORES[0] and len(changes) < 2):
+        if not changes or (score != ACCURACY and len(changes) < 2):
             continue
         gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
         n, mean = len(changes), math.fsum(changes) / len(changes)
-        if score != SCORES[0]:
+        if score != ACCURACY:
             errors.append(math.sqrt(math.fsum((change - mean) ** 2 for change in changes) / (n - 1) / n))
             low, high, p_value = student(changes)
         else:
@@ -107,39 +107,37 @@ def _changes(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], score: str)
 
 def value_of(row: dict[str, Any], score: str) -> float | None:
     """A document's score; None if the model's answer to it has no such score."""
-    if score == SCORES[0]:
+    if score == ACCURACY:
         return float(row["correct"])
     if score in row or not row.get("log_likelihoods"):
         return row.get(score)
-    if score == SCORES[1]:
+    if score == CHOICE_LOGPROB:
         return choice_logprob(row["log_likelihoods"], row["answer"])
-    return bits_per_byte(row["log_likelihoods"][row["answer"]], row["bytes"]) if row["bytes"] else None
+    return bits_per_byte(row["log_likelihoods"][row["answer"]], row["bytes"]) if row.get("bytes") else None
 
 
-def perplexity_ratio(first: dict[str, Any], second: dict[str, Any]) -> dict[str, float]:
-    """How many times the first model's perplexity of a text the second's is, with its 95 % interval.
+def log_perplexity_ratio(first: dict[str, Any], second: dict[str, Any]) -> tuple[float, float, float]:
+    """Logarithm of how many times the first model's perplexity of a text the second's is, and its 95 % interval.
 
     Args:
         first, second: of the same text, as from `evaluation.perplexity`.
 
     Returns:
-        `value`, `low`, `high`. The interval is Student's, on the differences of the segments' losses. Older results
-        lack the losses: there it is that of two independent perplexities, which is wider.
+        Value, low, high. The interval is Student's, on the differences of the segments' losses. Older results lack the
+        losses, see `has_losses`: there it is that of two independent perplexities, which is wider.
     """
-    losses = [entry.get("losses", []) for entry in (first, second)]
-    if len(losses[0]) == len(losses[1]) > 1:
-        changes = [b - a for a, b in zip(*losses, strict=True)]
+    if has_losses(first, second):
+        changes = [b - a for a, b in zip(first["losses"], second["losses"], strict=True)]
         low, high, _ = student(changes)
-        mean = math.fsum(changes) / len(changes)
-    else:
-        mean = math.log(second["value"] / first["value"])
-        logs = [{end: math.log(entry[end] / entry["value"]) for end in ("low", "high")} for entry in (first, second)]
-        low, high = (
-            mean - math.hypot(logs[1]["low"], logs[0]["high"]),
-            mean + math.hypot(logs[1]["high"], logs[0]["low"]),
-        )
-    ends = {"value": mean, "low": low, "high": high}
-    return {name: math.exp(min(end, 50.0)) for name, end in ends.items()}  # JSON has no infinity
+        return math.fsum(changes) / len(changes), low, high
+    value = math.log(second["value"] / first["value"])
+    one, other = ({end: math.log(entry[end] / entry["value"]) for end in ("low", "high")} for entry in (first, second))
+    return value, value - math.hypot(other["low"], one["high"]), value + math.hypot(other["high"], one["low"])
+
+
+def has_losses(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two perplexities have the losses of the same number of segments, and more than one."""
+    return len(first.get("losses", ())) == len(second.get("losses", ())) > 1
 
 
 def mean_perplexity(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from swm.evaluation.paired import SCORES, VERDICTS, Paired
+from swm.evaluation.paired import ACCURACY, VERDICTS, Paired
 from swm.plan import Window
 from swm.reporting.glossary import FORMS, UNITS
 from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
@@ -249,7 +249,7 @@ def score_against_speed(rows: Sequence[dict[str, Any]], names: Sequence[str]) ->
 
 def differences_chart(compared: Sequence[Paired]) -> go.Figure:
     """Difference on each task with its 95 % interval; grey if not significant or of too few documents."""
-    score = compared[0].score if compared else SCORES[0]
+    score = compared[0].score if compared else ACCURACY
     figure, unit, factor = go.Figure(), UNITS[score], FORMS[score][0]
     for verdict, colour in zip(VERDICTS, (LINE, BETTER, WORSE, LINE), strict=True):
         rows = [row for row in compared if row.verdict == verdict]

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-from swm.evaluation.paired import SCORES
+from swm.evaluation.paired import CHOICE_LOGPROB, SCORES
 from swm.registry import MERGE_RULES
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
@@ -24,7 +24,7 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
         Rows with `run`, `stage`, `layers`, `parameters`, `size_bytes`, `perplexity` (on LAMBADA unless another text was
         measured first), `perplexities` by text, `scores` by task (`value`, `stderr`, `metric`, `documents`, `chance`,
         `choice_logprob` and `bits_per_byte` with `low` and `high`), `average` and `average_stderr`,
-        `average_choice_logprob` (None unless every task has one), `averages` (see `continuous_averages`),
+        `average_choice_logprob`, `averages` (see `continuous_averages`),
         `tasks_above_chance` (those that the original answers better than by guessing), `control` (whether it is the
         original model, healed), `control_run` (the control of a healed run), `tokens_per_second`, `latency_ms`,
         `peak_memory_bytes`, `speedup` (with `low` and `high`), `conditions` (of the scores), `seed` and
@@ -119,7 +119,7 @@ def flat_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _row_of(run: Run) -> dict[str, Any]:
     row = _row(run, run.stage, run.scores(), run.timing())
-    if (scores := run.scores_before_recovery()) and run.stage == "recovered" and not run.is_control:
+    if (scores := run.scores_before_recovery()) and run.stage == "recovered":
         before = run.timing_before_recovery()
         row["before_recovery"] = _row(run, "merged", scores, before or run.timing())
         if not before and run.timing():
@@ -145,7 +145,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "layers": run.plan.layers_left,
         "parameters": parameters,
         "size_bytes": merged.get("size_bytes", parameters * facts["size_bytes"] // facts["parameters"]),
-        "control": run.is_control,
+        "control": run.is_control and stage == "recovered",
         "control_run": control.name if stage == "recovered" and (control := control_of(run)) else None,
         "windows": [[window.first, window.last] for window in run.plan.windows],
         "fitted_first": stage == "recovered" and _fitted_first(run),
@@ -163,7 +163,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "samples": scores.get("samples", []),
         "average": average,
         "average_stderr": stderr,
-        "average_choice_logprob": averages.get(SCORES[1], {}).get("value"),
+        "average_choice_logprob": averages.get(CHOICE_LOGPROB, {}).get("value"),
         "averages": averages,
         "tokens_per_second": timing.get("tokens_per_second"),
         "latency_ms": timing.get("latency_ms"),
@@ -218,13 +218,12 @@ def average_of(scores: dict[str, Any], tasks: Collection[str] | None = None) -> 
 def continuous_averages(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
     """The mean over tasks of each continuous score with its 95 % interval, treating tasks as independent.
 
-    The average of the choice log-probability is missing unless every task has one; that of bits per byte is over the
-    tasks that have it.
+    Over the tasks that have the score: bits per byte are missing where answers are labels, both without choices.
     """
     averages = {}
     for name in SCORES[1:]:
         entries = [score[name] for score in scores.values() if score.get(name)]
-        if entries and (name == SCORES[2] or len(entries) == len(scores)):
+        if entries:
             value = math.fsum(entry["value"] for entry in entries) / len(entries)
             reach = math.sqrt(math.fsum((entry["high"] - entry["low"]) ** 2 for entry in entries)) / 2 / len(entries)
             averages[name] = {"value": value, "low": value - reach, "high": value + reach}

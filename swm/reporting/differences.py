@@ -5,10 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from swm.evaluation.continuous import student
-from swm.evaluation.paired import SCORES, VERDICTS, mean_answers, mean_perplexity, paired, perplexity_ratio
+from swm.evaluation.paired import (
+    ACCURACY,
+    SCORES,
+    TOO_FEW,
+    UNDECIDED,
+    has_losses,
+    log_perplexity_ratio,
+    mean_answers,
+    mean_perplexity,
+    paired,
+)
 from swm.reporting.compare import documents_key, documents_of, row_name, same_text
 
 Entry = dict[str, Any]
@@ -23,39 +34,60 @@ class Measured:
         answers: for each seed, the answers as from `Run.documents`.
         perplexities: for each seed, the perplexities by text, as in scores.json.
         seeds: the seeds; empty for a model that is not healed.
+        rows: the rows of `compare` behind it.
     """
 
     name: str
     answers: tuple[Entry, ...]
     perplexities: tuple[Entry, ...]
     seeds: tuple[int, ...] = ()
+    rows: tuple[Entry, ...] = ()
+
+    @cached_property
+    def mean(self) -> Entry:
+        """The answers, averaged over seeds for each document."""
+        return mean_answers(self.answers)
 
 
-def compared(reference: Sequence[Entry], rows: Sequence[Entry]) -> Entry | None:
-    """How a model differs from another one, see `difference`; None if nothing can be compared.
+def measured(rows: Sequence[Entry]) -> Measured | None:
+    """The results behind rows of `compare` that differ only in the seed of their healing; None if there are none.
 
-    Args:
-        reference, rows: rows of `compare` that differ only in the seed of their healing; a single row for one run.
-
-    Returns:
-        As `difference`, and `above_chance`: the difference of the average accuracy of the tasks that the original
-        answers better than by guessing; missing if these are all tasks, or none.
+    Raises:
+        ExperimentError: if a file with answers is damaged.
     """
-    if not reference or not rows or reference[0] is rows[0]:
+    if not any(row["scores"] or row["perplexities"] for row in rows):
         return None
-    sides, above = (_measured(reference), _measured(rows)), rows[0]["tasks_above_chance"]
-    entry = difference(*sides)
-    if len({str(documents_key(row)) for row in (*reference, *rows)}) > 1:
-        entry["scores"] = {}  # averages over other tasks or documents
-    elif above and len(above) < len(rows[0]["scores"]) and SCORES[0] in entry["scores"]:
-        entry["above_chance"] = difference(*sides, above)["scores"][SCORES[0]]
-    return entry if entry["scores"] or entry["perplexity"] else None
-
-
-def _measured(rows: Sequence[Entry]) -> Measured:
     seeds = tuple(row["seed"] for row in rows if row["seed"] is not None)
     answers = tuple(documents_of(row) for row in rows)
-    return Measured(row_name(rows[0]), answers, tuple(row["perplexities"] for row in rows), seeds)
+    return Measured(row_name(rows[0]), answers, tuple(row["perplexities"] for row in rows), seeds, tuple(rows))
+
+
+def compared(reference: Measured | None, other: Measured | None) -> Entry | None:
+    """How a model differs from another one; None if nothing can be compared.
+
+    Returns:
+        As `difference`, with `above_chance`: the difference of the average accuracy of the tasks that the original
+        answers better than by guessing (missing if these are all tasks, or none); and `not_compared`: what was measured
+        on both sides, but not on the same documents.
+    """
+    if reference is None or other is None or _place(reference) == _place(other):
+        return None
+    entry = {**difference(reference, other), "not_compared": []}
+    first, rows = reference.rows[0], (*reference.rows, *other.rows)
+    if not all(row["scores"] for row in rows):
+        entry["scores"] = {}
+    elif len({str(documents_key(row)) for row in rows}) > 1:
+        entry["scores"] = {}
+        reason = "they are of other tasks or documents"
+        entry["not_compared"] = [f"Scores are not compared with those of {reference.name}: {reason}."]
+    above = [task for task in first["tasks_above_chance"] if task in first["scores"]]
+    if ACCURACY in entry["scores"] and 0 < len(above) < len(first["scores"]):
+        entry["above_chance"] = _score(reference, other, ACCURACY, above)
+    return entry if entry["scores"] or entry["perplexity"] or entry["not_compared"] else None
+
+
+def _place(model: Measured) -> tuple[Any, ...]:
+    return tuple(model.rows[0][name] for name in ("experiment", "run", "stage"))
 
 
 def difference(reference: Measured, other: Measured, tasks: Collection[str] | None = None) -> Entry:
@@ -67,7 +99,8 @@ def difference(reference: Measured, other: Measured, tasks: Collection[str] | No
     Returns:
         `from`, the reference's name. `scores` by score (see `evaluation.paired.SCORES`), each the difference of the
         tasks' average, or of the only task: `difference`, `low` to `high`, `verdict`, `tasks`, `documents`, `fewest`
-        (documents of the smallest task). `perplexity` by text: `ratio`, `low` to `high`. All intervals are 95 %
+        (documents of the smallest task). `perplexity` by text: `ratio`, `low` to `high`, and whether they are `paired`,
+        segment by segment. All intervals are 95 %
         intervals over the same documents or segments of text. If a model was healed with several seeds, they include
         the spread over seeds, and `over_documents` and `over_seeds` are the two parts as [low, high].
         What was not measured on both sides, or not on the same documents, is missing.
@@ -77,10 +110,10 @@ def difference(reference: Measured, other: Measured, tasks: Collection[str] | No
 
 
 def _score(reference: Measured, other: Measured, score: str, tasks: Collection[str] | None) -> Entry | None:
-    means = mean_answers(reference.answers), mean_answers(other.answers)
-    if not (compared := paired(*means, score, tasks)):
+    means = reference.mean, other.mean
+    if not (by_task := paired(*means, score, tasks)):
         return None
-    last = compared[-1]  # the average, if there are several tasks
+    last = by_task[-1]  # the average, if there are several tasks
     spreads = _spreads(
         (reference.answers, other.answers),
         means,
@@ -89,12 +122,12 @@ def _score(reference: Measured, other: Measured, score: str, tasks: Collection[s
     )
     entry = _interval(last.difference, last.low, last.high, spreads)
     decided = entry["low"] > 0 or entry["high"] < 0
-    undecided = last.verdict if last.verdict in (VERDICTS[0], VERDICTS[3]) else VERDICTS[0]
+    undecided = TOO_FEW if last.verdict == TOO_FEW else UNDECIDED
     return {
         "difference": last.difference,
         **entry,
         "verdict": last.verdict if decided else undecided,
-        "tasks": max(1, len(compared) - 1),
+        "tasks": max(1, len(by_task) - 1),
         "documents": last.documents,
         "fewest": last.fewest,
     }
@@ -144,11 +177,12 @@ def _perplexities(reference: Measured, other: Measured) -> dict[str, Entry]:
             (sides[0], sides[1]),
             means,
             reference.seeds == other.seeds,
-            lambda first, second: math.log(perplexity_ratio(first, second)["value"]),
+            lambda first, second: log_perplexity_ratio(first, second)[0],
         )
-        value, low, high = (math.log(end) for end in perplexity_ratio(*means).values())
-        entry = _interval(value, low, high, spreads)
-        entries[text] = {"ratio": math.exp(value), **{name: _exponential(end) for name, end in entry.items()}}
+        value, low, high = log_perplexity_ratio(*means)
+        ends = {"ratio": value, **_interval(value, low, high, spreads)}
+        entries[text] = {name: _exponential(end) for name, end in ends.items()}
+        entries[text]["paired"] = has_losses(*means)
     return entries
 
 

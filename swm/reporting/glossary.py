@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 TERMS = {
-    "accuracy": "Share of questions for which the model finds the right choice most likely; each task also has a "
-    "chance level, that of guessing.",
+    "accuracy": "Share of questions for which the model rates the right choice most likely; each task has a chance "
+    "level, the score of random guessing.",
     "choice_logprob": "Logarithm of the probability that the model gives the right choice among the choices, in nats; "
-    "0 is certain. It shows smaller changes than accuracy does.",
+    "0 is certain. It shows smaller changes than accuracy does. “8 % less sure” means that this probability is 8 % "
+    "lower, as a geometric mean over questions.",
     "bits_per_byte": "Bits that the model needs for each byte of the right answer's text; lower is better. It measures "
-    "language in answers, not choosing between them.",
+    "how well the model predicts the answer's words, not which answer it picks.",
     "perplexity": "How many tokens the model hesitates between, on average, at each token of held-out text; lower is "
-    "better, and only perplexities of the same text compare.",
+    "better, and comparable only on the same text.",
     "similarity": "How much two layers' outputs agree, or a merged model's last hidden state with the original's: 1 is "
     "the same direction; a high value does not mean that a layer can go.",
     "block_influence": "How much a layer changes the direction of its input: 1 minus the cosine of input and output; "
@@ -27,5 +28,5 @@ TITLES = {
     "block_influence": "Block influence",
     "control": "Control",
 }
-FORMS = {"accuracy": (100, 1), "choice_logprob": (1, 3), "bits_per_byte": (1, 3)}  # factor to the unit, decimals
+FORMS = {"accuracy": (100, 1), "choice_logprob": (1, 2), "bits_per_byte": (1, 3)}  # factor to the unit, decimals
 UNITS = {"accuracy": "points", "choice_logprob": "nats", "bits_per_byte": "bits per byte"}

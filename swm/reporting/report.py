@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from swm import __version__
 from swm.errors import ExperimentError
-from swm.evaluation.paired import SCORES, paired
+from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, paired
 from swm.reporting.charts import differences_chart, loss_chart, scores_chart, similarity_heatmap
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows, row_name
@@ -19,9 +19,10 @@ from swm.reporting.html import figure_html, template_environment
 from swm.reporting.judged import judged
 from swm.reporting.preview import plan_view
 from swm.reporting.table import cost_lines, lines
+from swm.reporting.verdict import reference_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import disk_errors, replace_file
-from swm.workspace.runs import BASELINE, Run
+from swm.workspace.runs import Run
 from swm.workspace.units import gib
 
 
@@ -100,13 +101,14 @@ def _cost(run: Run) -> list[str]:
 
 def _differences(measured: list[dict[str, Any]]) -> list[tuple[str, go.Figure]]:
     """Charts of each row's differences from its control, or else the original, over the same documents."""
-    by_run = {row["run"]: row for row in measured if row["stage"] != "merged"}
+    by_name = {row_name(row): row for row in measured}
     charts = []
     for row in measured:
-        reference = by_run.get(row["control_run"] or BASELINE)
-        if reference is None or reference is row:
+        against = reference_of(row)
+        if not against or against["from"] not in by_name or not against["scores"]:
             continue
-        for score in SCORES[:2]:
+        reference = by_name[against["from"]]
+        for score in (ACCURACY, CHOICE_LOGPROB):
             if results := paired(documents_of(reference), documents_of(row), score):
                 title = f"{TITLES[score]}: {row_name(row)} compared with {row_name(reference)}, 95 % intervals"
                 charts.append((title, differences_chart(results)))

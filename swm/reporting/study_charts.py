@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from swm.evaluation.paired import SCORES
+from swm.evaluation.paired import ACCURACY, SCORES
 from swm.reporting.charts import LINE, plain_axes
 from swm.reporting.palette import BETTER, WORSE
 from swm.search.threshold_path import ThresholdPath
@@ -90,7 +90,7 @@ def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] 
     if figure_of in SCORES[1:]:
         entry = row["averages"].get(figure_of)
         return entry and (entry["value"], entry["low"], entry["high"])
-    if figure_of == SCORES[0]:
+    if figure_of == ACCURACY:
         value, stderr = row["average"], row["average_stderr"]
         return None if value is None else (100 * value, 100 * (value - stderr), 100 * (value + stderr))
     entry = row["perplexities"].get(figure_of)

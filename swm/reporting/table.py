@@ -7,6 +7,7 @@ from typing import Any
 from swm.evaluation.paired import SCORES
 from swm.reporting.compare import average_of, documents_key, flat_rows, row_name, same_text
 from swm.reporting.glossary import FORMS, TITLES, UNITS
+from swm.reporting.verdict import digits_for, reference_of
 from swm.workspace.runs import BASELINE
 
 MISSING = "–"
@@ -45,7 +46,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         for label, cells in body
     ]
     verdicts = [f"{row_name(row)}: {row['verdict']}" for row in flat if row.get("verdict")]
-    return "\n".join([*table_lines, *([""] if verdicts else []), *verdicts])
+    explained = ["", *verdicts, "", "In the verdicts, brackets are 95 % intervals."] if verdicts else []
+    return "\n".join([*table_lines, *explained])
 
 
 def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -87,7 +89,8 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
 
 def _at_chance(task: str, score: dict[str, Any], flat: list[dict[str, Any]]) -> str:
     """A note if the original's accuracy on a task cannot be told from guessing."""
-    if score.get("chance") is None or any(task in row["tasks_above_chance"] for row in flat):
+    originals = [row for row in flat if row["run"] == BASELINE and task in row["scores"]]
+    if not originals or score.get("chance") is None or task in originals[0]["tasks_above_chance"]:
         return ""
     return f"; the original is not above chance, {100 * score['chance']:.0f} %"
 
@@ -108,7 +111,7 @@ def _continuous(flat: list[dict[str, Any]], apart: str) -> list[tuple[str, list[
 
 def cost_lines(flat: list[dict[str, Any]]) -> list[dict[str, str]]:
     """The differences of each row of `judged` from its control or else the original, as text by column."""
-    judged = [(row, against) for row in flat if (against := row["against_control"] or row["against_original"])]
+    judged = [(row, against) for row in flat if (against := reference_of(row))]
     texts = dict.fromkeys(text for _, against in judged for text in against["perplexity"])
     several = len({row["experiment"] for row in flat}) > 1
     return [
@@ -178,19 +181,26 @@ def percent(value: float | None, stderr: float | None) -> str:
 
 def points(entry: dict[str, Any] | None, factor: float = 100, digits: int = 1) -> str:
     """A difference with its interval; of shares, in points, unless another factor is given."""
-    if entry is None:
+    if entry is None or entry["difference"] is None:
         return MISSING
-    value, low, high = (f"{factor * entry[name]:+.{digits}f}" for name in ("difference", "low", "high"))
+    ends = [factor * entry[name] for name in ("difference", "low", "high")]
+    digits = digits_for(ends[1:], digits)
+    value, low, high = (f"{end:+,.{digits}f}" for end in ends)
     return f"{value} [{low}, {high}]"
 
 
 def ratio(entry: dict[str, Any] | None) -> str:
-    """A ratio of perplexities with its interval, as in "x 1.09 [1.04, 1.14]"."""
-    return f"× {_times(entry['ratio'])} [{_times(entry['low'])}, {_times(entry['high'])}]" if entry else MISSING
+    """A ratio of perplexities with its interval, as in "× 1.09 [1.04, 1.14]"; older results compare unpaired."""
+    if not entry:
+        return MISSING
+    value, low, high = (_times(entry[name]) for name in ("ratio", "low", "high"))
+    return f"× {value} [{low}, {high}]{'' if entry['paired'] else ' (unpaired)'}"
 
 
 def _times(value: float) -> str:
-    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}" if value < 100_000 else f"{value:.1e}"
+    if value > 10_000:
+        return "over 10,000"
+    return f"{value:,.3f}" if 0.95 < value < 1.05 else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def number(value: float | None, digits: int) -> str:

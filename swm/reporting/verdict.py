@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from swm.evaluation.paired import VERDICTS
+from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, FEWEST_DOCUMENTS, TOO_FEW, UNDECIDED
 
 Entry = dict[str, Any]
+MOST_TIMES = 1000  # larger ratios are broken models, whose exact number means nothing
 
 
 def verdict(row: Entry) -> str:
@@ -17,11 +19,20 @@ def verdict(row: Entry) -> str:
     """
     if row["stage"] == "original":
         return f"The original model: {row['layers']} layers, {row['parameters'] / 1e6:,.1f} million parameters."
-    against = row["against_control"] or row["against_original"]
-    costs = _costs(row, against)
-    if not costs:
-        return f"{_gained(row)}. {' '.join(row['not_compared']) or 'What it cost is not measured yet.'}"
-    return f"{_gained(row)}. {_reference(row)}: {'; '.join(costs)}.{_left_out(row)}"
+    against = reference_of(row)
+    costs = _costs(row, against) if against else []
+    reasons = [*(against["not_compared"] if against else []), *([] if row["against_control"] else row["not_compared"])]
+    said = (
+        f"{_reference(row)}: {'; '.join(costs)}." if costs else "" if reasons else "What it cost is not measured yet."
+    )
+    return " ".join(filter(None, [f"{_gained(row)}.", said, *reasons]))
+
+
+def reference_of(row: Entry) -> Entry | None:
+    """What a row of `judged` is compared with: its control if there are results to compare, otherwise the original."""
+    control: Entry | None = row["against_control"]
+    original: Entry | None = row["against_original"]
+    return control or original
 
 
 def _gained(row: Entry) -> str:
@@ -30,40 +41,41 @@ def _gained(row: Entry) -> str:
         return "The control: the original, nothing merged, after the same LoRA training"
     parts = [f"{row['layers']} of {row['layers'] - row['deltas']['layers']} layers"]
     if row["width"]["ratio"]:
-        parts.append(f"width cut by {row['width']['ratio']:.0%}".replace("%", " %"))
+        parts.append(f"width cut by {100 * row['width']['ratio']:.0f} %")
     parts.append(f"{row['speedup']['value']:.2f} times as fast" if row["speedup"] else "speed not measured")
-    smaller = -row["deltas"]["size_bytes"] / (row["size_bytes"] - row["deltas"]["size_bytes"])
-    return ", ".join([*parts, f"{100 * smaller:.0f} % smaller"])
+    smaller = round(-100 * row["deltas"]["size_bytes"] / (row["size_bytes"] - row["deltas"]["size_bytes"]))
+    parts.append(f"{abs(smaller)} % {'smaller' if smaller > 0 else 'larger'}" if smaller else "the same size")
+    return ", ".join(parts)
 
 
 def _reference(row: Entry) -> str:
+    """What the row is compared with, and how many trainings that rests on."""
+    if row["stage"] != "recovered":
+        return "Compared with the original"
+    seeds = row.get("seeds") or [row["seed"]]
+    trained = f" ({len(seeds)} training seeds)" if len(seeds) > 1 else " (one training seed)"
     if row["against_control"]:
-        return "Compared with the original healed in the same way"
-    if row["stage"] == "recovered" and not row["control"]:
-        return "Compared with the original without training (there is no control, so a gain may come from LoRA alone)"
-    return "Compared with the original"
+        return f"Compared with the original healed in the same way{trained}"
+    if row["control"]:
+        return f"Compared with the original{trained}"
+    missing = f"its control, {row['control_run']}, is not evaluated" if row["control_run"] else "there is no control"
+    return f"Compared with the original without training ({missing}, so a gain may come from LoRA alone)"
 
 
-def _left_out(row: Entry) -> str:
-    return "".join(f" {reason}" for reason in row["not_compared"])
-
-
-def _costs(row: Entry, against: Entry | None) -> list[str]:
+def _costs(row: Entry, against: Entry) -> list[str]:
     """A phrase for each kind of score that was measured on both sides."""
-    if against is None:
-        return []
     scores, costs = against["scores"], []
     if text := independent_text(row, list(against["perplexity"])):
         costs.append(_perplexity(text, against["perplexity"][text]))
-    if "choice_logprob" in scores:
-        costs.append(_sureness(scores["choice_logprob"]))
-    if "accuracy" in scores:
-        costs.append(_accuracy(scores["accuracy"]) + _above_chance(scores["accuracy"], against.get("above_chance")))
+    if CHOICE_LOGPROB in scores:
+        costs.append(_sureness(scores[CHOICE_LOGPROB]))
+    if ACCURACY in scores:
+        costs.append(_accuracy(scores[ACCURACY]) + _above_chance(scores[ACCURACY], against.get("above_chance")))
     return costs
 
 
-def independent_text(row: Entry, texts: list[str]) -> str | None:
-    """The text to judge perplexity by: preferably one of another kind than those the model was planned or healed on."""
+def independent_text(row: Entry, texts: Sequence[str]) -> str | None:
+    """The text to judge perplexity by: preferably of another kind than those the model was planned or healed on."""
     used = {row["conditions"].get("texts"), row["recovery_text"]}
     ordered = sorted(texts, key=lambda text: (text in row["shared_texts"], text in used))
     return ordered[0] if ordered else None
@@ -72,29 +84,33 @@ def independent_text(row: Entry, texts: list[str]) -> str | None:
 def _perplexity(text: str, entry: Entry) -> str:
     ratio, low, high = entry["ratio"], entry["low"], entry["high"]
     name = f"perplexity on {text}"
+    ends = (100 * (low - 1), 100 * (high - 1))
     if low <= 1 <= high:
-        return f"{name}: no difference shown [{_signed(100 * (low - 1), 100 * (high - 1), ' %')}]"
+        return f"{name}: no difference shown [{_signed(ends)} %]"
+    if ratio >= MOST_TIMES:
+        return f"{name} more than {MOST_TIMES:,} times as high"
     if ratio >= 2:
         return f"{name} {ratio:,.1f} times as high [{low:,.1f}, {high:,.1f}]"
-    change, ends = 100 * (ratio - 1), (100 * (low - 1), 100 * (high - 1))
+    change = 100 * (ratio - 1)
     return f"{name} {_size(change, ends)} % {'higher' if change > 0 else 'lower'} [{_span(ends)}]"
 
 
 def _sureness(entry: Entry) -> str:
     """The mean change of the log-probability of the right choice, as a change of that probability in percent."""
-    if entry["verdict"] == VERDICTS[3]:
-        return f"certainty of the right answer: {_too_few(entry)}"
-    change, low, high = (100 * math.expm1(min(entry[name], 50.0)) for name in ("difference", "low", "high"))
-    if entry["verdict"] == VERDICTS[0]:
-        return f"certainty of the right answer: no difference shown [{_signed(low, high, ' %')}]"
+    name = "certainty of the right answer"
+    if entry["verdict"] == TOO_FEW:
+        return f"{name}: {_too_few(entry)}"
+    change, low, high = (100 * math.expm1(min(entry[end], 50.0)) for end in ("difference", "low", "high"))
+    if entry["verdict"] == UNDECIDED:
+        return f"{name}: no difference shown [{_signed((low, high))} %]"
     ends = (low, high)
     return f"{_size(change, ends)} % {'surer' if change > 0 else 'less sure'} of the right answer [{_span(ends)}]"
 
 
 def _accuracy(entry: Entry) -> str:
-    if entry["verdict"] == VERDICTS[3]:
+    if entry["verdict"] == TOO_FEW:
         return f"accuracy: {_too_few(entry)}"
-    if entry["verdict"] == VERDICTS[0]:
+    if entry["verdict"] == UNDECIDED:
         return f"accuracy: no difference that {_questions(entry)} could show"
     change, *ends = (100 * entry[name] for name in ("difference", "low", "high"))
     return f"accuracy {_size(change, ends)} points {'higher' if change > 0 else 'lower'} [{_span(ends)}]"
@@ -102,35 +118,40 @@ def _accuracy(entry: Entry) -> str:
 
 def _above_chance(entry: Entry, above: Entry | None) -> str:
     """The accuracy of the tasks above chance alone, if it says something else: on the others, guessing adds noise."""
-    if above is None or VERDICTS[3] in (entry["verdict"], above["verdict"]) or entry["verdict"] == above["verdict"]:
+    if above is None or TOO_FEW in (entry["verdict"], above["verdict"]) or entry["verdict"] == above["verdict"]:
         return ""
-    return f" (on the {above['tasks']} above chance: {_accuracy(above).removeprefix('accuracy').lstrip(': ')})"
+    tasks = "task" if above["tasks"] == 1 else f"{above['tasks']} tasks"
+    return f" (on the {tasks} above chance: {_accuracy(above).removeprefix('accuracy').lstrip(': ')})"
 
 
 def _too_few(entry: Entry) -> str:
-    return f"too few questions to tell ({_questions(entry)})"
+    return f"too few questions to tell ({entry['fewest']:,} per task; at least {FEWEST_DOCUMENTS} needed)"
 
 
 def _questions(entry: Entry) -> str:
-    if entry["tasks"] == 1:
-        return f"{entry['documents']:,} questions"
-    return f"{entry['documents']:,} questions in {entry['tasks']} tasks"
+    questions = f"{entry['documents']:,} question{'s' * (entry['documents'] != 1)}"
+    return f"{questions} in {entry['tasks']} tasks" if entry["tasks"] > 1 else questions
 
 
-def _size(change: float, ends: Any) -> str:
+def _size(change: float, ends: Sequence[float]) -> str:
     return f"{abs(change):,.{_digits(ends)}f}"
 
 
-def _span(ends: Any) -> str:
+def _span(ends: Sequence[float]) -> str:
     """The ends of an interval without 0 inside, as sizes of the change in its direction."""
     low, high = sorted(abs(end) for end in ends)
     return f"{low:,.{_digits(ends)}f}, {high:,.{_digits(ends)}f}"
 
 
-def _signed(low: float, high: float, unit: str) -> str:
-    return f"{low:+,.{_digits((low, high))}f}, {high:+,.{_digits((low, high))}f}{unit}"
+def _signed(ends: Sequence[float]) -> str:
+    return ", ".join(f"{end:+,.{_digits(ends)}f}" for end in ends)
 
 
-def _digits(ends: Any) -> int:
-    sizes = [abs(end) for end in ends]
-    return 0 if max(sizes) >= 10 and min(sizes) >= 0.5 else 1
+def _digits(ends: Sequence[float]) -> int:
+    """Decimals of a change in percent or points: none if it is large."""
+    return digits_for(ends, 0 if max(abs(end) for end in ends) >= 10 else 1)
+
+
+def digits_for(ends: Sequence[float], least: int) -> int:
+    """Decimals with which no end of an interval is rounded to 0: `least`, or up to two more."""
+    return next((n for n in (least, least + 1) if all(round(end, n) or not end for end in ends)), least + 2)

@@ -39,8 +39,6 @@ def run_pipeline(
 ) -> None:
     """Merge, evaluate (also the original), recover, evaluate again, time; finished steps are skipped.
 
-    A control, see `swm.workspace.controls`, is not evaluated before recovery and not timed: it is the original then.
-
     Args:
         recovery: None means no healing.
         again: start from merging, and replace the run's model and results.
@@ -58,14 +56,13 @@ def run_pipeline(
         check_recovery(run.experiment, recovery)  # reports all errors before anything is replaced
     if again or run.stage == "planned":
         merge_run(run, named("merge", progress), entries=entries)
-    is_original = run.is_control and run.stage == "merged"  # its scores are those of the baseline
-    for target in (baseline,) if is_original and recovery else (baseline, run):
+    for target in (baseline, run):
         if not target.is_scored(TASKS, limit):
             evaluate_run(target, TASKS, limit, named(f"evaluate {run_name(target)}", progress))
     if recovery and run.stage == "merged":
         recover_run(run, recovery, named("recover", progress))
         evaluate_run(run, TASKS, limit, named(f"evaluate {run_name(run)}", progress))
-    if not run.timing() and not run.is_control:
+    if not run.timing():
         try:
             time_run(run, progress=named("time", progress))
         except NoCacheError as error:  # everything else is finished
@@ -81,8 +78,7 @@ def is_finished(run: Run, limit: int | None, recovery: RecoverySettings | None) 
     check_limit(limit)
     _refuse_others(run, limit, recovery)
     _refuse_another_baseline(run.experiment, limit)
-    timed = run.timing() is not None or run.is_control
-    done = run.stage == ("recovered" if recovery else "merged") and timed
+    done = run.stage == ("recovered" if recovery else "merged") and run.timing() is not None
     return done and all(target.is_scored(TASKS, limit) for target in (run.experiment.run(BASELINE), run))
 
 

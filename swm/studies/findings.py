@@ -7,7 +7,7 @@ from typing import Any
 
 from swm.evaluation.paired import LOWER_IS_BETTER, SCORES
 from swm.evaluation.task_names import MOST_DOCUMENTS
-from swm.reporting.differences import compared
+from swm.reporting.differences import compared, measured
 from swm.studies.rows import study_groups
 from swm.workspace.experiments import Experiment
 
@@ -25,7 +25,11 @@ def pairs_decided(experiment: Experiment, runs: set[str]) -> list[dict[str, Any]
         A row for each stage: `stage`, `pairs`, `documents` (of the smallest task), `decided` (by score, how many pairs
         it decides) and `against_perplexity` (how many of these in favour of the method with the higher perplexity).
     """
-    table = [(row, group) for row, group in study_groups(experiment) if runs & {run["run"] for run in group}]
+    table = [
+        (row, measured(group))
+        for row, group in study_groups(experiment)
+        if runs & {run["run"] for run in group} and row["method"] != "original"
+    ]
     stages: dict[str, dict[str, Any]] = {}
     for (first, one), (second, other) in combinations(table, 2):
         if (first["layers"], first["stage"]) != (second["layers"], second["stage"]) or not _apart(first, second):

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from swm.evaluation.paired import SCORES, mean_perplexity
+from swm.evaluation.continuous import student
+from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES, mean_perplexity
 from swm.reporting.compare import compare, flat_rows
-from swm.reporting.differences import compared
+from swm.reporting.differences import compared, measured
 from swm.reporting.verdict import verdict
 from swm.settings import RecoverySettings
 from swm.studies.grids import SEED
@@ -40,14 +41,28 @@ def study_rows(experiment: Experiment, against: str | None = None) -> list[Row]:
     methods = [row["method"] for row, _ in table if row["method"] != "original"]
     against = against or ("best" if "best" in methods else next(iter(methods), "original"))
     apart = experiment.model_facts["parameters_per_layer"] / 2
-    by_run = {row["run"]: row for _, group in table for row in group if row["stage"] != "merged"}
-    for row, group in table:
-        row["against"] = _against(against, compared(_closest(row, table, against, apart), group))
-        row["against_original"] = compared([by_run[BASELINE]], group)
-        controls = [by_run[member["control_run"]] for member in group if member["control_run"] in by_run]
-        row["against_control"] = compared(controls, group) if len(controls) == len(group) else None
+    rows = {row["run"]: row for row in compare(experiment)}  # also runs that no study made
+    results = [measured(group) for _, group in table]
+    original = measured([rows[BASELINE]])
+    for (row, group), own in zip(table, results, strict=True):
+        closest = _closest(row, table, against, apart)
+        row["against"] = _against(against, None if closest is None else compared(results[closest], own))
+        row["against_original"] = compared(original, own)
+        controls = [rows[member["control_run"]] for member in group if member["control_run"]]
+        row["against_control"] = compared(measured(controls), own) if len(controls) == len(group) else None
         row["verdict"] = verdict(row)
     return [row for row, _ in table]
+
+
+def _closest(row: Row, table: Sequence[tuple[Row, Sequence[Row]]], against: str, apart: float) -> int | None:
+    """The place of another method's row of the nearest size, at the same stage; None if all are a layer or more off."""
+    candidates = [
+        (abs(other["layers"] - row["layers"]), difference, place)
+        for place, (other, _) in enumerate(table)
+        if other["method"] == against != row["method"] and other["stage"] == row["stage"]
+        if (difference := abs(other["parameters"] - row["parameters"])) < apart
+    ]
+    return min(candidates)[-1] if candidates else None
 
 
 def study_groups(experiment: Experiment) -> list[tuple[Row, Sequence[Row]]]:
@@ -63,27 +78,17 @@ def study_groups(experiment: Experiment) -> list[tuple[Row, Sequence[Row]]]:
     return sorted(table, key=lambda row_and_group: _order(row_and_group[0]))
 
 
-def _closest(row: Row, table: Sequence[tuple[Row, Sequence[Row]]], against: str, apart: float) -> Sequence[Row]:
-    """The runs of another method with the nearest size, at the same stage; none if all are a layer or more away."""
-    candidates = [
-        (abs(other["layers"] - row["layers"]), difference, place)
-        for place, (other, _) in enumerate(table)
-        if other["method"] == against != row["method"] and other["stage"] == row["stage"]
-        if (difference := abs(other["parameters"] - row["parameters"])) < apart
-    ]
-    return table[min(candidates)[-1]][1] if candidates else []
-
-
 def _order(row: Row) -> tuple[Any, ...]:
     return -row["layers"], row["stage"] == "recovered", row["perplexity"] or math.inf
 
 
-def _against(method: str, compared: Row | None) -> Row | None:
-    accuracy = (compared or {"scores": {}})["scores"].get("accuracy")
-    if not compared or not accuracy:
+def _against(method: str, difference: Row | None) -> Row | None:
+    """The differences from a method; those of the average accuracy also directly, None without accuracy."""
+    if difference is None or not (difference["scores"] or difference["perplexity"]):
         return None
-    average = {name: accuracy[name] for name in ("difference", "low", "high", "documents")}
-    return {"method": method, **average, **compared}
+    names = ("difference", "low", "high", "documents")
+    accuracy = difference["scores"].get(ACCURACY, dict.fromkeys(names))
+    return {"method": method, **{name: accuracy[name] for name in names}, **difference}
 
 
 def _healing(experiment: Experiment, row: Row) -> RecoverySettings | None:
@@ -122,7 +127,7 @@ def _mean_row(group: Sequence[Row]) -> tuple[Row, Sequence[Row]]:
         for task, score in first["scores"].items()
     }
     row["averages"] = {name: _mean_interval([m["averages"].get(name) for m in group]) for name in first["averages"]}
-    row["average_choice_logprob"] = (row["averages"].get(SCORES[1]) or {}).get("value")
+    row["average_choice_logprob"] = (row["averages"].get(CHOICE_LOGPROB) or {}).get("value")
     if by_seed:
         mean = _mean_score([(member["average"], member["average_stderr"]) for member in group])
         row["average"], row["average_stderr"] = mean["value"], mean["stderr"]
@@ -142,16 +147,24 @@ def _mean_interval(entries: Sequence[Row | None]) -> Row | None:
         return None
     values = [entry["value"] for entry in known]
     over_documents = statistics.fmean((entry["high"] - entry["low"]) / 2 for entry in known)
-    value, reach = statistics.fmean(values), math.hypot(over_documents, 1.96 * _error(values))
+    value, reach = statistics.fmean(values), math.hypot(over_documents, _over_seeds(values))
     return {"value": value, "low": value - reach, "high": value + reach}
 
 
 def _mean_perplexity(perplexities: Sequence[Row]) -> Row:
     """The geometric mean, because a perplexity is itself the exponential of a mean."""
     mean = mean_perplexity(perplexities)
-    over_seeds = 1.96 * _error([math.log(entry["value"]) for entry in perplexities])
+    over_seeds = _over_seeds([math.log(entry["value"]) for entry in perplexities])
     below, above = (math.hypot(math.log(mean[end] / mean["value"]), over_seeds) for end in ("low", "high"))
     return {**mean, "low": mean["value"] * math.exp(-below), "high": mean["value"] * math.exp(above)}
+
+
+def _over_seeds(values: Sequence[float]) -> float:
+    """Half the width of Student's 95 % interval of the mean over seeds; 0 for a single seed."""
+    if len(values) < 2:
+        return 0.0
+    low, high, _ = student(values)
+    return (high - low) / 2
 
 
 def _error(values: Sequence[float]) -> float:

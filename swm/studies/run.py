@@ -183,8 +183,13 @@ def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
 def _score(run: Run, grid: Grid, progress: Progress) -> None:
     if not _fits(run.scores(), grid):
         evaluate_run(run, grid.tasks, grid.limit, progress)
-    if grid.time and not run.is_control and not _take_timing(run):
+    if grid.time and not _is_study_control(run) and not _take_timing(run):
         time_run(run, progress=progress)
+
+
+def _is_study_control(run: Run) -> bool:
+    """Whether it is a control that a study made: it is not timed, because healing does not change the speed."""
+    return run.settings.get("method") == CONTROL
 
 
 def _take_timing(run: Run) -> bool:
@@ -211,7 +216,7 @@ def _shape(run: Run) -> tuple[int, int]:
 
 def _is_scored(run: Run, grid: Grid) -> bool:
     """Whether it has all results that the grid requires; copies the timing of an equal run."""
-    return _fits(run.scores(), grid) and (not grid.time or run.is_control or _take_timing(run))
+    return _fits(run.scores(), grid) and (not grid.time or _is_study_control(run) or _take_timing(run))
 
 
 def _fits(scores: dict[str, Any] | None, grid: Grid) -> bool:

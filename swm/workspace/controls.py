@@ -22,21 +22,27 @@ CONTROL = "control"  # name of the first control, and the method of those that s
 WITHOUT_EFFECT = ("preset", "repair", "checkpointing")
 
 
-def healing_of(run: Run) -> dict[str, Any] | None:
-    """What two healed runs must share so that one can be the other's control; None if the run is not healed."""
-    recovery = run.settings.get("recovery")
-    if run.stage != "recovered" or not recovery:
-        return None
-    names = [field.name for field in fields(RecoverySettings) if field.name not in WITHOUT_EFFECT]
-    return {name: recovery[name] for name in (*names, "text_hash", "examples_hash") if name in recovery}
+def is_same_healing(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two recoveries, as in run.json, train alike, so that a run of one can be the control of the other.
+
+    Older files lack settings that came later, which then had their default, and hashes of the text.
+    """
+    fields_alike = all(
+        first.get(field.name, field.default) == second.get(field.name, field.default)
+        for field in fields(RecoverySettings)
+        if field.name not in WITHOUT_EFFECT
+    )
+    hashes = ("text_hash", "examples_hash")
+    return fields_alike and all(first[name] == second[name] for name in hashes if first.get(name) and second.get(name))
 
 
 def control_of(run: Run) -> Run | None:
     """The control of a healed run, preferably one that is evaluated; None if there is none, or it is a control."""
-    healing = None if run.is_baseline or run.is_control else healing_of(run)
-    if healing is None:
+    if run.stage != "recovered" or run.is_control:
         return None
-    same = [other for other in run.experiment.runs() if other.is_control and healing_of(other) == healing]
+    recovery = run.settings["recovery"]
+    controls = [other for other in run.experiment.runs() if other.is_control]
+    same = [other for other in controls if is_same_healing(other.settings["recovery"], recovery)]
     return next((other for other in same if other.is_evaluated), same[0] if same else None)
 
 
@@ -47,8 +53,13 @@ def planned_control(run: Run) -> tuple[Run, RecoverySettings]:
         ExperimentError: if the run is not healed, or is itself a control.
     """
     recovery = recipe_of(run).recovery
-    if recovery is None or run.is_control:
-        raise ExperimentError(f"Run {run.name} is not a healed, merged model, so it needs no control. Heal it first.")
+    if run.is_control:
+        raise ExperimentError(f"Run {run.name} is itself a control: name a run that was merged and healed.")
+    if recovery is None:
+        raise ExperimentError(
+            f"Run {run.name} is not healed yet, so there is nothing to compare with a control. Heal it first: "
+            f"python -m swm recover {run.experiment.name} {run.name}"
+        )
     if existing := control_of(run):
         return existing, recipe_of(existing).recovery or recovery
     name = _free_name(run.experiment, recovery)
@@ -62,7 +73,7 @@ def _free_name(experiment: Experiment, settings: RecoverySettings) -> str:
         if not run.is_there():
             break
         started = run.settings.get("recovery") or run.settings.get("recovery_started")
-        if run.is_control and (started is None or _equal(started, settings)):
+        if run.merges_nothing and (started is None or _equal(started, settings)):
             break
     return name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from swm.checked import Record
 
@@ -96,10 +96,16 @@ class Question(Record):
 
     id: str
     question: str
-    choices: list[str] = Field(default_factory=list)
-    answer: int = 0
-    bytes: int | None = None
+    choices: list[str] | None = None
+    answer: Annotated[int, Field(ge=0)] = 0
+    bytes: Annotated[int, Field(ge=1)] | None = None
     right: str = ""
+
+    @model_validator(mode="after")
+    def _has_an_answer(self) -> Question:
+        if self.choices is not None and not self.answer < len(self.choices):
+            raise ValueError(f"answer {self.answer} is not one of {len(self.choices)} choices")
+        return self
 
 
 class QuestionsFile(Record):

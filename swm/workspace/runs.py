@@ -46,9 +46,14 @@ class Run(Tracked):
         return self.name == BASELINE
 
     @property
-    def is_control(self) -> bool:
-        """Whether it is the original model, to be healed without any merging."""
+    def merges_nothing(self) -> bool:
+        """Whether its plan leaves the original model as it is."""
         return not self.is_baseline and not self.plan.windows and not self.plan.width.ratio
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is the original model, healed: what healed models are compared with."""
+        return self.stage == "recovered" and self.merges_nothing
 
     def is_there(self) -> bool:
         """Whether the run still exists."""
@@ -137,10 +142,8 @@ class Run(Tracked):
             return entry
         try:
             return read_answers(self.experiment.folder / "questions", entry)
-        except (ValueError, IndexError, KeyError):
-            raise ExperimentError(
-                f"{self.folder / name} does not match the questions {entry['questions']}. Evaluate the run again."
-            ) from None
+        except ValueError as error:
+            raise ExperimentError(f"{self.folder / name} cannot be read: {error}. Evaluate the run again.") from None
 
     def save_documents(self, tasks: Mapping[str, Answers]) -> None:
         """Write documents.json, and the questions to the experiment."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swm.errors import ExperimentError
 from swm.workspace.files import write_json
 from swm.workspace.reading import read_file
 
@@ -20,17 +21,24 @@ def read_answers(questions_folder: Path, columns: Mapping[str, Any]) -> list[dic
 
     Raises:
         ExperimentError: if the file of its questions is missing or damaged.
-        ValueError: if questions and columns do not match.
+        ValueError: if it does not match the columns.
     """
     file = questions_folder / f"{columns['questions']}.json"
-    return unpacked(read_file(file, "questions")["questions"], columns)
+    try:
+        return unpacked(read_file(file, "questions")["questions"], columns)
+    except ValueError as error:
+        raise ValueError(f"it does not match {file} ({error})") from None
 
 
 def save_answers(questions_folder: Path, task: str, answers: Answers) -> dict[str, Any]:
     """Write the questions, unless another run has already done so; returns the columns for documents.json."""
     questions, columns = packed(answers)
     file = questions_folder / f"{columns['questions']}.json"
-    if not file.is_file():
+    try:
+        written = read_file(file, "questions")["questions"] == questions
+    except ExperimentError:  # missing or damaged
+        written = False
+    if not written:
         write_json(file, {"task": task, "questions": questions})
     return columns
 
@@ -60,15 +68,19 @@ def _picked(row: Mapping[str, Any]) -> int | str:
 
 def unpacked(questions: Answers, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The answers that `packed` was given; raises ValueError if questions and columns do not match."""
-    rows = zip(questions, columns["correct"], columns["picked"], columns["log_likelihoods"], strict=True)
-    return [_row(*row) for row in rows]
+    lists = [columns[name] for name in ("correct", "picked", "log_likelihoods")]
+    if any(len(values) != len(questions) for values in lists):
+        raise ValueError(f"{len(questions)} questions, but {', '.join(str(len(values)) for values in lists)} answers")
+    return [_row(*row) for row in zip(questions, *lists, strict=True)]
 
 
 def _row(question: Mapping[str, Any], correct: float, picked: int | str, likelihoods: list[float]) -> dict[str, Any]:
     row = {**question, "correct": float(correct), "picked": picked}
-    if "choices" not in question:
+    choices = question.get("choices")
+    if choices is None:
         return row
-    choices = question["choices"]
+    if len(likelihoods) != len(choices) or (isinstance(picked, int) and not 0 <= picked < len(choices)):
+        raise ValueError(f"a question has {len(choices)} choices, its answer another number")
     if isinstance(picked, int):
         row["picked"] = choices[picked]
     return {**row, "right": choices[question["answer"]], "log_likelihoods": likelihoods}

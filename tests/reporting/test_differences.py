@@ -102,6 +102,14 @@ def test_perplexities_of_earlier_releases_get_a_wider_interval():
     reach = math.hypot(math.log(1.2), math.log(0.9))
     assert entry["high"] / entry["ratio"] == pytest.approx(math.exp(reach))
     assert entry["low"] / entry["ratio"] == pytest.approx(math.exp(-reach))
+    assert not entry["paired"]
+
+
+def test_a_broken_model_gets_finite_numbers():
+    first, second = model(of=1), model(of=2)
+    first.perplexities[0]["squad"]["losses"], second.perplexities[0]["squad"]["losses"] = [3.0, 3.0], [3.0, 135.0]
+    entry = difference(first, second)["perplexity"]["squad"]
+    assert 0 <= entry["low"] < entry["ratio"] <= entry["high"] < math.inf
 
 
 def test_with_the_same_seeds_the_spread_is_that_of_each_seeds_difference():

@@ -73,12 +73,39 @@ def test_averages_of_other_documents_are_not_judged(experiment):
     rows = {row["run"]: row for row in judged(compare(experiment))}
     assert rows["first"]["against_control"]["scores"] == {}
     assert "accuracy" not in rows["first"]["verdict"]
+    assert "Scores are not compared with those of control (original + LoRA)" in rows["first"]["verdict"]
+
+
+def test_an_original_scored_on_other_tasks_is_no_obstacle(experiment):
+    baseline = experiment.run("baseline")
+    values = baseline.scores()
+    easy = {**values["tasks"]["piqa"], "value": 0.9}
+    baseline.save("scores", {**values, "tasks": {**values["tasks"], "arc_easy": easy}})
+    rows = {row["run"]: row for row in judged(compare(experiment))}
+    assert rows["first"]["tasks_above_chance"] == ["arc_easy"]
+    assert "above_chance" not in rows["first"]["against_control"]
+    assert rows["first"]["against_original"]["scores"] == {}
+
+
+def test_a_damaged_file_of_answers_costs_only_its_own_comparison(experiment):
+    (experiment.run("first").folder / "documents.json").write_text('{"schema": 1, "tasks": [')
+    rows = {row["run"]: row for row in judged(compare(experiment))}
+    assert rows["first"]["against_control"] is None
+    assert "documents.json cannot be read" in rows["first"]["verdict"]
+    assert rows["control"]["against_original"]["scores"]["accuracy"]["difference"] == pytest.approx(0.5)
+
+
+def test_only_the_shown_rows_are_judged(experiment):
+    rows = {row["run"]: row for row in judged(compare(experiment), [("e", "control", "recovered")])}
+    assert "verdict" in rows["control"]
+    assert "verdict" not in rows["first"]
 
 
 def test_text_and_csv_have_the_verdicts_and_the_costs(experiment):
     rows = judged(compare(experiment))
     text = table(rows)
-    assert text.endswith(f"first (merged + LoRA): {rows[2]['verdict']}")
+    end = "\n\nIn the verdicts, brackets are 95 % intervals."
+    assert text.endswith(f"first (merged + LoRA): {rows[2]['verdict']}{end}")
     assert "average choice log-probability, nats" in text
     assert "-1.00 [-1.07, -0.93]" in text  # two tasks with a reach of 0.1 each
     assert rows[1]["verdict"] in csv_text(rows)

@@ -17,7 +17,8 @@ def ratio(value, low, high):
 
 
 def against(perplexity=None, **scores):
-    return {"from": "control (original + LoRA)", "scores": scores, "perplexity": perplexity or {}}
+    named = {"from": "control (original + LoRA)", "not_compared": []}
+    return {**named, "scores": scores, "perplexity": perplexity or {}}
 
 
 def row(**changes):
@@ -26,13 +27,13 @@ def row(**changes):
         "stage": "recovered", "control": False, "layers": 24, "parameters": 113e6, "size_bytes": 400,
         "deltas": {"layers": -6, "size_bytes": -100}, "width": {"ratio": 0.0, "method": "flap"},
         "speedup": {"value": 1.2, "low": 1.1, "high": 1.3}, "conditions": {"texts": "lambada"},
-        "recovery_text": "instructions", "shared_texts": {}, "not_compared": [],
+        "recovery_text": "instructions", "shared_texts": {}, "not_compared": [], "seed": 1234, "control_run": "control",
         "against_control": None, "against_original": None, **changes,
     }  # fmt: skip
 
 
 HEAD = "24 of 30 layers, 1.20 times as fast, 20 % smaller."
-SAME = "Compared with the original healed in the same way:"
+SAME = "Compared with the original healed in the same way (one training seed):"
 
 
 def test_worse():
@@ -93,24 +94,24 @@ def test_too_few_questions():
         )
     )
     assert found == (
-        f"{HEAD} {SAME} certainty of the right answer: too few questions to tell (140 questions in 7 tasks); accuracy: "
-        "too few questions to tell (140 questions in 7 tasks)."
+        f"{HEAD} {SAME} certainty of the right answer: too few questions to tell (20 per task; at least 30 needed); "
+        "accuracy: too few questions to tell (20 per task; at least 30 needed)."
     )
 
 
 def test_a_broken_model_is_so_many_times_worse():
     broken = against({"squad": ratio(1234.5, 1100.0, 1400.0)})
-    assert verdict(row(against_control=broken)).endswith(
-        "perplexity on squad 1,234.5 times as high [1,100.0, 1,400.0]."
-    )
+    assert verdict(row(against_control=broken)).endswith("perplexity on squad more than 1,000 times as high.")
+    broken = against({"squad": ratio(12.34, 11.0, 14.0)})
+    assert verdict(row(against_control=broken)).endswith("perplexity on squad 12.3 times as high [11.0, 14.0].")
 
 
 def test_tasks_above_chance_are_named_where_they_say_something_else():
     entries = against(accuracy=score(0.01, -0.013, 0.033, "not significant"))
     entries["above_chance"] = score(-0.043, -0.065, -0.021, "worse", tasks=5)
     assert verdict(row(against_control=entries)).endswith(
-        "accuracy: no difference that 1,400 questions in 7 tasks could show (on the 5 above chance: 4.3 points lower "
-        "[2.1, 6.5])."
+        "accuracy: no difference that 1,400 questions in 7 tasks could show (on the 5 tasks above chance: 4.3 points "
+        "lower [2.1, 6.5])."
     )
     entries["above_chance"] = score(-0.01, -0.03, 0.01, "not significant", tasks=5)
     assert verdict(row(against_control=entries)).endswith("questions in 7 tasks could show.")
@@ -118,10 +119,18 @@ def test_tasks_above_chance_are_named_where_they_say_something_else():
 
 def test_without_a_control_a_healed_model_is_not_praised_for_what_lora_did():
     gain = against(accuracy=score(0.082, 0.026, 0.139, "better"))
-    assert verdict(row(against_original=gain)) == (
+    assert verdict(row(against_original=gain, control_run=None)) == (
         f"{HEAD} Compared with the original without training (there is no control, so a gain may come from LoRA "
         "alone): accuracy 8 points higher [3, 14]."
     )
+    assert "(its control, control, is not evaluated, so a gain may come from LoRA alone)" in verdict(
+        row(against_original=gain)
+    )
+
+
+def test_several_seeds_are_counted():
+    loss = against({"squad": ratio(1.5, 1.4, 1.6)})
+    assert "in the same way (3 training seeds): perplexity" in verdict(row(against_control=loss, seeds=[1, 2, 3]))
 
 
 def test_an_unhealed_model_is_compared_with_the_original():
@@ -135,8 +144,8 @@ def test_the_control_is_judged_against_the_original():
     gain = against(accuracy=score(0.05, 0.02, 0.08, "better", tasks=1, documents=300))
     found = verdict(row(control=True, layers=30, against_original=gain))
     assert found == (
-        "The control: the original, nothing merged, after the same LoRA training. Compared with the original: accuracy "
-        "5.0 points higher [2.0, 8.0]."
+        "The control: the original, nothing merged, after the same LoRA training. Compared with the original "
+        "(one training seed): accuracy 5.0 points higher [2.0, 8.0]."
     )
 
 
@@ -153,8 +162,15 @@ def test_not_measured():
 def test_not_comparable():
     reason = "Averages are not compared: different documents or metrics."
     assert verdict(row(not_compared=[reason])) == f"{HEAD} {reason}"
-    half = row(not_compared=[reason], against_control=against({"squad": ratio(1.2, 1.1, 1.3)}))
-    assert verdict(half) == f"{HEAD} {SAME} perplexity on squad 20 % higher [10, 30]. {reason}"
+    half = against({"squad": ratio(1.2, 1.1, 1.3)})
+    # the original was scored on other documents, the control on the same
+    assert (
+        verdict(row(not_compared=[reason], against_control=half))
+        == f"{HEAD} {SAME} perplexity on squad 20 % higher [10, 30]."
+    )
+    other = "Scores are not compared with those of control: they are of other tasks or documents."
+    half["not_compared"] = [other]
+    assert verdict(row(against_control=half)) == f"{HEAD} {SAME} perplexity on squad 20 % higher [10, 30]. {other}"
 
 
 @pytest.mark.parametrize(
@@ -171,6 +187,14 @@ def test_perplexity_is_judged_on_text_of_another_kind_where_there_is_one(calibra
     same = {"lambada": ratio(1.2, 1.1, 1.3), "squad": ratio(1.2, 1.1, 1.3)}
     changes = {"conditions": {"texts": calibration}, "recovery_text": recovery, "shared_texts": shared}
     assert f"perplexity on {expected} " in verdict(row(against_control=against(same), **changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(-100, "20 % smaller"), (-1, "the same size"), (1, "the same size"), (40, "11 % larger")]
+)
+def test_size_is_rounded_to_percent(change, said):
+    deltas = {"layers": -6, "size_bytes": change}
+    assert verdict(row(deltas=deltas)).startswith(f"24 of 30 layers, 1.20 times as fast, {said}.")
 
 
 def test_a_width_cut_is_named():

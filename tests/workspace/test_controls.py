@@ -46,6 +46,15 @@ def test_a_model_cut_in_width_is_no_control(experiment):
     assert control_of(run) is None
 
 
+def test_older_files_lack_later_settings_and_hashes(experiment):
+    run = healed(experiment, "first", [(1, 3)])
+    old = {name: value for name, value in run.settings["recovery"].items() if name not in ("adapt", "examples_hash")}
+    healed(experiment, "control").remember(recovery=old)
+    assert control_of(run).name == "control"
+    experiment.run("control").remember(recovery={**old, "adapt": "near"})
+    assert control_of(run) is None
+
+
 def test_of_two_controls_the_evaluated_one_counts(experiment):
     run = healed(experiment, "first", [(1, 3)])
     healed(experiment, "one")
@@ -57,7 +66,8 @@ def test_a_control_is_planned_once_under_a_free_name(experiment):
     run = healed(experiment, "first", [(1, 3)])
     experiment.create_run("control", MergePlan(6, (Window(0, 1),)))  # the user's own
     control, settings = planned_control(run)
-    assert (control.name, control.is_control, settings) == ("control-2", True, preset_settings("quick"))
+    assert (control.name, control.merges_nothing, settings) == ("control-2", True, preset_settings("quick"))
+    assert not control.is_control  # before it is healed, it is just the original
     assert planned_control(run)[0].name == "control-2"  # not started yet, so it is taken up
     control.remember(merge={}, recovery=run.settings["recovery"])
     assert planned_control(run)[0].name == "control-2"  # finished
@@ -69,6 +79,8 @@ def test_a_control_is_planned_once_under_a_free_name(experiment):
 def test_what_is_not_healed_needs_no_control(experiment):
     plain = experiment.create_run("plain", MergePlan(6, (Window(1, 3),)))
     control = healed(experiment, "control")
-    for run in (plain, control, experiment.run("baseline")):
-        with pytest.raises(ExperimentError, match="needs no control. Heal it first"):
+    for run in (plain, experiment.run("baseline")):
+        with pytest.raises(ExperimentError, match="is not healed yet, so there is nothing to compare with a control"):
             planned_control(run)
+    with pytest.raises(ExperimentError, match="Run control is itself a control"):
+        planned_control(control)

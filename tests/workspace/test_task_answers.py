@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swm.errors import ExperimentError
+from swm.evaluation.paired import paired
 from swm.plan import MergePlan, Window
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment
@@ -73,12 +74,44 @@ def test_answers_without_their_questions_are_refused():
     run.save_documents({"boolq": [ROW]})
     (file,) = (e.folder / "questions").iterdir()
     questions = json.loads(file.read_text())
-    file.write_text(json.dumps({**questions, "questions": []}))
-    with pytest.raises(ExperimentError, match=r"does not match the questions \w+. Evaluate the run again"):
-        run.documents()
+    for damaged, message in (
+        ([], r"does not match .*\.json \(0 questions, but 1, 1, 1 answers\). Evaluate the run again"),
+        (
+            [{**questions["questions"][0], "choices": ["x", "y", "z"]}],
+            "a question has 3 choices, its answer another number",
+        ),
+        ([{**questions["questions"][0], "answer": 2}], "answer 2 is not one of 2 choices"),
+        ([{**questions["questions"][0], "answer": -1}], "questions.0.answer -1 is out of range"),
+        ([{**questions["questions"][0], "bytes": 0}], "questions.0.bytes 0 is out of range"),
+    ):
+        file.write_text(json.dumps({**questions, "questions": damaged}))
+        with pytest.raises(ExperimentError, match=message):
+            run.documents()
     file.unlink()
     with pytest.raises(ExperimentError, match="does not exist. Run the step that writes it first"):
         run.documents()
+    for content in ("{", '{"schema": 1, "task": "boolq", "questions": []}'):
+        file.write_text(content)
+        run.save_documents({"boolq": [ROW]})  # evaluating again mends it
+        assert run.documents() == {"tasks": {"boolq": [ROW]}}
+
+
+@pytest.mark.parametrize("change", [{"picked": [-1]}, {"picked": [2]}, {"log_likelihoods": [[-1.0]]}, {"correct": [2]}])
+def test_columns_that_do_not_fit_are_refused(change):
+    _, run = experiment()
+    run.save_documents({"boolq": [ROW]})
+    columns = json.loads((run.folder / "documents.json").read_text())["tasks"]["boolq"]
+    run.save("documents", {"tasks": {"boolq": {**columns, **change}}})
+    with pytest.raises(ExperimentError, match="documents.json cannot be read"):
+        run.documents()
+
+
+def test_a_question_without_a_length_has_no_bits_per_byte():
+    _, run = experiment()
+    run.save_documents({"boolq": [{name: value for name, value in ROW.items() if name != "bytes"}] * 2})
+    (one,) = paired(run.documents(), run.documents(), "choice_logprob")
+    assert one.difference == 0
+    assert paired(run.documents(), run.documents(), "bits_per_byte") == []
 
 
 def test_a_name_that_leads_elsewhere_is_refused():
