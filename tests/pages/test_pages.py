@@ -404,7 +404,7 @@ def test_a_control_is_offered_once(study, no_demo, monkeypatch):
     test.button(key="run_control").click().run()
     assert not test.exception
     ((target, stage, arguments),) = started
-    assert (target.name, stage, arguments) == ("control-2", "run", ["control", "study", "first"])
+    assert (target.name, stage, arguments) == ("control-2", "control", ["control", "study", "first"])
     assert test.selectbox(key="run").value == "control-2"
     study.run("control").remember(recovery=study.run("first").settings["recovery"])
     test = opened("pages/run.py", run="first")
