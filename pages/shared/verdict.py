@@ -16,7 +16,7 @@ from swm.reporting.table import MISSING, number, points
 from swm.reporting.verdict import digits_for, independent_text, reference_of
 from swm.workspace.experiments import Experiment
 
-SPEED = "During generation, measured in turn with the original. Brackets: the range over repetitions."
+SPEED = "During generation, measured in turn with the original. Below: the range over repetitions."
 WIDTHS = (2, 2, 3, 4, 3)  # of the numbers' columns, the longest label widest
 SIZE = "Size of the weights on disk."
 
