@@ -100,7 +100,8 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
         "original's are only in the table."
         f"{speed if any(row['latency_ms'] for row in rows) else ''}{seeds_note(rows)}"
     )
-    scored = list(dict.fromkeys(row["method"] for row in rows if row["scores"] and row["layers"] < rows[0]["layers"]))
+    scored = list(dict.fromkeys(row["method"] for row in rows if row["scores"] and not row["control"]))
+    scored = [method for method in scored if method != "original"]
     if len(scored) > 1:
         against = st.selectbox(
             "Compare averages with",
