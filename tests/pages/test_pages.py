@@ -72,7 +72,10 @@ def test_page_is_filled_by_the_demo_that_ships(page):
     assert len(test.title) == 1
     assert not test.error
     if page == "pages/compare.py":
-        assert "first (merged + LoRA)" in test.table[0].value.columns
+        assert "best-24 (merged + LoRA)" in test.table[0].value.columns
+    if page in ("app.py", "pages/compare.py"):
+        assert "24 of 30 layers" in texts(test)
+        assert "Compared with the original healed in the same way" in texts(test)
 
 
 @pytest.mark.parametrize("page", ["app.py", *PAGES])
