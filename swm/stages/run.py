@@ -36,6 +36,7 @@ def run_pipeline(
     progress: Progress,
     again: bool = False,
     entries: dict[str, Any] | None = None,
+    score_merged: bool = True,
 ) -> None:
     """Merge, evaluate (also the original), recover, evaluate again, time; finished steps are skipped.
 
@@ -43,6 +44,7 @@ def run_pipeline(
         recovery: None means no healing.
         again: start from merging, and replace the run's model and results.
         entries: of another plan to replace the run's, see `stages.merge`.
+        score_merged: also evaluate the merged model before it is healed.
 
     Raises:
         ExperimentError: if the run has other settings and `again` is False.
@@ -56,7 +58,7 @@ def run_pipeline(
         check_recovery(run.experiment, recovery)  # reports all errors before anything is replaced
     if again or run.stage == "planned":
         merge_run(run, named("merge", progress), entries=entries)
-    for target in (baseline, run):
+    for target in (baseline, run) if score_merged or not recovery else (baseline,):
         if not target.is_scored(TASKS, limit):
             evaluate_run(target, TASKS, limit, named(f"evaluate {run_name(target)}", progress))
     if recovery and run.stage == "merged":
