@@ -69,4 +69,7 @@ def _planned_runs(experiment: Experiment, progress: Progress) -> list[Run]:
     # `best` needs minutes to find this plan. On this model, the angular block finds the same layers in seconds.
     data = plan_by(experiment, "angular", DEMO_LAYERS, progress=named("plan", progress), rule="fit")
     origin = experiment.origin_of(MergePlan.from_dict(data), method="angular")
-    return [*runs, experiment.create_run("best-24", MergePlan.from_dict(data), similarity=None, origin=origin)]
+    return [
+        *runs,
+        experiment.create_run("best-24", MergePlan.from_dict(data), similarity=data["similarity"], origin=origin),
+    ]
