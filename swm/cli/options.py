@@ -148,7 +148,7 @@ def _add_showing(add: Add) -> None:
     command = add("demo", "Run every stage on the bundled model with small settings.")
     command.add_argument("--name", default="demo", help="name of the experiment (demo)")
     _add_limit(command, 30)
-    command.add_argument("--steps", type=int, default=12, help="recovery steps (12)")
+    command.add_argument("--steps", type=int, default=10, help="recovery steps (10)")
 
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:
