@@ -39,16 +39,15 @@ def selection(name: str, options: list[str], default: list[str]) -> list[str]:
     return [value for value in st.query_params.get_all(name) if value in options] or default
 
 
-def last_merged(flat: list[dict[str, Any]]) -> int:
-    """The place of the last row that is neither an original nor a control; the last row if there is none."""
-    places = [i for i, row in enumerate(flat) if row["stage"] != "original" and not row["control"]]
-    return places[-1] if places else len(flat) - 1
+def newest(flat: list[dict[str, Any]]) -> int:
+    """The place of the newest run, at its last stage; originals and controls only if there is no other."""
+    return max(range(len(flat)), key=lambda i: (not flat[i]["control"], flat[i]["created"], i))
 
 
 def reference(scored: dict[str, dict[str, Any]]) -> int:
     """The place of the control of the last run, if it is shown; otherwise the first row, usually the original."""
     rows = list(scored.values())
-    last = rows[last_merged(rows)]
+    last = rows[newest(rows)]
     control = (last["experiment"], last["control_run"])
     return next((i for i, row in enumerate(rows) if (row["experiment"], row["run"]) == control), 0)
 
@@ -96,7 +95,7 @@ if not any(row["scores"] for row in flat):
 judged_label = st.selectbox(
     "Verdict on",
     list(labels),
-    index=last_merged(flat),
+    index=newest(flat),
     key=f"compare_verdict_{'_'.join(experiments)}",
     help="The run that the sentence and the numbers below it describe.",
 )
@@ -143,7 +142,7 @@ if len(scored) > 1:
         help="The original, or for a healed model its control.",
     )
     second = ends[1].selectbox(
-        "To", list(scored), index=last_merged(list(scored.values())), key="compare_second", help="A merged model."
+        "To", list(scored), index=newest(list(scored.values())), key="compare_second", help="A merged model."
     )
     ends = st.columns(2, gap="large", vertical_alignment="bottom")
     score = ends[0].segmented_control(

@@ -132,6 +132,7 @@ def test_scores_are_those_of_the_model_in_memory(folder, text_file, monkeypatch)
     for text, value in found[0]["perplexity"].items():
         other = found[1]["perplexity"][text]
         assert value.pop("text_hash") == other.pop("text_hash")
+        assert other.pop("losses") == pytest.approx(value.pop("losses"), rel=1e-6)
         assert other == pytest.approx(value, rel=1e-6)
 
 

@@ -182,6 +182,7 @@ def test_two_processes_score_as_one_does(both):
     for text, value in expected["perplexity"].items():
         other = dict(found["perplexity"][text])
         assert other.pop("text_hash") == value["text_hash"]
+        assert other.pop("losses") == pytest.approx(value["losses"], rel=1e-6)
         assert other == pytest.approx({name: value[name] for name in other}, rel=1e-6)
 
 

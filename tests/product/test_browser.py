@@ -228,7 +228,8 @@ def test_the_report_is_downloaded_and_opens_without_a_network(shown, page, chrom
     offline.on("pageerror", lambda error: complaints.append(str(error)))
     offline.goto((tmp_path / "report.html").as_uri())
     offline.wait_for_selector(".layer-view svg .layer")
-    assert offline.locator(".layer-view svg .merged.layer").count() == 6  # two windows of two, and what they became
+    # two and six windows of two layers and one of seven, and what they became
+    assert offline.locator(".layer-view svg .merged.layer").count() == 2 * 3 + 6 * 3 + 8
     assert offline.locator(".js-plotly-plot .main-svg").count() > 2
     assert complaints == []
 
