@@ -12,8 +12,7 @@ caption(experiment)
 with shown_errors():
     with st.spinner("Building the report"):
         html = report_html(experiment)
-    left, right = st.columns(2)
-    left.download_button(
+    st.download_button(
         "Download the report (HTML)",
         html,
         f"{experiment.name}.html",
@@ -23,10 +22,11 @@ with shown_errors():
         icon=":material/download:",
     )
     runs = [run for run in experiment.runs() if not run.is_baseline]
+    files = st.expander("Files of the runs").container(horizontal=True)
     for run in runs:
         for form in EXPORT_FORMATS.values():
             if form.text and form.fits(run):
-                right.download_button(
+                files.download_button(
                     f"{form.title} of {run.name} ({form.suffix})",
                     form.text(run),
                     f"{run.name}-{form.name}{form.suffix}",

@@ -187,7 +187,7 @@ def runs_table(experiments: list[Experiment]) -> pd.DataFrame:
             "experiment": experiment.name,
             "run": run.name,
             "layers": f"{plan.layers_left} of {plan.layer_count}",
-            "rule": plan.rule,
+            "rule": plan.rule if plan.windows else "–",
             "stage": stage_name(run.stage, run.is_control),
             "job": run.state().status or "–",
         }
