@@ -105,9 +105,9 @@ if costs := cost_lines(flat):
     st.subheader("What merging cost", anchor=False, help=TERMS["control"])
     st.dataframe(costs, hide_index=True)
     st.caption(
-        "Each run against its control if it was healed and has one, otherwise against the original. Brackets are 95 % "
-        "intervals over the same documents or segments of text; those that contain 0 (for perplexity 1) show no "
-        "difference."
+        "Each run against its control, if it was healed and has one, and against the original, where LoRA's own effect "
+        "counts as well. Brackets are 95 % intervals over the same documents or segments of text; those that contain 0 "
+        "(for perplexity 1) show no difference."
     )
 
 st.subheader("All measurements", anchor=False)

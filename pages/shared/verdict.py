@@ -10,7 +10,7 @@ import streamlit as st
 from pages.shared.frame import plain
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
 from swm.reporting.compare import compare, flat_rows
-from swm.reporting.glossary import FORMS, TERMS
+from swm.reporting.glossary import FORMS, TERMS, TITLES, UNITS
 from swm.reporting.judged import judged, key_of
 from swm.reporting.table import MISSING, number, points
 from swm.reporting.verdict import digits_for, independent_text, reference_of
@@ -51,9 +51,22 @@ def show_verdict(row: dict[str, Any]) -> None:
     if against:
         st.caption(
             f"Differences from {plain(against['from'])}, with 95 % intervals over the same documents or "
-            "segments of text. Speed and size: relative to the original.",
+            "segments of text. Speed and size: relative to the original."
+            f"{_against_original(row)}",
             help=TERMS["control"],
         )
+
+
+def _against_original(row: dict[str, Any]) -> str:
+    """What a run with a control gained or lost against the original, LoRA's own effect included."""
+    original = row["against_original"] if row["against_control"] else None
+    if not original or not original["scores"]:
+        return ""
+    names = (CHOICE_LOGPROB, ACCURACY)
+    changes = (
+        f"{TITLES[name].lower()} {points(original['scores'].get(name), *FORMS[name])} {UNITS[name]}" for name in names
+    )
+    return f" Against the original without training, LoRA's own effect included: {', '.join(changes)}."
 
 
 def _speed(row: dict[str, Any]) -> tuple[str, str | None]:

@@ -7,7 +7,7 @@ from typing import Any
 from swm.evaluation.paired import SCORES
 from swm.reporting.compare import average_of, documents_key, flat_rows, row_name, same_text
 from swm.reporting.glossary import FORMS, TITLES, UNITS
-from swm.reporting.verdict import digits_for, reference_of
+from swm.reporting.verdict import digits_for
 from swm.workspace.runs import BASELINE
 
 MISSING = "–"
@@ -110,8 +110,9 @@ def _continuous(flat: list[dict[str, Any]], apart: str) -> list[tuple[str, list[
 
 
 def cost_lines(flat: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The differences of each row of `judged` from its control or else the original, as text by column."""
-    judged = [(row, against) for row in flat if (against := reference_of(row))]
+    """The differences of each row of `judged` from its control, if it has one, and from the original, as text."""
+    references = ("against_control", "against_original")
+    judged = [(row, against) for row in flat for name in references if (against := row[name])]
     texts = dict.fromkeys(text for _, against in judged for text in against["perplexity"])
     several = len({row["experiment"] for row in flat}) > 1
     return [

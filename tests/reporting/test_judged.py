@@ -109,7 +109,9 @@ def test_text_and_csv_have_the_verdicts_and_the_costs(experiment):
     assert "average choice log-probability, nats" in text
     assert "-1.00 [-1.07, -0.93]" in text  # two tasks with a reach of 0.1 each
     assert rows[1]["verdict"] in csv_text(rows)
-    assert [line["compared with"] for line in cost_lines(rows)] == ["original", "control (original + LoRA)"]
+    assert [line["compared with"] for line in cost_lines(rows)] == [
+        "original", "control (original + LoRA)", "original",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("right", "above"), [(20, []), (30, ["boolq", "piqa"])])
