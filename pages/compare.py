@@ -15,11 +15,11 @@ from pages.shared.frame import (
 )
 from pages.shared.tables import comparison_table, paired_table, runs_figures
 from pages.shared.verdict import judged_rows, show_verdict
-from swm.evaluation.paired import SCORES, flipped, paired
+from swm.evaluation.paired import ACCURACY, SCORES, flipped, paired
 from swm.reporting.charts import differences_chart, score_against_speed, scores_chart
 from swm.reporting.compare import comparable, compare, documents_of, flat_rows, row_name
 from swm.reporting.csv_table import csv_text
-from swm.reporting.glossary import TERMS, TITLES
+from swm.reporting.glossary import TERMS, TITLES, help_for
 from swm.reporting.judged import judged
 from swm.reporting.table import cost_lines
 from swm.workspace.experiments import list_experiments
@@ -149,11 +149,11 @@ if len(scored) > 1:
         "Score",
         SCORES,
         format_func=TITLES.get,
-        default=SCORES[0],
+        default=ACCURACY,
         required=True,
         key="compare_score",
         bind="query-params",
-        help=" ".join(f"**{TITLES[name]}**: {TERMS[name]}" for name in SCORES),
+        help=help_for(*SCORES),
     )
     above = scored[first]["tasks_above_chance"]
     only_above = ends[1].toggle(

@@ -22,7 +22,7 @@ from swm.jobs.child import start
 from swm.reporting.charts import similarity_heatmap
 from swm.reporting.compare import row_name
 from swm.reporting.csv_table import csv_text
-from swm.reporting.glossary import TERMS, TITLES
+from swm.reporting.glossary import TERMS, TITLES, help_for
 from swm.reporting.study_charts import depths_chart, staircase_chart, threshold_scores_chart
 from swm.reporting.table import conditions_of
 from swm.search.kept_path import kept_path
@@ -90,7 +90,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
         default=measured[0],
         required=True,
         key="studies_figure",
-        help=" ".join(f"**{TITLES[name]}**: {TERMS[name]}" for name in ("perplexity", *SCORES)),
+        help=help_for("perplexity", *SCORES),
     )
     st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")
     speed = " Speed is measured once for each combination of layer and parameter count, in turn with the original."

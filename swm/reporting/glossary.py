@@ -30,3 +30,8 @@ TITLES = {
 }
 FORMS = {"accuracy": (100, 1), "choice_logprob": (1, 2), "bits_per_byte": (1, 3)}  # factor to the unit, decimals
 UNITS = {"accuracy": "points", "choice_logprob": "nats", "bits_per_byte": "bits per byte"}
+
+
+def help_for(*names: str) -> str:
+    """The help of a choice between several numbers: what each means."""
+    return " ".join(f"**{TITLES[name]}**: {TERMS[name]}" for name in names)
