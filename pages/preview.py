@@ -22,9 +22,12 @@ from swm.registry import MERGE_RULES, PLANNERS, as_sentence
 from swm.reporting.arguments import windows_arguments
 from swm.reporting.charts import similarity_heatmap, trace_chart
 from swm.reporting.preview import plan_view
+from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import outdated_path
 from swm.search.threshold_path import ThresholdPath, known_similarity
+from swm.settings import SAMPLE_PROMPTS, SAMPLE_TOKENS
 from swm.workspace.experiments import Experiment
+from swm.workspace.units import duration
 
 ANY = "any"
 
@@ -49,8 +52,22 @@ def take_depth() -> None:
     st.session_state.pop(hand_key(experiment), None)
 
 
+def answers_controls(experiment: Experiment) -> list[str]:
+    """Whether a search also asks each plan, and what that costs; gives the search's arguments for it."""
+    cost = experiment.cost()
+    seconds = cost and len(SAMPLE_PROMPTS) * SAMPLE_TOKENS * (cost["layers_ms"] + cost["rest_ms"]) / 1000
+    time = f", about {duration(max(1, seconds))} for each plan" if seconds else ""
+    asked = st.checkbox(
+        f"Let every plan continue {len(SAMPLE_PROMPTS)} prompts{time}",
+        True,
+        key="preview_answers",
+        help="Comes last, when all plans are found. You can cancel it and keep what is there.",
+    )
+    return [] if asked else ["--no-answers"]
+
+
 def search_controls(experiment: Experiment, rule: str, low: float, threshold: float, path: ThresholdPath) -> None:
-    """How much of the path is computed, and the button to compute more."""
+    """How much of the path and of its plans' answers is there, and the button to compute more."""
     arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", str(threshold)]
     covered = path.covered()
     if not experiment.state().active and covered == 0:
@@ -60,15 +77,20 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
             "This rule has not been searched yet. One search finds the plan for every threshold, starting with this "
             "one. With 30 layers and 10 × 128 tokens it takes a few minutes on a CPU."
         )
-    elif not experiment.state().active:
+    elif not experiment.state().active and covered < 0.999:
         st.info(f"{covered:.0%} of the thresholds from {path.low:g} up are computed. The shaded ones are not.")
+    elif not experiment.state().active:
+        st.info("Not every plan of this path has been asked yet to continue the prompts.")
+    if not experiment.state().active:
+        arguments += answers_controls(experiment)
     if not experiment.state().active and st.button(
         "Search", type="primary", disabled=experiment.read_only, key="preview_search"
     ):
         start(experiment, "search", arguments)
         st.rerun()
     if not by_planner(experiment):
-        job_panel(experiment, version=lambda: experiment.changed(f"path/{rule}.json"))
+        files = (f"path/{rule}.json", f"answers/{rule}.json")
+        job_panel(experiment, version=lambda: sum(map(experiment.changed, files)))
     command_line(*arguments)
 
 
@@ -160,13 +182,14 @@ with shown_errors():
     if by_hand is not None:
         plan = MergePlan(experiment.layer_count, parse_windows(by_hand), rule)
         similarity = known_similarity(path, plan)
-        hand = plan_view(plan, facts, cost, path.perplexities, similarity)
+        hand = plan_view(plan, facts, cost, path.perplexities, similarity, kept_answers(experiment, rule))
     empty = plan_view(MergePlan(experiment.layer_count, (), rule), facts, cost)
     view = {**view, "name": f"{experiment.name} {rule}", "threshold": threshold, "hand": hand, "empty": empty}
     live_preview(view, "preview_live", take_threshold, take_windows)
     covered = path.covered()
     step = path.plan_at(threshold)
-    if hand is None and (covered < 0.999 or step is None):
+    unasked = not experiment.read_only and any(plan["answers"] is None for plan in view["plans"])
+    if hand is None and (covered < 0.999 or step is None or unasked):
         search_controls(experiment, rule, min(path.low, threshold), threshold, path)
 
 with shown_errors():

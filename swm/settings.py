@@ -15,8 +15,9 @@ PRECISIONS = ("auto", "exact", "bfloat16")  # of a search; exact is the model's 
 SAMPLE_PROMPTS = (
     "The capital of France is",
     "Once upon a time there was a little bear who",
-    "Question: What do plants need to grow?\nAnswer:",
+    "To make a cup of tea, first",
 )
+SAMPLE_TOKENS = 32  # that each prompt is continued by
 PERPLEXITY_TEXTS = ("lambada", "squad")  # the default texts
 
 

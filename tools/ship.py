@@ -24,6 +24,7 @@ KEPT = (
     "cost.json",
     "similarity/*.json",
     "path/*.json",
+    "answers/*.json",
     "plans/*.json",
     "studies/*.json",
     "questions/*.json",

@@ -9,6 +9,7 @@ import streamlit as st
 
 from swm.plan import DEFAULT_RULE, MergePlan, Window, parse_windows
 from swm.reporting.preview import HELP, TEMPLATES, path_view, plan_view
+from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import kept_path
 from swm.search.threshold_path import ThresholdPath
 from swm.workspace.experiments import Experiment
@@ -18,16 +19,18 @@ DEFAULT_THRESHOLD = 0.9
 
 def path_and_view(experiment: Experiment, rule: str) -> tuple[ThresholdPath, dict[str, Any]]:
     """The path as far as it is computed, and its data for `live_preview`; cached until the path's file changes."""
-    changed = experiment.changed(f"path/{rule}.json"), experiment.changed("cost.json")
+    files = (f"path/{rule}.json", f"answers/{rule}.json", "cost.json")
+    changed = tuple(experiment.changed(file) for file in files)
     return _path_and_view(str(experiment.folder), rule, changed, experiment)
 
 
 @st.cache_resource(max_entries=6, show_spinner=False)
 def _path_and_view(
-    folder: str, rule: str, changed: tuple[int, int], _experiment: Experiment
+    folder: str, rule: str, changed: tuple[int, ...], _experiment: Experiment
 ) -> tuple[ThresholdPath, dict[str, Any]]:
     path = kept_path(_experiment, rule) or ThresholdPath(_experiment.layer_count, rule)
-    return path, path_view(path, _experiment.model_facts, _experiment.cost())
+    answers = kept_answers(_experiment, rule)
+    return path, path_view(path, _experiment.model_facts, _experiment.cost(), answers)
 
 
 def layers_picture(plan: MergePlan, facts: dict[str, Any], key: str) -> None:

@@ -79,7 +79,9 @@ def run_search(options: argparse.Namespace) -> Result:
 
     experiment = own_experiment(options.exp)
     with watched(experiment, "search") as progress:
-        path = search_path(experiment, options.rule, options.low, options.focus, progress, options.precision)
+        path = search_path(
+            experiment, options.rule, options.low, options.focus, progress, options.precision, answers=options.answers
+        )
     steps = path.intervals()
     lines = ["threshold above   up to     layers  similarity  windows"]
     lines += [

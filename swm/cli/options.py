@@ -63,6 +63,12 @@ def _add_exploring(add: Add) -> None:
         "--exact", action="store_const", dest="precision", const="exact", help="short for --precision exact"
     )
     command.add_argument("--focus", type=float, default=0.9, help="threshold to compute first (0.9)")
+    command.add_argument(
+        "--no-answers",
+        dest="answers",
+        action="store_false",
+        help="do not let the model of each plan continue a few prompts, which comes last and takes seconds for each",
+    )
     _add_plan(
         add("plan", "Show which windows merge at a threshold or for a layer count, and how good a plan is.", "EXP")
     )

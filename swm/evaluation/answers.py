@@ -1,4 +1,4 @@
-"""Streams a model's answer to a prompt, and reports its speed."""
+"""What a model writes: an answer streamed with its speed, and the continuations of the sample prompts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import SettingsError
-from swm.evaluation.generation import generated_tokens
+from swm.evaluation.generation import check_generates, generated_tokens
 from swm.models.decoder import context_length
+from swm.settings import SAMPLE_PROMPTS, SAMPLE_TOKENS
 from swm.texts.tokens import whole_characters
 
 
@@ -32,6 +33,16 @@ class Answer:
             rest = times[-1] - times[1]
             rate = f", then {(len(times) - 2) / rest:.1f} tokens per second" if rest > 0 else ""
             self.speed = f"{len(times) - 1} tokens: the first after {times[1] - times[0]:.2f} s{rate}"
+
+
+def sample_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Greedy continuations of SAMPLE_PROMPTS by up to SAMPLE_TOKENS tokens each.
+
+    Raises:
+        ModelError: if the model cannot generate.
+    """
+    check_generates(model, torch.tensor([[0, 0]]))
+    return ["".join(Answer(model, tokenizer).pieces(prompt, SAMPLE_TOKENS)) for prompt in SAMPLE_PROMPTS]
 
 
 def _pieces(

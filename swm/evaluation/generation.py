@@ -15,14 +15,19 @@ from swm.workspace.machine import is_out_of_memory
 
 
 def generated_tokens(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> Iterator[Tensor]:
-    """Greedy continuation of a prompt, one token at a time, shape (rows, 1); uses the KV cache, never stops early."""
+    """Greedy continuation of a prompt, one token at a time, shape (rows, 1); uses the KV cache, never stops early.
+
+    Raises:
+        NoCacheError: if the model returns no cache.
+    """
     result: Any = model(prompt.to(model.device), use_cache=True, logits_to_keep=1)
     for step in range(new_tokens):
         token = result.logits[:, -1:].argmax(-1)
         yield token
         if step + 1 < new_tokens:
             cache = _cache_name(result)
-            assert cache is not None  # see check_keeps_cache
+            if cache is None:
+                raise NoCacheError(f"The {type(model).__name__} returns no cache (keys and values, or a state).")
             result = model(token, use_cache=True, logits_to_keep=1, **{cache: result[cache]})
 
 

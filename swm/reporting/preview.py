@@ -9,9 +9,11 @@ from swm.plan import MergePlan, Window
 from swm.registry import MERGE_RULES
 from swm.reporting.glossary import TERMS
 from swm.reporting.palette import WINDOW_COLOURS
+from swm.search.kept_answers import KeptAnswers
 from swm.search.threshold_path import ThresholdPath
 from swm.workspace.units import gib
 
+WITHIN = 1.2  # times the original's perplexity: the loss that the slider's mark allows
 LOWEST = 0.5  # start of the slider, also if not computed that far
 TEMPLATES = Path(__file__).parent / "templates"
 HELP = {
@@ -24,20 +26,48 @@ HELP = {
 }
 
 
-def path_view(path: ThresholdPath, facts: dict[str, Any], cost: dict[str, Any] | None = None) -> dict[str, Any]:
+def path_view(
+    path: ThresholdPath,
+    facts: dict[str, Any],
+    cost: dict[str, Any] | None = None,
+    answers: KeptAnswers | None = None,
+) -> dict[str, Any]:
     """Every interval of thresholds with its plan; a plan valid on several intervals is listed once.
 
     Returns:
         `steps`: [low, high, index of the plan, similarity], from the highest threshold down, with gaps where the path
-        is not computed. `plans`: as `plan_view`, without the similarity, which belongs to the step.
+        is not computed. `plans`: as `plan_view`, without the similarity, which belongs to the step. `prompts`, and
+        `answers` of the original (None if unknown). `mark`: index in `steps` of the smallest plan whose perplexity is
+        at most WITHIN times the original's, and `within`.
     """
     plans: dict[MergePlan, int] = {}
     steps = []
     for step in path.intervals():
         index = plans.setdefault(step.plan, len(plans))
         steps.append([step.low, step.high, index, f"{step.similarity:.4f}"])
-    views = [plan_view(plan, facts, cost, path.perplexities) for plan in plans]
-    return {"low": min(path.low, LOWEST), "high": path.high, "steps": steps, "plans": views}
+    views = [plan_view(plan, facts, cost, path.perplexities, answers=answers) for plan in plans]
+    original = path.perplexities.get(())
+    return {
+        "low": min(path.low, LOWEST),
+        "high": path.high,
+        "steps": steps,
+        "plans": views,
+        "prompts": answers.prompts if answers else [],
+        "answers": answers.of.get(()) if answers else None,
+        "original": original,
+        "within": WITHIN,
+        "mark": _smallest_within(steps, views, WITHIN * original) if original else None,
+    }
+
+
+def _smallest_within(steps: list[list[Any]], plans: list[dict[str, Any]], most: float) -> int | None:
+    """The step whose plan has the fewest layers, then the lowest perplexity, among plans of at most this perplexity."""
+    fitting = [
+        (plans[step[2]]["left"], plans[step[2]]["perplexity"], at)
+        for at, step in enumerate(steps)
+        if plans[step[2]]["windows"] and (plans[step[2]]["perplexity"] or most + 1) <= most
+    ]
+    return min(fitting)[2] if fitting else None
 
 
 def plan_view(
@@ -46,6 +76,7 @@ def plan_view(
     cost: dict[str, Any] | None = None,
     perplexities: dict[tuple[Window, ...], float] | None = None,
     similarity: float | None = None,
+    answers: KeptAnswers | None = None,
 ) -> dict[str, Any]:
     """A plan's windows, and its numbers formatted for display.
 
@@ -53,6 +84,7 @@ def plan_view(
         facts: of the original model: `parameters`, `parameters_per_layer`, `size_bytes`.
         cost: time of one generated token of the original, for the expected speed; see `evaluation.cost.decode_cost`.
         perplexities: of plans on the calibration text, by windows; the original's under ().
+        answers: what plans write after the sample prompts.
     """
     perplexities = perplexities or {}
     saved = (plan.layer_count - plan.worth_layers) * facts["parameters_per_layer"]
@@ -76,6 +108,8 @@ def plan_view(
         "base": MERGE_RULES[plan.rule].base,
         "numbers": numbers,
         "more": more,
+        "perplexity": perplexity,
+        "answers": answers.of.get(plan.windows) if answers else None,
         "colours": WINDOW_COLOURS,
     }
 

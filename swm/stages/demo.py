@@ -40,7 +40,7 @@ def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) 
             measure_experiment(experiment, "cka", named("measure", progress))
         path = kept_path(experiment, "rdsc")
         if path is None or path.covered() < 0.999:
-            search_path(experiment, "rdsc", DEMO_PATH_FROM, progress=named("search", progress))
+            search_path(experiment, "rdsc", DEMO_PATH_FROM, progress=named("search", progress), answers=True)
         runs = _planned_runs(experiment, progress)
     recovery = preset_settings("quick", steps=steps)
     for run in runs:

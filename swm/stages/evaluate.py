@@ -10,13 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ExperimentError, ModelError
-from swm.evaluation.answers import Answer
-from swm.evaluation.generation import check_generates
+from swm.evaluation.answers import sample_answers
 from swm.evaluation.perplexity import perplexity
 from swm.evaluation.task_score import TaskScore
 from swm.evaluation.tasks import check_request, zero_shot
@@ -31,9 +29,6 @@ from swm.texts.calibration import perplexity_tokens
 from swm.texts.documents import text_hash
 from swm.workspace.files import content_hash, home, read_json, write_json
 from swm.workspace.runs import Run
-
-SAMPLE_TOKENS = 32
-
 
 SCORES_VERSION = 2  # raised when scoring or its data change, so that older cached scores are not used
 
@@ -75,14 +70,11 @@ def evaluate_run(
 def _samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
     """What the model writes; empty if it cannot generate, which must not lose the scores."""
     try:
-        check_generates(model, torch.tensor([[0, 0]]))
+        answers = sample_answers(model, tokenizer)
     except ModelError as error:
         log.warning("%s", error)
         return []
-    return [
-        {"prompt": prompt, "answer": "".join(Answer(model, tokenizer).pieces(prompt, SAMPLE_TOKENS))}
-        for prompt in SAMPLE_PROMPTS
-    ]
+    return [{"prompt": prompt, "answer": answer} for prompt, answer in zip(SAMPLE_PROMPTS, answers, strict=True)]
 
 
 def _scores(

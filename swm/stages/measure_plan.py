@@ -12,6 +12,7 @@ from swm.plan import (
 from swm.progress import Progress, no_progress
 from swm.search.kept_path import save_path
 from swm.search.threshold_path import ThresholdPath, known_similarity
+from swm.stages.answer_plans import answer_plans
 from swm.stages.search import WORST, Loaded, bench_for, measure_perplexities, path_to_extend, scorer_for
 from swm.workspace.experiments import Experiment
 
@@ -19,12 +20,12 @@ from swm.workspace.experiments import Experiment
 def measure_plan(
     experiment: Experiment, plan: MergePlan, progress: Progress = no_progress, loaded: Loaded | None = None
 ) -> dict[str, Any]:
-    """Similarity and perplexity of any plan on the calibration text; saved with the path.
+    """Similarity and perplexity of any plan on the calibration text, saved with the path; and its model's answers.
 
     Raises:
         ModelError: if the merged model's numbers overflow.
     """
-    path = measured_path(experiment, plan, progress, loaded)
+    path = measured_path(experiment, plan, progress, loaded, answers=not experiment.read_only)
     if path.perplexities[plan.windows] >= WORST:
         raise ModelError(
             "The merged model's numbers overflow: its perplexity is too large to measure. Choose other windows or "
@@ -40,9 +41,17 @@ def measure_plan(
 
 
 def measured_path(
-    experiment: Experiment, plan: MergePlan, progress: Progress = no_progress, loaded: Loaded | None = None
+    experiment: Experiment,
+    plan: MergePlan,
+    progress: Progress = no_progress,
+    loaded: Loaded | None = None,
+    *,
+    answers: bool = False,
 ) -> ThresholdPath:
-    """The path of the plan's rule, including the plan's similarity, and perplexities of the plan and the original."""
+    """The path of the plan's rule, including the plan's similarity, and perplexities of the plan and the original.
+
+    With `answers`, the plan's model also continues the sample prompts; see `answer_plans`.
+    """
     progress(0, 2, "loading the model")
     bench = bench_for(experiment, plan.rule, loaded)
     check_plan(bench.model, plan)
@@ -55,4 +64,6 @@ def measured_path(
     measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], bench, progress)
     if not experiment.read_only:
         save_path(experiment, path)
+    if answers:
+        answer_plans(experiment, [plan], bench.model, bench.tokenizer, bench.make, progress)
     return path

@@ -28,6 +28,7 @@ from swm.search.threshold_path import PlanAt, ThresholdPath
 from swm.search.walk import check_range, check_threshold
 from swm.search.window_score import WindowScorer
 from swm.settings import WINDOW_FIT_TOKENS
+from swm.stages.answer_plans import SAVE_SECONDS, answer_plans
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
 from swm.workspace.experiments import Experiment
 
@@ -35,9 +36,6 @@ log = logging.getLogger(__name__)
 
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-
-
-SAVE_SECONDS = 2.0
 
 
 WORST = math.exp(50.0)  # a perplexity that only means "broken"; JSON has no infinity
@@ -51,10 +49,12 @@ def search_path(
     progress: Progress = no_progress,
     precision: str = "auto",
     layers: int | None = None,
+    answers: bool = False,
 ) -> ThresholdPath:
     """The threshold path from `low` to 1, written to path/<rule>.json as it grows; an interrupted search is resumed.
 
-    With `layers`, only the part needed for plans with that many layers.
+    With `layers`, only the part needed for plans with that many layers. With `answers`, the model of each plan then
+    continues the sample prompts.
     With precision "auto", similarities are computed in bfloat16 if that is faster here; the plan at `focus` is then
     confirmed in the model's own dtype, and the path records the largest difference. A resumed path keeps its dtype,
     unless "exact" is requested.
@@ -83,26 +83,43 @@ def search_path(
     try:
         exact_plan(path, bench, scorer, focus, lambda layer: step(path, 0.0))
         save()
-        threshold_path(
-            experiment.layer_count,
-            scorer.score,
-            path.low,
-            path.high,
-            rule=rule,
-            focus=focus,
-            path=path,
-            on_step=step,
-            score_together=scorer.score_together,
-            at_once=scorer.at_once,
-            layers=layers,
-        )
+        _fill(path, scorer, focus, layers, step)
         save()
-        plans = [MergePlan(path.layer_count, (), rule), *(step.plan for step in path.intervals())]
-        selected = [plan for plan in plans if layers in (None, plan.layers_left) or not plan.windows]
+        selected = _plans_of(path, layers)
         measure_perplexities(path, selected, bench, progress, save)
+        if answers:
+            answer_plans(experiment, selected, bench.model, bench.tokenizer, bench.make, progress)
     finally:
         save()
     return path
+
+
+def _fill(
+    path: ThresholdPath,
+    scorer: WindowScorer,
+    focus: float,
+    layers: int | None,
+    on_step: Callable[[ThresholdPath, float], None],
+) -> None:
+    threshold_path(
+        path.layer_count,
+        scorer.score,
+        path.low,
+        path.high,
+        rule=path.rule,
+        focus=focus,
+        path=path,
+        on_step=on_step,
+        score_together=scorer.score_together,
+        at_once=scorer.at_once,
+        layers=layers,
+    )
+
+
+def _plans_of(path: ThresholdPath, layers: int | None) -> list[MergePlan]:
+    """The original, then the path's plans: all, or those with `layers` layers left."""
+    plans = [step.plan for step in path.intervals() if layers in (None, step.plan.layers_left)]
+    return [MergePlan(path.layer_count, (), path.rule), *plans]
 
 
 def measure_perplexities(
@@ -131,6 +148,7 @@ class Bench:
     """The model and text for trying windows; `make` returns the merged layer if the rule needs more than weights."""
 
     model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     tokens: Tensor
     make: Callable[[Window], MergedLayer] | None
 
@@ -143,8 +161,9 @@ def bench_for(experiment: Experiment, rule: str, loaded: Loaded | None = None) -
         check_fits(model)
     tokens = calibration_of(experiment, tokenizer)
     if not needs_text:
-        return Bench(model, tokens, None)
-    return Bench(model, tokens, window_fitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS)))
+        return Bench(model, tokenizer, tokens, None)
+    fitter = window_fitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS))
+    return Bench(model, tokenizer, tokens, fitter)
 
 
 def path_to_extend(

@@ -78,8 +78,8 @@ class Experiment(Tracked):
 
     def mend(self) -> None:
         """Repair what killed jobs left in the experiment and its runs; only for a job that holds the locks."""
-        for folder in (self.folder, self.folder / "runs", self.folder / "path", self.folder / "plans"):
-            clean_up(folder)
+        for name in ("", "runs", "path", "plans", "answers"):
+            clean_up(self.folder / name)
         for run in self.runs():
             if not run.state().active:
                 run.mend()

@@ -13,6 +13,7 @@ from swm.checked import Record, explained
 from swm.errors import ExperimentError
 from swm.settings import ExperimentSettings, RecoverySettings
 from swm.workspace.result_records import (
+    AnswersFile,
     CostFile,
     DocumentsFile,
     Free,
@@ -140,6 +141,7 @@ FILES: dict[str, Any] = {
     "state.json": StateFile,
     "similarity": SimilarityFile,
     "path": PathFile,
+    "answers": AnswersFile,
     "plans": PlannedFile,
     "studies": StudyFile,
     "event": Event,

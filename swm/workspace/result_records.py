@@ -53,6 +53,9 @@ class Sample(Record):
 class Perplexity(Interval):
     """The perplexity of a text; `losses` are the mean losses of its segments, in nats per token."""
 
+    value: Positive
+    low: Positive
+    high: Positive
     losses: list[float] = Field(default_factory=list)
 
 
@@ -207,6 +210,28 @@ class PathFile(Record):
     difference: float = 0.0
     version: int = 1
     text_hash: str = ""
+
+
+class PlanAnswers(Record):
+    """What the model of a plan writes after each prompt; no answers if it cannot generate."""
+
+    windows: list[list[int]]
+    answers: list[str]
+
+
+class AnswersFile(Record):
+    """answers/<rule>.json: see `search.kept_answers.KeptAnswers`."""
+
+    prompts: list[str]
+    tokens: int
+    plans: list[PlanAnswers]
+    text_hash: str = ""
+
+    @model_validator(mode="after")
+    def _answers_every_prompt(self) -> AnswersFile:
+        if any(len(plan.answers) not in (0, len(self.prompts)) for plan in self.plans):
+            raise ValueError("a plan has more or fewer answers than there are prompts")
+        return self
 
 
 class ThresholdScore(TaskEntry):

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from swm.jobs.child import active_targets
+from swm.search.kept_answers import kept_answers
+from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
-from swm.workspace.experiments import list_experiments
+from swm.workspace.experiments import Experiment, list_experiments
 from tests.conftest import need
 from tools.running import CHROMIUM_FLAGS, running_app
 
@@ -118,6 +120,56 @@ def test_dragging_the_slider_changes_strip_numbers_and_address(shown, page):
     assert "threshold=0.99" in page.url
     page.mouse.up()
     page.wait_for_url(re.compile(r"threshold=0\.8"))
+
+
+def test_the_models_words_follow_the_slider(shown, page):
+    """The words are those of the shipped file, change before the button is let go, and lose nothing of an answer."""
+    page.goto(f"{shown}/preview?experiment=demo&threshold=0.99")
+    ready(page)
+    page.wait_for_selector("text=30 of 30")
+    assert page.locator(".answer.original").count() == 3
+    kept = kept_answers(Experiment.open("example-demo"), "rdsc")
+    by_depth = {}
+    for windows, answers in kept.of.items():
+        by_depth.setdefault(30 - sum(len(window) - 1 for window in windows), []).append(answers)
+    box = page.locator("input.slider").bounding_box()
+    y = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 0.97 * box["width"], y)
+    page.mouse.down()
+    seen = set()
+    for share in (0.85, 0.6, 0.3):
+        page.mouse.move(box["x"] + share * box["width"], y, steps=3)
+        page.wait_for_timeout(80)
+        left = int(page.locator(".number .value").first.inner_text().split()[0])
+        written = tuple(page.locator(".answer.current .words").all_text_contents())
+        assert any(written == tuple(map(as_shown, answers)) for answers in by_depth[left])
+        seen.add(written)
+    assert len(seen) == 3
+    page.mouse.up()
+    for card in page.locator(".said .card").all():
+        original, own = card.locator(".original .words").text_content(), card.locator(".current .words")
+        mark = own.locator("mark").text_content()
+        before = own.text_content().split(mark)[0].split()
+        assert original.split()[: len(before)] == before
+        assert original.split()[len(before) : len(before) + 1] != [mark]
+
+
+def as_shown(answer):
+    """An answer without blank lines."""
+    return re.sub(r"\s*\n\s*", "\n", answer.strip()) or "ends here"
+
+
+def test_a_flag_marks_the_smallest_plan_within_the_loss(shown, page):
+    page.goto(f"{shown}/preview?experiment=demo&threshold=0.7")
+    ready(page)
+    page.get_by_role("button", name="smallest within × 1.2").click()
+    page.wait_for_url(re.compile(r"threshold=0\.9"))
+    ratio = float(page.locator(".number .more").nth(1).inner_text().split()[1])
+    assert 1.0 < ratio <= 1.2
+    path = kept_path(Experiment.open("example-demo"), "rdsc")
+    within = [plan for plan in path.intervals() if plan.plan.windows and plan.perplexity <= 1.2 * path.perplexities[()]]
+    fewest = min(plan.plan.layers_left for plan in within)
+    assert page.locator(".number .value").first.inner_text() == f"{fewest} of 30"
 
 
 def test_a_click_on_the_staircase_and_a_pinned_plan(shown, page):

@@ -1,10 +1,13 @@
 """What the preview draws against the path itself and against pencil."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from swm.plan import MergePlan, Window
 from swm.reporting.preview import path_view, plan_view
 from swm.search.find import threshold_path
+from swm.search.kept_answers import KeptAnswers
 from swm.search.threshold_path import ThresholdPath, known_similarity
 from swm.similarity.blocks import pair_sentence, similar_patches
 from tests.search.test_find import seeded_score
@@ -22,6 +25,43 @@ def test_every_threshold_finds_its_plan_in_the_view():
         step = path.plan_at(threshold)
         assert view["plans"][index]["windows"] == [[w.first, w.last] for w in step.plan.windows]
         assert (low, high, similarity) == (step.low, step.high, f"{step.similarity:.4f}")
+
+
+@given(st.integers(0, 10_000), st.lists(st.floats(10, 40), min_size=1, max_size=60), st.booleans())
+def test_the_mark_is_on_the_smallest_plan_within_the_loss(seed, perplexities, measured):
+    path = threshold_path(7, seeded_score(seed), 0.2)
+    steps = path.intervals()
+    path.perplexities = {(): 20.0} if measured else {}
+    for step, perplexity in zip(steps, perplexities, strict=False):
+        if step.plan.windows:
+            path.perplexities[step.plan.windows] = perplexity
+    view = path_view(path, FACTS)
+    allowed = [
+        (step.plan.layers_left, path.perplexities[step.plan.windows])
+        for step in steps
+        if step.plan.windows and path.perplexities.get(step.plan.windows, 99.0) <= 24.0
+    ]
+    if not measured or not allowed:
+        assert view["mark"] is None
+    else:
+        marked = view["plans"][view["steps"][view["mark"]][2]]
+        assert (marked["left"], marked["perplexity"]) == min(allowed)
+
+
+def test_each_plan_carries_its_own_answers():
+    path = threshold_path(6, seeded_score(3), 0.2)
+    plans = [step.plan for step in path.intervals()]
+    answers = KeptAnswers("rdsc", ("a", "b"), 9, {plan.windows: [str(plan.windows), "x"] for plan in plans[::2]})
+    answers.of[()] = ["original", "y"]
+    view = path_view(path, FACTS, answers=answers)
+    assert (view["prompts"], view["answers"]) == (("a", "b"), ["original", "y"])
+    known = 0
+    for plan in view["plans"]:
+        windows = tuple(Window(*pair) for pair in plan["windows"])
+        assert plan["answers"] == answers.of.get(windows)
+        known += plan["answers"] is not None
+    assert 1 < known < len(view["plans"])
+    assert path_view(path, FACTS)["answers"] is None
 
 
 def test_numbers_of_a_plan_are_as_people_read_them():

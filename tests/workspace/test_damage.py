@@ -19,6 +19,7 @@ from swm.reporting.preview import path_view
 from swm.reporting.report import report_html
 from swm.reporting.table import table
 from swm.search.find import threshold_path
+from swm.search.kept_answers import KeptAnswers, kept_answers, save_answers
 from swm.search.kept_path import kept_path, save_path
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment, list_experiments
@@ -37,6 +38,8 @@ def study():
     lists = {"block_influence": [0.1] * 6, "norm": [5.0] * 6}
     study.save_similarity("cka", {"matrix": matrix, **lists, "tokens": 99, "conditions": conditions})
     save_path(study, threshold_path(6, lambda above, window: 1 - 0.1 * len(window), 0.5))
+    kept = KeptAnswers("rdsc", of={(): ["a", "b", "c"], (Window(1, 3),): ["d", "e", "f"]})
+    save_answers(study, kept)
     study.save_cost({"layers_ms": 3.0, "rest_ms": 1.0})
     run = study.create_run("first", MergePlan(6, (Window(1, 3),)), 0.7)
     recovery = {**asdict(preset_settings("quick")), "trained_parameters": 9, "seconds": 2.0}
@@ -71,7 +74,8 @@ def read_all(name):
     study.state().seconds  # noqa: B018
     tried(lambda: study.similarity("cka"))
     if path := tried(lambda: kept_path(study, "rdsc")):
-        tried(lambda: path_view(path, study.model_facts, study.cost()))
+        answers = tried(lambda: kept_answers(study, "rdsc"))
+        tried(lambda: path_view(path, study.model_facts, study.cost(), answers))
         tried(lambda: path.plan_with_layers(4))
     refused += study.readable_runs()[1]
     for run in study.runs():

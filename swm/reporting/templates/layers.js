@@ -1,7 +1,7 @@
-// The layers before and after merging, and the threshold slider: drawn in the browser, so that the picture follows the
+// The layers before and after merging, the threshold slider and the model's words: drawn in the browser, so that the picture follows the
 // slider at once. Data: swm/reporting/preview.py. Untrusted text is set as text, never as HTML.
 
-const LABELS = 54; // pixels left of the bars
+const LABELS = 72; // pixels left of the bars
 const BAR = 32;
 const GAP = 30;
 
@@ -118,39 +118,103 @@ function numbers(plan, similarity, help) {
   return row;
 }
 
-// Layers left against the threshold; shaded where nothing is computed yet.
-function staircase(data, threshold, width, step) {
-  const height = 120;
-  const [top, bottom] = [8, height - 20];
-  const depths = data.plans.map((plan) => plan.left);
-  const [least, most] = [Math.min(...depths, data.layers - 1), data.layers];
-  const x = (t) => LABELS + ((t - data.low) / (data.high - data.low)) * (width - LABELS - 8);
-  const y = (depth) => bottom - ((depth - least) / Math.max(1, most - least)) * (bottom - top);
+// Layers left, and perplexity on a logarithmic scale, against the threshold; shaded where nothing is computed yet.
+function curves(data, threshold, width, step) {
+  const [height, middle] = [156, 72];
+  const right = width - 8;
+  const x = (t) => LABELS + ((t - data.low) / (data.high - data.low)) * (right - LABELS);
   const root = svg("svg", { width, height, class: "stairs" });
-  root.append(svg("rect", { x: LABELS, y: 0, width: width - LABELS - 8, height: bottom + 6, class: "unknown" }));
-  for (const depth of [least, most]) root.append(svg("text", { x: LABELS - 8, y: y(depth), class: "tick" }, depth));
-  root.append(svg("text", { x: 0, y: (top + bottom) / 2, class: "row" }, "layers"));
-  let line = "";
-  let before = null;
-  for (const [low, high, index] of data.steps) {
-    const [a, b] = [Math.max(low, data.low), Math.min(high, data.high)];
-    if (b <= a) continue;
-    root.append(svg("rect", { x: x(a), y: 0, width: x(b) - x(a), height: bottom + 6, class: "known" }));
-    const depth = y(data.plans[index].left);
-    line += `${before === high ? "L" : "M"}${x(b)},${depth}L${x(a)},${depth}`;
-    before = low;
-  }
+  const floor = height - 20;
+  root.append(svg("rect", { x: LABELS, y: 0, width: right - LABELS, height: floor, class: "unknown" }));
+  const spans = data.steps.map(([low, high, index]) => [Math.max(low, data.low), Math.min(high, data.high), data.plans[index]]).filter(([a, b]) => b > a);
+  for (const [a, b] of spans) root.append(svg("rect", { x: x(a), y: 0, width: x(b) - x(a), height: floor, class: "known" }));
   if (step) {
     const [a, b] = [Math.max(step[0], data.low), Math.min(step[1], data.high)];
-    root.append(svg("rect", { x: x(a), y: 0, width: Math.max(2, x(b) - x(a)), height: bottom + 6, class: "now" }));
+    root.append(svg("rect", { x: x(a), y: 0, width: Math.max(2, x(b) - x(a)), height: floor, class: "now" }));
   }
-  root.append(svg("path", { d: line, class: "line" }));
-  root.append(svg("line", { x1: x(threshold), x2: x(threshold), y1: 0, y2: bottom + 6, class: "cursor" }));
-  if (step) root.append(svg("circle", { cx: x(threshold), cy: y(data.plans[step[2]].left), r: 5, class: "cursor" }));
+  const now = step && data.plans[step[2]];
+  const curve = (name, value, [least, most], [top, bottom], ticks) => {
+    const y = (number) => bottom - ((number - least) / (most - least || 1)) * (bottom - top);
+    let line = "";
+    let before = null;
+    for (const [a, b, plan] of spans) {
+      const at = value(plan);
+      if (at === null) continue;
+      line += `${before === b ? "L" : "M"}${x(b)},${y(at)}L${x(a)},${y(at)}`;
+      before = a;
+    }
+    root.append(svg("text", { x: 0, y: (top + bottom) / 2, class: "row" }, name));
+    for (const [number, text] of ticks) root.append(svg("text", { x: LABELS - 8, y: y(number), class: "tick" }, text));
+    root.append(svg("path", { d: line, class: `line ${name}` }));
+    if (now && value(now) !== null) root.append(svg("circle", { cx: x(threshold), cy: y(value(now)), r: 5, class: "cursor" }));
+    return y;
+  };
+  const depths = data.plans.map((plan) => plan.left);
+  const [least, most] = [Math.min(...depths, data.layers - 1), data.layers];
+  const known = data.plans.filter((plan) => plan.perplexity).map((plan) => plan.perplexity);
+  const end = known.length && data.original ? middle - 12 : floor - 10;
+  curve("layers", (plan) => plan.left, [least, most], [8, end], [[least, least], [most, most]]);
+  if (end < middle) {
+    const log = (plan) => (plan.perplexity ? Math.log(plan.perplexity) : null);
+    const [low, high] = [Math.log(Math.min(data.original, ...known)), Math.log(Math.max(data.original * data.within * 1.5, ...known))];
+    const ticks = [low, high].map((number) => [number, compact(Math.exp(number))]);
+    const y = curve("perplexity", log, [low, high], [middle + 8, floor - 8], ticks);
+    const allowed = y(Math.log(data.original * data.within));
+    root.append(titled(svg("line", { x1: LABELS, x2: right, y1: allowed, y2: allowed, class: "allowed" }), `${data.within} times the original's perplexity`));
+    root.append(svg("text", { x: right - 4, y: allowed - 8, class: "tick" }, `× ${data.within}`));
+  }
+  root.append(svg("line", { x1: LABELS, x2: right, y1: middle - 4, y2: middle - 4, class: "between" }));
+  const mark = data.steps[data.mark];
+  if (mark) {
+    const [at, plan] = [x(Math.min(mark[1], data.high)), data.plans[mark[2]]];
+    const flag = titled(svg("g", { class: "flag" }), `the smallest plan within ${data.within} times the original's perplexity: ${plan.left} layers`);
+    flag.append(svg("line", { x1: at, x2: at, y1: 0, y2: floor }), svg("path", { d: `M${at},0l-9,5l9,5z` }));
+    root.append(flag);
+  }
+  root.append(svg("line", { x1: x(threshold), x2: x(threshold), y1: 0, y2: floor, class: "cursor" }));
   for (let t = Math.ceil(data.low * 10) / 10; t <= data.high + 1e-9; t += 0.1)
-    root.append(svg("text", { x: x(t), y: height - 5, class: "tick under" }, t.toFixed(1)));
-  root.toThreshold = (at) => data.low + ((at - LABELS) / (width - LABELS - 8)) * (data.high - data.low);
+    root.append(svg("text", { x: x(t), y: height - 6, class: "tick under" }, t.toFixed(1)));
+  root.toThreshold = (at) => data.low + ((at - LABELS) / (right - LABELS)) * (data.high - data.low);
   return root;
+}
+
+const compact = (number) => (number < 1e4 ? Math.round(number).toLocaleString("en") : number < 1e15 ? number.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 2 }) : "∞");
+
+// The words of an answer; from the first that differs from the original's on, they are marked.
+function words(answer, original) {
+  const line = html("div", "words");
+  const [own, others] = [answer, original].map((text) => text.trim().replace(/\s*\n\s*/g, "\n").match(/\s*\S+/g) ?? []);
+  let same = 0;
+  while (same < own.length && own[same] === others[same]) same++;
+  line.append(own.slice(0, same).join(""));
+  if (same < own.length) {
+    const first = own[same].trimStart();
+    line.append(own[same].slice(0, -first.length), html("mark", "first", first), html("span", "off", own.slice(same + 1).join("")));
+  }
+  if (!own.length) line.append(html("span", "none", "ends here"));
+  return line;
+}
+
+// What the original, the pinned and the current plan write after each prompt.
+function said(data, plans) {
+  const box = html("div", "said");
+  data.prompts.forEach((prompt, at) => {
+    const card = html("div", "card");
+    card.append(html("div", "prompt", prompt));
+    const answer = (name, label, line) => {
+      const row = html("div", `answer ${name}`);
+      row.append(html("div", "label", label), line);
+      card.append(row);
+    };
+    answer("original", "original", words(data.answers[at], data.answers[at]));
+    for (const [name, plan] of plans) {
+      const own = plan.answers?.[at];
+      const equal = own === data.answers[at] ? ", the same words" : "";
+      answer(name, `${name === "pinned" ? "pinned, " : ""}${plan.left} of ${plan.layers} layers${equal}`, own === undefined ? html("div", "words none", plan.answers ? "cannot generate text" : "not asked yet") : words(own, data.answers[at]));
+    }
+    box.append(card);
+  });
+  return box;
 }
 
 class Preview {
@@ -167,13 +231,15 @@ class Preview {
       [
         ["lower", "‹ previous plan", "Go to the next different plan below this threshold"],
         ["higher", "next plan ›", "Go to the next different plan above this threshold"],
+        ["within", "smallest", ""],
         ["pin", "Pin", "Keep this plan below to compare it with others"],
         ["edit", "Edit by hand", "Click a border between two layers to join or split them"],
       ].map(([name, text, title]) => [name, Object.assign(html("button", name, text), { title })]),
     );
     label.append(html("label", "", "Merge while similarity is at least"), this.field, ...Object.values(this.buttons));
     [this.stairs, this.shown, this.pinned] = [html("div", "stairs-box"), html("div", "shown"), html("div", "pinned")];
-    this.root.append(label, this.slider, this.stairs, this.shown, this.pinned);
+    this.said = html("div", "said-box");
+    this.root.append(label, this.slider, this.stairs, this.shown, this.said, this.pinned);
     this.listen();
     new ResizeObserver(() => this.data && this.draw()).observe(this.root);
   }
@@ -207,6 +273,10 @@ class Preview {
       this.stairs.addEventListener(end, () => this.dragging && ((this.dragging = false), this.commit()));
     this.buttons.higher.addEventListener("click", () => this.neighbour(-1));
     this.buttons.lower.addEventListener("click", () => this.neighbour(1));
+    this.buttons.within.addEventListener("click", () => {
+      this.move(() => this.data.steps[this.data.mark][1]);
+      this.commit();
+    });
     this.buttons.pin.addEventListener("click", () => {
       this.pin = this.pin ? null : { plan: this.plan(), similarity: this.similarity(), threshold: this.threshold, byHand: this.editing, of: this.data.name };
       this.draw();
@@ -291,7 +361,7 @@ class Preview {
     const [step, plan] = [this.step(), this.plan()];
     this.slider.value = this.threshold;
     if (this.root.getRootNode().activeElement !== this.field) this.field.value = +this.threshold.toFixed(4);
-    this.stairs.replaceChildren(staircase(this.data, this.threshold, width, this.editing ? null : step));
+    this.stairs.replaceChildren(curves(this.data, this.threshold, width, this.editing ? null : step));
     this.shown.replaceChildren(numbers(plan, this.similarity(), this.data.help));
     if (plan) {
       const picture = strip(plan, width);
@@ -300,11 +370,22 @@ class Preview {
       const hint = "Click a border between two layers to join or split them. A dot marks the base layer, whose norms are kept.";
       this.shown.append(html("div", "note", this.editing ? hint : `${holds} A dot marks the base layer, whose norms are kept.`));
     } else this.shown.append(html("div", "note", "The plan at this threshold has not been computed yet."));
+    const { mark, within } = this.data;
+    this.buttons.within.hidden = this.data.steps[mark] === undefined;
+    this.buttons.within.textContent = `smallest within × ${within}`;
+    this.buttons.within.title = `Go to the smallest plan whose perplexity is at most ${within} times the original's`;
     this.buttons.edit.textContent = this.editing ? "Back to the threshold" : "Edit by hand";
     this.buttons.pin.textContent = this.pin ? "Unpin" : "Pin";
     this.buttons.pin.disabled = !this.pin && !plan;
     this.pinned.replaceChildren();
     if (this.pin?.of !== this.data.name) this.pin = null;
+    this.said.replaceChildren();
+    if (this.data.answers?.length) {
+      const plans = [this.pin && ["pinned", this.pin.plan], plan?.windows.length && ["current", plan]];
+      const title = html("div", "title", "What the model writes");
+      title.append(html("span", "note", "before healing; always the most likely next token; marked from the first word that differs"));
+      this.said.append(title, said(this.data, plans.filter(Boolean)));
+    }
     if (this.pin) {
       const name = this.pin.byHand ? "windows by hand" : `threshold ${this.pin.threshold.toFixed(4)}`;
       this.pinned.append(html("div", "note", `Pinned: ${name}`), numbers(this.pin.plan, this.pin.similarity, this.data.help), strip(this.pin.plan, width));

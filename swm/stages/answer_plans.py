@@ -1,0 +1,62 @@
+"""Lets the model of each plan continue the sample prompts, so that the preview can show what merging does to it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.errors import ModelError, PlanError
+from swm.evaluation.answers import sample_answers
+from swm.merging.apply import MergedLayer, apply_plan
+from swm.models.offload import is_offloaded
+from swm.plan import MergePlan, Window
+from swm.progress import Progress
+from swm.search.kept_answers import kept_answers, save_answers
+from swm.workspace.experiments import Experiment
+from swm.workspace.units import duration
+
+log = logging.getLogger(__name__)
+
+SAVE_SECONDS = 2.0
+
+
+def answer_plans(
+    experiment: Experiment,
+    plans: Sequence[MergePlan],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    make: Callable[[Window], MergedLayer] | None,
+    progress: Progress,
+) -> None:
+    """Keep what the original and the model of each plan write after the sample prompts; known plans are skipped.
+
+    Args:
+        plans: with one rule.
+        make: makes the merged layer of a window if the rule needs more than the weights.
+    """
+    original = MergePlan(plans[0].layer_count, (), plans[0].rule)
+    kept = kept_answers(experiment, original.rule)
+    left = [plan for plan in dict.fromkeys([original, *plans]) if plan.windows not in kept.of]
+    if is_offloaded(model):
+        log.info("The model is not in memory as a whole, so the plans are not asked to continue prompts.")
+        return
+    start = saved = time.monotonic()
+    try:
+        for done, plan in enumerate(left):
+            rest = (time.monotonic() - start) / done * (len(left) - done) if done else 0.0
+            about = f", about {duration(rest)} left" if rest else ""
+            progress(done, len(left), f"prompts continued by plan {done + 1} of {len(left)}{about}")
+            try:
+                kept.of[plan.windows] = sample_answers(apply_plan(model, plan, make), tokenizer)
+            except (ModelError, PlanError) as error:  # this plan's model cannot generate or be saved
+                log.info("Windows %s answer nothing: %s", plan.windows, error)
+                kept.of[plan.windows] = []
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save_answers(experiment, kept)
+                saved = time.monotonic()
+    finally:
+        if left:
+            save_answers(experiment, kept)
