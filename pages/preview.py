@@ -20,7 +20,8 @@ from swm.jobs.child import start
 from swm.plan import MergePlan, parse_windows
 from swm.registry import MERGE_RULES, PLANNERS, as_sentence
 from swm.reporting.arguments import windows_arguments
-from swm.reporting.charts import similarity_heatmap, trace_chart
+from swm.reporting.charts import trace_chart
+from swm.reporting.heatmaps import similarity_heatmap
 from swm.reporting.preview import plan_view
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import outdated_path

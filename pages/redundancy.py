@@ -1,5 +1,8 @@
 """Redundancy page: how similar the layers are."""
 
+from dataclasses import replace
+from typing import Any
+
 import streamlit as st
 
 from pages.shared.frame import (
@@ -15,17 +18,64 @@ from pages.shared.live import current_windows
 from pages.shared.tables import similarity_maps
 from swm.evaluation.task_names import TASKS
 from swm.jobs.child import start
+from swm.plan import Window
 from swm.registry import METRICS
-from swm.reporting.charts import depth_lines, difference_heatmap, norm_line, similarity_heatmap
+from swm.reporting.charts import depth_lines, norm_line
 from swm.reporting.glossary import TERMS, TITLES
-from swm.similarity.blocks import pair_sentence, similar_patches
+from swm.reporting.heatmaps import CONTRASTS, FULL, difference_heatmap, similarity_heatmap
+from swm.settings import SKIPPED_TOKENS
+from swm.similarity.blocks import band_sentence, pair_sentence, similar_patches
 from swm.similarity.measure import PARTS, Measure
-from swm.workspace.experiments import list_experiments
+from swm.workspace.experiments import Experiment, list_experiments
 
-OWN, NONE, CURRENT = "calibration text", "none", "the preview"
+OWN, NONE, CURRENT, WHOLE = "calibration text", "none", "the preview", "the same with the first tokens"
+
+
+def pair_in_address(layers: int) -> tuple[int, int] | None:
+    """The two layers named in the address, as in pair=12-20; None if there are none or they do not exist."""
+    numbers = st.query_params.get("pair", "").split("-")
+    if len(numbers) != 2 or not all(number.isdecimal() and int(number) < layers for number in numbers):
+        return None
+    return int(numbers[0]), int(numbers[1])
+
+
+def measure_arguments(experiment: Experiment, measure: Measure) -> list[str]:
+    """The command that measures a map."""
+    arguments = ["measure", experiment.name, "--metric", measure.metric, "--part", measure.part]
+    arguments += ["--skip", str(measure.skip_tokens)]
+    return [*arguments, "--texts", measure.texts] if measure.texts else arguments
+
+
+def measure_button(experiment: Experiment, measure: Measure, key: str) -> None:
+    """The button that measures a map; in its place, what runs already."""
+    arguments = measure_arguments(experiment, measure)
+    if not experiment.state().active and st.button("Measure", type="primary", disabled=experiment.read_only, key=key):
+        start(experiment, "measure", arguments)
+        st.rerun()
+    job_panel(experiment)
+
+
+def show_maps(first: dict[str, Any], second: dict[str, Any], name: str, contrast: str, titles: tuple[str, str]) -> None:
+    """Two maps and their difference, side by side."""
+    left, middle, right = st.columns(3, gap="medium")
+    for column, data, title, key in ((left, first, titles[0], "first"), (middle, second, titles[1], "second")):
+        with column:
+            figure = similarity_heatmap(data["matrix"], name, contrast=contrast, title=title)
+            st.plotly_chart(figure.update_layout(height=460), key=f"redundancy_{key}")
+    with right:
+        figure = difference_heatmap(first["matrix"], second["matrix"], "first minus second")
+        st.plotly_chart(figure.update_layout(height=460), key="redundancy_difference")
+
+
+def mean_of(data: dict[str, Any]) -> float:
+    """Mean similarity of all pairs of different layers."""
+    values = [value for i, row in enumerate(data["matrix"]) for value in row[:i]]
+    return sum(values) / max(1, len(values))
+
 
 experiment = require_experiment(start_page("Redundancy", "See how similar each pair of layers is."))
 caption(experiment)
+most_skipped = max(0, min(64, experiment.settings.length - 4))
 controls = st.columns([1.7, 2.7, 1.6, 2.0], gap="medium", vertical_alignment="bottom")
 metric = controls[0].selectbox(
     "Metric",
@@ -51,13 +101,13 @@ part = controls[1].segmented_control(
 skip = controls[2].number_input(
     "Skip tokens",
     0,
-    64,
-    0,
+    most_skipped,
+    min(SKIPPED_TOKENS, most_skipped),
     key="redundancy_skip",
     bind="query-params",
     persist_state="session",
-    help="Leaves out this many tokens at the start of each text. A few with a very large norm can make any two layers "
-    "look similar.",
+    help="Leaves out this many tokens at the start of each text. The first ones have a very large norm in most models, "
+    "and make any two layers look similar.",
 )
 text = controls[3].selectbox(
     "Text",
@@ -70,21 +120,18 @@ text = controls[3].selectbox(
 
 with shown_errors():
     measure = Measure(metric, part, skip_tokens=skip, texts="" if text == OWN else text)
-    arguments = ["measure", experiment.name, "--metric", metric, "--part", part, "--skip", str(skip)]
-    arguments += ["--texts", measure.texts] if measure.texts else []
+    arguments = measure_arguments(experiment, measure)
     data = experiment.similarity(measure.name)
     if data is None:
-        st.info("This has not been measured yet. It takes about one forward pass over the text.")
-        if st.button("Measure", type="primary", disabled=experiment.read_only, key="redundancy_measure"):
-            start(experiment, "measure", arguments)
-            st.rerun()
-        job_panel(experiment)
+        if not experiment.state().active:
+            st.info("This has not been measured yet. It takes about three forward passes over the text.")
+        measure_button(experiment, measure, "redundancy_measure")
         command_line(*arguments)
         st.stop()
     matrix = data["matrix"]
     runs = [run for run in experiment.runs() if not run.is_baseline]
     maps = similarity_maps(list_experiments()[0], len(matrix))
-    marks = st.columns([2.2, 2.1, 1.6 + 2.1], gap="medium", vertical_alignment="bottom")
+    marks = st.columns([2.0, 1.6, 2.4, 2.6], gap="medium", vertical_alignment="bottom")
     shown = marks[0].selectbox(
         "Outline the windows of",
         [CURRENT, *(run.name for run in runs), NONE],
@@ -92,7 +139,7 @@ with shown_errors():
         help="The layers inside an outline merge into one, in the plan on the Preview page or in a run.",
     )
     level = marks[1].number_input(
-        "Mark blocks at or above",
+        "Mark blocks from",
         0.0,
         1.0,
         0.99,
@@ -102,52 +149,72 @@ with shown_errors():
         help="Dotted outlines: blocks of neighbouring layers in which every pair is at least this similar.",
     )
     other = marks[2].selectbox(
-        "Compare with another map",
-        [NONE, *maps],
+        "Compare with",
+        [NONE, *([WHOLE] if skip else []), *maps],
         key="redundancy_other",
         help="Shows a second map, of any experiment with the same number of layers, and the difference.",
+    )
+    contrast = marks[3].segmented_control(
+        "Colours",
+        CONTRASTS,
+        default=FULL,
+        required=True,
+        key="redundancy_contrast",
+        bind="query-params",
+        persist_state="session",
+        help="From 0 to 1; stretched from the lowest to the highest similarity of two layers; or logarithmic in the "
+        "difference from 1, which tells 0.9, 0.99 and 0.999 apart.",
     )
     windows = next((run.plan.windows for run in runs if run.name == shown), ())
     if shown == CURRENT:
         windows = current_windows(experiment)
-    second = maps[other]() if other in maps else None
+    second, whole = None, replace(measure, skip_tokens=0)
+    if other == WHOLE:
+        second = experiment.similarity(whole.name)
+    elif other in maps:
+        second = maps[other]()
 
-blocks = similar_patches(matrix, level)
-pair_key = f"redundancy_pair_{experiment.name}"
+name = METRICS[metric].title
+st.markdown(f"#### {band_sentence(matrix, name)}")
+if other == WHOLE and second is None:
+    st.info("The map of all tokens has not been measured yet.")
+    measure_button(experiment, whole, "redundancy_whole")
+if second:
+    show_maps(data, second, name, contrast, (f"without the first {skip} tokens" if other == WHOLE else "this", other))
+if second and other == WHOLE:
+    st.markdown(
+        f"With the first {skip} tokens of each text, two layers have {name} {mean_of(second):.2f} on average; without "
+        f"them, {mean_of(data):.2f}. In most models these few tokens have a norm so large that they outweigh all "
+        "others, and nearly every pair of layers looks alike."
+    )
+blocks: tuple[Window, ...] = similar_patches(matrix, level)
 if clicked := st.session_state.get("redundancy_map", {}).get("selection", {}).get("points"):
-    st.session_state[pair_key] = (int(clicked[0]["x"]), int(clicked[0]["y"]))
-pair = st.session_state.get(pair_key)
-figure = similarity_heatmap(matrix, METRICS[metric].title, windows, blocks, pair)
-maps_beside = st.columns(3, gap="medium") if second else st.columns([3, 2], gap="large")
-with maps_beside[0]:
+    st.query_params["pair"] = f"{int(clicked[0]['x'])}-{int(clicked[0]['y'])}"
+pair = pair_in_address(len(matrix))
+left, right = st.columns([3, 2], gap="large")
+with left:
+    title = f"{name} of layer {part}s"
+    figure = similarity_heatmap(matrix, name, windows, blocks, pair, contrast, title)
     st.plotly_chart(figure, key="redundancy_map", on_select="rerun", selection_mode="points")
     if pair:
-        st.markdown(f"**{pair_sentence(matrix, min(pair), max(pair), METRICS[metric].title)}**")
+        st.markdown(f"**{pair_sentence(matrix, min(pair), max(pair), name)}**")
     else:
         st.caption("Click a cell to see the values of that pair of layers.")
     if blocks:
-        st.caption(f"Blocks with similarity >= {level:g}: {', '.join(map(str, blocks))}")
-if second:
-    with maps_beside[1]:
-        st.plotly_chart(similarity_heatmap(second["matrix"], other), key="redundancy_second")
-    with maps_beside[2]:
-        st.plotly_chart(
-            difference_heatmap(matrix, second["matrix"], "this minus the other"), key="redundancy_difference"
-        )
-beside = st.columns(2, gap="large") if second else [maps_beside[1]] * 2
-with beside[0]:
-    st.subheader("Layer by layer", anchor=False)
+        st.caption(f"Blocks in which every pair has at least {level:g}: {', '.join(map(str, blocks))}")
+with right:
     next_layer = [matrix[i][i + 1] for i in range(len(matrix) - 1)]
-    st.plotly_chart(depth_lines(next_layer, data["block_influence"]), key="redundancy_depth")
+    influences = {"block influence": data["block_influence"]}
+    if data.get("attention_influence"):
+        influences |= {"of its attention": data["attention_influence"], "of its MLP": data["mlp_influence"]}
+    st.plotly_chart(depth_lines(next_layer, influences), key="redundancy_depth")
     st.caption(f"**{TITLES['block_influence']}**: {TERMS['block_influence']}")
-with beside[1]:
     st.plotly_chart(norm_line(data["norm"]), key="redundancy_norm")
 st.markdown(
     f"**{TITLES['similarity']}**: {TERMS['similarity']}\n\n"
     "**How to read the map.** A bright square along the diagonal is a block of layers whose outputs carry nearly the "
-    "same information: candidates for one window. It does not prove that a layer can be removed. A small difference "
-    "can matter, and a few tokens with a very large norm (often the first of a text) push the similarity of any two "
-    "layers towards 1. The Preview page shows what merging does to the model's output."
+    "same information: candidates for one window. It does not prove that a layer can be removed, since a small "
+    "difference can matter. The Preview page shows what merging does to the model's output."
 )
 if data.get("warning"):
     st.warning(data["warning"], icon=":material/warning:")

@@ -19,13 +19,15 @@ from pages.shared.frame import (
 from pages.shared.tables import decided_table, study_table, survival_table
 from swm.evaluation.paired import ACCURACY, SCORES
 from swm.jobs.child import start
-from swm.reporting.charts import similarity_heatmap
+from swm.registry import METRICS
 from swm.reporting.compare import row_name
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS, TITLES, help_for
+from swm.reporting.heatmaps import similarity_heatmap
 from swm.reporting.study_charts import depths_chart, staircase_chart, threshold_scores_chart
 from swm.reporting.table import conditions_of
 from swm.search.kept_path import kept_path
+from swm.settings import SKIPPED_TOKENS
 from swm.similarity.measure import Measure
 from swm.studies.findings import pairs_decided
 from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, grid_of, grid_text, grid_yaml
@@ -199,14 +201,21 @@ def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[di
 
 
 def show_texts(experiment: Experiment, metric: str, texts: list[str]) -> None:
-    """A heat map for each task's prompts."""
-    maps = {text: data for text in texts if (data := experiment.similarity(Measure(metric, texts=text).name))}
-    if not maps:
+    """A heat map for the calibration text and for each task's prompts, all with the same tokens left out."""
+    for skip in (SKIPPED_TOKENS, 0):
+        measures = {text: Measure(metric, skip_tokens=skip, texts=text).name for text in ["", *texts]}
+        maps = {text: data for text, name in measures.items() if (data := experiment.similarity(name))}
+        if any(maps):
+            break
+    else:
         st.info("No heat maps of task prompts have been measured yet.", icon=":material/science:")
         return
-    columns = [column for _ in range(0, len(maps), 3) for column in st.columns(3, gap="medium")]
+    columns = [column for _ in range(0, len(maps), 4) for column in st.columns(4, gap="small")]
     for (text, data), column in zip(maps.items(), columns, strict=False):
-        column.plotly_chart(similarity_heatmap(data["matrix"], text), key=f"studies_{text}")
+        title = text.removeprefix("task:") or "calibration text"
+        column.plotly_chart(similarity_heatmap(data["matrix"], title, small=True, title=title), key=f"studies_{text}")
+    left_out = f"The first {skip} tokens of each text are left out." if skip else "All tokens count."
+    st.caption(f"{METRICS[metric].title} from 0 (dark) to 1 (bright), layer 0 in the lower left corner. {left_out}")
 
 
 experiment = require_experiment(

@@ -21,11 +21,11 @@ def check_options(options: argparse.Namespace) -> None:
         raise SettingsError("--budget only applies to --planner best. Remove --budget.")
     if planned and options.precision != "auto" and options.windows is not None:
         raise SettingsError("--precision applies to a search, but --windows needs none. Remove --precision.")
-    plan_options = ("threshold", "layers", "ratio", "windows", "planner")
+    plan_options = ("threshold", "layers", "ratio", "within", "windows", "planner")
     no_plan = options.command == "run" and not any(name in given for name in plan_options)
     if no_plan and ("rule" in given or options.precision != "auto"):
         raise SettingsError(
-            "--rule and --precision need a plan: add --threshold, --layers, --ratio, --windows or --planner."
+            "--rule and --precision need a plan: add --threshold, --layers, --ratio, --within, --windows or --planner."
         )
     if "width_by" in given and not options.width:
         raise SettingsError("--width-by needs --width. Add --width, or remove --width-by.")
@@ -52,6 +52,8 @@ def _check_values(options: argparse.Namespace) -> None:
     for name, registry in (("rule", MERGE_RULES), ("metric", METRICS)):
         if (value := getattr(options, name, None)) is not None:
             registry.check(value)
+    if (factor := getattr(options, "within", None)) is not None and not 1 < factor < float("inf"):
+        raise SettingsError(f"--within {factor:g} is out of range. Choose a number above 1, such as 1.2.")
     for name in ("threshold", "low", "focus"):
         if (value := getattr(options, name, None)) is not None:
             check_threshold(value)

@@ -10,7 +10,7 @@ from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows
 from swm.cli.targets import Result, own_experiment
 from swm.cli.watched import watched
 from swm.plan import MergePlan, Window, layers_at
-from swm.settings import ExperimentSettings
+from swm.settings import SKIPPED_TOKENS, ExperimentSettings
 from swm.similarity.measure import Measure
 from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.names import check_new
@@ -61,12 +61,13 @@ def run_create(options: argparse.Namespace) -> Result:
 
 def run_measure(options: argparse.Namespace) -> Result:
     """Result of `swm measure`: the similarity of all layer pairs; as text, that of neighbours."""
-    measure = Measure(options.metric, options.part, options.samples, options.skip, options.texts)
+    skips = (SKIPPED_TOKENS, 0) if options.skip is None else (options.skip,)
+    measures = [Measure(options.metric, options.part, options.samples, skip, options.texts) for skip in skips]
     experiment = own_experiment(options.exp)
     from swm.stages.measure import measure_experiment
 
     with watched(experiment, "measure") as progress:
-        data = measure_experiment(experiment, measure, progress)
+        data, *_ = [measure_experiment(experiment, measure, progress) for measure in measures]
     matrix = data["matrix"]
     lines = [f"{data['metric']} similarity of neighbouring layers, {data['tokens']} tokens"]
     lines += [f"{i:3d} - {i + 1:<3d} {matrix[i][i + 1]:.4f}" for i in range(len(matrix) - 1)]

@@ -64,7 +64,7 @@ def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
         plan, similarity = MergePlan.from_dict(data), data["similarity"]
     elif options.windows is not None:
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
-    elif options.threshold is None and options.layers is None and options.ratio is None:
+    elif all(value is None for value in (options.threshold, options.layers, options.ratio, options.within)):
         if options.width:
             raise SettingsError('--width needs a plan. Add one, or pass --windows "" to prune width only.')
         return _settled(experiment.run(options.run)), {}

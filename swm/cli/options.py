@@ -11,7 +11,7 @@ from swm import __version__
 from swm.checked import choices
 from swm.plan import DEFAULT_RULE, WIDTH_METHODS
 from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS
-from swm.settings import PRECISIONS, PRESET_HELP, RecoverySettings
+from swm.settings import PRECISIONS, PRESET_HELP, SKIPPED_TOKENS, RecoverySettings
 from swm.similarity.measure import PARTS, SAMPLES
 from swm.studies.grids import KINDS
 
@@ -49,7 +49,8 @@ def _add_exploring(add: Add) -> None:
     command.add_argument("--part", default="output", help="; ".join(f"{name}: {text}" for name, text in PARTS.items()))
     samples = "; ".join(f"{name}: {text}" for name, text in SAMPLES.items())
     command.add_argument("--samples", default="tokens", help=samples)
-    command.add_argument("--skip", type=int, default=0, help="tokens to leave out at the start of each text (0)")
+    both = f"({SKIPPED_TOKENS}, then 0 to compare with)"
+    command.add_argument("--skip", type=int, help=f"tokens to leave out at the start of each text {both}")
     command.add_argument(
         "--texts",
         default="",
@@ -172,12 +173,14 @@ def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument("--threshold", type=float, help="merge while similarity is at least this; above 0, at most 1")
     group.add_argument("--layers", type=int, help="layers to keep; takes the plan with the lowest perplexity")
     group.add_argument("--ratio", type=float, help="share of the layers to remove, as in 0.2")
+    within = "smallest plan with at most this many times the original's perplexity, before healing, as in 1.2"
+    group.add_argument("--within", type=float, help=within)
     group.add_argument("--windows", help="windows to merge, first and last layer included, as in 27-28,25-26")
     command.add_argument(
         "--planner",
         choices=list(PLANNERS),
         metavar="PLANNER",
-        help=f"needs --layers or --ratio; {PLANNERS.help_text()}",
+        help=f"needs --layers, --ratio or --within; {PLANNERS.help_text()}",
     )
     command.add_argument("--budget", type=int, help="maximum number of plans that --planner best tries (400)")
     rules = f"{', '.join(MERGE_RULES)} (default: {DEFAULT_RULE}, or the planner's own)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 from swm.cli.watched import watched
 from swm.errors import SettingsError
 from swm.plan import DEFAULT_RULE, MergePlan, layers_at, parse_windows
+from swm.progress import Progress, no_progress
 from swm.search.threshold_path import PlanAt
 from swm.settings import PLAN_BUDGET, RecoverySettings, preset_settings
 from swm.workspace.experiments import Experiment
@@ -20,20 +22,24 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
     """The plan of `--windows` or `--planner`, with its similarity and perplexity."""
     from swm.stages.measure_plan import measure_plan
     from swm.stages.plan_by import plan_by
+    from swm.stages.plan_within import smallest_within
 
+    measure: Callable[..., dict[str, Any]]
     if not options.planner:
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
         measure = partial(measure_plan, experiment, plan)
     else:
-        measure = partial(
-            plan_by,
-            experiment,
-            options.planner,
-            cast(int, layers_to_keep(experiment, options)),
-            PLAN_BUDGET if options.budget is None else options.budget,
-            rule=options.rule,
-            precision=options.precision,
+        budget = PLAN_BUDGET if options.budget is None else options.budget
+        planned = partial(
+            plan_by, experiment, options.planner, budget=budget, rule=options.rule, precision=options.precision
         )
+        if options.within is None:
+            measure = partial(planned, cast(int, layers_to_keep(experiment, options)))
+        else:
+
+            def measure(progress: Progress = no_progress) -> dict[str, Any]:
+                return smallest_within(options.within, experiment.layer_count, partial(planned, progress=progress))
+
     if experiment.read_only:
         return measure()
     with watched(experiment, "plan") as progress:
@@ -43,18 +49,24 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
 def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int | None:
     """The layer count that `--layers` or `--ratio` asks for; None if neither is given."""
     if options.planner and options.layers is None and options.ratio is None:
-        raise SettingsError("--planner needs to know how many layers to keep. Add --layers or --ratio.")
+        raise SettingsError("--planner needs to know how many layers to keep. Add --layers, --ratio or --within.")
     if options.ratio is None:
         return cast("int | None", options.layers)
     return layers_at(options.ratio, experiment.layer_count)
 
 
 def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
-    """The plan of `--threshold`, `--layers` or `--ratio`, searched if needed (a job of the experiment)."""
+    """The plan of `--threshold`, `--layers`, `--ratio` or `--within`, searched if needed (a job of the experiment)."""
     from swm.stages.known_plan import known_plan
     from swm.stages.plan import plan_for
+    from swm.stages.plan_within import walk_within
 
     rule = options.rule or DEFAULT_RULE
+    if options.within is not None:
+        if experiment.read_only:
+            return walk_within(experiment, options.within, rule)
+        with watched(experiment, "search") as progress:
+            return walk_within(experiment, options.within, rule, progress, options.precision)
     request = {"threshold": options.threshold, "layers": layers_to_keep(experiment, options), "rule": rule}
     request["precision"] = options.precision
     plan = known_plan(experiment, **request)

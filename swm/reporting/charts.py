@@ -1,6 +1,6 @@
 """Plotly figures from plain data, for pages and report.
 
-Colours: similarity is always cividis from 0 to 1. Blue means better or accepted, orange worse or rejected, which
+Colours: blue means better or accepted, orange worse or rejected, which
 colour-blind readers can tell apart. Windows have their own colours. Everything else is grey, to work on light and dark.
 """
 
@@ -12,123 +12,31 @@ from typing import Any
 import plotly.graph_objects as go
 
 from swm.evaluation.paired import ACCURACY, VERDICTS, Paired
-from swm.plan import Window
 from swm.reporting.glossary import FORMS, UNITS
 from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
 from swm.search.threshold_path import PlanAt
 
 ERROR_BAR = "rgba(90,98,112,1)"
 LINE = "rgba(115,124,140,1)"
-COLOUR_BAR = {"orientation": "h", "thickness": 10, "outlinewidth": 0, "len": 0.6, "y": -0.1, "yanchor": "top"}
 
 
-def similarity_heatmap(
-    matrix: Sequence[Sequence[float]],
-    name: str,
-    windows: Sequence[Window] = (),
-    blocks: Sequence[Window] = (),
-    pair: tuple[int, int] | None = None,
-) -> go.Figure:
-    """Similarity of all layer pairs, layer 0 in the lower left corner.
-
-    Windows are outlined in their colours, blocks with dots, the selected pair with a ring. Plotly only reports clicks
-    on points, so each cell holds an invisible one.
-    """
-    count = len(matrix)
-    layers = list(range(count))
-    figure = go.Figure(
-        go.Heatmap(
-            z=[[round(value, 4) for value in row] for row in matrix],
-            x=layers,
-            y=layers,
-            zmin=0,
-            zmax=1,
-            colorscale="Cividis",
-            colorbar={
-                **COLOUR_BAR,
-                "title": {"text": name, "side": "bottom"},
-                "tickvals": [0, 0.25, 0.5, 0.75, 1],
-            },
-            hoverinfo="skip",
-        )
-    )
-    for block in blocks:
-        low, high = block.first - 0.5, block.last + 0.5
-        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": "white", "width": 3})
-        dotted = {"color": "black", "width": 1.5, "dash": "dot"}
-        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line=dotted)
-    cells = [(x, y) for y in layers for x in layers]
-    figure.add_scatter(
-        x=[x for x, _ in cells],
-        y=[y for _, y in cells],
-        mode="markers",
-        marker={"symbol": "square", "size": max(3, 420 // count), "opacity": 0},
-        selected={"marker": {"opacity": 0}},
-        unselected={"marker": {"opacity": 0}},
-        customdata=[round(matrix[y][x], 4) for x, y in cells],
-        hovertemplate="layer %{y} and layer %{x}<br>" + name + " %{customdata:.4f}<extra></extra>",
-        showlegend=False,
-    )
-    if pair:
-        ring = {"symbol": "square-open", "size": max(8, 420 // count), "color": "white", "line": {"width": 3}}
-        figure.add_scatter(x=pair, y=pair[::-1], mode="markers", marker=ring, hoverinfo="skip", showlegend=False)
-    for index, window in enumerate(windows):
-        low, high = max(window.first, 0) - 0.5, window.last + 0.5
-        colour = WINDOW_COLOURS[index % len(WINDOW_COLOURS)]
-        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": "white", "width": 4})
-        figure.add_shape(type="rect", x0=low, x1=high, y0=low, y1=high, line={"color": colour, "width": 2})
-    return _square(figure, count)
-
-
-def difference_heatmap(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], names: str) -> go.Figure:
-    """First minus second similarity of all layer pairs: blue where the first is higher, orange where it is lower."""
-    values = [[round(a - b, 4) for a, b in zip(x, y, strict=True)] for x, y in zip(first, second, strict=True)]
-    largest = max(max(map(abs, row)) for row in values) or 1.0
-    figure = go.Figure(
-        go.Heatmap(
-            z=values,
-            zmin=-largest,
-            zmax=largest,
-            colorscale=[[0, WORSE], [0.5, "#f2f2f2"], [1, BETTER]],
-            colorbar={**COLOUR_BAR, "title": {"text": names, "side": "bottom"}},
-            hovertemplate="layer %{y} and layer %{x}<br>difference %{z:+.4f}<extra></extra>",
-        )
-    )
-    return _square(figure, len(values))
-
-
-def _square(figure: go.Figure, count: int) -> go.Figure:
-    axis = {"title": {"text": "layer"}, "range": [-0.5, count - 0.5], "showgrid": False, "zeroline": False}
-    figure.update_layout(
-        xaxis={**axis, "constrain": "domain"},
-        yaxis={**axis, "scaleanchor": "x", "constrain": "domain"},
-        height=600,
-        margin={"l": 40, "r": 0, "t": 0, "b": 95},
-        dragmode=False,
-    )
-    return figure
-
-
-def depth_lines(similarity_to_next: Sequence[float], block_influence: Sequence[float]) -> go.Figure:
-    """For each layer: similarity to the next one, and block influence (how much it changes its input)."""
+def depth_lines(similarity_to_next: Sequence[float], influences: dict[str, Sequence[float]]) -> go.Figure:
+    """For each layer: similarity to the next one, and how much the layer and its parts change their input, by name."""
     figure = go.Figure()
-    figure.add_scatter(
-        x=list(range(len(similarity_to_next))),
-        y=list(similarity_to_next),
-        name="similarity to the next layer",
-        mode="lines+markers",
-        line={"color": BETTER},
-        hovertemplate="layer %{x}: %{y:.4f}<extra></extra>",
-    )
-    figure.add_scatter(
-        x=list(range(len(block_influence))),
-        y=list(block_influence),
-        name="block influence",
-        mode="lines+markers",
-        line={"color": WORSE, "dash": "dot"},
-        hovertemplate="layer %{x}: %{y:.4f}<extra></extra>",
-    )
-    return plain_axes(figure, "layer", "", 300, legend=True)
+    lines = {"similarity to the next layer": (similarity_to_next, {"color": BETTER})}
+    colours = (WORSE, *WINDOW_COLOURS[1:3])
+    for (name, values), colour in zip(influences.items(), colours, strict=False):
+        lines[name] = (values, {"color": colour, "dash": "dot"})
+    for name, (values, line) in lines.items():
+        figure.add_scatter(
+            x=list(range(len(values))),
+            y=list(values),
+            name=name,
+            mode="lines+markers",
+            line=line,
+            hovertemplate="layer %{x}: %{y:.4f}<extra>" + name + "</extra>",
+        )
+    return plain_axes(figure, "layer", "", 320, legend=True)
 
 
 def norm_line(norms: Sequence[float]) -> go.Figure:

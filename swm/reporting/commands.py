@@ -23,7 +23,9 @@ def commands(experiment: Experiment) -> list[str]:
 
 
 def _measure_options(data: dict[str, Any]) -> list[str]:
-    changed = {name: data[name] for name, default in asdict(Measure()).items() if data.get(name, default) != default}
+    defaults = asdict(Measure())
+    changed = {name: data[name] for name, default in defaults.items() if data.get(name, default) != default}
+    changed["skip_tokens"] = data.get("skip_tokens", 0)  # without it, two maps are measured
     return [word for name, value in changed.items() for word in (f"--{name.removesuffix('_tokens')}", str(value))]
 
 

@@ -41,12 +41,14 @@ def path_view(
         at most WITHIN times the original's, and `within`.
     """
     plans: dict[MergePlan, int] = {}
-    steps = []
+    steps: list[list[Any]] = []
+    smallest, mark = path.smallest_within(WITHIN), None
     for step in path.intervals():
+        if smallest and step.low == smallest.low:
+            mark = len(steps)
         index = plans.setdefault(step.plan, len(plans))
         steps.append([step.low, step.high, index, f"{step.similarity:.4f}"])
     views = [plan_view(plan, facts, cost, path.perplexities, answers=answers) for plan in plans]
-    original = path.perplexities.get(())
     return {
         "low": min(path.low, LOWEST),
         "high": path.high,
@@ -54,20 +56,10 @@ def path_view(
         "plans": views,
         "prompts": answers.prompts if answers else [],
         "answers": answers.of.get(()) if answers else None,
-        "original": original,
+        "original": path.perplexities.get(()),
         "within": WITHIN,
-        "mark": _smallest_within(steps, views, WITHIN * original) if original else None,
+        "mark": mark,
     }
-
-
-def _smallest_within(steps: list[list[Any]], plans: list[dict[str, Any]], most: float) -> int | None:
-    """The step whose plan has the fewest layers, then the lowest perplexity, among plans of at most this perplexity."""
-    fitting = [
-        (plans[step[2]]["left"], plans[step[2]]["perplexity"], at)
-        for at, step in enumerate(steps)
-        if plans[step[2]]["windows"] and (plans[step[2]]["perplexity"] or most + 1) <= most
-    ]
-    return min(fitting)[2] if fitting else None
 
 
 def plan_view(

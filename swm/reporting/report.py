@@ -11,10 +11,11 @@ import plotly.graph_objects as go
 from swm import __version__
 from swm.errors import ExperimentError
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, paired
-from swm.reporting.charts import differences_chart, loss_chart, scores_chart, similarity_heatmap
+from swm.reporting.charts import differences_chart, loss_chart, scores_chart
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows, row_name
 from swm.reporting.glossary import TERMS, TITLES
+from swm.reporting.heatmaps import similarity_heatmap
 from swm.reporting.html import figure_html, template_environment
 from swm.reporting.judged import judged
 from swm.reporting.preview import plan_view

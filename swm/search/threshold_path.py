@@ -136,6 +136,13 @@ class ThresholdPath:
             f"{nearest}Choose another depth, search from a lower threshold, or specify windows."
         )
 
+    def smallest_within(self, factor: float) -> PlanAt | None:
+        """The plan with the fewest layers, then the lowest perplexity, among those measured to have at most `factor`
+        times the original's perplexity; None if there is none, or the original was not measured."""
+        most = factor * self.perplexities.get((), 0.0)
+        fitting = [s for s in self.intervals() if s.plan.windows and s.perplexity and s.perplexity <= most]
+        return min(fitting, key=lambda s: (s.plan.layers_left, s.perplexity or 0.0), default=None)
+
     def knows_all_with(self, layers: int) -> bool:
         """Whether every plan that leaves `layers` layers is computed."""
         branches = whole_range(self)

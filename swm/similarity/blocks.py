@@ -1,10 +1,13 @@
-"""Blocks of similar layers, and a sentence about a pair."""
+"""Blocks and bands of similar layers, and sentences about them and about a pair."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from swm.plan import Window
+
+STEP = 0.05  # a smaller difference of mean similarities is not called one
 
 
 def similar_patches(matrix: Sequence[Sequence[float]], level: float) -> tuple[Window, ...]:
@@ -21,6 +24,51 @@ def similar_patches(matrix: Sequence[Sequence[float]], level: float) -> tuple[Wi
             blocks.append(Window(first, last))
         first = last + 1
     return tuple(blocks)
+
+
+def bands(matrix: Sequence[Sequence[float]]) -> tuple[Window, ...]:
+    """Runs of three or more layers, each like the next, the longest first; between them are the steps of the map.
+
+    A step is a pair of neighbours on the low side of the split of all neighbours' similarities into two groups that
+    leaves the least variance within them (Otsu 1979), if the groups' means differ by more than STEP.
+    """
+    near = [matrix[layer][layer + 1] for layer in range(len(matrix) - 1)]
+    level = _split(near)
+    runs, first = [], 0
+    for layer in range(len(matrix)):
+        if layer == len(near) or near[layer] < level:
+            runs += [Window(first, layer)] if layer - first >= 2 else []
+            first = layer + 1
+    return tuple(sorted(runs, key=len, reverse=True))
+
+
+def _split(values: Sequence[float]) -> float:
+    """The lowest value of the upper of two groups; minus infinity if the groups hardly differ."""
+    ordered = sorted(values)
+    best, level = 0.0, -math.inf
+    for count in range(1, len(ordered)):
+        low, high = ordered[:count], ordered[count:]
+        gap = sum(high) / len(high) - sum(low) / len(low)
+        if gap > STEP and (between := len(low) * len(high) * gap**2) > best:
+            best, level = between, high[0]
+    return level
+
+
+def band_sentence(matrix: Sequence[Sequence[float]], metric: str) -> str:
+    """A sentence on the longest bands of a map: how alike neighbours are in each, and layers further apart."""
+    sentences = []
+    for band in bands(matrix)[:2]:
+        far = min(10, len(band) - 1)
+        near, away = (_mean_at(matrix, band, distance) for distance in (1, far))
+        start = f"Layers {band.first} to {band.last} form a {'block' if near - away < STEP else 'band'}"
+        then = f"and {'like' if near - away < STEP else 'less like'} the one {far} layers on ({away:.2f})"
+        sentences.append(f"{start}: each is like the next ({metric} {near:.2f}) {then}.")
+    return " ".join(sentences) or "No three neighbouring layers are alike compared with the rest."
+
+
+def _mean_at(matrix: Sequence[Sequence[float]], band: Window, distance: int) -> float:
+    values = [matrix[layer][layer + distance] for layer in range(band.first, band.last + 1 - distance)]
+    return sum(values) / len(values)
 
 
 def pair_sentence(matrix: Sequence[Sequence[float]], low: int, high: int, metric: str) -> str:

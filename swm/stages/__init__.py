@@ -12,6 +12,7 @@
 - merge: merges a run's windows and saves the smaller model
 - plan: the plan at a threshold or with a number of layers, searched if it is not on disk
 - plan_by: a planner's plan, saved and reused
+- plan_within: the smallest plan whose perplexity stays within a factor of the original's
 - recover: heals a run with LoRA
 - repeat: reproduces a run from its recipe
 - run: one run from plan to scores; finished steps are skipped

@@ -10,7 +10,8 @@ from swm.errors import ExperimentError
 from swm.plan import MergePlan
 from swm.progress import Progress, named
 from swm.search.kept_path import kept_path
-from swm.settings import ExperimentSettings, preset_settings
+from swm.settings import SKIPPED_TOKENS, ExperimentSettings, preset_settings
+from swm.similarity.measure import Measure
 from swm.stages.control import make_control
 from swm.stages.create import create_experiment
 from swm.stages.measure import measure_experiment
@@ -36,8 +37,9 @@ def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) 
     """
     experiment = _experiment(name)
     with watched(experiment, "demo") as progress:
-        if not experiment.similarity("cka"):
-            measure_experiment(experiment, "cka", named("measure", progress))
+        for measure in (Measure(skip_tokens=SKIPPED_TOKENS), Measure()):
+            if not experiment.similarity(measure.name):
+                measure_experiment(experiment, measure, named("measure", progress))
         path = kept_path(experiment, "rdsc")
         if path is None or path.covered() < 0.999:
             search_path(experiment, "rdsc", DEMO_PATH_FROM, progress=named("search", progress), answers=True)

@@ -9,10 +9,11 @@ from typing import Any
 from swm.evaluation.cost import decode_cost
 from swm.evaluation.generation import keeps_cache
 from swm.models.offload import is_offloaded
-from swm.models.processes import is_first
+from swm.models.processes import is_first, world_size
 from swm.progress import Progress, no_progress
 from swm.similarity.layers import measure_similarity
 from swm.similarity.measure import Measure
+from swm.similarity.parts import parts_influence
 from swm.stages.loading import calibration_of, check_text, conditions_for, load_original
 from swm.texts.documents import text_hash
 from swm.workspace.experiments import Experiment
@@ -29,11 +30,13 @@ def measure_experiment(
     check_text(experiment)
     start = time.time()
     similarity = measure_similarity(model, tokens, how, lambda done, total: progress(done, total, "measuring"))
+    parts = None if world_size() > 1 else parts_influence(model, tokens, how.skip_tokens)
     data = {
         **asdict(how),
         "matrix": similarity.matrix.tolist(),
         "block_influence": similarity.block_influence.tolist(),
         "norm": similarity.norm.tolist(),
+        **({"attention_influence": parts[0].tolist(), "mlp_influence": parts[1].tolist()} if parts else {}),
         "tokens": similarity.tokens,
         "warning": similarity.warning,
         "text_hash": text_hash(how.texts) if how.texts else experiment.text_hash,

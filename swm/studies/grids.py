@@ -15,7 +15,7 @@ from swm.errors import SettingsError
 from swm.evaluation.task_names import Limit, parse_tasks
 from swm.plan import WHOLE_WIDTH, WidthCut, layers_at
 from swm.registry import MERGE_RULES, PLANNERS
-from swm.settings import RecoverySettings, preset_settings
+from swm.settings import SKIPPED_TOKENS, RecoverySettings, preset_settings
 from swm.similarity.measure import Measure
 from swm.workspace.controls import CONTROL
 from swm.workspace.experiments import Experiment
@@ -210,7 +210,7 @@ class TextsGrid:
     @property
     def measures(self) -> list[Measure]:
         """The similarity measure for each text."""
-        return [Measure(self.metric, texts=text) for text in self.texts]
+        return [Measure(self.metric, skip_tokens=SKIPPED_TOKENS, texts=text) for text in self.texts]
 
 
 def parsed_grid(kind: str, grid: dict[str, Any]) -> Grid | ThresholdGrid | TextsGrid:

@@ -10,7 +10,7 @@ from typing import Any
 from swm.errors import ExperimentError, JobError, SettingsError
 from swm.plan import MergePlan
 from swm.registry import PLANNERS
-from swm.settings import ExperimentSettings
+from swm.settings import SKIPPED_TOKENS, ExperimentSettings
 from swm.workspace.files import clean_up, demo_experiment, remove, set_aside, write_json
 from swm.workspace.names import (
     EXAMPLE,
@@ -109,9 +109,9 @@ class Experiment(Tracked):
 
     def metrics_measured(self) -> list[str]:
         """The metrics measured so far, the default one first."""
-        return sorted(
-            (file.stem for file in (self.folder / "similarity").glob("*.json")), key=lambda m: (m != "cka", m)
-        )
+        first = (f"cka_skip{SKIPPED_TOKENS}", "cka")
+        names = [file.stem for file in (self.folder / "similarity").glob("*.json")]
+        return sorted(names, key=lambda name: (name not in first, first.index(name) if name in first else 0, name))
 
     def save_similarity(self, metric: str, data: dict[str, Any]) -> None:
         """Write similarity/<metric>.json."""

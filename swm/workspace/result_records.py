@@ -157,6 +157,8 @@ class SimilarityFile(Record):
     norm: list[float]
     tokens: int
     conditions: MeasuredOn
+    attention_influence: list[float] = Field(default_factory=list)
+    mlp_influence: list[float] = Field(default_factory=list)
     warning: str = ""
     text_hash: str = ""
 

@@ -1,0 +1,68 @@
+"""The smallest plan whose perplexity stays within a factor of the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from swm.errors import PlanError
+from swm.progress import Progress, no_progress
+from swm.search.kept_path import kept_path
+from swm.search.threshold_path import PlanAt
+from swm.stages.plan import plan_for
+from swm.stages.search import search_path
+from swm.workspace.experiments import Experiment
+
+Planned = Callable[[int], dict[str, Any]]
+
+
+def walk_within(
+    experiment: Experiment, factor: float, rule: str, progress: Progress = no_progress, precision: str = "auto"
+) -> PlanAt:
+    """The smallest plan of the threshold path within `factor` times the original's perplexity; searches the path.
+
+    Raises:
+        PlanError: if no plan of the path is within.
+    """
+    path = kept_path(experiment, rule)
+    known = path and path.covered() > 0.999 and all(step.perplexity for step in path.intervals())
+    if path is None or (not known and not experiment.read_only):
+        path = search_path(experiment, rule, path.low if path else 0.5, progress=progress, precision=precision)
+    step = path.smallest_within(factor)
+    if step is None:
+        raise _nothing_within(factor, f"No plan of rule {rule}")
+    if experiment.read_only:
+        return step
+    return plan_for(experiment, threshold=step.threshold, rule=rule, progress=progress, precision=precision)
+
+
+def smallest_within(factor: float, layer_count: int, planned: Planned) -> dict[str, Any]:
+    """The plan with the fewest layers whose perplexity is at most `factor` times the original's.
+
+    Removes 1, 2, 4, ... layers until a plan is not within, then halves the gap. So it takes for granted that a method's
+    perplexity rises with every layer it removes, which holds but for small steps.
+
+    Args:
+        planned: a planner's plan with this many layers left, as from `plan_by`.
+
+    Raises:
+        PlanError: if not even one layer can go.
+    """
+    within, fitting, beyond, failed = 0, {}, layer_count - 1, False  # planners leave two layers at least
+    while beyond - within > 1:
+        removed = (within + beyond) // 2 if failed else min(max(1, 2 * within), beyond - 1)
+        data = planned(layer_count - removed)
+        if data["perplexity"] <= factor * data["perplexity_original"]:
+            within, fitting = removed, data
+        else:
+            beyond, failed = removed, True
+    if not fitting:
+        raise _nothing_within(factor, f"Even with {layer_count - 1} of {layer_count} layers, no plan")
+    return fitting
+
+
+def _nothing_within(factor: float, what: str) -> PlanError:
+    return PlanError(
+        f"{what} has at most {factor:g} times the original's perplexity on the calibration text. Allow more with "
+        "--within, or choose another method."
+    )

@@ -1,0 +1,59 @@
+"""Bands of a map and their sentence: pencil, and a second way to split numbers in two."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+
+from swm.plan import Window
+from swm.similarity.blocks import STEP, band_sentence, bands
+
+
+def map_of(near, far=None):
+    """A map with these similarities of neighbours; layers further apart have the lowest of the way, or less by far."""
+    count = len(near) + 1
+    matrix = [[1.0] * count for _ in range(count)]
+    for i in range(count):
+        for j in range(i + 1, count):
+            value = min(near[i:j]) - (far or 0.0) * (j - i - 1)
+            matrix[i][j] = matrix[j][i] = value
+    return matrix
+
+
+def test_two_blocks_with_a_step_between_them():
+    matrix = map_of([0.9, 0.9, 0.3, 0.95, 0.95, 0.95])
+    assert bands(matrix) == (Window(3, 6), Window(0, 2))
+    assert band_sentence(matrix, "CKA") == (
+        "Layers 3 to 6 form a block: each is like the next (CKA 0.95) and like the one 3 layers on (0.95). "
+        "Layers 0 to 2 form a block: each is like the next (CKA 0.90) and like the one 2 layers on (0.90)."
+    )
+
+
+def test_a_band_is_less_alike_further_away():
+    matrix = map_of([0.2] + [0.98] * 14, far=0.03)
+    assert band_sentence(matrix, "CKA") == (
+        "Layers 1 to 15 form a band: each is like the next (CKA 0.98) and less like the one 10 layers on (0.71)."
+    )
+
+
+def test_equal_neighbours_are_one_block_and_short_runs_none():
+    assert bands(map_of([0.8, 0.81, 0.79, 0.8])) == (Window(0, 4),)
+    assert bands([[1.0]]) == ()
+    assert bands(map_of([0.9])) == ()
+    assert band_sentence(map_of([0.1, 0.9, 0.1]), "CKA").startswith("No three")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_steps_are_the_lower_of_the_two_groups_that_vary_least(seed):
+    rng = random.Random(seed)
+    near = [rng.choice([rng.uniform(0, 1), rng.uniform(0.9, 1)]) for _ in range(rng.randrange(3, 30))]
+    best = None
+    for level in sorted(near)[1:]:  # within-group variance, which the split must minimise
+        low, high = np.array([v for v in near if v < level]), np.array([v for v in near if v >= level])
+        if len(low) and high.mean() - low.mean() > STEP:
+            within = low.var() * len(low) + high.var() * len(high)
+            best = min(best or (within, level), (within, level))
+    text = "".join("-" if best is None or value >= best[1] else " " for value in near)
+    expected = sorted((len(run.group()) + 1 for run in re.finditer("-{2,}", text)), reverse=True)
+    assert [len(band) for band in bands(map_of(near))] == expected
