@@ -7,6 +7,7 @@ import streamlit as st
 from pages.shared.frame import (
     caption,
     command_line,
+    named_choice,
     next_step,
     plain,
     require_experiment,
@@ -15,7 +16,7 @@ from pages.shared.frame import (
 )
 from pages.shared.tables import comparison_table, paired_table, runs_figures
 from pages.shared.verdict import judged_rows, show_verdict
-from swm.evaluation.paired import ACCURACY, SCORES, flipped, paired
+from swm.evaluation.paired import SCORES, flipped, paired
 from swm.reporting.charts import differences_chart, score_against_speed, scores_chart
 from swm.reporting.compare import comparable, compare, documents_of, flat_rows, row_name
 from swm.reporting.csv_table import csv_text
@@ -145,15 +146,9 @@ if len(scored) > 1:
         "To", list(scored), index=newest(list(scored.values())), key="compare_second", help="A merged model."
     )
     ends = st.columns(2, gap="large", vertical_alignment="bottom")
-    score = ends[0].segmented_control(
-        "Score",
-        SCORES,
-        format_func=TITLES.get,
-        default=ACCURACY,
-        required=True,
-        key="compare_score",
-        bind="query-params",
-        help=help_for(*SCORES),
+    titles = {score: TITLES[score] for score in SCORES}
+    score = named_choice(
+        ends[0].segmented_control, "Score", titles, "compare_score", required=True, help=help_for(*SCORES)
     )
     above = scored[first]["tasks_above_chance"]
     only_above = ends[1].toggle(

@@ -1,4 +1,4 @@
-"""Preview page: choose a threshold and see which layers would merge."""
+"""Preview page: choose layers by a threshold or for a target, and see what the smaller model would be."""
 
 from typing import Any
 
@@ -8,29 +8,34 @@ from pages.shared.frame import (
     caption,
     command_line,
     job_panel,
+    named_choice,
     next_step,
     number_from_address,
     require_experiment,
     shown_errors,
     start_page,
+    titles_of,
 )
 from pages.shared.live import DEFAULT_THRESHOLD, hand_key, live_preview, path_and_view
 from pages.shared.tables import trace_table
+from pages.shared.target import Found, forget_edits, method_note, target_plan
 from swm.jobs.child import start
-from swm.plan import MergePlan, parse_windows
-from swm.registry import MERGE_RULES, PLANNERS, as_sentence
+from swm.plan import DEFAULT_RULE, MergePlan, parse_windows
+from swm.registry import MERGE_RULES
 from swm.reporting.arguments import windows_arguments
 from swm.reporting.charts import trace_chart
 from swm.reporting.heatmaps import similarity_heatmap
-from swm.reporting.preview import plan_view
+from swm.reporting.known_plans import BY_MEMORY, BY_SPEED, known_plans, plans_chart, with_front
+from swm.reporting.preview import WITHIN, plan_view
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import outdated_path
-from swm.search.threshold_path import ThresholdPath, known_similarity
+from swm.search.threshold_path import PlanAt, ThresholdPath, known_similarity
 from swm.settings import SAMPLE_PROMPTS, SAMPLE_TOKENS
 from swm.workspace.experiments import Experiment
 from swm.workspace.units import duration
 
 ANY = "any"
+DOORS = {"threshold": "by a similarity threshold", "target": "for a target"}
 
 
 def take_threshold() -> None:
@@ -46,11 +51,6 @@ def take_windows() -> None:
     chosen = st.session_state["preview_live"]["windows"]
     if chosen is not None:
         st.session_state[hand_key(experiment)] = chosen["by_hand"]
-
-
-def take_depth() -> None:
-    """Drop windows set by hand, so that the chosen depth counts."""
-    st.session_state.pop(hand_key(experiment), None)
 
 
 def answers_controls(experiment: Experiment) -> list[str]:
@@ -89,79 +89,27 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
     ):
         start(experiment, "search", arguments)
         st.rerun()
-    if not by_planner(experiment):
-        files = (f"path/{rule}.json", f"answers/{rule}.json")
-        job_panel(experiment, version=lambda: sum(map(experiment.changed, files)))
+    files = (f"path/{rule}.json", f"answers/{rule}.json")
+    job_panel(experiment, version=lambda: sum(map(experiment.changed, files)))
     command_line(*arguments)
 
 
-def by_planner(experiment: Experiment) -> bool:
-    """Whether the experiment's job is, or was, another method's search."""
-    return "--planner" in experiment.state().command
+def plan_shown(experiment: Experiment, found: Found) -> dict[str, Any]:
+    """A plan that no threshold of the path stands for, ready to draw."""
+    answers, facts = kept_answers(experiment, found.plan.rule), experiment.model_facts
+    return plan_view(found.plan, facts, experiment.cost(), found.perplexities, found.similarity, answers)
 
 
-def show_planned(data: dict[str, Any]) -> None:
-    """A planner's windows and rule in place of the threshold's."""
-    st.session_state[hand_key(experiment)] = ",".join(f"{first}-{last}" for first, last in data["windows"])
-    st.session_state["rule"] = data["rule"]
-
-
-def other_methods(experiment: Experiment) -> None:
-    """Another method's choice of layers: computed in a job, shown like windows set by hand."""
-    with st.expander("Let another method choose the layers", expanded=by_planner(experiment)):
-        inputs = st.columns([2, 1, 3], gap="large", vertical_alignment="bottom")
-        planner = inputs[0].selectbox(
-            "Method",
-            list(PLANNERS),
-            format_func=lambda name: PLANNERS[name].title,
-            key="preview_planner",
-            help="Each method finds a plan with the number of layers you choose.",
-        )
-        most = experiment.layer_count
-        layers = inputs[1].number_input("Layers left", 2, most, max(2, round(0.8 * most)), key="preview_planner_layers")
-        st.caption(as_sentence(PLANNERS[planner].help))
-        arguments = ["plan", experiment.name, "--planner", planner, "--layers", str(layers)]
-        planned = experiment.planned(planner, layers)
-        if planned:
-            windows = ", ".join(f"{first}-{last}" for first, last in planned["windows"])
-            st.markdown(
-                f"Windows {windows or 'none'} with rule {MERGE_RULES[planned['rule']].title}: perplexity "
-                f"{planned['perplexity']:,.1f} on the calibration text; the original has "
-                f"{planned['perplexity_original']:,.1f}."
-            )
-            if MERGE_RULES[planned["rule"]].needs_text:
-                st.caption(
-                    "Perplexity of a quick fit, for comparing plans. The merged model is fitted on more text and "
-                    "scores better."
-                )
-            st.button("Show these windows", on_click=show_planned, args=(planned,), key="preview_show_planned")
-        elif not experiment.state().active and st.button(
-            "Find a plan", disabled=experiment.read_only, key="preview_find_planned"
-        ):
-            start(experiment, "plan", arguments)
-            st.rerun()
-        if by_planner(experiment):
-            job_panel(experiment)
-        command_line(*arguments)
-
-
-experiment = require_experiment(
-    start_page("Preview", "See which neighbouring layers merge at the similarity threshold you choose.")
-)
-caption(experiment)
-st.session_state.setdefault("preview_threshold", number_from_address("threshold", DEFAULT_THRESHOLD, 0.0001, 1.0))
-controls = st.columns([2, 1.3, 4], gap="large", vertical_alignment="bottom")
-rule = controls[0].selectbox(
-    "Merge rule",
-    list(MERGE_RULES),
-    format_func=lambda name: MERGE_RULES[name].title,
-    key="rule",
-    bind="query-params",
-    persist_state="session",
-    help="How the layers of a window become one layer.",
-)
-
-with shown_errors():
+def threshold_door(experiment: Experiment) -> tuple[str, ThresholdPath, dict[str, Any], float]:
+    """The controls of the path: rule, its path and view, and the threshold."""
+    controls = st.columns([2, 1.3, 4], gap="large", vertical_alignment="bottom")
+    rule = named_choice(
+        controls[0].selectbox,
+        "Merge rule",
+        titles_of(MERGE_RULES),
+        "rule",
+        help="How the layers of a window become one layer.",
+    )
     path, view = path_and_view(experiment, rule)
     depths = sorted({plan["left"] for plan in view["plans"]}, reverse=True)
     if path.covered() < 0.999:
@@ -170,78 +118,139 @@ with shown_errors():
         "Layers",
         [ANY, *depths],
         key="preview_depth",
-        on_change=take_depth,
+        on_change=forget_edits,
+        args=(experiment,),
         help="Instead of a threshold. Of all plans with this many layers, shows the one with the lowest perplexity.",
     )
     if depth in depths:
         st.session_state["preview_threshold"] = path.plan_with_layers(depth).threshold
     threshold = st.session_state["preview_threshold"]
     st.query_params["threshold"] = str(threshold)  # not rounded: an interval can end anywhere
-    facts, cost = experiment.model_facts, experiment.cost()
-    by_hand = st.session_state.get(hand_key(experiment))
-    plan, hand, similarity = MergePlan(experiment.layer_count, (), rule), None, None
-    if by_hand is not None:
-        plan = MergePlan(experiment.layer_count, parse_windows(by_hand), rule)
-        similarity = known_similarity(path, plan)
-        hand = plan_view(plan, facts, cost, path.perplexities, similarity, kept_answers(experiment, rule))
-    empty = plan_view(MergePlan(experiment.layer_count, (), rule), facts, cost)
-    view = {**view, "name": f"{experiment.name} {rule}", "threshold": threshold, "hand": hand, "empty": empty}
-    live_preview(view, "preview_live", take_threshold, take_windows)
-    covered = path.covered()
-    step = path.plan_at(threshold)
-    unasked = not experiment.read_only and any(plan["answers"] is None for plan in view["plans"])
-    if hand is None and (covered < 0.999 or step is None or unasked):
-        search_controls(experiment, rule, min(path.low, threshold), threshold, path)
+    return rule, path, view, threshold
 
-with shown_errors():
-    other_methods(experiment)
-if hand is not None:
-    arguments = ["plan", experiment.name, *windows_arguments(str(by_hand)), "--rule", rule]
-    if similarity is None or plan.windows not in path.perplexities:
-        with shown_errors():
-            st.caption("The search did not try these windows, so their similarity or perplexity is not known yet.")
-            idle = not experiment.state().active
-            if idle and st.button("Measure these windows", disabled=experiment.read_only, key="preview_measure"):
-                start(experiment, "plan", arguments)
-                st.rerun()
-            if not by_planner(experiment):
-                job_panel(experiment)
-    command_line(*arguments)
-    if plan.windows:
-        next_step("pages/run.py", "Merge these windows", run="new run", windows=str(by_hand), merge_by=rule)
-    st.stop()
-if step is None:
-    st.stop()
 
-plan = step.plan
-if path.scoring != "exact":
+def measure_by_hand(experiment: Experiment, plan: MergePlan, path: ThresholdPath) -> list[str]:
+    """The button that measures windows set by hand, if the search did not try them; gives the command that does."""
+    arguments = ["plan", experiment.name, *windows_arguments(windows_of(plan)), "--rule", plan.rule]
+    if known_similarity(path, plan) is None or plan.windows not in path.perplexities:
+        st.caption("The search did not try these windows, so their similarity or perplexity is not known yet.")
+        idle = not experiment.state().active
+        if idle and st.button("Measure these windows", disabled=experiment.read_only, key="preview_measure"):
+            start(experiment, "plan", arguments)
+            st.rerun()
+        job_panel(experiment)
+    return arguments
+
+
+def windows_of(plan: MergePlan) -> str:
+    return ",".join(map(str, plan.windows))
+
+
+def take_point() -> None:
+    """Show the plan whose point was clicked."""
+    points = st.session_state["preview_plans"]["selection"]["points"]
+    if points and (chosen := points[0].get("customdata")):
+        windows, st.session_state["rule"] = chosen[:2]
+        st.session_state["preview_door"] = "threshold"
+        st.session_state[hand_key(experiment)] = windows
+
+
+def show_known_plans(experiment: Experiment) -> None:
+    """Perplexity against size or speed of every plan known; a click on one shows it above."""
+    plans = known_plans(experiment)
+    if len(plans) < 3:
+        return
+    st.subheader("All plans known so far", anchor=False)
+    axes = [BY_MEMORY, BY_SPEED] if any(plan.speed for plan in plans) else [BY_MEMORY]
+    by = st.segmented_control("Against", axes, default=axes[0], required=True, key="preview_against")
+    figure = plans_chart(with_front(plans, by), by, WITHIN)
+    st.plotly_chart(figure, key="preview_plans", on_select=take_point, selection_mode="points")
     st.caption(
-        f"Similarities were computed in {path.scoring}; where checked, they are off by up to {path.difference:.1g}."
+        f"Click a point to see its plan above, with its windows, its words and the way to merge it. {len(plans) - 1} "
+        "plans, all measured on the same calibration text before healing; those of rule fit with a quick fit."
     )
-if not plan.windows:
-    st.info("No neighbouring layers are this similar. Lower the threshold to merge some.")
-left, right = st.columns(2, gap="large")
-with left:
-    st.subheader("Every window tried", anchor=False)
-    st.plotly_chart(trace_chart(step), key="preview_trace")
-    st.caption("A window grows downward as long as its similarity stays on or above the line.")
-with right:
-    st.subheader("The same as a table", anchor=False)
-    st.dataframe(
-        trace_table(step),
-        hide_index=True,
-        height=320,
-        column_config={"similarity": st.column_config.NumberColumn(format="%.4f")},
+
+
+def show_search(experiment: Experiment, step: PlanAt, path: ThresholdPath) -> None:
+    """How the search came to the plan."""
+    with st.expander("How the search decided"):
+        left, right = st.columns(2, gap="large")
+        with left:
+            st.plotly_chart(trace_chart(step), key="preview_trace")
+            st.caption("A window grows downward as long as its similarity stays on or above the line.")
+        with right:
+            st.dataframe(
+                trace_table(step),
+                hide_index=True,
+                height=320,
+                column_config={"similarity": st.column_config.NumberColumn(format="%.4f")},
+            )
+        if path.scoring != "exact":
+            st.caption(
+                f"Similarities were computed in {path.scoring}; where checked, they are off by up to "
+                f"{path.difference:.1g}."
+            )
+        if metrics := experiment.metrics_measured():
+            matrix = experiment.similarity(metrics[0])["matrix"]
+            st.plotly_chart(similarity_heatmap(matrix, metrics[0], step.plan.windows), key="preview_map")
+    st.caption(
+        "A lower threshold does not always leave fewer layers, because windows can then grow differently. And "
+        "similarity of the final hidden states is a weak guide to quality: a plan with a high similarity can still "
+        "have a poor perplexity. Evaluate a run before you trust its plan."
     )
-metrics = experiment.metrics_measured()
-if metrics:
-    with st.expander("Windows on the similarity heat map"):
-        matrix = experiment.similarity(metrics[0])["matrix"]
-        st.plotly_chart(similarity_heatmap(matrix, metrics[0], plan.windows), key="preview_map")
-st.caption(
-    "A lower threshold does not always leave fewer layers, because windows can then grow differently. And similarity "
-    "of the final hidden states is a weak guide to quality: a plan with a high similarity can still have a poor "
-    "perplexity. Evaluate a run before you trust its plan."
+
+
+experiment = require_experiment(
+    start_page("Preview", "Choose which layers merge, and see at once what the smaller model would be and say.")
 )
-command_line("plan", experiment.name, "--threshold", str(threshold), "--rule", rule, "--json")
-next_step("pages/run.py", "Merge these layers", run="new run", merge_at=str(threshold), merge_by=rule)
+caption(experiment)
+st.session_state.setdefault("preview_threshold", number_from_address("threshold", DEFAULT_THRESHOLD, 0.0001, 1.0))
+door = named_choice(
+    st.segmented_control,
+    "How should layers be chosen?",
+    DOORS,
+    "preview_door",
+    required=True,
+    on_change=forget_edits,
+    args=(experiment,),
+)
+with shown_errors():
+    by_hand, step, found = st.session_state.get(hand_key(experiment)), None, None
+    arguments: list[str] = []
+    if door == "target":
+        found, arguments = target_plan(experiment)
+        rule = found.plan.rule if found else DEFAULT_RULE
+        (path, view), threshold = path_and_view(experiment, rule), 1.0
+    else:
+        rule, path, view, threshold = threshold_door(experiment)
+        step = path.plan_at(threshold)
+        arguments = ["plan", experiment.name, "--threshold", str(threshold), "--rule", rule, "--json"]
+    if by_hand is not None and (found or door == "threshold"):
+        plan = MergePlan(experiment.layer_count, parse_windows(by_hand), rule)
+        found = Found(plan, known_similarity(path, plan), path.perplexities)
+    empty = plan_view(MergePlan(experiment.layer_count, (), rule), experiment.model_facts, experiment.cost())
+    view = {**view, "name": f"{experiment.name} {rule}", "threshold": threshold, "empty": empty}
+    view = {**view, "fixed": door == "target", "edited": by_hand is not None}
+    if door == "threshold" or found:
+        hand = plan_shown(experiment, found) if found else None
+        live_preview({**view, "hand": hand}, "preview_live", take_threshold, take_windows)
+    if found:
+        method_note(found.plan)
+        if by_hand is not None:
+            arguments = measure_by_hand(experiment, found.plan, path)
+        if found.plan.windows:
+            merge_by = {"windows": windows_of(found.plan), "merge_by": found.plan.rule}
+            next_step("pages/run.py", "Merge these windows", run="new run", **merge_by)
+    elif door == "threshold":
+        unasked = not experiment.read_only and any(plan["answers"] is None for plan in view["plans"])
+        if path.covered() < 0.999 or step is None or unasked:
+            search_controls(experiment, rule, min(path.low, threshold), threshold, path)
+        if step and not step.plan.windows:
+            st.info("No neighbouring layers are this similar. Lower the threshold to merge some.")
+        if step and step.plan.windows:
+            next_step("pages/run.py", "Merge these layers", run="new run", merge_at=str(threshold), merge_by=rule)
+    show_known_plans(experiment)
+    if step and not found:
+        show_search(experiment, step, path)
+    if arguments:
+        command_line(*arguments)

@@ -9,6 +9,7 @@ from pages.shared.frame import (
     caption,
     command_line,
     job_panel,
+    named_choice,
     next_step,
     require_experiment,
     shown_errors,
@@ -20,7 +21,7 @@ from swm.evaluation.task_names import TASKS
 from swm.jobs.child import start
 from swm.plan import Window
 from swm.registry import METRICS
-from swm.reporting.charts import depth_lines, norm_line
+from swm.reporting.charts import influence_lines, neighbour_line, norm_line
 from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.heatmaps import CONTRASTS, FULL, difference_heatmap, similarity_heatmap
 from swm.settings import SKIPPED_TOKENS
@@ -77,13 +78,11 @@ experiment = require_experiment(start_page("Redundancy", "See how similar each p
 caption(experiment)
 most_skipped = max(0, min(64, experiment.settings.length - 4))
 controls = st.columns([1.7, 2.7, 1.6, 2.0], gap="medium", vertical_alignment="bottom")
-metric = controls[0].selectbox(
+metric = named_choice(
+    controls[0].selectbox,
     "Metric",
-    list(METRICS),
-    format_func=lambda name: METRICS[name].title,
-    key="redundancy_metric",
-    bind="query-params",
-    persist_state="session",
+    {name: METRICS[name].title for name in METRICS},
+    "redundancy_metric",
     help="CKA (debiased with a linear or Gaussian kernel, or biased as first published) ignores shift, rotation and "
     "scale of the hidden states. Cosine and angular similarity do not.",
 )
@@ -131,11 +130,13 @@ with shown_errors():
     matrix = data["matrix"]
     runs = [run for run in experiment.runs() if not run.is_baseline]
     maps = similarity_maps(list_experiments()[0], len(matrix))
-    marks = st.columns([2.0, 1.6, 2.4, 2.6], gap="medium", vertical_alignment="bottom")
-    shown = marks[0].selectbox(
+    marks = st.columns([1.9, 1.5, 2.0, 3.0], gap="medium", vertical_alignment="bottom")
+    outlines = [CURRENT, *(run.name for run in runs), NONE]
+    shown = named_choice(
+        marks[0].selectbox,
         "Outline the windows of",
-        [CURRENT, *(run.name for run in runs), NONE],
-        key="redundancy_run",
+        {name: name for name in outlines},
+        "redundancy_run",
         help="The layers inside an outline merge into one, in the plan on the Preview page or in a run.",
     )
     level = marks[1].number_input(
@@ -148,10 +149,12 @@ with shown_errors():
         key="redundancy_level",
         help="Dotted outlines: blocks of neighbouring layers in which every pair is at least this similar.",
     )
-    other = marks[2].selectbox(
+    others = [NONE, *([WHOLE] if skip else []), *maps]
+    other = named_choice(
+        marks[2].selectbox,
         "Compare with",
-        [NONE, *([WHOLE] if skip else []), *maps],
-        key="redundancy_other",
+        {name: name for name in others},
+        "redundancy_other",
         help="Shows a second map, of any experiment with the same number of layers, and the difference.",
     )
     contrast = marks[3].segmented_control(
@@ -175,7 +178,7 @@ with shown_errors():
         second = maps[other]()
 
 name = METRICS[metric].title
-st.markdown(f"#### {band_sentence(matrix, name)}")
+st.markdown(f"**{band_sentence(matrix, name)}**")
 if other == WHOLE and second is None:
     st.info("The map of all tokens has not been measured yet.")
     measure_button(experiment, whole, "redundancy_whole")
@@ -204,10 +207,11 @@ with left:
         st.caption(f"Blocks in which every pair has at least {level:g}: {', '.join(map(str, blocks))}")
 with right:
     next_layer = [matrix[i][i + 1] for i in range(len(matrix) - 1)]
-    influences = {"block influence": data["block_influence"]}
+    influences = {"layer": data["block_influence"]}
     if data.get("attention_influence"):
-        influences |= {"of its attention": data["attention_influence"], "of its MLP": data["mlp_influence"]}
-    st.plotly_chart(depth_lines(next_layer, influences), key="redundancy_depth")
+        influences |= {"its attention": data["attention_influence"], "its MLP": data["mlp_influence"]}
+    st.plotly_chart(neighbour_line(next_layer), key="redundancy_neighbours")
+    st.plotly_chart(influence_lines(influences), key="redundancy_influence")
     st.caption(f"**{TITLES['block_influence']}**: {TERMS['block_influence']}")
     st.plotly_chart(norm_line(data["norm"]), key="redundancy_norm")
 st.markdown(

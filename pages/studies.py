@@ -10,6 +10,7 @@ from pages.shared.frame import (
     command_line,
     duration,
     job_panel,
+    named_choice,
     next_step,
     plain,
     require_experiment,
@@ -222,16 +223,7 @@ experiment = require_experiment(
     start_page("Studies", "Compare every method at several depths on this model, before and after healing.")
 )
 caption(experiment)
-kind = st.segmented_control(
-    "Study",
-    list(KINDS),
-    format_func=NAMES.get,
-    default="methods",
-    required=True,
-    key="studies_kind",
-    bind="query-params",
-    persist_state="session",
-)
+kind = named_choice(st.segmented_control, "Study", {kind: NAMES[kind] for kind in KINDS}, "studies_kind", required=True)
 st.caption(KINDS[kind])
 with shown_errors():
     last = experiment.study(kind)

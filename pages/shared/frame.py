@@ -6,9 +6,10 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 from streamlit.errors import StreamlitSecretNotFoundError
@@ -16,6 +17,7 @@ from streamlit.errors import StreamlitSecretNotFoundError
 from swm.errors import SwmError
 from swm.jobs.child import active_targets, cancel
 from swm.jobs.tracking import Target
+from swm.registry import Entry
 from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.files import demo_experiment
 from swm.workspace.names import EXAMPLE
@@ -151,6 +153,26 @@ def number_from_address(name: str, default: float, low: float, high: float) -> f
     except ValueError:
         return default
     return value if low <= value <= high else default
+
+
+def named_choice(widget: Callable[..., Any], label: str, titles: Mapping[str, str], key: str, **settings: Any) -> str:
+    """A selectbox or segmented control that shows titles; the address and the session keep the name behind the title.
+
+    Args:
+        titles: of the options by name, the default first.
+    """
+    if st.session_state.get(key) not in titles:
+        kept = (st.query_params.get(key), st.session_state.get(f"kept_{key}"), next(iter(titles)))
+        st.session_state[key] = next(name for name in kept if name in titles)
+    name: str = widget(label, list(titles), format_func=lambda name: titles[name], key=key, **settings)
+    st.session_state[f"kept_{key}"] = st.query_params[key] = name
+    return name
+
+
+def titles_of(registry: Mapping[str, Entry]) -> dict[str, str]:
+    """Title of each choice, with the name to type in brackets."""
+    titles = {name: entry.title for name, entry in registry.items()}
+    return {name: title if name in title.lower() else f"{title} ({name})" for name, title in titles.items()}
 
 
 def next_step(page: str, label: str, **query: str) -> None:

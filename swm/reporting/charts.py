@@ -20,23 +20,31 @@ ERROR_BAR = "rgba(90,98,112,1)"
 LINE = "rgba(115,124,140,1)"
 
 
-def depth_lines(similarity_to_next: Sequence[float], influences: dict[str, Sequence[float]]) -> go.Figure:
-    """For each layer: similarity to the next one, and how much the layer and its parts change their input, by name."""
+def neighbour_line(similarity_to_next: Sequence[float]) -> go.Figure:
+    """Similarity of each layer to the next one."""
+    return plain_axes(_depth_lines({"": similarity_to_next}), "layer", "similarity to the next", 230)
+
+
+def influence_lines(influences: dict[str, Sequence[float]]) -> go.Figure:
+    """How much each layer and its parts change the hidden state, by name; logarithmic, since the first layers change it
+    hundreds of times as much."""
+    figure = plain_axes(_depth_lines(influences), "layer", "influence", 280, legend=True)
+    return figure.update_layout(yaxis={"type": "log", "exponentformat": "none", "dtick": 1})
+
+
+def _depth_lines(lines: dict[str, Sequence[float]]) -> go.Figure:
     figure = go.Figure()
-    lines = {"similarity to the next layer": (similarity_to_next, {"color": BETTER})}
-    colours = (WORSE, *WINDOW_COLOURS[1:3])
-    for (name, values), colour in zip(influences.items(), colours, strict=False):
-        lines[name] = (values, {"color": colour, "dash": "dot"})
-    for name, (values, line) in lines.items():
+    for (name, values), colour in zip(lines.items(), (BETTER, *WINDOW_COLOURS[1:3]), strict=False):
         figure.add_scatter(
             x=list(range(len(values))),
             y=list(values),
             name=name,
             mode="lines+markers",
-            line=line,
-            hovertemplate="layer %{x}: %{y:.4f}<extra>" + name + "</extra>",
+            line={"color": colour},
+            marker={"size": 5},
+            hovertemplate=f"layer %{{x}}: %{{y:.4f}}<extra>{name}</extra>",
         )
-    return plain_axes(figure, "layer", "", 320, legend=True)
+    return figure
 
 
 def norm_line(norms: Sequence[float]) -> go.Figure:
@@ -49,7 +57,7 @@ def norm_line(norms: Sequence[float]) -> go.Figure:
             hovertemplate="layer %{x}: %{y:,.0f}<extra></extra>",
         )
     )
-    return plain_axes(figure, "layer", "mean hidden-state norm", 260)
+    return plain_axes(figure, "layer", "norm of hidden states", 230)
 
 
 def trace_chart(step: PlanAt) -> go.Figure:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from swm.plan import Window
 from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
 
-COLOUR_BAR = {"orientation": "h", "thickness": 10, "outlinewidth": 0, "len": 0.6, "y": -0.1, "yanchor": "top"}
+COLOUR_BAR = {"thickness": 10, "outlinewidth": 0, "len": 0.6, "y": 1, "yanchor": "top"}
 FULL, STRETCHED, LOGARITHMIC = "0 to 1", "stretched", "logarithmic"
 CONTRASTS = (FULL, STRETCHED, LOGARITHMIC)
 LARGEST_NINES = 6
@@ -48,7 +48,7 @@ def similarity_heatmap(
             colorscale="Cividis",
             colorbar={
                 **COLOUR_BAR,
-                "title": {"text": name, "side": "bottom"},
+                "title": {"text": name, "side": "top"},
                 "tickvals": list(ticks),
                 "ticktext": list(ticks.values()),
             },
@@ -119,7 +119,7 @@ def difference_heatmap(first: Sequence[Sequence[float]], second: Sequence[Sequen
             zmin=-largest,
             zmax=largest,
             colorscale=[[0, WORSE], [0.5, "#f2f2f2"], [1, BETTER]],
-            colorbar={**COLOUR_BAR, "title": {"text": "difference", "side": "bottom"}},
+            colorbar={**COLOUR_BAR, "title": {"text": "difference", "side": "top"}},
             hovertemplate="layer %{y} and layer %{x}<br>difference %{z:+.4f}<extra></extra>",
         )
     )
@@ -130,10 +130,10 @@ def _square(figure: go.Figure, count: int, title: str, small: bool = False) -> g
     name = "" if small else "layer"
     axis = {"title": {"text": name}, "range": [-0.5, count - 0.5], "showgrid": False, "zeroline": False}
     figure.update_layout(
-        xaxis={**axis, "constrain": "domain"},
-        yaxis={**axis, "scaleanchor": "x", "constrain": "domain"},
-        height=260 if small else 600,
-        margin={"l": 24 if small else 40, "r": 0, "t": 44, "b": 24 if small else 95},
+        xaxis={**axis, "constrain": "domain", "constraintoward": "left"},
+        yaxis={**axis, "scaleanchor": "x", "constrain": "domain", "constraintoward": "top"},
+        height=260 if small else 580,
+        margin={"l": 24 if small else 40, "r": 0, "t": 44, "b": 24 if small else 45},
         title={"text": title, "x": 0, "xref": "container", "y": 0.99, "yanchor": "top", "font": {"size": 15}},
         dragmode=False,
     )

@@ -142,6 +142,11 @@ class Experiment(Tracked):
             return None
         return data if data.get("text_hash", "") in ("", self.text_hash) else None
 
+    def plans_found(self) -> list[dict[str, Any]]:
+        """Every planner's saved plans that are not outdated, by planner, the deepest first."""
+        here = [(name, n) for name in PLANNERS for n in range(self.layer_count + 1)]
+        return [data for name, n in here if (data := self.planned(name, n))]
+
     def save_planned(self, planner: str, layers: int, data: dict[str, Any]) -> None:
         """Write a planner's plan."""
         self.check_writable()

@@ -4,11 +4,14 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pages.shared.target import layers_for
 from swm.plan import MergePlan, Window
+from swm.reporting.known_plans import BY_MEMORY, BY_SPEED, known_plans, with_front
 from swm.reporting.study_charts import staircase_chart
 from swm.search.find import threshold_path
 from swm.search.kept_path import kept_path, save_path
@@ -50,6 +53,10 @@ def study():
     conditions = {"dtype": "float32", "seconds": 1.0}
     study.save_similarity(
         "cka",
+        {"matrix": matrix, "block_influence": [0.1] * 6, "norm": [5.0] * 6, "tokens": 99, "conditions": conditions},
+    )
+    study.save_similarity(
+        "cka_skip4",
         {"matrix": matrix, "block_influence": [0.1] * 6, "norm": [5.0] * 6, "tokens": 99, "conditions": conditions},
     )
     save_path(study, threshold_path(6, lambda above, window: 1 - 0.1 * len(window), 0.5))
@@ -131,22 +138,104 @@ def test_windows_by_hand_are_carried_to_a_run(study, no_demo):
     assert test.text_input(key="run_windows").value == "0-1,3-4"
 
 
-def test_another_methods_plan_is_shown_like_windows_by_hand(study, no_demo):
-    plan = {**MergePlan(6, (Window(1, 2),), "keep_first").to_dict(), "planner": "sleb", "similarity": 0.9}
-    study.save_planned(
-        "sleb", 5, {**plan, "perplexity": 40.0, "perplexity_original": 30.0, "seconds": 1.0, "version": 3}
-    )
-    test = opened("pages/preview.py")
-    test.selectbox(key="preview_planner").select("sleb")
-    test.number_input(key="preview_planner_layers").set_value(5)
-    test.run()
-    assert "Windows 1-2 with rule keep the first layer: perplexity 40.0" in texts(test)
-    test.button(key="preview_show_planned").click().run()
+def planned(study, planner, windows, perplexity, rule="keep_first"):
+    plan = MergePlan(6, windows, rule)
+    numbers = {"perplexity": perplexity, "perplexity_original": 30.0, "seconds": 1.0, "similarity": 0.9}
+    study.save_planned(planner, plan.layers_left, {**plan.to_dict(), **numbers, "planner": planner, "version": 3})
+    return plan
+
+
+def target(kind, value, method="sleb"):
+    """The preview's second door with a target entered."""
+    test = opened("pages/preview.py", preview_door="target", target_kind=kind, target_method=method)
+    test.number_input(key=f"target_{kind}_study").set_value(value).run()
     assert not test.exception
-    assert test.session_state["preview_windows_study"] == "1-2"
-    assert test.session_state["rule"] == "keep_first"
-    test.number_input(key="preview_planner_layers").set_value(4).run()
-    assert test.button(key="preview_find_planned").label == "Find a plan"
+    return test
+
+
+def merges(test):
+    """The windows that the link to the Run page carries; None without a link."""
+    links = [link.proto.query_string for link in test.get("page_link") if "windows=" in link.proto.query_string]
+    return parse_qs(links[0])["windows"][0] if links else None
+
+
+def test_a_target_in_layers_shows_the_methods_plan(study, no_demo):
+    planned(study, "sleb", (Window(1, 2),), 40.0)
+    assert merges(target("layers", 5)) == "1-2"
+    missing = target("layers", 4)
+    assert missing.button(key="target_find").label == "Find the plan"
+    assert merges(missing) is None
+    assert any("--planner sleb --layers 4" in code.value for code in missing.code)
+    assert "nothing to merge" in texts(target("layers", 6))
+
+
+def test_a_target_in_memory_or_speed_becomes_layers(study, no_demo):
+    facts = study.model_facts
+    planned(study, "sleb", (Window(0, 3),), 40.0)
+    study.save_cost({"layers_ms": 6.0, "rest_ms": 2.0})
+    saved = 3 * facts["parameters_per_layer"] / facts["parameters"]
+    mib = facts["size_bytes"] * (1 - saved) / 2**20
+    assert layers_for(study, "memory", mib * 1.0001) == 3
+    assert layers_for(study, "memory", mib * 0.9999) == 2
+    assert layers_for(study, "speed", 8 / (6 / 2 + 2) - 1e-9) == 3  # half the layers, and the rest as before
+    assert layers_for(study, "speed", 8 / (6 / 2 + 2) + 1e-9) == 2
+    assert layers_for(study, "speed", 9.0) is None
+    assert merges(target("speed", 1.6)) == "0-3"
+    assert "Not even two layers" in texts(target("speed", 9.0))
+
+
+def test_a_target_in_perplexity_is_settled_once_a_smaller_plan_is_beyond(study, no_demo):
+    planned(study, "sleb", (Window(1, 2),), 33.0)
+    first = target("perplexity", 1.2)
+    assert merges(first) == "1-2"
+    assert first.button(key="target_find")
+    assert any("--within 1.2" in code.value for code in first.code)
+    planned(study, "sleb", (Window(1, 3),), 37.0)
+    settled = target("perplexity", 1.2)
+    assert merges(settled) == "1-2"
+    assert not [button for button in settled.button if button.key == "target_find"]
+    assert merges(target("perplexity", 1.25)) == "1-3"
+
+
+def test_the_papers_search_meets_a_target_too(study, no_demo):
+    path = kept_path(study, "rdsc")
+    path.perplexities = {(): 30.0}
+    for step in path.intervals():
+        if step.plan.windows:
+            path.perplexities[step.plan.windows] = 30.0 + 5.0 * (6 - step.plan.layers_left)
+    save_path(study, path)
+    depths = sorted({step.plan.layers_left for step in path.intervals()})[:-1]
+    for depth in depths:
+        windows = ",".join(map(str, path.plan_with_layers(depth).plan.windows))
+        assert merges(target("layers", depth, "walk")) == windows
+        assert merges(target("perplexity", 1.001 + (6 - depth) / 6, "walk")) == windows
+    assert merges(target("layers", 5, "walk")) is None  # no threshold leaves five
+
+
+def test_every_known_plan_is_a_point_and_the_front_is_what_no_other_beats(study, no_demo):
+    path = kept_path(study, "rdsc")
+    path.perplexities = {(): 30.0, **{step.plan.windows: 90.0 for step in path.intervals() if step.plan.windows}}
+    save_path(study, path)
+    study.save_cost({"layers_ms": 6.0, "rest_ms": 2.0})
+    planned(study, "sleb", (Window(1, 2),), 40.0)
+    planned(study, "best", (Window(1, 3),), 35.0, "fit")
+    plans = known_plans(study)
+    assert len(plans) == len({plan.windows for plan in (step.plan for step in path.intervals())} - {()}) + 3
+    for by, value in ((BY_MEMORY, lambda plan: plan.memory), (BY_SPEED, lambda plan: -plan.speed)):
+        marked = with_front(plans, by)
+        assert len(marked) == len(plans)
+        for plan in marked:
+            beaten = any(
+                value(other) <= value(plan)
+                and other.perplexity <= plan.perplexity
+                and (value(other), other.perplexity) != (value(plan), plan.perplexity)
+                for other in plans
+            )
+            assert plan.best != beaten
+    charts = [json.loads(chart.proto.spec) for chart in opened("pages/preview.py").get("plotly_chart")]
+    (chart,) = [chart for chart in charts if "before healing" in chart["layout"]["yaxis"]["title"]["text"]]
+    drawn = [tuple(point[:2]) for trace in chart["data"] for point in trace.get("customdata", [])]
+    assert sorted(drawn) == sorted((",".join(map(str, p.plan.windows)), p.plan.rule) for p in plans)
 
 
 def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):

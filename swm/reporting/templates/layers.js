@@ -359,6 +359,7 @@ class Preview {
     const width = this.root.clientWidth;
     if (!width || !this.data) return;
     const [step, plan] = [this.step(), this.plan()];
+    this.root.classList.toggle("without-slider", Boolean(this.data.fixed));
     this.slider.value = this.threshold;
     if (this.root.getRootNode().activeElement !== this.field) this.field.value = +this.threshold.toFixed(4);
     this.stairs.replaceChildren(curves(this.data, this.threshold, width, this.editing ? null : step));
@@ -374,7 +375,8 @@ class Preview {
     this.buttons.within.hidden = this.data.steps[mark] === undefined;
     this.buttons.within.textContent = `smallest within × ${within}`;
     this.buttons.within.title = `Go to the smallest plan whose perplexity is at most ${within} times the original's`;
-    this.buttons.edit.textContent = this.editing ? "Back to the threshold" : "Edit by hand";
+    this.buttons.edit.textContent = !this.editing ? "Edit by hand" : this.data.fixed ? "Undo my changes" : "Back to the threshold";
+    this.buttons.edit.hidden = Boolean(this.data.fixed && !this.data.edited);
     this.buttons.pin.textContent = this.pin ? "Unpin" : "Pin";
     this.buttons.pin.disabled = !this.pin && !plan;
     this.pinned.replaceChildren();

@@ -1,0 +1,163 @@
+"""Preview's second door: a plan for a target, found by any method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from pages.shared.frame import job_panel, named_choice, titles_of
+from pages.shared.live import hand_key
+from swm.errors import PlanError
+from swm.jobs.child import start
+from swm.plan import DEFAULT_RULE, MergePlan, Window
+from swm.registry import MERGE_RULES, PLANNERS, as_sentence
+from swm.reporting.preview import WITHIN, expected_speedup
+from swm.search.kept_path import kept_path
+from swm.workspace.experiments import Experiment
+
+LAYERS, MEMORY, SPEED, LOSS = "layers", "memory", "speed", "perplexity"
+KINDS = {
+    LAYERS: "number of layers",
+    MEMORY: "memory of the weights, MiB",
+    SPEED: "speed, times the original's",
+    LOSS: "perplexity, times the original's",
+}
+WALK = "walk"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plan that meets a target, with its similarity and the perplexities of it and of the original, by windows."""
+
+    plan: MergePlan
+    similarity: float | None
+    perplexities: dict[tuple[Window, ...], float]
+
+
+def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
+    """The controls of the target, its plan (None while it has not been found), and the command that finds it."""
+    inputs = st.columns([2.2, 1.3, 2.6], gap="large", vertical_alignment="bottom")
+    kind = named_choice(
+        inputs[0].selectbox,
+        "The smaller model's target",
+        KINDS,
+        "target_kind",
+        on_change=forget_edits,
+        args=(experiment,),
+        help="Perplexity is measured on the calibration text, before healing.",
+    )
+    value = _value(inputs[1], experiment, kind)
+    method = named_choice(
+        inputs[2].selectbox,
+        "Method that chooses the layers",
+        {**titles_of(PLANNERS), WALK: "Sliding windows, the paper's search"},
+        "target_method",
+        on_change=forget_edits,
+        args=(experiment,),
+    )
+    st.caption(as_sentence(PLANNERS[method].help) if method in PLANNERS else "Merges where the output changes least.")
+    layers = None if kind == LOSS else layers_for(experiment, kind, value)
+    if kind != LOSS and layers is None:
+        st.warning(_cannot(experiment, kind))
+        return None, []
+    if layers == experiment.layer_count:
+        st.info("The original already meets this target: nothing to merge.")
+        return None, []
+    if kind in (MEMORY, SPEED):
+        st.caption(f"That leaves {layers} of {experiment.layer_count} layers.")
+    arguments = ["plan", experiment.name, *(["--planner", method] if method in PLANNERS else [])]
+    arguments += ["--within", f"{value:g}"] if layers is None else ["--layers", str(layers)]
+    found, settled = _known(experiment, method, layers, value)
+    if settled and found is None:
+        st.info("This method finds no such plan. Choose another target or method.")
+    active = experiment.state().active
+    if not settled and not active:
+        st.info("Smaller plans have not been tried yet." if found else "This plan has not been searched yet.")
+        if st.button("Find the plan", type="primary", disabled=experiment.read_only, key="target_find"):
+            start(experiment, "plan", arguments)
+            st.rerun()
+    if active or not settled:
+        job_panel(experiment, version=lambda: len(experiment.plans_found()))
+    return found, arguments
+
+
+def forget_edits(experiment: Experiment) -> None:
+    """Drop windows set by hand, so that what is chosen above counts."""
+    st.session_state.pop(hand_key(experiment), None)
+
+
+def _value(place: Any, experiment: Experiment, kind: str) -> float:
+    """The target's number, with a default a fifth below the original."""
+    count, mib = experiment.layer_count, experiment.model_facts["size_bytes"] / 2**20
+    settings: dict[str, Any] = {
+        LAYERS: {"min_value": 2, "max_value": count, "value": max(2, round(0.8 * count)), "step": 1},
+        MEMORY: {"min_value": 1.0, "value": float(round(0.8 * mib)), "step": max(1.0, float(round(mib / 50)))},
+        SPEED: {"min_value": 1.0, "max_value": 20.0, "value": 1.2, "step": 0.05},
+        LOSS: {"min_value": 1.01, "max_value": 100.0, "value": WITHIN, "step": 0.05},
+    }
+    label = "At least" if kind == SPEED else "At most"
+    key = f"target_{kind}_{experiment.name}"
+    number = place.number_input(label, **settings[kind], key=key, on_change=forget_edits, args=(experiment,))
+    return float(number)
+
+
+def layers_for(experiment: Experiment, kind: str, value: float) -> int | None:
+    """The most layers that meet a target; None if two layers do not, or speed was not measured."""
+    facts, count = experiment.model_facts, experiment.layer_count
+
+    def meets(layers: int) -> bool:
+        if kind == LAYERS:
+            return layers <= value
+        saved = (count - layers) * facts["parameters_per_layer"] / facts["parameters"]
+        if kind == MEMORY:
+            return bool(facts["size_bytes"] * (1 - saved) <= value * 2**20)
+        plan = MergePlan(count, (Window(0, count - layers),) if layers < count else ())
+        return (expected_speedup(plan, experiment.cost()) or 0.0) >= value
+
+    return next((layers for layers in range(count, 1, -1) if meets(layers)), None)
+
+
+def _cannot(experiment: Experiment, kind: str) -> str:
+    if kind == SPEED and not experiment.cost():
+        return "The original's speed is not known yet. Measure the similarity of its layers first: that times it, too."
+    return "Not even two layers meet this target. Choose a smaller model, or a lower precision."
+
+
+def _known(experiment: Experiment, method: str, layers: int | None, factor: float) -> tuple[Found | None, bool]:
+    """The plan as far as it is known, and whether no search is needed."""
+    if method == WALK:
+        path = kept_path(experiment, DEFAULT_RULE)
+        if path is None:
+            return None, False
+        settled = path.covered() > 0.999 if layers is None else path.knows_all_with(layers)
+        try:
+            step = path.smallest_within(factor) if layers is None else path.plan_with_layers(layers)
+        except PlanError:  # no threshold leaves that many
+            step = None
+        return Found(step.plan, step.similarity, path.perplexities) if step else None, settled
+    if layers is not None:
+        data = experiment.planned(method, layers)
+        return _found(data), data is not None
+    plans = [data for data in experiment.plans_found() if data["planner"] == method]
+    found = {MergePlan.from_dict(data).layers_left: data for data in plans}
+    within = [n for n, data in found.items() if data["perplexity"] <= factor * data["perplexity_original"]]
+    least = min(within, default=experiment.layer_count)
+    settled = (least - 1 in found or least == 2) if within else experiment.layer_count - 1 in found
+    return _found(found.get(least) if within else None), settled
+
+
+def _found(data: dict[str, Any] | None) -> Found | None:
+    if data is None:
+        return None
+    plan = MergePlan.from_dict(data)
+    return Found(plan, data["similarity"], {(): data["perplexity_original"], plan.windows: data["perplexity"]})
+
+
+def method_note(plan: MergePlan) -> None:
+    """What to know about a plan's perplexity before it is merged."""
+    if MERGE_RULES[plan.rule].needs_text:
+        st.caption(
+            "Perplexity and words are of a quick fit. The merged model is fitted on more text and scores better."
+        )

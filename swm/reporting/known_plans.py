@@ -1,0 +1,125 @@
+"""Every plan of an experiment whose perplexity is known, for one chart: what its size and speed cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import plotly.graph_objects as go
+
+from swm.plan import MergePlan, Window
+from swm.registry import MERGE_RULES, PLANNERS
+from swm.reporting.charts import LINE, plain_axes
+from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
+from swm.reporting.preview import expected_speedup
+from swm.search.kept_path import kept_path
+from swm.workspace.experiments import Experiment
+
+ORIGINAL = "original"
+BY_MEMORY, BY_SPEED = "memory, MiB", "expected speed, times the original's"
+COLOURS = (LINE, *WINDOW_COLOURS, WORSE)
+
+
+@dataclass(frozen=True)
+class KnownPlan:
+    """A plan whose perplexity on the calibration text is known.
+
+    Attributes:
+        method: title of the planner, or of the search and its rule.
+        memory: of the weights, bytes. speed: expected, relative to the original; None if not timed.
+        perplexity: before healing.
+        best: whether no other plan is at least as good in both numbers of the chart and better in one.
+    """
+
+    method: str
+    plan: MergePlan
+    memory: float
+    speed: float | None
+    perplexity: float
+    best: bool = False
+
+
+def known_plans(experiment: Experiment) -> list[KnownPlan]:
+    """The original, every plan that a planner found, and every plan on the paths, each once."""
+    facts, cost = experiment.model_facts, experiment.cost()
+    found: dict[tuple[str, tuple[Window, ...]], KnownPlan] = {}
+
+    def add(method: str, plan: MergePlan, perplexity: float) -> None:
+        saved = (plan.layer_count - plan.worth_layers) * facts["parameters_per_layer"] / facts["parameters"]
+        memory = facts["size_bytes"] * (1 - saved)
+        key = (plan.rule if plan.windows else "", plan.windows)
+        found.setdefault(key, KnownPlan(method, plan, memory, expected_speedup(plan, cost), perplexity))
+
+    for data in experiment.plans_found():
+        add(PLANNERS[data["planner"]].title, MergePlan.from_dict(data), data["perplexity"])
+    for rule in experiment.rules_searched():
+        if path := kept_path(experiment, rule):
+            for windows, perplexity in path.perplexities.items():
+                plan = MergePlan(path.layer_count, windows, rule)
+                add(f"search, {MERGE_RULES[rule].title}" if windows else ORIGINAL, plan, perplexity)
+    return list(found.values())
+
+
+def with_front(plans: Sequence[KnownPlan], by: str) -> list[KnownPlan]:
+    """The plans that the chart can show, with those marked that no other beats; smallest or fastest first."""
+    shown = [plan for plan in plans if by == BY_MEMORY or plan.speed]
+    ordered = sorted(shown, key=lambda plan: (_x(plan, by) * (1 if by == BY_MEMORY else -1), plan.perplexity))
+    marked, lowest = [], float("inf")
+    for plan in ordered:
+        marked.append(replace(plan, best=plan.perplexity < lowest))
+        lowest = min(lowest, plan.perplexity)
+    return marked
+
+
+def _x(plan: KnownPlan, by: str) -> float:
+    return plan.memory / 2**20 if by == BY_MEMORY else float(plan.speed or 0.0)
+
+
+def plans_chart(plans: Sequence[KnownPlan], by: str, within: float) -> go.Figure:
+    """Perplexity (logarithmic) against memory or speed: a point for each plan, a line through those no other beats.
+
+    Args:
+        plans: as from `with_front`. within: factor of the original's perplexity at which a line is drawn.
+    """
+    figure = go.Figure()
+    front = [plan for plan in plans if plan.best]
+    figure.add_scatter(
+        x=[_x(plan, by) for plan in front],
+        y=[plan.perplexity for plan in front],
+        mode="lines",
+        line={"color": LINE, "dash": "dot"},
+        name="no plan is better in both",
+        hoverinfo="skip",
+    )
+    methods = sorted({plan.method for plan in plans}, key=lambda name: (name != ORIGINAL, name))
+    for method, colour in zip(methods, [LINE, BETTER, *COLOURS[1:]] * 9, strict=False):
+        own = [plan for plan in plans if plan.method == method]
+        figure.add_scatter(
+            x=[_x(plan, by) for plan in own],
+            y=[plan.perplexity for plan in own],
+            mode="markers",
+            name=method,
+            marker={
+                "color": colour,
+                "size": [11 if plan.best else 7 for plan in own],
+                "opacity": [1 if plan.best else 0.45 for plan in own],
+                "symbol": "diamond" if method == ORIGINAL else "circle",
+            },
+            customdata=[(",".join(map(str, plan.plan.windows)), plan.plan.rule, plan.plan.layers_left) for plan in own],
+            hovertemplate="%{customdata[2]} layers: perplexity %{y:,.1f}<br>windows %{customdata[0]}<extra>"
+            + method
+            + "</extra>",
+        )
+    if original := next((plan for plan in plans if plan.method == ORIGINAL), None):
+        allowed = within * original.perplexity
+        figure.add_hline(y=allowed, line={"color": LINE, "width": 1, "dash": "dash"})
+        place = {"x": 0.0, "xref": "paper", "xanchor": "left", "y": math.log10(allowed), "yanchor": "bottom"}
+        figure.add_annotation(text=f"× {within:g}", showarrow=False, **place)  # a logarithmic axis wants the logarithm
+    plain_axes(figure, by, "perplexity of the calibration text, before healing", 420, legend=True)
+    ends = [math.log10(end(plan.perplexity for plan in plans)) for end in (min, max)]
+    spare = 0.06 * (ends[1] - ends[0]) + 0.02
+    steps = [digit * 10**power for power in range(math.floor(ends[0]), math.ceil(ends[1]) + 1) for digit in (1, 2, 5)]
+    axis = {"type": "log", "range": [ends[0] - spare, ends[1] + spare], "tickvals": steps}
+    axis["ticktext"] = [f"{step:,.0f}" if step < 1e6 else f"{step:.0e}" for step in steps]
+    return figure.update_layout(yaxis=axis, clickmode="event+select", dragmode=False)
