@@ -1,13 +1,42 @@
-"""Home page: the newest run of the experiment, where to start, how it works, all runs."""
+"""Home page: the verdict on the best run, three ways on, all runs."""
 
 import streamlit as st
 
-from pages.shared.frame import STEPS, command_line, next_step, shown_errors, start_page
+from pages.shared.frame import command_line, next_step, shown_errors, start_page
 from pages.shared.live import layers_picture
 from pages.shared.tables import runs_table
+from pages.shared.tour import DEMO, start_tour
 from pages.shared.verdict import judged_rows, show_verdict
 from swm.reporting.compare import compare, flat_rows, row_name
+from swm.reporting.headline import headline
 from swm.workspace.experiments import list_experiments
+
+DOORS = (
+    (
+        ":material/grid_on:",
+        "See redundancy",
+        "Which layers repeat each other? A map of all pairs, and what each layer changes.",
+        "pages/redundancy.py",
+        "Open the map",
+        {},
+    ),
+    (
+        ":material/compress:",
+        "Make it fit, make it faster",
+        "Name a size, a speed or a loss you can live with, and get the plan. Or tune the threshold yourself.",
+        "pages/preview.py",
+        "Choose a target",
+        {"preview_door": "target"},
+    ),
+    (
+        ":material/co_present:",
+        "Show it to others",
+        "The result on one page: what was removed, what it gained, what it cost, and how sure that is.",
+        "pages/report.py",
+        "Open the report",
+        {},
+    ),
+)
 
 experiment = start_page(
     "Sliding-Window Merging Studio",
@@ -16,37 +45,39 @@ experiment = start_page(
 
 with shown_errors():
     rows = flat_rows(compare(experiment)) if experiment else []
-    newest = max(reversed(rows), key=lambda row: (not row["control"], row["created"])) if rows else {}
     if experiment and len(rows) > 1:
-        with st.container(border=True):
-            st.markdown(f":gray[{experiment.name}: {row_name(newest)}]")
-            show_verdict(judged_rows(experiment, [newest])[0])
-            plan = experiment.run(newest["run"]).plan
+        best = rows[headline(rows)]
+        with st.container(border=True, key="verdict"):
+            st.markdown(f":gray[{experiment.name}: {row_name(best)}]")
+            show_verdict(judged_rows(experiment, [best])[0])
+            plan = experiment.run(best["run"]).plan
             layers_picture(plan, experiment.model_facts, key="home_layers")
             next_step("pages/compare.py", "See all scores")
+    experiments, _ = list_experiments()
 
-left, right = st.columns(2, gap="large")
-with left:
-    st.subheader("Where to start", anchor=False)
-    for number, (page, label, sentence) in enumerate(STEPS[:5], 1):
-        link, description = st.columns([1, 2], vertical_alignment="center")
-        link.page_link(page, label=f"{number}. {label}")
-        description.markdown(f":gray[{sentence}]")
-with right:
-    st.subheader("How it works", anchor=False)
-    st.markdown(
-        "Neighbouring layers of a language model often do nearly the same thing. A window slides from the top layer "
-        "down. It grows as long as merging its layers into one keeps the model's output similar enough to the "
-        "original's; then those layers are merged and the next window starts below. LoRA training then heals the "
-        "smaller model."
-    )
-    st.caption("Method: Sliding-Window Merging, arXiv:2502.19159")
+with st.container(key="doors"):
+    for column, (icon, title, text, page, label, query) in zip(st.columns(3, gap="medium"), DOORS, strict=True):
+        with column.container(border=True, height="stretch"):
+            st.markdown(f"##### {icon} {title}")
+            st.markdown(text)
+            next_step(page, label, **query)
+if DEMO in {listed.name for listed in experiments} and not st.session_state.get("tour"):
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if st.button("Take the tour", icon=":material/tour:", key="home_tour"):
+            start_tour()
+        st.markdown(":gray[Five steps over a finished example, about a minute.]")
 
 with shown_errors():
     st.subheader("Runs", anchor=False)
-    table = runs_table(list_experiments()[0])
+    table = runs_table(experiments)
     if table.empty:
         st.info("No runs yet. Create an experiment first.", icon=":material/science:")
+        next_step("pages/experiment.py", "Create an experiment")
     else:
         st.dataframe(table, hide_index=True)
+st.caption(
+    "Sliding-Window Merging (arXiv:2502.19159): neighbouring layers often do nearly the same thing. A window slides "
+    "from the top layer down and grows as long as merging its layers into one keeps the model's output similar enough "
+    "to the original's. LoRA training then heals the smaller model."
+)
 command_line("list")

@@ -21,6 +21,7 @@ from swm.reporting.charts import differences_chart, score_against_speed, scores_
 from swm.reporting.compare import comparable, compare, documents_of, flat_rows, row_name
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS, TITLES, help_for
+from swm.reporting.headline import headline
 from swm.reporting.judged import judged
 from swm.reporting.table import cost_lines
 from swm.workspace.experiments import list_experiments
@@ -40,16 +41,11 @@ def selection(name: str, options: list[str], default: list[str]) -> list[str]:
     return [value for value in st.query_params.get_all(name) if value in options] or default
 
 
-def newest(flat: list[dict[str, Any]]) -> int:
-    """The place of the newest run, at its last stage; originals and controls only if there is no other."""
-    return max(range(len(flat)), key=lambda i: (not flat[i]["control"], flat[i]["created"], i))
-
-
 def reference(scored: dict[str, dict[str, Any]]) -> int:
-    """The place of the control of the last run, if it is shown; otherwise the first row, usually the original."""
+    """The place of the control of the headline run, if it is shown; otherwise the first row, usually the original."""
     rows = list(scored.values())
-    last = rows[newest(rows)]
-    control = (last["experiment"], last["control_run"])
+    best = rows[headline(rows)]
+    control = (best["experiment"], best["control_run"])
     return next((i for i, row in enumerate(rows) if (row["experiment"], row["run"]) == control), 0)
 
 
@@ -96,11 +92,12 @@ if not any(row["scores"] for row in flat):
 judged_label = st.selectbox(
     "Verdict on",
     list(labels),
-    index=newest(flat),
+    index=headline(flat),
     key=f"compare_verdict_{'_'.join(experiments)}",
     help="The run that the sentence and the numbers below it describe.",
 )
-show_verdict(labels[judged_label])
+with st.container(key="verdict"):
+    show_verdict(labels[judged_label])
 
 if costs := cost_lines(flat):
     st.subheader("What merging cost", anchor=False, help=TERMS["control"])
@@ -143,7 +140,7 @@ if len(scored) > 1:
         help="The original, or for a healed model its control.",
     )
     second = ends[1].selectbox(
-        "To", list(scored), index=newest(list(scored.values())), key="compare_second", help="A merged model."
+        "To", list(scored), index=headline(list(scored.values())), key="compare_second", help="A merged model."
     )
     ends = st.columns(2, gap="large", vertical_alignment="bottom")
     titles = {score: TITLES[score] for score in SCORES}

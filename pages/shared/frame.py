@@ -14,6 +14,7 @@ from typing import Any
 import streamlit as st
 from streamlit.errors import StreamlitSecretNotFoundError
 
+from pages.shared.tour import show_tour
 from swm.errors import SwmError
 from swm.jobs.child import active_targets, cancel
 from swm.jobs.tracking import Target
@@ -63,6 +64,7 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
     st.title(title, anchor=False)
     if sentence:
         st.markdown(f":gray[{sentence}]")
+    show_tour(title, experiments)
     return experiment
 
 

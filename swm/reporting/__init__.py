@@ -8,6 +8,7 @@
 - differences: how a model differs from another, with intervals over documents and seeds
 - export: exports a run's model with its model card and recipe
 - glossary: what each number means, in one sentence
+- headline: the run that pages lead with
 - heatmaps: heat maps of layer similarity
 - html: Jinja environment and plotly figures for the HTML report
 - judged: rows with differences from original and control, and verdicts

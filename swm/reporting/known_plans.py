@@ -18,7 +18,7 @@ from swm.workspace.experiments import Experiment
 
 ORIGINAL = "original"
 BY_MEMORY, BY_SPEED = "memory, MiB", "expected speed, times the original's"
-COLOURS = (LINE, *WINDOW_COLOURS, WORSE)
+COLOURS = (LINE, BETTER, *WINDOW_COLOURS[1:5], WORSE)  # the original, then methods
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def plans_chart(plans: Sequence[KnownPlan], by: str, within: float) -> go.Figure
         hoverinfo="skip",
     )
     methods = sorted({plan.method for plan in plans}, key=lambda name: (name != ORIGINAL, name))
-    for method, colour in zip(methods, [LINE, BETTER, *COLOURS[1:]] * 9, strict=False):
+    for method, colour in zip(methods, [*COLOURS, *COLOURS[1:] * 9], strict=False):
         own = [plan for plan in plans if plan.method == method]
         figure.add_scatter(
             x=[_x(plan, by) for plan in own],

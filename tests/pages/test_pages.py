@@ -91,7 +91,7 @@ def test_page_without_any_experiment_says_how_to_make_one(page, no_demo):
     if page == "pages/experiment.py":
         assert "Create and measure" in [button.label for button in test.button]
         return
-    told = {"app.py": "Choose a model and a calibration text", "pages/sweeps.py": "There are no sweeps yet"}
+    told = {"app.py": "No runs yet. Create an experiment first.", "pages/sweeps.py": "There are no sweeps yet"}
     assert told.get(page, "There are no experiments yet") in texts(test)
     assert "compared with the original" not in texts(test)
 

@@ -172,6 +172,80 @@ def test_a_flag_marks_the_smallest_plan_within_the_loss(shown, page):
     assert page.locator(".number .value").first.inner_text() == f"{fewest} of 30"
 
 
+def ringed(page):
+    """How many parts of the page have the tour's ring; the ring moves to its part within a second."""
+    page.wait_for_timeout(1200)
+    inside = "root => [...root.querySelectorAll('*')].flatMap(n => [n, ...(n.shadowRoot ? inside(n.shadowRoot) : [])])"
+    return page.evaluate(
+        f"() => {{ const inside = {inside}; "
+        "return inside(document).filter(n => n.style?.boxShadow.includes('7px')).map(n => n.className) }"
+    )
+
+
+def test_the_tour_leads_over_five_pages_and_keeps_its_place(shown, page):
+    page.goto(f"{shown}/?experiment=example-study")
+    ready(page)
+    page.get_by_role("button", name="Take the tour").click()
+    seen = []
+    for number, path in enumerate(("redundancy", "preview", "preview", "compare", "experiment"), 1):
+        page.wait_for_selector(f"text=Tour, step {number} of 5")
+        page.wait_for_url(f"**/{path}*")
+        ready(page)
+        (ring,) = ringed(page)
+        seen.append(ring)
+        assert page.locator(".st-key-tour").bounding_box()["y"] < 900
+        if number == 3:
+            page.reload()
+            page.wait_for_selector("text=Tour, step 3 of 5")
+            assert ringed(page) == [ring]
+        if number < 5:
+            page.get_by_role("button", name="Next", exact=True).click()
+    assert len(set(seen)) == 5
+    page.get_by_role("button", name="Done").click()
+    page.wait_for_selector("text=Take the tour")
+    assert ringed(page) == []
+
+
+def test_the_tour_can_be_linked_left_and_taken_up_again(shown, page):
+    page.goto(f"{shown}/?tour=1")
+    page.wait_for_selector("text=Many layers do nearly the same")
+    page.wait_for_url("**/redundancy*")
+    page.get_by_role("link", name="Report", exact=True).click()
+    page.wait_for_selector("text=You have left the tour.")
+    page.get_by_role("button", name="Back to the tour").click()
+    page.wait_for_selector("text=Many layers do nearly the same")
+    page.get_by_role("button", name="End the tour").click()
+    page.wait_for_selector("text=Take the tour")
+    for odd in ("0", "6", "x", "-1", "99999999999999999999"):
+        page.goto(f"{shown}/?tour={odd}")
+        ready(page)
+        assert page.locator(".st-key-tour").count() == 0
+
+
+def test_a_target_shows_its_plan_and_a_click_on_a_known_plan_shows_that_one(shown, page):
+    page.goto(f"{shown}/?experiment=example-demo")
+    ready(page)
+    page.get_by_role("link", name="Choose a target").click()
+    page.wait_for_url("**/preview*")
+    page.wait_for_selector(".number >> text=24 of 30")
+    assert page.locator("input.slider").is_hidden()
+    assert "preview_door=target" in page.url
+    assert page.locator("a[href*='merge_by=fit']:has-text('Merge these windows')").count() == 1
+    chart = page.locator(".st-key-preview_plans")
+    chart.scroll_into_view_if_needed()
+    point = chart.locator(".scatterlayer .trace").last.locator("path.point").first
+    point.wait_for()
+    page.wait_for_timeout(500)
+    box = point.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.wait_for_timeout(200)
+    page.mouse.down()
+    page.wait_for_timeout(80)
+    page.mouse.up()
+    page.wait_for_selector("a[href*='merge_by=rdsc']:has-text('Merge these windows')", timeout=10_000)
+    assert page.locator("input.slider").is_visible()
+
+
 def test_a_click_on_the_staircase_and_a_pinned_plan(shown, page):
     page.goto(f"{shown}/preview?experiment=demo&threshold=0.99")
     ready(page)

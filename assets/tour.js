@@ -1,0 +1,30 @@
+// Draws a ring around the part of the page that a step of the tour speaks of, and scrolls there.
+
+const found = (path) =>
+  path.split(" >>> ").reduce((roots, selector) => {
+    const inside = roots.flatMap((root) => [root, ...[...root.querySelectorAll("*")].map((node) => node.shadowRoot).filter(Boolean)]);
+    return inside.flatMap((root) => [...root.querySelectorAll(selector)]).slice(0, 1);
+  }, [document])[0];
+
+let stop = () => {};
+
+export default function ({ data }) {
+  stop();
+  if (!data.part) return stop;
+  let target = null;
+  const look = setInterval(() => {
+    const part = found(data.part);
+    if (!part || part === target) return;
+    if (target) target.style.boxShadow = target.style.borderRadius = "";
+    target = part;
+    target.style.boxShadow = "0 0 0 4px var(--st-background-color, #fff), 0 0 0 7px #2f6fde";
+    target.style.borderRadius = "8px";
+    target.scrollIntoView({ block: "center", behavior: "smooth" });
+  }, 250);
+  stop = () => {
+    clearInterval(look);
+    if (target) target.style.boxShadow = target.style.borderRadius = "";
+    target = null;
+  };
+  return stop;
+}

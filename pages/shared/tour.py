@@ -1,0 +1,120 @@
+"""A tour of five steps over the pages of a shipped experiment; the address (?tour=2) and the session keep the place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from swm.workspace.experiments import Experiment
+from swm.workspace.names import EXAMPLE
+
+DEMO = f"{EXAMPLE}demo"
+SCRIPT = Path(__file__).parents[2] / "assets" / "tour.js"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step: its page and the part of it to look at (CSS; ">>>" steps into a component)."""
+
+    page: str
+    page_title: str
+    part: str
+    title: str
+    text: str
+
+
+TOUR = (
+    Step(
+        "pages/redundancy.py",
+        "Redundancy",
+        ".st-key-redundancy_map",
+        "Many layers do nearly the same",
+        "Each cell compares two layers of the model. Bright means alike. Along the diagonal lies a long bright band: "
+        "neighbours that repeat each other.",
+    ),
+    Step(
+        "pages/preview.py",
+        "Preview",
+        ".st-key-preview_live >>> .layer-view",
+        "Drag the slider",
+        "Neighbours merge as long as the model's output stays this similar to the original's. The ribbon shows which "
+        "layers become one. The flag marks the smallest plan that is still close to the original.",
+    ),
+    Step(
+        "pages/preview.py",
+        "Preview",
+        ".st-key-preview_live >>> .said-box",
+        "Listen to the model",
+        "The same prompts, continued by the original and by the smaller model. Drag the slider to the left and follow "
+        "how the words break.",
+    ),
+    Step(
+        "pages/compare.py",
+        "Compare",
+        ".st-key-verdict",
+        "What it cost, in one sentence",
+        "After healing with LoRA: smaller, faster, and the loss with its uncertainty. It is compared with the original "
+        "healed in the same way, so that LoRA's own gain does not count.",
+    ),
+    Step(
+        "pages/experiment.py",
+        "Experiment",
+        "[data-testid=stForm]",
+        "Now your own model",
+        "A folder, a GGUF file or a name on the Hugging Face hub. Measuring takes seconds for a small model.",
+    ),
+)
+
+
+def start_tour() -> None:
+    """Begin with the first step, on the shipped experiment."""
+    st.session_state["tour_before"] = st.session_state.get("experiment")
+    _go(1)
+
+
+def show_tour(page_title: str, experiments: list[Experiment]) -> None:
+    """The card of the current step, if the tour is on, and a ring around the part it speaks of."""
+    asked = st.query_params.get("tour", "")
+    if asked.isdecimal() and 1 <= int(asked) <= len(TOUR) and DEMO in {experiment.name for experiment in experiments}:
+        if "tour" not in st.session_state:
+            st.session_state["tour_before"] = None
+            _go(int(asked))
+        st.session_state["tour"] = int(asked)
+    number = st.session_state.get("tour")
+    if not number:
+        return
+    step = TOUR[number - 1]
+    with st.container(key="tour", border=True):
+        st.caption(f"Tour, step {number} of {len(TOUR)}")
+        if page_title != step.page_title:
+            st.markdown("You have left the tour.")
+            if st.button("Back to the tour", key="tour_back_to"):
+                _go(number)
+        else:
+            st.markdown(f"**{step.title}**")
+            st.markdown(step.text)
+        with st.container(horizontal=True):
+            if number > 1 and st.button("Back", key="tour_back"):
+                _go(number - 1)
+            if number < len(TOUR) and st.button("Next", type="primary", key="tour_next"):
+                _go(number + 1)
+            if st.button("Done" if number == len(TOUR) else "End the tour", key="tour_end"):
+                _end()
+    part = step.part if page_title == step.page_title else ""
+    ring = st.components.v2.component("tour", html="<div></div>", js=SCRIPT.read_text(encoding="utf-8"))
+    ring(data={"part": part}, key="tour_ring")
+
+
+def _go(number: int) -> None:
+    st.session_state["tour"] = number
+    st.session_state["next_experiment"] = DEMO
+    st.switch_page(TOUR[number - 1].page, query_params={"tour": str(number), "experiment": DEMO})
+
+
+def _end() -> None:
+    st.session_state.pop("tour", None)
+    if before := st.session_state.pop("tour_before", None):
+        st.session_state["next_experiment"] = before
+    st.switch_page("app.py")
