@@ -1,12 +1,26 @@
-"""Playground page: one prompt, up to three models, each loaded in a child process only while it answers."""
+"""Playground page: one prompt, up to three models; answers recorded at evaluation, or live from a child process."""
 
 from itertools import chain
+from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame import caption, command_line, next_step, plain, require_experiment, shown_errors, start_page
+from pages.shared.frame import (
+    caption,
+    command_line,
+    named_choice,
+    next_step,
+    plain,
+    require_experiment,
+    shown_errors,
+    start_page,
+)
+from pages.shared.words import marked
 from swm.jobs.child import stream
+from swm.reporting.compare import compare, flat_rows, row_name
+from swm.reporting.headline import headline
 from swm.settings import SAMPLE_PROMPTS
+from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE
 
 PROMPTS = (
@@ -14,37 +28,68 @@ PROMPTS = (
     "The three most important inventions of the last century are",
 )
 MAX_MODELS = 3
+MODES = {"live": "live", "recorded": "recorded"}
 
-experiment = require_experiment(start_page("Playground", "See how up to three models continue the same prompt."))
-caption(experiment)
-with shown_errors():
-    usable = [run.name for run in experiment.runs() if run.is_baseline or run.has_model]
-if experiment.read_only:
-    st.info(
-        "This example ships without model weights. Run `python -m swm demo` to repeat the demo with weights, or create "
-        "an experiment.",
-        icon=":material/info:",
+
+def show_recorded(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
+    """Answers that the models gave when they were evaluated."""
+    answers = {row_name(row): {sample["prompt"]: sample["answer"] for sample in row["samples"]} for row in rows}
+    layers = {row_name(row): row["layers"] for row in rows}
+    prompts = list(dict.fromkeys(prompt for known in answers.values() for prompt in known))
+    prompt = st.pills("Prompt", prompts, default=prompts[0], required=True, key=f"playground_pill_{experiment.name}")
+    names = list(answers)
+    control = next((row_name(row) for row in rows if row["control"]), names[0])
+    usual = list(dict.fromkeys([names[0], row_name(rows[headline(rows)]), control]))
+    chosen = st.multiselect(
+        "Models",
+        names,
+        default=usual[:MAX_MODELS],
+        max_selections=MAX_MODELS,
+        key=f"playground_recorded_{experiment.name}",
     )
-    next_step("pages/experiment.py", "Create an experiment")
-    st.stop()
+    original = answers[names[0]].get(prompt)
+    for column, name in zip(st.columns(max(1, len(chosen)), gap="medium"), chosen, strict=False):
+        with column.container(border=True, height="stretch"):
+            st.markdown(f"**{plain(name)}**")
+            st.caption(f"{layers[name]} of {experiment.layer_count} layers")
+            answer = answers[name].get(prompt)
+            if answer is None:
+                st.caption("This model was not asked.")
+            else:
+                st.markdown(marked(answer, None if name == names[0] else original))
+    st.caption(
+        "Recorded when each model was evaluated: always the most likely next token, without a chat template. Marked "
+        "from the first word that differs from the original's answer."
+    )
 
-example = st.selectbox("Example prompt", PROMPTS, key="playground_example", help="Edit it below, or write your own.")
-prompt = st.text_area("Prompt", example, key=f"playground_prompt_{PROMPTS.index(example)}", max_chars=20_000)
-left, right = st.columns([3, 1], gap="large")
-names = left.multiselect(
-    "Models",
-    usable,
-    default=list(dict.fromkeys([usable[0], usable[-1]])),
-    max_selections=MAX_MODELS,
-    format_func=lambda name: "original" if name == BASELINE else name,
-    key="playground_models",
-    help=f"Up to {MAX_MODELS}. They answer one after another, so that each is timed alone.",
-)
-tokens = right.number_input("Max. new tokens", 1, 1000, 48, key="playground_tokens", help="Decoding is greedy.")
-if st.button("Answer", type="primary", disabled=not (prompt.strip() and names), key="playground_go"):
-    columns = st.columns(len(names), gap="large")
+
+def show_live(experiment: Experiment, usable: list[str]) -> None:
+    """Answers streamed from models loaded one after another."""
+    example = st.selectbox("Example prompt", PROMPTS, key="playground_example", help="Edit it, or write your own.")
+    prompt = st.text_area("Prompt", example, key=f"playground_prompt_{PROMPTS.index(example)}", max_chars=20_000)
+    left, right = st.columns([3, 1], gap="large")
+    names = left.multiselect(
+        "Models",
+        usable,
+        default=list(dict.fromkeys([usable[0], usable[-1]])),
+        max_selections=MAX_MODELS,
+        format_func=lambda name: model_title(experiment, name),
+        key="playground_models",
+        help=f"Up to {MAX_MODELS}. They answer one after another, so that each is timed alone.",
+    )
+    tokens = right.number_input("Max. new tokens", 1, 1000, 48, key="playground_tokens", help="Decoding is greedy.")
+    if st.button("Answer", type="primary", disabled=not (prompt.strip() and names), key="playground_go"):
+        answer_live(experiment, names, prompt, int(tokens))
+    if names:
+        command_line("answer", experiment.name, names[-1], "--prompt", prompt, "--tokens", str(tokens))
+
+
+def answer_live(experiment: Experiment, names: list[str], prompt: str, tokens: int) -> None:
+    """Stream each model's answer into its column, then mark where it leaves the original's."""
+    original = None
+    columns = [column.container(border=True, height="stretch") for column in st.columns(len(names), gap="medium")]
     for column, name in zip(columns, names, strict=True):
-        column.subheader("original" if name == BASELINE else name, anchor=False)
+        column.markdown(f"**{plain(model_title(experiment, name))}**")
     for name, column in zip(names, columns, strict=True):
         with column, shown_errors():
             arguments = ["answer", experiment.name, name, "--prompt", prompt, "--tokens", str(tokens)]
@@ -52,8 +97,40 @@ if st.button("Answer", type="primary", disabled=not (prompt.strip() and names), 
             with st.spinner("Loading the model", show_time=True):
                 pieces = stream(arguments, speed.append)
                 first = next(pieces, "")
-            st.write_stream(plain(piece) for piece in chain([first], pieces))
+            place, whole = st.empty(), ""
+            for piece in chain([first], pieces):
+                whole += piece
+                place.markdown(plain(whole))
+            original = whole if name == BASELINE else original
+            place.markdown(marked(whole, None if name == BASELINE else original))
             st.caption("".join(speed))
-if names:
-    command_line("answer", experiment.name, names[-1], "--prompt", prompt, "--tokens", str(tokens))
+
+
+def model_title(experiment: Experiment, name: str) -> str:
+    """A run's name with its layers and stage."""
+    run = experiment.run(name)
+    healed = {"merged": ", not healed", "recovered": ", healed"}.get(run.stage, "")
+    title = "original" if run.is_baseline else name
+    return f"{title}: {run.plan.layers_left} of {experiment.layer_count} layers{healed}"
+
+
+experiment = require_experiment(start_page("Playground", "See how up to three models continue the same prompt."))
+caption(experiment)
+with shown_errors():
+    usable = [] if experiment.read_only else [r.name for r in experiment.runs() if r.is_baseline or r.has_model]
+    rows = [row for row in flat_rows(compare(experiment)) if row["samples"]]
+    modes = {mode: MODES[mode] for mode, there in (("live", usable), ("recorded", rows)) if there}
+    if len(modes) > 1:
+        mode = named_choice(st.segmented_control, "Answers", modes, "playground_mode", required=True)
+    else:
+        mode = next(iter(modes), "")
+    if mode == "live":
+        show_live(experiment, usable)
+    elif mode == "recorded":
+        show_recorded(experiment, rows)
+        if experiment.read_only:
+            st.caption("This example ships without model weights. `python -m swm demo` repeats it with weights.")
+    else:
+        st.info("No model has answered yet. Evaluate a run first.", icon=":material/science:")
+        next_step("pages/run.py", "Evaluate a run")
 next_step("pages/report.py", "Create the report")

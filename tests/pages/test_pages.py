@@ -20,6 +20,7 @@ from swm.settings import PRESETS, ExperimentSettings
 from swm.studies.grids import KINDS
 from swm.workspace.experiments import Experiment
 from swm.workspace.state import State
+from tests.pages.test_words import unmarked
 from tests.reporting.test_compare import FACTS, scores
 from tests.reporting.test_judged import scored
 
@@ -136,6 +137,18 @@ def test_windows_by_hand_are_carried_to_a_run(study, no_demo):
     assert "is not known yet" in " ".join(c.value for c in test.caption)
     test = opened("pages/run.py", run="new run", windows="0-1,3-4")
     assert test.text_input(key="run_windows").value == "0-1,3-4"
+
+
+def test_a_shipped_experiment_answers_with_what_its_models_said():
+    test = opened("pages/playground.py", experiment="example-demo")
+    names = test.multiselect(key="playground_recorded_example-demo").value
+    assert names == ["original", "best-24 (merged + LoRA)", "control (original + LoRA)"]
+    demo = Experiment.open("example-demo")
+    spoken = {sample["prompt"]: sample["answer"] for sample in demo.run("best-24").scores()["samples"]}
+    (said,) = [m.value for m in test.markdown if "of France?" in m.value]
+    assert unmarked(said).split() == spoken["The capital of France is"].split()
+    assert "24 of 30 layers" in [c.value for c in test.caption]
+    assert not test.button
 
 
 def planned(study, planner, windows, perplexity, rule="keep_first"):

@@ -1,0 +1,38 @@
+"""Answers of models as text with the words marked from the first that differs from the original's on."""
+
+from __future__ import annotations
+
+import re
+
+from pages.shared.frame import plain
+
+
+def marked(answer: str, original: str | None) -> str:
+    """Markdown of an answer: words shared with the original's plain, the first other one on orange, the rest orange.
+
+    Args:
+        original: None if this is the original's own answer.
+    """
+    words, others = _words(answer), _words(answer if original is None else original)
+    if not words:
+        return "*ends here*"
+    same = 0
+    while same < min(len(words), len(others)) and words[same] == others[same]:
+        same += 1
+    shown = plain("".join(words[:same]).replace("\n", "\0"))
+    if same < len(words):
+        first = words[same]
+        space = first[: len(first) - len(first.lstrip())]
+        shown += space.replace("\n", "\0") + f":orange-background[{plain(first.strip())}]"
+        shown += _in_orange("".join(words[same + 1 :]))
+    return shown.replace("\0", "  \n")
+
+
+def _words(text: str) -> list[str]:
+    """Words with the white space before each; no blank lines."""
+    return re.findall(r"\s*\S+", re.sub(r"\s*\n\s*", "\n", text.strip()))
+
+
+def _in_orange(text: str) -> str:
+    lines = text.split("\n")
+    return "\0".join(re.sub(r"^(\s*)(.*\S)", r"\1:orange[\2]", plain(line)) for line in lines)
