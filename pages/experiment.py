@@ -2,14 +2,108 @@
 
 import streamlit as st
 
-from pages.shared.frame import caption, command_line, go_to, job_panel, next_step, shown_errors, start_page
+from pages.shared.frame import (
+    caption,
+    command_line,
+    go_to,
+    job_panel,
+    named_choice,
+    next_step,
+    plain,
+    shown_errors,
+    start_page,
+)
+from pages.shared.new_experiment import EFFORT_TITLES, EFFORTS, model_choices, model_facts, text_preview
+from swm.errors import SwmError
 from swm.jobs.child import call, start
 from swm.registry import TEXTS
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import demo_experiment
-from swm.workspace.names import check_name
+from swm.workspace.names import check_new
 
 current = start_page("Experiment", "Choose a model and the calibration text to measure its redundancy with.")
+
+
+def new_name() -> str:
+    """The name of the new experiment; an error below the field says why it cannot be used."""
+    name = st.text_input(
+        "Name", "my-model", max_chars=64, key="experiment_name", help="Lower-case letters, digits and hyphens."
+    )
+    try:
+        check_new(name)
+    except SwmError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return ""
+    return name
+
+
+def how_much() -> tuple[int, int, int]:
+    """Number of texts, tokens of each, and the seed."""
+    effort = named_choice(st.selectbox, "How thoroughly", EFFORT_TITLES, "experiment_effort", help=MORE)
+    if effort != "own":
+        return *EFFORTS[effort], 1234
+    columns = st.columns(3, gap="small")
+    count = columns[0].number_input("Texts", 1, 100_000, 10, key="experiment_count")
+    length = columns[1].number_input("Tokens per text", 8, 131_072, 128, key="experiment_length")
+    seed = columns[2].number_input(
+        "Seed", 0, 2**31 - 1, 1234, key="experiment_seed", help="Determines which texts are drawn."
+    )
+    return count, length, seed
+
+
+MORE = "More text gives more stable similarities, and a longer search."
+if demo_experiment():
+    st.info(
+        "This demo is read-only: you can look at everything, but not start or change anything.",
+        icon=":material/visibility:",
+    )
+else:
+    with st.container(border=True, key="new_experiment"):
+        st.subheader("New experiment", anchor=False)
+        left, right = st.columns(2, gap="large")
+        with left:
+            name = new_name()
+            here = model_choices()
+            model = st.selectbox(
+                "Model",
+                list(here),
+                format_func=lambda one: f"{one} ({here[one]})" if one in here else one,
+                accept_new_options=True,
+                placeholder="Choose, or type a folder, a .gguf file or a hub id",
+                key="experiment_model",
+                help="Choose one that is here, or type a Hugging Face folder, a .gguf file, or a hub id (org/model).",
+            )
+            dtype = st.selectbox(
+                "Precision (dtype)",
+                ("auto", "float32", "bfloat16", "float16"),
+                key="experiment_dtype",
+                help="auto uses the checkpoint's. float32 is more accurate and needs twice the memory of bfloat16.",
+            )
+        with right:
+            texts = st.selectbox(
+                "Calibration text",
+                [name for name, text in TEXTS.items() if "calibration" in text.purposes],
+                key="experiment_texts",
+                accept_new_options=True,
+                help="Choose one, or type the path of a .txt or .jsonl file or the id of a hub data set (org/name).",
+            )
+            text_preview(texts)
+            count, length, seed = how_much()
+        with left:
+            model_facts(model or "", dtype, count * length)
+        ready = bool(name and model)
+        submitted = st.button("Create and measure", type="primary", disabled=not ready, key="experiment_create")
+        arguments = ["create", name or "NAME", "--model", model or "MODEL", "--texts", texts]
+        arguments += ["--count", str(count), "--length", str(length), "--seed", str(seed), "--dtype", dtype]
+        if submitted:
+            with (
+                shown_errors(),
+                st.spinner("Reading the model and the text. The first time, this takes half a minute."),
+            ):
+                call(arguments)
+                start(Experiment.open(name), "measure", ["measure", name])
+            go_to("pages/redundancy.py", name)
+        command_line(*arguments)
 
 if current:
     with st.container(border=True):
@@ -24,60 +118,3 @@ if current:
         with shown_errors():
             job_panel(current)
         next_step("pages/redundancy.py", "See which layers are redundant")
-
-if demo_experiment():
-    st.info(
-        "This demo is read-only: you can look at everything, but not start or change anything.",
-        icon=":material/visibility:",
-    )
-    st.stop()
-st.subheader("New experiment", anchor=False)
-with st.form("experiment_form", border=True):
-    left, right = st.columns(2, gap="large")
-    name = left.text_input(
-        "Name", "my-model", max_chars=64, key="experiment_name", help="Lower-case letters, digits and hyphens."
-    )
-    model = left.text_input(
-        "Model",
-        "smollm2-135m",
-        key="experiment_model",
-        help="The bundled smollm2-135m, a Hugging Face folder, a .gguf file, or a hub id such as org/model.",
-    )
-    dtype = left.selectbox(
-        "Precision (dtype)",
-        ("auto", "float32", "bfloat16", "float16"),
-        key="experiment_dtype",
-        help="auto uses the checkpoint's dtype. float32 is more accurate but needs twice the memory of bfloat16.",
-    )
-    texts = right.selectbox(
-        "Calibration text",
-        [name for name, text in TEXTS.items() if "calibration" in text.purposes],
-        key="experiment_texts",
-        accept_new_options=True,
-        help="Choose one, or type the path of a .txt or .jsonl file or the id of a hub dataset (org/name).",
-    )
-    count = right.number_input(
-        "Texts",
-        1,
-        100_000,
-        10,
-        key="experiment_count",
-        help="More texts give more stable similarities and a longer search.",
-    )
-    length = right.number_input(
-        "Tokens per text", 8, 131_072, 128, key="experiment_length", help="The paper's released code uses 128."
-    )
-    seed = right.number_input(
-        "Seed", 0, 2**31 - 1, 1234, key="experiment_seed", help="Determines which texts are drawn."
-    )
-    submitted = st.form_submit_button("Create and measure", type="primary")
-
-arguments = ["create", name, "--model", model, "--texts", texts, "--count", str(count), "--length", str(length)]
-arguments += ["--seed", str(seed), "--dtype", dtype]
-if submitted:
-    with shown_errors(), st.spinner("Loading the model and the text. The first time, this can take half a minute."):
-        check_name(name)
-        call(arguments)
-        start(Experiment.open(name), "measure", ["measure", name])
-    go_to("pages/redundancy.py", name)
-command_line(*arguments)

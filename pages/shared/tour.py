@@ -61,7 +61,7 @@ TOUR = (
     Step(
         "pages/experiment.py",
         "Experiment",
-        "[data-testid=stForm]",
+        ".st-key-new_experiment",
         "Now your own model",
         "A folder, a GGUF file or a name on the Hugging Face hub. Measuring takes seconds for a small model.",
     ),

@@ -17,7 +17,7 @@ from swm.merging.apply import MergedLayer, apply_plan
 from swm.models.decoder import find_decoder, parameter_count
 from swm.models.hooks import hooked
 from swm.models.load import bfloat16_is_faster, pick_device
-from swm.models.locate import load_config, skeleton
+from swm.models.locate import config_alone, skeleton
 from swm.plan import MergePlan, Window
 from swm.workspace.machine import check_memory
 
@@ -65,7 +65,7 @@ def config_cost(name: str, dtype: str = "auto", prompt_tokens: int = 64) -> dict
 
     Memory: one layer, embedding and output head.
     """
-    config = load_config(name)
+    config = config_alone(name)
     whole = skeleton(config, name)
     count = len(find_decoder(whole).layers)
     first = MergePlan(count, (Window(0, count - 1),) if count > 1 else (), "keep_first")

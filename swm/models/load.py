@@ -17,9 +17,9 @@ from swm.errors import ExperimentError, ModelError, SettingsError, first_line
 from swm.models.decoder import find_decoder, parameter_count
 from swm.models.locate import (
     check_size,
+    config_alone,
     config_errors,
     decoder_config,
-    load_config,
     model_folder,
     refuse_pickle,
     skeleton,
@@ -82,10 +82,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
     """Facts about a model before it is loaded: architecture, layers, width, parameters, size in `dtype`.
 
-    Parameters are counted on the meta device: no weight is read.
+    Parameters are counted on the meta device: no weight is read, converted or downloaded.
     """
     check_dtype(dtype)
-    config = load_config(name)
+    config = config_alone(name)
     model = skeleton(config, name)
     decoder = find_decoder(model)
     saved = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from swm.errors import ModelError, SwmError, first_line
+from swm.errors import ModelError, first_line
 from swm.models.decoder import parameter_count
 from swm.models.known import BUNDLED
 from swm.models.save import save_model
@@ -24,6 +25,7 @@ from swm.workspace.files import clean_up, demo_experiment, home
 log = logging.getLogger(__name__)
 
 MOST_LAYERS = 4096
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
 def model_folder(name: str) -> Path:
@@ -42,10 +44,6 @@ def model_folder(name: str) -> Path:
         return path
     if path.exists():
         raise ModelError(f"{path} is a file. Name a Hugging Face folder, a .gguf file, or a hub id such as org/model.")
-    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name, re.ASCII) or name.startswith((".", "/")):
-        raise ModelError(
-            f"No folder {name[:200]}, and it is not a hub id such as org/model. Bundled models: {', '.join(BUNDLED)}."
-        )
     return _downloaded(name)
 
 
@@ -82,6 +80,19 @@ def load_config(name: str) -> Any:
     return decoder_config(model_folder(name), name)
 
 
+def config_alone(name: str) -> Any:
+    """The config of a model, as from `load_config`, without its weights.
+
+    A GGUF file is not converted, and of a hub model only the config is downloaded.
+    """
+    path = bundled_file(name) if name in BUNDLED else local_path(name)
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf_config(path)
+    if path.exists() or path.suffix == ".gguf":
+        return load_config(name)
+    return decoder_config(_downloaded(name, ["config.json"]), name)
+
+
 def skeleton(config: Any, name: str) -> PreTrainedModel:
     """The model that a config describes, with weights on the meta device: shapes and dtypes, no memory."""
     try:
@@ -113,14 +124,17 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _downloaded(name: str) -> Path:
-    """Downloads safetensors, config and tokenizer of a hub model; never Python files or pickles."""
+def _downloaded(name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
+    """Downloads files of a hub model, by default safetensors, config and tokenizer; never Python files or pickles."""
+    if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name, re.ASCII) or name.startswith((".", "/")):
+        raise ModelError(
+            f"No folder {name[:200]}, and it is not a hub id such as org/model. Bundled models: {', '.join(BUNDLED)}."
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except GatedRepoError:
         raise ModelError(
             f"{name} is gated: its owner must grant access. Request it on the hub, then log in: hf auth login"
@@ -153,19 +167,12 @@ def _converted(gguf: Path, folder: Path) -> Path:
             return folder
         clean_up(folder.parent, older_than=3600)
         log.info("Converting %s to safetensors, only this once (about 20 seconds for 135M parameters)", gguf.name)
+        check_size(_gguf_config(gguf), gguf.name, gguf.stat().st_size)
         try:
-            gguf_config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            _check_layers(gguf_config, gguf.name)
-            check_size(gguf_config, gguf.name, gguf.stat().st_size)
             read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except SwmError:
-            raise
         except Exception as error:  # the reader checks little: a damaged file can raise anything
-            raise ModelError(
-                f"Cannot read {gguf}: {first_line(error)} The file is damaged, or transformers does not support this "
-                "kind of GGUF. Download it again or use the safetensors version of the model."
-            ) from None
+            raise _unreadable(gguf, error) from None
         config = read.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -173,6 +180,22 @@ def _converted(gguf: Path, folder: Path) -> Path:
         fresh.load_state_dict(read.state_dict())
         save_model(fresh, tokenizer, folder)
     return folder
+
+
+def _gguf_config(gguf: Path) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:  # the reader checks little: a damaged file can raise anything
+        raise _unreadable(gguf, error) from None
+    _check_layers(config, gguf.name)
+    return config
+
+
+def _unreadable(gguf: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"Cannot read {gguf}: {first_line(error)} The file is damaged, or transformers does not support this kind of "
+        "GGUF. Download it again or use the safetensors version of the model."
+    )
 
 
 def decoder_config(folder: Path, name: str) -> Any:

@@ -16,13 +16,14 @@ from swm.workspace.units import gib
 WITHIN = 1.2  # times the original's perplexity: the loss that the slider's mark allows
 LOWEST = 0.5  # start of the slider, also if not computed that far
 TEMPLATES = Path(__file__).parent / "templates"
+PERPLEXITY = "Perplexity, calibration"
 HELP = {
     "Layers": "Decoder layers after merging.",
     "Parameters": "Of the merged model, including embeddings.",
     "Memory": "For the weights, at the experiment's precision. Generation adds its cache.",
     "Speed": "Expected generation speed relative to the original, estimated from its time per layer.",
     "Similarity": f"{TERMS['similarity']} Here: cosine of the last hidden states, mean over the calibration texts.",
-    "Perplexity": f"{TERMS['perplexity']} Here: of the calibration text, before healing, and relative to the original.",
+    PERPLEXITY: f"{TERMS['perplexity']} Here: before healing, and relative to the original.",
 }
 
 
@@ -88,11 +89,11 @@ def plan_view(
         "Memory": gib(facts["size_bytes"] * (1 - saved / facts["parameters"])),
         "Speed": f"× {speed:.2f}" if speed else "–",
         "Similarity": "–" if similarity is None else f"{similarity:.4f}",
-        "Perplexity": "–" if perplexity is None else f"{perplexity:,.0f}",
+        PERPLEXITY: "–" if perplexity is None else f"{perplexity:,.0f}",
     }
     more = {"Parameters": f"−{saved / facts['parameters']:.1%}"} if saved else {}
     if perplexity and original:
-        more["Perplexity"] = f"× {perplexity / original:,.2f}"
+        more[PERPLEXITY] = f"× {perplexity / original:,.2f}"
     return {
         "layers": plan.layer_count,
         "left": plan.layers_left,

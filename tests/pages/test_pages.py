@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from pages.shared.target import layers_for
@@ -364,16 +365,71 @@ def test_odd_addresses_are_survived(page, query):
     assert len(test.title) == 1
 
 
-def test_new_experiment_with_a_bad_name_or_model_is_told():
-    for name, model, message in (
-        ("../up", "smollm2-135m", "is not a valid name"),
-        ("a", "no/such/place", "no/such/place"),
+@pytest.mark.parametrize("name", ["../up", "Upper", "", "study", "example-demo"])
+def test_a_name_that_cannot_be_used_is_told_beside_its_field(name, study):
+    test = opened("pages/experiment.py")
+    test.text_input(key="experiment_name").set_value(name).run()
+    assert len(test.error) == 1
+    assert test.button(key="experiment_create").disabled
+
+
+def facts_of(model, until):
+    """What the page shows of a model once it has been read: waits for text or an error."""
+
+    def script(model):
+        from pages.shared.new_experiment import model_facts
+
+        model_facts(model, "auto", 640)
+
+    test = AppTest.from_function(script, default_timeout=30, kwargs={"model": str(model)})
+    deadline = time.time() + 60
+    while until not in texts(test.run()) and time.time() < deadline:
+        time.sleep(0.3)
+    assert not test.exception
+    return texts(test)
+
+
+def test_what_is_known_of_a_model_is_there_before_it_is_created(model_folder):
+    assert "Fits: needs up to" in facts_of(model_folder, "**4 layers**")
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**6}))
+    st.cache_resource.clear()
+    assert "The config of" in facts_of(model_folder, "1000000 layers")
+    assert facts_of(" ", "Choose a model")
+
+
+def test_a_texts_beginning_is_shown_and_a_missing_one_told(text_file, no_demo):
+    assert any(c.value.startswith("Begins: ") for c in opened("pages/experiment.py").caption)
+
+    def script(text):
+        from pages.shared.new_experiment import text_preview
+
+        text_preview(text)
+
+    def told(text):
+        test = AppTest.from_function(script, kwargs={"text": str(text)}).run()
+        return " ".join(e.value for e in [*test.caption, *test.error])
+
+    empty, binary = text_file.with_name("empty.txt"), text_file.with_name("binary.txt")
+    empty.write_text(" \n")
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert text_file.read_text()[:40] in told(text_file)
+    assert "gone.txt" in told(text_file.with_name("gone.txt"))
+    assert "is empty" in told(empty)
+    assert "decode" in told(binary)
+    assert "downloaded when" in told("org/data")
+
+
+def test_how_thoroughly_becomes_numbers(no_demo):
+    test = opened("pages/experiment.py")
+    said = []
+    for effort in ("quick", "standard", "thorough", "own"):
+        test.selectbox(key="experiment_effort").set_value(effort).run()
+        said.append(next(code.value for code in test.code if " create " in code.value))
+    for command, numbers in zip(
+        said, ("5 --length 64", "10 --length 128", "50 --length 256", "10 --length 128"), strict=True
     ):
-        test = opened("pages/experiment.py")
-        test.text_input(key="experiment_name").set_value(name)
-        test.text_input(key="experiment_model").set_value(model)
-        test.button[0].click().run(timeout=60)
-        assert message in texts(test)
+        assert f"--count {numbers} --seed 1234" in command
 
 
 def test_new_run_with_windows_that_do_not_fit_is_told(study, no_demo):

@@ -159,6 +159,23 @@ def as_shown(answer):
     return re.sub(r"\s*\n\s*", "\n", answer.strip()) or "ends here"
 
 
+def test_a_threshold_that_is_none_is_told_and_changes_nothing(shown, page):
+    page.goto(f"{shown}/preview?experiment=demo&threshold=0.9")
+    ready(page)
+    field = page.get_by_label("Threshold", exact=True)
+    page.wait_for_selector("text=28 of 30")
+    for odd in ("1.7", "-1", ""):
+        field.fill(odd)
+        field.press("Enter")
+        page.wait_for_selector("text=A threshold is a number from 0.5 to 1")
+        assert field.input_value() == "0.9"
+        assert page.locator(".number .value").first.inner_text() == "28 of 30"
+    field.fill("0.97")
+    field.press("Enter")
+    page.wait_for_url(re.compile(r"threshold=0\.97"))
+    assert page.locator(".hint").inner_text() == ""
+
+
 def test_a_flag_marks_the_smallest_plan_within_the_loss(shown, page):
     page.goto(f"{shown}/preview?experiment=demo&threshold=0.7")
     ready(page)
@@ -291,10 +308,22 @@ def test_a_study_from_the_pages(app, page, model_folder, text_file, home, no_job
     """Create, measure, search: started by clicks, followed on the page, found in the files."""
     page.goto(f"{app}/experiment")
     ready(page)
-    for label, value in (("Name", "mine"), ("Model", str(model_folder)), ("Calibration text", str(text_file))):
+    page.get_by_label("Name", exact=True).fill("Not Good")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("text=is not a valid name")
+    page.get_by_label("Name", exact=True).fill("mine")
+    page.keyboard.press("Tab")
+    for label, value in (("Model", str(model_folder)), ("Calibration text", str(text_file))):
+        page.locator(f"input[aria-label*='{label}']").fill(value)
+        page.keyboard.press("Enter")
+    page.wait_for_selector("text=4 layers", timeout=60_000)
+    page.wait_for_selector("text=Begins: ")
+    page.locator("input[aria-label*='How thoroughly']").fill("own")
+    page.keyboard.press("Enter")
+    for label, value in (("Tokens per text", "32"), ("Texts", "3")):
         page.get_by_label(label, exact=True).fill(value)
-    page.get_by_label("Tokens per text", exact=True).fill("32")
-    page.get_by_label("Texts", exact=True).fill("3")
+        page.keyboard.press("Tab")
+    page.wait_for_selector("text=--count 3 --length 32", state="attached")
     page.get_by_role("button", name="Create and measure").click()
     page.wait_for_url("**/redundancy?experiment=mine*", timeout=90_000)
     page.wait_for_selector(".heatmaplayer", timeout=90_000)

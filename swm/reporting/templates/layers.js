@@ -239,7 +239,9 @@ class Preview {
     label.append(html("label", "", "Merge while similarity is at least"), this.field, ...Object.values(this.buttons));
     [this.stairs, this.shown, this.pinned] = [html("div", "stairs-box"), html("div", "shown"), html("div", "pinned")];
     this.said = html("div", "said-box");
-    this.root.append(label, this.slider, this.stairs, this.shown, this.said, this.pinned);
+    this.hint = html("div", "hint");
+    this.hint.setAttribute("role", "alert");
+    this.root.append(label, this.hint, this.slider, this.stairs, this.shown, this.said, this.pinned);
     this.listen();
     new ResizeObserver(() => this.data && this.draw()).observe(this.root);
   }
@@ -256,8 +258,15 @@ class Preview {
       this.later = setTimeout(() => this.commit(), 300);
     });
     this.field.addEventListener("change", () => {
-      if (this.field.value) this.move(() => 1 * this.field.value);
-      this.commit();
+      const { low, high } = this.data;
+      const asked = this.field.value === "" ? NaN : 1 * this.field.value;
+      const fits = low <= asked && asked <= high;
+      this.hint.textContent = fits ? "" : `A threshold is a number from ${low} to ${high}; it stays at ${+this.threshold.toFixed(4)}.`;
+      if (!fits) this.field.value = +this.threshold.toFixed(4);
+      else {
+        this.move(() => asked);
+        this.commit();
+      }
     });
     const drag = (event) => {
       const svgBox = this.stairs.firstChild;
@@ -324,6 +333,7 @@ class Preview {
   }
 
   move(to) {
+    this.hint.textContent = "";
     this.threshold = Math.min(this.data.high, Math.max(this.data.low, to()));
     if (this.editing) this.edited(null);
     this.draw();

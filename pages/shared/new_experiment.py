@@ -1,0 +1,113 @@
+"""What is known of a model and a text before an experiment is created with them."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from pages.shared.frame import plain
+from swm.errors import SwmError, TextError
+from swm.jobs.child import call
+from swm.models.here import models_here
+from swm.registry import TEXTS
+from swm.texts.documents import documents
+from swm.workspace.experiments import list_experiments
+from swm.workspace.machine import free_memory_bytes
+from swm.workspace.units import gib
+
+SHOWN_CHARACTERS = 280
+EFFORTS = {"quick": (5, 64), "standard": (10, 128), "thorough": (50, 256)}
+EFFORT_TITLES = {
+    "standard": "standard: 10 × 128 tokens, as in the paper's code",
+    "quick": "quick look: 5 × 64 tokens",
+    "thorough": "thorough: 50 × 256 tokens",
+    "own": "own numbers",
+}
+
+
+@st.cache_data(ttl=60, show_spinner=False)
+def model_choices() -> dict[str, str]:
+    """Models on this machine by name, with what each is; read again after a minute."""
+    return models_here(sorted({experiment.settings.model for experiment in list_experiments()[0]}))
+
+
+@st.cache_resource
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, "model-facts")
+
+
+@st.cache_resource(ttl=120, max_entries=32, show_spinner=False)
+def _needs(model: str, dtype: str, tokens: int) -> Future[dict[str, Any]]:
+    """What `swm estimate` says of a model, computed in a child process."""
+    count = ["--count", "1", "--length-of-texts", str(tokens)]
+    return _pool().submit(call, ["estimate", model, "--dtype", dtype, *count, "--untimed"], 120)
+
+
+def model_facts(model: str, dtype: str, tokens: int) -> None:
+    """Layers, size and whether the model fits this machine; fills in once the config is read."""
+    if not model.strip():
+        st.error("Choose a model, or type a folder, a .gguf file or a hub id.")
+        return
+    future = _needs(model, dtype, tokens)
+
+    @st.fragment(run_every=None if future.done() else 0.5)
+    def facts() -> None:
+        if not future.done():
+            st.caption(":material/hourglass_top: Reading the model's config.")
+            return
+        try:
+            found = future.result()
+        except SwmError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+            return
+        _show_facts(found)
+        if drawn_early:
+            st.rerun()
+
+    drawn_early = not future.done()
+    facts()
+
+
+def _show_facts(found: dict[str, Any]) -> None:
+    model, free = found["model"], free_memory_bytes()
+    st.markdown(
+        f"**{model['layers']} layers** · {model['parameters'] / 1e6:,.1f} M parameters · "
+        f"{gib(model['size_bytes'])} in {model['dtype']} · {plain(model['architecture'])}"
+    )
+    needed = max(stage["memory_bytes"] for stage in found["stages"] if stage["stage"] != "merge --stream")
+    if needed < free:
+        st.markdown(f":green[:material/check_circle:] Fits: needs up to {gib(needed)}, {gib(free)} are free.")
+    else:
+        st.markdown(
+            f":orange[:material/warning:] Needs up to {gib(needed)} (healing), {gib(free)} are free. Layers that do "
+            "not fit are read from disk, which is much slower."
+        )
+
+
+def text_preview(texts: str) -> None:
+    """How a text begins, or why that cannot be shown."""
+    try:
+        start = _beginning(texts)
+    except (SwmError, OSError, UnicodeDecodeError) as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    if start:
+        st.caption(f"Begins: {plain(start)} …")
+    else:
+        st.caption("A data set from the hub: it is downloaded when the experiment is created.")
+
+
+@st.cache_data(ttl=60, max_entries=32, show_spinner=False)
+def _beginning(texts: str) -> str:
+    if texts in TEXTS:
+        return documents(texts, "calibration")[0][:SHOWN_CHARACTERS]
+    if not texts.endswith((".txt", ".jsonl")):
+        return ""
+    with Path(texts).expanduser().open(encoding="utf-8") as file:
+        start = file.read(SHOWN_CHARACTERS).strip()
+    if not start:
+        raise TextError(f"{texts} is empty. Choose another text.")
+    return start
