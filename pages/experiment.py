@@ -2,12 +2,12 @@
 
 import streamlit as st
 
+from pages.shared.choices import named_choice
 from pages.shared.frame import (
     caption,
     command_line,
     go_to,
     job_panel,
-    named_choice,
     next_step,
     plain,
     shown_errors,
@@ -19,9 +19,28 @@ from swm.jobs.child import call, start
 from swm.registry import TEXTS
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import demo_experiment
-from swm.workspace.names import check_new
+from swm.workspace.housekeeping import copy_experiment, delete
+from swm.workspace.names import EXAMPLE, check_new
 
 current = start_page("Experiment", "Choose a model and the calibration text to measure its redundancy with.")
+
+
+def manage(experiment: Experiment) -> None:
+    """Copy the experiment or, if it is not a shipped one, delete it."""
+    with st.container(horizontal=True), shown_errors():
+        with st.popover("Copy", icon=":material/content_copy:"):
+            suggested = f"my-{experiment.name.removeprefix(EXAMPLE)}"[:64]
+            name = st.text_input("Name of the copy", suggested, max_chars=64, key=f"copy_name_{experiment.name}")
+            st.caption("With all results and plans; models are not copied.")
+            if st.button("Copy", type="primary", key="experiment_copy"):
+                copy_experiment(experiment, name)
+                go_to("pages/experiment.py", name)
+        if not experiment.read_only:
+            with st.popover("Delete", icon=":material/delete:"):
+                st.markdown(f"Deletes **{experiment.name}** with all its runs and models. This cannot be undone.")
+                if st.button("Delete for good", type="primary", key="experiment_delete"):
+                    delete(experiment)
+                    go_to("app.py", "")
 
 
 def new_name() -> str:
@@ -117,4 +136,6 @@ if current:
         columns[3].metric("Hidden size", f"{facts['width']:,}", help="Length of each token's hidden state.")
         with shown_errors():
             job_panel(current)
+        if not demo_experiment():
+            manage(current)
         next_step("pages/redundancy.py", "See which layers are redundant")

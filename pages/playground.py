@@ -5,10 +5,10 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.choices import named_choice
 from pages.shared.frame import (
     caption,
     command_line,
-    named_choice,
     next_step,
     plain,
     require_experiment,

@@ -4,22 +4,21 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.choices import named_choice, titles_of
 from pages.shared.frame import (
     caption,
     command_line,
     job_panel,
-    named_choice,
     next_step,
     number_from_address,
     require_experiment,
     shown_errors,
+    start_button,
     start_page,
-    titles_of,
 )
 from pages.shared.live import DEFAULT_THRESHOLD, hand_key, live_preview, path_and_view
 from pages.shared.tables import trace_table
 from pages.shared.target import Found, forget_edits, method_note, target_plan
-from swm.jobs.child import start
 from swm.plan import DEFAULT_RULE, MergePlan, parse_windows
 from swm.registry import MERGE_RULES
 from swm.reporting.arguments import windows_arguments
@@ -84,11 +83,8 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
         st.info("Not every plan of this path has been asked yet to continue the prompts.")
     if not experiment.state().active:
         arguments += answers_controls(experiment)
-    if not experiment.state().active and st.button(
-        "Search", type="primary", disabled=experiment.read_only, key="preview_search"
-    ):
-        start(experiment, "search", arguments)
-        st.rerun()
+    if not experiment.state().active:
+        start_button("Search", experiment, "search", arguments, "preview_search")
     files = (f"path/{rule}.json", f"answers/{rule}.json")
     job_panel(experiment, version=lambda: sum(map(experiment.changed, files)))
     command_line(*arguments)
@@ -134,10 +130,8 @@ def measure_by_hand(experiment: Experiment, plan: MergePlan, path: ThresholdPath
     arguments = ["plan", experiment.name, *windows_arguments(windows_of(plan)), "--rule", plan.rule]
     if known_similarity(path, plan) is None or plan.windows not in path.perplexities:
         st.caption("The search did not try these windows, so their similarity or perplexity is not known yet.")
-        idle = not experiment.state().active
-        if idle and st.button("Measure these windows", disabled=experiment.read_only, key="preview_measure"):
-            start(experiment, "plan", arguments)
-            st.rerun()
+        if not experiment.state().active:
+            start_button("Measure these windows", experiment, "plan", arguments, "preview_measure", primary=False)
         job_panel(experiment)
     return arguments
 

@@ -5,20 +5,20 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.choices import named_choice
 from pages.shared.frame import (
     caption,
     command_line,
     job_panel,
-    named_choice,
     next_step,
     require_experiment,
     shown_errors,
+    start_button,
     start_page,
 )
 from pages.shared.live import current_windows
 from pages.shared.tables import similarity_maps
 from swm.evaluation.task_names import TASKS
-from swm.jobs.child import start
 from swm.plan import Window
 from swm.registry import METRICS
 from swm.reporting.charts import influence_lines, neighbour_line, norm_line
@@ -50,9 +50,8 @@ def measure_arguments(experiment: Experiment, measure: Measure) -> list[str]:
 def measure_button(experiment: Experiment, measure: Measure, key: str) -> None:
     """The button that measures a map; in its place, what runs already."""
     arguments = measure_arguments(experiment, measure)
-    if not experiment.state().active and st.button("Measure", type="primary", disabled=experiment.read_only, key=key):
-        start(experiment, "measure", arguments)
-        st.rerun()
+    if not experiment.state().active:
+        start_button("Measure", experiment, "measure", arguments, key)
     job_panel(experiment)
 
 

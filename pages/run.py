@@ -7,34 +7,32 @@ import streamlit as st
 
 from pages.shared.control import offer_control
 from pages.shared.frame import (
+    READ_ONLY,
     caption,
     command_line,
     duration,
     job_panel,
     next_step,
     number_from_address,
-    plain,
     require_experiment,
     shown_errors,
     start_page,
 )
 from pages.shared.healing import healing_settings
 from pages.shared.live import layers_picture
-from swm.healing.training_speed import training_speed
+from pages.shared.run_progress import follow, partial_checkpoint, show_stages
 from swm.jobs.child import start
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
-from swm.registry import MERGE_RULES, as_sentence
+from swm.registry import MERGE_RULES
 from swm.reporting.arguments import plan_arguments, recovery_arguments, width_arguments, windows_arguments
-from swm.reporting.charts import loss_chart
 from swm.reporting.commands import run_commands
-from swm.reporting.compare import stage_name
 from swm.search.kept_path import kept_path
 from swm.settings import RecoverySettings
 from swm.workspace.estimate import estimate_run
 from swm.workspace.experiments import Experiment
+from swm.workspace.housekeeping import delete
 from swm.workspace.names import check_name
 from swm.workspace.runs import BASELINE, Run
-from swm.workspace.state import State
 from swm.workspace.units import gib
 
 NEW, REMAINING = "new run", "Run the remaining steps"
@@ -77,7 +75,11 @@ def new_run(experiment: Experiment, count: int) -> None:
         layers_picture(plan[0], experiment.model_facts, key="run_planned")
         fits = show_needs(experiment, plan[0], recovery, limit)
         blocked = experiment.read_only or not fits
-        if st.button("Merge, heal and evaluate", type="primary", disabled=blocked, key="run_start"):
+        reason = READ_ONLY if experiment.read_only else "" if fits else "It does not fit on this machine, see above."
+        with st.container(horizontal=True, vertical_alignment="center"):
+            clicked = st.button("Merge, heal and evaluate", type="primary", disabled=blocked, key="run_start")
+            st.caption(reason)
+        if clicked:
             run = experiment.create_run(check_name(name), *plan)
             start(run, "run", ["run", experiment.name, name, *healing, *limit_arguments(limit)])
             st.session_state["run_next"] = name
@@ -185,6 +187,12 @@ def controls(run: Run) -> None:
             st.rerun()
     if buttons.button("Duplicate and edit", key="run_duplicate"):
         duplicate(run, windows)
+    with buttons.popover("Delete", icon=":material/delete:"):
+        st.markdown(f"Deletes run **{run.name}** with its model and results. This cannot be undone.")
+        if st.button("Delete for good", type="primary", key="run_delete"):
+            delete(run)
+            st.session_state["run_next"] = NEW
+            st.rerun()
     offer_control(run, usual_limit(run))
 
 
@@ -209,6 +217,7 @@ def duplicate(run: Run, windows: str) -> None:
 def progress(run: Run) -> None:
     """The run's layers, its job, its loss and its log."""
     layers_picture(run.plan, run.experiment.model_facts, key="run_layers")
+    show_stages(run)
     job_panel(run, lambda state: follow(run, state))
     state, unfinished = run.state(), run.settings.get("recovery_started")
     if unfinished and not state.active:
@@ -217,73 +226,6 @@ def progress(run: Run) -> None:
         controls(run)
     with st.expander("Command-line equivalent"):
         st.code("\n".join(run_commands(run)), language="bash", wrap_lines=True)
-
-
-def follow(run: Run, state: State) -> None:
-    """The numbers, charts and log that change while the run's job runs."""
-    st.caption(plain(f"Windows chosen by {run.source}."))
-    columns = st.columns(4)
-    columns[0].metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}")
-    columns[1].metric("Rule", run.plan.rule, help=as_sentence(MERGE_RULES[run.plan.rule].help))
-    columns[2].metric("Stage", stage_name(run.stage, run.is_control))
-    columns[3].metric(
-        "Memory used",
-        gib(state.memory_bytes) if state.memory_bytes else "–",
-        meters(state) if state.active else None,
-        delta_color="off",
-        delta_arrow="off",
-    )
-    recovery = run.settings.get("recovery_started") or run.settings.get("recovery") or {}
-    events = [event for event in run.events() if event.get("stage") == "recover" and not event.get("begun")]
-    if events:
-        st.subheader("Loss while healing", anchor=False)
-        healing_numbers(events, recovery)
-        st.plotly_chart(loss_chart(events), key="run_loss")
-    if "trained_parameters" in recovery:
-        st.caption(
-            f"{recovery['steps']} steps of {recovery['batch'] * recovery['accumulate']} × {recovery['length']} tokens "
-            f"from {recovery['texts']}, rank {recovery['rank']}, learning rate {recovery['learning_rate']:g}, "
-            f"{recovery['trained_parameters'] / 1e6:.1f} M trainable parameters, {recovery['seconds'] / 60:.1f} min"
-        )
-    if log := run.log_tail():
-        with st.expander("Log"):
-            st.code(log, language=None)
-
-
-def meters(state: State) -> str:
-    """CPU load, and GPU memory if a GPU is used."""
-    gpu = f", GPU {gib(state.gpu_memory_bytes)}" if state.gpu_memory_bytes else ""
-    return f"CPU {state.cpu_percent:.0f} % of a core{gpu}"
-
-
-def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    """Progress of the training: step, loss, learning rate, speed, time left."""
-    last = next((event for event in reversed(events) if "loss" in event), events[-1])
-    held_out = next((event["held_out_loss"] for event in reversed(events) if "held_out_loss" in event), None)
-    speed, left = training_speed(events, settings)
-    columns = st.columns(5)
-    columns[0].metric("Step", f"{last['step']:,} of {last['steps']:,}")
-    columns[1].metric("Loss", f"{last.get('loss', 0):.3f}")
-    columns[2].metric("Held-out loss", "–" if held_out is None else f"{held_out:.3f}")
-    columns[3].metric("Learning rate", f"{last.get('learning_rate', 0):.1e}")
-    columns[4].metric(
-        "Tokens per second",
-        "–" if speed is None else f"{speed:,.0f}",
-        f"{duration(left)} left" if left else None,
-        delta_color="off",
-        delta_arrow="off",
-    )
-
-
-def partial_checkpoint(run: Run, started: dict[str, Any]) -> str:
-    """What an interrupted healing left behind, and which model can be used now."""
-    model = f"The run's folder holds the complete {stage_name(run.stage, run.is_control)} model, which you can use."
-    if step := run.checkpoint_step():
-        return (
-            f"Healing stopped early. Its last checkpoint is at step {step:,} of {started['steps']:,}; “Resume healing” "
-            f"continues from there. The checkpoint is not a usable model yet. {model}"
-        )
-    return f"Healing stopped before its first checkpoint and has to start over. {model}"
 
 
 experiment = require_experiment(start_page("Run", "Merge windows, heal the smaller model with LoRA, and evaluate it."))

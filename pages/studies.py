@@ -5,21 +5,21 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.choices import named_choice
 from pages.shared.frame import (
     caption,
     command_line,
     duration,
     job_panel,
-    named_choice,
     next_step,
     plain,
     require_experiment,
     shown_errors,
+    start_button,
     start_page,
 )
 from pages.shared.tables import decided_table, study_table, survival_table
 from swm.evaluation.paired import ACCURACY, SCORES
-from swm.jobs.child import start
 from swm.registry import METRICS
 from swm.reporting.compare import row_name
 from swm.reporting.csv_table import csv_text
@@ -249,14 +249,8 @@ if kind in OF_RUNS:
     if seconds:
         st.caption(f"Takes about {duration(seconds)} from scratch, plus the time of each method's own search.")
 arguments = ["study", experiment.name, kind]
-if not experiment.state().active and st.button(
-    "Resume this study" if last else "Run this study",
-    type="primary",
-    disabled=experiment.read_only,
-    key="studies_start",
-):
-    start(experiment, "study", arguments)
-    st.rerun()
+if not experiment.state().active:
+    start_button("Resume this study" if last else "Run this study", experiment, "study", arguments, "studies_start")
 job_panel(experiment)
 command_line(*arguments)
 next_step("pages/compare.py", "Compare individual runs with paired tests")

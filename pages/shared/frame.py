@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from streamlit.errors import StreamlitSecretNotFoundError
 
 from pages.shared.tour import show_tour
 from swm.errors import SwmError
-from swm.jobs.child import active_targets, cancel
+from swm.jobs.child import active_targets, cancel, start
 from swm.jobs.tracking import Target
-from swm.registry import Entry
 from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.files import demo_experiment
 from swm.workspace.names import EXAMPLE
@@ -28,6 +27,7 @@ from swm.workspace.units import duration
 
 LINKS = re.compile(r"(://|www|@)")  # an invisible character in an address keeps it from becoming a link
 MARKUP = re.compile(r"([\\`\[\]$<*])")
+READ_ONLY = "This example is read-only. Copy it, or create an experiment of your own."
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS = (
     ("pages/experiment.py", "Experiment", "Choose a model and a calibration text"),
@@ -157,26 +157,6 @@ def number_from_address(name: str, default: float, low: float, high: float) -> f
     return value if low <= value <= high else default
 
 
-def named_choice(widget: Callable[..., Any], label: str, titles: Mapping[str, str], key: str, **settings: Any) -> str:
-    """A selectbox or segmented control that shows titles; the address and the session keep the name behind the title.
-
-    Args:
-        titles: of the options by name, the default first.
-    """
-    if st.session_state.get(key) not in titles:
-        kept = (st.query_params.get(key), st.session_state.get(f"kept_{key}"), next(iter(titles)))
-        st.session_state[key] = next(name for name in kept if name in titles)
-    name: str = widget(label, list(titles), format_func=lambda name: titles[name], key=key, **settings)
-    st.session_state[f"kept_{key}"] = st.query_params[key] = name
-    return name
-
-
-def titles_of(registry: Mapping[str, Entry]) -> dict[str, str]:
-    """Title of each choice, with the name to type in brackets."""
-    titles = {name: entry.title for name, entry in registry.items()}
-    return {name: title if name in title.lower() else f"{title} ({name})" for name, title in titles.items()}
-
-
 def next_step(page: str, label: str, **query: str) -> None:
     """A link to the next page, whose address carries the experiment and `query`."""
     experiment = st.session_state.get("experiment")
@@ -214,11 +194,33 @@ def job_panel(
     panel()
 
 
+def start_button(
+    label: str, target: Target, stage: str, arguments: list[str], key: str, blocked: str = "", primary: bool = True
+) -> None:
+    """A button that starts a job; disabled with the reason beside it if the target is read-only or `blocked`."""
+    reason = READ_ONLY if target.read_only else blocked
+    with st.container(horizontal=True, vertical_alignment="center"):
+        kind: Any = "primary" if primary else "secondary"
+        if st.button(label, type=kind, disabled=bool(reason), key=key):
+            start(target, stage, arguments)
+            st.rerun()
+        if reason:
+            st.caption(reason)
+
+
+def job_bar(state: State, name: str = "") -> None:
+    """How far a running job is: a bar that is full only once it has ended, or a line while the total is unknown."""
+    text = f"{name}{state.stage}: {plain(state.text or state.status)} · {duration(state.seconds)}"
+    if state.total:
+        st.progress(min(0.99, state.done / state.total), text=text)
+    else:
+        st.caption(f":material/hourglass_top: {text}")
+
+
 def job_status(state: State) -> None:
     """A progress bar for a running job, or a line on how it ended."""
     if state.active:
-        share = min(1.0, state.done / state.total) if state.total else 0.0
-        st.progress(share, text=f"{state.stage}: {plain(state.text or state.status)} · {duration(state.seconds)}")
+        job_bar(state)
     elif state.status == "failed":
         st.error(f"{state.stage} failed: {plain(state.error)}", icon=":material/error:")
     elif state.status == "interrupted":
@@ -278,5 +280,4 @@ def _running(experiments: list[Experiment]) -> None:
     st.caption("Running now")
     for target, state in jobs:
         name = f"{target.experiment.name} / {target.name}" if isinstance(target, Run) else target.name
-        share = min(1.0, state.done / state.total) if state.total else 0.0
-        st.progress(share, text=f"{name}: {state.stage}, {plain(state.text or state.status)}")
+        job_bar(state, f"{name}, ")

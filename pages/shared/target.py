@@ -7,10 +7,10 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame import job_panel, named_choice, titles_of
+from pages.shared.choices import named_choice, titles_of
+from pages.shared.frame import job_panel, start_button
 from pages.shared.live import hand_key
 from swm.errors import PlanError
-from swm.jobs.child import start
 from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.registry import MERGE_RULES, PLANNERS, as_sentence
 from swm.reporting.preview import WITHIN, expected_speedup
@@ -75,9 +75,7 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
     active = experiment.state().active
     if not settled and not active:
         st.info("Smaller plans have not been tried yet." if found else "This plan has not been searched yet.")
-        if st.button("Find the plan", type="primary", disabled=experiment.read_only, key="target_find"):
-            start(experiment, "plan", arguments)
-            st.rerun()
+        start_button("Find the plan", experiment, "plan", arguments, "target_find")
     if active or not settled:
         job_panel(experiment, version=lambda: len(experiment.plans_found()))
     return found, arguments

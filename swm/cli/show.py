@@ -10,8 +10,9 @@ from pathlib import Path
 from swm.cli.targets import Result, own_experiment
 from swm.errors import ExperimentError, SettingsError, printable
 from swm.jobs.child import cancel
-from swm.workspace.experiments import Experiment, delete
+from swm.workspace.experiments import Experiment
 from swm.workspace.files import APP_FOLDER, child_environment, demo_experiment
+from swm.workspace.housekeeping import delete
 from swm.workspace.names import read_only_message
 from swm.workspace.runs import Run
 

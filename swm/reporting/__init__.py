@@ -12,6 +12,7 @@
 - heatmaps: heat maps of layer similarity
 - html: Jinja environment and plotly figures for the HTML report
 - judged: rows with differences from original and control, and verdicts
+- key_figures: the numbers behind a run's verdict
 - known_plans: every plan whose perplexity is known, and their chart
 - palette: colours of pages, charts and report
 - preview: every plan of a threshold path with its numbers, as data for the browser

@@ -9,15 +9,17 @@ from typing import Any
 import plotly.graph_objects as go
 
 from swm import __version__
-from swm.errors import ExperimentError
+from swm.errors import ExperimentError, printable
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, paired
 from swm.reporting.charts import differences_chart, loss_chart, scores_chart
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows, row_name
 from swm.reporting.glossary import TERMS, TITLES
+from swm.reporting.headline import headline
 from swm.reporting.heatmaps import similarity_heatmap
 from swm.reporting.html import figure_html, template_environment
 from swm.reporting.judged import judged
+from swm.reporting.key_figures import key_figures
 from swm.reporting.preview import plan_view
 from swm.reporting.table import cost_lines, lines
 from swm.reporting.verdict import reference_of
@@ -69,6 +71,7 @@ def report_html(experiment: Experiment) -> str:
             experiment=experiment,
             settings=experiment.settings,
             facts=experiment.model_facts,
+            slide=_slide(experiment, flat),
             verdicts=[(row_name(row), row["verdict"]) for row in flat if row["stage"] != "original"],
             costs_of_merging=cost_lines(flat),
             terms=[(TITLES[name], text) for name, text in TERMS.items()],
@@ -84,6 +87,36 @@ def report_html(experiment: Experiment) -> str:
             date=time.strftime("%Y-%m-%d"),
         )
     )
+
+
+def _slide(experiment: Experiment, flat: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first screen: the headline run's verdict, layers, three numbers and their limits; None without a run."""
+    if len(flat) < 2:
+        return None
+    row = flat[headline(flat)]
+    shown = key_figures(row)
+    figures = [shown[name] for name in ("speed", "perplexity", CHOICE_LOGPROB)]
+    plan = plan_view(experiment.run(row["run"]).plan, experiment.model_facts)
+    return {
+        "name": row_name(row),
+        "verdict": row["verdict"],
+        "plan": plan,
+        "figures": figures,
+        "limits": _limits(experiment, row),
+    }
+
+
+def _limits(experiment: Experiment, row: dict[str, Any]) -> list[str]:
+    """What the numbers of a row hold for."""
+    against, documents = reference_of(row), [entry["documents"] for entry in row["scores"].values()]
+    limits = [f"Measured on one model, {printable(Path(experiment.settings.model).name)}, at one depth"]
+    if documents:
+        counts = f"{min(documents):,}" if min(documents) == max(documents) else f"{min(documents):,}–{max(documents):,}"
+        limits.append(f"{len(documents)} zero-shot tasks with {counts} documents each, with 95 % intervals over them")
+    if row["seed"] is not None:
+        limits.append(f"healed once, with training seed {row['seed']}, on {row['recovery_text']}")
+    limits.append(f"compared with {against['from']}" if against else "compared with nothing")
+    return limits
 
 
 def _cost(run: Run) -> list[str]:

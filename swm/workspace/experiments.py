@@ -11,7 +11,7 @@ from swm.errors import ExperimentError, JobError, SettingsError
 from swm.plan import MergePlan
 from swm.registry import PLANNERS
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings
-from swm.workspace.files import clean_up, demo_experiment, remove, set_aside, write_json
+from swm.workspace.files import clean_up, demo_experiment, write_json
 from swm.workspace.names import (
     EXAMPLE,
     check_name,
@@ -26,7 +26,7 @@ from swm.workspace.names import (
 from swm.workspace.origin import BY_HAND, BY_THRESHOLD, source_of
 from swm.workspace.reading import read_file
 from swm.workspace.runs import BASELINE, Run
-from swm.workspace.tracked import Tracked, job_lock
+from swm.workspace.tracked import Tracked
 
 PLANS_VERSION = 3  # raised when planners change: plans of other versions are computed again
 
@@ -273,27 +273,6 @@ def list_experiments() -> tuple[list[Experiment], list[str]]:
         except ExperimentError as error:
             broken.append(str(error))
     return readable, broken
-
-
-def delete(item: Experiment | Run) -> None:
-    """Delete an experiment or run with everything in it; other processes see all of it or nothing.
-
-    Raises:
-        ExperimentError: for the baseline and read-only folders. JobError: while a job works on it.
-    """
-    item.check_writable()
-    if isinstance(item, Run) and item.is_baseline:
-        raise ExperimentError(f"{BASELINE} is the original model and stays. Delete the whole experiment instead.")
-    above = [item.experiment] if isinstance(item, Run) else []
-    below: list[Experiment | Run] = [] if isinstance(item, Run) else [*item.runs()]
-    for target in [item, *below, *above]:
-        state = target.state()
-        if state.active and (target not in above or state.stage in ("study", "demo")):  # these work on all its runs
-            raise JobError(f"{target.name} has a job running. Cancel it first.")
-    with job_lock(item), names_locked():
-        gone = set_aside(item.folder)
-    remove(gone)
-    clean_up(gone.parent, older_than=60)
 
 
 def _windows_of(plan: MergePlan) -> str:

@@ -9,7 +9,8 @@ from swm.jobs.child import _wait_for, active_targets, call, cancel, start, strea
 from swm.jobs.tracking import tracked
 from swm.plan import MergePlan
 from swm.settings import ExperimentSettings
-from swm.workspace.experiments import Experiment, delete
+from swm.workspace.experiments import Experiment
+from swm.workspace.housekeeping import delete
 from swm.workspace.state import State, this_process
 from tests.jobs.child_cases import wait_for
 

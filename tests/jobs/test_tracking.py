@@ -9,7 +9,7 @@ from swm.errors import Cancelled, JobError, SettingsError
 from swm.jobs.child import start
 from swm.jobs.tracking import BESIDE, beside, tracked
 from swm.search.kept_path import kept_path
-from swm.workspace.experiments import delete
+from swm.workspace.housekeeping import delete
 from tests.jobs.child_cases import wait_for
 
 

@@ -1,8 +1,9 @@
 """Every page on real files: the shipped demo, an experiment made here, no experiment at all, and odd addresses."""
 
 import json
+import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import parse_qs
 
@@ -20,7 +21,7 @@ from swm.search.threshold_path import ThresholdPath
 from swm.settings import PRESETS, ExperimentSettings
 from swm.studies.grids import KINDS
 from swm.workspace.experiments import Experiment
-from swm.workspace.state import State
+from swm.workspace.state import State, this_process
 from tests.pages.test_words import unmarked
 from tests.reporting.test_compare import FACTS, scores
 from tests.reporting.test_judged import scored
@@ -418,6 +419,41 @@ def test_a_texts_beginning_is_shown_and_a_missing_one_told(text_file, no_demo):
     assert "is empty" in told(empty)
     assert "decode" in told(binary)
     assert "downloaded when" in told("org/data")
+
+
+def test_an_experiment_is_copied_and_deleted_on_its_page(study, no_demo):
+    test = opened("pages/experiment.py")
+    test.text_input(key="copy_name_study").set_value("study").run()
+    test.button(key="experiment_copy").click().run()
+    assert "already exists" in texts(test)
+    test = opened("pages/experiment.py")
+    test.text_input(key="copy_name_study").set_value("second").run()
+    test.button(key="experiment_copy").click().run()
+    assert test.sidebar.selectbox[0].value == "second"
+    assert Experiment.open("second").run("first").scores() == study.run("first").scores()
+    test = opened("pages/experiment.py", experiment="second")
+    test.button(key="experiment_delete").click().run()
+    assert not (study.folder.parent / "second").exists()
+    assert study.is_there()
+
+
+def test_a_run_is_deleted_on_its_page(study, no_demo):
+    test = opened("pages/run.py", run="first")
+    test.button(key="run_delete").click().run()
+    assert not test.exception
+    assert [run.name for run in study.runs()] == ["baseline"]
+
+
+def test_a_bar_is_full_only_when_the_job_has_ended(study, no_demo):
+    now = time.time()
+    running = State("search", "running", 1000, 1000, "done almost", started=now, heartbeat=now, pid=os.getpid())
+    study.write_state(replace(running, **this_process()))
+    test = opened("pages/preview.py")
+    bars = [bar.proto.value for bar in test.get("progress")]
+    assert bars
+    assert max(bars) == 99
+    study.write_state(replace(running, total=0, **this_process()))
+    assert not opened("pages/preview.py").get("progress")
 
 
 def test_how_thoroughly_becomes_numbers(no_demo):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from swm.jobs.child import active_targets
+from swm.reporting.report import write_report
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings
@@ -384,9 +385,27 @@ def test_the_report_is_downloaded_and_opens_without_a_network(shown, page, chrom
     offline.goto((tmp_path / "report.html").as_uri())
     offline.wait_for_selector(".layer-view svg .layer")
     # two and six windows of two layers and one of seven, and what they became
-    assert offline.locator(".layer-view svg .merged.layer").count() == 2 * 3 + 6 * 3 + 8
+    assert offline.locator(".layer-view svg .merged.layer").count() == 2 * 3 + 6 * 3 + 8 + 8  # the last twice: it leads
     assert offline.locator(".js-plotly-plot .main-svg").count() > 2
     assert complaints == []
+
+
+def test_the_report_prints_on_clean_pages_with_the_verdict_alone_on_the_first(chromium, tmp_path):
+    write_report(Experiment.open("example-demo"), tmp_path / "report.html")
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_selector(".js-plotly-plot .main-svg")
+    assert page.locator(".slide .verdict").bounding_box()["y"] < 500  # in view
+    printed = page.pdf(prefer_css_page_size=True)
+    assert 5 <= len(re.findall(rb"/Type\s*/Page\b(?!s)", printed)) <= 20
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 1031, "height": 703})  # A4 landscape without its margins
+    page.evaluate("charts(980)")
+    page.wait_for_timeout(1500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1031
+    slide = page.locator(".slide").bounding_box()
+    assert slide["y"] + slide["height"] <= 703
+    page.close()
 
 
 def test_a_click_on_the_heat_map_selects_the_pair(shown, page):

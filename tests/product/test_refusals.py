@@ -14,8 +14,9 @@ from swm.search.kept_path import kept_path, save_path
 from swm.search.threshold_path import ThresholdPath
 from swm.settings import ExperimentSettings
 from swm.stages.recover import healing_seconds
-from swm.workspace.experiments import Experiment, delete
+from swm.workspace.experiments import Experiment
 from swm.workspace.files import home as home_folder
+from swm.workspace.housekeeping import delete
 from swm.workspace.names import list_names
 from swm.workspace.runs import Run
 from tests.conftest import tiny_model

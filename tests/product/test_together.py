@@ -48,7 +48,8 @@ from swm.errors import SwmError
 from swm.jobs.child import start
 from swm.plan import MergePlan, Window
 from swm.settings import ExperimentSettings
-from swm.workspace.experiments import Experiment, delete
+from swm.workspace.experiments import Experiment
+from swm.workspace.housekeeping import delete
 time.sleep(max(0, {at} - time.time()))
 try:
     {what}

@@ -2,10 +2,15 @@
 
 import os
 import re
+from html import unescape
 
 import pytest
 
 from swm.errors import ExperimentError
+from swm.reporting.compare import compare, flat_rows
+from swm.reporting.headline import headline
+from swm.reporting.judged import judged
+from swm.reporting.key_figures import key_figures
 from swm.reporting.report import report_html, write_report
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment
@@ -17,7 +22,18 @@ def test_report_needs_no_network(experiment):
     html = report_html(experiment)
     assert not re.search(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"']?(?:https?:)?//", html)
     assert html.count("Plotly.newPlot") == 2
-    assert html.count("data-plan=") == 1
+    assert html.count("data-plan=") == 2  # on the first screen, and that of each run
+
+
+def test_the_first_screen_has_the_verdict_and_its_numbers(experiment):
+    rows = flat_rows(judged(compare(experiment)))
+    row = rows[headline(rows)]
+    slide = unescape(re.search(r'<section class="slide">.*?</section>', report_html(experiment), re.DOTALL)[0])
+    assert row["verdict"] in slide
+    for name in ("speed", "perplexity", "choice_logprob"):
+        assert key_figures(row)[name].value in slide
+    assert "Measured on one model" in slide
+    assert slide.count("data-plan=") == 1
 
 
 def test_what_the_user_typed_is_escaped(experiment):

@@ -4,7 +4,7 @@ import pytest
 
 from swm.errors import ExperimentError
 from swm.plan import MergePlan
-from swm.workspace.experiments import delete
+from swm.workspace.housekeeping import delete
 
 
 def test_shipped_experiments_are_read_only(experiment, monkeypatch):

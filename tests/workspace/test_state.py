@@ -9,7 +9,7 @@ import pytest
 
 from swm.errors import JobError
 from swm.plan import MergePlan
-from swm.workspace.experiments import delete
+from swm.workspace.housekeeping import delete
 from swm.workspace.state import State, this_process
 
 

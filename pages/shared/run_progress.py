@@ -1,0 +1,113 @@
+"""What the Run page shows of a run: its stages, and what changes while its job runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from pages.shared.frame import duration, plain
+from swm.healing.training_speed import training_speed
+from swm.registry import MERGE_RULES, as_sentence
+from swm.reporting.charts import loss_chart
+from swm.reporting.compare import stage_name
+from swm.workspace.runs import Run
+from swm.workspace.state import State
+from swm.workspace.units import gib
+
+DONE, OPEN = ":material/check_circle:", ":material/radio_button_unchecked:"
+RUNNING = ":material/progress_activity:"
+STAGE_OF_JOB = {"merge": "Merge", "recover": "Heal with LoRA", "evaluate": "Evaluate", "time": "Measure speed"}
+
+
+def stage_now(state: State) -> str | None:
+    """The stage that a job works on: its own, or the one that a job of all stages names first in its text."""
+    return STAGE_OF_JOB.get((state.text if state.stage == "run" else state.stage).split(":")[0].split(" ")[0])
+
+
+def show_stages(run: Run) -> None:
+    """The run's stages: which are done and how long they took, which runs now, and what a closed tab keeps."""
+    recovery, scores, timing = run.settings.get("recovery", {}), run.scores(), run.timing()
+    conditions = (scores or {}).get("conditions") or {}
+    took = {
+        "Merge": "" if run.stage == "planned" else "done",
+        "Heal with LoRA": duration(recovery["seconds"]) if run.stage == "recovered" and "seconds" in recovery else "",
+        "Evaluate": duration(seconds) if (seconds := conditions.get("seconds")) else "done" if scores else "",
+        "Measure speed": "done" if timing else "",
+    }
+    state = run.state()
+    now = stage_now(state) if state.active else None
+    with st.container(horizontal=True):
+        for stage, time in took.items():
+            icon = RUNNING if stage == now else DONE if time else OPEN
+            said = "running" if stage == now else time
+            st.markdown(f"{icon} {stage}" + (f" :gray[{said}]" if said and said != "done" else ""))
+    if state.active:
+        st.caption("You can close this page: the job goes on by itself, and every finished step is kept.")
+
+
+def follow(run: Run, state: State) -> None:
+    """The numbers, charts and log that change while the run's job runs."""
+    st.caption(plain(f"Windows chosen by {run.source}."))
+    columns = st.columns(4)
+    columns[0].metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}")
+    columns[1].metric("Rule", run.plan.rule, help=as_sentence(MERGE_RULES[run.plan.rule].help))
+    columns[2].metric("Stage", stage_name(run.stage, run.is_control))
+    columns[3].metric(
+        "Memory used",
+        gib(state.memory_bytes) if state.memory_bytes else "–",
+        meters(state) if state.active else None,
+        delta_color="off",
+        delta_arrow="off",
+    )
+    recovery = run.settings.get("recovery_started") or run.settings.get("recovery") or {}
+    events = [event for event in run.events() if event.get("stage") == "recover" and not event.get("begun")]
+    if events:
+        st.subheader("Loss while healing", anchor=False)
+        healing_numbers(events, recovery)
+        st.plotly_chart(loss_chart(events), key="run_loss")
+    if "trained_parameters" in recovery:
+        st.caption(
+            f"{recovery['steps']} steps of {recovery['batch'] * recovery['accumulate']} × {recovery['length']} tokens "
+            f"from {recovery['texts']}, rank {recovery['rank']}, learning rate {recovery['learning_rate']:g}, "
+            f"{recovery['trained_parameters'] / 1e6:.1f} M trainable parameters, {recovery['seconds'] / 60:.1f} min"
+        )
+    if log := run.log_tail():
+        with st.expander("Log"):
+            st.code(log, language=None)
+
+
+def meters(state: State) -> str:
+    """CPU load, and GPU memory if a GPU is used."""
+    gpu = f", GPU {gib(state.gpu_memory_bytes)}" if state.gpu_memory_bytes else ""
+    return f"CPU {state.cpu_percent:.0f} % of a core{gpu}"
+
+
+def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> None:
+    """Progress of the training: step, loss, learning rate, speed, time left."""
+    last = next((event for event in reversed(events) if "loss" in event), events[-1])
+    held_out = next((event["held_out_loss"] for event in reversed(events) if "held_out_loss" in event), None)
+    speed, left = training_speed(events, settings)
+    columns = st.columns(5)
+    columns[0].metric("Step", f"{last['step']:,} of {last['steps']:,}")
+    columns[1].metric("Loss", f"{last.get('loss', 0):.3f}")
+    columns[2].metric("Held-out loss", "–" if held_out is None else f"{held_out:.3f}")
+    columns[3].metric("Learning rate", f"{last.get('learning_rate', 0):.1e}")
+    columns[4].metric(
+        "Tokens per second",
+        "–" if speed is None else f"{speed:,.0f}",
+        f"{duration(left)} left" if left else None,
+        delta_color="off",
+        delta_arrow="off",
+    )
+
+
+def partial_checkpoint(run: Run, started: dict[str, Any]) -> str:
+    """What an interrupted healing left behind, and which model can be used now."""
+    model = f"The run's folder holds the complete {stage_name(run.stage, run.is_control)} model, which you can use."
+    if step := run.checkpoint_step():
+        return (
+            f"Healing stopped early. Its last checkpoint is at step {step:,} of {started['steps']:,}; “Resume healing” "
+            f"continues from there. The checkpoint is not a usable model yet. {model}"
+        )
+    return f"Healing stopped before its first checkpoint and has to start over. {model}"

@@ -1,0 +1,63 @@
+"""Copies and deletes whole experiments and runs."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from swm.errors import ExperimentError, JobError
+from swm.workspace.experiments import Experiment
+from swm.workspace.files import clean_up, demo_experiment, disk_errors, neighbour, remove, set_aside
+from swm.workspace.names import check_name, check_new, names_locked, read_only_message
+from swm.workspace.runs import BASELINE, Run
+from swm.workspace.tracked import job_lock
+
+
+def copy_experiment(experiment: Experiment, name: str) -> Experiment:
+    """A new experiment with all results and plans of another, shipped ones included; without models and checkpoints.
+
+    Raises:
+        ExperimentError: if the name cannot be used.
+    """
+    check_name(name)
+    if demo_experiment():
+        raise ExperimentError(read_only_message(name))
+    with names_locked():
+        folder = check_new(name)
+        unfinished = neighbour(folder, "new")  # the copy appears complete or not at all
+        with disk_errors(folder, 0):
+            try:
+                shutil.copytree(experiment.folder, unfinished, ignore=partial(_left_out, experiment.folder))
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+    return Experiment(folder)
+
+
+def _left_out(whole: Path, folder: str, names: list[str]) -> list[str]:
+    """What a copy leaves out of one folder: what jobs keep for themselves, and in a run its models and checkpoints."""
+    in_run = Path(folder).parent == whole / "runs"
+    heavy = ("model", "recovery", "adapter") if in_run else ()
+    return [name for name in names if name in ("state.json", "job.log", *heavy) or name.startswith(".")]
+
+
+def delete(item: Experiment | Run) -> None:
+    """Delete an experiment or run with everything in it; other processes see all of it or nothing.
+
+    Raises:
+        ExperimentError: for the baseline and read-only folders. JobError: while a job works on it.
+    """
+    item.check_writable()
+    if isinstance(item, Run) and item.is_baseline:
+        raise ExperimentError(f"{BASELINE} is the original model and stays. Delete the whole experiment instead.")
+    above = [item.experiment] if isinstance(item, Run) else []
+    below: list[Experiment | Run] = [] if isinstance(item, Run) else [*item.runs()]
+    for target in [item, *below, *above]:
+        state = target.state()
+        if state.active and (target not in above or state.stage in ("study", "demo")):  # these work on all its runs
+            raise JobError(f"{target.name} has a job running. Cancel it first.")
+    with job_lock(item), names_locked():
+        gone = set_aside(item.folder)
+    remove(gone)
+    clean_up(gone.parent, older_than=60)
