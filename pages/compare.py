@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from pages.shared.choices import named_choice
@@ -101,7 +102,7 @@ with st.container(key="verdict"):
 
 if costs := cost_lines(flat):
     st.subheader("What merging cost", anchor=False, help=TERMS["control"])
-    st.dataframe(costs, hide_index=True)
+    st.table(pd.DataFrame(costs).set_index("run"))
     st.caption(
         "Each run against its control, if it was healed and has one, and against the original, where LoRA's own effect "
         "counts as well. Brackets are 95 % intervals over the same documents or segments of text; those that contain 0 "
@@ -122,7 +123,7 @@ with left:
 with right:
     st.subheader("Score against speed", anchor=False)
     charted, excluded = comparable(scored)
-    if any(row["tokens_per_second"] for row in charted.values()):
+    if any(row["tokens_per_second"] and row["average"] is not None for row in charted.values()):
         st.plotly_chart(score_against_speed(list(charted.values()), list(charted)), key="compare_pareto")
     else:
         st.caption("No speed has been measured yet. Click “Measure speed” on the Run page.")

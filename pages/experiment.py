@@ -15,7 +15,7 @@ from pages.shared.frame import (
 )
 from pages.shared.new_experiment import EFFORT_TITLES, EFFORTS, model_choices, model_facts, text_preview
 from swm.errors import SwmError
-from swm.jobs.child import call, start
+from swm.jobs.child import create
 from swm.registry import TEXTS
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import demo_experiment
@@ -114,13 +114,10 @@ else:
         submitted = st.button("Create and measure", type="primary", disabled=not ready, key="experiment_create")
         arguments = ["create", name or "NAME", "--model", model or "MODEL", "--texts", texts]
         arguments += ["--count", str(count), "--length", str(length), "--seed", str(seed), "--dtype", dtype]
+        arguments += ["--measure"]
         if submitted:
-            with (
-                shown_errors(),
-                st.spinner("Reading the model and the text. The first time, this takes half a minute."),
-            ):
-                call(arguments)
-                start(Experiment.open(name), "measure", ["measure", name])
+            with shown_errors(), st.spinner("Reading model and text. The first time, this can take half a minute."):
+                create(name, arguments)
             go_to("pages/redundancy.py", name)
         command_line(*arguments)
 

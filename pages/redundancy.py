@@ -25,7 +25,7 @@ from swm.reporting.charts import influence_lines, neighbour_line, norm_line
 from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.heatmaps import CONTRASTS, FULL, difference_heatmap, similarity_heatmap
 from swm.settings import SKIPPED_TOKENS
-from swm.similarity.blocks import band_sentence, pair_sentence, similar_patches
+from swm.similarity.blocks import band_sentence, first_tokens_sentence, pair_sentence, similar_patches
 from swm.similarity.measure import PARTS, Measure
 from swm.workspace.experiments import Experiment, list_experiments
 
@@ -52,7 +52,7 @@ def measure_button(experiment: Experiment, measure: Measure, key: str) -> None:
     arguments = measure_arguments(experiment, measure)
     if not experiment.state().active:
         start_button("Measure", experiment, "measure", arguments, key)
-    job_panel(experiment)
+    job_panel(experiment, version=lambda: experiment.changed(f"similarity/{measure.name}.json"))
 
 
 def show_maps(first: dict[str, Any], second: dict[str, Any], name: str, contrast: str, titles: tuple[str, str]) -> None:
@@ -65,12 +65,6 @@ def show_maps(first: dict[str, Any], second: dict[str, Any], name: str, contrast
     with right:
         figure = difference_heatmap(first["matrix"], second["matrix"], "first minus second")
         st.plotly_chart(figure.update_layout(height=460), key="redundancy_difference")
-
-
-def mean_of(data: dict[str, Any]) -> float:
-    """Mean similarity of all pairs of different layers."""
-    values = [value for i, row in enumerate(data["matrix"]) for value in row[:i]]
-    return sum(values) / max(1, len(values))
 
 
 experiment = require_experiment(start_page("Redundancy", "See how similar each pair of layers is."))
@@ -184,11 +178,7 @@ if other == WHOLE and second is None:
 if second:
     show_maps(data, second, name, contrast, (f"without the first {skip} tokens" if other == WHOLE else "this", other))
 if second and other == WHOLE:
-    st.markdown(
-        f"With the first {skip} tokens of each text, two layers have {name} {mean_of(second):.2f} on average; without "
-        f"them, {mean_of(data):.2f}. In most models these few tokens have a norm so large that they outweigh all "
-        "others, and nearly every pair of layers looks alike."
-    )
+    st.markdown(first_tokens_sentence(matrix, second["matrix"], skip, name))
 blocks: tuple[Window, ...] = similar_patches(matrix, level)
 if clicked := st.session_state.get("redundancy_map", {}).get("selection", {}).get("points"):
     st.query_params["pair"] = f"{int(clicked[0]['x'])}-{int(clicked[0]['y'])}"

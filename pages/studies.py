@@ -19,13 +19,13 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.tables import decided_table, study_table, survival_table
-from swm.evaluation.paired import ACCURACY, SCORES
+from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.registry import METRICS
 from swm.reporting.compare import row_name
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS, TITLES, help_for
 from swm.reporting.heatmaps import similarity_heatmap
-from swm.reporting.study_charts import depths_chart, staircase_chart, threshold_scores_chart
+from swm.reporting.study_charts import depths_chart, ranks_chart, staircase_chart, threshold_scores_chart
 from swm.reporting.table import conditions_of
 from swm.search.kept_path import kept_path
 from swm.settings import SKIPPED_TOKENS
@@ -99,7 +99,8 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
     speed = " Speed is measured once for each combination of layer and parameter count, in turn with the original."
     st.caption(
         "Error bars: 95 % intervals over texts or documents; for accuracy, one standard error. Dotted lines: after "
-        "LoRA. A method that finds no plan of some depth has no point there. Perplexities above 20 times the "
+        "LoRA. The five best methods by mean rank are in colour. A method that finds no plan of some depth has no "
+        "point there. Perplexities above 20 times the "
         "original's are only in the table."
         f"{speed if any(row['latency_ms'] for row in rows) else ''}{seeds_note(rows)}"
     )
@@ -142,6 +143,10 @@ def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set
             f"Do differences between methods survive healing? Every method against {rows_method(rows)}", anchor=False
         )
         st.dataframe(survival, hide_index=True)
+        score = CHOICE_LOGPROB if any(row["averages"].get(CHOICE_LOGPROB) for row in rows) else ACCURACY
+        if ranks := ranks_chart(rows, score):
+            st.plotly_chart(ranks, key="studies_ranks")
+            st.caption(f"Rank by {TITLES[score].lower()}, averaged over tasks. Neighbouring ranks can be within noise.")
         st.caption(
             "Differences of the average choice log-probability in nats (above 0: surer of the right answer than "
             f"{rows_method(rows)}), and ratios of perplexity. Brackets: 95 % intervals over documents or segments of "

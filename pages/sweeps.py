@@ -3,6 +3,7 @@
 import streamlit as st
 
 from pages.shared.frame import command_line, go_to, job_panel, plain, shown_errors, start_page
+from pages.shared.new_sweep import new_sweep
 from pages.shared.tables import sweep_table
 from swm.jobs.child import start
 from swm.jobs.sweep import ENDED, sweep_rows, sweeps
@@ -16,10 +17,12 @@ if demo_experiment():
 readable, broken = sweeps()
 for message in broken:
     st.warning(plain(message), icon=":material/warning:")
+if not demo_experiment():
+    new_sweep()
 if not readable:
     st.info(
-        "There are no sweeps yet. A sweep file lists models, texts, plans and recovery settings; every combination "
-        "becomes a run. The files in assets/sweeps hold the paper's settings.",
+        "There are no sweeps yet. A sweep runs every combination of models, texts, methods and ways to heal. Choose "
+        "them above, or start a file: those in assets/sweeps hold the paper's settings.",
         icon=":material/grid_on:",
     )
     command_line("sweep", "assets/sweeps/smollm2-135m.yaml")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
@@ -51,27 +51,42 @@ def run_create(options: argparse.Namespace) -> Result:
     from swm.stages.create import create_experiment  # heavy: only once the name is known to be good
 
     experiment = create_experiment(options.exp, settings)
+    if options.measure:
+        _measured(experiment, _measures(Measure()))
     facts = experiment.model_facts
     text = (
         f"Created {experiment.name}: {facts['architecture']}, {facts['layers']} layers, "
-        f"{facts['parameters'] / 1e6:,.1f} M parameters.\nNext: python -m swm measure {experiment.name}"
+        f"{facts['parameters'] / 1e6:,.1f} M parameters.\nNext: python -m swm "
+        + (f"search {experiment.name}" if options.measure else f"measure {experiment.name}")
     )
     return {"experiment": experiment.name, "folder": str(experiment.folder), "model": facts}, text
 
 
 def run_measure(options: argparse.Namespace) -> Result:
     """Result of `swm measure`: the similarity of all layer pairs; as text, that of neighbours."""
-    skips = (SKIPPED_TOKENS, 0) if options.skip is None else (options.skip,)
-    measures = [Measure(options.metric, options.part, options.samples, skip, options.texts) for skip in skips]
-    experiment = own_experiment(options.exp)
-    from swm.stages.measure import measure_experiment
-
-    with watched(experiment, "measure") as progress:
-        data, *_ = [measure_experiment(experiment, measure, progress) for measure in measures]
+    how = Measure(options.metric, options.part, options.samples, options.skip or 0, options.texts)
+    data = _measured(own_experiment(options.exp), _measures(how) if options.skip is None else [how])
     matrix = data["matrix"]
     lines = [f"{data['metric']} similarity of neighbouring layers, {data['tokens']} tokens"]
     lines += [f"{i:3d} - {i + 1:<3d} {matrix[i][i + 1]:.4f}" for i in range(len(matrix) - 1)]
     return data, "\n".join([*lines, *filter(None, [data["warning"]])])
+
+
+def _measures(how: Measure) -> list[Measure]:
+    """Without the first tokens, then with them to compare."""
+    return [replace(how, skip_tokens=SKIPPED_TOKENS), how]
+
+
+def _measured(experiment: Experiment, measures: list[Measure]) -> dict[str, Any]:
+    """What the first measure gives, after all of them were measured."""
+    from swm.stages.loading import load_original
+    from swm.stages.measure import measure_experiment
+
+    with watched(experiment, "measure") as progress:
+        progress(0, 0, "loading the model")
+        loaded = load_original(experiment, offload=True)
+        first, *_ = [measure_experiment(experiment, measure, progress, loaded) for measure in measures]
+        return first
 
 
 def run_search(options: argparse.Namespace) -> Result:

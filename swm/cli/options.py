@@ -43,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_exploring(add: Add) -> None:
     add("models", "List the models that load offline, and say how to name others.")
     add("list", "List experiments and their runs.")
-    _add_experiment(add("create", "Create an experiment from a model and a calibration text.", "EXP"))
+    command = add("create", "Create an experiment from a model and a calibration text.", "EXP")
+    _add_experiment(command)
+    command.add_argument("--measure", action="store_true", help="then measure the similarity of its layers")
     command = add("measure", "Measure the similarity of all layer pairs.", "EXP")
     command.add_argument("--metric", default="cka", help=METRICS.help_text())
     command.add_argument("--part", default="output", help="; ".join(f"{name}: {text}" for name, text in PARTS.items()))

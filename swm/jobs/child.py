@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from swm.workspace.files import (
     child_environment,
     demo_experiment,
 )
-from swm.workspace.names import read_only_message
+from swm.workspace.names import experiments_folder, read_only_message
 from swm.workspace.state import State, this_process
 from swm.workspace.tracked import job_lock
 
@@ -58,6 +59,32 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
         target.write_state(first)  # until the child writes its own
     threading.Thread(target=_wait_for, args=(child, target, first), daemon=True).start()
     return child.pid
+
+
+def create(name: str, arguments: Sequence[str]) -> None:
+    """Run a `create` that goes on to measure; returns once the experiment is there and its measuring has begun.
+
+    Raises:
+        JobError: with the command's own message if it fails before that.
+    """
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "swm", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=APP_FOLDER,
+            env=child_environment(),
+        )
+        threading.Thread(target=child.wait, daemon=True).start()
+        experiment = experiments_folder() / name
+        while child.poll() is None and not (experiment / "state.json").is_file():
+            time.sleep(0.1)
+        if child.poll():
+            output.seek(0)
+            lines = output.read().decode("utf-8", "replace").strip().splitlines()
+            raise JobError(lines[-1] if lines else f"Exit code {child.returncode}, no message.")
 
 
 def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from swm.evaluation.paired import ACCURACY, SCORES
+from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.reporting.charts import LINE, plain_axes
 from swm.reporting.palette import BETTER, WORSE
 from swm.search.threshold_path import ThresholdPath
@@ -23,25 +24,28 @@ AXES = {
     "choice_logprob": "average choice log-probability, nats",
     "bits_per_byte": "average bits per byte of the right answer",
 }
-SYMBOLS = ("circle", "diamond", "x")
+STAGES = ("merged", "recovered")
+UPWARDS = (ACCURACY, CHOICE_LOGPROB)  # higher is better
+GREY = "rgba(138,143,152,0.55)"
 
 
-def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
+def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) -> go.Figure:
     """One number of every method against the layers left, with error bars; dotted lines after LoRA.
 
     Args:
         rows: from `studies.rows.study_rows`.
         figure_of: one of SCORES (averages over tasks), or the text of a perplexity (drawn on a log axis).
+        most: this many methods, the best, are in colour; the others are grey, without error bars.
     """
     figure, original = go.Figure(), next((row for row in rows if row["method"] == "original"), None)
     lines: dict[tuple[str, bool], list[dict[str, Any]]] = {}
     for row in rows:
         if row is not original and _studied(row, figure_of):
             lines.setdefault((row["method"], row["stage"] == "recovered"), []).append(row)
-    methods = list(dict.fromkeys(method for method, _ in lines))
-    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
-    symbols = {method: SYMBOLS[i // len(COLOURS) % len(SYMBOLS)] for i, method in enumerate(methods)}
-    for (method, healed), points in lines.items():
+    best = best_methods(rows, figure_of)[:most]
+    colours = dict(zip(best, COLOURS, strict=False))
+    for (method, healed), points in sorted(lines.items(), key=lambda line: line[0][0] in best):  # colours on top
+        shown = method in best
         values = [value for row in points if (value := _studied(row, figure_of))]
         name = "control: original + LoRA" if points[0]["control"] else f"{method}{' + LoRA' if healed else ''}"
         figure.add_scatter(
@@ -52,11 +56,13 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
                 "arrayminus": [value - low for value, low, _ in values],
                 "thickness": 1.4,
                 "width": 4,
+                "visible": shown,
             },
             mode="lines+markers",
             name=name,
-            line={"color": colours[method], "dash": "dot" if healed else "solid"},
-            marker={"size": 8, "symbol": symbols[method]},
+            legendrank=best.index(method) if shown else len(best),
+            line={"color": colours.get(method, GREY), "dash": "dot" if healed else "solid", "width": 2 if shown else 1},
+            marker={"size": 8 if shown else 4},
             hovertemplate="%{x} layers: %{y:,.4~r}<extra>" + name + "</extra>",
         )
     level = original and _studied(original, figure_of)
@@ -73,6 +79,62 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure:
         _log_axis(figure, level[0] if level else None)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
     return figure
+
+
+def best_methods(rows: Sequence[dict[str, Any]], figure_of: str) -> list[str]:
+    """The methods by their mean rank over depths and stages that they share with others; the best first."""
+    ranks: dict[str, list[float]] = {}
+    for layers, stage in sorted({(row["layers"], row["stage"]) for row in rows}):
+        here = [row for row in rows if (row["layers"], row["stage"]) == (layers, stage) and row["method"] != "original"]
+        for method, rank in (places := _ranks(here, figure_of)).items():
+            ranks.setdefault(method, []).append((rank - 1) / max(1, len(places) - 1))
+    return sorted(ranks, key=lambda method: (sum(ranks[method]) / len(ranks[method]), method))
+
+
+def ranks_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure | None:
+    """Each method's rank before and after healing, joined by a line; one panel for each number of layers.
+
+    None if no two methods have both at the same depth.
+    """
+    panels: dict[int, dict[str, tuple[int, int]]] = {}
+    for layers in sorted({row["layers"] for row in rows}, reverse=True):
+        here = [row for row in rows if row["layers"] == layers and not row["control"] and row["method"] != "original"]
+        before, after = (_ranks([row for row in here if row["stage"] == stage], figure_of) for stage in STAGES)
+        both = [method for method in before if method in after]
+        if len(both) > 1:
+            again = [_ranks([r for r in here if r["stage"] == s and r["method"] in both], figure_of) for s in STAGES]
+            panels[layers] = {method: (again[0][method], again[1][method]) for method in both}
+    if not panels:
+        return None
+    figure = make_subplots(1, len(panels), subplot_titles=[f"{layers} layers" for layers in panels], shared_yaxes=True)
+    methods = sorted({method for panel in panels.values() for method in panel})
+    for column, panel in enumerate(panels.values(), 1):
+        for method, ends in panel.items():
+            colour = COLOURS[methods.index(method) % len(COLOURS)]
+            figure.add_scatter(
+                x=["before", "after healing"],
+                y=ends,
+                mode="lines+markers+text",
+                text=["", method],
+                textposition="middle right",
+                line={"color": colour},
+                marker={"size": 9},
+                hovertemplate="%{x}: rank %{y}<extra>" + method + "</extra>",
+                row=1,
+                col=column,
+            )
+    most = max(len(panel) for panel in panels.values())
+    plain_axes(figure, "", "", 130 + 42 * most).update_layout(margin={"t": 40})
+    figure.update_yaxes(range=[most + 0.5, 0.5], tickvals=list(range(1, most + 1)), title_text="")
+    figure.update_yaxes(title_text="rank", col=1)
+    return figure.update_xaxes(range=[-0.25, 1.9], title_text="")
+
+
+def _ranks(rows: Sequence[dict[str, Any]], figure_of: str) -> dict[str, int]:
+    """Rank of each method, 1 is the best."""
+    values = {row["method"]: value[0] for row in rows if (value := _studied(row, figure_of))}
+    ordered = sorted(values, key=lambda method: values[method], reverse=figure_of in UPWARDS)
+    return {method: place for place, method in enumerate(ordered, 1)}
 
 
 def _log_axis(figure: go.Figure, lowest: float | None) -> None:

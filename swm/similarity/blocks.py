@@ -66,6 +66,25 @@ def band_sentence(matrix: Sequence[Sequence[float]], metric: str) -> str:
     return " ".join(sentences) or "No three neighbouring layers are alike compared with the rest."
 
 
+def first_tokens_sentence(
+    without: Sequence[Sequence[float]], whole: Sequence[Sequence[float]], skipped: int, metric: str
+) -> str:
+    """A sentence on what the first tokens of each text do to a map, judged inside its longest band."""
+    band = next(iter(bands(without)), Window(0, len(without) - 1))
+    pairs = [(i, j) for i in range(band.first, band.last + 1) for j in range(band.first, i)]
+    means = [sum(matrix[i][j] for i, j in pairs) / max(1, len(pairs)) for matrix in (without, whole)]
+    start = (
+        f"Between layers {band.first} and {band.last}, two layers have {metric} {means[0]:.2f} on average without the "
+        f"first {skipped} tokens of each text, and {means[1]:.2f} with them."
+    )
+    if means[1] - means[0] < STEP:
+        return f"{start} Here these tokens make little difference."
+    return (
+        f"{start} In most models a few tokens, the first ones above all, have a norm so large that they outweigh all "
+        "others (massive activations, arXiv:2402.17762): layers that differ for every other token look alike."
+    )
+
+
 def _mean_at(matrix: Sequence[Sequence[float]], band: Window, distance: int) -> float:
     values = [matrix[layer][layer + distance] for layer in range(band.first, band.last + 1 - distance)]
     return sum(values) / len(values)

@@ -6,6 +6,8 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from swm.evaluation.cost import decode_cost
 from swm.evaluation.generation import keeps_cache
 from swm.models.offload import is_offloaded
@@ -20,12 +22,19 @@ from swm.workspace.experiments import Experiment
 
 
 def measure_experiment(
-    experiment: Experiment, how: Measure | str = "cka", progress: Progress = no_progress
+    experiment: Experiment,
+    how: Measure | str = "cka",
+    progress: Progress = no_progress,
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
 ) -> dict[str, Any]:
-    """Similarity of all layer pairs, written to similarity/<name of the measure>.json."""
+    """Similarity of all layer pairs, written to similarity/<name of the measure>.json.
+
+    Args:
+        loaded: model and tokenizer, for callers that measure several times.
+    """
     how = Measure(how) if isinstance(how, str) else how
     progress(0, 0, "loading the model")
-    model, tokenizer = load_original(experiment, offload=True)
+    model, tokenizer = loaded or load_original(experiment, offload=True)
     tokens = calibration_of(experiment, tokenizer, how.texts)
     check_text(experiment)
     start = time.time()

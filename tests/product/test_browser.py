@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from swm.jobs.child import active_targets
+from swm.jobs.sweep import Sweep
 from swm.reporting.report import write_report
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.workspace.experiments import Experiment, list_experiments
-from tests.conftest import need
+from tests.conftest import need, tiny_model
 from tools.running import CHROMIUM_FLAGS, running_app
 
 ROOT = Path(__file__).parents[2]
@@ -422,6 +424,42 @@ def test_a_click_on_the_heat_map_selects_the_pair(shown, page):
     page.mouse.up()
     page.wait_for_selector("text=Layers 5 and 20: CKA", timeout=10_000)
     assert page.locator("text=rank").count() == 1
+
+
+@pytest.mark.data
+def test_a_sweep_from_the_page(app, page, tokenizer, text_file, home, tmp_path, no_job_left):
+    """Put together by clicks, run, and the file on disk is the one that was shown."""
+    need("olmo_eval")
+    folder = tmp_path / "model"
+    tiny_model(max_position_embeddings=2048).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    page.goto(f"{app}/sweeps")
+    ready(page)
+
+    def choose(picker, value, instead_of):
+        box = page.locator(f".st-key-sweep_{picker}")
+        for _ in range(instead_of):
+            box.locator("[data-baseweb=tag] [role=presentation], [data-baseweb=tag] svg").first.click()
+        box.locator("input").fill(str(value))
+        page.keyboard.press("Enter")
+        page.keyboard.press("Escape")
+
+    choose("models", folder, 1)
+    choose("texts", text_file, 1)
+    choose("methods", "random", 2)
+    choose("recovery", "none", 2)
+    page.get_by_label("Documents per task").fill("1")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("text=1 runs, 0 of them healed")
+    shown = page.locator(".stCode code").first.inner_text()
+    page.get_by_role("button", name="Start this sweep").click()
+    page.wait_for_selector("text=Runs done or failed")
+    page.wait_for_selector("text=1 of 1", timeout=150_000)
+    saved = yaml.safe_load((home / "sweeps" / "my-sweep" / "sweep.yaml").read_text())
+    assert saved == yaml.safe_load(shown)
+    assert saved["models"] == [str(folder)]
+    assert saved["plans"] == [{"planner": "random", "ratio": [0.2]}]
+    assert set(Sweep("my-sweep").states().values()) == {"done"}, Sweep("my-sweep").failures()
 
 
 def test_the_demo_flag_opens_one_experiment_read_only(page, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from swm.plan import Window
-from swm.similarity.blocks import STEP, band_sentence, bands
+from swm.similarity.blocks import STEP, band_sentence, bands, first_tokens_sentence
 
 
 def map_of(near, far=None):
@@ -35,6 +35,19 @@ def test_a_band_is_less_alike_further_away():
     assert band_sentence(matrix, "CKA") == (
         "Layers 1 to 15 form a band: each is like the next (CKA 0.98) and less like the one 10 layers on (0.71)."
     )
+
+
+def test_what_first_tokens_do_is_said_by_the_numbers_inside_the_band():
+    without, whole = map_of([0.2, 0.9, 0.9, 0.9], far=0.1), map_of([0.2, 0.99, 0.99, 0.99])
+    told = first_tokens_sentence(without, whole, 4, "CKA")
+    # inside layers 1 to 4: three pairs of 0.9, two of 0.8, one of 0.7
+    assert told.startswith(
+        "Between layers 1 and 4, two layers have CKA 0.83 on average without the first 4 tokens of each text, and 0.99 "
+        "with them."
+    )
+    assert "massive activations" in told
+    assert first_tokens_sentence(whole, whole, 2, "CKA").endswith("Here these tokens make little difference.")
+    assert "0.00 on average" in first_tokens_sentence([[1.0]], [[1.0]], 1, "CKA")
 
 
 def test_equal_neighbours_are_one_block_and_short_runs_none():

@@ -1,0 +1,115 @@
+"""A sweep put together on the page: the same file that the command line takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+import yaml
+
+from pages.shared.choices import titles_of
+from pages.shared.frame import plain
+from pages.shared.new_experiment import model_choices
+from swm.errors import SwmError
+from swm.jobs.child import start
+from swm.jobs.sweep import Sweep, sweeps
+from swm.jobs.sweep_file import read_sweep
+from swm.registry import MERGE_RULES, PLANNERS, TEXTS
+from swm.settings import PRESETS
+from swm.workspace.files import whole_path
+
+NONE = "none"
+RATIOS = (0.1, 0.2, 0.3, 0.4)
+SHOWN = 8
+
+
+def new_sweep() -> None:
+    """The pickers, the file they give, what it would run, and the button that starts it."""
+    with st.expander("New sweep", icon=":material/add:", expanded=not sweeps()[0]):
+        grid = _grid()
+        problem = ""
+        try:
+            cells = read_sweep(grid).cells
+        except SwmError as error:
+            cells, problem = (), str(error)
+        left, right = st.columns(2, gap="large")
+        text = yaml.safe_dump(grid, sort_keys=False, allow_unicode=True)
+        with left:
+            st.code(text, language="yaml", wrap_lines=True)
+            st.download_button(
+                "Download this file", text, f"{grid['name'] or 'sweep'}.yaml", "application/yaml", key="sweep_file"
+            )
+        with right:
+            if problem:
+                st.error(plain(problem), icon=":material/error:")
+            else:
+                healed = sum("--no-recovery" not in cell.recovery for cell in cells)
+                st.markdown(f"**{len(cells)} runs**, {healed} of them healed:")
+                st.markdown("\n".join(f"- {plain(cell.run)}" for cell in cells[:SHOWN]))
+                if len(cells) > SHOWN:
+                    st.caption(f"And {len(cells) - SHOWN} more.")
+            if st.button("Start this sweep", type="primary", disabled=bool(problem), key="sweep_start"):
+                _begin(grid)
+
+
+def _begin(grid: dict[str, Any]) -> None:
+    try:
+        sweep = Sweep.create(grid)
+        start(sweep, "sweep", ["sweep", str(sweep.folder / "sweep.yaml")])
+    except SwmError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    st.session_state["sweeps_name"] = sweep.name
+    st.rerun()
+
+
+def _grid() -> dict[str, Any]:
+    """The sweep's file as the pickers have it."""
+    here, texts = model_choices(), [name for name, text in TEXTS.items() if "calibration" in text.purposes]
+    left, middle, right = st.columns(3, gap="large")
+    with left:
+        name = st.text_input("Name", "my-sweep", max_chars=64, key="sweep_name")
+        models = st.multiselect(
+            "Models",
+            list(here),
+            default=list(here)[:1],
+            accept_new_options=True,
+            key="sweep_models",
+            help="Choose, or type folders, .gguf files or hub ids.",
+        )
+        chosen = st.multiselect("Texts", texts, default=texts[:1], accept_new_options=True, key="sweep_texts")
+    with middle:
+        rules, planners = titles_of(MERGE_RULES), titles_of(PLANNERS)
+        methods = st.multiselect(
+            "Methods",
+            [*rules, *planners],
+            default=["rdsc", "best"],
+            format_func=lambda method: {**planners, **{r: f"search, {title}" for r, title in rules.items()}}[method],
+            key="sweep_methods",
+            help="Sliding-window searches with a merge rule, and planners.",
+        )
+        ratios = st.multiselect(
+            "Share of layers to remove",
+            RATIOS,
+            default=[0.2],
+            format_func=lambda ratio: f"{ratio:.0%}",
+            key="sweep_ratios",
+        )
+    with right:
+        recovery = st.multiselect(
+            "Healing", [NONE, *PRESETS], default=[NONE, "quick"], key="sweep_recovery", help="LoRA presets, or none."
+        )
+        seeds = st.multiselect("Seeds", [1234, 1, 2, 3, 4], default=[1234], key="sweep_seeds")
+        limit = st.number_input("Documents per task", 1, 20_000, 100, key="sweep_limit")
+    plans = [
+        {"planner" if method in PLANNERS else "rule": method, "ratio": sorted(ratios)} for method in methods if ratios
+    ]
+    return {
+        "name": name,
+        "models": [whole_path(model) if model not in here else model for model in models],
+        "texts": [text if text in TEXTS else whole_path(text) for text in chosen],
+        "plans": plans,
+        "recovery": recovery,
+        "seeds": sorted(seeds),
+        "limit": int(limit),
+    }

@@ -1,0 +1,51 @@
+"""Charts of studies: which methods are in colour, and their ranks before and after healing, by pencil."""
+
+import random
+
+import pytest
+
+from swm.reporting.study_charts import GREY, best_methods, depths_chart, ranks_chart
+
+
+def row(method, layers, perplexity, stage="merged", accuracy=None):
+    return {
+        "method": method, "layers": layers, "stage": stage, "control": False, "averages": {},
+        "average": accuracy, "average_stderr": 0.01,
+        "perplexities": {"t": {"value": perplexity, "low": perplexity, "high": perplexity}},
+    }  # fmt: skip
+
+
+ORIGINAL = row("original", 30, 10.0, "original", 0.6)
+
+
+def test_methods_are_ordered_by_mean_rank_over_what_they_share():
+    rows = [ORIGINAL]
+    for layers, values in ((24, {"a": 20, "b": 30, "c": 40}), (20, {"a": 60, "b": 50, "c": 90})):
+        rows += [row(method, layers, value, accuracy=1 / value) for method, value in values.items()]
+    rows.append(row("only-deep", 20, 40.0, accuracy=1 / 40))  # first of four at its one depth
+    assert best_methods(rows, "t") == ["only-deep", "a", "b", "c"]
+    assert best_methods(rows, "accuracy") == ["only-deep", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_best_are_in_colour_and_the_others_grey(seed):
+    rng = random.Random(seed)
+    methods = [f"m{i}" for i in range(9)]
+    rows = [ORIGINAL, *(row(m, layers, rng.uniform(11, 90)) for m in methods for layers in (24, 20))]
+    figure = depths_chart(rows, "t")
+    coloured = {line.name for line in figure.data if line.line.color != GREY}
+    assert coloured == set(best_methods(rows, "t")[:5])
+    assert len({line.line.color for line in figure.data}) == 6
+    for line in figure.data:
+        assert line.error_y.visible is (line.name in coloured)
+    assert {line.name for line in figure.data[-5:]} == coloured  # drawn above the grey ones
+
+
+def test_ranks_before_and_after_healing_are_joined():
+    values = {"a": (20, 19), "b": (30, 15), "c": (40, 18)}
+    rows = [ORIGINAL, row("unhealed", 24, 5.0)]
+    for method, (before, after) in values.items():
+        rows += [row(method, 24, before), row(method, 24, after, "recovered")]
+    figure = ranks_chart(rows, "t")
+    assert {line.text[1]: tuple(line.y) for line in figure.data} == {"a": (1, 3), "b": (2, 1), "c": (3, 2)}
+    assert ranks_chart([ORIGINAL, row("a", 24, 20.0)], "t") is None
