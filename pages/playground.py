@@ -5,6 +5,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.blind import blind_vote
 from pages.shared.choices import named_choice
 from pages.shared.frame import (
     caption,
@@ -48,6 +49,12 @@ def show_recorded(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
         key=f"playground_recorded_{experiment.name}",
     )
     original = answers[names[0]].get(prompt)
+    known = {name: answers[name][prompt] for name in chosen if prompt in answers[name]}
+    if not experiment.read_only and len(known) == 2 and st.toggle("Without names, then vote", key="playground_blind"):
+        blind_vote(experiment, prompt, known)
+        return
+    if not experiment.read_only:
+        st.caption("Choose exactly two models to compare them without names and vote.")
     for column, name in zip(st.columns(max(1, len(chosen)), gap="medium"), chosen, strict=False):
         with column.container(border=True, height="stretch"):
             st.markdown(f"**{plain(name)}**")

@@ -42,16 +42,19 @@ LISTS = """
 import json, sys
 from streamlit.testing.v1 import AppTest
 
-def options(page, key):
+def options(page, key, **query):
     test = AppTest.from_file("app.py", default_timeout=60)
     test.query_params["experiment"] = "mine"
-    test.run().switch_page(page).run()
+    test.run().switch_page(page)
+    for name, value in query.items():
+        test.query_params[name] = value
+    test.run()
     assert not test.exception, test.exception
     return test.selectbox(key=key).options
 
 print(json.dumps({
     "rule": options("pages/preview.py", "rule"),
-    "planner": options("pages/preview.py", "preview_planner"),
+    "planner": options("pages/preview.py", "target_method", preview_door="target"),
     "metric": options("pages/redundancy.py", "redundancy_metric"),
     "text": options("pages/experiment.py", "experiment_texts"),
 }))
@@ -103,7 +106,7 @@ def test_one_of_each_kind_from_outside_is_chosen_by_name(outside, model_folder, 
     assert (merged["windows"], merged["rule"], merged["layers_left"]) == ([[0, 1]], "sumall", 3)
     assert (tmp_path / "a.depth").read_text() == "3"
     lists = json.loads(outside("-c", LISTS).splitlines()[-1])
-    assert "Sum of all" in lists["rule"]
+    assert "Sum of all (sumall)" in lists["rule"]
     assert "Lowest" in lists["planner"]
     assert "Ones" in lists["metric"]
     assert "counting" in lists["text"]

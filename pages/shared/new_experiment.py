@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,21 @@ def model_choices() -> dict[str, str]:
     return models_here(sorted({experiment.settings.model for experiment in list_experiments()[0]}))
 
 
-@st.cache_resource
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(2, "model-facts")
-
-
 @st.cache_resource(ttl=120, max_entries=32, show_spinner=False)
 def _needs(model: str, dtype: str, tokens: int) -> Future[dict[str, Any]]:
     """What `swm estimate` says of a model, computed in a child process."""
     count = ["--count", "1", "--length-of-texts", str(tokens)]
-    return _pool().submit(call, ["estimate", model, "--dtype", dtype, *count, "--untimed"], 120)
+    arguments = ["estimate", model, "--dtype", dtype, *count, "--untimed"]
+    future: Future[dict[str, Any]] = Future()
+
+    def ask() -> None:
+        try:
+            future.set_result(call(arguments, 120))
+        except SwmError as error:
+            future.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()  # of a pool, the app would wait for the child when it ends
+    return future
 
 
 def model_facts(model: str, dtype: str, tokens: int) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from pages.shared.target import layers_for
@@ -22,6 +21,7 @@ from swm.settings import PRESETS, ExperimentSettings
 from swm.studies.grids import KINDS
 from swm.workspace.experiments import Experiment
 from swm.workspace.state import State, this_process
+from swm.workspace.votes import votes
 from tests.pages.test_words import unmarked
 from tests.reporting.test_compare import FACTS, scores
 from tests.reporting.test_judged import scored
@@ -82,7 +82,7 @@ def test_page_is_filled_by_the_demo_that_ships(page):
     assert len(test.title) == 1
     assert not test.error
     if page == "pages/compare.py":
-        assert "best-24 (merged + LoRA)" in test.table[0].value.columns
+        assert any("best-24 (merged + LoRA)" in table.value.columns for table in test.table)
     if page in ("app.py", "pages/compare.py"):
         assert "24 of 30 layers" in texts(test)
         assert "Compared with the original healed in the same way" in texts(test)
@@ -151,6 +151,25 @@ def test_a_shipped_experiment_answers_with_what_its_models_said():
     assert unmarked(said).split() == spoken["The capital of France is"].split()
     assert "24 of 30 layers" in [c.value for c in test.caption]
     assert not test.button
+
+
+def test_two_models_are_compared_without_names(study, no_demo):
+    spoken = {"baseline": "Paris.", "first": "London."}
+    for name, answer in spoken.items():
+        run = study.run(name)
+        run.save("scores", {**run.scores(), "samples": [{"prompt": "Capital?", "answer": answer}]})
+    test = opened("pages/playground.py", playground_mode="recorded")
+    test.toggle(key="playground_blind").set_value(True).run()
+    assert not test.exception
+    shown = [m.value for m in test.markdown if m.value.strip() in spoken.values()]
+    assert sorted(shown) == sorted(spoken.values())
+    assert "first" not in " ".join(m.value for m in test.markdown)
+    test.button(key="blind_A is better").click().run()
+    (vote,) = votes(study)
+    titles = {"Paris.": "original", "London.": "first (merged)"}
+    assert vote.winner == titles[shown[0]]  # the one on the left
+    assert "1 to 0" in str(test.table[0].value) or "0 to 1" in str(test.table[0].value)
+    assert f"**A**: {vote.winner}" in [m.value for m in test.markdown]
 
 
 def planned(study, planner, windows, perplexity, rule="keep_first"):
@@ -392,10 +411,6 @@ def facts_of(model, until):
 
 def test_what_is_known_of_a_model_is_there_before_it_is_created(model_folder):
     assert "Fits: needs up to" in facts_of(model_folder, "**4 layers**")
-    config = json.loads((model_folder / "config.json").read_text())
-    (model_folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**6}))
-    st.cache_resource.clear()
-    assert "The config of" in facts_of(model_folder, "1000000 layers")
     assert facts_of(" ", "Choose a model")
 
 

@@ -192,14 +192,20 @@ def test_a_flag_marks_the_smallest_plan_within_the_loss(shown, page):
     assert page.locator(".number .value").first.inner_text() == f"{fewest} of 30"
 
 
-def ringed(page):
-    """How many parts of the page have the tour's ring; the ring moves to its part within a second."""
-    page.wait_for_timeout(1200)
-    inside = "root => [...root.querySelectorAll('*')].flatMap(n => [n, ...(n.shadowRoot ? inside(n.shadowRoot) : [])])"
-    return page.evaluate(
-        f"() => {{ const inside = {inside}; "
-        "return inside(document).filter(n => n.style?.boxShadow.includes('7px')).map(n => n.className) }"
-    )
+RINGS = """() => {
+  const inside = root => [...root.querySelectorAll('*')]
+    .flatMap(n => [n, ...(n.shadowRoot ? inside(n.shadowRoot) : [])]);
+  return inside(document).filter(n => n.style?.boxShadow.includes('7px')).map(n => n.className);
+}"""
+
+
+def ringed(page, most=8000):
+    """The parts of the page with the tour's ring, once there is one."""
+    for _ in range(most // 100):
+        if rings := page.evaluate(RINGS):
+            return rings
+        page.wait_for_timeout(100)
+    return []
 
 
 def test_the_tour_leads_over_five_pages_and_keeps_its_place(shown, page):
@@ -211,6 +217,7 @@ def test_the_tour_leads_over_five_pages_and_keeps_its_place(shown, page):
         page.wait_for_selector(f"text=Tour, step {number} of 5")
         page.wait_for_url(f"**/{path}*")
         ready(page)
+        page.wait_for_timeout(300)  # the last step's ring goes first
         (ring,) = ringed(page)
         seen.append(ring)
         assert page.locator(".st-key-tour").bounding_box()["y"] < 900
@@ -223,7 +230,7 @@ def test_the_tour_leads_over_five_pages_and_keeps_its_place(shown, page):
     assert len(set(seen)) == 5
     page.get_by_role("button", name="Done").click()
     page.wait_for_selector("text=Take the tour")
-    assert ringed(page) == []
+    assert ringed(page, 500) == []
 
 
 def test_the_tour_can_be_linked_left_and_taken_up_again(shown, page):
@@ -399,10 +406,10 @@ def test_the_report_prints_on_clean_pages_with_the_verdict_alone_on_the_first(ch
     page.wait_for_selector(".js-plotly-plot .main-svg")
     assert page.locator(".slide .verdict").bounding_box()["y"] < 500  # in view
     printed = page.pdf(prefer_css_page_size=True)
-    assert 5 <= len(re.findall(rb"/Type\s*/Page\b(?!s)", printed)) <= 20
+    assert 5 <= len(re.findall(rb"/Type\s*/Page\b(?!s)", printed)) <= 32
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 1031, "height": 703})  # A4 landscape without its margins
-    page.evaluate("charts(980)")
+    page.evaluate("charts(true)")
     page.wait_for_timeout(1500)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1031
     slide = page.locator(".slide").bounding_box()
@@ -439,7 +446,8 @@ def test_a_sweep_from_the_page(app, page, tokenizer, text_file, home, tmp_path, 
     def choose(picker, value, instead_of):
         box = page.locator(f".st-key-sweep_{picker}")
         for _ in range(instead_of):
-            box.locator("[data-baseweb=tag] [role=presentation], [data-baseweb=tag] svg").first.click()
+            box.locator("button[aria-label^='Remove']").first.click()
+            page.wait_for_timeout(700)
         box.locator("input").fill(str(value))
         page.keyboard.press("Enter")
         page.keyboard.press("Escape")
@@ -454,7 +462,7 @@ def test_a_sweep_from_the_page(app, page, tokenizer, text_file, home, tmp_path, 
     shown = page.locator(".stCode code").first.inner_text()
     page.get_by_role("button", name="Start this sweep").click()
     page.wait_for_selector("text=Runs done or failed")
-    page.wait_for_selector("text=1 of 1", timeout=150_000)
+    page.locator("[data-testid=stMetricValue]", has_text="1 of 1").wait_for(timeout=150_000)
     saved = yaml.safe_load((home / "sweeps" / "my-sweep" / "sweep.yaml").read_text())
     assert saved == yaml.safe_load(shown)
     assert saved["models"] == [str(folder)]

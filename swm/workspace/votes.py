@@ -1,0 +1,89 @@
+"""Votes between two models' answers that were shown without names, kept with the experiment."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+
+from swm.errors import ExperimentError
+from swm.workspace.experiments import Experiment
+from swm.workspace.records import is_record
+
+FILE = "votes.jsonl"
+TIE = "tie"
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One vote: `winner` is one of the two models, or TIE."""
+
+    prompt: str
+    models: tuple[str, str]
+    winner: str
+    time: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tally:
+    """The votes between two models, by name: `share` of the first's wins among votes that were no ties.
+
+    `low` and `high`: its 95 % interval (Wilson); None for all three without such votes.
+    """
+
+    models: tuple[str, str]
+    wins: tuple[int, int]
+    ties: int
+    share: float | None
+    low: float | None
+    high: float | None
+
+
+def add_vote(experiment: Experiment, prompt: str, models: tuple[str, str], winner: str) -> None:
+    """Append a vote.
+
+    Raises:
+        ExperimentError: if the experiment is read-only, or the winner is none of the models.
+    """
+    experiment.check_writable()
+    if winner not in (*models, TIE):
+        raise ExperimentError(f"{winner} is none of the models that were compared: {', '.join(models)}.")
+    line = json.dumps(asdict(Vote(prompt, models, winner, time.time())))
+    with (experiment.folder / FILE).open("a", encoding="utf-8") as file:
+        file.write(line + "\n")  # one write, so that the lines of two pages do not mix
+
+
+def votes(experiment: Experiment) -> list[Vote]:
+    """All readable votes, oldest first; a damaged line is left out."""
+    file = experiment.folder / FILE
+    if not file.is_file():
+        return []
+    found = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            data = json.loads(line)
+        except ValueError:
+            continue
+        if is_record(data, "vote"):
+            found.append(Vote(data["prompt"], tuple(data["models"]), data["winner"], data["time"]))
+    return found
+
+
+def tallies(cast: list[Vote]) -> list[Tally]:
+    """The votes of each pair of models, the pair with the most votes first."""
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for vote in cast:
+        first, second = sorted(vote.models)
+        pairs.setdefault((first, second), []).append(vote.winner)
+    return [_tally(pair, winners) for pair, winners in sorted(pairs.items(), key=lambda one: (-len(one[1]), one[0]))]
+
+
+def _tally(models: tuple[str, str], winners: list[str]) -> Tally:
+    from scipy.stats import binomtest  # a second to import
+
+    wins = winners.count(models[0]), winners.count(models[1])
+    decided = sum(wins)
+    if not decided:
+        return Tally(models, wins, winners.count(TIE), None, None, None)
+    interval = binomtest(wins[0], decided).proportion_ci(0.95, "wilson")
+    return Tally(models, wins, winners.count(TIE), wins[0] / decided, float(interval.low), float(interval.high))
