@@ -110,7 +110,7 @@ def page_seconds() -> dict[str, float]:
 
         def home() -> None:
             pages[0].goto(address)
-            pages[0].wait_for_selector("text=Where to start", timeout=60_000)
+            pages[0].wait_for_selector("text=See redundancy", timeout=60_000)
 
         asked = best(home)
         browser.close()

@@ -26,7 +26,9 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from swm.search.kept_answers import KeptAnswers, save_answers
 from swm.search.kept_path import save_path
+from swm.settings import SAMPLE_PROMPTS
 from tools.running import CHROMIUM_FLAGS, running_app
 
 MOVES = 60
@@ -65,7 +67,15 @@ def make_experiments(layers: int, count: int) -> dict[str, int]:
     path = threshold_path(layers, score, 0.5)
     for number in range(count):
         experiment = Experiment.create(f"bench-{number}", ExperimentSettings("some-model"), facts)
+    rng, words = (
+        random.Random(1),
+        ["the", "model", "of", "a", "plan", "writes", "some", "words", "after", "each", "prompt"],
+    )
+    plans = [(), *(step.plan.windows for step in path.intervals())]
+    path.perplexities = {windows: 10 * 1.05 ** len(windows) for windows in plans}
     save_path(experiment, path)
+    answers = {windows: [" ".join(rng.choices(words, k=24)) for _ in SAMPLE_PROMPTS] for windows in plans}
+    save_answers(experiment, KeptAnswers(path.rule, of=answers))
     return {
         "layers": layers,
         "experiments": count,
@@ -82,10 +92,10 @@ def measured(address: str, process: psutil.Process) -> dict[str, Any]:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(address)
-        page.wait_for_selector("text=Where to start")
+        page.wait_for_selector("text=See redundancy")
         start = time.perf_counter()
         page.goto(address)
-        page.wait_for_selector("text=Where to start")
+        page.wait_for_selector("text=See redundancy")
         first_page = time.perf_counter() - start
         page.goto(page_address)
         lags = drag(page)

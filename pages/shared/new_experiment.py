@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from pages.shared.frame import plain
 from swm.errors import SwmError, TextError
 from swm.jobs.child import call
 from swm.models.here import models_here
+from swm.models.known import BUNDLED
+from swm.plan import MergePlan, Window
 from swm.registry import TEXTS
+from swm.settings import PRESETS
 from swm.texts.documents import documents
+from swm.workspace.estimate import stage_needs
 from swm.workspace.experiments import list_experiments
 from swm.workspace.machine import free_memory_bytes
 from swm.workspace.units import gib
@@ -37,10 +42,13 @@ def model_choices() -> dict[str, str]:
 
 @st.cache_resource(ttl=120, max_entries=32, show_spinner=False)
 def _needs(model: str, dtype: str, tokens: int) -> Future[dict[str, Any]]:
-    """What `swm estimate` says of a model, computed in a child process."""
+    """What `swm estimate` says of a model, computed in a child process; of a bundled one, which is known, at once."""
     count = ["--count", "1", "--length-of-texts", str(tokens)]
     arguments = ["estimate", model, "--dtype", dtype, *count, "--untimed"]
     future: Future[dict[str, Any]] = Future()
+    if model in BUNDLED:
+        future.set_result(_bundled_needs(model, dtype, tokens))
+        return future
 
     def ask() -> None:
         try:
@@ -50,6 +58,15 @@ def _needs(model: str, dtype: str, tokens: int) -> Future[dict[str, Any]]:
 
     threading.Thread(target=ask, daemon=True).start()  # of a pool, the app would wait for the child when it ends
     return future
+
+
+def _bundled_needs(model: str, dtype: str, tokens: int) -> dict[str, Any]:
+    stored = "float32" if dtype == "auto" else dtype
+    facts = {**BUNDLED[model].facts, "dtype": stored}
+    facts["size_bytes"] = facts["parameters"] * (4 if stored == "float32" else 2)
+    plan = MergePlan(facts["layers"], (Window(0, facts["layers"] // 5),))
+    needs = stage_needs(facts, None, plan, PRESETS["quick"], 100, tokens)
+    return {"model": facts, "stages": [asdict(need) for need in needs]}
 
 
 def model_facts(model: str, dtype: str, tokens: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # tests/product/test_families.py runs each of these through the whole engine. Others are tried by structure.
 TESTED_FAMILIES = {
@@ -28,12 +30,13 @@ TESTED_FAMILIES = {
 
 @dataclass(frozen=True)
 class BundledModel:
-    """A model that ships as GGUF in a Python package."""
+    """A model that ships as GGUF in a Python package; `facts` are those of `config_facts`, without a dtype."""
 
     package: str
     file: str
     title: str
     licence: str
+    facts: Mapping[str, Any]
 
 
 BUNDLED = {
@@ -42,5 +45,12 @@ BUNDLED = {
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "SmolLM2-135M-Instruct, 30 layers, from 4-bit GGUF",
         "Apache-2.0",
+        {
+            "architecture": "LlamaForCausalLM",
+            "layers": 30,
+            "width": 576,
+            "parameters": 134_515_008,
+            "parameters_per_layer": 3_540_096,
+        },
     )
 }

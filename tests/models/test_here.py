@@ -7,6 +7,7 @@ from huggingface_hub import constants
 
 from swm.errors import ModelError
 from swm.models.here import models_here
+from swm.models.known import BUNDLED
 from swm.models.load import config_facts, load_model
 
 
@@ -66,5 +67,10 @@ def test_facts_of_a_hub_model_need_its_config_alone(cache, model_folder, monkeyp
 
 @pytest.mark.bundled
 def test_facts_of_a_gguf_file_convert_nothing(home):
-    assert config_facts("smollm2-135m")["layers"] == 30
+    assert not (home / "models").exists()
+    for dtype in ("auto", "bfloat16"):
+        facts = config_facts("smollm2-135m", dtype)
+        known = {**BUNDLED["smollm2-135m"].facts, "dtype": facts["dtype"], "size_bytes": facts["size_bytes"]}
+        assert facts == known
+        assert facts["size_bytes"] == facts["parameters"] * (2 if dtype == "bfloat16" else 4)
     assert not (home / "models").exists()

@@ -471,6 +471,37 @@ def test_a_bar_is_full_only_when_the_job_has_ended(study, no_demo):
     assert not opened("pages/preview.py").get("progress")
 
 
+@pytest.mark.parametrize(
+    ("page", "key", "value"),
+    [
+        ("preview", "rule", "fit"),
+        ("preview", "rule", "keep_last"),
+        ("preview", "preview_door", "target"),
+        ("redundancy", "redundancy_metric", "angular"),
+        ("redundancy", "redundancy_other", "the same with the first tokens"),
+        ("redundancy", "redundancy_run", "none"),
+        ("redundancy", "redundancy_contrast", "logarithmic"),
+        ("redundancy", "redundancy_part", "update"),
+        ("redundancy", "redundancy_text", "task:boolq"),
+        ("compare", "compare_score", "bits_per_byte"),
+        ("studies", "studies_kind", "texts"),
+        ("run", "run", "first"),
+    ],
+)
+def test_a_choice_comes_back_from_the_address_by_its_name(study, no_demo, page, key, value):
+    test = opened(f"pages/{page}.py", **{key: value})
+    assert test.session_state[key] == value
+    assert test.query_params[key] in (value, [value])
+    odd = opened(f"pages/{page}.py", **{key: "<b>no such choice</b>"})
+    assert odd.session_state[key] != "<b>no such choice</b>"
+
+
+def test_a_target_comes_back_from_the_address(study, no_demo):
+    asked = {"preview_door": "target", "target_kind": "speed", "target_method": "sleb"}
+    test = opened("pages/preview.py", **asked)
+    assert {key: test.session_state[key] for key in asked} == asked
+
+
 def test_how_thoroughly_becomes_numbers(no_demo):
     test = opened("pages/experiment.py")
     said = []

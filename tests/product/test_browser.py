@@ -433,6 +433,7 @@ def test_a_click_on_the_heat_map_selects_the_pair(shown, page):
     assert page.locator("text=rank").count() == 1
 
 
+@pytest.mark.long
 @pytest.mark.data
 def test_a_sweep_from_the_page(app, page, tokenizer, text_file, home, tmp_path, no_job_left):
     """Put together by clicks, run, and the file on disk is the one that was shown."""
