@@ -67,10 +67,8 @@ def make_experiments(layers: int, count: int) -> dict[str, int]:
     path = threshold_path(layers, score, 0.5)
     for number in range(count):
         experiment = Experiment.create(f"bench-{number}", ExperimentSettings("some-model"), facts)
-    rng, words = (
-        random.Random(1),
-        ["the", "model", "of", "a", "plan", "writes", "some", "words", "after", "each", "prompt"],
-    )
+    rng = random.Random(1)
+    words = ["the", "model", "of", "a", "plan", "writes", "some", "words", "after", "each", "prompt"]
     plans = [(), *(step.plan.windows for step in path.intervals())]
     path.perplexities = {windows: 10 * 1.05 ** len(windows) for windows in plans}
     save_path(experiment, path)
