@@ -70,6 +70,17 @@ def how_much() -> tuple[int, int, int]:
     return count, length, seed
 
 
+refused = ""
+if making := st.session_state.pop("experiment_new", None):
+    # Before anything that redraws itself: that would cut off the change of page.
+    try:
+        with st.spinner("Reading model and text. The first time, this can take half a minute."):
+            create(*making)
+    except SwmError as error:
+        refused = str(error)
+    else:
+        go_to("pages/redundancy.py", making[0])
+
 MORE = "More text gives more stable similarities, and a longer search."
 if demo_experiment():
     st.info(
@@ -111,14 +122,18 @@ else:
         with left:
             model_facts(model or "", dtype, count * length)
         ready = bool(name and model)
-        submitted = st.button("Create and measure", type="primary", disabled=not ready, key="experiment_create")
         arguments = ["create", name or "NAME", "--model", model or "MODEL", "--texts", texts]
         arguments += ["--count", str(count), "--length", str(length), "--seed", str(seed), "--dtype", dtype]
         arguments += ["--measure"]
-        if submitted:
-            with shown_errors(), st.spinner("Reading model and text. The first time, this can take half a minute."):
-                create(name, arguments)
-            go_to("pages/redundancy.py", name)
+        st.button(
+            "Create and measure",
+            type="primary",
+            disabled=not ready,
+            key="experiment_create",
+            on_click=lambda: st.session_state.update(experiment_new=(name, arguments)),
+        )
+        if refused:
+            st.error(plain(refused), icon=":material/error:")
         command_line(*arguments)
 
 if current:

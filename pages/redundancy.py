@@ -1,6 +1,7 @@
 """Redundancy page: how similar the layers are."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -47,12 +48,12 @@ def measure_arguments(experiment: Experiment, measure: Measure) -> list[str]:
     return [*arguments, "--texts", measure.texts] if measure.texts else arguments
 
 
-def measure_button(experiment: Experiment, measure: Measure, key: str) -> None:
+def measure_button(experiment: Experiment, measure: Measure, key: str, was_active: bool) -> None:
     """The button that measures a map; in its place, what runs already."""
-    arguments = measure_arguments(experiment, measure)
-    if not experiment.state().active:
-        start_button("Measure", experiment, "measure", arguments, key)
-    job_panel(experiment, version=lambda: experiment.changed(f"similarity/{measure.name}.json"))
+    if not was_active:
+        start_button("Measure", experiment, "measure", measure_arguments(experiment, measure), key)
+    changed = partial(experiment.changed, f"similarity/{measure.name}.json")
+    job_panel(experiment, version=changed, was_active=was_active)
 
 
 def show_maps(first: dict[str, Any], second: dict[str, Any], name: str, contrast: str, titles: tuple[str, str]) -> None:
@@ -113,11 +114,12 @@ text = controls[3].selectbox(
 with shown_errors():
     measure = Measure(metric, part, skip_tokens=skip, texts="" if text == OWN else text)
     arguments = measure_arguments(experiment, measure)
+    was_active = experiment.state().active  # before the map is read: the job could end in between
     data = experiment.similarity(measure.name)
     if data is None:
-        if not experiment.state().active:
+        if not was_active:
             st.info("This has not been measured yet. It takes about three forward passes over the text.")
-        measure_button(experiment, measure, "redundancy_measure")
+        measure_button(experiment, measure, "redundancy_measure", was_active)
         command_line(*arguments)
         st.stop()
     matrix = data["matrix"]
@@ -174,7 +176,7 @@ name = METRICS[metric].title
 st.markdown(f"**{band_sentence(matrix, name)}**")
 if other == WHOLE and second is None:
     st.info("The map of all tokens has not been measured yet.")
-    measure_button(experiment, whole, "redundancy_whole")
+    measure_button(experiment, whole, "redundancy_whole", was_active)
 if second:
     show_maps(data, second, name, contrast, (f"without the first {skip} tokens" if other == WHOLE else "this", other))
 if second and other == WHOLE:

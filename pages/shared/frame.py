@@ -165,7 +165,10 @@ def next_step(page: str, label: str, **query: str) -> None:
 
 
 def job_panel(
-    target: Target, draw: Callable[[State], None] | None = None, version: Callable[[], int] | None = None
+    target: Target,
+    draw: Callable[[State], None] | None = None,
+    version: Callable[[], int] | None = None,
+    was_active: bool = False,
 ) -> None:
     """A job's progress or outcome, with a button to cancel it; updates itself while the job runs.
 
@@ -175,8 +178,9 @@ def job_panel(
     Args:
         draw: draws what else changes while the job runs, below the progress.
         version: a number that changes with the files that the rest of the page shows.
+        was_active: whether the job ran before the page read its files: if it has ended since, they are read again.
     """
-    active, drawn = target.state().active, version() if version else 0
+    active, drawn = was_active or target.state().active, version() if version else 0
 
     @st.fragment(run_every=1.0 if active else None)
     def panel() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +40,18 @@ def model_choices() -> dict[str, str]:
 
 
 @st.cache_resource(ttl=120, max_entries=32, show_spinner=False)
-def _needs(model: str, dtype: str, tokens: int) -> Future[dict[str, Any]]:
-    """What `swm estimate` says of a model, computed in a child process; of a bundled one, which is known, at once."""
-    count = ["--count", "1", "--length-of-texts", str(tokens)]
-    arguments = ["estimate", model, "--dtype", dtype, *count, "--untimed"]
+def _facts(model: str, dtype: str) -> Future[dict[str, Any]]:
+    """What `swm estimate` says of a model, read in a child process; of a bundled one, which is known, at once."""
     future: Future[dict[str, Any]] = Future()
     if model in BUNDLED:
-        future.set_result(_bundled_needs(model, dtype, tokens))
+        stored = "float32" if dtype == "auto" else dtype
+        known = {**BUNDLED[model].facts, "dtype": stored}
+        future.set_result({**known, "size_bytes": known["parameters"] * (4 if stored == "float32" else 2)})
         return future
 
     def ask() -> None:
         try:
-            future.set_result(call(arguments, 120))
+            future.set_result(call(["estimate", model, "--dtype", dtype, "--untimed"], 120)["model"])
         except SwmError as error:
             future.set_exception(error)
 
@@ -60,21 +59,12 @@ def _needs(model: str, dtype: str, tokens: int) -> Future[dict[str, Any]]:
     return future
 
 
-def _bundled_needs(model: str, dtype: str, tokens: int) -> dict[str, Any]:
-    stored = "float32" if dtype == "auto" else dtype
-    facts = {**BUNDLED[model].facts, "dtype": stored}
-    facts["size_bytes"] = facts["parameters"] * (4 if stored == "float32" else 2)
-    plan = MergePlan(facts["layers"], (Window(0, facts["layers"] // 5),))
-    needs = stage_needs(facts, None, plan, PRESETS["quick"], 100, tokens)
-    return {"model": facts, "stages": [asdict(need) for need in needs]}
-
-
 def model_facts(model: str, dtype: str, tokens: int) -> None:
     """Layers, size and whether the model fits this machine; fills in once the config is read."""
     if not model.strip():
         st.error("Choose a model, or type a folder, a .gguf file or a hub id.")
         return
-    future = _needs(model, dtype, tokens)
+    future = _facts(model, dtype)
 
     @st.fragment(run_every=None if future.done() else 0.5)
     def facts() -> None:
@@ -86,7 +76,7 @@ def model_facts(model: str, dtype: str, tokens: int) -> None:
         except SwmError as error:
             st.error(plain(str(error)), icon=":material/error:")
             return
-        _show_facts(found)
+        _show_facts(found, tokens)
         if drawn_early:
             st.rerun()
 
@@ -94,13 +84,15 @@ def model_facts(model: str, dtype: str, tokens: int) -> None:
     facts()
 
 
-def _show_facts(found: dict[str, Any]) -> None:
-    model, free = found["model"], free_memory_bytes()
+def _show_facts(model: dict[str, Any], tokens: int) -> None:
+    plan = MergePlan(model["layers"], (Window(0, model["layers"] // 5),) if model["layers"] > 4 else ())
+    needs = stage_needs(model, None, plan, PRESETS["quick"], 100, tokens)
+    free = free_memory_bytes()
     st.markdown(
         f"**{model['layers']} layers** · {model['parameters'] / 1e6:,.1f} M parameters · "
         f"{gib(model['size_bytes'])} in {model['dtype']} · {plain(model['architecture'])}"
     )
-    needed = max(stage["memory_bytes"] for stage in found["stages"] if stage["stage"] != "merge --stream")
+    needed = max(need.memory_bytes for need in needs)
     if needed < free:
         st.markdown(f":green[:material/check_circle:] Fits: needs up to {gib(needed)}, {gib(free)} are free.")
     else:

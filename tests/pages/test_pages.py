@@ -409,6 +409,17 @@ def facts_of(model, until):
     return texts(test)
 
 
+def test_what_cannot_be_created_is_told_and_nothing_typed_is_lost(no_demo, home):
+    """A name that is free when it is typed, and taken when it is created."""
+    test = opened("pages/experiment.py")
+    test.text_input(key="experiment_name").set_value("taken").run()
+    Experiment.create("taken", ExperimentSettings("m"), {**FACTS, "dtype": "float32", "width": 8})
+    test.button(key="experiment_create").click().run(timeout=60)
+    assert "already exists" in texts(test)
+    assert test.text_input(key="experiment_name").value == "taken"
+    assert test.button(key="experiment_create")
+
+
 def test_what_is_known_of_a_model_is_there_before_it_is_created(model_folder):
     assert "Fits: needs up to" in facts_of(model_folder, "**4 layers**")
     assert facts_of(" ", "Choose a model")
