@@ -496,7 +496,6 @@ def test_a_bar_is_full_only_when_the_job_has_ended(study, no_demo):
         ("redundancy", "redundancy_text", "task:boolq"),
         ("compare", "compare_score", "bits_per_byte"),
         ("studies", "studies_kind", "texts"),
-        ("run", "run", "first"),
     ],
 )
 def test_a_choice_comes_back_from_the_address_by_its_name(study, no_demo, page, key, value):
