@@ -1,5 +1,6 @@
 """Preview page: choose layers by a threshold or for a target, and see what the smaller model would be."""
 
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -24,7 +25,7 @@ from swm.registry import MERGE_RULES
 from swm.reporting.arguments import windows_arguments
 from swm.reporting.charts import trace_chart
 from swm.reporting.heatmaps import similarity_heatmap
-from swm.reporting.known_plans import BY_MEMORY, BY_SPEED, known_plans, plans_chart, with_front
+from swm.reporting.known_plans import BY_MEMORY, BY_SPEED, KnownPlan, known_plans, plans_chart, with_front
 from swm.reporting.preview import WITHIN, plan_view
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import outdated_path
@@ -149,9 +150,17 @@ def take_point() -> None:
         st.session_state[hand_key(experiment)] = windows
 
 
+@st.cache_data(max_entries=8, show_spinner=False)
+def cached_plans(folder: str, changed: list[tuple[str, int]]) -> list[KnownPlan]:
+    """The known plans of an experiment, cached until one of their files changes."""
+    return known_plans(Experiment(Path(folder)))
+
+
 def show_known_plans(experiment: Experiment) -> None:
     """Perplexity against size or speed of every plan known; a click on one shows it above."""
-    plans = known_plans(experiment)
+    files = [file for name in ("path", "plans") for file in (experiment.folder / name).glob("*.json")]
+    changed = sorted((str(file), file.stat().st_mtime_ns) for file in files)
+    plans = cached_plans(str(experiment.folder), [*changed, ("cost", experiment.changed("cost.json"))])
     if len(plans) < 3:
         return
     st.subheader("All plans known so far", anchor=False)

@@ -40,7 +40,8 @@ def parts_influence(model: PreTrainedModel, tokens: Tensor, skip_tokens: int = 0
         zeros = {name: torch.zeros_like(weights[name]) for name in names[index]}
         for part in rows:
             entry = replay.input_of(index, part)
-            states = [entry, replay.run(entry, index, zeros), replay.run(entry, index)]
+            output = replay.input_of(index + 1, part) if index + 1 < len(names) else replay.run(entry, index)
+            states = [entry, replay.run(entry, index, zeros), output]
             unit = [F.normalize(state[:, skip_tokens:].float(), dim=-1) for state in states]
             for step in range(2):
                 sums[step, index] += (1 - (unit[step] * unit[step + 1]).sum(-1).double()).sum().cpu()
