@@ -25,6 +25,9 @@ from swm.workspace.names import EXAMPLE, check_new
 current = start_page("Experiment", "Choose a model and the calibration text to measure its redundancy with.")
 
 
+MORE = "More text gives more stable similarities, and a longer search."
+
+
 def manage(experiment: Experiment) -> None:
     """Copy the experiment or, if it is not a shipped one, delete it."""
     with st.container(horizontal=True), shown_errors():
@@ -81,7 +84,6 @@ if making := st.session_state.pop("experiment_new", None):
     else:
         go_to("pages/redundancy.py", making[0])
 
-MORE = "More text gives more stable similarities, and a longer search."
 if demo_experiment():
     st.info(
         "This demo is read-only: you can look at everything, but not start or change anything.",

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -26,7 +26,7 @@ from swm.workspace.files import (
     child_environment,
     demo_experiment,
 )
-from swm.workspace.names import experiments_folder, read_only_message
+from swm.workspace.names import check_new, experiments_folder, read_only_message
 from swm.workspace.state import State, this_process
 from swm.workspace.tracked import job_lock
 
@@ -43,15 +43,7 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
         if target.state().active:
             raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.")
         with (target.folder / "job.log").open("wb") as output:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "swm", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd=APP_FOLDER,
-                env=child_environment(PYTHONUNBUFFERED="1"),
-            )
+            child = _detached(arguments, output)
         now = time.time()
         identity = this_process(psutil.Process(child.pid))
         command = tuple(arguments)
@@ -61,22 +53,28 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
     return child.pid
 
 
+def _detached(arguments: Sequence[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """A new process that runs `python -m swm ARGUMENTS`, outlives this one and writes all it says to `output`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "swm", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd=APP_FOLDER,
+        env=child_environment(PYTHONUNBUFFERED="1"),
+    )
+
+
 def create(name: str, arguments: Sequence[str]) -> None:
     """Run a `create` that goes on to measure; returns once the experiment is there and its measuring has begun.
 
     Raises:
-        JobError: with the command's own message if it fails before that.
+        JobError: with the command's own message if it fails before that. ExperimentError: if the name is taken.
     """
+    check_new(name)  # the state of an experiment that is there already would be taken for the new one's
     with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "swm", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=APP_FOLDER,
-            env=child_environment(),
-        )
+        child = _detached(arguments, output)
         threading.Thread(target=child.wait, daemon=True).start()
         experiment = experiments_folder() / name
         while child.poll() is None and not (experiment / "state.json").is_file():

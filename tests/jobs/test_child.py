@@ -31,6 +31,8 @@ def test_a_new_experiment_is_there_once_its_measuring_has_begun(model_folder, te
     assert experiment.state().stage == "measure"
     assert wait_for(lambda: not experiment.state().active)
     assert experiment.metrics_measured() == ["cka_skip4", "cka"]
+    with pytest.raises(ExperimentError, match="already exists"):
+        create("new", ["create", "new", "--model", str(model_folder), *made])
     with pytest.raises(JobError, match="no-such-folder"):
         create("other", ["create", "other", "--model", "/no-such-folder", *made])
     assert not (experiment.folder.parent / "other").exists()

@@ -57,7 +57,7 @@ def test_a_cache_that_is_not_there_or_broken_has_no_models(tmp_path, monkeypatch
 
 
 def test_facts_of_a_hub_model_need_its_config_alone(cache, model_folder, monkeypatch):
-    """Offline, so that whatever is not in the cache cannot be had."""
+    """Tests run offline, so files that are not in the cache are missing."""
     config = json.loads((model_folder / "config.json").read_text())
     cached(cache, "org/config-only", {"config.json": json.dumps({**config, "num_hidden_layers": 7}).encode()})
     assert config_facts("org/config-only")["layers"] == 7
