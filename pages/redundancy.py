@@ -24,7 +24,7 @@ from swm.plan import Window
 from swm.registry import METRICS
 from swm.reporting.charts import influence_lines, neighbour_line, norm_line
 from swm.reporting.glossary import TERMS, TITLES
-from swm.reporting.heatmaps import CONTRASTS, FULL, difference_heatmap, similarity_heatmap
+from swm.reporting.heatmaps import CONTRASTS, difference_heatmap, similarity_heatmap
 from swm.settings import SKIPPED_TOKENS
 from swm.similarity.blocks import band_sentence, first_tokens_sentence, pair_sentence, similar_patches
 from swm.similarity.measure import PARTS, Measure
@@ -125,7 +125,7 @@ with shown_errors():
     matrix = data["matrix"]
     runs = [run for run in experiment.runs() if not run.is_baseline]
     maps = similarity_maps(list_experiments()[0], len(matrix))
-    marks = st.columns([1.9, 1.5, 2.0, 3.0], gap="medium", vertical_alignment="bottom")
+    marks = st.columns([2.2, 2.0, 2.4, 2.0], gap="medium", vertical_alignment="bottom")
     outlines = [CURRENT, *(run.name for run in runs), NONE]
     shown = named_choice(
         marks[0].selectbox,
@@ -152,14 +152,11 @@ with shown_errors():
         "redundancy_other",
         help="Shows a second map, of any experiment with the same number of layers, and the difference.",
     )
-    contrast = marks[3].segmented_control(
+    contrast = named_choice(
+        marks[3].selectbox,
         "Colours",
-        CONTRASTS,
-        default=FULL,
-        required=True,
-        key="redundancy_contrast",
-        bind="query-params",
-        persist_state="session",
+        {name: name for name in CONTRASTS},
+        "redundancy_contrast",
         help="From 0 to 1; stretched from the lowest to the highest similarity of two layers; or logarithmic in the "
         "difference from 1, which tells 0.9, 0.99 and 0.999 apart.",
     )

@@ -17,8 +17,6 @@ from swm.reporting.table import points
 from swm.reporting.verdict import reference_of
 from swm.workspace.experiments import Experiment
 
-WIDTHS = (2, 2, 3, 4, 3)  # of the numbers' columns, the longest label widest
-
 
 def judged_rows(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of an experiment as from `judged`, cached until one of its files changes; other rows are not computed."""
@@ -38,10 +36,11 @@ def show_verdict(row: dict[str, Any]) -> None:
     """The verdict on a row of `judged` as a sentence, then its main numbers with the differences behind it."""
     st.markdown(f"##### {plain(row['verdict'])}")
     against = reference_of(row)
-    for column, shown in zip(st.columns(WIDTHS), key_figures(row).values(), strict=True):
-        column.metric(
-            shown.label, shown.value, shown.change, "off", help=shown.help, delta_arrow="off", width="stretch"
-        )
+    with st.container(horizontal=True, gap="medium"):  # wraps where the page is narrow
+        for shown in key_figures(row).values():
+            st.metric(
+                shown.label, shown.value, shown.change, "off", help=shown.help, delta_arrow="off", width="content"
+            )
     if against:
         st.caption(
             f"Differences from {plain(against['from'])}, with 95 % intervals over the same documents or "
