@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.shared.choices import named_choice
+from pages.shared.filters import GROUPS, OWN, filtered, group_of
 from pages.shared.frame import (
     caption,
     command_line,
@@ -18,12 +19,19 @@ from pages.shared.frame import (
 from pages.shared.tables import comparison_table, paired_table, runs_figures
 from pages.shared.verdict import judged_rows, show_verdict
 from swm.evaluation.paired import SCORES, flipped, paired
-from swm.reporting.charts import differences_chart, score_against_speed, scores_chart
 from swm.reporting.compare import comparable, compare, documents_of, flat_rows, row_name
+from swm.reporting.compare_charts import (
+    MOST_BARS,
+    differences_chart,
+    parallel_chart,
+    score_against_speed,
+    scores_chart,
+    scores_grid,
+)
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS, TITLES, help_for
 from swm.reporting.headline import headline
-from swm.reporting.judged import judged
+from swm.reporting.judged import judged, pin
 from swm.reporting.table import cost_lines
 from swm.workspace.experiments import list_experiments
 
@@ -32,7 +40,9 @@ TESTS = {
     "choice_logprob": "t test",
     "bits_per_byte": "t test",
 }
-RUNS_SHOWN = 12  # until the user selects others
+MOST_COLUMNS = 8  # more models than this are the lines of a table, not its columns
+MANY = 12  # from this many models on, filters are offered
+AUTOMATIC = "Control and original of each run"
 
 
 def selection(name: str, options: list[str], default: list[str]) -> list[str]:
@@ -73,13 +83,15 @@ labels = {f"{row['experiment']}: {row_name(row)}" if several else row_name(row):
 shown = chosen[1].multiselect(
     "Runs",
     list(labels),
-    default=selection("runs", list(labels), list(labels)[:RUNS_SHOWN]),
+    default=selection("runs", list(labels), list(labels)),
     key=f"compare_runs_{'_'.join(experiments)}",
     help="The runs to show on this page.",
 )
 st.query_params["experiments"], st.query_params["runs"] = experiments, shown  # so that the address can be shared
 st.session_state["compare_opened"] = True
-labels = {label: row for label, row in labels.items() if label in shown}
+everything, labels = labels, {label: row for label, row in labels.items() if label in shown}
+if len(everything) > MANY:
+    labels = filtered(labels, f"compare_filter_{'_'.join(experiments)}")
 with shown_errors():
     judged_shown = [row for name in experiments for row in judged_rows(by_name[name], list(labels.values()))]
 labels = dict(zip(labels, judged_shown, strict=True))
@@ -90,36 +102,70 @@ if not any(row["scores"] for row in flat):
     next_step("pages/run.py", "Evaluate a run")
     st.stop()
 
-judged_label = st.selectbox(
+ends = st.columns(2, gap="large")
+judged_label = ends[0].selectbox(
     "Verdict on",
     list(labels),
     index=headline(flat),
     key=f"compare_verdict_{'_'.join(experiments)}",
     help="The run that the sentence and the numbers below it describe.",
 )
+pinned = ends[1].selectbox(
+    "Compare all with",
+    [AUTOMATIC, *everything],
+    key=f"compare_pinned_{'_'.join(experiments)}",
+    help="What the differences on this page are from. The verdict always compares with the run's control, or with the "
+    "original if it has none.",
+)
+if pinned != AUTOMATIC:
+    with shown_errors():
+        pin(flat, everything[pinned])
 with st.container(key="verdict"):
     show_verdict(labels[judged_label])
 
 if costs := cost_lines(flat):
     st.subheader("What merging cost", anchor=False, help=TERMS["control"])
-    st.table(pd.DataFrame(costs).set_index("run"))
-    st.caption(
+    cost_table = pd.DataFrame(costs).set_index("run")
+    if len(costs) > MANY:
+        st.dataframe(cost_table, column_config={"run": st.column_config.Column(pinned=True)})
+    else:
+        st.table(cost_table)
+    against = (
         "Each run against its control, if it was healed and has one, and against the original, where LoRA's own effect "
-        "counts as well. Brackets are 95 % intervals over the same documents or segments of text; those that contain 0 "
+        "counts as well."
+        if pinned == AUTOMATIC
+        else f"Each model against {plain(pinned)}."
+    )
+    st.caption(
+        f"{against} Brackets are 95 % intervals over the same documents or segments of text; those that contain 0 "
         "(for perplexity 1) show no difference."
     )
 
 st.subheader("All measurements", anchor=False)
-st.table(comparison_table(list(labels), flat))
+differing = st.toggle("Differences only", key="compare_differing", help="Hides what is equal for all models shown.")
+measurements = comparison_table(list(labels), flat, differing)
+if len(flat) > MOST_COLUMNS:
+    st.dataframe(measurements.T, column_config={"_index": st.column_config.Column("model", pinned=True, width=190)})
+else:
+    st.table(measurements)
 st.caption(
     "± is one standard error over documents. Brackets are 95 % intervals, over documents for scores and over segments "
     "of text for perplexity, and the range over repetitions for speed."
 )
 scored = {label: row for label, row in labels.items() if row["scores"]}
-left, right = st.columns(2, gap="large")
+many = len(scored) > MOST_BARS
+left, right = (st.container(), st.container()) if many else st.columns(2, gap="large")
 with left:
     st.subheader("Accuracy by task", anchor=False)
-    st.plotly_chart(scores_chart(list(scored.values()), list(scored)), key="compare_scores")
+    if many:
+        base = pinned if pinned != AUTOMATIC and everything[pinned]["scores"] else next(iter(scored))
+        st.plotly_chart(scores_grid(list(scored.values()), list(scored), everything[base]), key="compare_grid")
+        st.caption(
+            f"Accuracy in percent. Colour: difference from {plain(base)}, blue higher, orange lower. Differences of a "
+            "few points are often within noise; the tables have the intervals."
+        )
+    else:
+        st.plotly_chart(scores_chart(list(scored.values()), list(scored)), key="compare_scores")
 with right:
     st.subheader("Score against speed", anchor=False)
     charted, excluded = comparable(scored)
@@ -129,6 +175,18 @@ with right:
         st.caption("No speed has been measured yet. Click “Measure speed” on the Run page.")
     if excluded:
         st.caption(f"Not in the chart, because scored on other tasks or documents: {plain(', '.join(excluded))}.")
+
+if len(scored) > 2:
+    st.subheader("Trade-offs of all models", anchor=False)
+    by = named_choice(st.segmented_control, "Colours", GROUPS, "compare_colours", required=True)
+    groups = [label if by == OWN else group_of(row, by) for label, row in scored.items()]
+    lines, without = parallel_chart(list(scored.values()), list(scored), groups)
+    st.plotly_chart(lines, key="compare_parallel")
+    st.caption(
+        "Each line is a model; up is better on every axis. Drag along an axis to keep the models that cross that part, "
+        "click it to keep all again; drag an axis title to move the axis."
+        + (f" Not drawn, because a number is missing: {plain(', '.join(without))}." if without else "")
+    )
 
 if len(scored) > 1:
     st.subheader("Is the difference significant?", anchor=False)
@@ -161,7 +219,7 @@ if len(scored) > 1:
         before, after = documents_of(scored[first]), documents_of(scored[second])
     compared = paired(before, after, score, above if only_above and above else None)
     if compared:
-        left, right = st.columns([2, 3], gap="large", vertical_alignment="center")
+        left, right = st.columns([2, 5], gap="large", vertical_alignment="center")
         left.plotly_chart(differences_chart(compared), key="compare_differences")
         right.dataframe(paired_table(compared), hide_index=True)
         st.caption(

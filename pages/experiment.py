@@ -19,7 +19,7 @@ from swm.jobs.child import create
 from swm.registry import TEXTS
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import demo_experiment
-from swm.workspace.housekeeping import copy_experiment, delete
+from swm.workspace.housekeeping import copy_experiment, delete, rename
 from swm.workspace.names import EXAMPLE, check_new
 
 current = start_page("Experiment", "Choose a model and the calibration text to measure its redundancy with.")
@@ -29,7 +29,7 @@ MORE = "More text gives more stable similarities, and a longer search."
 
 
 def manage(experiment: Experiment) -> None:
-    """Copy the experiment or, if it is not a shipped one, delete it."""
+    """Copy the experiment; if it is not a shipped one, also rename or delete it."""
     with st.container(horizontal=True), shown_errors():
         with st.popover("Copy", icon=":material/content_copy:"):
             suggested = f"my-{experiment.name.removeprefix(EXAMPLE)}"[:64]
@@ -39,6 +39,11 @@ def manage(experiment: Experiment) -> None:
                 copy_experiment(experiment, name)
                 go_to("pages/experiment.py", name)
         if not experiment.read_only:
+            with st.popover("Rename", icon=":material/edit:"):
+                name = st.text_input("New name", experiment.name, max_chars=64, key=f"new_name_{experiment.name}")
+                st.caption("A sweep finds its experiments by name, and would create a renamed one again.")
+                if st.button("Rename", type="primary", key="experiment_rename"):
+                    go_to("pages/experiment.py", rename(experiment, name).name)
             with st.popover("Delete", icon=":material/delete:"):
                 st.markdown(f"Deletes **{experiment.name}** with all its runs and models. This cannot be undone.")
                 if st.button("Delete for good", type="primary", key="experiment_delete"):

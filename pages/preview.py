@@ -31,8 +31,8 @@ from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import outdated_path
 from swm.search.threshold_path import PlanAt, ThresholdPath, known_similarity
 from swm.settings import SAMPLE_PROMPTS, SAMPLE_TOKENS
+from swm.workspace.estimate import about
 from swm.workspace.experiments import Experiment
-from swm.workspace.units import duration
 
 ANY = "any"
 DOORS = {"threshold": "by a similarity threshold", "target": "for a target"}
@@ -57,7 +57,7 @@ def answers_controls(experiment: Experiment) -> list[str]:
     """Whether a search also asks each plan, and what that costs; gives the search's arguments for it."""
     cost = experiment.cost()
     seconds = cost and len(SAMPLE_PROMPTS) * SAMPLE_TOKENS * (cost["layers_ms"] + cost["rest_ms"]) / 1000
-    time = f", about {duration(max(1, seconds))} for each plan" if seconds else ""
+    time = f", {about(seconds)} for each plan" if seconds else ""
     asked = st.checkbox(
         f"Let every plan continue {len(SAMPLE_PROMPTS)} prompts{time}",
         True,

@@ -10,7 +10,6 @@ from pages.shared.frame import (
     READ_ONLY,
     caption,
     command_line,
-    duration,
     job_panel,
     next_step,
     number_from_address,
@@ -20,6 +19,7 @@ from pages.shared.frame import (
 )
 from pages.shared.healing import healing_settings
 from pages.shared.live import layers_picture
+from pages.shared.manage_run import manage
 from pages.shared.run_progress import follow, partial_checkpoint, show_stages
 from swm.jobs.child import start
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
@@ -28,9 +28,8 @@ from swm.reporting.arguments import plan_arguments, recovery_arguments, width_ar
 from swm.reporting.commands import run_commands
 from swm.search.kept_path import kept_path
 from swm.settings import RecoverySettings
-from swm.workspace.estimate import estimate_run
+from swm.workspace.estimate import about, estimate_run
 from swm.workspace.experiments import Experiment
-from swm.workspace.housekeeping import delete
 from swm.workspace.names import check_name
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.units import gib
@@ -143,9 +142,9 @@ def show_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettin
     needs = estimate_run(facts, cost, plan, recovery, limit, experiment.folder, evaluations=evaluations)
     for problem in needs.problems():
         st.error(problem, icon=":material/memory:")
-    times = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in needs.seconds.items())
+    times = " · ".join(f"{stage} {about(seconds)}" for stage, seconds in needs.seconds.items())
     st.caption(
-        (f"Takes about {duration(needs.total_seconds)} ({times}). " if times else "")
+        (f"Takes {needs.time} ({times}). " if times else "")
         + f"Needs {gib(needs.memory_bytes)} of memory ({gib(needs.free_memory_bytes)} free) and "
         f"{gib(needs.disk_bytes)} of disk space ({gib(needs.free_disk_bytes)} free)."
     )
@@ -187,12 +186,9 @@ def controls(run: Run) -> None:
             st.rerun()
     if buttons.button("Duplicate and edit", key="run_duplicate"):
         duplicate(run, windows)
-    with buttons.popover("Delete", icon=":material/delete:"):
-        st.markdown(f"Deletes run **{run.name}** with its model and results. This cannot be undone.")
-        if st.button("Delete for good", type="primary", key="run_delete"):
-            delete(run)
-            st.session_state["run_next"] = NEW
-            st.rerun()
+    if (chosen := manage(run, buttons)) is not None:
+        st.session_state["run_next"] = chosen or NEW
+        st.rerun()
     offer_control(run, usual_limit(run))
 
 

@@ -9,7 +9,6 @@ from pages.shared.choices import named_choice
 from pages.shared.frame import (
     caption,
     command_line,
-    duration,
     job_panel,
     next_step,
     plain,
@@ -23,7 +22,7 @@ from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.registry import METRICS
 from swm.reporting.compare import row_name
 from swm.reporting.csv_table import csv_text
-from swm.reporting.glossary import TERMS, TITLES, help_for
+from swm.reporting.glossary import TERMS, TITLES, help_for, method_name
 from swm.reporting.heatmaps import similarity_heatmap
 from swm.reporting.study_charts import depths_chart, ranks_chart, staircase_chart, threshold_scores_chart
 from swm.reporting.table import conditions_of
@@ -34,6 +33,7 @@ from swm.studies.findings import pairs_decided
 from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, grid_of, grid_text, grid_yaml
 from swm.studies.rows import study_rows
 from swm.studies.times import study_seconds
+from swm.workspace.estimate import about
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE
 
@@ -44,7 +44,12 @@ NAMES = {
     "thresholds": "Thresholds",
     "texts": "Task prompts",
 }
-SHIPPED_STUDY = "study"
+EXAMPLES = {
+    "methods": "example-study",
+    "healing": "example-healing",
+    "thresholds": "example-study",
+    "texts": "example-study",
+}
 FIGURES = {
     "lambada": "Perplexity, LAMBADA (novels)",
     "squad": "Perplexity, SQuAD (Wikipedia)",
@@ -72,20 +77,14 @@ def rows_of(experiment: Experiment, runs: set[str], against: str | None = None) 
     return [row for row in rows if runs & {*row["runs"]}]
 
 
-def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
-    """A chart of every method against depth, and the same numbers as a table."""
+def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
+    """A chart of every method against depth, and the same numbers as a table; False if nothing was measured yet."""
     names = {BASELINE, *(cell.run for cell in grid.cells(experiment.layer_count))}
     rows = rows_of(experiment, names)
     measured = [name for name in FIGURES if any(_has(row, name) for row in rows)]
-    if len(rows) < 2 or not any(row["perplexities"] for row in rows):
-        st.info("This study has no results yet.", icon=":material/science:")
-        if experiment.name != SHIPPED_STUDY:
-            st.page_link(
-                "pages/studies.py",
-                label="See the example results on SmolLM2-135M",
-                query_params={"experiment": SHIPPED_STUDY},
-            )
-        return
+    healed = any(row["stage"] == "recovered" for row in rows)
+    if len(rows) < 2 or not any(row["perplexities"] for row in rows) or (grid.heal and not healed):
+        return False
     figure_of = st.segmented_control(
         "Show",
         measured,
@@ -98,10 +97,10 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
     st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")
     speed = " Speed is measured once for each combination of layer and parameter count, in turn with the original."
     st.caption(
-        "Error bars: 95 % intervals over texts or documents; for accuracy, one standard error. Dotted lines: after "
-        "LoRA. The five best methods by mean rank are in colour. A method that finds no plan of some depth has no "
-        "point there. Perplexities above 20 times the "
-        "original's are only in the table."
+        "Error bars: 95 % intervals over texts or documents; for accuracy, one standard error."
+        f"{' Dotted lines: after LoRA.' if healed else ''} The five best methods by mean rank are in colour. A method "
+        "that finds no plan of some depth has no point there. Perplexities above 20 times the original's are only in "
+        "the table."
         f"{speed if any(row['latency_ms'] for row in rows) else ''}{seeds_note(rows)}"
     )
     scored = list(dict.fromkeys(row["method"] for row in rows if row["scores"] and not row["control"]))
@@ -110,6 +109,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
         against = st.selectbox(
             "Compare averages with",
             sorted(scored, key=lambda method: method != "best"),
+            format_func=method_name,
             key=f"studies_against_{experiment.name}_{kind}",
             width=240,
             help="The table shows how far each average is from this method's at the same size and stage: the mean "
@@ -118,7 +118,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
         )
         rows = rows_of(experiment, names, against)
     show_findings(experiment, rows, names)
-    st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=115)})
+    st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=215)})
     with st.expander("In words"):
         for row in rows:
             st.markdown(f"**{plain(row_name(row))}** · {plain(row['verdict'])}")
@@ -127,6 +127,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> None:
     st.download_button(
         "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
     )
+    return True
 
 
 def _has(row: dict[str, Any], figure_of: str) -> bool:
@@ -167,7 +168,7 @@ def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set
 
 def rows_method(rows: list[dict[str, Any]]) -> str:
     """The method that the rows are compared with."""
-    return next((row["against"]["method"] for row in rows if row["against"]), "")
+    return method_name(next((row["against"]["method"] for row in rows if row["against"]), ""))
 
 
 def seeds_note(rows: list[dict[str, Any]]) -> str:
@@ -183,19 +184,20 @@ def seeds_note(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[dict[str, Any]]) -> None:
-    """Charts of layers, perplexity and score against threshold, one line for each rule."""
+def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[dict[str, Any]]) -> bool:
+    """Charts of layers, perplexity and score against threshold, one line for each rule; False if there is no path."""
     paths = [path for rule in grid.rules if (path := kept_path(experiment, rule))]
     if not paths:
-        st.info("No thresholds have been searched yet.", icon=":material/science:")
-        return
+        return False
     st.plotly_chart(staircase_chart(paths, "layers", grid.scored_at), key="studies_layers")
     st.plotly_chart(staircase_chart(paths, "perplexity", grid.scored_at), key="studies_perplexity")
-    if partial := [f"{path.rule} ({path.covered():.0%})" for path in paths if path.covered() < 0.999]:
-        st.caption(f"Partly computed: {', '.join(partial)}. A line has gaps where the plan is not known.")
+    if partial := [
+        f"{method_name(path.rule)}, {100 * path.covered():.0f} %" for path in paths if path.covered() < 0.999
+    ]:
+        st.caption(f"Partly computed: {'; '.join(partial)}. A line has gaps where the plan is not known.")
     st.caption(
         "The same threshold gives different depths with different rules, so compare rules at equal depth. Perplexities "
-        "of rule fit are those of the quick fit used while searching."
+        "of rule fit are those of the quick fit used while searching; above 20 times the original's they are not drawn."
     )
     if scores:
         st.plotly_chart(threshold_scores_chart(scores), key="studies_scores")
@@ -204,24 +206,37 @@ def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[di
             f"Error bars: one standard error over {documents} documents. The models are not healed. Hover over a point "
             "to see its number of layers."
         )
+    return True
 
 
-def show_texts(experiment: Experiment, metric: str, texts: list[str]) -> None:
-    """A heat map for the calibration text and for each task's prompts, all with the same tokens left out."""
+def show_texts(experiment: Experiment, metric: str, texts: list[str]) -> bool:
+    """A heat map for the calibration text and each task's prompts, all with the same tokens left out; False if none."""
     for skip in (SKIPPED_TOKENS, 0):
         measures = {text: Measure(metric, skip_tokens=skip, texts=text).name for text in ["", *texts]}
         maps = {text: data for text, name in measures.items() if (data := experiment.similarity(name))}
         if any(maps):
             break
     else:
-        st.info("No heat maps of task prompts have been measured yet.", icon=":material/science:")
-        return
+        return False
     columns = [column for _ in range(0, len(maps), 4) for column in st.columns(4, gap="small")]
     for (text, data), column in zip(maps.items(), columns, strict=False):
         title = text.removeprefix("task:") or "calibration text"
         column.plotly_chart(similarity_heatmap(data["matrix"], title, small=True, title=title), key=f"studies_{text}")
     left_out = f"The first {skip} tokens of each text are left out." if skip else "All tokens count."
     st.caption(f"{METRICS[metric].title} from 0 (dark) to 1 (bright), layer 0 in the lower left corner. {left_out}")
+    return True
+
+
+def offer(kind: str, grid: dict[str, Any], again: bool) -> None:
+    """How long the study takes, and the button that runs it."""
+    if kind in OF_RUNS:
+        seconds = study_seconds(experiment.model_facts, experiment.cost(), Grid(**grid), experiment.folder)
+        if seconds:
+            st.caption(f"Takes {about(seconds)} from scratch, plus the time of each method's own search.")
+    if not experiment.state().active:
+        label = "Resume this study" if again else "Run this study"
+        start_button(label, experiment, "study", ["study", experiment.name, kind], "studies_start")
+    job_panel(experiment)
 
 
 experiment = require_experiment(
@@ -234,12 +249,21 @@ with shown_errors():
     last = experiment.study(kind)
     grid = grid_of(experiment, kind)
     if kind in OF_RUNS:
-        show_runs(experiment, kind, Grid(**grid))
+        shown = show_runs(experiment, kind, Grid(**grid))
     elif kind == "thresholds":
         thresholds = ThresholdGrid(**grid)
-        show_thresholds(experiment, thresholds, thresholds.scores_in((last or {}).get("scores", [])))
+        shown = show_thresholds(experiment, thresholds, thresholds.scores_in((last or {}).get("scores", [])))
     else:
-        show_texts(experiment, grid["metric"], grid["texts"])
+        shown = show_texts(experiment, grid["metric"], grid["texts"])
+    if not shown:
+        st.info("This study has no results yet.", icon=":material/science:")
+        offer(kind, grid, bool(last))
+        if example := EXAMPLES.get(kind):
+            st.page_link(
+                "pages/studies.py",
+                label="See the example results on SmolLM2-135M",
+                query_params={"experiment": example, "studies_kind": kind},
+            )
     for cell, reason in (last or {"failed": {}})["failed"].items():
         st.caption(plain(f"{cell}: {reason}"))
 
@@ -249,13 +273,7 @@ with st.expander("What this study runs"):
         "To use another grid, edit a copy of assets/studies.yaml and pass it with --grid; later runs of the study "
         "reuse it. Each cell is a run of this experiment. Existing results are not computed again."
     )
-if kind in OF_RUNS:
-    seconds = study_seconds(experiment.model_facts, experiment.cost(), Grid(**grid), experiment.folder)
-    if seconds:
-        st.caption(f"Takes about {duration(seconds)} from scratch, plus the time of each method's own search.")
-arguments = ["study", experiment.name, kind]
-if not experiment.state().active:
-    start_button("Resume this study" if last else "Run this study", experiment, "study", arguments, "studies_start")
-job_panel(experiment)
-command_line(*arguments)
+if shown:
+    offer(kind, grid, bool(last))
+command_line("study", experiment.name, kind)
 next_step("pages/compare.py", "Compare individual runs with paired tests")

@@ -1,1 +1,1 @@
-"""What several pages share: their frame, the healing form, the drawing of layers, tables."""
+"""What several pages share, or what would make a page too long: frame, forms, tables, the drawing of layers."""

@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from swm.registry import Entry
+from swm.reporting.glossary import title_of
 
 
 def named_choice(widget: Callable[..., Any], label: str, titles: Mapping[str, str], key: str, **settings: Any) -> str:
@@ -26,5 +27,4 @@ def named_choice(widget: Callable[..., Any], label: str, titles: Mapping[str, st
 
 def titles_of(registry: Mapping[str, Entry]) -> dict[str, str]:
     """Title of each choice, with the name to type in brackets."""
-    titles = {name: entry.title for name, entry in registry.items()}
-    return {name: title if name in title.lower() else f"{title} ({name})" for name, title in titles.items()}
+    return {name: title_of(entry) for name, entry in registry.items()}

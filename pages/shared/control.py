@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.shared.frame import duration, plain
+from pages.shared.frame import plain
 from swm.jobs.child import start
 from swm.plan import MergePlan
 from swm.reporting.glossary import TERMS
 from swm.workspace.controls import control_of, planned_control
-from swm.workspace.estimate import estimate_run
+from swm.workspace.estimate import about, estimate_run
 from swm.workspace.recipe import recipe_of
 from swm.workspace.runs import Run
 
@@ -47,4 +47,4 @@ def _time(run: Run, limit: int | None) -> str:
         experiment.model_facts, experiment.cost(), whole, recovery, limit, experiment.folder, evaluations=1
     )
     seconds = sum(seconds for stage, seconds in needs.seconds.items() if stage != "time")
-    return f" Takes about {duration(seconds)}." if seconds else ""
+    return f" Takes {about(seconds)}." if seconds else ""

@@ -17,11 +17,10 @@ from streamlit.errors import StreamlitSecretNotFoundError
 from pages.shared.tour import show_tour
 from swm.errors import SwmError
 from swm.jobs.child import active_targets, cancel, start
-from swm.jobs.tracking import Target
+from swm.jobs.tracking import Target, full_name
 from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.files import demo_experiment
 from swm.workspace.names import EXAMPLE
-from swm.workspace.runs import Run
 from swm.workspace.state import State
 from swm.workspace.units import duration
 
@@ -283,5 +282,4 @@ def _running(experiments: list[Experiment]) -> None:
         return
     st.caption("Running now")
     for target, state in jobs:
-        name = f"{target.experiment.name} / {target.name}" if isinstance(target, Run) else target.name
-        job_bar(state, f"{name}, ")
+        job_bar(state, f"{full_name(target)}, ")

@@ -7,7 +7,6 @@ from typing import Any
 import streamlit as st
 import yaml
 
-from pages.shared.choices import titles_of
 from pages.shared.frame import plain
 from pages.shared.new_experiment import model_choices
 from swm.errors import SwmError
@@ -15,6 +14,7 @@ from swm.jobs.child import start
 from swm.jobs.sweep import Sweep, sweeps
 from swm.jobs.sweep_file import read_sweep
 from swm.registry import MERGE_RULES, PLANNERS, TEXTS
+from swm.reporting.glossary import method_name
 from swm.settings import PRESETS
 from swm.workspace.files import whole_path
 
@@ -79,12 +79,11 @@ def _grid() -> dict[str, Any]:
         )
         chosen = st.multiselect("Texts", texts, default=texts[:1], accept_new_options=True, key="sweep_texts")
     with middle:
-        rules, planners = titles_of(MERGE_RULES), titles_of(PLANNERS)
         methods = st.multiselect(
             "Methods",
-            [*rules, *planners],
+            [*MERGE_RULES, *PLANNERS],
             default=["rdsc", "best"],
-            format_func=lambda method: {**planners, **{r: f"search, {title}" for r, title in rules.items()}}[method],
+            format_func=method_name,
             key="sweep_methods",
             help="Sliding-window searches with a merge rule, and planners.",
         )

@@ -9,15 +9,20 @@ import pandas as pd
 
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, Paired
 from swm.reporting.compare import row_name, stage_name
-from swm.reporting.glossary import FORMS, TITLES, UNITS
+from swm.reporting.glossary import FORMS, TITLES, UNITS, method_name
 from swm.reporting.table import MISSING, interval, lines, number, percent, points, ratio, speedup
 from swm.search.threshold_path import PlanAt
 from swm.workspace.experiments import Experiment
 
 
-def comparison_table(labels: list[str], flat: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line for each number, one column for each row of `compare`, as text with errors."""
-    return pd.DataFrame.from_dict(dict(lines(flat)), orient="index", columns=labels)
+def comparison_table(labels: list[str], flat: list[dict[str, Any]], only_differing: bool = False) -> pd.DataFrame:
+    """One line for each number, one column for each row of `compare`, as text with errors.
+
+    Args:
+        only_differing: leave out lines whose cells are all equal.
+    """
+    shown = {label: cells for label, cells in lines(flat) if len({*cells}) > 1 or not only_differing}
+    return pd.DataFrame.from_dict(shown, orient="index", columns=labels)
 
 
 def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -59,14 +64,14 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "layers": row["layers"],
-            "method": row["method"],
+            "method": method_name(row["method"]),
             "rule": row["rule"] or "",
             "stage": "merged + fit + LoRA" if row["fitted_first"] else stage_name(row["stage"], row["control"]),
             **({"LoRA seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
             **{f"perplexity, {text}": interval(row["perplexities"].get(text)) for text in texts},
             "average, %": percent(row["average"], row["average_stderr"]),
-            **({f"difference from {against} (points)": points(row["against"])} if against else {}),
+            **({"difference (points)": points(row["against"])} if against else {}),
             **{task: percent(score["value"], score["stderr"]) for task, score in row["scores"].items()},
             **(_speed(row) if timed else {}),
             "windows": " ".join(f"{first}-{last}" for first, last in row["windows"]),
@@ -84,7 +89,7 @@ def survival_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "layers": row["layers"],
-            "method": row["method"],
+            "method": method_name(row["method"]),
             "LoRA seeds": len(row["seeds"]),
             "choice log-probability, before": points(
                 _choice(before.get((row["method"], row["layers"]))), *FORMS[CHOICE_LOGPROB]

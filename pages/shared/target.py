@@ -52,7 +52,7 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
     method = named_choice(
         inputs[2].selectbox,
         "Method that chooses the layers",
-        {**titles_of(PLANNERS), WALK: "Sliding windows, the paper's search"},
+        {**titles_of(PLANNERS), WALK: "Sliding windows (the paper's search)"},
         "target_method",
         on_change=forget_edits,
         args=(experiment,),

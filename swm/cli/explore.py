@@ -147,9 +147,9 @@ def run_estimate(options: argparse.Namespace) -> Result:
     """Result of `swm estimate`: memory, disk space and time of each stage."""
     from swm.evaluation.cost import config_cost
     from swm.models.load import config_facts
-    from swm.workspace.estimate import stage_needs
+    from swm.workspace.estimate import about, stage_needs
     from swm.workspace.machine import free_memory_bytes
-    from swm.workspace.units import duration, gib
+    from swm.workspace.units import gib
 
     facts = config_facts(options.m, options.dtype)
     dropped = facts["layers"] - layers_at(options.ratio, facts["layers"])
@@ -163,7 +163,7 @@ def run_estimate(options: argparse.Namespace) -> Result:
         f"{'stage':22} {'memory':>10} {'disk':>10} {'time here':>14}",
     ]
     for need in needs:
-        time = "–" if need.seconds is None else duration(need.seconds)
+        time = "–" if need.seconds is None else about(need.seconds)
         lines.append(f"{need.stage:22} {gib(need.memory_bytes):>10} {gib(need.disk_bytes):>10} {time:>14}")
     lines.append("Add 0.7 GiB of memory for the program. Times assume that the model fits into memory.")
     return {"model": facts, "cost": cost, "stages": [asdict(need) for need in needs]}, "\n".join(lines)

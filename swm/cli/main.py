@@ -26,7 +26,16 @@ from swm.cli.make import (
     run_time,
 )
 from swm.cli.options import build_parser
-from swm.cli.show import run_answer, run_app, run_cancel, run_compare, run_delete, run_export, run_report
+from swm.cli.show import (
+    run_answer,
+    run_app,
+    run_cancel,
+    run_compare,
+    run_delete,
+    run_export,
+    run_rename,
+    run_report,
+)
 from swm.cli.targets import Result
 from swm.errors import Cancelled, SwmError, printable
 from swm.models.processes import is_first, world_size
@@ -95,6 +104,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "answer": run_answer,
     "cancel": run_cancel,
     "delete": run_delete,
+    "rename": run_rename,
     "app": run_app,
     "demo": run_demo,
 }

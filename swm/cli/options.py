@@ -152,6 +152,9 @@ def _add_showing(add: Add) -> None:
     for name, help_text in (("cancel", "Cancel the job"), ("delete", "Delete all files")):
         command = add(name, f"{help_text} of an experiment, or of one of its runs.", "EXP")
         command.add_argument("run", nargs="?", metavar="RUN")
+    command = add("rename", "Rename an experiment, or one of its runs.", "EXP")
+    command.add_argument("run", nargs="?", metavar="RUN")
+    command.add_argument("--to", required=True, metavar="NAME", help="new name: lower-case letters, digits, hyphens")
     command = add("app", "Open the app in a browser.")
     command.add_argument("--port", type=int, default=8501, help="port of the app (8501)")
     command = add("demo", "Run every stage on the bundled model with small settings.")

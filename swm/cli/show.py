@@ -12,7 +12,7 @@ from swm.errors import ExperimentError, SettingsError, printable
 from swm.jobs.child import cancel
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import APP_FOLDER, child_environment, demo_experiment
-from swm.workspace.housekeeping import delete
+from swm.workspace.housekeeping import delete, rename
 from swm.workspace.names import read_only_message
 from swm.workspace.runs import Run
 
@@ -90,6 +90,13 @@ def run_delete(options: argparse.Namespace) -> Result:
     target = _target(options)
     delete(target)
     return {"deleted": target.name}, f"Deleted {target.name}."
+
+
+def run_rename(options: argparse.Namespace) -> Result:
+    """Result of `swm rename`: the old and the new name."""
+    target = _target(options)
+    renamed = rename(target, options.to)
+    return {"renamed": target.name, "to": renamed.name}, f"Renamed {target.name} to {renamed.name}."
 
 
 def _target(options: argparse.Namespace) -> Experiment | Run:

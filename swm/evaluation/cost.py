@@ -21,6 +21,8 @@ from swm.models.locate import config_alone, skeleton
 from swm.plan import MergePlan, Window
 from swm.workspace.machine import check_memory
 
+AGREED, MOST_PASSES = 1.1, 6  # passes are repeated until the two fastest differ by less than this factor
+
 
 @torch.inference_mode()
 def decode_cost(model: PreTrainedModel, prompt: Tensor, new_tokens: int = 24) -> dict[str, Any]:
@@ -110,18 +112,20 @@ def _seconds_in_layers(model: PreTrainedModel) -> Iterator[list[float]]:
 
 @torch.inference_mode()
 def _forward_seconds(model: PreTrainedModel, prompt: Tensor, fast: bool, texts: int = 8) -> tuple[float, float]:
-    """Seconds per token of a forward pass with logits, in the layers and in the rest; the faster of two passes.
+    """Seconds per token of a forward pass with logits, in the layers and in the rest.
+
+    The fastest of at least two passes, repeated until the two fastest agree: other programs can only slow it down.
 
     Args:
         fast: in bfloat16, as in training.
     """
     ids = prompt.to(model.device).repeat(texts, 1)
-    passes = []
+    passes: list[tuple[float, float]] = []
     with torch.autocast(model.device.type, torch.bfloat16, enabled=fast), _seconds_in_layers(model) as in_layers:
-        for _ in range(2):
+        while len(passes) < 2 or (passes[1][0] > AGREED * passes[0][0] and len(passes) < MOST_PASSES):
             in_layers[0], start = 0.0, time.perf_counter()
             model(ids, use_cache=False)
             wait_for_device(model)
-            passes.append((time.perf_counter() - start, in_layers[0]))
-    whole, layers = min(passes)
+            passes = sorted([*passes, (time.perf_counter() - start, in_layers[0])])
+    whole, layers = passes[0]
     return layers / ids.numel(), (whole - layers) / ids.numel()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 import psutil
@@ -28,6 +29,7 @@ from swm.workspace.files import (
 )
 from swm.workspace.machine import is_out_of_memory, memory_kills
 from swm.workspace.names import read_only_message
+from swm.workspace.runs import Run
 from swm.workspace.state import HEARTBEAT_SECONDS, State, this_process
 from swm.workspace.tracked import Tracked, job_lock
 
@@ -131,6 +133,7 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
         tracker.start()
         if computes:
             _acquire(device, tracker)
+            _say_who(device, f"{stage} of {full_name(target)}")
         target.mend()
         check_space(target.folder, SPACE_BYTES)
         tracker.write(status="running", started=time.time(), text="starting")
@@ -212,7 +215,25 @@ def _acquire(device: FileLock, tracker: Tracker) -> None:
             device.acquire(timeout=0.5)
             return
         except Timeout:
-            tracker(0, 0, "waiting for another job on this machine")
+            tracker(0, 0, f"waiting for {_who(device)}")
+
+
+def full_name(target: Target) -> str:
+    """A target's name, of a run with that of its experiment, as in "demo / best-24"."""
+    return f"{target.experiment.name} / {target.name}" if isinstance(target, Run) else target.name
+
+
+def _say_who(device: FileLock, job: str) -> None:
+    """Keep beside the lock which job has the device, for those that wait for it."""
+    with suppress(OSError, SwmError):  # only a name for people to read
+        replace_file(Path(f"{device.lock_file}.job"), job.encode())
+
+
+def _who(device: FileLock) -> str:
+    try:
+        return Path(f"{device.lock_file}.job").read_text(encoding="utf-8")[:200] or "another job on this machine"
+    except OSError:
+        return "another job on this machine"
 
 
 def _write_failure(tracker: Tracker, message: str) -> None:

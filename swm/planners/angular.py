@@ -46,7 +46,7 @@ def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int) -> r
 PLANNERS.register(
     Planner(
         "angular",
-        "Deeper layers (Gromov et al.)",
+        "Deeper layers (angular)",
         "drops the block of consecutive layers whose input and output differ least in angle at the last token",
         "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887",
         find,

@@ -46,7 +46,7 @@ def least_budget(layer_count: int, layers: int) -> int:
 PLANNERS.register(
     Planner(
         "best",
-        "Best (beam search, fitted)",
+        "Beam search, fitted (best)",
         "drops layers by beam search, fits each merged layer on text (rule fit), chooses by perplexity; our own method",
         "beam search over dropped layers, each merged layer fitted on text (Sliding-Window Merging Studio)",
         find,

@@ -24,7 +24,7 @@ def find(request: PlanRequest) -> MergePlan:
 PLANNERS.register(
     Planner(
         "perplexity",
-        "Shortened LLaMA (PPL)",
+        "Shortened LLaMA PPL (perplexity)",
         "drops the layers whose removal raises perplexity least, all at once",
         "Shortened LLaMA by perplexity, arXiv:2402.02834",
         find,

@@ -55,7 +55,7 @@ def _matrices(layer: nn.Module) -> list[nn.Parameter]:
 PLANNERS.register(
     Planner(
         "taylor",
-        "Shortened LLaMA (Taylor+)",
+        "Shortened LLaMA Taylor+ (taylor)",
         "drops the layers of lowest weight times gradient, all at once",
         "Shortened LLaMA by Taylor importance, arXiv:2402.02834",
         find,

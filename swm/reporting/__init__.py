@@ -2,6 +2,7 @@
 
 - arguments: command-line options for a plan or a recovery
 - charts: plotly figures for pages and report
+- compare_charts: plotly figures that compare models
 - commands: the commands that reproduce an experiment or a run
 - compare: a row for each run of an experiment: what it is, its scores, its difference from the original
 - csv_table: the comparison of runs as comma-separated values

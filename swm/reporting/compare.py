@@ -11,6 +11,7 @@ from swm.evaluation.paired import CHOICE_LOGPROB, SCORES
 from swm.registry import MERGE_RULES
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
+from swm.workspace.origin import BY_THRESHOLD
 from swm.workspace.runs import BASELINE, Run
 
 SPEED = ("tokens_per_second", "latency_ms", "peak_memory_bytes")
@@ -27,9 +28,10 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
         `average_choice_logprob`, `averages` (see `continuous_averages`),
         `tasks_above_chance` (those that the original answers better than by guessing), `control` (whether it is the
         original model, healed), `control_run` (the control of a healed run), `tokens_per_second`, `latency_ms`,
-        `peak_memory_bytes`, `speedup` (with `low` and `high`), `conditions` (of the scores), `seed` and
-        `recovery_text` of healing, `fitted_first` (whether merged layers were fitted before LoRA), `shared_texts`
-        (perplexity texts that are also the calibration or recovery text, so that their numbers are not independent),
+        `peak_memory_bytes`, `speedup` (with `low` and `high`), `chosen_by` (the planner, or the merge rule of a
+        threshold search), `conditions` (of the scores), `seed` and `recovery_text` of healing, `fitted_first` (whether
+        merged layers were fitted before LoRA), `shared_texts` (perplexity texts that are also the calibration or
+        recovery text, so that their numbers are not independent),
         `timed_with` (the original's speed, measured in turn with the run's), `timed_as` (the row of the same shape that
         was timed instead), `deltas` from the baseline, `not_compared` (why a delta is None although the run was
         measured). A recovered run that was also evaluated before recovery has that row under `before_recovery`. What
@@ -119,6 +121,9 @@ def flat_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _row_of(run: Run) -> dict[str, Any]:
     row = _row(run, run.stage, run.scores(), run.timing())
+    if run.is_control and not run.timing() and (timing := run.experiment.run(BASELINE).timing()):
+        timing = {"timed_as": STAGES["original"], **timing}  # the same layers with other weights
+        row = _row(run, run.stage, run.scores(), timing)
     if (scores := run.scores_before_recovery()) and run.stage == "recovered":
         before = run.timing_before_recovery()
         row["before_recovery"] = _row(run, "merged", scores, before or run.timing())
@@ -153,6 +158,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "threshold": run.settings.get("threshold"),
         "width": asdict(run.plan.width),
         "method": _method(run),
+        "chosen_by": _chosen_by(run),
         "perplexity": next((p["value"] for p in perplexities.values()), None),
         "perplexities": perplexities,
         "perplexity_text": next(iter(perplexities), None),
@@ -199,6 +205,14 @@ def _method(run: Run) -> str | None:
         return "original"
     method = run.settings.get("method")
     return method and run.plan.width.after(method)
+
+
+def _chosen_by(run: Run) -> str:
+    """The name of what chose the run's windows: a planner, the merge rule of a threshold search, or BY_HAND."""
+    if run.is_baseline or run.merges_nothing:
+        return "original"
+    planner = str(run.origin["planner"])
+    return run.plan.width.after(run.plan.rule if planner == BY_THRESHOLD else planner)
 
 
 def average_of(scores: dict[str, Any], tasks: Collection[str] | None = None) -> tuple[float | None, float | None]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from swm.plan import WIDTH_METHODS
+from swm.registry import MERGE_RULES, PLANNERS, Entry
+from swm.workspace.origin import BY_HAND
+
 TERMS = {
     "accuracy": "Share of questions for which the model rates the right choice most likely; each task has a chance "
     "level, the score of random guessing.",
@@ -30,6 +34,28 @@ TITLES = {
 }
 FORMS = {"accuracy": (100, 1), "choice_logprob": (1, 2), "bits_per_byte": (1, 3)}  # factor to the unit, decimals
 UNITS = {"accuracy": "points", "choice_logprob": "nats", "bits_per_byte": "bits per byte"}
+
+
+def method_name(method: str) -> str:
+    """Display name of a method, with its name on the command line in brackets where the two differ.
+
+    Args:
+        method: a planner, a merge rule (of the sliding-window search) or BY_HAND, perhaps followed by a width cut as
+            in "best + flap". Any other word stays as it is.
+    """
+    chosen, _, width = method.partition(" + ")
+    if width in WIDTH_METHODS:
+        return f"{method_name(chosen)} + {width}"
+    if method in PLANNERS:
+        return title_of(PLANNERS[method])
+    if method == BY_HAND:
+        return "Windows by hand"
+    return f"Sliding window ({method})" if method in MERGE_RULES else method
+
+
+def title_of(entry: Entry) -> str:
+    """An entry's title, with its name on the command line in brackets where the title lacks it."""
+    return entry.title if entry.name in entry.title.lower() else f"{entry.title} ({entry.name})"
 
 
 def help_for(*names: str) -> str:

@@ -41,6 +41,17 @@ def judged(rows: list[Row], shown: Collection[tuple[str, str, str]] | None = Non
     return rows
 
 
+def pin(rows: list[Row], reference: Row) -> None:
+    """Add `against_pinned` to each row: how it differs from one of them, as from `differences.compared`.
+
+    Raises:
+        ExperimentError: if a file with answers is damaged.
+    """
+    pinned = measured([reference])
+    for row in rows:
+        row["against_pinned"] = compared(pinned, measured([row]))
+
+
 def key_of(row: Row) -> tuple[str, str, str]:
     """What identifies a row: experiment, run and stage."""
     return row["experiment"], row["run"], row["stage"]

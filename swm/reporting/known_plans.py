@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import plotly.graph_objects as go
 
 from swm.plan import MergePlan, Window
-from swm.registry import MERGE_RULES, PLANNERS
 from swm.reporting.charts import LINE, plain_axes
+from swm.reporting.glossary import method_name
 from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
 from swm.reporting.preview import expected_speedup
 from swm.search.kept_path import kept_path
@@ -52,12 +52,12 @@ def known_plans(experiment: Experiment) -> list[KnownPlan]:
         found.setdefault(key, KnownPlan(method, plan, memory, expected_speedup(plan, cost), perplexity))
 
     for data in experiment.plans_found():
-        add(PLANNERS[data["planner"]].title, MergePlan.from_dict(data), data["perplexity"])
+        add(method_name(data["planner"]), MergePlan.from_dict(data), data["perplexity"])
     for rule in experiment.rules_searched():
         if path := kept_path(experiment, rule):
             for windows, perplexity in path.perplexities.items():
                 plan = MergePlan(path.layer_count, windows, rule)
-                add(f"search, {MERGE_RULES[rule].title}" if windows else ORIGINAL, plan, perplexity)
+                add(method_name(rule) if windows else ORIGINAL, plan, perplexity)
     return list(found.values())
 
 

@@ -2,5 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from swm.workspace.experiments import Experiment
+from swm.workspace.runs import BASELINE
+
 BETTER, WORSE = "#2f6fde", "#d9730d"
+ORIGINAL = "#737c8c"
 WINDOW_COLOURS = ("#0072b2", "#b5568c", "#00835f", "#a6761d", "#7b68b5", "#3d87b5")
+MODEL_COLOURS = (
+    "#0072b2", "#00835f", "#b5568c", "#a6761d", "#7b68b5", "#17a2a2", "#d94a4a", "#6b7a1f", "#4fb0e8", "#c77dba",
+)  # fmt: skip
+UNHEALED = 0.45  # opacity of a model that was healed later, beside the healed one of the same colour
+
+
+def model_colours(experiment: Experiment) -> dict[str, str]:
+    """A colour for each run, the same on every page: grey for the original, the others in the order of their creation.
+
+    With more runs than MODEL_COLOURS has, colours repeat.
+    """
+    runs = [run for run in experiment.runs() if not run.is_baseline]
+    runs.sort(key=lambda run: (run.settings.get("created", 0.0), run.name))
+    colours = {run.name: MODEL_COLOURS[place % len(MODEL_COLOURS)] for place, run in enumerate(runs)}
+    return {BASELINE: ORIGINAL, **colours}
+
+
+def row_colours(rows: Sequence[dict[str, Any]], paler: bool = True) -> list[str]:
+    """The colour of each row of `compare`; a run before its healing has that of the healed one, `paler`."""
+    names = dict.fromkeys(row["experiment"] for row in rows)
+    colours = {name: model_colours(Experiment.open(name)) for name in names}
+    healed = {(row["experiment"], row["run"]) for row in rows if row["stage"] == "recovered" and paler}
+    return [
+        _pale(colour) if row["stage"] == "merged" and (row["experiment"], row["run"]) in healed else colour
+        for row in rows
+        for colour in (colours[row["experiment"]][row["run"]],)
+    ]
+
+
+def _pale(colour: str) -> str:
+    red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{UNHEALED})"

@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from swm import __version__
 from swm.errors import ExperimentError, printable
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, paired
-from swm.reporting.charts import differences_chart, loss_chart, scores_chart
+from swm.reporting.charts import loss_chart
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows, row_name
+from swm.reporting.compare_charts import differences_chart, scores_chart
 from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.headline import headline
 from swm.reporting.heatmaps import similarity_heatmap

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.reporting.charts import LINE, plain_axes
+from swm.reporting.glossary import method_name
 from swm.reporting.palette import BETTER, WORSE
 from swm.search.threshold_path import ThresholdPath
 
@@ -24,6 +25,7 @@ AXES = {
     "choice_logprob": "average choice log-probability, nats",
     "bits_per_byte": "average bits per byte of the right answer",
 }
+SHORTEST = 0.003  # a range of thresholds below this is too short to see as a line, and gets a dot
 STAGES = ("merged", "recovered")
 UPWARDS = (ACCURACY, CHOICE_LOGPROB)  # higher is better
 GREY = "rgba(138,143,152,0.55)"
@@ -47,7 +49,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
     for (method, healed), points in sorted(lines.items(), key=lambda line: line[0][0] in best):  # colours on top
         shown = method in best
         values = [value for row in points if (value := _studied(row, figure_of))]
-        name = "control: original + LoRA" if points[0]["control"] else f"{method}{' + LoRA' if healed else ''}"
+        name = "control: original + LoRA" if points[0]["control"] else method_name(method) + " + LoRA" * healed
         figure.add_scatter(
             x=[row["layers"] for row in points],
             y=[value for value, _, _ in values],
@@ -115,11 +117,11 @@ def ranks_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure | N
                 x=["before", "after healing"],
                 y=ends,
                 mode="lines+markers+text",
-                text=["", method],
+                text=["", method_name(method)],
                 textposition="middle right",
                 line={"color": colour},
                 marker={"size": 9},
-                hovertemplate="%{x}: rank %{y}<extra>" + method + "</extra>",
+                hovertemplate="%{x}: rank %{y}<extra>" + method_name(method) + "</extra>",
                 row=1,
                 col=column,
             )
@@ -141,7 +143,7 @@ def _log_axis(figure: go.Figure, lowest: float | None) -> None:
     """Give the figure a log axis from the original's perplexity up to TALLEST times that."""
     ticks = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
     figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
-    values = [value for line in figure.data for value in line.y]
+    values = [value for line in figure.data for value in line.y if value is not None]
     if lowest and values:
         highest = min(max(values), TALLEST * lowest)
         figure.update_yaxes(range=[math.log10(0.8 * lowest), math.log10(1.15 * highest)])
@@ -179,20 +181,23 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
                 x, y, sizes = [*x, None], [*y, None], [*sizes, 0]
             value = step.plan.layers_left if figure_of == "layers" else step.perplexity
             x, y = [*x, step.high, max(step.low, lowest)], [*y, value, value]
-            sizes += [0 if joins & {step.low, step.high} else 6] * 2  # a lone step may be too short to see as a line
+            short = step.high - step.low < SHORTEST and not joins & {step.low, step.high}
+            sizes += [6 if short else 0, 0]
         figure.add_scatter(
             x=x,
             y=y,
             mode="lines+markers" if any(sizes) else "lines",
-            name=path.rule,
+            name=method_name(path.rule),
             marker={"size": sizes, "opacity": 1},
             line={"color": COLOURS[index % len(COLOURS)], "width": 2},
-            hovertemplate="%{x:.3f}: %{y:,.1f}<extra>" + path.rule + "</extra>",
+            hovertemplate="%{x:.3f}: %{y:,.1f}<extra>" + method_name(path.rule) + "</extra>",
         )
     title = "layers left" if figure_of == "layers" else "perplexity on the calibration text"
     figure = plain_axes(figure, "threshold", title, 380, legend=True)
     figure.update_xaxes(range=[lowest - 0.01, 1.01])
-    figure.update_yaxes(type="linear" if figure_of == "layers" else "log")
+    if figure_of == "perplexity":
+        originals = [step.perplexity for path in paths for step in path.intervals()[:1] if step and step.perplexity]
+        _log_axis(figure, min(originals, default=None))
     return figure
 
 
@@ -211,10 +216,10 @@ def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:
             error_y={"array": [100 * row["stderr"] for row in rows], "thickness": 1.4, "width": 4},
             customdata=[row["layers"] for row in rows],
             mode="lines+markers",
-            name=rule,
+            name=method_name(rule),
             line={"color": COLOURS[index % len(COLOURS)]},
             marker={"size": 8},
-            hovertemplate="%{x:.2f}, %{customdata} layers: %{y:.1f} %<extra>" + rule + "</extra>",
+            hovertemplate="%{x:.2f}, %{customdata} layers: %{y:.1f} %<extra>" + method_name(rule) + "</extra>",
         )
     figure = plain_axes(figure, "threshold", f"{scores[0]['task']}, %" if scores else "", 380, legend=True)
     return figure.update_xaxes(range=[min((row["threshold"] for row in scores), default=0.0) - 0.01, 1.01])

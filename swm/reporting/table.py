@@ -110,8 +110,10 @@ def _continuous(flat: list[dict[str, Any]], apart: str) -> list[tuple[str, list[
 
 
 def cost_lines(flat: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The differences of each row of `judged` from its control, if it has one, and from the original, as text."""
-    references = ("against_control", "against_original")
+    """The differences of each row of `judged` as text: from the row that `pin` was given, otherwise from both its
+    control, if it has one, and the original."""
+    pinned = any("against_pinned" in row for row in flat)
+    references = ("against_pinned",) if pinned else ("against_control", "against_original")
     judged = [(row, against) for row in flat for name in references if (against := row[name])]
     texts = dict.fromkeys(text for _, against in judged for text in against["perplexity"])
     several = len({row["experiment"] for row in flat}) > 1

@@ -27,6 +27,7 @@ from swm.stages.loading import conditions_for, digest, load_run
 from swm.stages.recover import log
 from swm.texts.calibration import perplexity_tokens
 from swm.texts.documents import text_hash
+from swm.workspace.estimate import evaluated_tokens, reached_rates
 from swm.workspace.files import content_hash, home, read_json, write_json
 from swm.workspace.runs import Run
 
@@ -50,7 +51,7 @@ def evaluate_run(
         text: {**perplexity(model, ids, on_progress=progress), "text_hash": text_hash(text, "perplexity")}
         for text, ids in tokens.items()
     }
-    scores = _scores(run, model, tokenizer, tasks, limit, progress)
+    scores, computed = _scores(run, model, tokenizer, tasks, limit, progress)
     data = {
         "stage": run.stage,
         "perplexity": perplexities,
@@ -63,6 +64,9 @@ def evaluate_run(
     if not is_first():
         return data
     run.save_documents({score.task: score.answers for score in scores})
+    if computed == len(tasks):
+        read = evaluated_tokens(len(tasks), limit), time.time() - start
+        run.experiment.raise_rates(reached_rates(run.plan.worth_layers / run.experiment.layer_count, evaluated=read))
     run.save("scores", data)  # last, because it marks the run as evaluated
     return data
 
@@ -84,8 +88,8 @@ def _scores(
     tasks: Sequence[str],
     limit: int | None,
     progress: Progress,
-) -> list[TaskScore]:
-    """Scores of the tasks; cached scores with the same weights, task, limit and versions are reused.
+) -> tuple[list[TaskScore], int]:
+    """Scores of the tasks, and how many were computed; those of the same weights, task, limit and versions are reused.
 
     The cache key hashes the weights by content, so that the same model under another name is recognized.
     """
@@ -101,7 +105,7 @@ def _scores(
         if is_first():
             write_json(files[score.task], asdict(score))
         cached[score.task] = score
-    return [cached[task] for task in tasks]
+    return [cached[task] for task in tasks], len(missing)
 
 
 def _kept_score(file: Path) -> TaskScore | None:

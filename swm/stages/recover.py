@@ -16,6 +16,7 @@ from swm.errors import ExperimentError, ModelError, TextError
 from swm.healing.layers import adapted_layers
 from swm.healing.lora import check_adapts, check_shared, recover
 from swm.healing.rows import training_rows
+from swm.healing.training_speed import training_speed
 from swm.merging.apply import apply_plan
 from swm.merging.fit import apply_fitted_plan, check_fits
 from swm.models.decoder import check_length
@@ -28,7 +29,7 @@ from swm.stages.loading import calibration_of, check_text, digest, load_original
 from swm.stages.merge import check_not_baseline, cut_width, fitting_progress, merged_model, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
 from swm.texts.example import Example
-from swm.workspace.estimate import adapter_bytes
+from swm.workspace.estimate import adapter_bytes, reached_rates
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import check_space
 from swm.workspace.runs import Run
@@ -117,10 +118,17 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     if not is_first():
         return summary
     recovery = {**requested, **summary, "seconds": round(healing_seconds(run.events(), time.time()), 1)}
-    if world_size() > 1:
-        recovery["processes"] = world_size()
+    recovery |= {"processes": world_size()} if world_size() > 1 else {}
+    _keep_speed(run, recovery)
     save_run_model(run, healed, tokenizer, ids, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
     return summary
+
+
+def _keep_speed(run: Run, recovery: dict[str, Any]) -> None:
+    """Let later estimates know how fast this machine trains."""
+    speed, _ = training_speed(run.events(), recovery)
+    share = run.plan.worth_layers / run.experiment.layer_count
+    run.experiment.raise_rates(reached_rates(share, trained_per_second=speed))
 
 
 def healing_seconds(events: Sequence[dict[str, Any]], now: float) -> float:

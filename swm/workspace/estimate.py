@@ -11,7 +11,7 @@ from swm.registry import MERGE_RULES
 from swm.settings import FIT_TOKENS, RecoverySettings
 from swm.workspace.files import free_bytes
 from swm.workspace.machine import free_memory_bytes
-from swm.workspace.units import gib
+from swm.workspace.units import duration_range, gib
 
 PROCESS_BYTES = 700 * 2**20  # Python with torch and transformers, before any model
 
@@ -35,7 +35,13 @@ GRAM_TOKENS = 512  # tokens in the Gram matrix that a measurement holds for each
 ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search per layer of the model
 
 
+EVALUATION_SECONDS = 8  # of an evaluation, beside reading: loading, writing the sample answers
+
+
 BACKWARD = 4  # cost of a training step in forward passes; 3.8 measured with LoRA
+
+
+UNSURE = (0.8, 1.6)  # the shortest and longest time that an estimate stands for, as a multiple of it
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,11 @@ class Estimate:
         """Seconds of all stages; 0 if nothing was measured."""
         return sum(self.seconds.values())
 
+    @property
+    def time(self) -> str:
+        """The time of all stages as a range, as in "4 to 8 min"; empty if nothing was measured."""
+        return about(self.total_seconds) if self.seconds else ""
+
     def problems(self) -> list[str]:
         """Why the run does not fit here, with the numbers and what to change."""
         problems = []
@@ -68,6 +79,34 @@ class Estimate:
                 "runs that you no longer need, or set SWM_HOME to a folder on another disk."
             )
         return problems
+
+
+def about(seconds: float) -> str:
+    """An estimated time as a range, as in "4 to 8 min"."""
+    return duration_range(*(factor * seconds for factor in UNSURE))
+
+
+def evaluated_tokens(tasks: int, limit: int | None) -> int:
+    """About how many tokens a model reads while it is evaluated."""
+    return PERPLEXITY_TOKENS + TASK_TOKENS * tasks * (limit or 2000)
+
+
+def reached_rates(
+    worth: float, *, evaluated: tuple[int, float] | None = None, trained_per_second: float | None = None
+) -> dict[str, float]:
+    """The rates of cost.json for the whole model, as a job on this machine reached them.
+
+    Args:
+        worth: share of the original's layers that the job's model has.
+        evaluated: tokens as from `evaluated_tokens`, and the seconds that reading them took, all included.
+        trained_per_second: tokens per second of LoRA training.
+    """
+    rates = {}
+    if evaluated and evaluated[1] > EVALUATION_SECONDS:
+        rates["forward_tokens_per_second"] = worth * evaluated[0] / (evaluated[1] - EVALUATION_SECONDS)
+    if trained_per_second:
+        rates["training_tokens_per_second"] = worth * BACKWARD * trained_per_second
+    return rates
 
 
 def estimate_run(
@@ -109,12 +148,12 @@ def estimate_run(
         disk += small + 3 * lora
     seconds = {}
     if cost and "forward_tokens_per_second" in cost:
-        read = PERPLEXITY_TOKENS + TASK_TOKENS * tasks * (limit or 2000)
+        read = evaluated_tokens(tasks, limit)
         fitting = 2 * FIT_TOKENS / cost["forward_tokens_per_second"] if plan.windows else 0  # both models read it
         seconds["merge"] = (
             5 + 3 * size / LOADING_BYTES_PER_SECOND + (fitting if MERGE_RULES[plan.rule].needs_text else 0)
         )
-        seconds["evaluate"] = evaluations * (8 + read / cost["forward_tokens_per_second"])
+        seconds["evaluate"] = evaluations * (EVALUATION_SECONDS + read / cost["forward_tokens_per_second"])
         if recovery:
             trained = recovery.steps * recovery.batch * recovery.accumulate * recovery.length
             trained += recovery.steps // recovery.save_every * recovery.held_out * recovery.length // BACKWARD

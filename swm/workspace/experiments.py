@@ -127,6 +127,12 @@ class Experiment(Tracked):
         self.check_writable()
         write_json(self.folder / "cost.json", cost)
 
+    def raise_rates(self, rates: dict[str, float]) -> None:
+        """Raise the rates of cost.json that a job exceeded: a busy machine makes a rate too low, nothing too high."""
+        cost = self.cost()
+        if cost and any(rate > cost.get(name, 0.0) for name, rate in rates.items()):
+            self.save_cost({**cost, **{name: max(rate, cost.get(name, 0.0)) for name, rate in rates.items()}})
+
     def changed(self, name: str) -> int:
         """When one of its files was last written, in nanoseconds; 0 if there is none."""
         return file.stat().st_mtime_ns if (file := self.folder / name).is_file() else 0

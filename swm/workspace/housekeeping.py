@@ -1,4 +1,4 @@
-"""Copies and deletes whole experiments and runs."""
+"""Copies, renames and deletes whole experiments and runs."""
 
 from __future__ import annotations
 
@@ -42,6 +42,28 @@ def _left_out(whole: Path, folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name in ("state.json", "job.log", *heavy) or name.startswith(".")]
 
 
+def rename(item: Experiment | Run, name: str) -> Experiment | Run:
+    """The experiment or run under its new name.
+
+    Raises:
+        ExperimentError: if the name cannot be used; for the baseline, runs of a study, which finds them by name, and
+            read-only folders. JobError: while a job works on it.
+    """
+    item.check_writable()
+    check_name(name)
+    if isinstance(item, Run) and (item.is_baseline or "method" in item.settings):
+        kind = "the original model" if item.is_baseline else "a run of a study, which finds it by its name"
+        raise ExperimentError(f"{item.name} cannot be renamed: it is {kind}.")
+    _check_idle(item)
+    with job_lock(item), names_locked():
+        folder = item.folder.parent / name if isinstance(item, Run) else check_new(name)
+        if folder.exists():
+            raise ExperimentError(f"{name} already exists. Choose another name, or delete {folder}.")
+        with disk_errors(folder, 0):
+            item.folder.rename(folder)
+    return item.experiment.run(name) if isinstance(item, Run) else Experiment(folder)
+
+
 def delete(item: Experiment | Run) -> None:
     """Delete an experiment or run with everything in it; other processes see all of it or nothing.
 
@@ -51,13 +73,18 @@ def delete(item: Experiment | Run) -> None:
     item.check_writable()
     if isinstance(item, Run) and item.is_baseline:
         raise ExperimentError(f"{BASELINE} is the original model and stays. Delete the whole experiment instead.")
+    _check_idle(item)
+    with job_lock(item), names_locked():
+        gone = set_aside(item.folder)
+    remove(gone)
+    clean_up(gone.parent, older_than=60)
+
+
+def _check_idle(item: Experiment | Run) -> None:
+    """Raise JobError if a job works on the item, or on all runs of its experiment."""
     above = [item.experiment] if isinstance(item, Run) else []
     below: list[Experiment | Run] = [] if isinstance(item, Run) else [*item.runs()]
     for target in [item, *below, *above]:
         state = target.state()
         if state.active and (target not in above or state.stage in ("study", "demo")):  # these work on all its runs
             raise JobError(f"{target.name} has a job running. Cancel it first.")
-    with job_lock(item), names_locked():
-        gone = set_aside(item.folder)
-    remove(gone)
-    clean_up(gone.parent, older_than=60)

@@ -72,13 +72,16 @@ class Run(Tracked):
         return _plan_in(self.folder / "run.json")
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """What chose its windows: `planner`, its `settings`, and the `source`."""
+        settings = self.settings
+        kept: dict[str, Any] | None = settings.get("origin")
+        return kept or self.experiment.origin_of(self.plan, settings.get("threshold"), settings.get("method"))
+
+    @property
     def source(self) -> str:
         """What chose its windows, with the publication."""
-        settings = self.settings
-        origin = settings.get("origin") or self.experiment.origin_of(
-            self.plan, settings.get("threshold"), settings.get("method")
-        )
-        return str(origin["source"])
+        return str(self.origin["source"])
 
     def remember(self, **settings: Any) -> None:
         """Add the settings of a stage to run.json."""

@@ -284,12 +284,12 @@ def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
     study.save_study("methods", {"failed": {"taylor-5": "No such plan."}, "grid": {}})
     test = opened("pages/studies.py")
     table = test.dataframe[0].value
-    assert list(table["method"]) == ["original", "sleb", "rdsc"]
+    assert list(table["method"]) == ["original", "SLEB", "Sliding window (rdsc)"]
     assert json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["tickvals"] == [5]  # no half layers
     assert table["average, %"][1].count("±") == 1
-    assert list(table["difference from sleb (points)"]) == ["–", "–", "-100.0 [-100.0, +95.0]"]
+    assert list(table["difference (points)"]) == ["–", "–", "-100.0 [-100.0, +95.0]"]
     test.selectbox(key="studies_against_study_methods").select("rdsc").run()
-    assert list(test.dataframe[0].value["difference from rdsc (points)"])[1] == "+100.0 [-95.0, +100.0]"
+    assert list(test.dataframe[0].value["difference (points)"])[1] == "+100.0 [-95.0, +100.0]"
     assert "taylor-5: No such plan." in " ".join(c.value for c in test.caption)
     for kind in ("healing", "width", "thresholds", "texts"):
         test.segmented_control(key="studies_kind").select(kind).run()
@@ -325,7 +325,8 @@ def test_a_path_that_is_computed_in_part_is_shown_as_such(study, no_demo):
     test.segmented_control(key="studies_kind").select("thresholds").run()
     chart = json.loads(test.get("plotly_chart")[0].proto.spec)["data"][0]
     assert max(chart["x"]) == step.high
-    assert f"Partly computed: rdsc ({part.covered():.0%})" in " ".join(c.value for c in test.caption)
+    partly = f"Partly computed: Sliding window (rdsc), {100 * part.covered():.0f} %."
+    assert partly in " ".join(c.value for c in test.caption)
 
 
 def test_a_staircase_is_broken_where_the_plan_is_not_known():
@@ -348,13 +349,20 @@ def test_a_staircase_is_broken_where_the_plan_is_not_known():
     assert line.x.count(None) == line.y.count(None) == 1
 
 
-def test_a_plan_that_is_known_alone_has_a_mark_in_the_staircase():
+@pytest.mark.parametrize("slope", [0.02, 0.0015])
+def test_a_plan_that_is_known_alone_is_a_line_or_where_that_is_too_short_a_dot(slope):
     path = ThresholdPath(6, low=0.7)
-    step = path.extend(0.75, lambda above, window: 1 - 0.1 * len(window))
+    step = path.extend(0.742, lambda above, window: 0.743 - slope * (len(window) - 2))
     (line,) = staircase_chart([path], "layers").data
     assert (line.x, line.y) == ((step.high, step.low), (step.plan.layers_left,) * 2)
-    assert line.mode == "lines+markers"
-    assert min(line.marker.size) > 0
+    dots = [size for size in line.marker.size if size] if line.mode == "lines+markers" else []
+    assert (step.high - step.low < 0.003) == (slope == 0.0015) == bool(dots)
+
+
+def test_plans_below_the_path_are_drawn_where_they_are_known():
+    path = ThresholdPath(6, low=0.7)
+    path.extend(0.75, lambda above, window: 1 - 0.1 * len(window))
+    (line,) = staircase_chart([path], "layers").data
     below = path.extend(0.55, lambda above, window: 1 - 0.1 * len(window))
     assert staircase_chart([path], "layers").data[0].x == line.x
     (line,) = staircase_chart([path], "layers", [0.55]).data
@@ -637,7 +645,7 @@ def test_a_healed_run_is_judged_against_its_control_wherever_it_stands(study, no
     )
     tables = {tuple(table.value.columns)[1]: table.value for table in test.dataframe}
     assert tables["difference (points)"]["difference (points)"].iloc[-1] == "-30.0"
-    test.get("button_group")[0].set_value("choice_logprob").run()
+    test.segmented_control(key="compare_score").set_value("choice_logprob").run()
     assert not test.exception
     tables = {tuple(table.value.columns)[1]: table.value for table in test.dataframe}
     assert {*tables["difference (nats)"]["verdict"]} == {"worse"}

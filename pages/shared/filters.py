@@ -1,0 +1,32 @@
+"""Many models on one page: filters, and what they are grouped by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from swm.reporting.compare import stage_name
+from swm.reporting.glossary import method_name
+
+Labelled = dict[str, dict[str, Any]]
+
+OWN = "model"
+GROUPS = {OWN: "Model", "layers": "Layers", "method": "Method", "stage": "Stage"}
+
+
+def group_of(row: dict[str, Any], by: str) -> str:
+    """The group of a row of `compare`: its layers, method or stage."""
+    if by == "layers":
+        return f"{row['layers']} layers"
+    return method_name(row["chosen_by"]) if by == "method" else stage_name(row["stage"], row["control"])
+
+
+def filtered(labels: Labelled, key: str) -> Labelled:
+    """The rows that the user's filters leave; each filter offers what the rows have, and nothing chosen keeps all."""
+    names = [name for name in GROUPS if name != OWN]
+    for column, by in zip(st.columns(len(names), gap="large"), names, strict=True):
+        groups = list(dict.fromkeys(group_of(row, by) for row in labels.values()))
+        chosen = column.multiselect(GROUPS[by], groups, key=f"{key}_{by}", placeholder="All")
+        labels = {label: row for label, row in labels.items() if not chosen or group_of(row, by) in chosen}
+    return labels

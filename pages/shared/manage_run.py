@@ -1,0 +1,66 @@
+"""Rename, export or delete a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from pages.shared.frame import shown_errors
+from swm.jobs.child import call
+from swm.registry import EXPORT_FORMATS, as_sentence
+from swm.workspace.files import home
+from swm.workspace.housekeeping import delete, rename
+from swm.workspace.names import check_name
+from swm.workspace.runs import Run
+
+
+def manage(run: Run, place: Any) -> str | None:
+    """Popovers beside the run's buttons; the run to open next, empty if it was deleted, None if nothing changed."""
+    with place.popover("Export", icon=":material/output:"):
+        export(run)
+    with place.popover("Rename", icon=":material/edit:"), shown_errors():
+        name = st.text_input("New name", run.name, max_chars=64, key=f"run_rename_{run.name}")
+        if st.button("Rename", type="primary", key="run_rename", disabled="method" in run.settings):
+            return rename(run, name).name
+        study = "A study finds its runs by name, so they cannot be renamed. Duplicate the run instead."
+        st.caption(
+            study if "method" in run.settings else "A sweep finds its runs by name, and would run a renamed one again."
+        )
+    with place.popover("Delete", icon=":material/delete:"), shown_errors():
+        st.markdown(f"Deletes run **{run.name}** with its model and results. This cannot be undone.")
+        if st.button("Delete for good", type="primary", key="run_delete"):
+            delete(run)
+            return ""
+    return None
+
+
+def export(run: Run) -> None:
+    """The run as files: small ones to download, those with weights written to a folder of this machine."""
+    name = st.text_input("Name", f"{run.experiment.name}-{run.name}"[:64], max_chars=64, key=f"export_name_{run.name}")
+    for form in EXPORT_FORMATS.values():
+        if form.text and form.fits(run):
+            st.download_button(
+                f"{form.title} ({form.suffix})",
+                form.text(run),
+                f"{name}-{form.name}{form.suffix}",
+                key=f"run_export_{form.name}",
+                icon=":material/download:",
+                help=as_sentence(form.help),
+            )
+        elif form.write:
+            clicked = st.button(
+                form.title,
+                key=f"run_export_{form.name}",
+                icon=":material/save:",
+                disabled=not (run.has_model and form.fits(run)),
+                help=as_sentence(form.help),
+            )
+            if clicked:
+                with shown_errors(), st.spinner("Writing", show_time=True):
+                    folder = home() / "exports" / f"{check_name(name)}{form.suffix}"
+                    folder.parent.mkdir(exist_ok=True)
+                    call(["export", run.experiment.name, run.name, str(folder), "--format", form.name])
+                st.success("Written to:")
+                st.code(str(folder), language=None)
+    st.caption("Models are written to the folder `exports` of the studio's home on the machine that runs it.")

@@ -1,0 +1,257 @@
+"""Plotly figures that compare models: rows of `compare`, one colour for each model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+
+from swm.evaluation.paired import ACCURACY, BITS_PER_BYTE, CHOICE_LOGPROB, VERDICTS, Paired
+from swm.reporting.charts import LINE, plain_axes
+from swm.reporting.compare import documents_key
+from swm.reporting.glossary import FORMS, UNITS
+from swm.reporting.palette import BETTER, MODEL_COLOURS, WORSE, row_colours
+
+Row = dict[str, Any]
+
+ERROR_BAR = "rgba(90,98,112,1)"
+MOST_BARS = 6  # more models than this are unreadable as bars side by side
+MOST_NAMES = 12  # more names than this cover each other beside points
+LINE_HEIGHT = 22  # pixels for a model's line
+NOTHING = "#dfe3ea"  # opaque, so that plotly can choose a legible colour for the text on it
+
+
+def scores_chart(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
+    """Accuracy with standard errors: a group of bars for each task, a bar for each row."""
+    figure = go.Figure()
+    for row, name, colour in zip(rows, names, row_colours(rows), strict=True):
+        tasks = list(row["scores"])
+        figure.add_bar(
+            x=tasks,
+            y=[100 * row["scores"][task]["value"] for task in tasks],
+            name=name,
+            marker_color=colour,
+            error_y={
+                "array": [100 * row["scores"][t]["stderr"] for t in tasks],
+                "thickness": 1.4,
+                "width": 4,
+                "color": ERROR_BAR,
+            },
+            hovertemplate="%{x}: %{y:.1f} %<extra>" + name + "</extra>",
+        )
+    figure.update_layout(barmode="group", bargap=0.25)
+    return plain_axes(figure, "", "accuracy, %", 340, legend=True)
+
+
+def scores_grid(rows: Sequence[Row], names: Sequence[str], reference: Row) -> go.Figure:
+    """Accuracy of many models: a line for each, a column for each task, coloured by the difference from one of them.
+
+    A cell is empty where the two were not scored on the same documents.
+    """
+    tasks = list(dict.fromkeys(task for row in rows for task in row["scores"]))
+    base = documents_key(reference)
+
+    def difference(row: Row, task: str) -> float | None:
+        if documents_key(row).get(task, 0) != base.get(task):
+            return None
+        return 100 * float(row["scores"][task]["value"] - reference["scores"][task]["value"])
+
+    differences = [[difference(row, task) for task in tasks] for row in rows]
+    most = max((abs(value) for line in differences for value in line if value is not None), default=0.0) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            x=tasks,
+            y=list(names),
+            z=differences,
+            text=[[_accuracy(row, task) for task in tasks] for row in rows],
+            texttemplate="%{text}",
+            colorscale=[[0, WORSE], [0.5, NOTHING], [1, BETTER]],
+            zmin=-most,
+            zmax=most,
+            xgap=2,
+            ygap=2,
+            colorbar={
+                "title": {"text": "points", "side": "right"},
+                "thickness": 12,
+                "lenmode": "pixels",
+                "len": 180,
+                "y": 1,
+                "yanchor": "top",
+            },
+            hovertemplate="%{y}<br>%{x}: %{text} %, difference %{z:+.1f} points<extra></extra>",
+        )
+    )
+    figure = plain_axes(figure, "", "", 44 + LINE_HEIGHT * len(rows))
+    figure.update_layout(margin={"t": 36, "b": 8})
+    figure.update_yaxes(autorange="reversed", type="category", automargin=True)
+    return figure.update_xaxes(side="top", showgrid=False)
+
+
+def _accuracy(row: Row, task: str) -> str:
+    return f"{100 * row['scores'][task]['value']:.1f}" if task in row["scores"] else ""
+
+
+def score_against_speed(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
+    """Average score against tokens per second, with the Pareto front: the rows that no other beats in both."""
+    points = [
+        (row["tokens_per_second"], 100 * row["average"], 100 * row["average_stderr"], name, colour)
+        for row, name, colour in zip(rows, names, row_colours(rows), strict=True)
+        if row["tokens_per_second"] and row["average"] is not None
+    ]
+    front = [p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)]
+    front.sort()
+    middle = sum(p[0] for p in points) / max(1, len(points))  # names go to the side with more room
+    named = front if len(points) > MOST_NAMES else points
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[p[0] for p in front],
+        y=[p[1] for p in front],
+        mode="lines",
+        line={"color": LINE, "dash": "dot"},
+        name="Pareto front",
+        hoverinfo="skip",
+    )
+    figure.add_scatter(
+        x=[p[0] for p in points],
+        y=[p[1] for p in points],
+        error_y={"array": [p[2] for p in points], "thickness": 1.4, "width": 4, "color": ERROR_BAR},
+        mode="markers+text",
+        text=[p[3] if p in named else "" for p in points],
+        textposition=["middle left" if p[0] > middle else "middle right" for p in points],
+        marker={"color": [p[4] for p in points], "size": 10},
+        customdata=[p[3] for p in points],
+        hovertemplate="%{customdata}<br>%{x:.1f} tokens per second, %{y:.1f} %<extra></extra>",
+        showlegend=False,
+        cliponaxis=False,
+    )
+    return plain_axes(figure, "tokens per second", "average accuracy, %", 340, legend=True)
+
+
+class Axis(NamedTuple):
+    """One axis of parallel coordinates: `value` is of a row, None if it was not measured."""
+
+    title: str
+    value: Callable[[Row], float | None]
+    low_is_better: bool
+    is_log: bool = False
+
+
+def parallel_chart(rows: Sequence[Row], names: Sequence[str], groups: Sequence[str]) -> tuple[go.Figure, list[str]]:
+    """Models as lines through an axis for each number, better always up; an axis for the groups comes first.
+
+    An axis needs the number of at least half of the models.
+
+    Args:
+        groups: one for each row; each has its colour. Equal to `names`: each model has its own, as on all pages.
+
+    Returns:
+        The figure, and the names of the models that lack a number and so have no line.
+    """
+    axes = [axis for axis in _axes(rows) if 2 * sum(axis.value(row) is not None for row in rows) >= len(rows)]
+    drawn = [place for place, row in enumerate(rows) if all(axis.value(row) is not None for axis in axes)]
+    order = list(dict.fromkeys(groups[place] for place in drawn))
+    colours = [colour for colour, _ in zip(itertools.cycle(MODEL_COLOURS), order, strict=False)]
+    if list(groups) == list(names):
+        colours = [row_colours(rows, paler=False)[place] for place in drawn]
+    lowest, highest = -0.5, len(order) - 0.5
+    places = [order.index(groups[place]) for place in drawn]
+    first = {
+        "label": "",
+        "values": places,
+        "tickvals": list(range(len(order))),
+        "ticktext": order,
+        "range": [highest, lowest],
+    }
+    figure = go.Figure(
+        go.Parcoords(
+            line={
+                "color": places,
+                "colorscale": [
+                    [end / max(1, len(order)), colour] for i, colour in enumerate(colours) for end in (i, i + 1)
+                ],
+                "cmin": lowest,
+                "cmax": highest,
+            },
+            dimensions=[first, *(_dimension(axis, [rows[place] for place in drawn]) for axis in axes)],
+            labelfont={"size": 12},
+            rangefont={"size": 1, "color": "rgba(0,0,0,0)"},  # the ends of an axis, with all their digits
+        )
+    )
+    longest = max((len(name) for name in order), default=0)
+    figure.update_layout(
+        height=max(360, 110 + LINE_HEIGHT * len(order)), margin={"l": 30 + 7 * longest, "r": 60, "t": 70, "b": 24}
+    )
+    return figure, [name for place, name in enumerate(names) if place not in drawn]
+
+
+def _axes(rows: Sequence[Row]) -> list[Axis]:
+    """The numbers that models are compared by."""
+    texts = dict.fromkeys(text for row in rows for text in row["perplexities"])
+
+    def average(score: str) -> Callable[[Row], float | None]:
+        return lambda row: row["averages"].get(score, {}).get("value")
+
+    def accuracy(row: Row) -> float | None:
+        return None if row["average"] is None else 100 * float(row["average"])
+
+    def perplexity(text: str) -> Callable[[Row], float | None]:
+        return lambda row: row["perplexities"].get(text, {}).get("value")
+
+    return [
+        Axis("layers", lambda row: row["layers"], low_is_better=True),
+        Axis("parameters,<br>million", lambda row: row["parameters"] / 1e6, low_is_better=True),
+        Axis("tokens<br>per second", lambda row: row["tokens_per_second"], low_is_better=False),
+        *(Axis(f"perplexity,<br>{text}", perplexity(text), low_is_better=True, is_log=True) for text in texts),
+        Axis(
+            "average<br>accuracy, %",
+            lambda row: None if row["average"] is None else 100 * row["average"],
+            low_is_better=False,
+        ),
+        Axis("choice log-<br>probability", average(CHOICE_LOGPROB), low_is_better=False),
+        Axis("bits<br>per byte", average(BITS_PER_BYTE), low_is_better=True),
+    ]
+
+
+def _dimension(axis: Axis, rows: Sequence[Row]) -> dict[str, Any]:
+    """An axis as plotly takes it: the better end up, a log axis with round numbers."""
+    values = [float(axis.value(row) or 0.0) for row in rows]
+    ticks = {}
+    if axis.is_log:
+        rounds = [digit * 10**power for power in range(12) for digit in (1, 2, 5)]
+        rounds = [tick for tick in rounds if min(values, default=1) <= tick <= max(values, default=1)]
+        values = [math.log10(value) for value in values]
+        ticks = {"tickvals": [math.log10(tick) for tick in rounds], "ticktext": [f"{tick:,}" for tick in rounds]}
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    ends = [low, high] if low < high else [low - 0.5, high + 0.5]
+    return {"label": axis.title, "values": values, "range": ends[::-1] if axis.low_is_better else ends, **ticks}
+
+
+def differences_chart(compared: Sequence[Paired]) -> go.Figure:
+    """Difference on each task with its 95 % interval; grey if not significant or of too few documents."""
+    score = compared[0].score if compared else ACCURACY
+    figure, unit, factor = go.Figure(), UNITS[score], FORMS[score][0]
+    for verdict, colour in zip(VERDICTS, (LINE, BETTER, WORSE, LINE), strict=True):
+        rows = [row for row in compared if row.verdict == verdict]
+        figure.add_scatter(
+            x=[factor * row.difference for row in rows],
+            y=[row.task for row in rows],
+            error_x={
+                "array": [factor * (row.high - row.difference) for row in rows],
+                "arrayminus": [factor * (row.difference - row.low) for row in rows],
+                "thickness": 2,
+                "width": 5,
+                "color": colour,
+            },
+            mode="markers",
+            name=verdict,
+            marker={"color": colour, "size": 9},
+            customdata=[(row.p_value, row.gained, row.lost) for row in rows],
+            hovertemplate="%{y}: %{x:+.3~f} " + unit + "<br>p = %{customdata[0]:.3f}, %{customdata[1]} gained, "
+            "%{customdata[2]} lost<extra></extra>",
+        )
+    figure.add_vline(x=0, line={"color": LINE, "width": 1})
+    figure.update_yaxes(categoryorder="array", categoryarray=[row.task for row in reversed(compared)])
+    return plain_axes(figure, f"difference ({unit})", "", 80 + 34 * len(compared), legend=True)
