@@ -14,6 +14,7 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.new_experiment import EFFORT_TITLES, EFFORTS, model_choices, model_facts, text_preview
+from pages.shared.upload import upload
 from swm.errors import SwmError
 from swm.jobs.child import create
 from swm.registry import TEXTS
@@ -110,6 +111,7 @@ else:
                 key="experiment_model",
                 help="Choose one that is here, or type a Hugging Face folder, a .gguf file, or a hub id (org/model).",
             )
+            upload()
             dtype = st.selectbox(
                 "Precision (dtype)",
                 ("auto", "float32", "bfloat16", "float16"),

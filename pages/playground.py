@@ -16,10 +16,11 @@ from pages.shared.frame import (
     shown_errors,
     start_page,
 )
-from pages.shared.words import marked
+from pages.shared.words import marked, model_heading
 from swm.jobs.child import stream
-from swm.reporting.compare import compare, flat_rows, row_name
+from swm.reporting.compare import compare, flat_rows, row_name, run_name
 from swm.reporting.headline import headline
+from swm.reporting.palette import model_colours, row_colours
 from swm.settings import SAMPLE_PROMPTS
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE
@@ -36,6 +37,7 @@ def show_recorded(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
     """Answers that the models gave when they were evaluated."""
     answers = {row_name(row): {sample["prompt"]: sample["answer"] for sample in row["samples"]} for row in rows}
     layers = {row_name(row): row["layers"] for row in rows}
+    colours = {row_name(row): colour for row, colour in zip(rows, row_colours(rows, paler=False), strict=True)}
     prompts = list(dict.fromkeys(prompt for known in answers.values() for prompt in known))
     prompt = st.pills("Prompt", prompts, default=prompts[0], required=True, key=f"playground_pill_{experiment.name}")
     names = list(answers)
@@ -57,7 +59,7 @@ def show_recorded(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
         st.caption("Choose exactly two models to compare them without names and vote.")
     for column, name in zip(st.columns(max(1, len(chosen)), gap="medium"), chosen, strict=False):
         with column.container(border=True, height="stretch"):
-            st.markdown(f"**{plain(name)}**")
+            model_heading(name, colours[name])
             st.caption(f"{layers[name]} of {experiment.layer_count} layers")
             answer = answers[name].get(prompt)
             if answer is None:
@@ -85,7 +87,13 @@ def show_live(experiment: Experiment, usable: list[str]) -> None:
         help=f"Up to {MAX_MODELS}. They answer one after another, so that each is timed alone.",
     )
     tokens = right.number_input("Max. new tokens", 1, 1000, 48, key="playground_tokens", help="Decoding is greedy.")
-    if st.button("Answer", type="primary", disabled=not (prompt.strip() and names), key="playground_go"):
+    blind = len(names) == 2 and st.toggle("Without names, then vote", key="playground_blind_live")
+    if len(names) != 2:
+        st.caption("Choose exactly two models to compare them without names and vote.")
+    clicked = st.button("Answer", type="primary", disabled=not (prompt.strip() and names), key="playground_go")
+    if blind:
+        answer_blind(experiment, names, prompt, int(tokens), clicked)
+    elif clicked:
         answer_live(experiment, names, prompt, int(tokens))
     if names:
         command_line("answer", experiment.name, names[-1], "--prompt", prompt, "--tokens", str(tokens))
@@ -93,10 +101,11 @@ def show_live(experiment: Experiment, usable: list[str]) -> None:
 
 def answer_live(experiment: Experiment, names: list[str], prompt: str, tokens: int) -> None:
     """Stream each model's answer into its column, then mark where it leaves the original's."""
-    original = None
+    original, colours = None, model_colours(experiment)
     columns = [column.container(border=True, height="stretch") for column in st.columns(len(names), gap="medium")]
     for column, name in zip(columns, names, strict=True):
-        column.markdown(f"**{plain(model_title(experiment, name))}**")
+        with column:
+            model_heading(model_title(experiment, name), colours[name])
     for name, column in zip(names, columns, strict=True):
         with column, shown_errors():
             arguments = ["answer", experiment.name, name, "--prompt", prompt, "--tokens", str(tokens)]
@@ -111,6 +120,24 @@ def answer_live(experiment: Experiment, names: list[str], prompt: str, tokens: i
             original = whole if name == BASELINE else original
             place.markdown(marked(whole, None if name == BASELINE else original))
             st.caption("".join(speed))
+
+
+def answer_blind(experiment: Experiment, names: list[str], prompt: str, tokens: int, clicked: bool) -> None:
+    """Let two models answer unseen; then show both answers without names, and count the vote."""
+    key, asked = f"playground_unseen_{experiment.name}", (tuple(names), prompt, tokens)
+    if clicked:
+        answers: dict[str, str] = {}
+        with shown_errors():
+            for place, name in enumerate(names, 1):
+                arguments = ["answer", experiment.name, name, "--prompt", prompt, "--tokens", str(tokens)]
+                with st.spinner(f"Answer {place} of 2", show_time=True):
+                    answers[run_name(experiment.run(name))] = "".join(stream(arguments))
+        st.session_state[key] = (asked, answers)
+    known, answers = st.session_state.get(key, (None, {}))
+    if known == asked:
+        blind_vote(experiment, prompt, answers)
+    else:
+        st.caption("The answers come unnamed, in an order drawn for each vote.")
 
 
 def model_title(experiment: Experiment, name: str) -> str:

@@ -1,17 +1,27 @@
 """Report page: one self-contained HTML file for stakeholders, and the exports of each run."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
 from swm.registry import EXPORT_FORMATS, as_sentence
 from swm.reporting.commands import commands
 from swm.reporting.report import report_html
+from swm.workspace.experiments import Experiment
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def cached_report(folder: str, changed: list[tuple[str, int]]) -> str:
+    """The report as HTML, cached until one of the files that it shows changes."""
+    return report_html(Experiment(Path(folder)))
+
 
 experiment = require_experiment(start_page("Report", "Download the results as one HTML file that opens offline."))
 caption(experiment)
 with shown_errors():
     with st.spinner("Building the report"):
-        html = report_html(experiment)
+        html = cached_report(str(experiment.folder), experiment.results_changed())
     st.download_button(
         "Download the report (HTML)",
         html,

@@ -1,10 +1,19 @@
-"""Answers of models as text with the words marked from the first that differs from the original's on."""
+"""Names of models, and their answers with the words marked from the first that differs from the original's on."""
 
 from __future__ import annotations
 
+import html
 import re
 
+import streamlit as st
+
 from pages.shared.frame import plain
+
+
+def model_heading(name: str, colour: str) -> None:
+    """A model's name after a dot in its colour."""
+    dot = f'<span style="color:{colour}">●</span>'
+    st.html(f"<b>{dot} {html.escape(name)}</b>")
 
 
 def marked(answer: str, original: str | None) -> str:

@@ -7,17 +7,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from swm.models.known import BUNDLED
+from swm.workspace.uploads import uploaded_models
 
 
 def models_here(used: Iterable[str] = ()) -> dict[str, str]:
-    """Names to load a model by, with what each is: bundled, used before and still there, or in the hub's cache.
+    """Names to load a model by, with what each is: bundled, used before and still there, uploaded, or in the hub's
+    cache.
 
     Args:
         used: names of models of existing experiments.
     """
     bundled = {name: model.title for name, model in BUNDLED.items() if importlib.util.find_spec(model.package)}
     paths = {name: _kind(Path(name)) for name in used if name not in BUNDLED and Path(name).exists()}
-    return {**bundled, **paths, **dict.fromkeys(_cached(), "downloaded from the hub")}
+    uploaded = dict.fromkeys(uploaded_models(), "uploaded")
+    return {**bundled, **paths, **uploaded, **dict.fromkeys(_cached(), "downloaded from the hub")}
 
 
 def _kind(path: Path) -> str:

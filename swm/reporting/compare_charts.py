@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from swm.evaluation.paired import ACCURACY, BITS_PER_BYTE, CHOICE_LOGPROB, VERDICTS, Paired
 from swm.reporting.charts import LINE, plain_axes
 from swm.reporting.compare import documents_key
-from swm.reporting.glossary import FORMS, UNITS
+from swm.reporting.glossary import FORMS, TITLES, UNITS
 from swm.reporting.palette import BETTER, MODEL_COLOURS, WORSE, row_colours
 
 Row = dict[str, Any]
@@ -254,4 +254,4 @@ def differences_chart(compared: Sequence[Paired]) -> go.Figure:
         )
     figure.add_vline(x=0, line={"color": LINE, "width": 1})
     figure.update_yaxes(categoryorder="array", categoryarray=[row.task for row in reversed(compared)])
-    return plain_axes(figure, f"difference ({unit})", "", 80 + 34 * len(compared), legend=True)
+    return plain_axes(figure, f"{TITLES[score].lower()}, difference ({unit})", "", 80 + 34 * len(compared), legend=True)

@@ -14,7 +14,7 @@ from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, paired
 from swm.reporting.charts import loss_chart
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows, row_name
-from swm.reporting.compare_charts import differences_chart, scores_chart
+from swm.reporting.compare_charts import MOST_BARS, differences_chart, scores_chart, scores_grid
 from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.headline import headline
 from swm.reporting.heatmaps import similarity_heatmap
@@ -28,6 +28,10 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.files import disk_errors, replace_file
 from swm.workspace.runs import Run
 from swm.workspace.units import gib
+
+MOST_COLUMNS = 8  # more models than this are the lines of the table, not its columns
+MANY = 12  # with more models, only the one that the report leads with has charts of its differences
+Charts = tuple[str, list[go.Figure]]  # a title, and the figures below it, side by side
 
 
 def write_report(experiment: Experiment, file: Path) -> None:
@@ -53,18 +57,21 @@ def report_html(experiment: Experiment) -> str:
     metric = next(iter(experiment.metrics_measured()), None)
     similarity = experiment.similarity(metric) if metric else None
     runs = [run for run in experiment.runs() if not run.is_baseline]
-    figures: list[tuple[str, go.Figure]] = []
+    charts: list[Charts] = []
     if similarity:
         windows = runs[0].plan.windows if runs else ()
         title = f"Similarity of all layer pairs ({metric}), windows of the first run outlined"
-        figures.append((title, similarity_heatmap(similarity["matrix"], str(metric), windows)))
-    figures += [
-        (f"Loss while healing run {run.name}", loss_chart(run.events())) for run in runs if run.stage == "recovered"
-    ]
+        charts.append((title, [similarity_heatmap(similarity["matrix"], str(metric), windows)]))
     if measured:
         names = [row_name(row) for row in measured]
-        figures.append(("Zero-shot accuracy with standard errors", scores_chart(measured, names)))
-        figures += _differences(measured)
+        if len(measured) > MOST_BARS:
+            title = f"Zero-shot accuracy, %, coloured by the difference from {names[0]}"
+            charts.append((title, [scores_grid(measured, names, measured[0])]))
+        else:
+            charts.append(("Zero-shot accuracy with standard errors", [scores_chart(measured, names)]))
+        charts += _differences(measured, measured if len(measured) <= MANY else [flat[headline(flat)]])
+    healed = [run for run in runs if run.stage == "recovered"]
+    charts += [(f"Loss while healing {run.name}", [loss_chart(run.events())]) for run in healed]
     return (
         template_environment()
         .get_template("report.html")
@@ -78,8 +85,12 @@ def report_html(experiment: Experiment) -> str:
             terms=[(TITLES[name], text) for name, text in TERMS.items()],
             names=[row_name(row) for row in flat],
             lines=lines(flat),
+            many=len(flat) > MOST_COLUMNS,
             plans=[(run.name, run.source, plan_view(run.plan, experiment.model_facts)) for run in runs],
-            figures=[(title, figure_html(figure, first=i == 0)) for i, (title, figure) in enumerate(figures)],
+            charts=[
+                (title, [figure_html(figure, first=place == n == 0) for n, figure in enumerate(figures)])
+                for place, (title, figures) in enumerate(charts)
+            ],
             costs=[(run.name, cost) for run in runs if (cost := _cost(run))],
             samples=[(row_name(row), row["samples"]) for row in flat if row["samples"]],
             conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
@@ -134,17 +145,17 @@ def _cost(run: Run) -> list[str]:
     return costs
 
 
-def _differences(measured: list[dict[str, Any]]) -> list[tuple[str, go.Figure]]:
-    """Charts of each row's differences from its control, or else the original, over the same documents."""
+def _differences(measured: list[dict[str, Any]], shown: list[dict[str, Any]]) -> list[Charts]:
+    """Charts of the shown rows' differences from their control, or else the original, over the same documents."""
     by_name = {row_name(row): row for row in measured}
     charts = []
-    for row in measured:
+    for row in shown:
         against = reference_of(row)
         if not against or against["from"] not in by_name or not against["scores"]:
             continue
         reference = by_name[against["from"]]
-        for score in (ACCURACY, CHOICE_LOGPROB):
-            if results := paired(documents_of(reference), documents_of(row), score):
-                title = f"{TITLES[score]}: {row_name(row)} compared with {row_name(reference)}, 95 % intervals"
-                charts.append((title, differences_chart(results)))
+        answers = documents_of(reference), documents_of(row)
+        compared = [results for score in (ACCURACY, CHOICE_LOGPROB) if (results := paired(*answers, score))]
+        title = f"{row_name(row)} compared with {row_name(reference)}, 95 % intervals"
+        charts.append((title, [differences_chart(results) for results in compared]))
     return charts

@@ -5,7 +5,7 @@
 - estimate: time, memory and disk that a run needs, before it starts
 - experiments: experiments as folders of JSON
 - files: where things are on disk; atomic writes
-- housekeeping: copies and deletes whole experiments and runs
+- housekeeping: copies, renames and deletes whole experiments and runs
 - machine: free memory, and out-of-memory kills
 - names: names of experiments and runs, and the bundled examples
 - origin: what chose a plan's windows, with its publication
@@ -19,4 +19,5 @@
 - tracked: folders with a state: one job at a time, read-only if bundled
 - votes: votes between two models' answers shown without names
 - units: bytes and seconds in readable units
+- uploads: model files that came through the browser
 """

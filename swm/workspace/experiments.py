@@ -197,8 +197,9 @@ class Experiment(Tracked):
         return readable, broken
 
     def results_changed(self) -> list[tuple[str, int]]:
-        """Every result file of its runs, and when it was last written."""
-        files = (f"{file.relative_to(self.folder)}" for file in self.folder.glob("runs/*/*.json"))
+        """Every result file of its runs and every similarity map, and when it was last written."""
+        found = (*self.folder.glob("runs/*/*.json"), *self.folder.glob("similarity/*.json"))
+        files = (f"{file.relative_to(self.folder)}" for file in found)
         return sorted((file, self.changed(file)) for file in files)
 
     def create_run(

@@ -1,16 +1,18 @@
-"""Copies of experiments: all results, no weights, and nothing of the original changes."""
+"""Copies and new names: all results, no weights in a copy, and nothing of the original changes."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
-from swm.errors import ExperimentError
+from swm.errors import ExperimentError, JobError
 from swm.plan import MergePlan, Window
 from swm.reporting.compare import compare
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment, list_experiments
-from swm.workspace.housekeeping import copy_experiment
+from swm.workspace.housekeeping import copy_experiment, rename
+from swm.workspace.state import State, this_process
 from tests.reporting.test_compare import FACTS, scores
 
 
@@ -69,3 +71,44 @@ def test_a_copy_that_fails_leaves_nothing(study, monkeypatch):
     with pytest.raises(ExperimentError):
         copy_experiment(study, "copy")
     assert [folder.name for folder in study.folder.parent.iterdir()] == ["study"]
+
+
+def test_renamed_it_is_the_same_under_another_name(study):
+    before = contents(study.run("model").folder)
+    run = rename(study.run("model"), "better")
+    assert {name: data for name, data in contents(run.folder).items() if name != ".job.lock"} == before
+    assert [run.name for run in study.runs()] == ["baseline", "better"]
+    rows = compare(study)
+    renamed = rename(study, "other")
+    assert [experiment.name for experiment in list_experiments()[0] if not experiment.read_only] == ["other"]
+    assert [{**row, "experiment": "study"} for row in compare(renamed)] == rows
+
+
+@pytest.mark.parametrize(
+    ("item", "name", "reason"),
+    [
+        ("model", "Big", "not a valid name"),
+        ("model", "second", "already exists"),
+        ("baseline", "mine", "original model"),
+        ("of-a-study", "mine", "finds it by its name"),
+        ("", "other", "already exists"),
+        ("", "example-demo", "bundled example"),
+    ],
+)
+def test_what_cannot_be_renamed_says_why_and_stays(study, item, name, reason):
+    plan = MergePlan(6, (Window(1, 3),))
+    study.create_run("second", plan)
+    study.create_run("of-a-study", plan, method="sleb")
+    Experiment.create("other", ExperimentSettings("m"), FACTS)
+    before = contents(study.folder)
+    with pytest.raises(ExperimentError, match=reason):
+        rename(study.run(item) if item else study, name)
+    assert {name: data for name, data in contents(study.folder).items() if not name.endswith(".lock")} == before
+
+
+def test_nothing_is_renamed_while_a_job_works_on_it(study):
+    now = time.time()
+    study.run("model").write_state(State("merge", "running", started=now, heartbeat=now, **this_process()))
+    for item in (study, study.run("model")):
+        with pytest.raises(JobError):
+            rename(item, "another")

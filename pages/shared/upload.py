@@ -1,0 +1,47 @@
+"""Upload a model through the browser."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.shared.frame import plain
+from pages.shared.new_experiment import model_choices
+from swm.errors import SwmError
+from swm.workspace.uploads import SUFFIXES, keep_upload
+
+MOST_MEGABYTES = 8000  # for each file; they pass through the app's memory
+
+
+def upload() -> None:
+    """A popover that takes a model's files; the uploaded model is then the chosen one."""
+    with st.popover("Upload a model", icon=":material/upload:"):
+        files = st.file_uploader(
+            "One .gguf file, or all files of a Hugging Face folder",
+            type=list(SUFFIXES),
+            accept_multiple_files=True,
+            max_upload_size=MOST_MEGABYTES,
+            key="experiment_upload",
+            help="Files pass through this app's memory. For large models, type their path instead.",
+        )
+        name = st.text_input("Name", "uploaded-model", max_chars=64, key="experiment_upload_name")
+        st.button(
+            "Use this model",
+            type="primary",
+            disabled=not files,
+            key="experiment_upload_use",
+            on_click=_keep,
+            args=[name, files],
+        )
+        if problem := st.session_state.pop("experiment_upload_problem", ""):
+            st.error(plain(problem), icon=":material/error:")
+
+
+def _keep(name: str, files: list[st.runtime.uploaded_file_manager.UploadedFile]) -> None:
+    """Before the page is drawn again, so that the picker can still be set."""
+    try:
+        path = keep_upload(name, {file.name: file for file in files})
+    except SwmError as error:
+        st.session_state["experiment_upload_problem"] = str(error)
+    else:
+        model_choices.clear()
+        st.session_state["experiment_model"] = str(path)

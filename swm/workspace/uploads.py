@@ -1,0 +1,66 @@
+"""Model files that came through the browser, kept under the studio's home. No torch."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from swm.errors import ModelError
+from swm.workspace.files import check_space, disk_errors, home, neighbour
+from swm.workspace.names import check_name
+
+SUFFIXES = ("gguf", "json", "safetensors", "model", "txt", "jinja")  # weights in formats that cannot run code, and text
+FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
+
+
+def uploads_folder() -> Path:
+    """The folder of uploaded models."""
+    return home() / "uploads"
+
+
+def uploaded_models() -> list[str]:
+    """Paths of the uploaded models, sorted: folders and .gguf files."""
+    found = (*uploads_folder().glob("[a-z0-9]*/config.json"), *uploads_folder().glob("[a-z0-9]*/*.gguf"))
+    return sorted(str(file if file.suffix == ".gguf" else file.parent) for file in found)
+
+
+def keep_upload(name: str, files: Mapping[str, BinaryIO]) -> Path:
+    """Path of a new model from uploaded files: a folder with all of them, or the one .gguf file in it.
+
+    Args:
+        name: of the folder. files: their content by file name, each open at its beginning.
+
+    Raises:
+        ExperimentError: if the name cannot be used, or the disk is full.
+        ModelError: if it is taken, a file's name or type is not allowed, or the files are no model.
+    """
+    folder = uploads_folder() / check_name(name)
+    for file in files:
+        if not FILE.fullmatch(file) or file.rpartition(".")[2] not in SUFFIXES:
+            raise ModelError(f"Cannot take '{file[:80]}': upload files that end in {', '.join(SUFFIXES)}.")
+    models = [file for file in files if file.endswith(".gguf")]
+    whole = "config.json" in files and any(file.endswith(".safetensors") for file in files)
+    if not (whole or (len(models) == 1 and len(files) == 1)):
+        raise ModelError(
+            "These files are not a model. Upload one .gguf file, or all files of a Hugging Face folder: config.json, "
+            "the .safetensors files and those of the tokenizer."
+        )
+    if folder.exists():
+        raise ModelError(f"{folder} already exists. Choose another name.")
+    size = sum(content.seek(0, 2) for content in files.values())
+    unfinished = neighbour(folder, "new")
+    with disk_errors(folder, size):
+        unfinished.mkdir(parents=True)
+        check_space(folder, size)
+        try:
+            for file, content in files.items():
+                content.seek(0)
+                with (unfinished / file).open("wb") as kept:
+                    shutil.copyfileobj(content, kept)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return folder / models[0] if models else folder
