@@ -9,29 +9,20 @@ from pages.shared.new_experiment import model_choices
 from swm.errors import SwmError
 from swm.workspace.uploads import SUFFIXES, keep_upload
 
-MOST_MEGABYTES = 8000  # for each file; they pass through the app's memory
-
 
 def upload() -> None:
     """A popover that takes a model's files; the uploaded model is then the chosen one."""
-    with st.popover("Upload a model", icon=":material/upload:"):
+    done = st.session_state.get("experiment_uploads", 0)  # a new key closes the popover and empties its fields
+    with st.popover("Upload a model", icon=":material/upload:", key=f"experiment_upload_{done}"):
         files = st.file_uploader(
             "One .gguf file, or all files of a Hugging Face folder",
             type=list(SUFFIXES),
             accept_multiple_files=True,
-            max_upload_size=MOST_MEGABYTES,
-            key="experiment_upload",
+            key=f"experiment_files_{done}",
             help="Files pass through this app's memory. For large models, type their path instead.",
         )
-        name = st.text_input("Name", "uploaded-model", max_chars=64, key="experiment_upload_name")
-        st.button(
-            "Use this model",
-            type="primary",
-            disabled=not files,
-            key="experiment_upload_use",
-            on_click=_keep,
-            args=[name, files],
-        )
+        name = st.text_input("Folder name", "uploaded-model", max_chars=64, key=f"experiment_folder_{done}")
+        st.button("Use this model", type="primary", disabled=not files, on_click=_keep, args=[name, files])
         if problem := st.session_state.pop("experiment_upload_problem", ""):
             st.error(plain(problem), icon=":material/error:")
 
@@ -45,3 +36,4 @@ def _keep(name: str, files: list[st.runtime.uploaded_file_manager.UploadedFile])
     else:
         model_choices.clear()
         st.session_state["experiment_model"] = str(path)
+        st.session_state["experiment_uploads"] = st.session_state.get("experiment_uploads", 0) + 1

@@ -152,6 +152,8 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
         raise explained from error
     finally:
         restore()
+        if device.is_locked:
+            _holder(device).unlink(missing_ok=True)
         device.release()
 
 
@@ -223,15 +225,19 @@ def full_name(target: Target) -> str:
     return f"{target.experiment.name} / {target.name}" if isinstance(target, Run) else target.name
 
 
+def _holder(device: FileLock) -> Path:
+    """The file beside a device's lock that names the job that holds it."""
+    return Path(f"{device.lock_file}.job")
+
+
 def _say_who(device: FileLock, job: str) -> None:
-    """Keep beside the lock which job has the device, for those that wait for it."""
     with suppress(OSError, SwmError):  # only a name for people to read
-        replace_file(Path(f"{device.lock_file}.job"), job.encode())
+        replace_file(_holder(device), job.encode())
 
 
 def _who(device: FileLock) -> str:
     try:
-        return Path(f"{device.lock_file}.job").read_text(encoding="utf-8")[:200] or "another job on this machine"
+        return _holder(device).read_text(encoding="utf-8")[:200] or "another job on this machine"
     except OSError:
         return "another job on this machine"
 

@@ -12,6 +12,7 @@ import yaml
 
 from swm.jobs.child import active_targets
 from swm.jobs.sweep import Sweep
+from swm.plan import MergePlan, Window
 from swm.reporting.report import write_report
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import kept_path
@@ -91,6 +92,15 @@ def no_job_left():
 def ready(page):
     page.wait_for_selector("h1", timeout=20_000)
     page.wait_for_function("!document.querySelector('[data-testid=stStatusWidget]')", timeout=20_000)
+
+
+def until(page, condition):
+    """Wait until a condition holds, while the page goes on."""
+    for _ in range(100):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("It did not happen within 10 seconds.")
 
 
 def test_every_page_opens_by_its_address(shown, page):
@@ -469,6 +479,51 @@ def test_a_sweep_from_the_page(app, page, tokenizer, text_file, home, tmp_path, 
     assert saved["models"] == [str(folder)]
     assert saved["plans"] == [{"planner": "random", "ratio": [0.2]}]
     assert set(Sweep("my-sweep").states().values()) == {"done"}, Sweep("my-sweep").failures()
+
+
+def test_a_model_is_uploaded_and_used(app, page, model_folder, home):
+    page.goto(f"{app}/experiment")
+    ready(page)
+    page.get_by_role("button", name="Upload a model").click()
+    files = [file for file in Path(model_folder).iterdir() if file.suffix in (".json", ".safetensors")]
+    page.set_input_files("input[type=file]", files)
+    page.get_by_role("button", name="Use this model").click()
+    page.wait_for_selector("text=4 layers", timeout=60_000)
+    uploaded = home / "uploads" / "uploaded-model"
+    assert {file.name: file.read_bytes() for file in uploaded.iterdir()} == {f.name: f.read_bytes() for f in files}
+    assert page.locator("[data-testid=stFileUploader]").count() == 0  # it has closed
+
+
+def test_what_one_tab_renames_or_deletes_the_other_hears_of(app, chromium, model_folder, text_file):
+    """Two tabs of one browser keep their own places; a run renamed or deleted in one is gone in the other, no crash."""
+    experiment = create_experiment("mine", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
+    for name in ("first", "second"):
+        experiment.create_run(name, MergePlan(4, (Window(1, 2),)))
+    browser = chromium.new_context()
+    page, other = browser.new_page(), browser.new_page()
+    page.goto(f"{app}/run?experiment=mine&run=first")
+    other.goto(f"{app}/run?experiment=mine&run=second")
+    ready(page)
+    ready(other)
+    assert [tab.get_by_role("combobox").nth(1).input_value() for tab in (page, other)] == ["first", "second"]
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_label("New name").fill("better")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Rename").last.click()
+    until(page, lambda: [run.name for run in experiment.runs()] == ["baseline", "better", "second"])
+    until(page, lambda: page.get_by_role("combobox").nth(1).input_value() == "better")
+    page.goto(f"{app}/run?experiment=mine&run=second")
+    ready(page)
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete for good").click()
+    page.wait_for_selector("text=Or windows by hand")
+    assert [run.name for run in experiment.runs()] == ["baseline", "better"]
+    other.get_by_role("button", name="Merge", exact=True).click()
+    other.wait_for_selector("h1")
+    ready(other)
+    assert other.locator("[data-testid=stException]").count() == 0
+    assert not (experiment.folder / "runs" / "second").exists()
+    browser.close()
 
 
 def test_the_demo_flag_opens_one_experiment_read_only(page, tmp_path):

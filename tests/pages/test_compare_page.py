@@ -1,0 +1,160 @@
+"""Compare with many models, on the shipped study of methods: filters, a baseline of one's own, differences only."""
+
+import json
+import math
+import statistics
+
+import pytest
+
+from pages.shared.filters import GROUPS
+from swm.reporting.compare import compare, documents_of, flat_rows, row_name
+from swm.reporting.compare_charts import parallel_chart, score_against_speed, scores_chart, scores_grid
+from swm.reporting.palette import MODEL_COLOURS, ORIGINAL, model_colours
+from swm.workspace.experiments import Experiment
+from tests.pages.test_pages import opened
+
+STUDY = "example-study"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return flat_rows(compare(Experiment.open(STUDY)))
+
+
+def compared(**query):
+    """The page with the study chosen."""
+    test = opened("pages/compare.py", **query)
+    test.sidebar.selectbox[0].select(STUDY).run()
+    assert not test.exception
+    return test
+
+
+def table_with(test, *columns):
+    tables = [element.value for element in (*test.dataframe, *test.table)]
+    return next(table for table in tables if {*columns} <= {*table.columns})
+
+
+def figure(test, key):
+    (chart,) = [chart for chart in test.get("plotly_chart") if chart.proto.id.endswith(f"-{key}")]
+    return json.loads(chart.proto.spec)
+
+
+def test_filters_leave_the_models_of_all_chosen_groups(rows):
+    test = compared()
+    assert list(table_with(test, "layers", "size, MiB").index) == [row_name(row) for row in rows]
+    test.multiselect(key=f"compare_filter_{STUDY}_layers").select("24 layers").run()
+    left = [row_name(row) for row in rows if row["layers"] == 24]
+    assert list(table_with(test, "layers", "size, MiB").index) == left
+    methods = test.multiselect(key=f"compare_filter_{STUDY}_method")
+    assert "SLEB" in methods.options  # only what is left is offered
+    methods.select("SLEB").select("Beam search, fitted (best)").run()
+    assert sorted(table_with(test, "compared with").index) == ["best-24 (merged)", "sleb-24 (merged)"]
+    assert not test.exception
+
+
+def test_a_pinned_model_is_what_all_others_are_compared_with(rows):
+    test = compared()
+    test.selectbox(key=f"compare_pinned_{STUDY}").select("sleb-24 (merged)").run()
+    costs = table_with(test, "compared with")
+    assert {*costs["compared with"]} == {"sleb-24 (merged)"}
+    assert list(costs.index) == [row_name(row) for row in rows if row_name(row) != "sleb-24 (merged)"]
+    by_name = {row_name(row): row for row in rows}
+    pinned, best = by_name["sleb-24 (merged)"], by_name["best-24 (merged)"]
+    ratio = best["perplexities"]["squad"]["value"] / pinned["perplexities"]["squad"]["value"]
+    assert costs.loc["best-24 (merged)", "perplexity, squad"].startswith(f"× {ratio:.2f} [")
+    answers = [documents_of(row)["tasks"] for row in (pinned, best)]
+    means = [
+        statistics.fmean(statistics.fmean(a["correct"] for a in task) for task in tasks.values()) for tasks in answers
+    ]
+    difference = 100 * (means[1] - means[0])
+    assert costs.loc["best-24 (merged)", "accuracy (points)"].startswith(f"{difference:+.1f} [")
+
+
+def test_differences_only_hides_what_is_equal_for_all():
+    test = compared()
+    test.multiselect(key=f"compare_runs_{STUDY}").set_value(["sleb-24 (merged)", "best-24 (merged)"]).run()
+    whole = table_with(test, "sleb-24 (merged)")
+    test.toggle(key="compare_differing").set_value(True).run()
+    differing = table_with(test, "sleb-24 (merged)")
+    equal = whole["sleb-24 (merged)"] == whole["best-24 (merged)"]
+    assert {"layers", "size, MiB"} <= {*whole.index[equal]}
+    assert list(differing.index) == list(whole.index[~equal])
+    assert whole.loc[differing.index].equals(differing)
+
+
+def test_the_grid_shows_accuracies_and_their_differences(rows):
+    reference = rows[3]
+    (grid,) = scores_grid(rows, [row_name(row) for row in rows], reference).data
+    for y, row in enumerate(rows):
+        for x, task in enumerate(grid.x):
+            value = row["scores"][task]["value"]
+            assert grid.text[y][x] == f"{100 * value:.1f}"
+            assert grid.z[y][x] == pytest.approx(100 * value - 100 * reference["scores"][task]["value"])
+    other = {**rows[0], "scores": {**rows[0]["scores"], "piqa": {**rows[0]["scores"]["piqa"], "documents": 7}}}
+    (grid,) = scores_grid([other, reference], ["other", "reference"], reference).data
+    assert [grid.x[x] for x, value in enumerate(grid.z[0]) if value is None] == ["piqa"]
+
+
+def test_on_every_axis_of_parallel_coordinates_better_is_up(rows):
+    rows = [row for row in rows if row["tokens_per_second"]]
+    names = [row_name(row) for row in rows]
+    figure, without = parallel_chart(rows, names, names)
+    first, *axes = figure.data[0].dimensions
+    assert without == []
+    assert list(first.ticktext) == names
+    values = {
+        "layers": ([row["layers"] for row in rows], False),
+        "perplexity,<br>squad": ([row["perplexities"]["squad"]["value"] for row in rows], False),
+        "average<br>accuracy, %": ([100 * row["average"] for row in rows], True),
+        "tokens<br>per second": ([row["tokens_per_second"] for row in rows], True),
+    }
+    shown = {axis.label: axis for axis in axes}
+    for label, (expected, high_is_better) in values.items():
+        axis = shown[label]
+        log = label.startswith("perplexity")
+        assert [10**value if log else value for value in axis.values] == pytest.approx(expected)
+        best = (max if high_is_better else min)(axis.values)
+        assert axis.range[1] == best  # the upper end
+        for tick, text in zip(axis.tickvals or (), axis.ticktext or (), strict=True):
+            assert tick == pytest.approx(math.log10(float(text.replace(",", ""))))
+
+
+def test_a_model_that_lacks_a_number_has_no_line_and_is_named(rows):
+    few = [dict(row) for row in rows[:4]]
+    few[2] = {**few[2], "average": None}
+    figure, without = parallel_chart(few, list("abcd"), list("abcd"))
+    assert without == ["c"]
+    assert list(figure.data[0].dimensions[0].ticktext) == list("abd")
+    few[1] = {**few[1], "average": None}
+    few[3] = {**few[3], "average": None}  # now most lack it, and the axis goes instead
+    figure, without = parallel_chart(few, list("abcd"), list("abcd"))
+    assert without == []
+    assert "average<br>accuracy, %" not in [axis.label for axis in figure.data[0].dimensions]
+
+
+@pytest.mark.parametrize("by", GROUPS)
+def test_lines_can_be_coloured_by_each_grouping(by):
+    test = compared(compare_colours=by)
+    first = figure(test, "compare_parallel")["data"][0]["dimensions"][0]
+    kinds = {"layers": 4, "stage": 2}
+    assert len(first["ticktext"]) == len({*first["ticktext"]}) >= kinds.get(by, 15)
+
+
+def test_a_model_has_one_colour_on_all_charts():
+    demo = Experiment.open("example-demo")
+    rows = flat_rows(compare(demo))
+    names = [row_name(row) for row in rows]
+    colours = model_colours(demo)
+    assert colours.pop("baseline") == ORIGINAL
+    assert len({*colours.values()}) == len(colours)
+    by_age = sorted(colours, key=lambda run: demo.run(run).settings["created"])
+    assert [colours[run] for run in by_age] == list(MODEL_COLOURS[: len(by_age)])
+    whole = {**colours, "baseline": ORIGINAL}
+    bars = {bar.name: bar.marker.color for bar in scores_chart(rows, names).data}
+    points = score_against_speed(rows, names).data[1]
+    dots = dict(zip(points.customdata, points.marker.color, strict=True))
+    for row, name in zip(rows, names, strict=True):
+        red, green, blue = (int(whole[row["run"]][at : at + 2], 16) for at in (1, 3, 5))
+        healed_later = row["stage"] == "merged"
+        expected = f"rgba({red},{green},{blue},0.45)" if healed_later else whole[row["run"]]
+        assert bars[name] == dots[name] == expected
