@@ -25,7 +25,16 @@ from tools.running import CHROMIUM_FLAGS, running_app
 ROOT = Path(__file__).parents[2]
 PAGES = ["", *sorted(page.stem for page in (ROOT / "pages").glob("*.py"))]
 # A cold deep link asks for its health below the page first; streamlit then finds the right address by itself.
-HARMLESS = re.compile(r"404 \(Not Found\)|Unrecognized feature|allow-scripts and allow-same-origin")
+# Parallel coordinates read back from WebGL, of which a browser without a GPU says that it is slow.
+HARMLESS = re.compile(
+    r"404 \(Not Found\)|Unrecognized feature|allow-scripts and allow-same-origin|GPU stall due to ReadPixels"
+)
+
+FORGET = """
+if (location.protocol === 'http:' && !sessionStorage.begun) {  // once for each tab
+  localStorage.clear();
+  sessionStorage.begun = 1;
+}"""
 
 pytestmark = pytest.mark.browser
 
@@ -69,15 +78,26 @@ def shown(tmp_path_factory):
             yield address
 
 
+@pytest.fixture(scope="session")
+def profile(chromium):
+    """A browser that keeps what it has loaded, as a user's does."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(chromium):
-    """A page of a fresh browser; what it complains about fails the test."""
-    page = chromium.new_page(viewport={"width": 1280, "height": 900})
+def page(profile):
+    """A page of a browser that remembers nothing of earlier tests; what it complains about fails the test."""
+    page = profile.new_page()
+    page.add_init_script(FORGET)
     complaints = []
     page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     yield page
-    assert [text for text in complaints if not HARMLESS.search(text)] == []
+    said = [text for text in complaints if not HARMLESS.search(text)]
+    page.close()
+    assert said == []
 
 
 @pytest.fixture
