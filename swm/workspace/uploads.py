@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from swm.errors import ModelError
-from swm.workspace.files import check_space, disk_errors, home, neighbour
-from swm.workspace.names import check_name
+from swm.errors import ExperimentError, ModelError
+from swm.workspace.files import check_space, demo_experiment, disk_errors, home, neighbour
+from swm.workspace.names import check_name, read_only_message
 
 SUFFIXES = ("gguf", "json", "safetensors", "model", "txt", "jinja")  # weights in formats that cannot run code, and text
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
@@ -34,10 +34,12 @@ def keep_upload(name: str, files: Mapping[str, BinaryIO]) -> Path:
         name: of the folder. files: their content by file name, each open at its beginning.
 
     Raises:
-        ExperimentError: if the name cannot be used, or the disk is full.
+        ExperimentError: if the name cannot be used, in a read-only demo, or if the disk is full.
         ModelError: if it is taken, a file's name or type is not allowed, or the files are no model.
     """
     folder = uploads_folder() / check_name(name)
+    if demo_experiment():
+        raise ExperimentError(read_only_message(name))
     for file in files:
         if not FILE.fullmatch(file) or file.rpartition(".")[2] not in SUFFIXES:
             raise ModelError(f"Cannot take '{file[:80]}': upload files that end in {', '.join(SUFFIXES)}.")

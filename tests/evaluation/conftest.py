@@ -21,4 +21,5 @@ def clock(monkeypatch):
         model.get_output_embeddings().register_forward_hook(tick(2.0))
         return model
 
+    wound.wait = lambda seconds: now.__setitem__(0, now[0] + seconds)
     return wound

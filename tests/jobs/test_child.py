@@ -42,7 +42,7 @@ def test_job_of_another_target_waits_for_the_machine_and_can_be_cancelled_while_
     run = experiment.run("baseline")
     with tracked(experiment, "measure"):
         start(run, "evaluate", ["evaluate", "study", "baseline", "--limit", "1"])
-        assert wait_for(lambda: run.state().text.startswith("waiting for "))
+        assert wait_for(lambda: run.state().text == "waiting for measure of study")
         assert run.state().status == "queued"
         cancel(run)
         assert wait_for(lambda: not run.state().active)

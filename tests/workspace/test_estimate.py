@@ -11,8 +11,17 @@ from swm.cli.main import main
 from swm.healing.training_speed import training_speed
 from swm.models.load import config_facts
 from swm.plan import MergePlan, Window
-from swm.settings import PRESETS, preset_settings
-from swm.workspace.estimate import PROCESS_BYTES, Estimate, estimate_run, stage_needs
+from swm.settings import PRESETS, ExperimentSettings, preset_settings
+from swm.workspace.estimate import (
+    PROCESS_BYTES,
+    Estimate,
+    estimate_run,
+    evaluated_tokens,
+    reached_rates,
+    stage_needs,
+)
+from swm.workspace.experiments import Experiment
+from swm.workspace.units import duration_range
 
 FACTS = {"layers": 10, "width": 100, "parameters": 2_000_000, "parameters_per_layer": 100_000, "size_bytes": 8_000_000}
 
@@ -39,6 +48,32 @@ def test_seconds_follow_from_the_tokens_and_the_rates(tmp_path):
     assert found.total_seconds == sum(found.seconds.values())
     twice = estimate_run(FACTS, COST, PLAN, preset_settings("quick", steps=60), 10, tmp_path)
     assert twice.seconds["heal"] > found.seconds["heal"]
+
+
+def test_the_next_estimate_is_what_the_last_job_took(tmp_path):
+    """A job 7 times as fast as foretold: with the rates that it reached, its own time is foretold."""
+    whole, recovery = MergePlan(10), preset_settings("quick", steps=30, batch=4, length=100, save_every=31, held_out=3)
+    foretold = estimate_run(FACTS, COST, whole, recovery, 10, tmp_path, evaluations=1).seconds
+    took = 8 + (foretold["evaluate"] - 8) / 7
+    step = (foretold["heal"] - 10) / 30 / 7
+    reached = reached_rates(1.0, evaluated=(evaluated_tokens(7, 10), took), trained_per_second=4 * 100 / step)
+    again = estimate_run(FACTS, {**COST, **reached}, whole, recovery, 10, tmp_path, evaluations=1)
+    assert again.seconds["evaluate"] == pytest.approx(took)
+    assert again.seconds["heal"] == pytest.approx(10 + 30 * step)
+    low, high = (factor * again.total_seconds for factor in (0.8, 1.6))
+    assert again.time == duration_range(low, high)
+
+
+def test_rates_of_a_smaller_model_count_for_the_layers_it_has_and_are_never_lowered(home):
+    rates = reached_rates(0.8, evaluated=(10_000, 18.0), trained_per_second=250.0)
+    assert rates == {"forward_tokens_per_second": 800.0, "training_tokens_per_second": 800.0}
+    experiment = Experiment.create("study", ExperimentSettings("m"), {**FACTS, "architecture": "x", "dtype": "float32"})
+    experiment.raise_rates(rates)
+    assert experiment.cost() is None  # the time of a token was not measured, so there is nothing to raise
+    experiment.save_cost({**COST, "forward_tokens_per_second": 700.0})
+    experiment.raise_rates(rates)
+    raised = experiment.cost()
+    assert {name: raised[name] for name in COST} == {**COST, "forward_tokens_per_second": 800.0}
 
 
 def test_without_rates_there_are_no_times(tmp_path):

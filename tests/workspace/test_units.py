@@ -2,7 +2,7 @@
 
 import pytest
 
-from swm.workspace.units import duration, gib
+from swm.workspace.units import duration, duration_range, gib
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,20 @@ def test_bytes_are_written_as_people_read_them():
 
 def test_durations_are_written_as_people_say_them():
     assert [duration(s) for s in (5, 75, 3725, 3 * 86400)] == ["5 s", "1 min 15 s", "1 h 02 min", "3.0 days"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        ((0.2, 0.4), "1 s"),
+        ((4, 8), "4 to 8 s"),
+        ((50, 99), "50 to 99 s"),
+        ((50, 101), "1 to 2 min"),
+        ((240, 480), "4 to 8 min"),
+        ((3000, 6000), "0.8 to 1.7 h"),
+        ((8 * 3600, 16 * 3600), "8 to 16 h"),
+        ((48 * 3600, 96 * 3600), "2.0 to 4.0 days"),
+    ],
+)
+def test_ranges_are_in_one_unit(seconds, text):
+    assert duration_range(*seconds) == text

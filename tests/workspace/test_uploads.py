@@ -54,6 +54,13 @@ def test_what_is_no_model_leaves_nothing(home, name, files):
     assert not uploads_folder().exists()
 
 
+def test_a_demo_takes_nothing(home, monkeypatch):
+    monkeypatch.setenv("SWM_DEMO", "example-demo")
+    with pytest.raises(SwmError, match="read-only"):
+        keep_upload("mine", opened(WEIGHTS))
+    assert not uploads_folder().exists()
+
+
 def test_a_name_is_taken_once(home):
     keep_upload("mine", opened(WEIGHTS))
     with pytest.raises(SwmError, match="already exists"):
