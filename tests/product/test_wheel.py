@@ -19,8 +19,9 @@ import os, swm
 folder = Path(swm.__file__).parent / "app_files"
 os.chdir(folder)
 pages = sorted(page.relative_to(folder) for page in folder.glob("pages/*.py"))
+test = AppTest.from_file("app.py", default_timeout=60).run()
 for page in pages:
-    test = AppTest.from_file("app.py", default_timeout=60).run().switch_page(str(page)).run()
+    test.switch_page(str(page)).run()
     assert not test.exception, (page, test.exception)
 print(len(pages))
 """
