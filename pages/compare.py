@@ -177,16 +177,19 @@ with right:
         st.caption(f"Not in the chart, because scored on other tasks or documents: {plain(', '.join(excluded))}.")
 
 if len(scored) > 2:
-    st.subheader("Trade-offs of all models", anchor=False)
-    by = named_choice(st.segmented_control, "Colours", GROUPS, "compare_colours", required=True)
-    groups = [label if by == OWN else group_of(row, by) for label, row in scored.items()]
-    lines, without = parallel_chart(list(scored.values()), list(scored), groups)
-    st.plotly_chart(lines, key="compare_parallel")
-    st.caption(
-        "Each line is a model; up is better on every axis. Drag along an axis to keep the models that cross that part, "
-        "click it to keep all again; drag an axis title to move the axis."
-        + (f" Not drawn, because a number is missing: {plain(', '.join(without))}." if without else "")
-    )
+    title = "Trade-offs: all models on all axes (parallel coordinates)"
+    tradeoffs = st.expander(title, key="compare_tradeoffs", on_change="rerun")
+    if tradeoffs.open:  # drawing it takes a second where there is no GPU
+        with tradeoffs:
+            by = named_choice(st.segmented_control, "Colours", GROUPS, "compare_colours", required=True)
+            groups = [label if by == OWN else group_of(row, by) for label, row in scored.items()]
+            lines, without = parallel_chart(list(scored.values()), list(scored), groups)
+            st.plotly_chart(lines, key="compare_parallel")
+            st.caption(
+                "Each line is a model; up is better on every axis. Drag along an axis to keep the models that cross "
+                "that part, click it to keep all again; drag an axis title to move the axis."
+                + (f" Not drawn, because a number is missing: {plain(', '.join(without))}." if without else "")
+            )
 
 if len(scored) > 1:
     st.subheader("Is the difference significant?", anchor=False)

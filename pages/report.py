@@ -1,5 +1,6 @@
 """Report page: one self-contained HTML file for stakeholders, and the exports of each run."""
 
+from functools import partial
 from pathlib import Path
 
 import streamlit as st
@@ -12,19 +13,18 @@ from swm.workspace.experiments import Experiment
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def cached_report(folder: str, changed: list[tuple[str, int]]) -> str:
+def cached_report(folder: str, changed: list[tuple[str, int]], charts: bool = True) -> str:
     """The report as HTML, cached until one of the files that it shows changes."""
-    return report_html(Experiment(Path(folder)))
+    return report_html(Experiment(Path(folder)), charts)
 
 
 experiment = require_experiment(start_page("Report", "Download the results as one HTML file that opens offline."))
 caption(experiment)
 with shown_errors():
-    with st.spinner("Building the report"):
-        html = cached_report(str(experiment.folder), experiment.results_changed())
+    changed = experiment.results_changed()
     st.download_button(
         "Download the report (HTML)",
-        html,
+        lambda: cached_report(str(experiment.folder), changed),
         f"{experiment.name}.html",
         "text/html",
         key="report_html",
@@ -38,13 +38,16 @@ with shown_errors():
             if form.text and form.fits(run):
                 files.download_button(
                     f"{form.title} of {run.name} ({form.suffix})",
-                    form.text(run),
+                    partial(form.text, run),
                     f"{run.name}-{form.name}{form.suffix}",
                     key=f"report_{form.name}_{run.name}",
                     icon=":material/download:",
                     help=as_sentence(form.help),
                 )
     st.subheader("Preview", anchor=False)
+    charts = st.toggle("With charts", key="report_charts", help="Five megabytes, as in the downloaded file.")
+    with st.spinner("Building the report"):
+        html = cached_report(str(experiment.folder), changed, charts)
     st.iframe(html, height=900)
     st.subheader("Commands to reproduce these results", anchor=False)
     st.code("\n".join(commands(experiment)), language="bash", wrap_lines=True)

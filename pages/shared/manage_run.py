@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -42,7 +43,7 @@ def export(run: Run) -> None:
         if form.text and form.fits(run):
             st.download_button(
                 f"{form.title} ({form.suffix})",
-                form.text(run),
+                partial(form.text, run),
                 f"{name}-{form.name}{form.suffix}",
                 key=f"run_export_{form.name}",
                 icon=":material/download:",

@@ -50,9 +50,45 @@ def write_report(experiment: Experiment, file: Path) -> None:
     replace_file(file, report_html(experiment).encode())
 
 
-def report_html(experiment: Experiment) -> str:
-    """The report as HTML: results before and after, plans, similarity, scores, caveats, commands."""
+def report_html(experiment: Experiment, charts: bool = True) -> str:
+    """The report as HTML: results before and after, plans, similarity, scores, caveats, commands.
+
+    Args:
+        charts: with charts, which take plotly's script with them, five megabytes.
+    """
     flat = flat_rows(judged(compare(experiment)))
+    runs = [run for run in experiment.runs() if not run.is_baseline]
+    return (
+        template_environment()
+        .get_template("report.html")
+        .render(
+            experiment=experiment,
+            settings=experiment.settings,
+            facts=experiment.model_facts,
+            slide=_slide(experiment, flat),
+            verdicts=[(row_name(row), row["verdict"]) for row in flat if row["stage"] != "original"],
+            costs_of_merging=cost_lines(flat),
+            terms=[(TITLES[name], text) for name, text in TERMS.items()],
+            names=[row_name(row) for row in flat],
+            lines=lines(flat),
+            many=len(flat) > MOST_COLUMNS,
+            plans=[(run.name, run.source, plan_view(run.plan, experiment.model_facts)) for run in runs],
+            charts=[
+                (title, [figure_html(figure, first=place == n == 0) for n, figure in enumerate(figures)])
+                for place, (title, figures) in enumerate(_charts(experiment, flat) if charts else [])
+            ],
+            costs=[(run.name, cost) for run in runs if (cost := _cost(run))],
+            samples=[(row_name(row), row["samples"]) for row in flat if row["samples"]],
+            conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
+            commands=commands(experiment),
+            version=__version__,
+            date=time.strftime("%Y-%m-%d"),
+        )
+    )
+
+
+def _charts(experiment: Experiment, flat: list[dict[str, Any]]) -> list[Charts]:
+    """The similarity map, accuracies, differences and losses."""
     measured = [row for row in flat if row["scores"]]
     metric = next(iter(experiment.metrics_measured()), None)
     similarity = experiment.similarity(metric) if metric else None
@@ -72,33 +108,7 @@ def report_html(experiment: Experiment) -> str:
         charts += _differences(measured, measured if len(measured) <= MANY else [flat[headline(flat)]])
     healed = [run for run in runs if run.stage == "recovered"]
     charts += [(f"Loss while healing {run.name}", [loss_chart(run.events())]) for run in healed]
-    return (
-        template_environment()
-        .get_template("report.html")
-        .render(
-            experiment=experiment,
-            settings=experiment.settings,
-            facts=experiment.model_facts,
-            slide=_slide(experiment, flat),
-            verdicts=[(row_name(row), row["verdict"]) for row in flat if row["stage"] != "original"],
-            costs_of_merging=cost_lines(flat),
-            terms=[(TITLES[name], text) for name, text in TERMS.items()],
-            names=[row_name(row) for row in flat],
-            lines=lines(flat),
-            many=len(flat) > MOST_COLUMNS,
-            plans=[(run.name, run.source, plan_view(run.plan, experiment.model_facts)) for run in runs],
-            charts=[
-                (title, [figure_html(figure, first=place == n == 0) for n, figure in enumerate(figures)])
-                for place, (title, figures) in enumerate(charts)
-            ],
-            costs=[(run.name, cost) for run in runs if (cost := _cost(run))],
-            samples=[(row_name(row), row["samples"]) for row in flat if row["samples"]],
-            conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
-            commands=commands(experiment),
-            version=__version__,
-            date=time.strftime("%Y-%m-%d"),
-        )
-    )
+    return charts
 
 
 def _slide(experiment: Experiment, flat: list[dict[str, Any]]) -> dict[str, Any] | None:

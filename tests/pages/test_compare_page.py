@@ -135,6 +135,9 @@ def test_a_model_that_lacks_a_number_has_no_line_and_is_named(rows):
 @pytest.mark.parametrize("by", GROUPS)
 def test_lines_can_be_coloured_by_each_grouping(by):
     test = compared(compare_colours=by)
+    assert not [chart for chart in test.get("plotly_chart") if chart.proto.id.endswith("compare_parallel")]
+    test.session_state["compare_tradeoffs"] = True  # opened
+    test.run()
     first = figure(test, "compare_parallel")["data"][0]["dimensions"][0]
     kinds = {"layers": 4, "stage": 2}
     assert len(first["ticktext"]) == len({*first["ticktext"]}) >= kinds.get(by, 15)
