@@ -154,7 +154,8 @@ st.caption(
 )
 scored = {label: row for label, row in labels.items() if row["scores"]}
 many = len(scored) > MOST_BARS
-left, right = (st.container(), st.container()) if many else st.columns(2, gap="large")
+with st.container(key="wrap_charts_scores"):
+    left, right = (st.container(), st.container()) if many else st.columns(2, gap="large")
 with left:
     st.subheader("Accuracy by task", anchor=False)
     if many:

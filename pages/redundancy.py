@@ -182,7 +182,8 @@ blocks: tuple[Window, ...] = similar_patches(matrix, level)
 if clicked := st.session_state.get("redundancy_map", {}).get("selection", {}).get("points"):
     st.query_params["pair"] = f"{int(clicked[0]['x'])}-{int(clicked[0]['y'])}"
 pair = pair_in_address(len(matrix))
-left, right = st.columns([3, 2], gap="large")
+with st.container(key="wrap_charts_redundancy"):
+    left, right = st.columns([3, 2], gap="large")
 with left:
     title = f"{name} of layer {part}s"
     figure = similarity_heatmap(matrix, name, windows, blocks, pair, contrast, title)

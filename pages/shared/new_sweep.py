@@ -66,7 +66,8 @@ def _begin(grid: dict[str, Any]) -> None:
 def _grid() -> dict[str, Any]:
     """The sweep's file as the pickers have it."""
     here, texts = model_choices(), [name for name, text in TEXTS.items() if "calibration" in text.purposes]
-    left, middle, right = st.columns(3, gap="large")
+    with st.container(key="wrap_form_sweep"):
+        left, middle, right = st.columns(3, gap="large")
     with left:
         name = st.text_input("Name", "my-sweep", max_chars=64, key="sweep_name")
         models = st.multiselect(

@@ -49,17 +49,13 @@ def show_stages(run: Run) -> None:
 def follow(run: Run, state: State) -> None:
     """The numbers, charts and log that change while the run's job runs."""
     st.caption(plain(f"Windows chosen by {run.source}."))
-    columns = st.columns(4)
-    columns[0].metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}")
-    columns[1].metric("Rule", run.plan.rule, help=as_sentence(MERGE_RULES[run.plan.rule].help))
-    columns[2].metric("Stage", stage_name(run.stage, run.is_control))
-    columns[3].metric(
-        "Memory used",
-        gib(state.memory_bytes) if state.memory_bytes else "–",
-        meters(state) if state.active else None,
-        delta_color="off",
-        delta_arrow="off",
-    )
+    with st.container(horizontal=True, gap="large"):  # wraps where the page is narrow
+        st.metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}", width="content")
+        st.metric("Rule", run.plan.rule, help=as_sentence(MERGE_RULES[run.plan.rule].help), width="content")
+        st.metric("Stage", stage_name(run.stage, run.is_control), width="content")
+        if state.memory_bytes:
+            used = meters(state) if state.active else None
+            st.metric("Memory used", gib(state.memory_bytes), used, "off", delta_arrow="off", width="content")
     recovery = run.settings.get("recovery_started") or run.settings.get("recovery") or {}
     events = [event for event in run.events() if event.get("stage") == "recover" and not event.get("begun")]
     if events:
@@ -88,18 +84,14 @@ def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> N
     last = next((event for event in reversed(events) if "loss" in event), events[-1])
     held_out = next((event["held_out_loss"] for event in reversed(events) if "held_out_loss" in event), None)
     speed, left = training_speed(events, settings)
-    columns = st.columns(5)
-    columns[0].metric("Step", f"{last['step']:,} of {last['steps']:,}")
-    columns[1].metric("Loss", f"{last.get('loss', 0):.3f}")
-    columns[2].metric("Held-out loss", "–" if held_out is None else f"{held_out:.3f}")
-    columns[3].metric("Learning rate", f"{last.get('learning_rate', 0):.1e}")
-    columns[4].metric(
-        "Tokens per second",
-        "–" if speed is None else f"{speed:,.0f}",
-        f"{duration(left)} left" if left else None,
-        delta_color="off",
-        delta_arrow="off",
-    )
+    with st.container(horizontal=True, gap="large"):
+        st.metric("Step", f"{last['step']:,} of {last['steps']:,}", width="content")
+        st.metric("Loss", f"{last.get('loss', 0):.3f}", width="content")
+        st.metric("Held-out loss", "–" if held_out is None else f"{held_out:.3f}", width="content")
+        st.metric("Learning rate", f"{last.get('learning_rate', 0):.1e}", width="content")
+        remaining = f"{duration(left)} left" if left else None
+        shown_speed = "–" if speed is None else f"{speed:,.0f}"
+        st.metric("Tokens per second", shown_speed, remaining, "off", delta_arrow="off", width="content")
 
 
 def partial_checkpoint(run: Run, started: dict[str, Any]) -> str:

@@ -129,7 +129,8 @@ def ranks_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure | N
     plain_axes(figure, "", "", 130 + 42 * most).update_layout(margin={"t": 40})
     figure.update_yaxes(range=[most + 0.5, 0.5], tickvals=list(range(1, most + 1)), title_text="")
     figure.update_yaxes(title_text="rank", col=1)
-    return figure.update_xaxes(range=[-0.25, 1.9], title_text="")
+    longest = max(len(method_name(method)) for method in methods)
+    return figure.update_xaxes(range=[-0.25, 1.3 + 0.08 * longest], title_text="")
 
 
 def _ranks(rows: Sequence[dict[str, Any]], figure_of: str) -> dict[str, int]:
