@@ -91,7 +91,7 @@ st.query_params["experiments"], st.query_params["runs"] = experiments, shown  # 
 st.session_state["compare_opened"] = True
 everything, labels = labels, {label: row for label, row in labels.items() if label in shown}
 if len(everything) > MANY:
-    labels = filtered(labels, f"compare_filter_{'_'.join(experiments)}")
+    labels = filtered(labels, "compare")
 with shown_errors():
     judged_shown = [row for name in experiments for row in judged_rows(by_name[name], list(labels.values()))]
 labels = dict(zip(labels, judged_shown, strict=True))
@@ -110,10 +110,13 @@ judged_label = ends[0].selectbox(
     key=f"compare_verdict_{'_'.join(experiments)}",
     help="The run that the sentence and the numbers below it describe.",
 )
+if st.session_state.get("compare_with") not in (None, AUTOMATIC, *everything):  # of another experiment
+    del st.session_state["compare_with"]
 pinned = ends[1].selectbox(
     "Compare all with",
     [AUTOMATIC, *everything],
-    key=f"compare_pinned_{'_'.join(experiments)}",
+    key="compare_with",
+    bind="query-params",
     help="What the differences on this page are from. The verdict always compares with the run's control, or with the "
     "original if it has none.",
 )
@@ -142,7 +145,12 @@ if costs := cost_lines(flat):
     )
 
 st.subheader("All measurements", anchor=False)
-differing = st.toggle("Differences only", key="compare_differing", help="Hides what is equal for all models shown.")
+differing = st.toggle(
+    "Differences only",
+    key="compare_differing",
+    bind="query-params",
+    help="Hides what is equal for all models shown.",
+)
 measurements = comparison_table(list(labels), flat, differing)
 if len(flat) > MOST_COLUMNS:
     st.dataframe(measurements.T, column_config={"_index": st.column_config.Column("model", pinned=True, width=190)})
@@ -179,7 +187,7 @@ with right:
 
 if len(scored) > 2:
     title = "Trade-offs: all models on all axes (parallel coordinates)"
-    tradeoffs = st.expander(title, key="compare_tradeoffs", on_change="rerun")
+    tradeoffs = st.expander(title, key="compare_tradeoffs", on_change="rerun", bind="query-params")
     if tradeoffs.open:  # drawing it takes a second where there is no GPU
         with tradeoffs:
             by = named_choice(st.segmented_control, "Colours", GROUPS, "compare_colours", required=True)

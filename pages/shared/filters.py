@@ -27,6 +27,8 @@ def filtered(labels: Labelled, key: str) -> Labelled:
     names = [name for name in GROUPS if name != OWN]
     for column, by in zip(st.columns(len(names), gap="large"), names, strict=True):
         groups = list(dict.fromkeys(group_of(row, by) for row in labels.values()))
-        chosen = column.multiselect(GROUPS[by], groups, key=f"{key}_{by}", placeholder="All")
+        if not {*st.session_state.get(f"{key}_{by}", [])} <= {*groups}:  # of other models
+            del st.session_state[f"{key}_{by}"]
+        chosen = column.multiselect(GROUPS[by], groups, key=f"{key}_{by}", placeholder="All", bind="query-params")
         labels = {label: row for label, row in labels.items() if not chosen or group_of(row, by) in chosen}
     return labels

@@ -42,10 +42,10 @@ def figure(test, key):
 def test_filters_leave_the_models_of_all_chosen_groups(rows):
     test = compared()
     assert list(table_with(test, "layers", "size, MiB").index) == [row_name(row) for row in rows]
-    test.multiselect(key=f"compare_filter_{STUDY}_layers").select("24 layers").run()
+    test.multiselect(key="compare_layers").select("24 layers").run()
     left = [row_name(row) for row in rows if row["layers"] == 24]
     assert list(table_with(test, "layers", "size, MiB").index) == left
-    methods = test.multiselect(key=f"compare_filter_{STUDY}_method")
+    methods = test.multiselect(key="compare_method")
     assert "SLEB" in methods.options  # only what is left is offered
     methods.select("SLEB").select("Beam search, fitted (best)").run()
     assert sorted(table_with(test, "compared with").index) == ["best-24 (merged)", "sleb-24 (merged)"]
@@ -54,7 +54,7 @@ def test_filters_leave_the_models_of_all_chosen_groups(rows):
 
 def test_a_pinned_model_is_what_all_others_are_compared_with(rows):
     test = compared()
-    test.selectbox(key=f"compare_pinned_{STUDY}").select("sleb-24 (merged)").run()
+    test.selectbox(key="compare_with").select("sleb-24 (merged)").run()
     costs = table_with(test, "compared with")
     assert {*costs["compared with"]} == {"sleb-24 (merged)"}
     assert list(costs.index) == [row_name(row) for row in rows if row_name(row) != "sleb-24 (merged)"]
