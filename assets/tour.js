@@ -19,7 +19,8 @@ export default function ({ data }) {
     target = part;
     target.style.boxShadow = "0 0 0 4px var(--st-background-color, #fff), 0 0 0 7px #2f6fde";
     target.style.borderRadius = "8px";
-    target.scrollIntoView({ block: "center", behavior: "smooth" });
+    const tall = target.getBoundingClientRect().height > 0.5 * innerHeight;
+    target.scrollIntoView({ block: tall ? "start" : "center", behavior: "smooth" });
   }, 250);
   stop = () => {
     clearInterval(look);

@@ -1,5 +1,6 @@
 """Preview page: choose layers by a threshold or for a target, and see what the smaller model would be."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,10 @@ def plan_shown(experiment: Experiment, found: Found) -> dict[str, Any]:
     return plan_view(found.plan, facts, experiment.cost(), found.perplexities, found.similarity, answers)
 
 
-def threshold_door(experiment: Experiment) -> tuple[str, ThresholdPath, dict[str, Any], float]:
-    """The controls of the path: rule, its path and view, and the threshold."""
-    controls = st.columns([2, 1.3, 4], gap="large", vertical_alignment="bottom")
+def threshold_door(experiment: Experiment, places: Sequence[Any]) -> tuple[str, ThresholdPath, dict[str, Any], float]:
+    """The controls of the path, in two places: rule, its path and view, and the threshold."""
     rule = named_choice(
-        controls[0].selectbox,
+        places[0].selectbox,
         "Merge rule",
         titles_of(MERGE_RULES),
         "rule",
@@ -111,7 +111,7 @@ def threshold_door(experiment: Experiment) -> tuple[str, ThresholdPath, dict[str
     depths = sorted({plan["left"] for plan in view["plans"]}, reverse=True)
     if path.covered() < 0.999:
         depths = [depth for depth in depths if path.knows_all_with(depth)]
-    depth = controls[1].selectbox(
+    depth = places[1].selectbox(
         "Layers",
         [ANY, *depths],
         key="preview_depth",
@@ -208,8 +208,10 @@ experiment = require_experiment(
 )
 caption(experiment)
 st.session_state.setdefault("preview_threshold", number_from_address("threshold", DEFAULT_THRESHOLD, 0.0001, 1.0))
+with st.container(key="wrap_row_preview"):
+    places = st.columns([2.2, 1.7, 1], gap="large", vertical_alignment="bottom")
 door = named_choice(
-    st.segmented_control,
+    places[0].segmented_control,
     "How should layers be chosen?",
     DOORS,
     "preview_door",
@@ -225,7 +227,7 @@ with shown_errors():
         rule = found.plan.rule if found else DEFAULT_RULE
         (path, view), threshold = path_and_view(experiment, rule), 1.0
     else:
-        rule, path, view, threshold = threshold_door(experiment)
+        rule, path, view, threshold = threshold_door(experiment, places[1:])
         step = path.plan_at(threshold)
         arguments = ["plan", experiment.name, "--threshold", str(threshold), "--rule", rule, "--json"]
     if by_hand is not None and (found or door == "threshold"):

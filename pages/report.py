@@ -48,7 +48,8 @@ with shown_errors():
     charts = st.toggle("With charts", key="report_charts", help="Five megabytes, as in the downloaded file.")
     with st.spinner("Building the report"):
         html = cached_report(str(experiment.folder), changed, charts)
-    st.iframe(html, height=900)
+    with st.container(key="report_preview"):
+        st.iframe(html, height=900)
     st.subheader("Commands to reproduce these results", anchor=False)
     st.code("\n".join(commands(experiment)), language="bash", wrap_lines=True)
 command_line("report", experiment.name, "--output", f"{experiment.name}.html")

@@ -37,33 +37,35 @@ TOUR = (
     Step(
         "pages/preview.py",
         "Preview",
-        ".st-key-preview_live >>> .layer-view",
+        ".st-key-preview_live >>> .stairs-box",
         "Drag the slider",
-        "Neighbours merge as long as the model's output stays this similar to the original's. The ribbon shows which "
-        "layers become one. The flag marks the smallest plan that is still close to the original.",
+        "Neighbours merge as long as the model's output stays this similar to the original's. Left: fewer layers, and "
+        "higher perplexity (the model hesitates between more words). Below, the ribbon shows which layers become one.",
     ),
     Step(
         "pages/preview.py",
         "Preview",
         ".st-key-preview_live >>> .said-box",
         "Listen to the model",
-        "The same prompts, continued by the original and by the smaller model. Drag the slider to the left and follow "
-        "how the words break.",
+        "The same prompts, continued by the original and by the smaller model, which nothing has repaired yet. Drag "
+        "the slider to the left and follow how the words break.",
     ),
     Step(
         "pages/compare.py",
         "Compare",
         ".st-key-verdict",
         "What it cost, in one sentence",
-        "After healing with LoRA: smaller, faster, and the loss with its uncertainty. It is compared with the original "
-        "healed in the same way, so that LoRA's own gain does not count.",
+        "Another plan, chosen by search and healed (retrained for some minutes with LoRA). The loss stands with its "
+        "uncertainty in brackets, against the original after the same training, so that training's own gain does not "
+        "count.",
     ),
     Step(
-        "pages/experiment.py",
-        "Experiment",
-        ".st-key-new_experiment",
-        "Now your own model",
-        "A folder, a GGUF file or a name on the Hugging Face hub. Measuring takes seconds for a small model.",
+        "pages/report.py",
+        "Report",
+        ".st-key-report_preview",
+        "Show it to others",
+        "One page that opens offline: what was removed, what that gained and cost. For a model of your own, start on "
+        "Experiment: a folder, a GGUF file or a name on the Hugging Face hub.",
     ),
 )
 

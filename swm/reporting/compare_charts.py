@@ -77,7 +77,7 @@ def scores_grid(rows: Sequence[Row], names: Sequence[str], reference: Row) -> go
                 "title": {"text": "points", "side": "right"},
                 "thickness": 12,
                 "lenmode": "pixels",
-                "len": 180,
+                "len": min(180, LINE_HEIGHT * len(rows)),
                 "y": 1,
                 "yanchor": "top",
             },
@@ -97,7 +97,7 @@ def _accuracy(row: Row, task: str) -> str:
 def score_against_speed(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
     """Average score against tokens per second, with the Pareto front: the rows that no other beats in both."""
     points = [
-        (row["tokens_per_second"], 100 * row["average"], 100 * row["average_stderr"], name, colour)
+        (row["tokens_per_second"], 100 * row["average"], 100 * row["average_stderr"], name, colour, _side(row))
         for row, name, colour in zip(rows, names, row_colours(rows), strict=True)
         if row["tokens_per_second"] and row["average"] is not None
     ]
@@ -120,7 +120,7 @@ def score_against_speed(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
         error_y={"array": [p[2] for p in points], "thickness": 1.4, "width": 4, "color": ERROR_BAR},
         mode="markers+text",
         text=[p[3] if p in named else "" for p in points],
-        textposition=["middle left" if p[0] > middle else "middle right" for p in points],
+        textposition=[f"{p[5]} left" if p[0] > middle else f"{p[5]} right" for p in points],
         marker={"color": [p[4] for p in points], "size": 10},
         customdata=[p[3] for p in points],
         hovertemplate="%{customdata}<br>%{x:.1f} tokens per second, %{y:.1f} %<extra></extra>",
@@ -137,6 +137,11 @@ class Axis(NamedTuple):
     value: Callable[[Row], float | None]
     low_is_better: bool
     is_log: bool = False
+
+
+def _side(row: Row) -> str:
+    """Names go above points, of models that are not healed below, because both are close together."""
+    return "bottom" if row["stage"] == "merged" else "top"
 
 
 def parallel_chart(rows: Sequence[Row], names: Sequence[str], groups: Sequence[str]) -> tuple[go.Figure, list[str]]:
@@ -254,4 +259,6 @@ def differences_chart(compared: Sequence[Paired]) -> go.Figure:
         )
     figure.add_vline(x=0, line={"color": LINE, "width": 1})
     figure.update_yaxes(categoryorder="array", categoryarray=[row.task for row in reversed(compared)])
-    return plain_axes(figure, f"{TITLES[score].lower()}, difference ({unit})", "", 80 + 34 * len(compared), legend=True)
+    return plain_axes(
+        figure, f"{TITLES[score].lower()}:<br>difference ({unit})", "", 80 + 34 * len(compared), legend=True
+    )

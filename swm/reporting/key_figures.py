@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
-from swm.reporting.glossary import FORMS, TERMS
+from swm.reporting.glossary import FORMS, TERMS, TITLES
 from swm.reporting.table import MISSING, number, points
 from swm.reporting.verdict import digits_for, independent_text, reference_of
 
@@ -25,16 +26,14 @@ class KeyFigure:
 
 
 def key_figures(row: dict[str, Any]) -> dict[str, KeyFigure]:
-    """Speed, size, perplexity and scores of a row of `judged`, by name."""
+    """Speed, size, perplexity and scores of a row of `judged`, by name; "a → b" is from its reference to the row."""
     against = reference_of(row)
     return {
         "speed": KeyFigure("Speed", *_speed(row), SPEED),
-        "size": KeyFigure("Size", f"{row['size_bytes'] / 2**20:,.0f} MiB", _smaller(row), SIZE),
-        "perplexity": KeyFigure(*_perplexity(row, against)),
-        CHOICE_LOGPROB: KeyFigure(
-            "Choice log-probability", *_score(row, against, CHOICE_LOGPROB), TERMS["choice_logprob"]
-        ),
-        ACCURACY: KeyFigure("Accuracy", *_score(row, against, ACCURACY), TERMS["accuracy"]),
+        "size": KeyFigure("Size", *_size(row), SIZE),
+        "perplexity": _perplexity(row, against),
+        CHOICE_LOGPROB: _choice_probability(row, against),
+        ACCURACY: _accuracy(row, against),
     }
 
 
@@ -45,29 +44,48 @@ def _speed(row: dict[str, Any]) -> tuple[str, str | None]:
     )
 
 
-def _smaller(row: dict[str, Any]) -> str | None:
-    change = row["deltas"]["size_bytes"]
-    return f"{100 * change / (row['size_bytes'] - change):+.0f} %" if change else None
+def _size(row: dict[str, Any]) -> tuple[str, str | None]:
+    size, change = row["size_bytes"], row["deltas"]["size_bytes"]
+    if not change:
+        return f"{size / 2**20:,.0f} MiB", None
+    return f"{(size - change) / 2**20:,.0f} → {size / 2**20:,.0f} MiB", f"{100 * change / (size - change):+.0f} %"
 
 
-def _perplexity(row: dict[str, Any], against: dict[str, Any] | None) -> tuple[str, str, str | None, str]:
+def _perplexity(row: dict[str, Any], against: dict[str, Any] | None) -> KeyFigure:
     """The perplexity that the verdict names, with its change."""
     ratios = against["perplexity"] if against else {}
     text = independent_text(row, list(ratios or row["perplexities"]))
-    value = number(row["perplexities"][text]["value"], 1) if text else MISSING
-    change = None
+    if not text:
+        return KeyFigure("Perplexity", MISSING, None, TERMS["perplexity"])
+    value, change = row["perplexities"][text]["value"], None
+    shown = number(value, 1)
     if text in ratios:
+        shown = f"{number(value / ratios[text]['ratio'], 1)} → {shown}"
         ends = [100 * (ratios[text][name] - 1) for name in ("ratio", "low", "high")]
         digits = digits_for(ends[1:], 0 if max(map(abs, ends)) >= 10 else 1)
         change = "{:+,.{d}f} % [{:+,.{d}f}, {:+,.{d}f}]".format(*ends, d=digits)
-    return f"Perplexity, {text}" if text else "Perplexity", value, change, TERMS["perplexity"]
+    return KeyFigure(f"Perplexity, {text} (lower is better)", shown, change, TERMS["perplexity"])
 
 
-def _score(row: dict[str, Any], against: dict[str, Any] | None, score: str) -> tuple[str, str | None]:
-    """The average of a score and its change; accuracy in percent and points."""
-    if score == ACCURACY:
-        shown = MISSING if row["average"] is None else f"{100 * row['average']:.1f} %"
-    else:
-        shown = number(row["average_choice_logprob"], 2)
-    entry = against["scores"].get(score) if against else None
-    return shown, points(entry, *FORMS[score]) if entry else None
+def _choice_probability(row: dict[str, Any], against: dict[str, Any] | None) -> KeyFigure:
+    """The change of the right choice's probability, as a geometric mean; without a reference its logarithm."""
+    entry = against["scores"].get(CHOICE_LOGPROB) if against else None
+    if not entry:
+        value = number(row["average_choice_logprob"], 2)
+        return KeyFigure(TITLES[CHOICE_LOGPROB], value, None, TERMS["choice_logprob"])
+    shown = f"{100 * (math.exp(entry['difference']) - 1):+.0f} %"
+    change = f"{points(entry, *FORMS[CHOICE_LOGPROB])} nats"
+    return KeyFigure("Probability of the right choice", shown, change, TERMS["choice_logprob"])
+
+
+def _accuracy(row: dict[str, Any], against: dict[str, Any] | None) -> KeyFigure:
+    """Average accuracy in percent, the score of guessing on the same tasks, and the change in points."""
+    levels = [score.get("chance") for score in row["scores"].values()]
+    known = levels and None not in levels
+    title = f"Accuracy (guessing: {100 * sum(levels) / len(levels):.0f} %)" if known else "Accuracy"
+    if row["average"] is None:
+        return KeyFigure(title, MISSING, None, TERMS["accuracy"])
+    shown, entry = f"{100 * row['average']:.1f} %", against["scores"].get(ACCURACY) if against else None
+    if entry:
+        shown = f"{100 * (row['average'] - entry['difference']):.1f} → {shown}"
+    return KeyFigure(title, shown, f"{points(entry, *FORMS[ACCURACY])} points" if entry else None, TERMS["accuracy"])

@@ -12,8 +12,17 @@ BETTER, WORSE = "#2f6fde", "#d9730d"
 ORIGINAL = "#737c8c"
 WINDOW_COLOURS = ("#0072b2", "#b5568c", "#00835f", "#a6761d", "#7b68b5", "#3d87b5")
 MODEL_COLOURS = (
-    "#0072b2", "#00835f", "#b5568c", "#a6761d", "#7b68b5", "#17a2a2", "#d94a4a", "#6b7a1f", "#4fb0e8", "#c77dba",
-)  # fmt: skip
+    "#1f8fd6",
+    "#12a37a",
+    "#cf6aa6",
+    "#c08a2d",
+    "#9280d6",
+    "#1fb5b5",
+    "#e36464",
+    "#8a9c35",
+    "#5bb8ee",
+    "#d58fc8",
+)  # legible as thin lines on white and on black
 UNHEALED = 0.45  # opacity of a model that was healed later, beside the healed one of the same colour
 
 

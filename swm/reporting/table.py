@@ -122,14 +122,16 @@ def cost_lines(flat: list[dict[str, Any]]) -> list[dict[str, str]]:
             "run": f"{row['experiment']}: {row_name(row)}" if several else row_name(row),
             "compared with": against["from"],
             **{f"perplexity, {text}": ratio(against["perplexity"].get(text)) for text in texts},
-            **{
-                f"{TITLES[score].lower()} ({UNITS[score]})": points(against["scores"].get(score), *FORMS[score])
-                for score in SCORES
-            },
+            **{_with_unit(score): points(against["scores"].get(score), *FORMS[score]) for score in SCORES},
             "accuracy, tasks above chance (points)": points(against.get("above_chance")),
         }
         for row, against in judged
     ]
+
+
+def _with_unit(score: str) -> str:
+    title, unit = TITLES[score].lower(), UNITS[score]
+    return title if title == unit else f"{title} ({unit})"
 
 
 def _of_tasks(row: dict[str, Any]) -> str:

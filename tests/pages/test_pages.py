@@ -632,10 +632,10 @@ def test_a_healed_run_is_judged_against_its_control_wherever_it_stands(study, no
     for page in ("app.py", "pages/compare.py"):
         test = opened(page)
         assert sentence in texts(test), page
-        metrics = {metric.label: metric.delta for metric in test.metric}
+        metrics = {metric.label.split(" (")[0]: metric.delta for metric in test.metric}
         # Bonett and Price: 12 of 40 lost in each of two tasks, 1.96 sqrt(2) sqrt(13 - 12^2 / 42) / 42 / 2 = 0.102
-        assert metrics["Accuracy"] == "-30.0 [-40.2, -19.8]"
-        assert metrics["Choice log-probability"].startswith("-0.")
+        assert metrics["Accuracy"] == "-30.0 [-40.2, -19.8] points"
+        assert metrics["Probability of the right choice"].startswith("-0.")
     assert "healed in the same way" in opened("pages/report.py").get("iframe")[0].proto.srcdoc
     test = opened("pages/compare.py")
     assert (test.selectbox(key="compare_first").value, test.selectbox(key="compare_second").value) == (

@@ -243,7 +243,7 @@ def test_the_tour_leads_over_five_pages_and_keeps_its_place(shown, page):
     ready(page)
     page.get_by_role("button", name="Take the tour").click()
     seen = []
-    for number, path in enumerate(("redundancy", "preview", "preview", "compare", "experiment"), 1):
+    for number, path in enumerate(("redundancy", "preview", "preview", "compare", "report"), 1):
         page.wait_for_selector(f"text=Tour, step {number} of 5")
         page.wait_for_url(f"**/{path}*")
         ready(page)

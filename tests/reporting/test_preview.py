@@ -71,13 +71,13 @@ def test_numbers_of_a_plan_are_as_people_read_them():
         "Layers": "7 of 10",
         "Parameters": "0.8 M",
         "Memory": "85 MiB",
-        "Speed": "× 1.32",  # 10 / (8 * 0.7 + 2)
+        "Expected speed": "× 1.32",  # 10 / (8 * 0.7 + 2)
         "Similarity": "0.9100",
         "Perplexity, calibration": "50",
     }
     assert view["more"] == {"Parameters": "−15.0%", "Perplexity, calibration": "× 2.50"}
     unknown = plan_view(plan, FACTS)["numbers"]
-    assert [unknown[name] for name in ("Speed", "Similarity", "Perplexity, calibration")] == ["–"] * 3
+    assert [unknown[name] for name in ("Expected speed", "Similarity", "Perplexity, calibration")] == ["–"] * 3
 
 
 def test_similarity_of_windows_by_hand_is_known_when_the_search_came_by_them():
@@ -108,5 +108,5 @@ def test_a_pair_is_told_with_its_place():
 
 
 def test_expected_numbers_need_a_measured_cost():
-    assert plan_view(MergePlan(4), FACTS, {"layers_ms": 1.0, "rest_ms": 1.0})["numbers"]["Speed"] == "× 1.00"
+    assert plan_view(MergePlan(4), FACTS, {"layers_ms": 1.0, "rest_ms": 1.0})["numbers"]["Expected speed"] == "× 1.00"
     assert pytest.approx(1.0) == known_similarity(ThresholdPath(4), MergePlan(4))

@@ -160,6 +160,7 @@ function curves(data, threshold, width, step) {
     const ticks = [low, high].map((number) => [number, compact(Math.exp(number))]);
     const y = curve("perplexity", log, [low, high], [middle + 8, floor - 8], ticks);
     const allowed = y(Math.log(data.original * data.within));
+    root.append(svg("text", { x: 0, y: (middle + floor) / 2 + 15, class: "row" }, "(log scale)"));
     root.append(titled(svg("line", { x1: LABELS, x2: right, y1: allowed, y2: allowed, class: "allowed" }), `${data.within} times the original's perplexity`));
     root.append(svg("text", { x: right - 4, y: allowed - 8, class: "tick" }, `× ${data.within}`));
   }
@@ -169,6 +170,7 @@ function curves(data, threshold, width, step) {
     const [at, plan] = [x(Math.min(mark[1], data.high)), data.plans[mark[2]]];
     const flag = titled(svg("g", { class: "flag" }), `the smallest plan within ${data.within} times the original's perplexity: ${plan.left} layers`);
     flag.append(svg("line", { x1: at, x2: at, y1: 0, y2: floor }), svg("path", { d: `M${at},0l-9,5l9,5z` }));
+    flag.append(svg("text", { x: at - 6, y: middle - 14, class: "tick" }, `smallest within × ${data.within}: ${plan.left} layers`));
     root.append(flag);
   }
   root.append(svg("line", { x1: x(threshold), x2: x(threshold), y1: 0, y2: floor, class: "cursor" }));
