@@ -1,12 +1,15 @@
 """Home page: the verdict on the best run, three ways on, all runs."""
 
+from pathlib import Path
+
 import streamlit as st
 
-from pages.shared.frame import command_line, next_step, shown_errors, start_page
+from pages.shared.frame import command_line, next_step, plain, shown_errors, start_page
 from pages.shared.live import layers_picture
 from pages.shared.tables import runs_table
 from pages.shared.tour import DEMO, start_tour
 from pages.shared.verdict import judged_rows, show_verdict
+from pages.shared.words import show_words
 from swm.reporting.compare import compare, flat_rows, row_name
 from swm.reporting.headline import headline
 from swm.workspace.experiments import list_experiments
@@ -48,10 +51,11 @@ with shown_errors():
     if experiment and len(rows) > 1:
         best = rows[headline(rows)]
         with st.container(border=True, key="verdict"):
-            st.markdown(f":gray[{experiment.name}: {row_name(best)}]")
+            st.markdown(f":gray[{plain(Path(experiment.settings.model).name)} · {experiment.name}: {row_name(best)}]")
             show_verdict(judged_rows(experiment, [best])[0])
             plan = experiment.run(best["run"]).plan
             layers_picture(plan, experiment.model_facts, key="home_layers")
+            show_words(rows[0], best)
             next_step("pages/compare.py", "See all scores")
     experiments, _ = list_experiments()
 

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import html
 import re
+from typing import Any
 
 import streamlit as st
 
 from pages.shared.frame import plain
+from swm.reporting.compare import row_name
 
 
 def model_heading(name: str, colour: str) -> None:
     """A model's name after a dot in its colour."""
     dot = f'<span style="color:{colour}">●</span>'
     st.html(f"<b>{dot} {html.escape(name)}</b>")
+
+
+def show_words(original: dict[str, Any], row: dict[str, Any]) -> None:
+    """How both models continued the first prompt, if they were asked: rows of `compare`."""
+    answers = [{sample["prompt"]: sample["answer"] for sample in model["samples"]} for model in (original, row)]
+    prompt = next((prompt for prompt in answers[0] if prompt in answers[1]), None)
+    if prompt is None:
+        return
+    st.caption(f"“{plain(prompt)} …”")
+    for column, title, answer in zip(st.columns(2, gap="medium"), ("original", row_name(row)), answers, strict=True):
+        column.caption(plain(title))
+        column.markdown(marked(answer[prompt], None if title == "original" else answers[0][prompt]))
 
 
 def marked(answer: str, original: str | None) -> str:

@@ -152,6 +152,16 @@ def test_a_shipped_experiment_answers_with_what_its_models_said():
     assert not test.button
 
 
+def test_home_lets_the_leading_model_speak_beside_the_original():
+    test = opened("app.py")
+    demo = Experiment.open("example-demo")
+    original, best = (demo.run(name).scores()["samples"][0] for name in ("baseline", "best-24"))
+    said = [unmarked(markdown.value).split() for markdown in test.markdown]
+    assert original["answer"].split() in said
+    assert best["answer"].split() in said
+    assert f"“{original['prompt']} …”" in [caption.value for caption in test.caption]
+
+
 def test_two_models_are_compared_without_names(study, no_demo):
     spoken = {"baseline": "Paris.", "first": "London."}
     for name, answer in spoken.items():
