@@ -24,6 +24,7 @@ from swm.reporting.compare_charts import (
     MOST_BARS,
     differences_chart,
     parallel_chart,
+    relative_speed,
     score_against_speed,
     scores_chart,
     scores_grid,
@@ -34,6 +35,7 @@ from swm.reporting.headline import headline
 from swm.reporting.judged import judged, pin
 from swm.reporting.table import cost_lines
 from swm.workspace.experiments import list_experiments
+from swm.workspace.runs import BASELINE
 
 TESTS = {
     "accuracy": "exact McNemar test, which takes the number of changed answers as given",
@@ -50,6 +52,12 @@ def selection(name: str, options: list[str], default: list[str]) -> list[str]:
     if "compare_opened" in st.session_state:
         return default
     return [value for value in st.query_params.get_all(name) if value in options] or default
+
+
+def reference_row(row: dict[str, Any], places: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    """The control of a healed run, if it has one that was scored; otherwise the original."""
+    control = places.get((row["experiment"], row["control_run"]))
+    return control if control and control["scores"] else places[row["experiment"], BASELINE]
 
 
 def reference(scored: dict[str, dict[str, Any]]) -> int:
@@ -167,8 +175,11 @@ with st.container(key="wrap_charts_scores"):
 with left:
     st.subheader("Accuracy by task", anchor=False)
     if many:
-        base = pinned if pinned != AUTOMATIC and everything[pinned]["scores"] else next(iter(scored))
-        st.plotly_chart(scores_grid(list(scored.values()), list(scored), everything[base]), key="compare_grid")
+        places = {(row["experiment"], row["run"]): row for row in rows}
+        own = pinned == AUTOMATIC or not everything[pinned]["scores"]
+        references = [reference_row(row, places) if own else everything[pinned] for row in scored.values()]
+        st.plotly_chart(scores_grid(list(scored.values()), list(scored), references), key="compare_grid")
+        base = "each model's control, or else its original" if own else pinned
         st.caption(
             f"Accuracy in percent. Colour: difference from {plain(base)}, blue higher, orange lower. Differences of a "
             "few points are often within noise; the tables have the intervals."
@@ -178,7 +189,7 @@ with left:
 with right:
     st.subheader("Score against speed", anchor=False)
     charted, excluded = comparable(scored)
-    if any(row["tokens_per_second"] and row["average"] is not None for row in charted.values()):
+    if any(relative_speed(row) and row["average"] is not None for row in charted.values()):
         st.plotly_chart(score_against_speed(list(charted.values()), list(charted)), key="compare_pareto")
     else:
         st.caption("No speed has been measured yet. Click “Measure speed” on the Run page.")
@@ -196,7 +207,8 @@ if len(scored) > 2:
             st.plotly_chart(lines, key="compare_parallel")
             st.caption(
                 "Each line is a model; up is better on every axis. Drag along an axis to keep the models that cross "
-                "that part, click it to keep all again; drag an axis title to move the axis."
+                "that part, click it to keep all again; drag an axis title to move the axis. Perplexities above 20 "
+                "times the lowest are drawn as that."
                 + (f" Not drawn, because a number is missing: {plain(', '.join(without))}." if without else "")
             )
 

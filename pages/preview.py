@@ -170,7 +170,8 @@ def show_known_plans(experiment: Experiment) -> None:
     st.plotly_chart(figure, key="preview_plans", on_select=take_point, selection_mode="points")
     st.caption(
         f"Click a point to see its plan above, with its windows, its words and the way to merge it. {len(plans) - 1} "
-        "plans, all measured on the same calibration text before healing; those of rule fit with a quick fit."
+        "plans, all measured on the same calibration text before healing; those of rule fit with a quick fit. "
+        "Perplexities above 20 times the lowest are not drawn."
     )
 
 

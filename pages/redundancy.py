@@ -26,7 +26,13 @@ from swm.reporting.charts import influence_lines, neighbour_line, norm_line
 from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.heatmaps import CONTRASTS, difference_heatmap, similarity_heatmap
 from swm.settings import SKIPPED_TOKENS
-from swm.similarity.blocks import band_sentence, first_tokens_sentence, pair_sentence, similar_patches
+from swm.similarity.blocks import (
+    band_sentence,
+    first_tokens_sentence,
+    long_states_sentence,
+    pair_sentence,
+    similar_patches,
+)
 from swm.similarity.measure import PARTS, Measure
 from swm.workspace.experiments import Experiment, list_experiments
 
@@ -171,6 +177,8 @@ with shown_errors():
 
 name = METRICS[metric].title
 st.markdown(f"**{band_sentence(matrix, name)}**")
+if data.get("norm_max") and skip and metric.startswith("cka"):
+    st.caption(long_states_sentence(data["norm_median"], data["norm_max"]))
 if other == WHOLE and second is None:
     st.info("The map of all tokens has not been measured yet.")
     measure_button(experiment, whole, "redundancy_whole", was_active)
@@ -202,7 +210,9 @@ with right:
     st.plotly_chart(neighbour_line(next_layer), key="redundancy_neighbours")
     st.plotly_chart(influence_lines(influences), key="redundancy_influence")
     st.caption(f"**{TITLES['block_influence']}**: {TERMS['block_influence']}")
-    st.plotly_chart(norm_line(data["norm"]), key="redundancy_norm")
+    names = {"norm": "mean", "norm_median": "median", "norm_max": "largest"}
+    norms = {title: data[name] for name, title in names.items() if data.get(name)}
+    st.plotly_chart(norm_line(norms), key="redundancy_norm")
 st.markdown(
     f"**{TITLES['similarity']}**: {TERMS['similarity']}\n\n"
     "**How to read the map.** A bright square along the diagonal is a block of layers whose outputs carry nearly the "

@@ -17,7 +17,7 @@ from pages.shared.frame import (
     start_button,
     start_page,
 )
-from pages.shared.tables import decided_table, study_table, survival_table
+from pages.shared.tables import decided_table, study_table, survival_table, windows_text
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.registry import METRICS
 from swm.reporting.compare import row_name
@@ -144,6 +144,7 @@ def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set
             f"Do differences between methods survive healing? Every method against {rows_method(rows)}", anchor=False
         )
         st.dataframe(survival, hide_index=True)
+        show_same_windows(rows)
         score = CHOICE_LOGPROB if any(row["averages"].get(CHOICE_LOGPROB) for row in rows) else ACCURACY
         if ranks := ranks_chart(rows, score):
             st.plotly_chart(ranks, key="studies_ranks")
@@ -163,6 +164,20 @@ def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set
             "Pairs of methods at the same depth whose perplexity intervals do not overlap, and how many of them each "
             "score decides: the 95 % interval of the paired difference leaves out 0. In brackets: those decided in "
             "favour of the method with the higher perplexity."
+        )
+
+
+def show_same_windows(rows: list[dict[str, Any]]) -> None:
+    """Which healed models merge the same layers, so that their difference says nothing about the choice of layers."""
+    methods: dict[str, list[str]] = {}
+    for row in rows:
+        if row["stage"] == "recovered" and not row["control"]:
+            methods.setdefault(windows_text(row), []).append(method_name(row["method"]))
+    same = [f"{' and '.join(names)} merge {windows}" for windows, names in methods.items() if len(names) > 1]
+    if same:
+        st.caption(
+            f"The same layers: {'; '.join(same)}. Before healing these models differ in the merge rule alone; where "
+            "healing fits merged layers first, they differ after it by chance alone."
         )
 
 

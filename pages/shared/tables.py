@@ -37,7 +37,7 @@ def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "average, %": None if row["average"] is None else 100 * row["average"],
             "scored on": _scored_on(row),
             "± %": None if row["average_stderr"] is None else 100 * row["average_stderr"],
-            "perplexity": row["perplexity"],
+            **{f"perplexity, {text}": entry["value"] for text, entry in row["perplexities"].items()},
             "tokens per second": row["tokens_per_second"],
             "latency, ms": row["latency_ms"],
             "peak memory, MiB": row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20,
@@ -74,7 +74,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             **({"difference (points)": points(row["against"])} if against else {}),
             **{task: percent(score["value"], score["stderr"]) for task, score in row["scores"].items()},
             **(_speed(row) if timed else {}),
-            "windows": " ".join(f"{first}-{last}" for first, last in row["windows"]),
+            "windows": windows_text(row),
         }
         for row in rows
     )
@@ -86,10 +86,11 @@ def survival_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     healed = [row for row in rows if row["stage"] == "recovered" and row["against"]]
     texts = list(dict.fromkeys(text for row in healed for text in row["against"]["perplexity"]))
     parts = (("over documents", "over_documents"), ("over seeds", "over_seeds"))
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "layers": row["layers"],
             "method": method_name(row["method"]),
+            "windows": windows_text(row),
             "LoRA seeds": len(row["seeds"]),
             "choice log-probability, before": points(
                 _choice(before.get((row["method"], row["layers"]))), *FORMS[CHOICE_LOGPROB]
@@ -104,6 +105,12 @@ def survival_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         }
         for row in healed
     )
+    return table.loc[:, [column for column in table if {*table[column]} != {MISSING}]]
+
+
+def windows_text(row: dict[str, Any]) -> str:
+    """The windows of a row of `compare`, as in "22-23 26-27"."""
+    return " ".join(f"{first}-{last}" for first, last in row["windows"])
 
 
 def _choice(against: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ colour-blind readers can tell apart. Windows have their own colours. Everything 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import plotly.graph_objects as go
 from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
 from swm.search.threshold_path import PlanAt
 
+TALLEST = 20  # times the original's perplexity: models above are broken, and would squeeze the rest together
 LINE = "rgba(115,124,140,1)"
 
 
@@ -44,17 +46,10 @@ def _depth_lines(lines: dict[str, Sequence[float]]) -> go.Figure:
     return figure
 
 
-def norm_line(norms: Sequence[float]) -> go.Figure:
-    """Mean norm of the hidden states after each layer."""
-    figure = go.Figure(
-        go.Bar(
-            x=list(range(len(norms))),
-            y=list(norms),
-            marker_color=LINE,
-            hovertemplate="layer %{x}: %{y:,.0f}<extra></extra>",
-        )
-    )
-    return plain_axes(figure, "layer", "norm of hidden states", 230)
+def norm_line(norms: dict[str, Sequence[float]]) -> go.Figure:
+    """Norms of the hidden states after each layer, by what they are of the tokens: mean, median, largest."""
+    figure = plain_axes(_depth_lines(norms), "layer", "norm of hidden states", 260, legend=len(norms) > 1)
+    return figure.update_layout(yaxis={"type": "log", "exponentformat": "none", "dtick": 1})
 
 
 def trace_chart(step: PlanAt) -> go.Figure:
@@ -114,3 +109,13 @@ def plain_axes(figure: go.Figure, x: str, y: str, height: int, legend: bool = Fa
         yaxis={"title": {"text": y}, "zeroline": False},
     )
     return figure
+
+
+def log_axis(figure: go.Figure, lowest: float | None) -> None:
+    """Give the figure a log axis from the original's perplexity up to TALLEST times that."""
+    ticks = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
+    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
+    values = [value for line in figure.data for value in line.y if value is not None]
+    if lowest and values:
+        highest = min(max(values), TALLEST * lowest)
+        figure.update_yaxes(range=[math.log10(0.8 * lowest), math.log10(1.15 * highest)])

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES
+from swm.evaluation.task_names import CHANCE
 from swm.registry import MERGE_RULES
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
@@ -138,7 +139,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
     dropped = run.experiment.layer_count - run.plan.worth_layers
     merged = run.settings.get("merge", {})
     parameters = merged.get("parameters", round(facts["parameters"] - dropped * facts["parameters_per_layer"]))
-    tasks = scores.get("tasks", {})
+    tasks = {task: {"chance": CHANCE.get(task), **score} for task, score in scores.get("tasks", {}).items()}
     perplexities = scores.get("perplexity", {})
     average, stderr = average_of(tasks)
     averages = continuous_averages(tasks)

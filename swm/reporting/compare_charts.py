@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from swm.evaluation.paired import ACCURACY, BITS_PER_BYTE, CHOICE_LOGPROB, VERDICTS, Paired
-from swm.reporting.charts import LINE, plain_axes
+from swm.reporting.charts import LINE, TALLEST, plain_axes
 from swm.reporting.compare import documents_key
 from swm.reporting.glossary import FORMS, TITLES, UNITS
 from swm.reporting.palette import BETTER, MODEL_COLOURS, WORSE, row_colours
@@ -46,20 +46,23 @@ def scores_chart(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
     return plain_axes(figure, "", "accuracy, %", 340, legend=True)
 
 
-def scores_grid(rows: Sequence[Row], names: Sequence[str], reference: Row) -> go.Figure:
-    """Accuracy of many models: a line for each, a column for each task, coloured by the difference from one of them.
+def scores_grid(rows: Sequence[Row], names: Sequence[str], references: Sequence[Row]) -> go.Figure:
+    """Accuracy of many models: a line for each, a column for each task, coloured by the difference from a reference.
 
-    A cell is empty where the two were not scored on the same documents.
+    A cell has no colour where model and reference were not scored on the same documents.
+
+    Args:
+        references: one for each row.
     """
     tasks = list(dict.fromkeys(task for row in rows for task in row["scores"]))
-    base = documents_key(reference)
 
-    def difference(row: Row, task: str) -> float | None:
-        if documents_key(row).get(task, 0) != base.get(task):
+    def difference(row: Row, reference: Row, task: str) -> float | None:
+        if documents_key(row).get(task, 0) != documents_key(reference).get(task):
             return None
         return 100 * float(row["scores"][task]["value"] - reference["scores"][task]["value"])
 
-    differences = [[difference(row, task) for task in tasks] for row in rows]
+    pairs = list(zip(rows, references, strict=True))
+    differences = [[difference(row, reference, task) for task in tasks] for row, reference in pairs]
     most = max((abs(value) for line in differences for value in line if value is not None), default=0.0) or 1.0
     figure = go.Figure(
         go.Heatmap(
@@ -95,11 +98,11 @@ def _accuracy(row: Row, task: str) -> str:
 
 
 def score_against_speed(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
-    """Average score against tokens per second, with the Pareto front: the rows that no other beats in both."""
+    """Average score against relative speed, with the Pareto front: the rows that no other beats in both."""
     points = [
-        (row["tokens_per_second"], 100 * row["average"], 100 * row["average_stderr"], name, colour, _side(row))
+        (speed, 100 * row["average"], 100 * row["average_stderr"], name, colour, _side(row))
         for row, name, colour in zip(rows, names, row_colours(rows), strict=True)
-        if row["tokens_per_second"] and row["average"] is not None
+        if (speed := relative_speed(row)) and row["average"] is not None
     ]
     front = [p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)]
     front.sort()
@@ -123,11 +126,13 @@ def score_against_speed(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
         textposition=[f"{p[5]} left" if p[0] > middle else f"{p[5]} right" for p in points],
         marker={"color": [p[4] for p in points], "size": 10},
         customdata=[p[3] for p in points],
-        hovertemplate="%{customdata}<br>%{x:.1f} tokens per second, %{y:.1f} %<extra></extra>",
+        hovertemplate="%{customdata}<br>× %{x:.2f}, %{y:.1f} %<extra></extra>",
         showlegend=False,
         cliponaxis=False,
     )
-    return plain_axes(figure, "tokens per second", "average accuracy, %", 340, legend=True)
+    return plain_axes(
+        figure, "speed relative to the original, measured in turn", "average accuracy, %", 340, legend=True
+    )
 
 
 class Axis(NamedTuple):
@@ -137,6 +142,13 @@ class Axis(NamedTuple):
     value: Callable[[Row], float | None]
     low_is_better: bool
     is_log: bool = False
+
+
+def relative_speed(row: Row) -> float | None:
+    """Speed as a multiple of the original's in the same session, since a machine's speed varies; None if not timed."""
+    if row["speedup"]:
+        return float(row["speedup"]["value"])
+    return 1.0 if row["tokens_per_second"] and not row["windows"] and not row["width"]["ratio"] else None
 
 
 def _side(row: Row) -> str:
@@ -208,7 +220,7 @@ def _axes(rows: Sequence[Row]) -> list[Axis]:
     return [
         Axis("layers", lambda row: row["layers"], low_is_better=True),
         Axis("parameters,<br>million", lambda row: row["parameters"] / 1e6, low_is_better=True),
-        Axis("tokens<br>per second", lambda row: row["tokens_per_second"], low_is_better=False),
+        Axis("relative<br>speed", relative_speed, low_is_better=False),
         *(Axis(f"perplexity,<br>{text}", perplexity(text), low_is_better=True, is_log=True) for text in texts),
         Axis(
             "average<br>accuracy, %",
@@ -223,8 +235,11 @@ def _axes(rows: Sequence[Row]) -> list[Axis]:
 def _dimension(axis: Axis, rows: Sequence[Row]) -> dict[str, Any]:
     """An axis as plotly takes it: the better end up, a log axis with round numbers."""
     values = [float(axis.value(row) or 0.0) for row in rows]
-    ticks = {}
+    ticks: dict[str, Any] = {}
+    if axis.title == "layers":
+        ticks = {"tickvals": sorted({*values}), "ticktext": [f"{value:.0f}" for value in sorted({*values})]}
     if axis.is_log:
+        values = [min(value, TALLEST * min(values)) for value in values]  # broken models would squeeze the rest
         rounds = [digit * 10**power for power in range(12) for digit in (1, 2, 5)]
         rounds = [tick for tick in rounds if min(values, default=1) <= tick <= max(values, default=1)]
         values = [math.log10(value) for value in values]

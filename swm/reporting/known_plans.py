@@ -9,16 +9,15 @@ from dataclasses import dataclass, replace
 import plotly.graph_objects as go
 
 from swm.plan import MergePlan, Window
-from swm.reporting.charts import LINE, plain_axes
+from swm.reporting.charts import LINE, log_axis, plain_axes
 from swm.reporting.glossary import method_name
-from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
+from swm.reporting.palette import method_colour
 from swm.reporting.preview import expected_speedup
 from swm.search.kept_path import kept_path
 from swm.workspace.experiments import Experiment
 
 ORIGINAL = "original"
 BY_MEMORY, BY_SPEED = "memory, MiB", "expected speed, times the original's"
-COLOURS = (LINE, BETTER, *WINDOW_COLOURS[1:5], WORSE)  # the original, then methods
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class KnownPlan:
     """A plan whose perplexity on the calibration text is known.
 
     Attributes:
-        method: title of the planner, or of the search and its rule.
+        method: the planner, the merge rule of a search, or ORIGINAL.
         memory: of the weights, bytes. speed: expected, relative to the original; None if not timed.
         perplexity: before healing.
         best: whether no other plan is at least as good in both numbers of the chart and better in one.
@@ -52,12 +51,12 @@ def known_plans(experiment: Experiment) -> list[KnownPlan]:
         found.setdefault(key, KnownPlan(method, plan, memory, expected_speedup(plan, cost), perplexity))
 
     for data in experiment.plans_found():
-        add(method_name(data["planner"]), MergePlan.from_dict(data), data["perplexity"])
+        add(data["planner"], MergePlan.from_dict(data), data["perplexity"])
     for rule in experiment.rules_searched():
         if path := kept_path(experiment, rule):
             for windows, perplexity in path.perplexities.items():
                 plan = MergePlan(path.layer_count, windows, rule)
-                add(method_name(rule) if windows else ORIGINAL, plan, perplexity)
+                add(rule if windows else ORIGINAL, plan, perplexity)
     return list(found.values())
 
 
@@ -92,23 +91,22 @@ def plans_chart(plans: Sequence[KnownPlan], by: str, within: float) -> go.Figure
         name="no plan is better in both",
         hoverinfo="skip",
     )
-    methods = sorted({plan.method for plan in plans}, key=lambda name: (name != ORIGINAL, name))
-    for method, colour in zip(methods, [*COLOURS, *COLOURS[1:] * 9], strict=False):
+    for method in sorted({plan.method for plan in plans}, key=lambda name: (name != ORIGINAL, name)):
         own = [plan for plan in plans if plan.method == method]
         figure.add_scatter(
             x=[_x(plan, by) for plan in own],
             y=[plan.perplexity for plan in own],
             mode="markers",
-            name=method,
+            name=method_name(method),
             marker={
-                "color": colour,
+                "color": method_colour(method),
                 "size": [11 if plan.best else 7 for plan in own],
                 "opacity": [1 if plan.best else 0.45 for plan in own],
                 "symbol": "diamond" if method == ORIGINAL else "circle",
             },
             customdata=[(",".join(map(str, plan.plan.windows)), plan.plan.rule, plan.plan.layers_left) for plan in own],
             hovertemplate="%{customdata[2]} layers: perplexity %{y:,.1f}<br>windows %{customdata[0]}<extra>"
-            + method
+            + method_name(method)
             + "</extra>",
         )
     if original := next((plan for plan in plans if plan.method == ORIGINAL), None):
@@ -117,9 +115,5 @@ def plans_chart(plans: Sequence[KnownPlan], by: str, within: float) -> go.Figure
         place = {"x": 0.0, "xref": "paper", "xanchor": "left", "y": math.log10(allowed), "yanchor": "bottom"}
         figure.add_annotation(text=f"× {within:g}", showarrow=False, **place)  # a logarithmic axis wants the logarithm
     plain_axes(figure, by, "perplexity of the calibration text, before healing", 420, legend=True)
-    ends = [math.log10(end(plan.perplexity for plan in plans)) for end in (min, max)]
-    spare = 0.06 * (ends[1] - ends[0]) + 0.02
-    steps = [digit * 10**power for power in range(math.floor(ends[0]), math.ceil(ends[1]) + 1) for digit in (1, 2, 5)]
-    axis = {"type": "log", "range": [ends[0] - spare, ends[1] + spare], "tickvals": steps}
-    axis["ticktext"] = [f"{step:,.0f}" if step < 1e6 else f"{step:.0e}" for step in steps]
-    return figure.update_layout(yaxis=axis, clickmode="event+select", dragmode=False)
+    log_axis(figure, min((plan.perplexity for plan in plans), default=None))
+    return figure.update_layout(clickmode="event+select", dragmode=False)

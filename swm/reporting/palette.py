@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from swm.registry import MERGE_RULES, PLANNERS
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE
 
@@ -23,7 +24,18 @@ MODEL_COLOURS = (
     "#5bb8ee",
     "#d58fc8",
 )  # legible as thin lines on white and on black
+METHOD_COLOURS = (
+    "#2f6fde", "#d9730d", "#12a37a", "#cf6aa6", "#c08a2d", "#9280d6", "#1fb5b5", "#6b7280", "#d94a4a", "#7f9131",
+    "#5bb8ee", "#e0a30b", "#7bb661", "#a8567a",
+)  # fmt: skip
 UNHEALED = 0.45  # opacity of a model that was healed later, beside the healed one of the same colour
+
+
+def method_colour(method: str) -> str:
+    """The colour of a method in every chart: of a planner, or of the sliding-window search with a merge rule."""
+    names = [*PLANNERS, *MERGE_RULES]
+    chosen = method.split(" + ")[0]
+    return METHOD_COLOURS[names.index(chosen) % len(METHOD_COLOURS)] if chosen in names else ORIGINAL
 
 
 def model_colours(experiment: Experiment) -> dict[str, str]:

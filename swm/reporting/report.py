@@ -72,7 +72,11 @@ def report_html(experiment: Experiment, charts: bool = True) -> str:
             names=[row_name(row) for row in flat],
             lines=lines(flat),
             many=len(flat) > MOST_COLUMNS,
-            plans=[(run.name, run.source, plan_view(run.plan, experiment.model_facts)) for run in runs],
+            plans=[
+                (run.name, run.source, plan_view(run.plan, experiment.model_facts))
+                for run in runs
+                if not run.merges_nothing
+            ],
             charts=[
                 (title, [figure_html(figure, first=place == n == 0) for n, figure in enumerate(figures)])
                 for place, (title, figures) in enumerate(_charts(experiment, flat) if charts else [])
@@ -102,7 +106,7 @@ def _charts(experiment: Experiment, flat: list[dict[str, Any]]) -> list[Charts]:
         names = [row_name(row) for row in measured]
         if len(measured) > MOST_BARS:
             title = f"Zero-shot accuracy, %, coloured by the difference from {names[0]}"
-            charts.append((title, [scores_grid(measured, names, measured[0])]))
+            charts.append((title, [scores_grid(measured, names, [measured[0]] * len(measured))]))
         else:
             charts.append(("Zero-shot accuracy with standard errors", [scores_chart(measured, names)]))
         charts += _differences(measured, measured if len(measured) <= MANY else [flat[headline(flat)]])

@@ -10,16 +10,11 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
-from swm.reporting.charts import LINE, plain_axes
+from swm.reporting.charts import LINE, log_axis, plain_axes
 from swm.reporting.glossary import method_name
-from swm.reporting.palette import BETTER, WORSE
+from swm.reporting.palette import method_colour
 from swm.search.threshold_path import ThresholdPath
 
-COLOURS = (
-    BETTER, WORSE, "#00835f", "#b5568c", "#a6761d", "#7b68b5", "#17a2a2", "#8a8f98", "#d94a4a", "#5c6b1f",
-    "#4fb0e8", "#e0a30b", "#7bb661", "#c77dba",
-)  # fmt: skip
-TALLEST = 20  # times the original's perplexity: models above are broken, and would squeeze the rest together
 AXES = {
     "accuracy": "average accuracy, %",
     "choice_logprob": "average choice log-probability, nats",
@@ -45,7 +40,6 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
         if row is not original and _studied(row, figure_of):
             lines.setdefault((row["method"], row["stage"] == "recovered"), []).append(row)
     best = best_methods(rows, figure_of)[:most]
-    colours = dict(zip(best, COLOURS, strict=False))
     for (method, healed), points in sorted(lines.items(), key=lambda line: line[0][0] in best):  # colours on top
         shown = method in best
         values = [value for row in points if (value := _studied(row, figure_of))]
@@ -63,7 +57,11 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
             mode="lines+markers",
             name=name,
             legendrank=best.index(method) if shown else len(best),
-            line={"color": colours.get(method, GREY), "dash": "dot" if healed else "solid", "width": 2 if shown else 1},
+            line={
+                "color": method_colour(method) if shown else GREY,
+                "dash": "dot" if healed else "solid",
+                "width": 2 if shown else 1,
+            },
             marker={"size": 8 if shown else 4},
             hovertemplate="%{x} layers: %{y:,.4~r}<extra>" + name + "</extra>",
         )
@@ -78,7 +76,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
     figure = plain_axes(figure, "layers left", title, 420, legend=True)
     figure.update_xaxes(autorange="reversed", tickvals=sorted({row["layers"] for row in rows if row is not original}))
     if figure_of not in SCORES:
-        _log_axis(figure, level[0] if level else None)
+        log_axis(figure, level[0] if level else None)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
     return figure
 
@@ -112,7 +110,7 @@ def ranks_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure | N
     methods = sorted({method for panel in panels.values() for method in panel})
     for column, panel in enumerate(panels.values(), 1):
         for method, ends in panel.items():
-            colour = COLOURS[methods.index(method) % len(COLOURS)]
+            colour = method_colour(method)
             figure.add_scatter(
                 x=["before", "after healing"],
                 y=ends,
@@ -140,16 +138,6 @@ def _ranks(rows: Sequence[dict[str, Any]], figure_of: str) -> dict[str, int]:
     return {method: place for place, method in enumerate(ordered, 1)}
 
 
-def _log_axis(figure: go.Figure, lowest: float | None) -> None:
-    """Give the figure a log axis from the original's perplexity up to TALLEST times that."""
-    ticks = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
-    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
-    values = [value for line in figure.data for value in line.y if value is not None]
-    if lowest and values:
-        highest = min(max(values), TALLEST * lowest)
-        figure.update_yaxes(range=[math.log10(0.8 * lowest), math.log10(1.15 * highest)])
-
-
 def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] | None:
     """Value, low and high of a row: ± one standard error for accuracy, the 95 % interval for all others."""
     if figure_of in SCORES[1:]:
@@ -169,7 +157,7 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
         below: thresholds below a path's range whose plans are drawn too, if they are known.
     """
     figure, lowest = go.Figure(), min([path.low for path in paths] + [*below], default=0.0)
-    for index, path in enumerate(paths):
+    for path in paths:
         single = [path.plan_at(threshold) for threshold in sorted(below, reverse=True) if threshold < path.low]
         by_low = {step.low: step for step in (*path.intervals(), *single) if step}
         steps = [step for step in by_low.values() if figure_of == "layers" or step.perplexity is not None]
@@ -190,7 +178,7 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
             mode="lines+markers" if any(sizes) else "lines",
             name=method_name(path.rule),
             marker={"size": sizes, "opacity": 1},
-            line={"color": COLOURS[index % len(COLOURS)], "width": 2},
+            line={"color": method_colour(path.rule), "width": 2},
             hovertemplate="%{x:.3f}: %{y:,.1f}<extra>" + method_name(path.rule) + "</extra>",
         )
     title = "layers left" if figure_of == "layers" else "perplexity on the calibration text"
@@ -198,7 +186,7 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
     figure.update_xaxes(range=[lowest - 0.01, 1.01])
     if figure_of == "perplexity":
         originals = [step.perplexity for path in paths for step in path.intervals()[:1] if step and step.perplexity]
-        _log_axis(figure, min(originals, default=None))
+        log_axis(figure, min(originals, default=None))
     return figure
 
 
@@ -209,7 +197,7 @@ def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:
         scores: rows with `rule`, `threshold`, `layers`, `task`, `value` and `stderr`, as in a study of thresholds.
     """
     figure = go.Figure()
-    for index, rule in enumerate(dict.fromkeys(row["rule"] for row in scores)):
+    for rule in dict.fromkeys(row["rule"] for row in scores):
         rows = sorted((row for row in scores if row["rule"] == rule), key=lambda row: row["threshold"])
         figure.add_scatter(
             x=[row["threshold"] for row in rows],
@@ -218,7 +206,7 @@ def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:
             customdata=[row["layers"] for row in rows],
             mode="lines+markers",
             name=method_name(rule),
-            line={"color": COLOURS[index % len(COLOURS)]},
+            line={"color": method_colour(rule)},
             marker={"size": 8},
             hovertemplate="%{x:.2f}, %{customdata} layers: %{y:.1f} %<extra>" + method_name(rule) + "</extra>",
         )

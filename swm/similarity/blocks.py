@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from swm.plan import Window
 
+LONG = 4.0  # a state this many times as long as the median stands out
 STEP = 0.05  # a smaller difference of mean similarities is not called one
 
 
@@ -99,4 +100,23 @@ def pair_sentence(matrix: Sequence[Sequence[float]], low: int, high: int, metric
     rank = sum(other > value for other in pairs) + 1
     return f"Layers {low} and {high}: {metric} {value:.4f}, rank {rank:,} of {len(pairs):,} pairs. Their outputs " + (
         "carry nearly the same information." if value >= 0.95 else "overlap partly." if value >= 0.5 else "differ."
+    )
+
+
+def long_states_sentence(medians: Sequence[float], largest: Sequence[float]) -> str:
+    """Which layer has the longest hidden states relative to its median, and what follows; empty if none stands out.
+
+    A few tokens, often frequent words in mid-text, can have states many times as long as all others ("massive
+    activations", arXiv:2402.17762). CKA weighs tokens by the squares of their states, so they can shape a whole map.
+    """
+    ratios = [most / median if median else 0.0 for median, most in zip(medians, largest, strict=True)]
+    layer = max(range(len(ratios)), key=ratios.__getitem__)
+    if ratios[layer] < LONG:
+        return ""
+    count = sum(ratio >= LONG for ratio in ratios)
+    return (
+        f"After layer {layer} the longest state is {ratios[layer]:.0f} times the median, and more than {LONG:g} times "
+        f"after {count} of {len(ratios)} layers, although the first tokens are left out: a few tokens in mid-text. CKA "
+        "weighs tokens by the squares of their states, so these few can shape the map; cosine and angular similarity "
+        "weigh all tokens equally. Trust what both show."
     )

@@ -35,6 +35,7 @@ class LayerSimilarity:
         block_influence: shape (layers,): 1 - mean cosine between a layer's input and output; high means that the layer
             changes the hidden state a lot. Source: ShortGPT, arXiv:2403.03853, section 3.2.
         norm: shape (layers,): mean norm of the hidden state after the layer.
+        norm_median, norm_max: shape (layers,): median and largest norm; None if several processes measured.
         tokens: number of tokens measured.
         warning: why the sample is too small, and how large it should be; empty if it is large enough.
     """
@@ -44,6 +45,8 @@ class LayerSimilarity:
     norm: Tensor
     tokens: int
     warning: str = ""
+    norm_median: Tensor | None = None
+    norm_max: Tensor | None = None
 
 
 def layer_similarity(model: PreTrainedModel, tokens: Tensor, metric: str = "cka") -> Tensor:
@@ -86,7 +89,7 @@ def measure_similarity(
     metric, processes, own = METRICS[measure.metric], world_size(), rank()
     sums, pair = _Sums(), metric.products()
     means: list[Tensor] = []
-    seen, influence, norm = 0, torch.zeros(()), torch.zeros(())
+    seen, influence, norms = 0, torch.zeros(()), list[Tensor]()
     if processes > 1 and measure.samples != "tokens":
         raise SettingsError("Comparing means of texts works in one process only. Run it without accelerate launch.")
     batches = tokens.tensor_split(_batch_count(tokens, measure.skip_tokens))
@@ -100,7 +103,7 @@ def measure_similarity(
         entry, outputs = _outputs_of(model, texts)
         states = torch.cat([entry[None], outputs])[:, :, measure.skip_tokens :]  # (1 + layers, texts, length, width)
         influence = influence + _turned(states)
-        norm = norm + states[1:].float().norm(dim=-1).double().sum((1, 2)).cpu()
+        norms.append(states[1:].float().norm(dim=-1).double().flatten(1).cpu())  # (layers, tokens)
         parts = _parts(entry, outputs, measure)
         if measure.samples == "tokens":
             for block in _blocks(parts):
@@ -117,13 +120,14 @@ def measure_similarity(
         if on_batch:
             on_batch(min(len(batches), done * processes), len(batches))
     assert sums.products is not None
-    numbers = torch.tensor([sums.samples, sums.blocks], dtype=torch.float64)
-    sums.products, influence, norm, numbers = summed([sums.products, influence, norm, numbers])
+    numbers, of_tokens = torch.tensor([sums.samples, sums.blocks], dtype=torch.float64), torch.cat(norms, dim=1)
+    sums.products, influence, norm, numbers = summed([sums.products, influence, of_tokens.sum(1), numbers])
     sums.samples, sums.blocks = (int(number) for number in numbers)
-    count = len(tokens) * (tokens.shape[1] - measure.skip_tokens)
+    count = tokens[:, measure.skip_tokens :].numel()
     matrix = normalised(sums.products, sums.samples if metric.mean else None)
     warning = metric.warning(sums.samples / sums.blocks, sums.blocks, sums.width)
-    return LayerSimilarity(matrix, influence / count, norm / count, count, warning)
+    spread = () if processes > 1 else (of_tokens.median(1).values, of_tokens.max(1).values)
+    return LayerSimilarity(matrix, influence / count, norm / count, count, warning, *spread)
 
 
 def block_influence(model: PreTrainedModel, tokens: Tensor) -> Tensor:

@@ -45,6 +45,8 @@ def measure_experiment(
         "matrix": similarity.matrix.tolist(),
         "block_influence": similarity.block_influence.tolist(),
         "norm": similarity.norm.tolist(),
+        **({"norm_median": similarity.norm_median.tolist()} if similarity.norm_median is not None else {}),
+        **({"norm_max": similarity.norm_max.tolist()} if similarity.norm_max is not None else {}),
         **({"attention_influence": parts[0].tolist(), "mlp_influence": parts[1].tolist()} if parts else {}),
         "tokens": similarity.tokens,
         "warning": similarity.warning,

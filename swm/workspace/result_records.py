@@ -157,6 +157,8 @@ class SimilarityFile(Record):
     norm: list[float]
     tokens: int
     conditions: MeasuredOn
+    norm_median: list[float] = Field(default_factory=list)
+    norm_max: list[float] = Field(default_factory=list)
     attention_influence: list[float] = Field(default_factory=list)
     mlp_influence: list[float] = Field(default_factory=list)
     warning: str = ""

@@ -16,7 +16,8 @@ def test_the_axis_spans_the_plans_and_names_its_ticks(worst):
     ]
     figure = plans_chart(with_front(plans, BY_MEMORY), BY_MEMORY, 1.2)
     low, high = figure.layout.yaxis.range
-    assert low < math.log10(50) <= math.log10(worst) < high < math.log10(worst) + 1
+    highest = min(worst, 20 * 50)  # plans above are broken, and would squeeze the rest together
+    assert low < math.log10(50) <= math.log10(highest) < high < math.log10(highest) + 0.2
     assert figure.layout.annotations[0].y == pytest.approx(math.log10(60))
     for value, text in zip(figure.layout.yaxis.tickvals, figure.layout.yaxis.ticktext, strict=True):
         assert float(text.replace(",", "")) == pytest.approx(value)

@@ -4,6 +4,9 @@ import random
 
 import pytest
 
+from swm.registry import MERGE_RULES, PLANNERS
+from swm.reporting.glossary import method_name
+from swm.reporting.palette import method_colour
 from swm.reporting.study_charts import GREY, best_methods, depths_chart, ranks_chart
 
 
@@ -30,15 +33,16 @@ def test_methods_are_ordered_by_mean_rank_over_what_they_share():
 @pytest.mark.parametrize("seed", range(10))
 def test_the_best_are_in_colour_and_the_others_grey(seed):
     rng = random.Random(seed)
-    methods = [f"m{i}" for i in range(9)]
+    methods = rng.sample([*PLANNERS, *MERGE_RULES], 9)
     rows = [ORIGINAL, *(row(m, layers, rng.uniform(11, 90)) for m in methods for layers in (24, 20))]
     figure = depths_chart(rows, "t")
-    coloured = {line.name for line in figure.data if line.line.color != GREY}
-    assert coloured == set(best_methods(rows, "t")[:5])
-    assert len({line.line.color for line in figure.data}) == 6
+    coloured = {line.name: line.line.color for line in figure.data if line.line.color != GREY}
+    best = best_methods(rows, "t")[:5]
+    assert coloured == {method_name(method): method_colour(method) for method in best}  # the same in every chart
+    assert len({*coloured.values()}) == 5
     for line in figure.data:
         assert line.error_y.visible is (line.name in coloured)
-    assert {line.name for line in figure.data[-5:]} == coloured  # drawn above the grey ones
+    assert {line.name for line in figure.data[-5:]} == {*coloured}  # drawn above the grey ones
 
 
 def test_ranks_before_and_after_healing_are_joined():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from swm.plan import Window
-from swm.similarity.blocks import STEP, band_sentence, bands, first_tokens_sentence
+from swm.similarity.blocks import STEP, band_sentence, bands, first_tokens_sentence, long_states_sentence
+from swm.workspace.experiments import Experiment
 
 
 def map_of(near, far=None):
@@ -70,3 +71,19 @@ def test_steps_are_the_lower_of_the_two_groups_that_vary_least(seed):
     text = "".join("-" if best is None or value >= best[1] else " " for value in near)
     expected = sorted((len(run.group()) + 1 for run in re.finditer("-{2,}", text)), reverse=True)
     assert [len(band) for band in bands(map_of(near))] == expected
+
+
+def test_long_states_are_named_where_they_are_longest():
+    told = long_states_sentence([10.0, 10.0, 20.0], [12.0, 104.0, 81.0])
+    assert told.startswith(
+        "After layer 1 the longest state is 10 times the median, and more than 4 times after 2 of 3 layers"
+    )
+    assert long_states_sentence([10.0, 10.0], [39.0, 12.0]) == ""
+    assert long_states_sentence([0.0], [0.0]) == ""
+
+
+def test_on_the_shipped_map_they_are_in_the_lower_band():
+    """The wall between layers 9 and 10 is where the longest states end, not where layers change what they do."""
+    data = Experiment.open("example-demo").similarity("cka_skip4")
+    ratios = [most / median for median, most in zip(data["norm_median"], data["norm_max"], strict=True)]
+    assert min(ratios[2:9]) > 4 > max(ratios[9:])

@@ -121,6 +121,9 @@ def test_cosine_angular_block_influence_and_norm_by_plain_loops(model, tokens):
         assert float(found.block_influence[layer]) == pytest.approx(float(influence), abs=1e-5)
         length = (states[layer + 1] ** 2).sum(-1).sqrt().mean()
         assert float(found.norm[layer]) == pytest.approx(float(length), rel=1e-5)
+        lengths = sorted(float(state @ state) ** 0.5 for state in states[layer + 1])
+        assert float(found.norm_max[layer]) == pytest.approx(lengths[-1], rel=1e-5)
+        assert float(found.norm_median[layer]) == pytest.approx(lengths[(len(lengths) - 1) // 2], rel=1e-5)
 
 
 @pytest.mark.parametrize("metric", METRICS)
