@@ -232,7 +232,7 @@ if len(scored) > 1:
     )
     above = scored[first]["tasks_above_chance"]
     only_above = ends[1].toggle(
-        f"Only the {len(above)} tasks above chance",
+        f"Only the {len(above)} tasks above chance" if above else "Only tasks above chance: none",
         key="compare_above",
         disabled=not above,
         help=f"{', '.join(above) or 'None'}: tasks whose accuracy interval, for the original, lies above that of "
