@@ -106,12 +106,18 @@ else:
                 "Model",
                 list(here),
                 format_func=lambda one: f"{one} ({here[one]})" if one in here else one,
-                accept_new_options=True,
-                placeholder="Choose, or type a folder, a .gguf file or a hub id",
                 key="experiment_model",
-                help="Choose one that is here, or type a Hugging Face folder, a .gguf file, or a hub id (org/model).",
+                help="The models that are on this machine.",
             )
-            upload()
+            with st.container(horizontal=True, vertical_alignment="bottom"):
+                typed = st.text_input(
+                    "Or a folder, .gguf file or hub id",
+                    key="experiment_typed",
+                    placeholder="/models/my-model or org/model",
+                    help="Takes precedence over the model chosen above.",
+                )
+                upload()
+            model = typed.strip() or model
             dtype = st.selectbox(
                 "Precision (dtype)",
                 ("auto", "float32", "bfloat16", "float16"),

@@ -177,8 +177,6 @@ with shown_errors():
 
 name = METRICS[metric].title
 st.markdown(f"**{band_sentence(matrix, name)}**")
-if data.get("norm_max") and skip and metric.startswith("cka"):
-    st.caption(long_states_sentence(data["norm_median"], data["norm_max"]))
 if other == WHOLE and second is None:
     st.info("The map of all tokens has not been measured yet.")
     measure_button(experiment, whole, "redundancy_whole", was_active)
@@ -200,6 +198,8 @@ with left:
         st.markdown(f"**{pair_sentence(matrix, min(pair), max(pair), name)}**")
     else:
         st.caption("Click a cell to see the values of that pair of layers.")
+    if data.get("norm_max") and skip and metric.startswith("cka"):
+        st.markdown(long_states_sentence(data["norm_median"], data["norm_max"]))
     if blocks:
         st.caption(f"Blocks in which every pair has at least {level:g}: {', '.join(map(str, blocks))}")
 with right:

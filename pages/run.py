@@ -20,7 +20,7 @@ from pages.shared.frame import (
 from pages.shared.healing import healing_settings
 from pages.shared.live import layers_picture
 from pages.shared.manage_run import manage
-from pages.shared.run_progress import follow, partial_checkpoint, show_stages
+from pages.shared.run_progress import follow, partial_checkpoint
 from swm.jobs.child import start
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
 from swm.registry import MERGE_RULES
@@ -213,7 +213,6 @@ def duplicate(run: Run, windows: str) -> None:
 def progress(run: Run) -> None:
     """The run's layers, its job, its loss and its log."""
     layers_picture(run.plan, run.experiment.model_facts, key="run_layers")
-    show_stages(run)
     job_panel(run, lambda state: follow(run, state))
     state, unfinished = run.state(), run.settings.get("recovery_started")
     if unfinished and not state.active:

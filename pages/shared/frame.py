@@ -277,9 +277,13 @@ def _done(experiment: Experiment) -> dict[str, bool]:
 
 
 def _running(experiments: list[Experiment]) -> None:
+    """The jobs that run, redrawn while there are any."""
+    st.fragment(run_every=2.0 if active_targets(experiments) else None)(_show_running)(experiments)
+
+
+def _show_running(experiments: list[Experiment]) -> None:
     jobs = active_targets(experiments)
-    if not jobs:
-        return
-    st.caption("Running now")
+    if jobs:
+        st.caption("Running now")
     for target, state in jobs:
         job_bar(state, f"{full_name(target)}, ")

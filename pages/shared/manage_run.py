@@ -7,7 +7,8 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame import shown_errors
+from pages.shared.frame import plain, shown_errors
+from swm.errors import SwmError
 from swm.jobs.child import call
 from swm.registry import EXPORT_FORMATS, as_sentence
 from swm.workspace.files import home
@@ -36,6 +37,20 @@ def manage(run: Run, place: Any) -> str | None:
     return None
 
 
+def write(run: Run, form: str, name: str) -> None:
+    """Write a run in a format to the exports' folder, or say why that cannot be."""
+    try:
+        folder = home() / "exports" / check_name(name)
+        with st.spinner("Writing", show_time=True):
+            folder.parent.mkdir(exist_ok=True)
+            call(["export", run.experiment.name, run.name, str(folder), "--format", form])
+    except SwmError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+    else:
+        st.success("Written to:")
+        st.code(str(folder), language=None)
+
+
 def export(run: Run) -> None:
     """The run as files: small ones to download, those with weights written to a folder of this machine."""
     name = st.text_input("Name", f"{run.experiment.name}-{run.name}"[:64], max_chars=64, key=f"export_name_{run.name}")
@@ -58,10 +73,5 @@ def export(run: Run) -> None:
                 help=as_sentence(form.help),
             )
             if clicked:
-                with shown_errors(), st.spinner("Writing", show_time=True):
-                    folder = home() / "exports" / f"{check_name(name)}{form.suffix}"
-                    folder.parent.mkdir(exist_ok=True)
-                    call(["export", run.experiment.name, run.name, str(folder), "--format", form.name])
-                st.success("Written to:")
-                st.code(str(folder), language=None)
+                write(run, form.name, name)
     st.caption("Models are written to the folder `exports` of the studio's home on the machine that runs it.")

@@ -47,7 +47,8 @@ def show_stages(run: Run) -> None:
 
 
 def follow(run: Run, state: State) -> None:
-    """The numbers, charts and log that change while the run's job runs."""
+    """The stages, numbers, charts and log that change while the run's job runs."""
+    show_stages(run)
     st.caption(plain(f"Windows chosen by {run.source}."))
     with st.container(horizontal=True, gap="large"):  # wraps where the page is narrow
         st.metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}", width="content")
@@ -55,7 +56,7 @@ def follow(run: Run, state: State) -> None:
         st.metric("Stage", stage_name(run.stage, run.is_control), width="content")
         if state.memory_bytes:
             used = meters(state) if state.active else None
-            st.metric("Memory used", gib(state.memory_bytes), used, "off", delta_arrow="off", width="content")
+            st.metric("Memory of the job", gib(state.memory_bytes), used, "off", delta_arrow="off", width="content")
     recovery = run.settings.get("recovery_started") or run.settings.get("recovery") or {}
     events = [event for event in run.events() if event.get("stage") == "recover" and not event.get("begun")]
     if events:

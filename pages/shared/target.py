@@ -66,7 +66,8 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
         st.info("The original already meets this target: nothing to merge.")
         return None, []
     if kind in (MEMORY, SPEED):
-        st.caption(f"That leaves {layers} of {experiment.layer_count} layers.")
+        now = f" Now: {experiment.model_facts['size_bytes'] / 2**20:,.0f} MiB." if kind == MEMORY else ""
+        st.caption(f"That leaves {layers} of {experiment.layer_count} layers.{now}")
     arguments = ["plan", experiment.name, *(["--planner", method] if method in PLANNERS else [])]
     arguments += ["--within", f"{value:g}"] if layers is None else ["--layers", str(layers)]
     found, settled = _known(experiment, method, layers, value)
@@ -97,7 +98,15 @@ def _value(place: Any, experiment: Experiment, kind: str) -> float:
     }
     label = "At least" if kind == SPEED else "At most"
     key = f"target_{kind}_{experiment.name}"
-    number = place.number_input(label, **settings[kind], key=key, on_change=forget_edits, args=(experiment,))
+    number = place.number_input(
+        label,
+        **settings[kind],
+        key=key,
+        persist_state="session",
+        on_change=forget_edits,
+        args=(experiment,),
+        help=f"Now: {mib:,.0f} MiB." if kind == MEMORY else None,
+    )
     return float(number)
 
 
@@ -157,5 +166,5 @@ def method_note(plan: MergePlan) -> None:
     """What to know about a plan's perplexity before it is merged."""
     if MERGE_RULES[plan.rule].needs_text:
         st.caption(
-            "Perplexity and words are of a quick fit. The merged model is fitted on more text and scores better."
+            "Perplexity and words are of a quick fit. The merged model is fitted on more text, so its numbers differ."
         )

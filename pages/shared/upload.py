@@ -35,5 +35,5 @@ def _keep(name: str, files: list[st.runtime.uploaded_file_manager.UploadedFile])
         st.session_state["experiment_upload_problem"] = str(error)
     else:
         model_choices.clear()
-        st.session_state["experiment_model"] = str(path)
+        st.session_state["experiment_model"], st.session_state["experiment_typed"] = str(path), ""
         st.session_state["experiment_uploads"] = st.session_state.get("experiment_uploads", 0) + 1

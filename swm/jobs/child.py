@@ -93,6 +93,8 @@ def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> N
         silent = (state.pid, state.started) == (first.pid, first.started)  # it never wrote a state of its own
         if silent and code == -signal.SIGTERM:  # cancelled before it could shut down cleanly
             target.write_state(replace(first, status="cancelled"))
+        elif silent and code == 0:  # there was nothing to do
+            target.write_state(replace(first, status="done", text="", heartbeat=time.time()))
         elif silent and code > 0:
             last = target.log_tail(1) or f"exit code {code}"
             target.write_state(replace(first, status="failed", error=f"The job could not start: {last}"))

@@ -242,6 +242,7 @@ def _dimension(axis: Axis, rows: Sequence[Row]) -> dict[str, Any]:
         values = [min(value, TALLEST * min(values)) for value in values]  # broken models would squeeze the rest
         rounds = [digit * 10**power for power in range(12) for digit in (1, 2, 5)]
         rounds = [tick for tick in rounds if min(values, default=1) <= tick <= max(values, default=1)]
+        rounds = rounds if len(rounds) > 1 else sorted({round(min(values), 1), round(max(values), 1)})
         values = [math.log10(value) for value in values]
         ticks = {"tickvals": [math.log10(tick) for tick in rounds], "ticktext": [f"{tick:,}" for tick in rounds]}
     low, high = min(values, default=0.0), max(values, default=1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from swm.evaluation.paired import SCORES
+from swm.evaluation.paired import SCORES, TOO_FEW
 from swm.reporting.compare import average_of, documents_key, flat_rows, row_name, same_text
 from swm.reporting.glossary import FORMS, TITLES, UNITS
 from swm.reporting.verdict import digits_for
@@ -191,7 +191,7 @@ def points(entry: dict[str, Any] | None, factor: float = 100, digits: int = 1) -
     ends = [factor * entry[name] for name in ("difference", "low", "high")]
     digits = digits_for(ends[1:], digits)
     value, low, high = (f"{end:+,.{digits}f}" for end in ends)
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low}, {high}]{' (too few documents)' if entry.get('verdict') == TOO_FEW else ''}"
 
 
 def ratio(entry: dict[str, Any] | None) -> str:

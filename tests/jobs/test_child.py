@@ -56,6 +56,12 @@ def test_child_that_cannot_start_is_reported(experiment):
     assert "expected one argument" in experiment.state().error
 
 
+def test_child_with_nothing_to_do_is_done(experiment):
+    start(experiment, "list", ["list"])
+    assert wait_for(lambda: experiment.state().status == "done")
+    assert experiment.state().error == ""
+
+
 def test_killed_job_reads_interrupted_and_can_start_again(experiment):
     import os
     import signal
