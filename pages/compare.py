@@ -6,7 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.shared.choices import named_choice
-from pages.shared.filters import GROUPS, OWN, filtered, group_of
+from pages.shared.filters import GROUPS, OWN, filtered, group_colours, group_of
 from pages.shared.frame import (
     caption,
     command_line,
@@ -19,7 +19,7 @@ from pages.shared.frame import (
 from pages.shared.tables import comparison_table, paired_table, runs_figures
 from pages.shared.verdict import judged_rows, show_verdict
 from swm.evaluation.paired import SCORES, flipped, paired
-from swm.reporting.compare import comparable, compare, documents_of, flat_rows, row_name
+from swm.reporting.compare import comparable, compare, documents_of, flat_rows, reference_rows, row_name
 from swm.reporting.compare_charts import (
     MOST_BARS,
     differences_chart,
@@ -35,7 +35,6 @@ from swm.reporting.headline import headline
 from swm.reporting.judged import judged, pin
 from swm.reporting.table import cost_lines
 from swm.workspace.experiments import list_experiments
-from swm.workspace.runs import BASELINE
 
 TESTS = {
     "accuracy": "exact McNemar test, which takes the number of changed answers as given",
@@ -52,12 +51,6 @@ def selection(name: str, options: list[str], default: list[str]) -> list[str]:
     if "compare_opened" in st.session_state:
         return default
     return [value for value in st.query_params.get_all(name) if value in options] or default
-
-
-def reference_row(row: dict[str, Any], places: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
-    """The control of a healed run, if it has one that was scored; otherwise the original."""
-    control = places.get((row["experiment"], row["control_run"]))
-    return control if control and control["scores"] else places[row["experiment"], BASELINE]
 
 
 def reference(scored: dict[str, dict[str, Any]]) -> int:
@@ -175,9 +168,8 @@ with st.container(key="wrap_charts_scores"):
 with left:
     st.subheader("Accuracy by task", anchor=False)
     if many:
-        places = {(row["experiment"], row["run"]): row for row in rows}
         own = pinned == AUTOMATIC or not everything[pinned]["scores"]
-        references = [reference_row(row, places) if own else everything[pinned] for row in scored.values()]
+        references = reference_rows(list(scored.values()), rows) if own else [everything[pinned]] * len(scored)
         st.plotly_chart(scores_grid(list(scored.values()), list(scored), references), key="compare_grid")
         base = "each model's control, or else its original" if own else pinned
         st.caption(
@@ -203,7 +195,8 @@ if len(scored) > 2:
         with tradeoffs:
             by = named_choice(st.segmented_control, "Colours", GROUPS, "compare_colours", required=True)
             groups = [label if by == OWN else group_of(row, by) for label, row in scored.items()]
-            lines, without = parallel_chart(list(scored.values()), list(scored), groups)
+            colours = group_colours(list(scored.values()), groups, by)
+            lines, without = parallel_chart(list(scored.values()), list(scored), groups, colours)
             st.plotly_chart(lines, key="compare_parallel")
             st.caption(
                 "Each line is a model; up is better on every axis. Drag along an axis to keep the models that cross "

@@ -198,8 +198,9 @@ with left:
         st.markdown(f"**{pair_sentence(matrix, min(pair), max(pair), name)}**")
     else:
         st.caption("Click a cell to see the values of that pair of layers.")
-    if data.get("norm_max") and skip and metric.startswith("cka"):
-        st.markdown(long_states_sentence(data["norm_median"], data["norm_max"]))
+    medians, largest = (data.get(name, []) for name in ("norm_median", "norm_max"))
+    if largest and skip and metric.startswith("cka") and (sentence := long_states_sentence(medians, largest)):
+        st.markdown(sentence)
     if blocks:
         st.caption(f"Blocks in which every pair has at least {level:g}: {', '.join(map(str, blocks))}")
 with right:

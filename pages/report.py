@@ -1,12 +1,12 @@
 """Report page: one self-contained HTML file for stakeholders, and the exports of each run."""
 
-from functools import partial
 from pathlib import Path
 
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
-from swm.registry import EXPORT_FORMATS, as_sentence
+from pages.shared.manage_run import offer_download
+from swm.registry import EXPORT_FORMATS
 from swm.reporting.commands import commands
 from swm.reporting.report import report_html
 from swm.workspace.experiments import Experiment
@@ -32,18 +32,11 @@ with shown_errors():
         icon=":material/download:",
     )
     runs = [run for run in experiment.runs() if not run.is_baseline]
-    files = st.expander("Files of the runs").container(horizontal=True)
-    for run in runs:
-        for form in EXPORT_FORMATS.values():
-            if form.text and form.fits(run):
-                files.download_button(
-                    f"{form.title} of {run.name} ({form.suffix})",
-                    partial(form.text, run),
-                    f"{run.name}-{form.name}{form.suffix}",
-                    key=f"report_{form.name}_{run.name}",
-                    icon=":material/download:",
-                    help=as_sentence(form.help),
-                )
+    with st.expander("Files of the runs"), st.container(horizontal=True):
+        for run in runs:
+            for form in EXPORT_FORMATS.values():
+                if form.text and form.fits(run):
+                    offer_download(run, form, f"{form.title} of {run.name} ({form.suffix})", run.name, "report")
     st.subheader("Preview", anchor=False)
     charts = st.toggle("With charts", key="report_charts", help="Five megabytes, as in the downloaded file.")
     with st.spinner("Building the report"):

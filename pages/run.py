@@ -179,8 +179,11 @@ def controls(run: Run) -> None:
         REMAINING: ["run", *name, *heal, *limit],
     }
     buttons = st.container(horizontal=True, vertical_alignment="center")
+    finished = run.stage == "recovered" and not unfinished and run.is_evaluated and run.timing() is not None
     for label, arguments in actions.items():
-        allowed = run.stage == "planned" if label == "Merge" else run.stage != "planned" or label == REMAINING
+        allowed = run.stage == "planned" if label == "Merge" else run.stage != "planned"
+        if label == REMAINING:
+            allowed = not finished
         if buttons.button(label, key=f"run_do_{label}", disabled=not allowed):
             start(run, arguments[0], arguments)
             st.rerun()
@@ -189,6 +192,11 @@ def controls(run: Run) -> None:
     if (chosen := manage(run, buttons)) is not None:
         st.session_state["run_next"] = chosen or NEW
         st.rerun()
+    st.caption(
+        "The other steps need the merged model."
+        if run.stage == "planned"
+        else f"Merged already.{' No steps remain.' if finished else ''}"
+    )
     offer_control(run, usual_limit(run))
 
 

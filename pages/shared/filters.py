@@ -8,6 +8,7 @@ import streamlit as st
 
 from swm.reporting.compare import stage_name
 from swm.reporting.glossary import method_name
+from swm.reporting.palette import MODEL_COLOURS, method_colour, row_colours
 
 Labelled = dict[str, dict[str, Any]]
 
@@ -20,6 +21,16 @@ def group_of(row: dict[str, Any], by: str) -> str:
     if by == "layers":
         return f"{row['layers']} layers"
     return method_name(row["chosen_by"]) if by == "method" else stage_name(row["stage"], row["control"])
+
+
+def group_colours(rows: list[dict[str, Any]], groups: list[str], by: str) -> list[str]:
+    """The colour of each row: its model's or its method's, as on all pages; otherwise one for each group."""
+    if by == OWN:
+        return row_colours(rows, paler=False)
+    if by == "method":
+        return [method_colour(row["chosen_by"]) for row in rows]
+    order = list(dict.fromkeys(groups))
+    return [MODEL_COLOURS[order.index(group) % len(MODEL_COLOURS)] for group in groups]
 
 
 def filtered(labels: Labelled, key: str) -> Labelled:

@@ -10,7 +10,7 @@ import streamlit as st
 from pages.shared.frame import plain, shown_errors
 from swm.errors import SwmError
 from swm.jobs.child import call
-from swm.registry import EXPORT_FORMATS, as_sentence
+from swm.registry import EXPORT_FORMATS, ExportFormat, as_sentence
 from swm.workspace.files import home
 from swm.workspace.housekeeping import delete, rename
 from swm.workspace.names import check_name
@@ -51,19 +51,25 @@ def write(run: Run, form: str, name: str) -> None:
         st.code(str(folder), language=None)
 
 
+def offer_download(run: Run, form: ExportFormat, label: str, name: str, key: str) -> None:
+    """A button that downloads a run in a format of one text, made on the click."""
+    assert form.text
+    st.download_button(
+        label,
+        partial(form.text, run),
+        f"{name}-{form.name}{form.suffix}",
+        key=f"{key}_{form.name}_{run.name}",
+        icon=":material/download:",
+        help=as_sentence(form.help),
+    )
+
+
 def export(run: Run) -> None:
     """The run as files: small ones to download, those with weights written to a folder of this machine."""
     name = st.text_input("Name", f"{run.experiment.name}-{run.name}"[:64], max_chars=64, key=f"export_name_{run.name}")
     for form in EXPORT_FORMATS.values():
         if form.text and form.fits(run):
-            st.download_button(
-                f"{form.title} ({form.suffix})",
-                partial(form.text, run),
-                f"{name}-{form.name}{form.suffix}",
-                key=f"run_export_{form.name}",
-                icon=":material/download:",
-                help=as_sentence(form.help),
-            )
+            offer_download(run, form, f"{form.title} ({form.suffix})", name, "run_export")
         elif form.write:
             clicked = st.button(
                 form.title,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -102,6 +102,20 @@ def _mismatch(row: dict[str, Any], original: dict[str, Any]) -> str:
     if set(row["scores"]) != set(original["scores"]):
         return f"different tasks (only one has {', '.join(sorted(set(row['scores']) ^ set(original['scores'])))})"
     return "different documents or metrics"
+
+
+def reference_rows(rows: Sequence[dict[str, Any]], everything: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each row the control of a healed run, if it has one that was scored; otherwise the original.
+
+    Args:
+        everything: the rows as from `compare` of the same experiments.
+    """
+    places = {(row["experiment"], row["run"]): row for row in everything}
+    controls = [places.get((row["experiment"], row["control_run"])) for row in rows]
+    return [
+        control if control and control["scores"] else places[row["experiment"], BASELINE]
+        for row, control in zip(rows, controls, strict=True)
+    ]
 
 
 def documents_of(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from swm.evaluation.paired import ACCURACY, BITS_PER_BYTE, CHOICE_LOGPROB, VERDI
 from swm.reporting.charts import LINE, TALLEST, plain_axes
 from swm.reporting.compare import documents_key
 from swm.reporting.glossary import FORMS, TITLES, UNITS
-from swm.reporting.palette import BETTER, MODEL_COLOURS, WORSE, row_colours
+from swm.reporting.palette import BETTER, WORSE, row_colours
 
 Row = dict[str, Any]
 
@@ -56,13 +55,13 @@ def scores_grid(rows: Sequence[Row], names: Sequence[str], references: Sequence[
     """
     tasks = list(dict.fromkeys(task for row in rows for task in row["scores"]))
 
-    def difference(row: Row, reference: Row, task: str) -> float | None:
-        if documents_key(row).get(task, 0) != documents_key(reference).get(task):
-            return None
-        return 100 * float(row["scores"][task]["value"] - reference["scores"][task]["value"])
+    def differences_of(row: Row, reference: Row) -> list[float | None]:
+        own, other = documents_key(row), documents_key(reference)
+        same = {task for task in own if own[task] == other.get(task)}
+        first, second = row["scores"], reference["scores"]
+        return [100 * float(first[t]["value"] - second[t]["value"]) if t in same else None for t in tasks]
 
-    pairs = list(zip(rows, references, strict=True))
-    differences = [[difference(row, reference, task) for task in tasks] for row, reference in pairs]
+    differences = [differences_of(row, reference) for row, reference in zip(rows, references, strict=True)]
     most = max((abs(value) for line in differences for value in line if value is not None), default=0.0) or 1.0
     figure = go.Figure(
         go.Heatmap(
@@ -156,13 +155,15 @@ def _side(row: Row) -> str:
     return "bottom" if row["stage"] == "merged" else "top"
 
 
-def parallel_chart(rows: Sequence[Row], names: Sequence[str], groups: Sequence[str]) -> tuple[go.Figure, list[str]]:
+def parallel_chart(
+    rows: Sequence[Row], names: Sequence[str], groups: Sequence[str], colours: Sequence[str]
+) -> tuple[go.Figure, list[str]]:
     """Models as lines through an axis for each number, better always up; an axis for the groups comes first.
 
     An axis needs the number of at least half of the models.
 
     Args:
-        groups: one for each row; each has its colour. Equal to `names`: each model has its own, as on all pages.
+        groups, colours: one for each row; rows of one group have one colour.
 
     Returns:
         The figure, and the names of the models that lack a number and so have no line.
@@ -170,9 +171,7 @@ def parallel_chart(rows: Sequence[Row], names: Sequence[str], groups: Sequence[s
     axes = [axis for axis in _axes(rows) if 2 * sum(axis.value(row) is not None for row in rows) >= len(rows)]
     drawn = [place for place, row in enumerate(rows) if all(axis.value(row) is not None for axis in axes)]
     order = list(dict.fromkeys(groups[place] for place in drawn))
-    colours = [colour for colour, _ in zip(itertools.cycle(MODEL_COLOURS), order, strict=False)]
-    if list(groups) == list(names):
-        colours = [row_colours(rows, paler=False)[place] for place in drawn]
+    of_group = dict(zip(groups, colours, strict=True))
     lowest, highest = -0.5, len(order) - 0.5
     places = [order.index(groups[place]) for place in drawn]
     first = {
@@ -187,7 +186,7 @@ def parallel_chart(rows: Sequence[Row], names: Sequence[str], groups: Sequence[s
             line={
                 "color": places,
                 "colorscale": [
-                    [end / max(1, len(order)), colour] for i, colour in enumerate(colours) for end in (i, i + 1)
+                    [end / len(order), of_group[group]] for i, group in enumerate(order) for end in (i, i + 1)
                 ],
                 "cmin": lowest,
                 "cmax": highest,

@@ -13,7 +13,7 @@ from swm.errors import ExperimentError, printable
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, paired
 from swm.reporting.charts import loss_chart
 from swm.reporting.commands import commands
-from swm.reporting.compare import compare, documents_of, flat_rows, row_name
+from swm.reporting.compare import compare, documents_of, flat_rows, reference_rows, row_name
 from swm.reporting.compare_charts import MOST_BARS, differences_chart, scores_chart, scores_grid
 from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.headline import headline
@@ -105,8 +105,8 @@ def _charts(experiment: Experiment, flat: list[dict[str, Any]]) -> list[Charts]:
     if measured:
         names = [row_name(row) for row in measured]
         if len(measured) > MOST_BARS:
-            title = f"Zero-shot accuracy, %, coloured by the difference from {names[0]}"
-            charts.append((title, [scores_grid(measured, names, [measured[0]] * len(measured))]))
+            title = "Zero-shot accuracy, %, coloured by the difference from the control, or else the original"
+            charts.append((title, [scores_grid(measured, names, reference_rows(measured, flat))]))
         else:
             charts.append(("Zero-shot accuracy with standard errors", [scores_chart(measured, names)]))
         charts += _differences(measured, measured if len(measured) <= MANY else [flat[headline(flat)]])

@@ -52,8 +52,9 @@ def rename(item: Experiment | Run, name: str) -> Experiment | Run:
     item.check_writable()
     check_name(name)
     if isinstance(item, Run) and (item.is_baseline or "method" in item.settings):
-        kind = "the original model" if item.is_baseline else "a run of a study, which finds it by its name"
-        raise ExperimentError(f"{item.name} cannot be renamed: it is {kind}.")
+        if item.is_baseline:
+            raise ExperimentError(f"{BASELINE} is the original model. Rename the whole experiment instead.")
+        raise ExperimentError(f"{item.name} is a run of a study, which finds it by its name. Duplicate it instead.")
     _check_idle(item)
     with job_lock(item), names_locked():
         folder = item.folder.parent / name if isinstance(item, Run) else check_new(name)

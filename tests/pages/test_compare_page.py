@@ -9,7 +9,7 @@ import pytest
 from pages.shared.filters import GROUPS
 from swm.reporting.compare import compare, documents_of, flat_rows, row_name
 from swm.reporting.compare_charts import parallel_chart, relative_speed, score_against_speed, scores_chart, scores_grid
-from swm.reporting.palette import MODEL_COLOURS, ORIGINAL, model_colours
+from swm.reporting.palette import MODEL_COLOURS, ORIGINAL, method_colour, model_colours, row_colours
 from swm.workspace.experiments import Experiment
 from tests.pages.test_pages import opened
 
@@ -98,7 +98,7 @@ def test_the_grid_shows_accuracies_and_their_differences(rows):
 def test_on_every_axis_of_parallel_coordinates_better_is_up(rows):
     rows = [row for row in rows if row["tokens_per_second"]]
     names = [row_name(row) for row in rows]
-    figure, without = parallel_chart(rows, names, names)
+    figure, without = parallel_chart(rows, names, names, row_colours(rows))
     first, *axes = figure.data[0].dimensions
     assert without == []
     assert list(first.ticktext) == names
@@ -125,12 +125,12 @@ def test_on_every_axis_of_parallel_coordinates_better_is_up(rows):
 def test_a_model_that_lacks_a_number_has_no_line_and_is_named(rows):
     few = [dict(row) for row in rows[:4]]
     few[2] = {**few[2], "average": None}
-    figure, without = parallel_chart(few, list("abcd"), list("abcd"))
+    figure, without = parallel_chart(few, list("abcd"), list("abcd"), list(MODEL_COLOURS[:4]))
     assert without == ["c"]
     assert list(figure.data[0].dimensions[0].ticktext) == list("abd")
     few[1] = {**few[1], "average": None}
     few[3] = {**few[3], "average": None}  # now most lack it, and the axis goes instead
-    figure, without = parallel_chart(few, list("abcd"), list("abcd"))
+    figure, without = parallel_chart(few, list("abcd"), list("abcd"), list(MODEL_COLOURS[:4]))
     assert without == []
     assert "average<br>accuracy, %" not in [axis.label for axis in figure.data[0].dimensions]
 
@@ -144,6 +144,9 @@ def test_lines_can_be_coloured_by_each_grouping(by):
     first = figure(test, "compare_parallel")["data"][0]["dimensions"][0]
     kinds = {"layers": 4, "stage": 2}
     assert len(first["ticktext"]) == len({*first["ticktext"]}) >= kinds.get(by, 15)
+    scale = figure(test, "compare_parallel")["data"][0]["line"]["colorscale"]
+    if by == "method":
+        assert scale[2 * first["ticktext"].index("SLEB")][1] == method_colour("sleb")  # as on all pages
 
 
 def test_a_model_has_one_colour_on_all_charts():
