@@ -3,6 +3,7 @@
 import streamlit as st
 
 from pages.shared.choices import named_choice
+from pages.shared.fields import number
 from pages.shared.frame import (
     caption,
     command_line,
@@ -71,10 +72,10 @@ def how_much() -> tuple[int, int, int]:
     if effort != "own":
         return *EFFORTS[effort], 1234
     columns = st.columns(3, gap="small")
-    count = columns[0].number_input("Texts", 1, 100_000, 10, key="experiment_count")
-    length = columns[1].number_input("Tokens per text", 8, 131_072, 128, key="experiment_length")
-    seed = columns[2].number_input(
-        "Seed", 0, 2**31 - 1, 1234, key="experiment_seed", help="Determines which texts are drawn."
+    count = number("Texts", 1, 100_000, 10, place=columns[0], key="experiment_count")
+    length = number("Tokens per text", 8, 131_072, 128, place=columns[1], key="experiment_length")
+    seed = number(
+        "Seed", 0, 2**31 - 1, 1234, place=columns[2], key="experiment_seed", help="Determines which texts are drawn."
     )
     return count, length, seed
 
@@ -129,9 +130,15 @@ else:
                 "Calibration text",
                 [name for name, text in TEXTS.items() if "calibration" in text.purposes],
                 key="experiment_texts",
-                accept_new_options=True,
-                help="Choose one, or type the path of a .txt or .jsonl file or the id of a hub data set (org/name).",
+                help="The texts that come with the app.",
             )
+            own_texts = st.text_input(
+                "Or a .txt or .jsonl file, or a hub data set",
+                key="experiment_own_texts",
+                placeholder="/data/my-text.jsonl or org/name",
+                help="Takes precedence over the text chosen above.",
+            )
+            texts = own_texts.strip() or texts
             text_preview(texts)
             count, length, seed = how_much()
         with left:

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.choices import named_choice
+from pages.shared.fields import number
 from pages.shared.frame import (
     caption,
     command_line,
@@ -97,11 +98,12 @@ part = controls[1].segmented_control(
     help="Outputs of neighbouring layers are similar by construction (residual stream). An update is what a layer "
     "adds: output minus input.",
 )
-skip = controls[2].number_input(
+skip = number(
     "Skip tokens",
     0,
     most_skipped,
     min(SKIPPED_TOKENS, most_skipped),
+    place=controls[2],
     key="redundancy_skip",
     bind="query-params",
     persist_state="session",
@@ -140,12 +142,13 @@ with shown_errors():
         "redundancy_run",
         help="The layers inside an outline merge into one, in the plan on the Preview page or in a run.",
     )
-    level = marks[1].number_input(
+    level = number(
         "Mark blocks from",
         0.0,
         1.0,
         0.99,
-        0.005,
+        place=marks[1],
+        step=0.005,
         format="%.3f",
         key="redundancy_level",
         help="Dotted outlines: blocks of neighbouring layers in which every pair is at least this similar.",

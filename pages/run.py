@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.control import offer_control
+from pages.shared.fields import number
 from pages.shared.frame import (
     READ_ONLY,
     caption,
@@ -35,6 +36,7 @@ from swm.workspace.runs import BASELINE, Run
 from swm.workspace.units import gib
 
 NEW, REMAINING = "new run", "Run the remaining steps"
+ENTRIES = ("run_name", "run_threshold", "run_windows", "run_rule", "run_limit", "run_width", "run_width_by")
 THRESHOLD = "As set on the Preview page. A window grows while the similarity is at least this."
 WIDTH = "Also prunes this share of the remaining layers' weights: groups of attention heads and MLP channels."
 RULE = "How the layers of a window become one layer. rdsc is the paper's formula."
@@ -42,24 +44,19 @@ RULE = "How the layers of a window become one layer. rdsc is the paper's formula
 
 def new_run(experiment: Experiment, count: int) -> None:
     """The form of a new run: its settings, what it will need, and the button that starts it."""
+    forget_old_entries(experiment)
     template = st.session_state.get("run_template", {})
-    initial, rules = template or st.query_params, list(MERGE_RULES)
-    initial_rule = initial.get("merge_by") if initial.get("merge_by") in MERGE_RULES else DEFAULT_RULE
     with st.container(border=True):
         left, right = st.columns(2, gap="large")
-        name = left.text_input("Name", f"run-{count + 1}", max_chars=64, key="run_name", help="Use a-z, 0-9 and -.")
-        tuned = number_from_address("merge_at", 0.9, 0.01, 1.0)
-        threshold = left.number_input(
-            "Threshold", 0.01, 1.0, tuned, 0.001, format="%.3f", key="run_threshold", help=THRESHOLD
+        name = left.text_input(
+            "Name",
+            f"run-{count + 1}",
+            max_chars=64,
+            key="run_name",
+            persist_state="session",
+            help="Use a-z, 0-9 and -.",
         )
-        windows = left.text_input(
-            "Or windows by hand",
-            initial.get("windows", "")[:400],
-            key="run_windows",
-            placeholder="27-28,25-26",
-            help="First and last layer of each, both included. Overrides the threshold.",
-        )
-        rule = left.selectbox("Merge rule", rules, index=rules.index(initial_rule), key="run_rule", help=RULE)
+        threshold, windows, rule = which_windows(left, template or st.query_params)
         with left:
             width = width_cut(template.get("width", WHOLE_WIDTH))
         limit = document_limit(left, experiment, template.get("limit"))
@@ -82,10 +79,56 @@ def new_run(experiment: Experiment, count: int) -> None:
             run = experiment.create_run(check_name(name), *plan)
             start(run, "run", ["run", experiment.name, name, *healing, *limit_arguments(limit)])
             st.session_state["run_next"] = name
-            st.session_state.pop("run_template", None)
+            for key in ("run_template", "run_name"):
+                st.session_state.pop(key, None)
             st.rerun()
     plan_options += ["--rule", rule, *width_arguments(width)]
     command_line("run", experiment.name, name, *plan_options, *healing, *limit_arguments(limit))
+
+
+def which_windows(place: Any, initial: Any) -> tuple[float, str, str]:
+    """Threshold, windows by hand, and merge rule.
+
+    Args:
+        initial: what the fields begin with, by name: of a duplicated run, or of the address.
+    """
+    rules = list(MERGE_RULES)
+    initial_rule = initial.get("merge_by") if initial.get("merge_by") in MERGE_RULES else DEFAULT_RULE
+    tuned = number_from_address("merge_at", 0.9, 0.01, 1.0)
+    threshold = number(
+        "Threshold",
+        0.01,
+        1.0,
+        tuned,
+        place=place,
+        step=0.001,
+        format="%.3f",
+        key="run_threshold",
+        persist_state="session",
+        help=THRESHOLD,
+    )
+    windows = place.text_input(
+        "Or windows by hand",
+        initial.get("windows", "")[:400],
+        key="run_windows",
+        persist_state="session",
+        placeholder="27-28,25-26",
+        help="First and last layer of each, both included. Overrides the threshold.",
+    )
+    rule = place.selectbox(
+        "Merge rule", rules, index=rules.index(initial_rule), key="run_rule", persist_state="session", help=RULE
+    )
+    return threshold, windows, rule
+
+
+def forget_old_entries(experiment: Experiment) -> None:
+    """What was entered stays when the page is left; another experiment, or a plan in the address, starts afresh."""
+    linked = [st.query_params.get(name, "") for name in ("merge_at", "windows", "merge_by")]
+    last_experiment, *last_linked = st.session_state.get("run_origin", ("", ""))
+    if experiment.name != last_experiment or (any(linked) and linked != last_linked):
+        st.session_state["run_origin"] = (experiment.name, *linked)
+        for key in ENTRIES:
+            st.session_state.pop(key, None)
 
 
 def document_limit(place: Any, experiment: Experiment, copied: int | None) -> int | None:
@@ -94,15 +137,15 @@ def document_limit(place: Any, experiment: Experiment, copied: int | None) -> in
     if usual is None and copied is None:
         place.caption("Evaluates all documents of each task, as for the original.")
         return None
-    return int(
-        place.number_input(
-            "Documents per task",
-            1,
-            20_000,
-            min(copied or usual or 100, 20_000),
-            key="run_limit",
-            help="More documents: smaller error bars, longer runs. Must match the original's for a comparison.",
-        )
+    return number(
+        "Documents per task",
+        1,
+        20_000,
+        min(copied or usual or 100, 20_000),
+        place=place,
+        key="run_limit",
+        persist_state="session",
+        help="More documents: smaller error bars, longer runs. Must match the original's for a comparison.",
     )
 
 
@@ -120,8 +163,17 @@ def limit_arguments(limit: int | None) -> list[str]:
 def width_cut(copied: WidthCut) -> WidthCut:
     """How much width to prune, and by which method."""
     columns, methods = st.columns([2, 3], gap="small"), list(WIDTH_METHODS)
-    percent = columns[0].number_input(
-        "Prune width by, %", 0.0, 90.0, 100 * copied.ratio, 5.0, format="%.1f", key="run_width", help=WIDTH
+    percent = number(
+        "Prune width by, %",
+        0.0,
+        90.0,
+        100 * copied.ratio,
+        place=columns[0],
+        step=5.0,
+        format="%.1f",
+        key="run_width",
+        persist_state="session",
+        help=WIDTH,
     )
     method = columns[1].selectbox(
         "Method",
@@ -130,6 +182,7 @@ def width_cut(copied: WidthCut) -> WidthCut:
         disabled=not percent,
         help=" ".join(f"{name}: {text}" for name, text in WIDTH_METHODS.items()),
         key="run_width_by",
+        persist_state="session",
     )
     return WidthCut(percent / 100, method) if percent else WHOLE_WIDTH
 

@@ -100,8 +100,8 @@ PRESETS = {
 
 
 PRESET_HELP = {
-    "quick": "minutes on a CPU for 135 M parameters",
-    "standard": "four times the steps at half the learning rate",
+    "quick": "120 steps, to try plans out",
+    "standard": "480 steps at half the learning rate",
     "paper": "the paper's released settings: alpaca-cleaned from the hub, loss on answers only; hours on a GPU",
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.fields import number
 from swm.checked import choices, limits
 from swm.reporting.arguments import recovery_arguments
 from swm.settings import PRESET_HELP, PRESETS, RecoverySettings
@@ -51,6 +52,7 @@ def healing_settings(template: dict[str, Any]) -> tuple[RecoverySettings | None,
         "Heal with LoRA",
         bool(copied) or not template,
         key="run_recover",
+        persist_state="session",
         help="A short training of low-rank matrices, which are then folded into the weights.",
     )
     preset = st.selectbox(
@@ -59,6 +61,7 @@ def healing_settings(template: dict[str, Any]) -> tuple[RecoverySettings | None,
         index=presets.index(copied_preset) if copied_preset in presets else 0,
         format_func=lambda preset: f"{preset}: {PRESET_HELP[preset]}",
         key="run_preset",
+        persist_state="session",
         help="LoRA settings to start from.",
     )
     base = PRESETS[preset]
@@ -75,15 +78,24 @@ def edited(base: RecoverySettings, preset: str) -> RecoverySettings:
     values: dict[str, Any] = {}
     for place, (name, (label, help_text)) in enumerate(NUMBERS.items()):
         low, high = limits(RecoverySettings, name)
-        values[name] = columns[place % 2].number_input(
-            label, low, high, getattr(base, name), key=f"run_{name}_{preset}", help=help_text
+        values[name] = number(
+            label,
+            low,
+            high,
+            getattr(base, name),
+            place=columns[place % 2],
+            key=f"run_{name}_{preset}",
+            persist_state="session",
+            help=help_text,
         )
-    values["learning_rate"] = columns[0].number_input(
+    values["learning_rate"] = number(
         "Learning rate",
         *limits(RecoverySettings, "learning_rate"),
         base.learning_rate,
+        place=columns[0],
         format="%.1e",
         key=f"run_learning_rate_{preset}",
+        persist_state="session",
         help="Lower it if the loss jumps.",
     )
     for place, (name, (label, help_text)) in enumerate(CHOICES.items(), 1):
@@ -94,6 +106,7 @@ def edited(base: RecoverySettings, preset: str) -> RecoverySettings:
             index=options.index(getattr(base, name)),
             format_func=lambda value: ADAPT.get(value, value),
             key=f"run_{name}_{preset}",
+            persist_state="session",
             help=help_text,
         )
     alpha = base.alpha * values["rank"] // base.rank  # keeps alpha / rank, the scale of the adapters

@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 import yaml
 
+from pages.shared.fields import number
 from pages.shared.frame import plain
 from pages.shared.new_experiment import model_choices
 from swm.errors import SwmError
@@ -74,11 +75,12 @@ def _grid() -> dict[str, Any]:
             "Models",
             list(here),
             default=list(here)[:1],
-            accept_new_options=True,
             key="sweep_models",
-            help="Choose, or type folders, .gguf files or hub ids.",
+            help="The models that are on this machine.",
         )
-        chosen = st.multiselect("Texts", texts, default=texts[:1], accept_new_options=True, key="sweep_texts")
+        models += _lines("Other models, one per line", "sweep_other_models", "Folders, .gguf files or hub ids.")
+        chosen = st.multiselect("Texts", texts, default=texts[:1], key="sweep_texts")
+        chosen += _lines("Other texts, one per line", "sweep_other_texts", ".txt or .jsonl files, or hub data sets.")
     with middle:
         methods = st.multiselect(
             "Methods",
@@ -100,7 +102,7 @@ def _grid() -> dict[str, Any]:
             "Healing", [NONE, *PRESETS], default=[NONE, "quick"], key="sweep_recovery", help="LoRA presets, or none."
         )
         seeds = st.multiselect("Seeds", [1234, 1, 2, 3, 4], default=[1234], key="sweep_seeds")
-        limit = st.number_input("Documents per task", 1, 20_000, 100, key="sweep_limit")
+        limit = number("Documents per task", 1, 20_000, 100, key="sweep_limit")
     plans = [
         {"planner" if method in PLANNERS else "rule": method, "ratio": sorted(ratios)} for method in methods if ratios
     ]
@@ -113,3 +115,9 @@ def _grid() -> dict[str, Any]:
         "seeds": sorted(seeds),
         "limit": int(limit),
     }
+
+
+def _lines(label: str, key: str, help_text: str) -> list[str]:
+    """What is typed into a field of several lines."""
+    typed = st.text_area(label, height=68, key=key, help=help_text)
+    return [line.strip() for line in typed.splitlines() if line.strip()]

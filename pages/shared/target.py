@@ -8,6 +8,7 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.choices import named_choice, titles_of
+from pages.shared.fields import number
 from pages.shared.frame import job_panel, start_button
 from pages.shared.live import hand_key
 from swm.errors import PlanError
@@ -91,23 +92,29 @@ def _value(place: Any, experiment: Experiment, kind: str) -> float:
     """The target's number, with a default a fifth below the original."""
     count, mib = experiment.layer_count, experiment.model_facts["size_bytes"] / 2**20
     settings: dict[str, Any] = {
-        LAYERS: {"min_value": 2, "max_value": count, "value": max(2, round(0.8 * count)), "step": 1},
-        MEMORY: {"min_value": 1.0, "value": float(round(0.8 * mib)), "step": max(1.0, float(round(mib / 50)))},
-        SPEED: {"min_value": 1.0, "max_value": 20.0, "value": 1.2, "step": 0.05},
-        LOSS: {"min_value": 1.01, "max_value": 100.0, "value": WITHIN, "step": 0.05},
+        LAYERS: {"low": 2, "high": count, "default": max(2, round(0.8 * count)), "step": 1},
+        MEMORY: {
+            "low": 1.0,
+            "high": 2.0**30,
+            "default": float(round(0.8 * mib)),
+            "step": max(1.0, float(round(mib / 50))),
+        },
+        SPEED: {"low": 1.0, "high": 20.0, "default": 1.2, "step": 0.05},
+        LOSS: {"low": 1.01, "high": 100.0, "default": WITHIN, "step": 0.05},
     }
     label = "At least" if kind == SPEED else "At most"
     key = f"target_{kind}_{experiment.name}"
-    number = place.number_input(
+    entered = number(
         label,
         **settings[kind],
+        place=place,
         key=key,
         persist_state="session",
         on_change=forget_edits,
         args=(experiment,),
         help=f"Now: {mib:,.0f} MiB." if kind == MEMORY else None,
     )
-    return float(number)
+    return float(entered)
 
 
 def layers_for(experiment: Experiment, kind: str, value: float) -> int | None:

@@ -539,6 +539,34 @@ def test_how_thoroughly_becomes_numbers(no_demo):
         assert f"--count {numbers} --seed 1234" in command
 
 
+def test_a_number_out_of_range_says_so_and_which_one_counts(no_demo):
+    test = opened("pages/experiment.py", experiment_effort="own")
+    test.number_input(key="experiment_count").set_value(-5).run()
+    assert "-5 is out of range: 1 to 100,000. 1 is used." in texts(test)
+    assert any("--count 1 " in code.value for code in test.code)
+    test.number_input(key="experiment_count").set_value(7).run()
+    assert "out of range" not in texts(test)
+    assert any("--count 7 " in code.value for code in test.code)
+
+
+def test_what_is_entered_for_a_run_stays_when_the_page_is_left(study, no_demo):
+    test = opened("pages/run.py", run="new run", windows="1-3")
+    test.text_input(key="run_name").set_value("small")
+    test.number_input(key="run_steps_quick").set_value(77)
+    test.number_input(key="run_limit").set_value(33).run()
+    test.switch_page("pages/compare.py").run()
+    test.query_params.clear()
+    test.switch_page("pages/run.py").run()
+    test.selectbox(key="run").set_value("new run").run()
+    assert test.text_input(key="run_windows").value == "1-3"
+    assert test.text_input(key="run_name").value == "small"
+    assert (test.number_input(key="run_steps_quick").value, test.number_input(key="run_limit").value) == (77, 33)
+    test.query_params["windows"] = "2-4"
+    test.run()
+    assert test.text_input(key="run_windows").value == "2-4"
+    assert test.number_input(key="run_steps_quick").value == 77
+
+
 def test_new_run_with_windows_that_do_not_fit_is_told(study, no_demo):
     test = opened("pages/run.py", run="new run")
     test.text_input(key="run_windows").set_value("4-9")

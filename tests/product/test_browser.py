@@ -355,9 +355,9 @@ def test_a_study_from_the_pages(app, page, model_folder, text_file, home, no_job
     page.wait_for_selector("text=is not a valid name")
     page.get_by_label("Name", exact=True).fill("mine")
     page.keyboard.press("Tab")
-    for label, value in (("Or a folder", str(model_folder)), ("Calibration text", str(text_file))):
-        page.locator(f"input[aria-label*='{label}']").fill(value)
-        page.keyboard.press("Enter")
+    for label, value in (("Or a folder", str(model_folder)), ("Or a .txt", str(text_file))):
+        page.get_by_label(label).fill(value)
+        page.get_by_label(label).press("Enter")
     page.wait_for_selector("text=4 layers", timeout=60_000)
     page.wait_for_selector("text=Begins: ")
     page.locator("input[aria-label*='How thoroughly']").fill("own")
