@@ -32,7 +32,7 @@ from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import outdated_path
 from swm.search.threshold_path import PlanAt, ThresholdPath, known_similarity
 from swm.settings import SAMPLE_PROMPTS, SAMPLE_TOKENS
-from swm.workspace.estimate import about
+from swm.workspace.estimate import about, path_seconds
 from swm.workspace.experiments import Experiment
 
 ANY = "any"
@@ -75,9 +75,10 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
     if not experiment.state().active and covered == 0:
         if doubt := outdated_path(experiment, rule):
             st.warning(f"The saved path for this rule is not shown because {doubt}. The next search recomputes it.")
+        seconds = path_seconds(experiment.model_facts, experiment.cost(), experiment.settings.token_count)
         st.info(
             "This rule has not been searched yet. One search finds the plan for every threshold, starting with this "
-            "one. With 30 layers and 10 × 128 tokens it takes a few minutes on a CPU."
+            "one." + (f" Takes {about(seconds)}." if seconds else "")
         )
     elif not experiment.state().active and covered < 0.999:
         st.info(f"{covered:.0%} of the thresholds from {path.low:g} up are computed. The shaded ones are not.")

@@ -23,11 +23,19 @@ def named(stage: str, progress: Progress) -> Progress:
 
 def part_of(progress: Progress, place: int, parts: int, name: str) -> Progress:
     """Progress of part `place` (from 0) of `parts`, in thousandths of the whole; it never decreases."""
+    numbered = f"{name} ({place + 1} of {parts}): "
+    return share_of(
+        lambda done, total, text: progress(done, total, numbered + text), place / parts, (place + 1) / parts
+    )
+
+
+def share_of(progress: Progress, first: float, last: float) -> Progress:
+    """Progress of the part from `first` to `last` of a whole (0 to 1), in thousandths; it never decreases."""
     share = 0.0
 
     def report(done: int, total: int, text: str) -> None:
         nonlocal share
-        share = max(share, done / total if total else 0.0)
-        progress(round(1000 * (place + share) / parts), 1000, f"{name} ({place + 1} of {parts}): {text}")
+        share = max(share, min(1.0, done / total) if total else 0.0)
+        progress(round(1000 * (first + (last - first) * share)), 1000, text)
 
     return report

@@ -131,6 +131,8 @@ class Planner:
         find: the plan for a request, with exactly `request.layers` layers left; raises PlanError if there is none.
         whole_model: needs the whole model on one device, for gradients or to fit layers.
         least_budget: fewest plans it must try, given (layers of the model, layers left); None if it takes no budget.
+        tokens_read: how many tokens the whole model reads at most, given (layers of the model, layers left, budget,
+            tokens of the calibration text), from which the time is estimated; None if that depends on the model.
     """
 
     name: str
@@ -140,6 +142,7 @@ class Planner:
     find: Callable[[PlanRequest], MergePlan]
     whole_model: bool = False
     least_budget: Callable[[int, int], int] | None = None
+    tokens_read: Callable[[int, int, int, int], float] | None = None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,11 @@ class ExperimentSettings:
     seed: int = 1234
     dtype: str = "auto"
 
+    @property
+    def token_count(self) -> int:
+        """Tokens of all texts."""
+        return self.count * self.length
+
 
 @checked
 class RecoverySettings:

@@ -16,6 +16,7 @@ from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.registry import MERGE_RULES, PLANNERS, as_sentence
 from swm.reporting.preview import WITHIN, expected_speedup
 from swm.search.kept_path import kept_path
+from swm.workspace.estimate import about, path_seconds, planner_seconds
 from swm.workspace.experiments import Experiment
 
 LAYERS, MEMORY, SPEED, LOSS = "layers", "memory", "speed", "perplexity"
@@ -77,10 +78,27 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
     active = experiment.state().active
     if not settled and not active:
         st.info("Smaller plans have not been tried yet." if found else "This plan has not been searched yet.")
+        st.caption(_time(experiment, method, layers))
         start_button("Find the plan", experiment, "plan", arguments, "target_find")
     if active or not settled:
         job_panel(experiment, version=lambda: len(experiment.plans_found()))
     return found, arguments
+
+
+def _time(experiment: Experiment, method: str, layers: int | None) -> str:
+    """How long the search will take."""
+    facts, cost, tokens = experiment.model_facts, experiment.cost(), experiment.settings.token_count
+    if method not in PLANNERS:
+        seconds = path_seconds(facts, cost, tokens)
+        return f"The search takes {about(seconds)}." if seconds else ""
+    if PLANNERS[method].tokens_read is None:
+        return "How long this method searches depends on the model: minutes, or an hour for a large model on a CPU."
+    seconds = planner_seconds(facts, cost, tokens, method, layers or round(0.8 * facts["layers"]))
+    if not seconds:
+        return ""
+    tries = 2 * (facts["layers"] // 5).bit_length()
+    many = f" for each number of layers that it tries, about {tries} of them" if layers is None else ""
+    return f"The search takes {about(seconds)}{many}."
 
 
 def forget_edits(experiment: Experiment) -> None:

@@ -38,7 +38,12 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
         else:
 
             def measure(progress: Progress = no_progress) -> dict[str, Any]:
-                return smallest_within(options.within, experiment.layer_count, partial(planned, progress=progress))
+                return smallest_within(
+                    options.within,
+                    experiment.layer_count,
+                    lambda layers, part: planned(layers, progress=part),
+                    progress,
+                )
 
     if experiment.read_only:
         return measure()

@@ -50,5 +50,6 @@ PLANNERS.register(
         "drops the block of consecutive layers whose input and output differ least in angle at the last token",
         "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887",
         find,
+        tokens_read=lambda layer_count, layers, budget, tokens: tokens,
     )
 )

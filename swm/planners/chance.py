@@ -17,5 +17,12 @@ def find(request: PlanRequest) -> MergePlan:
 
 
 PLANNERS.register(
-    Planner("random", "Random", "drops random layers: the baseline that any method should beat", "chance", find)
+    Planner(
+        "random",
+        "Random",
+        "drops random layers: the baseline that any method should beat",
+        "chance",
+        find,
+        tokens_read=lambda layer_count, layers, budget, tokens: 0,
+    )
 )

@@ -62,8 +62,8 @@ def beam_drops(
         budget: maximum number of sets to try. The first step tries every layer; later steps try the most promising
             sets, judged by the losses of that first step.
     """
-    sizes = range(len(candidates), len(candidates) - drop, -1)
-    total = min(budget or sum(sizes), width * sum(sizes))
+    most = most_tried(len(candidates), drop, width)
+    total = min(budget or most, most)
     best, single, tried = {frozenset[int](): 0.0}, dict.fromkeys(candidates, 0.0), 0
     for step in range(drop):
         expected: dict[frozenset[int], float] = {}
@@ -83,6 +83,11 @@ def beam_drops(
             single = {layer: losses[frozenset({layer})] for layer in candidates}
         best = dict(sorted(losses.items(), key=lambda item: item[1])[:width])
     return list(best)
+
+
+def most_tried(candidates: int, drop: int, width: int = 1) -> int:
+    """The most sets that `beam_drops` tries: each step tries every remaining candidate beside each of `width` sets."""
+    return sum((width if step else 1) * (candidates - step) for step in range(drop))
 
 
 class DropLoss:

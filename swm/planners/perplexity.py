@@ -28,5 +28,6 @@ PLANNERS.register(
         "drops the layers whose removal raises perplexity least, all at once",
         "Shortened LLaMA by perplexity, arXiv:2402.02834",
         find,
+        tokens_read=lambda layer_count, layers, budget, tokens: layer_count * tokens,
     )
 )

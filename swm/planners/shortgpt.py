@@ -23,5 +23,6 @@ PLANNERS.register(
         "drops the layers that change the hidden state least, all at once (block influence)",
         "ShortGPT, arXiv:2403.03853",
         find,
+        tokens_read=lambda layer_count, layers, budget, tokens: tokens,
     )
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swm.plan import MergePlan
-from swm.planners.drops import DropLoss, beam_drops, dropped_plan
+from swm.planners.drops import DropLoss, beam_drops, dropped_plan, most_tried
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 
@@ -21,6 +21,11 @@ def find(request: PlanRequest) -> MergePlan:
     return dropped_plan(count, best)
 
 
+def tokens_read(layer_count: int, layers: int, budget: int, tokens: int) -> float:
+    """Each set of layers tried reads the text once."""
+    return tokens * most_tried(layer_count - 2, layer_count - layers)
+
+
 PLANNERS.register(
     Planner(
         "sleb",
@@ -28,5 +33,6 @@ PLANNERS.register(
         "drops layers one by one, each time the one whose removal raises perplexity least",
         "SLEB, arXiv:2402.09025",
         find,
+        tokens_read=tokens_read,
     )
 )

@@ -80,7 +80,7 @@ def _windows(pairs: list[list[int]]) -> tuple[Window, ...]:
 
 
 def _why_outdated(experiment: Experiment, path: ThresholdPath) -> str:
-    tokens = experiment.settings.count * experiment.settings.length
+    tokens = experiment.settings.token_count
     if path.version < SEARCH_VERSION and tokens <= MOST_TOKENS_AT_ONCE:
         return "an earlier release could mix up the scores of windows when it ran all texts in one pass"
     if path.text_hash != experiment.text_hash and path.text_hash and experiment.text_hash:

@@ -13,12 +13,14 @@ from swm.plan import (
     check_layers,
 )
 from swm.planners.plan_with import check_budget, plan_with
-from swm.progress import Progress, no_progress
+from swm.progress import Progress, no_progress, share_of
 from swm.registry import PLANNERS
 from swm.settings import PLAN_BUDGET
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
 from swm.stages.measure_plan import measure_plan
 from swm.workspace.experiments import PLANS_VERSION, Experiment
+
+SEARCHING = 0.95  # share of the progress that the search is; measuring its plan follows
 
 
 def plan_by(
@@ -71,10 +73,10 @@ def _found_plan(
         fast=fast,
         budget=budget,
         fit_tokens=partial(fit_tokens_of, experiment, tokenizer),
-        progress=lambda done, total, text: progress(done, total, f"{planner}: {text}"),
+        progress=share_of(lambda done, total, text: progress(done, total, f"{planner}: {text}"), 0, SEARCHING),
     )
     seconds = round(time.time() - start, 1)
-    measured = measure_plan(experiment, plan, progress, (model, tokenizer))
+    measured = measure_plan(experiment, plan, share_of(progress, SEARCHING, 1), (model, tokenizer))
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
     data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact"}
     if method.least_budget:

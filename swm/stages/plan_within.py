@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from swm.errors import PlanError
-from swm.progress import Progress, no_progress
+from swm.progress import Progress, named, no_progress, share_of
 from swm.search.kept_path import kept_path
 from swm.search.threshold_path import PlanAt
 from swm.stages.plan import plan_for
 from swm.stages.search import search_path
 from swm.workspace.experiments import Experiment
 
-Planned = Callable[[int], dict[str, Any]]
+Planned = Callable[[int, Progress], dict[str, Any]]
 
 
 def walk_within(
@@ -36,22 +37,27 @@ def walk_within(
     return plan_for(experiment, threshold=step.threshold, rule=rule, progress=progress, precision=precision)
 
 
-def smallest_within(factor: float, layer_count: int, planned: Planned) -> dict[str, Any]:
+def smallest_within(
+    factor: float, layer_count: int, planned: Planned, progress: Progress = no_progress
+) -> dict[str, Any]:
     """The plan with the fewest layers whose perplexity is at most `factor` times the original's.
 
     Removes 1, 2, 4, ... layers until a plan is not within, then halves the gap. So it takes for granted that a method's
     perplexity rises with every layer it removes, which holds but for small steps.
 
     Args:
-        planned: a planner's plan with this many layers left, as from `plan_by`.
+        planned: a planner's plan with this many layers left, as from `plan_by`; reports its own progress.
 
     Raises:
         PlanError: if not even one layer can go.
     """
     within, fitting, beyond, failed = 0, {}, layer_count - 1, False  # planners leave two layers at least
+    searches, most = 0, max(1, 2 * math.ceil(math.log2(layer_count)))
     while beyond - within > 1:
         removed = (within + beyond) // 2 if failed else min(max(1, 2 * within), beyond - 1)
-        data = planned(layer_count - removed)
+        part = share_of(progress, min(1.0, searches / most), min(1.0, (searches + 1) / most))
+        data = planned(layer_count - removed, named(f"{layer_count - removed} layers", part))
+        searches += 1
         if data["perplexity"] <= factor * data["perplexity_original"]:
             within, fitting = removed, data
         else:

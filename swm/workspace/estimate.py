@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from swm.plan import MergePlan
-from swm.registry import MERGE_RULES
-from swm.settings import FIT_TOKENS, RecoverySettings
+from swm.registry import MERGE_RULES, PLANNERS
+from swm.settings import FIT_TOKENS, PLAN_BUDGET, RecoverySettings
 from swm.workspace.files import free_bytes
 from swm.workspace.machine import free_memory_bytes
 from swm.workspace.units import duration_range, gib
@@ -219,19 +219,43 @@ def stage_needs(
     def if_timed(seconds: float | None) -> float | None:
         return None if forward is None or seconds is None else seconds
 
-    layer_run = None if forward is None else forward / layers  # seconds for one layer over the calibration text
     grams = layers * (4 * gram_tokens * width + 8 * gram_tokens * gram_tokens)
     searching = size + layer_bytes + 4 * tokens * width * (layers // 4 + 2)
-    one_plan, whole_path = (if_timed(load + runs * layers * (layer_run or 0)) for runs in (ONE_PLAN_RUNS, PATH_RUNS))
+    one_plan = if_timed(load + ONE_PLAN_RUNS * (forward or 0))
     return [
         StageNeed("measure", size + grams, 2**20, if_timed(load + (forward or 0))),
         StageNeed("search, one threshold", searching, 2**20, one_plan),
-        StageNeed("search, whole path", searching, 2**24, whole_path),
+        StageNeed("search, whole path", searching, 2**24, path_seconds(facts, cost, tokens)),
         StageNeed("merge", merged.stage_memory_bytes["merge"], merged.disk_bytes, if_timed(run_seconds.get("merge"))),
         StageNeed("merge --stream", (longest + 1) * layer_bytes // 3, merged.disk_bytes, 2 * load),
         StageNeed("recover", healing.stage_memory_bytes["heal"], healing.disk_bytes, if_timed(run_seconds.get("heal"))),
         StageNeed("evaluate", merged.stage_memory_bytes["evaluate"], 2**20, if_timed(run_seconds.get("evaluate"))),
     ]
+
+
+def path_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, tokens: int) -> float | None:
+    """Seconds of a search for the plans of all thresholds; None if nothing was timed. Arguments as of `stage_needs`."""
+    if not cost or "forward_tokens_per_second" not in cost:
+        return None
+    return float(
+        facts["size_bytes"] / LOADING_BYTES_PER_SECOND + PATH_RUNS * tokens / cost["forward_tokens_per_second"]
+    )
+
+
+def planner_seconds(
+    facts: dict[str, Any], cost: dict[str, Any] | None, tokens: int, planner: str, layers: int
+) -> float | None:
+    """Seconds that a planner takes to find and measure a plan; None if nothing was timed, or it cannot be estimated.
+
+    Args:
+        facts, cost, tokens: as of `stage_needs`. layers: how many to leave.
+    """
+    read = PLANNERS[planner].tokens_read
+    if read is None or not cost or "forward_tokens_per_second" not in cost:
+        return None
+    measured = read(facts["layers"], layers, PLAN_BUDGET, tokens) + 3 * tokens  # similarity and two perplexities
+    seconds = facts["size_bytes"] / LOADING_BYTES_PER_SECOND + measured / cost["forward_tokens_per_second"]
+    return float(seconds + EVALUATION_SECONDS)
 
 
 def adapter_bytes(rank: int, layers: int, width: int) -> int:

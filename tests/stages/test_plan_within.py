@@ -17,20 +17,26 @@ def test_the_search_finds_what_trying_every_depth_finds(rises, factor):
     perplexity = [10.0]
     for rise in rises:
         perplexity.append(perplexity[-1] * (1 + rise))
-    layers, asked = len(perplexity), []
+    layers, asked, reports = len(perplexity), [], []
 
-    def planned(left):
+    def planned(left, progress):
         asked.append(left)
+        progress(0, 0, "loading")
+        progress(1, 2, "halfway")
         assert 2 <= left < layers
         return {"left": left, "perplexity": perplexity[layers - left], "perplexity_original": 10.0}
 
     within = [removed for removed in range(1, layers - 1) if perplexity[removed] <= factor * 10.0]
     if within:
-        assert smallest_within(factor, layers, planned)["left"] == layers - max(within)
+        assert smallest_within(factor, layers, planned, lambda *report: reports.append(report))["left"] == layers - max(
+            within
+        )
     else:
         with pytest.raises(PlanError, match=r"has at most .* Allow more with --within"):
             smallest_within(factor, layers, planned)
     assert len(asked) == len(set(asked)) <= 2 * layers.bit_length()
+    assert all(0 <= done <= total == 1000 for done, total, _ in reports)
+    assert [done for done, _, _ in reports] == sorted(done for done, _, _ in reports)
 
 
 @pytest.fixture

@@ -5,23 +5,28 @@ from dataclasses import replace
 
 import psutil
 import pytest
+import torch
 from transformers import AutoConfig
 
 from swm.cli.main import main
 from swm.healing.training_speed import training_speed
 from swm.models.load import config_facts
 from swm.plan import MergePlan, Window
-from swm.settings import PRESETS, ExperimentSettings, preset_settings
+from swm.planners.plan_with import plan_with
+from swm.registry import PLANNERS
+from swm.settings import PLAN_BUDGET, PRESETS, ExperimentSettings, preset_settings
 from swm.workspace.estimate import (
     PROCESS_BYTES,
     Estimate,
     estimate_run,
     evaluated_tokens,
+    planner_seconds,
     reached_rates,
     stage_needs,
 )
 from swm.workspace.experiments import Experiment
 from swm.workspace.units import duration_range
+from tests.conftest import tiny_model
 
 FACTS = {"layers": 10, "width": 100, "parameters": 2_000_000, "parameters_per_layer": 100_000, "size_bytes": 8_000_000}
 
@@ -194,7 +199,6 @@ def test_needs_of_the_bundled_model_hold_what_was_measured():
 
 def test_one_layer_of_a_models_shape_tells_what_the_whole_costs(model, tokenizer, tmp_path, tokens):
     from swm.evaluation.cost import config_cost, decode_cost
-    from tests.conftest import tiny_model
 
     large = tiny_model(layers=12, hidden_size=256, intermediate_size=1024)
     large.save_pretrained(tmp_path / "large")
@@ -228,3 +232,22 @@ def test_estimate_from_the_command_line(tmp_path, capsys):
     assert "billion parameters" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["estimate", str(folder), "--ratio", "1.5"])
+
+
+@pytest.mark.parametrize("planner", [name for name, planner in PLANNERS.items() if planner.tokens_read])
+def test_a_planner_reads_no_more_than_it_says(planner, monkeypatch):
+    """Counted by hooks on the MLPs: each token that a layer reads is its share of one that the model reads."""
+    count, layers = 10, 7
+    model = tiny_model(layers=count).eval()
+    tokens = torch.randint(0, 64, (3, 16))
+    read = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda module, inputs, output: read.append(inputs[0][..., 0].numel()))
+    monkeypatch.setattr("swm.planners.best.FIT_TOKENS", 96)
+    plan_with(planner, model, tokens, layers, budget=40, fit_tokens=lambda wanted: tokens.repeat(2, 1))
+    said = PLANNERS[planner].tokens_read(count, layers, 40, tokens.numel())
+    assert sum(read) / count <= said <= 4 * sum(read) / count
+    facts, cost = {"layers": count, "size_bytes": 2**20}, {"forward_tokens_per_second": 10.0}
+    seconds = planner_seconds(facts, cost, tokens.numel(), planner, layers)
+    assert seconds > (PLANNERS[planner].tokens_read(count, layers, PLAN_BUDGET, tokens.numel()) + tokens.numel()) / 10
+    assert planner_seconds(facts, None, tokens.numel(), planner, layers) is None
