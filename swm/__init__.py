@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "llama_cpp.write": ["export_gguf"],
         "merging.apply": ["apply_plan"],
         "models.load": ["load_model", "save_model"],
         "planners.plan_with": ["plan_with"],

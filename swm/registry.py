@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from swm.plan import MergePlan
     from swm.planners.request import PlanRequest
+    from swm.progress import Progress
     from swm.texts.example import Example
     from swm.workspace.runs import Run
 
@@ -194,7 +195,10 @@ class ExportFormat:
     Attributes:
         suffix: of the file, with its dot; empty for a folder. Selects the format when none is named.
         text: the content of the file for a run.
-        write: writes a run to a path that does not exist yet; for formats that are more than one text.
+        write: writes a run, in one of `kinds` or None, to a path that does not exist yet; for formats that are more
+            than one text.
+        kinds: number formats that weights can be written in; None stands for `usual`.
+        usual: what is written when none is chosen.
         fits: whether the format can express a run.
     """
 
@@ -203,7 +207,9 @@ class ExportFormat:
     help: str
     suffix: str
     text: Callable[[Run], str] | None = None
-    write: Callable[[Run, Path], None] | None = None
+    write: Callable[[Run, Path, str | None, Progress], None] | None = None
+    kinds: tuple[str, ...] = ()
+    usual: str = ""
     fits: Callable[[Run], bool] = lambda run: True
 
 

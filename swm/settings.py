@@ -19,6 +19,7 @@ SAMPLE_PROMPTS = (
     "To make a cup of tea, first",
 )
 SAMPLE_TOKENS = 32  # that each prompt is continued by
+GGUF_TYPES = ("F16", "Q8_0", "BF16", "F32", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # that can be written, the default first
 PERPLEXITY_TEXTS = ("lambada", "squad")  # the default texts
 
 

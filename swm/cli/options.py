@@ -11,7 +11,7 @@ from swm import __version__
 from swm.checked import choices
 from swm.plan import DEFAULT_RULE, WIDTH_METHODS
 from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS
-from swm.settings import PRECISIONS, PRESET_HELP, SKIPPED_TOKENS, RecoverySettings
+from swm.settings import GGUF_TYPES, PRECISIONS, PRESET_HELP, SKIPPED_TOKENS, RecoverySettings
 from swm.similarity.measure import PARTS, SAMPLES
 from swm.studies.grids import KINDS
 
@@ -144,6 +144,12 @@ def _add_showing(add: Add) -> None:
     command = add("export", "Export a run to a new folder or file.", "EXP", "RUN", "FOLDER")
     formats = f"default: by the suffix of the path, else transformers; {EXPORT_FORMATS.help_text()}"
     command.add_argument("--format", choices=list(EXPORT_FORMATS), metavar="FORMAT", help=formats)
+    command.add_argument(
+        "--type",
+        metavar="TYPE",
+        help=f"number format of a GGUF file: {', '.join(GGUF_TYPES)} (default: that of the GGUF file which the model "
+        f"came from, else {GGUF_TYPES[0]})",
+    )
     command = add("repeat", "Repeat a run from its recipe.json, in a new experiment.", "FILE")
     command.add_argument("--name", help="name of the new experiment (default: the recipe's)")
     command = add("answer", "Continue a prompt with a run's model.", "EXP", "RUN")

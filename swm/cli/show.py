@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from swm.cli.targets import Result, own_experiment
+from swm.cli.watched import progress_bar
 from swm.errors import ExperimentError, SettingsError, printable
 from swm.jobs.child import cancel
 from swm.workspace.experiments import Experiment
@@ -42,7 +43,10 @@ def run_export(options: argparse.Namespace) -> Result:
     """Result of `swm export`: the folder or file it wrote."""
     from swm.reporting.export import export_run
 
-    path = export_run(own_experiment(options.exp).run(options.run), Path(options.folder), options.format)
+    run = own_experiment(options.exp).run(options.run)
+    bar, progress = progress_bar("export")
+    with bar:
+        path = export_run(run, Path(options.folder), options.format, options.type, progress)
     return {"folder": str(path)}, f"Exported to {path}"
 
 

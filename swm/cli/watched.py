@@ -15,6 +15,18 @@ from swm.models.processes import is_first, together
 from swm.progress import Progress
 
 
+def progress_bar(title: str) -> tuple[tqdm, Progress]:  # type: ignore[type-arg]
+    """A bar on the terminal's stderr, and the function that moves it."""
+    shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}"
+    bar = tqdm(desc=title, disable=not sys.stderr.isatty(), file=sys.stderr, bar_format=shape)
+
+    def progress(done: int, total: int, text: str) -> None:
+        bar.total, bar.n = total or None, done
+        bar.set_postfix_str(printable(text))
+
+    return bar, progress
+
+
 @contextmanager
 def watched(target: Target, stage: str) -> Iterator[Progress]:
     """The progress function of a stage: writes to disk and, on a terminal, draws a bar."""
@@ -26,14 +38,12 @@ def watched(target: Target, stage: str) -> Iterator[Progress]:
         with beside(target):
             yield lambda done, total, text: None
         return
-    shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}"
-    bar = tqdm(desc=stage, disable=not sys.stderr.isatty(), file=sys.stderr, bar_format=shape)
+    bar, draw = progress_bar(stage)
     with tracked(target, stage, sys.argv[1:]) as tracker, bar:
         together()
 
         def progress(done: int, total: int, text: str) -> None:
             tracker(done, total, text)
-            bar.total, bar.n = total or None, done
-            bar.set_postfix_str(printable(text))
+            draw(done, total, text)
 
         yield progress

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from swm.errors import ExperimentError
+from swm.errors import ExperimentError, SettingsError
+from swm.progress import Progress, no_progress
 from swm.registry import EXPORT_FORMATS, ExportFormat
 from swm.workspace.files import replace_file
 from swm.workspace.runs import Run
@@ -22,10 +23,16 @@ def format_of(path: Path, name: str | None = None) -> ExportFormat:
     return by_suffix.get(path.suffix, EXPORT_FORMATS["transformers"])
 
 
-def export_run(run: Run, path: Path, name: str | None = None) -> Path:
+def export_run(
+    run: Run, path: Path, name: str | None = None, kind: str | None = None, progress: Progress = no_progress
+) -> Path:
     """Write a run to a new file or folder; returns its path.
 
+    Args:
+        kind: number format of the weights, for formats that have several.
+
     Raises:
+        SettingsError: if the format has no such number format.
         ExperimentError: if the path exists, the run has no model, or the format cannot express it.
     """
     form = format_of(path, name)
@@ -35,8 +42,11 @@ def export_run(run: Run, path: Path, name: str | None = None) -> Path:
         raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
     if not form.fits(run):
         raise ExperimentError(f"Format {form.name} cannot express run {run.name}: {form.help}. Choose another format.")
+    if kind is not None and kind not in form.kinds:
+        known = f"Choose one of: {', '.join(form.kinds)}" if form.kinds else "Leave --type out"
+        raise SettingsError(f"Format {form.name} cannot be written in type {kind[:20]}. {known}.")
     if form.write:
-        form.write(run, path)
+        form.write(run, path, kind, progress)
     elif form.text:
         replace_file(path.absolute(), form.text(run).encode())
     return path

@@ -79,13 +79,23 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` to a temporary file in the same folder, sync it, rename it to `path`."""
+    with replaced_file(path, len(content)) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replaced_file(path: Path, needed_bytes: int) -> Iterator[Path]:
+    """The path of a temporary file beside `path`, which replaces it when the block has written it, and is synced.
+
+    Raises:
+        ExperimentError: if the disk is full or read-only; leaves nothing behind.
+    """
     temporary = neighbour(path, "tmp")
-    with disk_errors(path, len(content)):
+    with disk_errors(path, needed_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
+            yield temporary
+            with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:

@@ -356,8 +356,8 @@ def test_a_study_from_the_pages(app, page, model_folder, text_file, home, no_job
     page.get_by_label("Name", exact=True).fill("mine")
     page.keyboard.press("Tab")
     for label, value in (("Or a folder", str(model_folder)), ("Or a .txt", str(text_file))):
-        page.get_by_label(label).fill(value)
-        page.get_by_label(label).press("Enter")
+        page.locator(f"input[aria-label*='{label}']").fill(value)
+        page.locator(f"input[aria-label*='{label}']").press("Enter")
     page.wait_for_selector("text=4 layers", timeout=60_000)
     page.wait_for_selector("text=Begins: ")
     page.locator("input[aria-label*='How thoroughly']").fill("own")

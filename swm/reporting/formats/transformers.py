@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from swm.errors import ExperimentError
+from swm.progress import Progress, no_progress
 from swm.registry import EXPORT_FORMATS, ExportFormat
 from swm.reporting.formats.card import model_card
 from swm.reporting.formats.mergekit import fits_mergekit, mergekit_yaml
@@ -14,7 +15,7 @@ from swm.workspace.files import check_space, clean_up, disk_errors, replaced_fol
 from swm.workspace.runs import Run
 
 
-def write_folder(run: Run, folder: Path) -> None:
+def write_folder(run: Run, folder: Path, kind: str | None = None, progress: Progress = no_progress) -> None:
     """Copy a run's model, with model card (README.md), recipe, and a mergekit config if mergekit can express it.
 
     Raises:

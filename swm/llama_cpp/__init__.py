@@ -1,0 +1,11 @@
+"""Models for llama.cpp: GGUF files, written from a Hugging Face folder or from another GGUF file, and the real client.
+
+- families: how llama.cpp describes each family's config
+- tensors: how each family's weights are named and laid out there
+- vocabulary: the tokenizer, as llama.cpp stores it
+- pre_tokenizers: the names of the ways to split text before byte-pair encoding
+- kinds: the number formats that can be written, and which tensor gets which
+- write: a Hugging Face folder to a GGUF file, tensor by tensor
+- source: blocks copied from the GGUF file that the model came from
+- client: llama.cpp itself, through the npm package node-llama-cpp
+"""

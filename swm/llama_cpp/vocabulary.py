@@ -1,0 +1,181 @@
+"""A tokenizer as llama.cpp stores it: copied from a GGUF file, or taken from a folder's tokenizer files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader, GGUFValueType, GGUFWriter, TokenType
+from transformers import PreTrainedTokenizerBase
+
+from swm.errors import ModelError
+from swm.llama_cpp.pre_tokenizers import pre_tokenizer_name
+
+PREFIX = "tokenizer."
+SPECIAL = {
+    "bos_token_id": "bos_token_id",
+    "eos_token_id": "eos_token_id",
+    "unk_token_id": "unknown_token_id",
+    "pad_token_id": "padding_token_id",
+    "sep_token_id": "seperator_token_id",  # spelt so in the format
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metadata entry with its type; for lists also the type of what is in them."""
+
+    value: Any
+    kind: GGUFValueType
+    items: GGUFValueType | None = None
+
+    def add_to(self, writer: GGUFWriter, key: str) -> None:
+        """Write it under a key."""
+        writer.add_key_value(key, self.value, self.kind, self.items)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The metadata entries of a tokenizer, and how many tokens there are."""
+
+    entries: Mapping[str, Value] = field(default_factory=dict)
+    tokens: int = 0
+
+
+def copied_vocabulary(reader: GGUFReader) -> Vocabulary:
+    """The vocabulary of a GGUF file, entry by entry."""
+    entries = copied_entries(reader, PREFIX)
+    return Vocabulary(entries, len(entries["tokenizer.ggml.tokens"].value))
+
+
+def copied_entries(reader: GGUFReader, prefix: str = "") -> dict[str, Value]:
+    """The metadata entries of a GGUF file whose keys begin with `prefix`."""
+    return {
+        key: Value(field.contents(), field.types[0], field.types[1] if len(field.types) > 1 else None)
+        for key, field in reader.fields.items()
+        if key.startswith(prefix) and not key.startswith("GGUF.")
+    }
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
+    """The vocabulary of a tokenizer.
+
+    Args:
+        rows: of the embedding; tokens without a text fill the gaps.
+
+    Raises:
+        ModelError: if llama.cpp has no such tokenizer, or the tokenizer has more tokens than the embedding.
+    """
+    content = _content(tokenizer)
+    model = content["model"]
+    if len(tokenizer) > rows:
+        raise ModelError(f"The tokenizer has {len(tokenizer):,} tokens, but the embedding {rows:,}. Check the model.")
+    by_bytes = not model.get("byte_fallback")
+    entries = _byte_level(content) if by_bytes else _with_fallback(content)
+    names, kinds = _tokens(tokenizer, content, rows)
+    entries["ggml.tokens"] = Value(names, GGUFValueType.ARRAY, GGUFValueType.STRING)
+    entries["ggml.token_type"] = Value(kinds, GGUFValueType.ARRAY, GGUFValueType.INT32)
+    if not by_bytes:  # the earlier in the vocabulary, the sooner two tokens are joined
+        scores = [-float(number) for number in range(rows)]
+        entries["ggml.scores"] = Value(scores, GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
+    entries |= _special(tokenizer)
+    return Vocabulary({PREFIX + name: value for name, value in entries.items()}, rows)
+
+
+def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    content = json.loads(fast.to_str()) if fast is not None else {"model": {"type": "slow"}}
+    if content["model"].get("type") != "BPE":
+        raise ModelError(
+            f"llama.cpp export needs a BPE tokenizer; this one is of type {content['model'].get('type')}. Export to a "
+            "Hugging Face folder instead."
+        )
+    return dict(content)
+
+
+def _byte_level(content: dict[str, Any]) -> dict[str, Value]:
+    """Of a tokenizer whose tokens are made of bytes, as GPT-2's."""
+    normalizer = content.get("normalizer")
+    if normalizer and normalizer.get("type") != "NFC":  # which llama.cpp leaves to the text
+        raise ModelError(
+            f"The tokenizer changes text before it splits it ({normalizer.get('type')}); llama.cpp does not."
+        )
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
+    return {
+        "ggml.model": Value("gpt2", GGUFValueType.STRING),
+        "ggml.pre": Value(pre_tokenizer_name(content), GGUFValueType.STRING),
+        "ggml.merges": Value(merges, GGUFValueType.ARRAY, GGUFValueType.STRING),
+    }
+
+
+def _with_fallback(content: dict[str, Any]) -> dict[str, Value]:
+    """Of a tokenizer whose tokens are made of letters, and of bytes where it lacks one, as Llama 2's."""
+    vocabulary, last = content["model"]["vocab"], -1
+    for merge in content["model"]["merges"]:
+        joined = vocabulary["".join(merge.split(" ") if isinstance(merge, str) else merge)]
+        if joined < last:
+            raise ModelError("The tokenizer does not join tokens in the order of its vocabulary, as llama.cpp would.")
+        last = joined
+    return {
+        "ggml.model": Value("llama", GGUFValueType.STRING),
+        "ggml.pre": Value("default", GGUFValueType.STRING),
+        "ggml.add_space_prefix": Value(_begins_with_space(content), GGUFValueType.BOOL),
+    }
+
+
+def _begins_with_space(content: dict[str, Any]) -> bool:
+    """Whether a space is put before a text; refuses other changes to it."""
+    normalizer = content.get("normalizer") or {"type": "Sequence", "normalizers": []}
+    steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+    spaces = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+    if any(step not in spaces for step in steps):
+        raise ModelError(
+            f"The tokenizer changes text before it splits it ({json.dumps(steps)[:150]}); llama.cpp does not."
+        )
+    splitting = content.get("pre_tokenizer") or {}
+    return spaces[0] in steps or (
+        splitting.get("type") == "Metaspace" and splitting.get("prepend_scheme", "always") != "never"
+    )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
+    names = [f"[PAD{number}]" for number in range(rows)]
+    kinds = [int(TokenType.UNUSED)] * rows
+    unknown = content["model"].get("unk_token")
+    for text, number in tokenizer.get_vocab().items():
+        names[number], kinds[number] = text, int(TokenType.NORMAL)
+        if content["model"].get("byte_fallback"):
+            if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+                kinds[number] = int(TokenType.BYTE)
+            elif text == unknown:
+                kinds[number] = int(TokenType.UNKNOWN)
+    for added in content.get("added_tokens", []):
+        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+        if kinds[added["id"]] != TokenType.UNKNOWN:
+            kinds[added["id"]] = int(kind)
+        names[added["id"]] = added["content"]
+    return names, kinds
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, Value]:
+    """Special tokens, whether they are added to a text, and the chat template."""
+    entries = {}
+    for name, key in SPECIAL.items():
+        number = getattr(tokenizer, name, None)
+        if isinstance(number, int):
+            entries[f"ggml.{key}"] = Value(number, GGUFValueType.UINT32)
+    ids = tokenizer("a")["input_ids"]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    entries["ggml.add_bos_token"] = Value(bos is not None and ids[0] == bos, GGUFValueType.BOOL)
+    entries["ggml.add_eos_token"] = Value(eos is not None and len(ids) > 1 and ids[-1] == eos, GGUFValueType.BOOL)
+    if isinstance(tokenizer.chat_template, str):
+        entries["chat_template"] = Value(tokenizer.chat_template, GGUFValueType.STRING)
+    return entries
+
+
+def read_vocabulary(file: Path) -> Vocabulary:
+    """The vocabulary of a GGUF file by its path."""
+    return copied_vocabulary(GGUFReader(file))

@@ -1,0 +1,162 @@
+"""A run's model as one file for llama.cpp and ollama, with model card and Modelfile beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from swm import __version__
+from swm.errors import ExperimentError
+from swm.llama_cpp.families import FAMILIES
+from swm.models.known import BUNDLED
+from swm.progress import Progress, no_progress
+from swm.registry import EXPORT_FORMATS, ExportFormat
+from swm.reporting.formats.card import model_card
+from swm.settings import GGUF_TYPES
+from swm.workspace.files import clean_up, replace_file
+from swm.workspace.runs import Run
+
+CONTEXT = 8192  # most tokens that the Modelfile asks for: their keys and values take memory
+# A sign of a chat format in the model's own template: ollama's template for it, and what ends an answer.
+CHATS = {
+    "<|im_start|>": (
+        "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "<|start_header_id|>": (
+        "{{ range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+    "<start_of_turn>": (
+        '{{ range .Messages }}<start_of_turn>{{ if eq .Role "assistant" }}model{{ else }}user{{ end }}\n'
+        "{{ .Content }}<end_of_turn>\n{{ end }}<start_of_turn>model\n",
+        "<end_of_turn>",
+    ),
+}
+
+
+def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress = no_progress) -> None:
+    """Write a run's model as a GGUF file, a Modelfile for ollama and a model card; all of them or none.
+
+    Args:
+        kind: number format; by default that of the GGUF file which the model came from, or else F16.
+
+    Raises:
+        ExperimentError: if the run has no model, a file exists, or the disk is full.
+        ModelError: if llama.cpp cannot run the model as transformers does.
+    """
+    from swm.llama_cpp.write import export_gguf
+
+    if run.is_baseline or not run.has_model:
+        raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
+    file = file.absolute()
+    card, modelfile = file.with_suffix(".md"), file.with_suffix(".Modelfile")
+    for other in (card, modelfile):
+        if other.exists():
+            raise ExperimentError(f"{other} already exists. Name another file.")
+    source = source_of(run)
+    clean_up(file.parent, older_than=24 * 3600)
+    with ExitStack() as undone:
+        for other in (file, card, modelfile):
+            undone.callback(other.unlink, missing_ok=True)
+        written = export_gguf(
+            run.model_folder,
+            file,
+            kind,
+            source=source,
+            layers=list(run.plan.base_layers()),
+            entries=_entries(run),
+            progress=progress,
+        )
+        replace_file(modelfile, modelfile_of(run, file.name).encode())
+        replace_file(card, f"{model_card(run)}\n{_about(written, source)}".encode())
+        undone.pop_all()
+
+
+def source_of(run: Run) -> Path | None:
+    """The GGUF file that the run's model came from; None if it came from elsewhere, or is no longer there."""
+    from swm.models.locate import bundled_file, local_path
+
+    name = run.experiment.settings.model
+    if name in BUNDLED:
+        return bundled_file(name)
+    path = local_path(name)
+    return path if path.suffix == ".gguf" and path.is_file() else None
+
+
+def modelfile_of(run: Run, name: str) -> str:
+    """A Modelfile for ollama: the file, the chat's template if its format is known, stop tokens, context length."""
+    folder = run.model_folder
+    template = (folder / "chat_template.jinja").read_text() if (folder / "chat_template.jinja").is_file() else ""
+    template = template or str(_settings(folder / "tokenizer_config.json").get("chat_template") or "")
+    lines = [f"FROM ./{name}"]
+    stops = [_text(_settings(folder / "tokenizer_config.json").get("eos_token"))]
+    for sign, (chat, end) in CHATS.items():
+        if sign in template:
+            lines.append(f'TEMPLATE """{chat}"""')
+            stops.append(end)
+    length = _settings(folder / "config.json").get("max_position_embeddings") or CONTEXT
+    lines.append(f"PARAMETER num_ctx {min(int(length), CONTEXT)}")
+    lines += [f"PARAMETER stop {json.dumps(stop)}" for stop in dict.fromkeys(stops) if stop]
+    return "\n".join(lines) + "\n"
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """A JSON file that transformers wrote; empty if there is none."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _text(token: Any) -> str:
+    return str(token.get("content", "")) if isinstance(token, dict) else str(token or "")
+
+
+def _entries(run: Run) -> dict[str, Any]:
+    """Who made the model from what, as GGUF metadata has it."""
+    model = run.experiment.settings.model
+    licence = BUNDLED[model].licence if model in BUNDLED else ""
+    healed = ", healed with LoRA" if run.stage == "recovered" else ""
+    base = re.sub(r"\.gguf$", "", Path(model).name)
+    return {
+        "general.name": f"{base}-{run.plan.layers_left}-layers",
+        "general.description": f"{base} with {run.plan.layers_left} of {run.plan.layer_count} layers{healed}; windows "
+        f"{', '.join(map(str, run.plan.windows)) or 'none'} merged by rule {run.plan.rule}",
+        "general.base_model.count": 1,
+        "general.base_model.0.name": base,
+        "general.quantized_by": f"Sliding-Window Merging Studio {__version__}",
+        "general.tags": ["layer-pruning", "layer-merging"],
+        **({"general.license": licence.lower()} if licence else {}),
+    }
+
+
+def _about(written: Any, source: Path | None) -> str:
+    kinds = ", ".join(f"{count} in {kind}" for kind, count in sorted(written.kinds.items()))
+    copied = (
+        f" {written.copied} of them are copied bit for bit from {source.name}; the others changed and are written anew."
+        if source and written.copied
+        else ""
+    )
+    return f"## This file\n\nTensors by number format: {kinds}.{copied}\n"
+
+
+def fits_llama_cpp(run: Run) -> bool:
+    """Whether llama.cpp knows the family of the run's model; True as long as it has no model."""
+    config = _settings(run.model_folder / "config.json")
+    return not config or config.get("model_type") in FAMILIES
+
+
+EXPORT_FORMATS.register(
+    ExportFormat(
+        "gguf",
+        "GGUF file",
+        "one file for llama.cpp and ollama, with a Modelfile and the model card beside it",
+        ".gguf",
+        write=write_gguf,
+        fits=fits_llama_cpp,
+        kinds=GGUF_TYPES,
+        usual="the format of the GGUF file that the model came from, else F16",
+    )
+)
