@@ -147,8 +147,8 @@ def _add_showing(add: Add) -> None:
     command.add_argument(
         "--type",
         metavar="TYPE",
-        help=f"number format of a GGUF file: {', '.join(GGUF_TYPES)} (default: that of the GGUF file which the model "
-        f"came from, else {GGUF_TYPES[0]})",
+        help=f"number format of a GGUF file: {', '.join(GGUF_TYPES)} (default: blocks that did not change are copied "
+        f"from the GGUF file which the model came from, others are Q8_0; without such a file {GGUF_TYPES[0]})",
     )
     command = add("repeat", "Repeat a run from its recipe.json, in a new experiment.", "FILE")
     command.add_argument("--name", help="name of the new experiment (default: the recipe's)")

@@ -92,6 +92,7 @@ def llama_cpp() -> Iterator[Client]:
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
+        _pipes(process)[1].close()
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:

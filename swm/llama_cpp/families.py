@@ -269,5 +269,5 @@ FAMILIES = {
     "stablelm": Family("stablelm", _stablelm_keys, own_output=True),
     "gpt2": Family("gpt2", _gpt2_keys),
     "gpt_neox": Family("gptneox", _gpt_neox_keys, own_output=True),
-    "falcon": Family("falcon", _falcon_keys),
+    "falcon": Family("falcon", _falcon_keys, _falcon_refused),
 }

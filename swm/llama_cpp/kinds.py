@@ -13,8 +13,6 @@ from swm.errors import ModelError, SettingsError
 from swm.settings import GGUF_TYPES
 
 SMALL = ("Q5_1", "Q5_0", "Q4_1", "Q4_0")
-# Formats that can be read, not written: the nearest that can be, no smaller.
-NEAREST = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q4_1", "Q3_K": "Q4_0", "Q2_K": "Q4_0", "Q8_K": "Q8_0"}
 EXACT = ("_norm.weight", "_norm.bias", "ffn_gate_inp.weight", "position_embd.weight", "rope_freqs.weight")
 
 
@@ -47,7 +45,11 @@ def kind_of(name: str, shape: tuple[int, ...], wanted: str, gives_logits: bool) 
     """
     if len(shape) == 1 or name.endswith(EXACT):
         return Kind.F32
-    kind = Kind["Q8_0" if gives_logits and wanted in SMALL else wanted]
+    return fitting(Kind["Q8_0" if gives_logits and wanted in SMALL else wanted], shape)
+
+
+def fitting(kind: Kind, shape: tuple[int, ...]) -> Kind:
+    """The format, or F16 if its blocks do not fit the rows."""
     return kind if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0 else Kind.F16
 
 

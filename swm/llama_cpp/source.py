@@ -13,8 +13,6 @@ from gguf import GGUFReader, ReaderTensor
 from torch import Tensor
 
 from swm.errors import ModelError, first_line
-from swm.llama_cpp.kinds import NEAREST
-from swm.settings import GGUF_TYPES
 
 CHUNK = 2**20  # numbers that are decoded at once
 
@@ -49,9 +47,13 @@ class Source:
         return self._tensors.get(".".join(parts))
 
 
-def writable(kind: Kind) -> Kind:
-    """The format itself, or the nearest that can be written."""
-    return kind if kind.name in GGUF_TYPES else Kind[NEAREST.get(kind.name, "Q8_0")]
+def kind_of_changed(kind: Kind) -> Kind:
+    """The format of a block that changed: that of the source, but 8 bits where it has fewer.
+
+    Rounding healed weights to 4 bits again undid most of the healing: SmolLM2 with 24 of 30 layers, perplexity 40.5
+    healed, 48.5 with its changed blocks in Q4_1 as in the source, 40.5 in Q8_0.
+    """
+    return kind if kind in (Kind.F32, Kind.F16, Kind.BF16) else Kind.Q8_0
 
 
 def holds(stored: ReaderTensor, tensor: Tensor) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from swm.errors import ModelError
 from swm.llama_cpp.families import Family, family_of, period_broken
-from swm.llama_cpp.kinds import bytes_of, check_kind, encoded, file_type, kind_of
-from swm.llama_cpp.source import Source, holds, open_gguf, writable
+from swm.llama_cpp.kinds import bytes_of, check_kind, encoded, file_type, fitting, kind_of
+from swm.llama_cpp.source import Source, holds, kind_of_changed, open_gguf
 from swm.llama_cpp.tensors import Target, targets
 from swm.llama_cpp.vocabulary import Value, Vocabulary, copied_vocabulary, vocabulary_of
 from swm.merging.stored import Stored, read_header, read_tensor
@@ -63,8 +64,8 @@ def export_gguf(
     """Write a Hugging Face folder as a file that llama.cpp loads; it appears complete or not at all.
 
     Args:
-        type: one of GGUF_TYPES, by default F16. With a source: by default each tensor in the source's own format,
-            its blocks copied bit for bit where the model still has exactly their numbers.
+        type: one of GGUF_TYPES, by default F16. With a source: by default each of its blocks is copied bit for bit
+            where the model still has exactly its numbers; one that changed gets 8 bits, or more if it had more.
         source: the GGUF file that the model came from. Its vocabulary is copied.
         layers: for each layer of the model, the block of the source that it began as.
         entries: more metadata, such as `general.name`.
@@ -95,7 +96,8 @@ def export_gguf(
         writer = GGUFWriter(new, family.arch)
         writer.add_file_type(_file_type(type, origin))
         _add_metadata(writer, config, family, vocabulary, entries or {})
-        sums = _write(writer, planned, stored, progress, size)
+        with closing(writer):
+            sums = _write(writer, planned, stored, progress, size)
         _check(new, planned, sums)
     kinds = Counter(one.kind.name for one in planned)
     return Written(file.stat().st_size, dict(kinds), sum(one.stored is not None for one in planned))
@@ -125,7 +127,7 @@ def _planned(
         block = origin.tensor(target.name) if origin and type is None else None
         if block is not None:
             exact = holds(block, _made(target, stored))
-            kind = block.tensor_type if exact else writable(block.tensor_type)
+            kind = block.tensor_type if exact else fitting(kind_of_changed(block.tensor_type), shape)
             block = block if exact else None
         planned.append(_Planned(target, shape, kind, block))
     return planned
@@ -184,7 +186,6 @@ def _write(
         done += out.tell() - start
         writer.write_padding(out, out.tell() - start)
         sums.append(sum_)
-    writer.close()
     return sums
 
 

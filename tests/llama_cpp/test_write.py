@@ -1,13 +1,22 @@
 """GGUF files run in llama.cpp itself: the same tokens, the same words, the same probabilities as in transformers."""
 
+import json
 import math
+import shutil
 
+import gguf
 import pytest
 import torch
-from transformers import AutoTokenizer
+from gguf import GGUFReader
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from swm.errors import ExperimentError, ModelError, SettingsError
 from swm.llama_cpp.families import FAMILIES
 from swm.llama_cpp.write import export_gguf
+from swm.merging.apply import apply_plan
+from swm.models.locate import model_folder
+from swm.planners.drops import dropped_plan
+from swm.settings import GGUF_TYPES
 from tests.conftest import tiny_model
 from tests.llama_cpp.conftest import HARD, SPLITS, byte_level_tokenizer, fallback_tokenizer
 
@@ -48,10 +57,11 @@ def folder_of(family, tokenizer, folder, **changes):
         "vocab_size": len(tokenizer) + 3,
         "hidden_size": 64,
         "intermediate_size": 128,
+        "initializer_range": 0.3,
         **SHAPES[family],
         **changes,
     }
-    model = tiny_model(family, layers=LAYERS, initializer_range=0.3, **settings)
+    model = tiny_model(family, layers=LAYERS, **settings)
     with torch.no_grad():  # norms and biases of a fresh model are ones and zeros, which say nothing
         for name, parameter in model.named_parameters():
             if parameter.ndim == 1:
@@ -110,3 +120,156 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(split, tmp_path, client):
     assert client.ask(tmp_path / "model.gguf", tokenize=HARD)["tokens"] == [
         tokenizer(text)["input_ids"] for text in HARD
     ]
+
+
+@pytest.mark.parametrize("kind", GGUF_TYPES)
+def test_each_type_is_written_as_llama_cpp_reads_it(kind, tmp_path, client):
+    """Held against the same weights rounded by hand: block by block, as the format is described."""
+    tokenizer = byte_level_tokenizer()
+    model = folder_of("llama", tokenizer, tmp_path / "model", initializer_range=0.1)
+    ids = tokenizer(HARD[0] + HARD[4])["input_ids"]
+    written = export_gguf(tmp_path / "model", tmp_path / "model.gguf", kind)
+    assert kind in written.kinds
+    found = client.logprobs(tmp_path / "model.gguf", [ids])
+    rough = {"F32": 1e-3, "F16": 2e-3, "BF16": 0.02, "Q8_0": 0.02, "Q5_1": 0.1, "Q5_0": 0.1, "Q4_1": 0.2, "Q4_0": 0.2}
+    assert perplexity(found) == pytest.approx(perplexity([logprobs(model, ids)]), rel=rough[kind])
+    read = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "model.gguf").tensors}
+    steps = {
+        "Q8_0": 1 / 127,
+        "Q5_0": 1 / 16,
+        "Q5_1": 1 / 31,
+        "Q4_0": 1 / 8,
+        "Q4_1": 1 / 15,
+        "BF16": 2**-8,
+        "F16": 2**-11,
+    }
+    for name, weight in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
+        stored = read[f"blk.3.{name}.weight"]
+        decoded = torch.from_numpy(gguf.dequantize(stored.data, stored.tensor_type).copy())
+        exact = model.get_submodule(f"model.layers.3.{weight}").weight
+        spread = exact.reshape(-1, 32)
+        span = (spread.amax(1) - spread.amin(1)) if kind.endswith("1") else spread.abs().amax(1)
+        error = (decoded - exact).abs().reshape(-1, 32).amax(1)
+        assert (error <= span * steps.get(kind, 0) * (0.6 if kind == "Q8_0" else 1.05) + 1e-7).all()
+
+
+def drop_layers(source, folder, kept):
+    """A folder with only these layers, made by hand."""
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.model.layers = torch.nn.ModuleList([model.model.layers[layer] for layer in kept])
+    for place, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = place
+    model.config.num_hidden_layers = len(kept)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return model
+
+
+def test_blocks_that_did_not_change_are_copied_from_the_source(tmp_path, client):
+    tokenizer = byte_level_tokenizer()
+    folder_of("llama", tokenizer, tmp_path / "model", initializer_range=0.1)
+    export_gguf(tmp_path / "model", tmp_path / "source.gguf", "Q4_0", entries={"general.name": "source"})
+    decoded = tmp_path / "decoded"
+    shutil.copytree(model_folder(str(tmp_path / "source.gguf")), decoded)
+    kept = [0, 2, 3, 5]
+    small = drop_layers(decoded, tmp_path / "small", kept)
+    written = export_gguf(tmp_path / "small", tmp_path / "small.gguf", source=tmp_path / "source.gguf", layers=kept)
+    before, after = ({t.name: t for t in GGUFReader(tmp_path / f"{n}.gguf").tensors} for n in ("source", "small"))
+    assert written.copied == len(after) == 3 + 9 * len(kept)
+    for place, layer in enumerate(kept):
+        for name in ("attn_q", "ffn_up", "attn_norm"):
+            old, new = before[f"blk.{layer}.{name}.weight"], after[f"blk.{place}.{name}.weight"]
+            assert (old.tensor_type, old.data.tobytes()) == (new.tensor_type, new.data.tobytes())
+    ids = tokenizer(HARD[4])["input_ids"]
+    assert perplexity(client.logprobs(tmp_path / "small.gguf", [ids])) == pytest.approx(
+        perplexity([logprobs(small, ids)]), rel=0.02
+    )
+    with torch.no_grad():
+        small.model.layers[1].mlp.up_proj.weight.mul_(1.01)
+    small.save_pretrained(tmp_path / "changed")
+    tokenizer.save_pretrained(tmp_path / "changed")
+    written = export_gguf(tmp_path / "changed", tmp_path / "c.gguf", source=tmp_path / "source.gguf", layers=kept)
+    changed = {t.name: t.tensor_type.name for t in GGUFReader(tmp_path / "c.gguf").tensors}
+    assert written.copied == len(after) - 1
+    assert changed["blk.1.ffn_up.weight"] == "Q8_0"
+    assert changed["blk.1.ffn_down.weight"] == "Q4_0"
+
+
+@pytest.mark.parametrize(
+    ("family", "kept", "broken"),
+    [
+        ("gemma3_text", (0, 1, 2, 4, 5), "4"),
+        ("gemma2", (0, 2, 3), "1, 2"),
+        ("smollm3", (0, 1, 3, 4), "2, 3"),
+    ],
+)
+def test_layers_that_llama_cpp_would_run_otherwise_are_named(family, kept, broken, tmp_path):
+    model = apply_plan(
+        tiny_model(family, layers=LAYERS, **SHAPES[family]),
+        dropped_plan(LAYERS, set(range(LAYERS)) - set(kept)),
+    )
+    model.save_pretrained(tmp_path / "model")
+    byte_level_tokenizer(size=290).save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=f"would run layers {broken} of this {family} otherwise"):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "why"),
+    [
+        (
+            "opt",
+            {"ffn_dim": 64, "word_embed_proj_dim": 64},
+            "type opt cannot be written as GGUF here. These can: llama",
+        ),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "of type yarn"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "experts are not normalised"),
+        ("falcon", {"alibi": True}, "ALiBi"),
+        ("qwen2", {"layer_types": ["sliding_attention"] * 6, "sliding_window": 8, "use_sliding_window": True}, "slide"),
+    ],
+)
+def test_configs_that_llama_cpp_cannot_run_are_refused(family, changes, why, tmp_path):
+    settings = {**SHAPES.get(family, {}), "hidden_size": 64, "vocab_size": 300, **changes}
+    tiny_model(family, layers=LAYERS, **settings).save_pretrained(tmp_path / "model")
+    byte_level_tokenizer(size=290).save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=why):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    tokenizer = byte_level_tokenizer(size=290)
+    model = folder_of("llama", tokenizer, tmp_path / "model")
+    with pytest.raises(SettingsError, match="Type Q4_K_M cannot be written: K-quants can be read, not written"):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf", "Q4_K_M")
+    with pytest.raises(SettingsError, match="it is not known"):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf", "int4")
+    odd = json.loads(tokenizer.backend_tokenizer.to_str())
+    odd["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(odd))
+    with pytest.raises(ModelError, match="in a way that llama.cpp is not known to have.*WhitespaceSplit"):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e6
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match="too large for F16. Choose type BF16 or F32"):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    monkeypatch.setattr("swm.workspace.files.free_bytes", lambda target: 1000)
+    with pytest.raises(ExperimentError, match="No space left"):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf", "F32")
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def test_llama_3_scales_its_frequencies(tmp_path, client):
+    rope = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64, "rope_theta": 500.0,
+    }  # fmt: skip
+    tokenizer = byte_level_tokenizer("llama-bpe")
+    model = folder_of("llama", tokenizer, tmp_path / "model", rope_parameters=rope)
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf", "F32")
+    ids = [number % 400 for number in range(7, 2000, 13)][:150]  # far enough that the scaling counts
+    answer = client.ask(tmp_path / "model.gguf", exact=True, logprobs=[ids])
+    assert answer["logprobs"][0] == pytest.approx(logprobs(model, ids), abs=0.02)

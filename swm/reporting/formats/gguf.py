@@ -43,7 +43,7 @@ def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress
     """Write a run's model as a GGUF file, a Modelfile for ollama and a model card; all of them or none.
 
     Args:
-        kind: number format; by default that of the GGUF file which the model came from, or else F16.
+        kind: number format; by default as `export_gguf` chooses.
 
     Raises:
         ExperimentError: if the run has no model, a file exists, or the disk is full.
@@ -157,6 +157,6 @@ EXPORT_FORMATS.register(
         write=write_gguf,
         fits=fits_llama_cpp,
         kinds=GGUF_TYPES,
-        usual="the format of the GGUF file that the model came from, else F16",
+        usual="blocks copied from the GGUF file that the model came from, else F16",
     )
 )
