@@ -1,5 +1,5 @@
 # app: set up and open the app.  test: set up and test.  demo: the whole pipeline without a browser.
-# chaos: break it for an hour or so.  audit: known holes in the libraries.
+# chaos: break it for an hour or so.  audit: known holes in the libraries.  llama-cpp: the client that tests run GGUF files in.
 # Another Python: make app PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ REQUIREMENTS = requirements.txt requirements-data.txt
 PIP = $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
 # What pip would do on one core, on all of them, for what is imported; a few files of packages are not for this Python.
 COMPILE = $(RUN) -m compileall -qq -j 0 -x '/tests?/|/ray/|/transformers/models/' $(VENV)/lib || true
-.PHONY: app test demo lint chaos audit check clean
+.PHONY: app test demo lint chaos audit llama-cpp check clean
 
 app: $(VENV)/installed
 	@$(RUN) -m streamlit run app.py
@@ -24,10 +24,15 @@ lint: $(VENV)/installed-dev
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
 
-chaos: $(VENV)/installed-dev
+chaos: $(VENV)/installed-dev llama-cpp
 	@$(RUN) -m pytest --chaos tests/product/test_kill.py tests/product/test_together.py tests/product/test_broken_input.py \
 		tests/product/test_differential.py tests/workspace/test_files.py tests/workspace/test_damage.py; broken=$$?; \
 	$(RUN) -m pytest --chaos -m long && exit $$broken
+
+llama-cpp: $(VENV)/installed-dev
+	@command -v npm >/dev/null || { echo "There is no npm, so tests that run llama.cpp are skipped."; exit 0; }; \
+	test -d $(VENV)/llama.cpp/node_modules/node-llama-cpp || \
+	sh -c "$$(SWM_LLAMA_CPP=$(VENV)/llama.cpp $(RUN) -m swm.llama_cpp.client) --silent"
 
 audit: $(VENV)/installed-dev
 	@$(RUN) -m pip_audit --local --skip-editable --progress-spinner off

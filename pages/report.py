@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
-from pages.shared.manage_run import offer_download
+from pages.shared.manage_run import offer_download, offer_weights
 from swm.registry import EXPORT_FORMATS
 from swm.reporting.commands import commands
 from swm.reporting.report import report_html
@@ -37,6 +37,8 @@ with shown_errors():
             for form in EXPORT_FORMATS.values():
                 if form.text and form.fits(run):
                     offer_download(run, form, f"{form.title} of {run.name} ({form.suffix})", run.name, "report")
+                elif form.write and form.suffix and run.has_model and not experiment.read_only:
+                    offer_weights(run, form, f"{experiment.name}-{run.name}"[:64], "report")
     st.subheader("Preview", anchor=False)
     charts = st.toggle("With charts", key="report_charts", help="Five megabytes, as in the downloaded file.")
     with st.spinner("Building the report"):

@@ -11,7 +11,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "transformers", "peft", "lm_eval", "datasets", "accelerate"}
-ONLY_IN = {"peft": "healing", "datasets": "texts", "lm_eval": "evaluation", "streamlit": None, "ray": "jobs"}
+ONLY_IN = {
+    "peft": "healing",
+    "datasets": "texts",
+    "lm_eval": "evaluation",
+    "streamlit": None,
+    "ray": "jobs",
+    "gguf": "llama_cpp",
+}
 # Left may import right, never back; those in one row may not import each other.
 ORDER = [
     ["cli"],
@@ -19,7 +26,7 @@ ORDER = [
     ["stages"],
     ["jobs"],
     ["planners", "reporting"],
-    ["healing", "evaluation"],
+    ["healing", "evaluation", "llama_cpp"],
     ["search"],
     ["merging", "similarity"],
     ["models", "texts"],

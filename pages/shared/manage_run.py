@@ -37,18 +37,43 @@ def manage(run: Run, place: Any) -> str | None:
     return None
 
 
-def write(run: Run, form: str, name: str) -> None:
+def write(run: Run, form: ExportFormat, name: str, kind: str | None = None) -> None:
     """Write a run in a format to the exports' folder, or say why that cannot be."""
     try:
-        folder = home() / "exports" / check_name(name)
+        path = home() / "exports" / f"{check_name(name)}{form.suffix}"
         with st.spinner("Writing", show_time=True):
-            folder.parent.mkdir(exist_ok=True)
-            call(["export", run.experiment.name, run.name, str(folder), "--format", form])
+            path.parent.mkdir(exist_ok=True)
+            chosen = ["--type", kind] if kind else []
+            call(["export", run.experiment.name, run.name, str(path), "--format", form.name, *chosen])
     except SwmError as error:
         st.error(plain(str(error)), icon=":material/error:")
     else:
         st.success("Written to:")
-        st.code(str(folder), language=None)
+        st.code(str(path), language=None)
+
+
+def offer_weights(run: Run, form: ExportFormat, name: str, key: str) -> None:
+    """A button that writes a run with its weights, beside the number format where there are several."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        kind = None
+        if form.kinds:
+            kind = st.selectbox(
+                "Number format",
+                [None, *form.kinds],
+                format_func=lambda kind: kind or "automatic",
+                key=f"{key}_kind_{form.name}_{run.name}",
+                help=f"Automatic: {form.usual}.",
+                width=170,
+            )
+        clicked = st.button(
+            form.title,
+            key=f"{key}_{form.name}_{run.name}",
+            icon=":material/save:",
+            disabled=not (run.has_model and form.fits(run)),
+            help=as_sentence(form.help),
+        )
+    if clicked:
+        write(run, form, name, kind)
 
 
 def offer_download(run: Run, form: ExportFormat, label: str, name: str, key: str) -> None:
@@ -71,13 +96,5 @@ def export(run: Run) -> None:
         if form.text and form.fits(run):
             offer_download(run, form, f"{form.title} ({form.suffix})", name, "run_export")
         elif form.write:
-            clicked = st.button(
-                form.title,
-                key=f"run_export_{form.name}",
-                icon=":material/save:",
-                disabled=not (run.has_model and form.fits(run)),
-                help=as_sentence(form.help),
-            )
-            if clicked:
-                write(run, form.name, name)
+            offer_weights(run, form, name, "run_export")
     st.caption("Models are written to the folder `exports` of the studio's home on the machine that runs it.")

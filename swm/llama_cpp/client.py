@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +17,14 @@ from typing import IO, Any
 from swm.errors import SettingsError
 from swm.workspace.files import home
 
-VERSION = "3.22.1"
-PACKAGES = (f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/linux-x64@{VERSION}")
+VERSION = "3.22.1"  # of node-llama-cpp; brings llama.cpp 0.5.0, built
+BUILDS = {
+    ("Linux", "x86_64"): "linux-x64",
+    ("Linux", "aarch64"): "linux-arm64",
+    ("Darwin", "arm64"): "mac-arm64-metal",
+    ("Darwin", "x86_64"): "mac-x64",
+    ("Windows", "AMD64"): "win-x64",
+}
 SCRIPT = Path(__file__).parents[2] / "assets" / "llama_cpp" / "client.mjs"
 
 
@@ -29,11 +38,17 @@ def client_missing() -> str:
     if not shutil.which("node"):
         return "Node.js is not installed (18 or newer is needed). Install it, for example: apt install nodejs npm"
     if not (client_folder() / "node_modules" / "node-llama-cpp").is_dir():
-        return (
-            f"llama.cpp is not installed. Run: npm install --prefix {client_folder()} --no-package-lock "
-            f"--ignore-scripts --omit=optional {' '.join(PACKAGES)}"
-        )
+        return f"llama.cpp is not installed. Run: {install_command()}"
     return ""
+
+
+def install_command() -> str:
+    """What installs llama.cpp, built for this machine, without running scripts of packages."""
+    build = BUILDS.get((platform.system(), platform.machine()), "linux-x64")
+    return (
+        f"npm install --prefix {shlex.quote(str(client_folder()))} --no-package-lock --no-audit --no-fund "
+        f"--ignore-scripts --omit=optional node-llama-cpp@{VERSION} @node-llama-cpp/{build}@{VERSION}"
+    )
 
 
 class Client:
@@ -99,3 +114,7 @@ def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
     if process.stdin is None or process.stdout is None:
         raise ValueError("llama.cpp was started without pipes.")
     return process.stdin, process.stdout
+
+
+if __name__ == "__main__":  # for the Makefile
+    sys.stdout.write(install_command())

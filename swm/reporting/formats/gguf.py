@@ -73,7 +73,7 @@ def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress
             progress=progress,
         )
         replace_file(modelfile, modelfile_of(run, file.name).encode())
-        replace_file(card, f"{model_card(run)}\n{_about(written, source)}".encode())
+        replace_file(card, f"{model_card(run)}\n\n{_about(written, source)}".encode())
         undone.pop_all()
 
 
