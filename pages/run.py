@@ -23,6 +23,7 @@ from pages.shared.live import layers_picture
 from pages.shared.manage_run import manage
 from pages.shared.run_progress import follow, partial_checkpoint
 from swm.jobs.child import start
+from swm.llama_cpp.client import client_missing
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
 from swm.registry import MERGE_RULES
 from swm.reporting.arguments import plan_arguments, recovery_arguments, width_arguments, windows_arguments
@@ -229,6 +230,7 @@ def controls(run: Run) -> None:
         "Resume healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal, *again],
         "Evaluate": ["evaluate", *name, *limit],
         "Measure speed": ["time", *name],
+        **({} if client_missing() else {"Measure in llama.cpp": ["time", *name, "--client", "llama.cpp"]}),
         REMAINING: ["run", *name, *heal, *limit],
     }
     buttons = st.container(horizontal=True, vertical_alignment="center")

@@ -1,9 +1,11 @@
 """Tiny real models made here, a home of its own for every test, and the bundled model converted once."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("SWM_LLAMA_CPP", str(Path(__file__).parents[1] / ".venv" / "llama.cpp"))  # make llama-cpp
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several would wait for one another
     os.environ["OMP_NUM_THREADS"] = "1"
 

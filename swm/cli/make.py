@@ -164,6 +164,8 @@ def run_evaluate(options: argparse.Namespace) -> Result:
 def run_time(options: argparse.Namespace) -> Result:
     """Result of `swm time`: speed, latency and memory of the run."""
     run = own_experiment(options.exp).run(options.run)
+    if options.client == "llama.cpp":
+        return _in_llama_cpp(run, options.type)
     from swm.stages.time import time_run
 
     with watched(run, "time") as progress:
@@ -173,6 +175,21 @@ def run_time(options: argparse.Namespace) -> Result:
     if "speedup" in data:
         text += f"; {data['speedup']['value']:.2f} times the original's speed"
     return data, text
+
+
+def _in_llama_cpp(run: Run, kind: str) -> Result:
+    from swm.stages.time_in_llama_cpp import time_in_llama_cpp
+
+    with watched(run, "time") as progress:
+        data = time_in_llama_cpp(run, kind, progress)
+    ratio, original = data["speedup"], data["baseline"]
+    turns = f"{ratio['low']:.2f} to {ratio['high']:.2f} in {data['turns']} turns"
+    return data, (
+        f"llama.cpp, {kind}, {data['threads']} threads: {data['tokens_per_second']:.1f} tokens per second (original "
+        f"{original['tokens_per_second']:.1f}; {ratio['value']:.2f} times, {turns}). Perplexity of the file "
+        f"{data['perplexity']:,.2f}, of the model that it was written from {data['perplexity_exact']:,.2f} (original "
+        f"{original['perplexity']:,.2f})."
+    )
 
 
 def run_sweep(options: argparse.Namespace) -> Result:

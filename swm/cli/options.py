@@ -96,6 +96,11 @@ def _add_running(add: Add) -> None:
     _add_limit(command, 100)
     command = add("time", "Measure latency, speed and memory of a run, in turn with the original.", "EXP", "RUN")
     command.add_argument("--tokens", type=int, default=32, help="tokens to generate (32)")
+    client = "what runs the models: transformers, or llama.cpp on GGUF files (installed with npm, see the README)"
+    command.add_argument("--client", choices=("transformers", "llama.cpp"), default="transformers", help=client)
+    command.add_argument(
+        "--type", choices=GGUF_TYPES, default="Q8_0", metavar="TYPE", help="number format of both GGUF files (Q8_0)"
+    )
     command = add(
         "run", "Take a run from plan to scores: merge, evaluate, recover, evaluate again, time.", "EXP", "RUN"
     )

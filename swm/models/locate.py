@@ -75,6 +75,14 @@ def bundled_file(name: str) -> Path:
     return Path(spec.origin).parent / bundled.file
 
 
+def gguf_source(name: str) -> Path | None:
+    """The GGUF file that a model of this name is read from; None if it is none, or is no longer there."""
+    if name in BUNDLED:
+        return bundled_file(name)
+    path = local_path(name)
+    return path if path.suffix == ".gguf" and path.is_file() else None
+
+
 def load_config(name: str) -> Any:
     """The config of a model, named as in `load_model`; checks that it is decoder-only, loads no weights."""
     return decoder_config(model_folder(name), name)

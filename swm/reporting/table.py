@@ -82,8 +82,26 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     table_lines.append(("latency, ms", _timed(flat, "latency_ms", 0)))
     memory = [row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20 for row in flat]
     table_lines.append(("peak memory, MiB", [number(value, 0) for value in memory]))
+    table_lines += _in_llama_cpp(flat)
     if any(row["timed_as"] for row in flat):
         table_lines.append(("speed measured on", [_measured(row) for row in flat]))
+    return table_lines
+
+
+def _in_llama_cpp(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Speed and quality of the runs' GGUF files in llama.cpp, for each type that was measured."""
+    table_lines = []
+    for kind in dict.fromkeys(row["llama_cpp"]["type"] for row in flat if row["llama_cpp"]):
+        found = [row["llama_cpp"] if (row["llama_cpp"] or {}).get("type") == kind else {} for row in flat]
+        for label, name, digits in (
+            ("tokens per second", "tokens_per_second", 1),
+            ("prompt tokens per second", "prompt_tokens_per_second", 0),
+            ("perplexity, calibration text", "perplexity", 2),
+        ):
+            table_lines.append((f"in llama.cpp ({kind}): {label}", [number(one.get(name), digits) for one in found]))
+        table_lines.append((f"in llama.cpp ({kind}): speed", [speedup(one.get("speedup")) for one in found]))
+        sizes = [one and one["size_bytes"] / 2**20 for one in found]
+        table_lines.append((f"in llama.cpp ({kind}): file, MiB", [number(size or None, 0) for size in sizes]))
     return table_lines
 
 

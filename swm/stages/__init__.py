@@ -18,4 +18,5 @@
 - run: one run from plan to scores; finished steps are skipped
 - search: computes the threshold path of an experiment
 - time: times a run, alternately with the original
+- time_in_llama_cpp: the same in llama.cpp, as GGUF files
 """

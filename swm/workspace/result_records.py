@@ -133,6 +133,24 @@ class TimingFile(Speed):
     baseline: Speed = Speed()
 
 
+class LlamaCppSpeed(Record):
+    """How fast a model is in llama.cpp, and how well its file does."""
+
+    size_bytes: Positive
+    prompt_tokens_per_second: Positive
+    tokens_per_second: Positive
+    perplexity: Positive
+    perplexity_exact: Positive
+
+
+class LlamaCppFile(LlamaCppSpeed):
+    """llama_cpp.json: a run's speed in llama.cpp, and that of the original measured in turn with it."""
+
+    type: str
+    speedup: Interval = Interval.model_construct()
+    prompt_speedup: Interval = Interval.model_construct()
+
+
 class CostFile(Record):
     """cost.json: the time per token of the original; see `evaluation.cost.decode_cost`."""
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BASELINE = "baseline"
 
 
-RESULTS = ("scores", "documents", "timing")
+RESULTS = ("scores", "documents", "timing", "llama_cpp")
 
 
 KEPT_ADAPTER = "adapter-before"  # adapter of the current healed model, kept while it is healed again
@@ -130,6 +130,10 @@ class Run(Tracked):
     def timing(self) -> dict[str, Any] | None:
         """The content of timing.json; None if the run was not timed."""
         return self.read("timing.json")
+
+    def in_llama_cpp(self) -> dict[str, Any] | None:
+        """The content of llama_cpp.json: its speed there; None if it was not timed there."""
+        return self.read("llama_cpp.json")
 
     def documents(self, before_recovery: bool = False) -> dict[str, Any]:
         """Under `tasks`, a row for each document of each task, as `TaskScore.answers`; empty if it was not evaluated.

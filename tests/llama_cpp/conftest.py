@@ -1,8 +1,6 @@
 """llama.cpp itself, and tokenizers that split text in each way that it knows."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -12,7 +10,6 @@ from swm.llama_cpp.client import client_missing, llama_cpp
 from swm.llama_cpp.pre_tokenizers import BY_THREES, ONE_BY_ONE
 from tests.conftest import WORDS
 
-ROOT = Path(__file__).parents[2]
 LEARNT = [
     WORDS * 3,
     "def f(x):\n    return x + 12345  # naïve café, it's what they'll say: \U0001f600 1999",
@@ -92,9 +89,7 @@ def fallback_tokenizer(begins_with_space=True):
 @pytest.fixture(scope="session")
 def client():
     """A running llama.cpp; tests that need it are skipped where it is not installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SWM_LLAMA_CPP", os.environ.get("SWM_LLAMA_CPP") or str(ROOT / ".venv" / "llama.cpp"))
-        if missing := client_missing():
-            pytest.skip(missing)
-        with llama_cpp() as running:
-            yield running
+    if missing := client_missing():
+        pytest.skip(missing)
+    with llama_cpp() as running:
+        yield running

@@ -50,6 +50,7 @@ def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress
         ModelError: if llama.cpp cannot run the model as transformers does.
     """
     from swm.llama_cpp.write import export_gguf
+    from swm.models.locate import gguf_source
 
     if run.is_baseline or not run.has_model:
         raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
@@ -58,7 +59,7 @@ def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress
     for other in (card, modelfile):
         if other.exists():
             raise ExperimentError(f"{other} already exists. Name another file.")
-    source = source_of(run)
+    source = gguf_source(run.experiment.settings.model)
     clean_up(file.parent, older_than=24 * 3600)
     with ExitStack() as undone:
         for other in (file, card, modelfile):
@@ -75,17 +76,6 @@ def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress
         replace_file(modelfile, modelfile_of(run, file.name).encode())
         replace_file(card, f"{model_card(run)}\n\n{_about(written, source)}".encode())
         undone.pop_all()
-
-
-def source_of(run: Run) -> Path | None:
-    """The GGUF file that the run's model came from; None if it came from elsewhere, or is no longer there."""
-    from swm.models.locate import bundled_file, local_path
-
-    name = run.experiment.settings.model
-    if name in BUNDLED:
-        return bundled_file(name)
-    path = local_path(name)
-    return path if path.suffix == ".gguf" and path.is_file() else None
 
 
 def modelfile_of(run: Run, name: str) -> str:
