@@ -31,7 +31,7 @@ KEPT = (
     "runs/*/run.json",
     "runs/*/events.jsonl",
 )
-RESULTS = ("scores.json", "scores-merged.json", "timing.json", "timing-merged.json")
+RESULTS = ("scores.json", "scores-merged.json", "timing.json", "timing-merged.json", "llama_cpp.json")
 ANSWERS = ("documents.json", "documents-merged.json")
 
 

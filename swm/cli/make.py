@@ -184,8 +184,9 @@ def _in_llama_cpp(run: Run, kind: str) -> Result:
         data = time_in_llama_cpp(run, kind, progress)
     ratio, original = data["speedup"], data["baseline"]
     turns = f"{ratio['low']:.2f} to {ratio['high']:.2f} in {data['turns']} turns"
+    threads = f"{data['threads']} thread{'s' * (data['threads'] > 1)}"
     return data, (
-        f"llama.cpp, {kind}, {data['threads']} threads: {data['tokens_per_second']:.1f} tokens per second (original "
+        f"llama.cpp, {kind}, {threads}: {data['tokens_per_second']:.1f} tokens per second (original "
         f"{original['tokens_per_second']:.1f}; {ratio['value']:.2f} times, {turns}). Perplexity of the file "
         f"{data['perplexity']:,.2f}, of the model that it was written from {data['perplexity_exact']:,.2f} (original "
         f"{original['perplexity']:,.2f})."

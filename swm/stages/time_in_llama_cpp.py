@@ -26,6 +26,7 @@ from swm.workspace.runs import BASELINE, Run
 
 TURNS = 7
 PROMPT_TOKENS, NEW_TOKENS = 128, 64
+THREADS = max(1, (os.cpu_count() or 1) // 2)  # waiting threads spin: with one for each core, the client disturbs them
 TYPE = "Q8_0"  # half the size of 16 bits, with next to no loss
 
 
@@ -64,7 +65,7 @@ def time_in_llama_cpp(run: Run, kind: str = TYPE, progress: Progress = no_progre
     shared: dict[str, Any] = {
         "type": kind,
         "client": f"node-llama-cpp {VERSION}",
-        "threads": os.cpu_count(),
+        "threads": THREADS,
         "turns": TURNS,
     }
     shared |= {"prompt_tokens": len(prompt), "new_tokens": NEW_TOKENS}
@@ -81,7 +82,7 @@ def _speeds(client: Client, files: Sequence[Path], prompt: list[int], progress: 
         progress(turn, TURNS, f"turn {turn + 1} of {TURNS} in llama.cpp")
         for file, rate in zip(files, rates, strict=True):
             wanted = {"tokens": prompt, "count": NEW_TOKENS, "rounds": 1}
-            answer = client.ask(file, speed=wanted, threads=os.cpu_count())["speed"]
+            answer = client.ask(file, speed=wanted, threads=THREADS)["speed"]
             for name, values in rate.items():
                 values += answer[name]
     return [
