@@ -38,7 +38,9 @@ with shown_errors():
                 if form.text and form.fits(run):
                     offer_download(run, form, f"{form.title} of {run.name} ({form.suffix})", run.name, "report")
                 elif form.write and form.suffix and run.has_model and not experiment.read_only:
-                    offer_weights(run, form, f"{experiment.name}-{run.name}"[:64], "report")
+                    offer_weights(
+                        run, form, f"{form.title} of {run.name}", f"{experiment.name}-{run.name}"[:64], "report"
+                    )
     st.subheader("Preview", anchor=False)
     charts = st.toggle("With charts", key="report_charts", help="Five megabytes, as in the downloaded file.")
     with st.spinner("Building the report"):

@@ -5,7 +5,6 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.control import offer_control
 from pages.shared.fields import number
 from pages.shared.frame import (
     READ_ONLY,
@@ -20,13 +19,12 @@ from pages.shared.frame import (
 )
 from pages.shared.healing import healing_settings
 from pages.shared.live import layers_picture
-from pages.shared.manage_run import manage
+from pages.shared.run_controls import NEW, controls, limit_arguments, usual_limit
 from pages.shared.run_progress import follow, partial_checkpoint
 from swm.jobs.child import start
-from swm.llama_cpp.client import client_missing
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
 from swm.registry import MERGE_RULES
-from swm.reporting.arguments import plan_arguments, recovery_arguments, width_arguments, windows_arguments
+from swm.reporting.arguments import width_arguments, windows_arguments
 from swm.reporting.commands import run_commands
 from swm.search.kept_path import kept_path
 from swm.settings import RecoverySettings
@@ -36,7 +34,6 @@ from swm.workspace.names import check_name
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.units import gib
 
-NEW, REMAINING = "new run", "Run the remaining steps"
 ENTRIES = ("run_name", "run_threshold", "run_windows", "run_rule", "run_limit", "run_width", "run_width_by")
 THRESHOLD = "As set on the Preview page. A window grows while the similarity is at least this."
 WIDTH = "Also prunes this share of the remaining layers' weights: groups of attention heads and MLP channels."
@@ -150,17 +147,6 @@ def document_limit(place: Any, experiment: Experiment, copied: int | None) -> in
     )
 
 
-def usual_limit(run: Run) -> int | None:
-    """Documents per task that the run, or else the original, was scored on; None for all."""
-    scores = run.scores() or run.experiment.run(BASELINE).scores() or {"limit": 100}
-    limit: int | None = scores["limit"]
-    return limit
-
-
-def limit_arguments(limit: int | None) -> list[str]:
-    return ["--limit", "none" if limit is None else str(limit)]
-
-
 def width_cut(copied: WidthCut) -> WidthCut:
     """How much width to prune, and by which method."""
     columns, methods = st.columns([2, 3], gap="small"), list(WIDTH_METHODS)
@@ -214,63 +200,6 @@ def planned(
     path = kept_path(experiment, rule)
     step = path.plan_at(threshold) if path else None
     return step and (replace(step.plan, width=width), threshold, step.similarity)
-
-
-def controls(run: Run) -> None:
-    """A button for each stage that can start now, and one to duplicate the run."""
-    name = (run.experiment.name, run.name)
-    windows = ",".join(map(str, run.plan.windows))
-    unfinished = run.settings.get("recovery_started")
-    recovery = unfinished or run.settings.get("recovery")
-    heal = recovery_arguments(recovery) if recovery else ["--preset", "quick"]
-    again = ["--again"] if run.stage == "recovered" else []
-    limit = limit_arguments(usual_limit(run))
-    actions = {
-        "Merge": ["merge", *name, *plan_arguments(run.plan)],
-        "Resume healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal, *again],
-        "Evaluate": ["evaluate", *name, *limit],
-        "Measure speed": ["time", *name],
-        **({} if client_missing() else {"Measure in llama.cpp": ["time", *name, "--client", "llama.cpp"]}),
-        REMAINING: ["run", *name, *heal, *limit],
-    }
-    buttons = st.container(horizontal=True, vertical_alignment="center")
-    finished = run.stage == "recovered" and not unfinished and run.is_evaluated and run.timing() is not None
-    for label, arguments in actions.items():
-        allowed = run.stage == "planned" if label == "Merge" else run.stage != "planned"
-        if label == REMAINING:
-            allowed = not finished
-        if buttons.button(label, key=f"run_do_{label}", disabled=not allowed):
-            start(run, arguments[0], arguments)
-            st.rerun()
-    if buttons.button("Duplicate and edit", key="run_duplicate"):
-        duplicate(run, windows)
-    if (chosen := manage(run, buttons)) is not None:
-        st.session_state["run_next"] = chosen or NEW
-        st.rerun()
-    st.caption(
-        "The other steps need the merged model."
-        if run.stage == "planned"
-        else f"Merged already.{' No steps remain.' if finished else ''}"
-    )
-    offer_control(run, usual_limit(run))
-
-
-def duplicate(run: Run, windows: str) -> None:
-    """Open the form of a new run, filled in with this run's settings."""
-    recovery = run.settings.get("recovery") or run.settings.get("recovery_started")
-    for key in [key for key in st.session_state if str(key).startswith("run_")]:
-        del st.session_state[key]
-    st.session_state.update(
-        run_next=NEW,
-        run_template={
-            "windows": windows,
-            "merge_by": run.plan.rule,
-            "width": run.plan.width,
-            "limit": (run.scores() or {}).get("limit") or 100,
-            "recovery": recovery,
-        },
-    )
-    st.rerun()
 
 
 def progress(run: Run) -> None:

@@ -52,13 +52,13 @@ def write(run: Run, form: ExportFormat, name: str, kind: str | None = None) -> N
         st.code(str(path), language=None)
 
 
-def offer_weights(run: Run, form: ExportFormat, name: str, key: str) -> None:
+def offer_weights(run: Run, form: ExportFormat, label: str, name: str, key: str) -> None:
     """A button that writes a run with its weights, beside the number format where there are several."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kind = None
         if form.kinds:
             kind = st.selectbox(
-                "Number format",
+                "GGUF type",
                 [None, *form.kinds],
                 format_func=lambda kind: kind or "automatic",
                 key=f"{key}_kind_{form.name}_{run.name}",
@@ -66,7 +66,7 @@ def offer_weights(run: Run, form: ExportFormat, name: str, key: str) -> None:
                 width=170,
             )
         clicked = st.button(
-            form.title,
+            label,
             key=f"{key}_{form.name}_{run.name}",
             icon=":material/save:",
             disabled=not (run.has_model and form.fits(run)),
@@ -96,5 +96,5 @@ def export(run: Run) -> None:
         if form.text and form.fits(run):
             offer_download(run, form, f"{form.title} ({form.suffix})", name, "run_export")
         elif form.write:
-            offer_weights(run, form, name, "run_export")
+            offer_weights(run, form, form.title, name, "run_export")
     st.caption("Models are written to the folder `exports` of the studio's home on the machine that runs it.")

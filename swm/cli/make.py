@@ -165,7 +165,9 @@ def run_time(options: argparse.Namespace) -> Result:
     """Result of `swm time`: speed, latency and memory of the run."""
     run = own_experiment(options.exp).run(options.run)
     if options.client == "llama.cpp":
-        return _in_llama_cpp(run, options.type)
+        return _in_llama_cpp(run, options.type or "Q8_0", options.tokens)
+    if options.type:
+        raise SettingsError("--type is for GGUF files. Add --client llama.cpp, or leave it out.")
     from swm.stages.time import time_run
 
     with watched(run, "time") as progress:
@@ -177,11 +179,11 @@ def run_time(options: argparse.Namespace) -> Result:
     return data, text
 
 
-def _in_llama_cpp(run: Run, kind: str) -> Result:
+def _in_llama_cpp(run: Run, kind: str, new_tokens: int) -> Result:
     from swm.stages.time_in_llama_cpp import time_in_llama_cpp
 
     with watched(run, "time") as progress:
-        data = time_in_llama_cpp(run, kind, progress)
+        data = time_in_llama_cpp(run, kind, new_tokens, progress)
     ratio, original = data["speedup"], data["baseline"]
     turns = f"{ratio['low']:.2f} to {ratio['high']:.2f} in {data['turns']} turns"
     threads = f"{data['threads']} thread{'s' * (data['threads'] > 1)}"

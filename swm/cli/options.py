@@ -96,10 +96,10 @@ def _add_running(add: Add) -> None:
     _add_limit(command, 100)
     command = add("time", "Measure latency, speed and memory of a run, in turn with the original.", "EXP", "RUN")
     command.add_argument("--tokens", type=int, default=32, help="tokens to generate (32)")
-    client = "what runs the models: transformers, or llama.cpp on GGUF files (installed with npm, see the README)"
+    client = "what runs the models: transformers, or llama.cpp on the CPU with GGUF files (see docs/export.md)"
     command.add_argument("--client", choices=("transformers", "llama.cpp"), default="transformers", help=client)
     command.add_argument(
-        "--type", choices=GGUF_TYPES, default="Q8_0", metavar="TYPE", help="number format of both GGUF files (Q8_0)"
+        "--type", metavar="TYPE", help=f"type of both GGUF files, for llama.cpp (Q8_0): {', '.join(GGUF_TYPES)}"
     )
     command = add(
         "run", "Take a run from plan to scores: merge, evaluate, recover, evaluate again, time.", "EXP", "RUN"

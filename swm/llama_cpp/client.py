@@ -1,4 +1,4 @@
-"""llama.cpp itself, through the npm package node-llama-cpp: it reads a file, counts tokens, answers and is timed."""
+"""llama.cpp itself, through the npm package node-llama-cpp: it reads a file, splits text, answers and is timed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from swm.errors import SettingsError
-from swm.workspace.files import home
+from swm.workspace.files import APP_FOLDER, home
 
 VERSION = "3.22.1"  # of node-llama-cpp; brings llama.cpp 0.5.0, built
 BUILDS = {
@@ -23,23 +24,29 @@ BUILDS = {
     ("Linux", "aarch64"): "linux-arm64",
     ("Darwin", "arm64"): "mac-arm64-metal",
     ("Darwin", "x86_64"): "mac-x64",
-    ("Windows", "AMD64"): "win-x64",
 }
-SCRIPT = Path(__file__).parents[2] / "assets" / "llama_cpp" / "client.mjs"
+SCRIPT = APP_FOLDER / "assets" / "llama_cpp" / "client.mjs"
 
 
 def client_folder() -> Path:
     """Where the npm packages are: the environment variable SWM_LLAMA_CPP, or the folder llama.cpp of SWM_HOME."""
-    return Path(os.environ.get("SWM_LLAMA_CPP") or home() / "llama.cpp")
+    chosen = os.environ.get("SWM_LLAMA_CPP")
+    return Path(chosen).expanduser().absolute() if chosen else home() / "llama.cpp"
+
+
+def client_version() -> str:
+    """The version of node-llama-cpp that is installed; empty if none is."""
+    file = client_folder() / "node_modules" / "node-llama-cpp" / "package.json"
+    return str(json.loads(file.read_text(encoding="utf-8"))["version"]) if file.is_file() else ""
 
 
 def client_missing() -> str:
     """Why llama.cpp cannot be started, and how to install it; empty if it can."""
     if not shutil.which("node"):
-        return "Node.js is not installed (18 or newer is needed). Install it, for example: apt install nodejs npm"
-    if not (client_folder() / "node_modules" / "node-llama-cpp").is_dir():
-        return f"llama.cpp is not installed. Run: {install_command()}"
-    return ""
+        return "Node.js is not installed (20 or newer is needed). Install it, for example: apt install nodejs npm"
+    if (platform.system(), platform.machine()) not in BUILDS:
+        return f"There is no built llama.cpp for this machine ({platform.system()}, {platform.machine()})."
+    return "" if client_version() else f"llama.cpp is not installed. Run: {install_command()}"
 
 
 def install_command() -> str:
@@ -54,8 +61,8 @@ def install_command() -> str:
 class Client:
     """A running llama.cpp. Each request loads its file and frees it again."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[str], errors: IO[str]) -> None:
+        self._process, self._errors = process, errors
 
     def ask(self, file: Path | str, **request: Any) -> dict[str, Any]:
         """The answer to a request, see `assets/llama_cpp/client.mjs`.
@@ -63,24 +70,29 @@ class Client:
         Raises:
             SettingsError: if llama.cpp cannot load the file, or ended.
         """
-        sent, answers = _pipes(self._process)
-        try:
-            sent.write(json.dumps({"model": str(Path(file).absolute()), **request}) + "\n")
-            sent.flush()
-            line = answers.readline()
-        except BrokenPipeError:
-            line = ""
+        if self._process.stdin is None or self._process.stdout is None:
+            raise ValueError("llama.cpp was started without pipes.")
+        line = ""
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"model": str(Path(file).absolute()), **request}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
         if not line:
-            raise SettingsError(f"llama.cpp ended while it read {file}. The file may need more memory than there is.")
+            raise SettingsError(f"llama.cpp ended while it read {file}: {self._last_error()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise SettingsError(f"llama.cpp cannot run {file}: {answer['error'][:300]}")
+            raise SettingsError(f"llama.cpp cannot run {file}: {answer['error'][:300]} {self._last_error()}".strip())
         return answer
 
-    def logprobs(self, file: Path, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+    def logprobs(self, file: Path, texts: Sequence[Sequence[int]], threads: int = 1) -> list[list[float]]:
         """Log-probability of each text's tokens but the first, given those before it, in nats."""
-        answer: list[list[float]] = self.ask(file, logprobs=[list(text) for text in texts])["logprobs"]
-        return answer
+        answer = self.ask(file, logprobs=[list(text) for text in texts], threads=threads)
+        return [[float(number) for number in text] for text in answer["logprobs"]]
+
+    def _last_error(self) -> str:
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors.read()[-20_000:].splitlines() if "error" in line.lower()]
+        return lines[-1][:300] if lines else ""
 
 
 @contextmanager
@@ -93,27 +105,28 @@ def llama_cpp() -> Iterator[Client]:
     node = shutil.which("node")
     if (missing := client_missing()) or node is None:
         raise SettingsError(missing)
-    # The script is started from the packages' folder, since node looks for them from where a module lies.
-    script = client_folder() / "client.mjs"
-    shutil.copyfile(SCRIPT, script)
-    process = subprocess.Popen(
-        [node, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        yield Client(process)
-    finally:
-        _pipes(process)[0].close()
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "errors").open("w+", errors="replace") as errors:
+        # node looks for packages from where a script lies; and the script may lie where nothing can be added
+        (Path(folder) / "node_modules").symlink_to(client_folder() / "node_modules")
+        script = shutil.copyfile(SCRIPT, Path(folder) / SCRIPT.name)
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors, "text": True}
+        process = subprocess.Popen([node, str(script)], **pipes)
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        _pipes(process)[1].close()
+            yield Client(process, errors)
+        finally:
+            _end(process)
 
 
-def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    if process.stdin is None or process.stdout is None:
-        raise ValueError("llama.cpp was started without pipes.")
-    return process.stdin, process.stdout
+def _end(process: subprocess.Popen[str]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        with suppress(BrokenPipeError):
+            if pipe:
+                pipe.close()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 if __name__ == "__main__":  # for the Makefile

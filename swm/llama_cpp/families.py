@@ -11,6 +11,8 @@ from swm.errors import ModelError
 
 GEMMA2_PERIOD, GEMMA3_PERIOD, NOPE_PERIOD = 2, 6, 4  # every so many layers, the last one attends or counts otherwise
 LOCAL_ROPE_BASE = 10_000.0  # of Gemma 3's sliding layers, fixed in llama.cpp
+SILU = ("silu", "swish")
+GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # llama.cpp approximates all by tanh
 BY_LAYERS = {"gemma2": 46, "gemma3": 62}  # with so many layers, llama.cpp takes the attention scale of the 27B model
 
 
@@ -22,12 +24,14 @@ class Family:
         arch: llama.cpp's name of it.
         keys: the metadata that its loader reads, by name without the family's prefix.
         refused: why llama.cpp would run a config otherwise than transformers does; empty if it does not.
+        activations: names of the only activation function that llama.cpp computes for it.
         own_output: its loader needs the output matrix in the file, also where it is tied to the embedding.
     """
 
     arch: str
     keys: Callable[[Any], dict[str, Any]]
     refused: Callable[[Any], str] = lambda config: ""
+    activations: tuple[str, ...] = SILU
     own_output: bool = False
 
 
@@ -42,7 +46,7 @@ def family_of(config: Any) -> Family:
         raise ModelError(
             f"Models of type {config.model_type} cannot be written as GGUF here. These can: {', '.join(FAMILIES)}."
         )
-    if reason := _rope_refused(config) or family.refused(config):
+    if reason := _rope_refused(config, family) or _activation_refused(config, family) or family.refused(config):
         raise ModelError(f"llama.cpp cannot run this {config.model_type} model: {reason}.")
     return family
 
@@ -84,9 +88,15 @@ def _rope(config: Any) -> dict[str, Any]:
     return dict(parameters.get("full_attention", parameters))
 
 
-def _rope_refused(config: Any) -> str:
+def _activation_refused(config: Any, family: Family) -> str:
+    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    activation = next((value for name in names if (value := getattr(config, name, None))), family.activations[0])
+    return "" if activation in family.activations else f"its activation is {activation}, not {family.activations[0]}"
+
+
+def _rope_refused(config: Any, family: Family) -> str:
     kind = _rope(config).get("rope_type", "default")
-    known = ("default", "linear", "llama3")
+    known = ("default", "linear", *(["llama3"] if family.arch == "llama" else []))
     return "" if kind in known else f"its rotary positions are of type {kind} (written here: {', '.join(known)})"
 
 
@@ -102,10 +112,16 @@ def _rope_keys(config: Any) -> dict[str, Any]:
     return keys
 
 
+def _context(config: Any) -> int:
+    """Longest text; of families whose sliding window llama.cpp ignores, as long as the window."""
+    window = config.sliding_window if config.model_type in ("mistral", "mixtral", "phi3") else None
+    return int(min(config.max_position_embeddings, window or config.max_position_embeddings))
+
+
 def _shape_keys(config: Any) -> dict[str, Any]:
     return {
         "block_count": config.num_hidden_layers,
-        "context_length": config.max_position_embeddings,
+        "context_length": _context(config),
         "embedding_length": config.hidden_size,
         "feed_forward_length": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         "attention.head_count": config.num_attention_heads,
@@ -223,7 +239,13 @@ def falcon_kv_heads(config: Any) -> int:
 def _gemma2_refused(config: Any) -> str:
     if not config.attn_logit_softcapping or not config.final_logit_softcapping:
         return "it has no soft caps, which llama.cpp applies to every Gemma 2 model"
-    return ""
+    return "it attends in both directions" if getattr(config, "use_bidirectional_attention", False) else ""
+
+
+def _gpt2_refused(config: Any) -> str:
+    if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
+        return "its attention is scaled otherwise than that of GPT-2"
+    return "it attends to a second model" if config.add_cross_attention else ""
 
 
 def _gemma3_refused(config: Any) -> str:
@@ -234,6 +256,8 @@ def _gemma3_refused(config: Any) -> str:
 
 
 def _moe_refused(config: Any) -> str:
+    if getattr(config, "use_sliding_window", False) and config.sliding_window:
+        return "its layers slide"
     if not config.norm_topk_prob:
         return "the weights of its experts are not normalised"
     if config.decoder_sparse_step != 1 or config.mlp_only_layers:
@@ -262,12 +286,12 @@ FAMILIES = {
     "qwen3": Family("qwen3", _keys, _sliding_refused),
     "qwen3_moe": Family("qwen3moe", _moe_keys, _moe_refused),
     "phi3": Family("phi3", _phi3_keys),
-    "gemma2": Family("gemma2", _gemma2_keys, _gemma2_refused),
-    "gemma3_text": Family("gemma3", _gemma3_keys, _gemma3_refused),
+    "gemma2": Family("gemma2", _gemma2_keys, _gemma2_refused, GELU),
+    "gemma3_text": Family("gemma3", _gemma3_keys, _gemma3_refused, GELU),
     "olmo2": Family("olmo2", _keys, own_output=True),
     "granite": Family("granite", _granite_keys),
     "stablelm": Family("stablelm", _stablelm_keys, own_output=True),
-    "gpt2": Family("gpt2", _gpt2_keys),
-    "gpt_neox": Family("gptneox", _gpt_neox_keys, own_output=True),
-    "falcon": Family("falcon", _falcon_keys, _falcon_refused),
+    "gpt2": Family("gpt2", _gpt2_keys, _gpt2_refused, GELU),
+    "gpt_neox": Family("gptneox", _gpt_neox_keys, activations=GELU, own_output=True),
+    "falcon": Family("falcon", _falcon_keys, _falcon_refused, GELU),
 }

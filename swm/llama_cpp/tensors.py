@@ -102,7 +102,7 @@ def _pieces(config: Any, family: Family, names: Sequence[str], tokens: int) -> l
                 made.append(Target(place(f"{match[1]}.{part}.weight"), (name,), make))
         else:
             make = partial(_changed, config, family.arch, name, tokens)
-            made.append(Target(place(name if "." in name.rsplit("_", 1)[-1] else f"{name}.weight"), (name,), make))
+            made.append(Target(place(name if name.endswith((".weight", ".bias")) else f"{name}.weight"), (name,), make))
     for name, members in grouped.items():
         made.append(Target(place(name), tuple(member for _, member in sorted(members)), _stacked))
     return made
@@ -152,7 +152,7 @@ def _gemma(config: Any, name: str, tensor: Tensor) -> Tensor:
         tensor = tensor.float() + 1
     scaled = ".q_norm.weight" if config.model_type == "gemma3_text" else ".q_proj.weight"
     scale = query_scale(config)
-    return tensor * scale if name.endswith(scaled) and scale != 1 else tensor
+    return tensor.float() * scale if name.endswith(scaled) and scale != 1 else tensor
 
 
 def _gpt2(config: Any, name: str, tensor: Tensor) -> Tensor:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from gguf import GGUFReader, GGUFValueType, GGUFWriter, TokenType
@@ -41,23 +40,20 @@ class Value:
 class Vocabulary:
     """The metadata entries of a tokenizer, and how many tokens there are."""
 
-    entries: Mapping[str, Value] = field(default_factory=dict)
-    tokens: int = 0
+    entries: Mapping[str, Value]
+    tokens: int
 
 
 def copied_vocabulary(reader: GGUFReader) -> Vocabulary:
     """The vocabulary of a GGUF file, entry by entry."""
-    entries = copied_entries(reader, PREFIX)
-    return Vocabulary(entries, len(entries["tokenizer.ggml.tokens"].value))
-
-
-def copied_entries(reader: GGUFReader, prefix: str = "") -> dict[str, Value]:
-    """The metadata entries of a GGUF file whose keys begin with `prefix`."""
-    return {
-        key: Value(field.contents(), field.types[0], field.types[1] if len(field.types) > 1 else None)
-        for key, field in reader.fields.items()
-        if key.startswith(prefix) and not key.startswith("GGUF.")
+    entries = {
+        key: Value(entry.contents(), entry.types[0], entry.types[1] if len(entry.types) > 1 else None)
+        for key, entry in reader.fields.items()
+        if key.startswith(PREFIX)
     }
+    if "tokenizer.ggml.tokens" not in entries:
+        raise ModelError("The GGUF file that the model came from has no vocabulary. Use another file.")
+    return Vocabulary(entries, len(entries["tokenizer.ggml.tokens"].value))
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
@@ -71,8 +67,8 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     """
     content = _content(tokenizer)
     model = content["model"]
-    if len(tokenizer) > rows:
-        raise ModelError(f"The tokenizer has {len(tokenizer):,} tokens, but the embedding {rows:,}. Check the model.")
+    if (last := max(tokenizer.get_vocab().values())) >= rows:
+        raise ModelError(f"The tokenizer has a token {last:,}, but the embedding only {rows:,} rows. Check the model.")
     by_bytes = not model.get("byte_fallback")
     entries = _byte_level(content) if by_bytes else _with_fallback(content)
     names, kinds = _tokens(tokenizer, content, rows)
@@ -174,8 +170,3 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, Value]:
     if isinstance(tokenizer.chat_template, str):
         entries["chat_template"] = Value(tokenizer.chat_template, GGUFValueType.STRING)
     return entries
-
-
-def read_vocabulary(file: Path) -> Vocabulary:
-    """The vocabulary of a GGUF file by its path."""
-    return copied_vocabulary(GGUFReader(file))

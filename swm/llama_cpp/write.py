@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType, GGUFWriter, ReaderTensor
 from torch import Tensor
 
-from swm.errors import ModelError
+from swm.errors import ExperimentError, ModelError
 from swm.llama_cpp.families import Family, family_of, period_broken
 from swm.llama_cpp.kinds import bytes_of, check_kind, encoded, file_type, fitting, kind_of
 from swm.llama_cpp.source import Source, holds, kind_of_changed, open_gguf
@@ -72,11 +72,13 @@ def export_gguf(
 
     Raises:
         ModelError: if llama.cpp cannot run the model as transformers does. SettingsError: if the type is unknown.
-        ExperimentError: if the disk is full.
+        ExperimentError: if the file exists, or the disk is full.
 
     Memory: one tensor, and 4 million numbers more.
     """
     folder, file = Path(folder), Path(file)
+    if file.exists():
+        raise ExperimentError(f"{file} already exists. Name a new file.")
     if type is not None:
         check_kind(type)
     config = load_config(str(folder))
@@ -158,6 +160,8 @@ def _add_metadata(
         else:
             Value(entry, KIND_OF[entry.__class__]).add_to(writer, key)
     for key, number in family.keys(config).items():
+        if number is None:
+            raise ModelError(f"The model's config has no value for what llama.cpp calls {family.arch}.{key}.")
         Value(number, KIND_OF[number.__class__]).add_to(writer, f"{family.arch}.{key}")
     for key, value in vocabulary.entries.items():
         value.add_to(writer, key)

@@ -77,9 +77,8 @@ def bundled_file(name: str) -> Path:
 
 def gguf_source(name: str) -> Path | None:
     """The GGUF file that a model of this name is read from; None if it is none, or is no longer there."""
-    if name in BUNDLED:
-        return bundled_file(name)
-    path = local_path(name)
+    spec = importlib.util.find_spec(BUNDLED[name].package) if name in BUNDLED else None
+    path = bundled_file(name) if spec else local_path(name)
     return path if path.suffix == ".gguf" and path.is_file() else None
 
 

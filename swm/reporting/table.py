@@ -92,11 +92,16 @@ def _in_llama_cpp(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """Speed and quality of the runs' GGUF files in llama.cpp, for each type that was measured."""
     table_lines = []
     for kind in dict.fromkeys(row["llama_cpp"]["type"] for row in flat if row["llama_cpp"]):
-        found = [row["llama_cpp"] if (row["llama_cpp"] or {}).get("type") == kind else {} for row in flat]
+        measured = [row["llama_cpp"] for row in flat if row["llama_cpp"] and row["llama_cpp"]["type"] == kind]
+        original: dict[str, Any] = next((one["baseline"] for one in measured if "baseline" in one), {})
+        found = [
+            original if row["run"] == BASELINE else row["llama_cpp"] if row["llama_cpp"] in measured else {}
+            for row in flat
+        ]
         for label, name, digits in (
             ("tokens per second", "tokens_per_second", 1),
             ("prompt tokens per second", "prompt_tokens_per_second", 0),
-            ("perplexity, calibration text", "perplexity", 2),
+            ("perplexity, part of the calibration text", "perplexity", 2),
         ):
             table_lines.append((f"in llama.cpp ({kind}): {label}", [number(one.get(name), digits) for one in found]))
         table_lines.append((f"in llama.cpp ({kind}): speed", [speedup(one.get("speedup")) for one in found]))

@@ -229,6 +229,17 @@ def free_bytes(target: Path) -> int:
 
 
 @contextmanager
+def temporary_folder(place: Path) -> Iterator[Path]:
+    """A new folder in `place`, deleted after the block; if the process is killed, `clean_up` deletes it later."""
+    folder = neighbour(place / "temporary", "new")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """A new empty folder that replaces `folder` when the block succeeds, and is deleted when it fails.
 

@@ -226,6 +226,24 @@ def test_layers_that_llama_cpp_would_run_otherwise_are_named(family, kept, broke
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "of type yarn"),
         ("qwen3_moe", {"norm_topk_prob": False}, "experts are not normalised"),
         ("falcon", {"alibi": True}, "ALiBi"),
+        ("llama", {"hidden_act": "gelu"}, "its activation is gelu, not silu"),
+        ("gemma2", {"hidden_activation": "silu"}, "its activation is silu, not gelu"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "attention is scaled otherwise"),
+        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 8}, "its layers slide"),
+        (
+            "qwen2",
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                    "rope_theta": 500.0,
+                }
+            },
+            "of type llama3",
+        ),
         ("qwen2", {"layer_types": ["sliding_attention"] * 6, "sliding_window": 8, "use_sliding_window": True}, "slide"),
     ],
 )

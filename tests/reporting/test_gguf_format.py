@@ -61,6 +61,7 @@ def test_without_a_known_chat_format_the_modelfile_has_no_template(run):
         (["small.gguf", "--type", "Q4_K_M"], "Format gguf cannot be written in type Q4_K_M. Choose one of: F16, Q8_0"),
         (["folder", "--type", "F16"], "Format transformers cannot be written in type F16. Leave --type out."),
         (["taken.gguf"], "taken.md already exists. Name another file."),
+        (["small.md", "--format", "gguf"], "small.md must end in .gguf. Name another file."),
     ],
 )
 def test_what_cannot_be_is_refused_and_leaves_nothing(run, swm, tmp_path, arguments, message):
@@ -96,4 +97,5 @@ def test_a_family_that_llama_cpp_does_not_know_is_refused(run, swm, tmp_path):
     (run.model_folder / "config.json").write_text(json.dumps({**config, "model_type": "opt"}))
     code, _, err = swm("export", "study", "first", tmp_path / "small.gguf")
     assert code == 1
-    assert "Format gguf cannot express run first" in err
+    assert "Models of type opt cannot be written as GGUF here. These can: llama, mistral" in err
+    assert list(tmp_path.glob("small*")) == []

@@ -10,7 +10,6 @@ from typing import Any
 
 from swm import __version__
 from swm.errors import ExperimentError
-from swm.llama_cpp.families import FAMILIES
 from swm.models.known import BUNDLED
 from swm.progress import Progress, no_progress
 from swm.registry import EXPORT_FORMATS, ExportFormat
@@ -55,8 +54,10 @@ def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress
     if run.is_baseline or not run.has_model:
         raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
     file = file.absolute()
+    if file.suffix != ".gguf":
+        raise ExperimentError(f"{file.name} must end in .gguf. Name another file.")
     card, modelfile = file.with_suffix(".md"), file.with_suffix(".Modelfile")
-    for other in (card, modelfile):
+    for other in (file, card, modelfile):
         if other.exists():
             raise ExperimentError(f"{other} already exists. Name another file.")
     source = gguf_source(run.experiment.settings.model)
@@ -89,9 +90,11 @@ def modelfile_of(run: Run, name: str) -> str:
         if sign in template:
             lines.append(f'TEMPLATE """{chat}"""')
             stops.append(end)
-    length = _settings(folder / "config.json").get("max_position_embeddings") or CONTEXT
+            break
+    config = _settings(folder / "config.json")
+    length = config.get("max_position_embeddings") or config.get("n_positions") or CONTEXT
     lines.append(f"PARAMETER num_ctx {min(int(length), CONTEXT)}")
-    lines += [f"PARAMETER stop {json.dumps(stop)}" for stop in dict.fromkeys(stops) if stop]
+    lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops) if stop and '"' not in stop]
     return "\n".join(lines) + "\n"
 
 
@@ -132,12 +135,6 @@ def _about(written: Any, source: Path | None) -> str:
     return f"## This file\n\nTensors by number format: {kinds}.{copied}\n"
 
 
-def fits_llama_cpp(run: Run) -> bool:
-    """Whether llama.cpp knows the family of the run's model; True as long as it has no model."""
-    config = _settings(run.model_folder / "config.json")
-    return not config or config.get("model_type") in FAMILIES
-
-
 EXPORT_FORMATS.register(
     ExportFormat(
         "gguf",
@@ -145,7 +142,6 @@ EXPORT_FORMATS.register(
         "one file for llama.cpp and ollama, with a Modelfile and the model card beside it",
         ".gguf",
         write=write_gguf,
-        fits=fits_llama_cpp,
         kinds=GGUF_TYPES,
         usual="blocks copied from the GGUF file that the model came from, else F16",
     )
