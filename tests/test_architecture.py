@@ -17,7 +17,6 @@ ONLY_IN = {
     "lm_eval": "evaluation",
     "streamlit": None,
     "ray": "jobs",
-    "gguf": "llama_cpp",
 }
 # Left may import right, never back; those in one row may not import each other.
 ORDER = [

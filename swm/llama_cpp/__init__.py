@@ -1,6 +1,7 @@
 """Models for llama.cpp: GGUF files, written from a Hugging Face folder or from another GGUF file, and the real client.
 
-- families: how llama.cpp describes each family's config
+- families: which families and configs llama.cpp can run
+- config_keys: how it describes their configs
 - tensors: how each family's weights are named and laid out there
 - vocabulary: the tokenizer, as llama.cpp stores it
 - pre_tokenizers: the names of the ways to split text before byte-pair encoding

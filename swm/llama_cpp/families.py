@@ -1,4 +1,4 @@
-"""How llama.cpp describes the config of each family, and which configs it would run otherwise than transformers."""
+"""The families that llama.cpp can run, and the configs that it would compute differently from transformers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from swm.errors import ModelError
+from swm.llama_cpp.config_keys import (
+    common_keys,
+    falcon_keys,
+    gemma2_keys,
+    gemma3_keys,
+    gpt2_keys,
+    gpt_neox_keys,
+    granite_keys,
+    head_size,
+    mixtral_keys,
+    moe_keys,
+    phi3_keys,
+    rope_of,
+    stablelm_keys,
+)
 
 GEMMA2_PERIOD, GEMMA3_PERIOD, NOPE_PERIOD = 2, 6, 4  # every so many layers, the last one attends or counts otherwise
 LOCAL_ROPE_BASE = 10_000.0  # of Gemma 3's sliding layers, fixed in llama.cpp
@@ -64,16 +79,6 @@ def period_broken(config: Any) -> list[int]:
     return []
 
 
-def head_size(config: Any) -> int:
-    """Length of a head's query."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
-def kv_heads(config: Any) -> int:
-    """Number of key and value heads."""
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
-
-
 def query_scale(config: Any) -> float:
     """Factor for the queries of a Gemma model: llama.cpp takes an attention scale of its own, by the layer count."""
     arch = FAMILIES[config.model_type].arch
@@ -83,11 +88,6 @@ def query_scale(config: Any) -> float:
     return math.sqrt(assumed / config.query_pre_attn_scalar)
 
 
-def _rope(config: Any) -> dict[str, Any]:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    return dict(parameters.get("full_attention", parameters))
-
-
 def _activation_refused(config: Any, family: Family) -> str:
     names = ("hidden_activation", "hidden_act", "activation_function", "activation")
     activation = next((value for name in names if (value := getattr(config, name, None))), family.activations[0])
@@ -95,145 +95,9 @@ def _activation_refused(config: Any, family: Family) -> str:
 
 
 def _rope_refused(config: Any, family: Family) -> str:
-    kind = _rope(config).get("rope_type", "default")
-    known = ("default", "linear", *(["llama3"] if family.arch == "llama" else []))
+    kind = rope_of(config).get("rope_type", "default")
+    known = ("default", "linear", *(["llama3"] if family.arch in ("llama", "granite") else []))
     return "" if kind in known else f"its rotary positions are of type {kind} (written here: {', '.join(known)})"
-
-
-def _rope_keys(config: Any) -> dict[str, Any]:
-    rope = _rope(config)
-    share = float(rope.get("partial_rotary_factor", 1.0))
-    keys: dict[str, Any] = {
-        "rope.freq_base": float(rope["rope_theta"]),
-        "rope.dimension_count": int(head_size(config) * share),
-    }
-    if rope.get("rope_type") == "linear":
-        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(rope["factor"])}
-    return keys
-
-
-def _context(config: Any) -> int:
-    """Longest text; of families whose sliding window llama.cpp ignores, as long as the window."""
-    window = config.sliding_window if config.model_type in ("mistral", "mixtral", "phi3") else None
-    return int(min(config.max_position_embeddings, window or config.max_position_embeddings))
-
-
-def _shape_keys(config: Any) -> dict[str, Any]:
-    return {
-        "block_count": config.num_hidden_layers,
-        "context_length": _context(config),
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": kv_heads(config),
-        "vocab_size": config.vocab_size,
-    }
-
-
-def _keys(config: Any) -> dict[str, Any]:
-    """Of the families with RMS norms and rotary positions."""
-    size = head_size(config)
-    return {
-        **_shape_keys(config),
-        **_rope_keys(config),
-        "attention.key_length": size,
-        "attention.value_length": size,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-    }
-
-
-def _moe_keys(config: Any) -> dict[str, Any]:
-    return {
-        **_keys(config),
-        "expert_count": config.num_experts,
-        "expert_used_count": config.num_experts_per_tok,
-        "expert_feed_forward_length": config.moe_intermediate_size,
-    }
-
-
-def _mixtral_keys(config: Any) -> dict[str, Any]:
-    return {
-        **_keys(config),
-        "expert_count": config.num_local_experts,
-        "expert_used_count": config.num_experts_per_tok,
-    }
-
-
-def _phi3_keys(config: Any) -> dict[str, Any]:
-    return {
-        **_keys(config),
-        "attention.sliding_window": config.sliding_window or 0,
-        "rope.scaling.original_context_length": getattr(config, "original_max_position_embeddings", None)
-        or config.max_position_embeddings,
-    }
-
-
-def _gemma2_keys(config: Any) -> dict[str, Any]:
-    return {
-        **_keys(config),
-        "attention.sliding_window": config.sliding_window,
-        "attn_logit_softcapping": float(config.attn_logit_softcapping),
-        "final_logit_softcapping": float(config.final_logit_softcapping),
-    }
-
-
-def _gemma3_keys(config: Any) -> dict[str, Any]:
-    capped = getattr(config, "final_logit_softcapping", None)
-    return {
-        **_keys(config),
-        "attention.sliding_window": config.sliding_window,
-        **({"final_logit_softcapping": float(capped)} if capped else {}),
-    }
-
-
-def _granite_keys(config: Any) -> dict[str, Any]:
-    return {
-        **_keys(config),
-        "attention.scale": float(config.attention_multiplier),
-        "embedding_scale": float(config.embedding_multiplier),
-        "residual_scale": float(config.residual_multiplier),
-        "logit_scale": float(config.logits_scaling),
-    }
-
-
-def _stablelm_keys(config: Any) -> dict[str, Any]:
-    return {
-        **_shape_keys(config),
-        **_rope_keys(config),
-        "use_parallel_residual": bool(config.use_parallel_residual),
-        "attention.layer_norm_epsilon": config.layer_norm_eps,
-    }
-
-
-def _gpt_neox_keys(config: Any) -> dict[str, Any]:
-    return {**_stablelm_keys(config), "attention.head_count_kv": config.num_attention_heads}
-
-
-def _gpt2_keys(config: Any) -> dict[str, Any]:
-    return {
-        **_shape_keys(config),
-        "feed_forward_length": config.n_inner or 4 * config.hidden_size,
-        "attention.head_count_kv": config.num_attention_heads,
-        "attention.layer_norm_epsilon": config.layer_norm_epsilon,
-    }
-
-
-def _falcon_keys(config: Any) -> dict[str, Any]:
-    return {
-        **_shape_keys(config),
-        **{name: value for name, value in _rope_keys(config).items() if name != "rope.dimension_count"},
-        "feed_forward_length": config.ffn_hidden_size,
-        "attention.head_count_kv": falcon_kv_heads(config),
-        "attention.layer_norm_epsilon": config.layer_norm_epsilon,
-        "tensor_data_layout": "jploski",
-    }
-
-
-def falcon_kv_heads(config: Any) -> int:
-    """Number of key and value heads of a Falcon model: its older configs say it otherwise."""
-    if config.new_decoder_architecture:
-        return int(config.num_kv_heads)
-    return 1 if config.multi_query else int(config.num_attention_heads)
 
 
 def _gemma2_refused(config: Any) -> str:
@@ -273,25 +137,43 @@ def _falcon_refused(config: Any) -> str:
     return "its linear maps have biases" if config.bias else ""
 
 
+def _llama_refused(config: Any) -> str:
+    part = rope_of(config).get("partial_rotary_factor", 1.0) != 1
+    return "only a part of each head has rotary positions" if part else ""
+
+
+def _head_refused(config: Any) -> str:
+    equal = head_size(config) * config.num_attention_heads == config.hidden_size
+    return "" if equal else "its heads are not as wide as its hidden states together"
+
+
+def _qwen2_refused(config: Any) -> str:
+    return _sliding_refused(config) or _head_refused(config)
+
+
+def _gpt_neox_refused(config: Any) -> str:
+    return "" if getattr(config, "attention_bias", True) else "its attention has no biases"
+
+
 def _sliding_refused(config: Any) -> str:
     return "some of its layers slide" if "sliding_attention" in (getattr(config, "layer_types", None) or ()) else ""
 
 
 FAMILIES = {
-    "llama": Family("llama", _keys),
-    "mistral": Family("llama", _keys),
-    "mixtral": Family("llama", _mixtral_keys),
-    "smollm3": Family("smollm3", _keys, _sliding_refused),
-    "qwen2": Family("qwen2", _keys, _sliding_refused),
-    "qwen3": Family("qwen3", _keys, _sliding_refused),
-    "qwen3_moe": Family("qwen3moe", _moe_keys, _moe_refused),
-    "phi3": Family("phi3", _phi3_keys),
-    "gemma2": Family("gemma2", _gemma2_keys, _gemma2_refused, GELU),
-    "gemma3_text": Family("gemma3", _gemma3_keys, _gemma3_refused, GELU),
-    "olmo2": Family("olmo2", _keys, own_output=True),
-    "granite": Family("granite", _granite_keys),
-    "stablelm": Family("stablelm", _stablelm_keys, own_output=True),
-    "gpt2": Family("gpt2", _gpt2_keys, _gpt2_refused, GELU),
-    "gpt_neox": Family("gptneox", _gpt_neox_keys, activations=GELU, own_output=True),
-    "falcon": Family("falcon", _falcon_keys, _falcon_refused, GELU),
+    "llama": Family("llama", common_keys, _llama_refused),
+    "mistral": Family("llama", common_keys, _llama_refused),
+    "mixtral": Family("llama", mixtral_keys, _llama_refused),
+    "smollm3": Family("smollm3", common_keys, _sliding_refused),
+    "qwen2": Family("qwen2", common_keys, _qwen2_refused),
+    "qwen3": Family("qwen3", common_keys, _sliding_refused),
+    "qwen3_moe": Family("qwen3moe", moe_keys, _moe_refused),
+    "phi3": Family("phi3", phi3_keys, _head_refused),
+    "gemma2": Family("gemma2", gemma2_keys, _gemma2_refused, GELU),
+    "gemma3_text": Family("gemma3", gemma3_keys, _gemma3_refused, GELU),
+    "olmo2": Family("olmo2", common_keys, own_output=True),
+    "granite": Family("granite", granite_keys, _llama_refused),
+    "stablelm": Family("stablelm", stablelm_keys, own_output=True),
+    "gpt2": Family("gpt2", gpt2_keys, _gpt2_refused, GELU),
+    "gpt_neox": Family("gptneox", gpt_neox_keys, _gpt_neox_refused, GELU, own_output=True),
+    "falcon": Family("falcon", falcon_keys, _falcon_refused, GELU),
 }

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from swm.errors import ModelError
-from swm.llama_cpp.families import Family, falcon_kv_heads, kv_heads, query_scale
+from swm.llama_cpp.config_keys import falcon_kv_heads, kv_heads
+from swm.llama_cpp.families import Family, query_scale
+from swm.models.from_gguf import rope_factors
 
 Make = Callable[[Sequence[Tensor]], Tensor]
 
+WITHOUT_BIASES = ("smollm3", "qwen3", "qwen3moe", "phi3", "gemma2", "gemma3", "olmo2")
 LEFT_OUT = re.compile(r"\.(attn\.(masked_)?bias|attention\.(masked_)?bias|rotary_emb\.inv_freq)$")  # buffers
 EXPERT = re.compile(r"^(.*\.experts)\.(\d+)\.(\w+)\.weight$")
 FUSED_EXPERTS = re.compile(r"^(.*\.experts)\.gate_up_proj$")
@@ -59,19 +62,6 @@ def targets(config: Any, family: Family, names: Sequence[str], tokens: int) -> l
     return sorted(made, key=lambda target: [int(part) if part.isdigit() else -1 for part in target.name.split(".")[:2]])
 
 
-def rope_factors(config: Any) -> list[float]:
-    """What Llama 3 divides each rotary frequency by; empty for other ways to scale, which are said by a number."""
-    rope = dict(getattr(config, "rope_parameters", None) or {})
-    if rope.get("rope_type") != "llama3":
-        return []
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
-    size = 2 * len(scaled)
-    plain = rope["rope_theta"] ** -(torch.arange(0, size, 2, dtype=torch.float64) / size)
-    return [float(factor) for factor in plain / scaled.double()]
-
-
 def permuted(heads: int, tensor: Tensor) -> Tensor:
     """A query or key projection with the two halves of each head interleaved, as llama.cpp rotates them."""
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
@@ -90,6 +80,8 @@ def _pieces(config: Any, family: Family, names: Sequence[str], tokens: int) -> l
     grouped: dict[str, list[tuple[int, str]]] = {}
     made = []
     for name in names:
+        if name.endswith(".bias") and family.arch in WITHOUT_BIASES:
+            raise ModelError(f"llama.cpp has no place for biases ({name}) in a model of type {family.arch}.")
         if LEFT_OUT.search(name) or (config.tie_word_embeddings and name in ("lm_head.weight", "embed_out.weight")):
             continue
         if match := EXPERT.match(name):

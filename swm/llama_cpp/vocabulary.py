@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,11 @@ SPECIAL = {
     "pad_token_id": "padding_token_id",
     "sep_token_id": "seperator_token_id",  # spelt so in the format
 }
+
+
+SPACES = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
+GEMMA_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     """
     content = _content(tokenizer)
     model = content["model"]
+    _check_fields(tokenizer, content)
     if (last := max(tokenizer.get_vocab().values())) >= rows:
         raise ModelError(f"The tokenizer has a token {last:,}, but the embedding only {rows:,} rows. Check the model.")
     by_bytes = not model.get("byte_fallback")
@@ -95,10 +102,9 @@ def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 def _byte_level(content: dict[str, Any]) -> dict[str, Value]:
     """Of a tokenizer whose tokens are made of bytes, as GPT-2's."""
     normalizer = content.get("normalizer")
-    if normalizer and normalizer.get("type") != "NFC":  # which llama.cpp leaves to the text
-        raise ModelError(
-            f"The tokenizer changes text before it splits it ({normalizer.get('type')}); llama.cpp does not."
-        )
+    steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
+    if any(step["type"] != "NFC" for step in steps):  # which llama.cpp leaves to the text
+        raise ModelError(f"The tokenizer changes text before it splits it ({steps[0]['type']}); llama.cpp does not.")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in content["model"]["merges"]]
     return {
         "ggml.model": Value("gpt2", GGUFValueType.STRING),
@@ -123,18 +129,44 @@ def _with_fallback(content: dict[str, Any]) -> dict[str, Value]:
 
 
 def _begins_with_space(content: dict[str, Any]) -> bool:
-    """Whether a space is put before a text; refuses other changes to it."""
+    """Whether a space is put before a text; refuses other changes to it, and other ways to split it."""
     normalizer = content.get("normalizer") or {"type": "Sequence", "normalizers": []}
     steps = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
-    spaces = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
-    if any(step not in spaces for step in steps):
-        raise ModelError(
-            f"The tokenizer changes text before it splits it ({json.dumps(steps)[:150]}); llama.cpp does not."
-        )
-    splitting = content.get("pre_tokenizer") or {}
-    return spaces[0] in steps or (
-        splitting.get("type") == "Metaspace" and splitting.get("prepend_scheme", "always") != "never"
+    splitting = content.get("pre_tokenizer")
+    if steps in (SPACES, SPACES[1:]) and splitting in (None, GEMMA_SPLIT):
+        return len(steps) == 2
+    metaspace = splitting or {}
+    if not steps and metaspace.get("type") == "Metaspace" and not metaspace.get("split", True):
+        if metaspace.get("prepend_scheme") != "never":
+            log.warning(
+                "Texts that begin with a space, and text after special tokens, get one token more in llama.cpp."
+            )
+        return metaspace.get("prepend_scheme") != "never"
+    raise ModelError(
+        f"The tokenizer splits text in a way that llama.cpp does not have: {json.dumps([steps, splitting])[:200]}. "
+        "Export to a Hugging Face folder instead."
     )
+
+
+def _check_fields(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any]) -> None:
+    """Refuse what a GGUF file cannot say of a tokenizer."""
+    model, refused = content["model"], ""
+    for name in ("end_of_word_suffix", "continuing_subword_prefix", "dropout"):
+        if model.get(name):
+            refused = f"it has {name}"
+    for added in content.get("added_tokens", []):
+        if added["lstrip"] or added["rstrip"] or added["single_word"]:
+            refused = f"its token {added['content']} takes in the space beside it"
+        if model.get("byte_fallback") and added["normalized"] and not added["special"]:
+            refused = f"its token {added['content']} is looked for in the changed text"
+    if tokenizer.eos_token_id is None:
+        refused = "it has no end-of-text token"
+    plain, whole = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if whole not in (plain, [bos, *plain], [*plain, eos], [bos, *plain, eos]):
+        refused = "it puts other tokens around a text than one at its beginning and one at its end"
+    if refused:
+        raise ModelError(f"llama.cpp cannot do what this tokenizer does: {refused}. Export to a Hugging Face folder.")
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:

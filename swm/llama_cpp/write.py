@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType, GGUFWriter, ReaderTensor
 from torch import Tensor
 
-from swm.errors import ExperimentError, ModelError
+from swm.errors import ExperimentError, ModelError, first_line
 from swm.llama_cpp.families import Family, family_of, period_broken
 from swm.llama_cpp.kinds import bytes_of, check_kind, encoded, file_type, fitting, kind_of
 from swm.llama_cpp.source import Source, holds, kind_of_changed, open_gguf
@@ -25,6 +25,7 @@ from swm.llama_cpp.vocabulary import Value, Vocabulary, copied_vocabulary, vocab
 from swm.merging.stored import Stored, read_header, read_tensor
 from swm.models.load import load_tokenizer
 from swm.models.locate import load_config, weight_files
+from swm.models.save import check_complete
 from swm.progress import Progress, no_progress
 from swm.workspace.files import check_space, replaced_file
 
@@ -83,6 +84,7 @@ def export_gguf(
         check_kind(type)
     config = load_config(str(folder))
     family = family_of(config)
+    check_complete(folder)
     if broken := period_broken(config):
         raise ModelError(
             f"llama.cpp would run layers {', '.join(map(str, broken[:8]))} of this {config.model_type} otherwise, "
@@ -126,7 +128,10 @@ def _planned(
         shape = target.shape(shapes)
         logits = target.name == ("output.weight" if own_output else "token_embd.weight")
         kind = kind_of(target.name, shape, type or "F16", logits)
-        block = origin.tensor(target.name) if origin and type is None else None
+        block = origin.tensor(target.name) if origin else None
+        if target.name == "token_embd.weight" and block and not holds(block, _made(target, stored)):
+            raise ModelError("The GGUF file that the model came from has changed since. Put the former one back.")
+        block = block if type is None else None
         if block is not None:
             exact = holds(block, _made(target, stored))
             kind = block.tensor_type if exact else fitting(kind_of_changed(block.tensor_type), shape)
@@ -159,12 +164,19 @@ def _add_metadata(
             writer.add_array(key, entry)
         else:
             Value(entry, KIND_OF[entry.__class__]).add_to(writer, key)
-    for key, number in family.keys(config).items():
-        if number is None:
-            raise ModelError(f"The model's config has no value for what llama.cpp calls {family.arch}.{key}.")
+    for key, number in _keys(config, family).items():
+        if number is None or (isinstance(number, int) and number < 0):
+            raise ModelError(f"The model's config has no valid value for what llama.cpp calls {family.arch}.{key}.")
         Value(number, KIND_OF[number.__class__]).add_to(writer, f"{family.arch}.{key}")
     for key, value in vocabulary.entries.items():
         value.add_to(writer, key)
+
+
+def _keys(config: Any, family: Family) -> dict[str, Any]:
+    try:
+        return family.keys(config)
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ModelError(f"The model's config.json is incomplete: {first_line(error)} Copy it again.") from None
 
 
 def _write(

@@ -1,6 +1,7 @@
 """From a name to a model and back to a folder; running its layers one by one.
 
 - decoder: a model's layers, found by structure; its parameter count and size
+- from_gguf: what transformers leaves out when it reads a GGUF file
 - gradients: gradients of a model's loss on text, for importance scores
 - hooks: hooks on modules, removed when a block ends
 - here: models that are already on this machine

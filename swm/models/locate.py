@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swm.errors import ModelError, first_line
 from swm.models.decoder import parameter_count
+from swm.models.from_gguf import complete
 from swm.models.known import BUNDLED
 from swm.models.save import save_model
 from swm.workspace.files import clean_up, demo_experiment, home
@@ -183,6 +184,7 @@ def _converted(gguf: Path, folder: Path) -> Path:
         config = read.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
+        complete(gguf, read)
         fresh = type(read)(config)
         fresh.load_state_dict(read.state_dict())
         save_model(fresh, tokenizer, folder)

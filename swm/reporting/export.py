@@ -7,7 +7,7 @@ from pathlib import Path
 from swm.errors import ExperimentError, SettingsError
 from swm.progress import Progress, no_progress
 from swm.registry import EXPORT_FORMATS, ExportFormat
-from swm.workspace.files import replace_file
+from swm.workspace.files import disk_errors, replace_file
 from swm.workspace.runs import Run
 
 
@@ -20,7 +20,7 @@ def format_of(path: Path, name: str | None = None) -> ExportFormat:
     if name is not None:
         return EXPORT_FORMATS.check(name)
     by_suffix = {entry.suffix: entry for entry in EXPORT_FORMATS.values() if entry.suffix}
-    return by_suffix.get(path.suffix, EXPORT_FORMATS["transformers"])
+    return by_suffix.get(path.suffix.lower(), EXPORT_FORMATS["transformers"])
 
 
 def export_run(
@@ -36,7 +36,9 @@ def export_run(
         ExperimentError: if the path exists, the run has no model, or the format cannot express it.
     """
     form = format_of(path, name)
-    if path.exists():
+    with disk_errors(path, 0):
+        exists = path.exists()
+    if exists:
         raise ExperimentError(f"{path} already exists. Name a new file or folder.")
     if run.is_baseline:
         raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")

@@ -8,12 +8,16 @@ import gguf
 import pytest
 import torch
 from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from swm.errors import ExperimentError, ModelError, SettingsError
 from swm.llama_cpp.families import FAMILIES
+from swm.llama_cpp.vocabulary import vocabulary_of
 from swm.llama_cpp.write import export_gguf
 from swm.merging.apply import apply_plan
+from swm.models.load import load_model
 from swm.models.locate import model_folder
 from swm.planners.drops import dropped_plan
 from swm.settings import GGUF_TYPES
@@ -291,3 +295,117 @@ def test_llama_3_scales_its_frequencies(tmp_path, client):
     ids = [number % 400 for number in range(7, 2000, 13)][:150]  # far enough that the scaling counts
     answer = client.ask(tmp_path / "model.gguf", exact=True, logprobs=[ids])
     assert answer["logprobs"][0] == pytest.approx(logprobs(model, ids), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "why"),
+    [
+        ("qwen3", {"attention_bias": True}, "no place for biases .*self_attn"),
+        ("smollm3", {"mlp_bias": True}, "no place for biases"),
+        ("gpt_neox", {"attention_bias": False}, "its attention has no biases"),
+        ("phi3", {"head_dim": 32}, "not as wide as its hidden states"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "a part",
+        ),
+        ("gemma3_text", {"sliding_window": None}, "has no valid value for what llama.cpp calls gemma3.attention"),
+    ],
+)
+def test_configs_that_llama_cpp_would_not_load_are_refused(family, changes, why, tmp_path):
+    settings = {**SHAPES[family], "hidden_size": 64, "vocab_size": 300, **changes}
+    tiny_model(family, layers=LAYERS, **settings).save_pretrained(tmp_path / "model")
+    byte_level_tokenizer(size=290).save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match=why):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("missing", ["lm_head.weight", "model.layers.2.mlp.up_proj.weight"])
+def test_a_folder_that_lacks_a_weight_is_refused(missing, tmp_path):
+    folder_of("llama", byte_level_tokenizer(), tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    del weights[missing]
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=f"{missing} is not in the files"):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+
+
+def test_a_window_that_llama_cpp_ignores_limits_the_files_context(tmp_path):
+    folder_of("mistral", byte_level_tokenizer(), tmp_path / "model", sliding_window=24)
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    assert GGUFReader(tmp_path / "model.gguf").fields["llama.context_length"].contents() == 24
+
+
+def test_a_source_that_was_replaced_is_noticed(tmp_path):
+    tokenizer = byte_level_tokenizer()
+    folder_of("llama", tokenizer, tmp_path / "model")
+    folder_of("llama", tokenizer, tmp_path / "other", initializer_range=0.2)
+    export_gguf(tmp_path / "other", tmp_path / "other.gguf", "F32")
+    with pytest.raises(ModelError, match="the model came from has changed since"):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf", source=tmp_path / "other.gguf")
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+    with pytest.raises(ExperimentError, match="already exists"):
+        export_gguf(tmp_path / "model", tmp_path / "model.gguf")
+
+
+def changed(tokenizer, change):
+    """The tokenizer with its tokenizer.json changed."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    change(content)
+    special = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token")}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), **special)
+
+
+ADDED = {"id": 0, "content": "<end>", "single_word": False, "lstrip": False, "normalized": False, "special": True}
+TOKENIZERS = {
+    "takes in the space": lambda t: t.update(added_tokens=[{**ADDED, "rstrip": True}]),
+    "end_of_word_suffix": lambda t: t["model"].update(end_of_word_suffix="</w>"),
+    "splits text in a way": lambda t: t.update(pre_tokenizer={"type": "Whitespace"}),
+    "changes text before it splits it .Lowercase": lambda t: t.update(normalizer={"type": "Lowercase"}),
+    "puts other tokens around a text": lambda t: t.update(
+        post_processor={
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<x>": {"id": "<x>", "ids": [5], "tokens": ["<x>"]}},
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("why", TOKENIZERS)
+def test_tokenizers_that_llama_cpp_cannot_follow_are_refused(why):
+    start = fallback_tokenizer() if why.startswith("splits") else byte_level_tokenizer()
+    with pytest.raises(ModelError, match=why):
+        vocabulary_of(changed(start, TOKENIZERS[why]), 600)
+    assert vocabulary_of(start, 600).tokens == 600
+
+
+def test_a_tokenizer_without_an_end_of_text_token_is_refused():
+    tokenizer = byte_level_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="has no end-of-text token"):
+        vocabulary_of(tokenizer, 600)
+
+
+def test_a_llama_3_file_is_read_with_its_scaling(tmp_path):
+    """transformers drops it; other scalings, and weights it does not read, are refused."""
+    rope = {
+        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192, "rope_theta": 500_000.0,
+    }  # fmt: skip
+    tokenizer = byte_level_tokenizer("llama-bpe")
+    model = folder_of("llama", tokenizer, tmp_path / "a", rope_parameters=rope)
+    export_gguf(tmp_path / "a", tmp_path / "a.gguf", "F32")
+    read, _ = load_model(str(tmp_path / "a.gguf"))
+    assert read.config.rope_parameters == rope
+    ids = torch.randint(0, 400, (1, 400), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(read(ids).logits, model(ids).logits, atol=1e-3, rtol=1e-3)
+    folder_of("llama", tokenizer, tmp_path / "b", rope_parameters={**rope, "original_max_position_embeddings": 64})
+    folder_of("llama", tokenizer, tmp_path / "c", attention_bias=True)
+    linear = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    folder_of("llama", tokenizer, tmp_path / "d", rope_parameters=linear)
+    for name, why in (("b", "rotary scaling .rope_freqs"), ("c", "all of its weights"), ("d", "scaling .linear")):
+        export_gguf(tmp_path / name, tmp_path / f"{name}.gguf", "F32")
+        with pytest.raises(ModelError, match=f"does not read .*{why}"):
+            load_model(str(tmp_path / f"{name}.gguf"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress
     if run.is_baseline or not run.has_model:
         raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
     file = file.absolute()
-    if file.suffix != ".gguf":
+    if file.suffix.lower() != ".gguf":
         raise ExperimentError(f"{file.name} must end in .gguf. Name another file.")
     card, modelfile = file.with_suffix(".md"), file.with_suffix(".Modelfile")
     for other in (file, card, modelfile):
@@ -64,7 +64,7 @@ def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress
     clean_up(file.parent, older_than=24 * 3600)
     with ExitStack() as undone:
         for other in (file, card, modelfile):
-            undone.callback(other.unlink, missing_ok=True)
+            undone.callback(_forget, other)
         written = export_gguf(
             run.model_folder,
             file,
@@ -98,9 +98,17 @@ def modelfile_of(run: Run, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _forget(file: Path) -> None:
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
+
+
 def _settings(file: Path) -> dict[str, Any]:
     """A JSON file that transformers wrote; empty if there is none."""
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    except ValueError:
+        raise ExperimentError(f"{file} is damaged. Merge the run again.") from None
 
 
 def _text(token: Any) -> str:
