@@ -50,6 +50,8 @@ def run_commands(run: Run) -> list[str]:
         )
     if run.timing() and not run.is_baseline:
         lines.append(_command("time", *name))
+    if (there := run.in_llama_cpp()) and not run.is_baseline:
+        lines.append(_command("time", *name, "--client", "llama.cpp", "--type", there["type"]))
     return lines
 
 

@@ -10,6 +10,7 @@ from swm.evaluation.paired import SCORES
 from swm.reporting.compare import SPEED, flat_rows
 
 CONTINUOUS = SCORES[1:]
+LLAMA_CPP = ("type", "tokens_per_second", "prompt_tokens_per_second", "perplexity", "size_bytes")
 AGAINST = {"against": "method", **{f"against_{name}": name for name in ("difference", "low", "high")}}
 
 
@@ -26,6 +27,8 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
     header += [f"{task}{suffix}" for task in tasks for suffix in ("", "_stderr")]
     header += [f"{task}_{score}" for task in tasks for score in CONTINUOUS]
     header += [*(f"{task}_documents" for task in tasks), *(f"measured_{name}" for name in measured_with), "versions"]
+    if there := any(row["llama_cpp"] for row in flat):
+        header += [f"llama_cpp_{name}" for name in LLAMA_CPP]
     if judged := any("verdict" in row for row in flat):
         header.append("verdict")
     if of_studies := any("against" in row for row in flat):
@@ -42,6 +45,8 @@ def csv_text(rows: list[dict[str, Any]]) -> str:
         values += [row["scores"].get(task, {}).get("documents") for task in tasks]
         values += [row["conditions"].get(name) for name in measured_with]
         values += [" ".join(f"{name}={version}" for name, version in row["conditions"].get("versions", {}).items())]
+        if there:
+            values += [(row["llama_cpp"] or {}).get(name) for name in LLAMA_CPP]
         if judged:
             values.append(row.get("verdict"))
         if of_studies:
