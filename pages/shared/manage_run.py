@@ -11,6 +11,7 @@ from pages.shared.frame import plain, shown_errors
 from swm.errors import SwmError
 from swm.jobs.child import call
 from swm.registry import EXPORT_FORMATS, ExportFormat, as_sentence
+from swm.reporting.compare import STAGES
 from swm.workspace.files import home
 from swm.workspace.housekeeping import delete, rename
 from swm.workspace.names import check_name
@@ -97,4 +98,7 @@ def export(run: Run) -> None:
             offer_download(run, form, f"{form.title} ({form.suffix})", name, "run_export")
         elif form.write:
             offer_weights(run, form, form.title, name, "run_export")
-    st.caption("Models are written to the folder `exports` of the studio's home on the machine that runs it.")
+    st.caption(
+        f"The model as it is now: {STAGES[run.stage]}. Models are written to the folder `exports` of the studio's home "
+        "on the machine that runs it."
+    )
