@@ -58,10 +58,11 @@ def new_name() -> str:
     name = st.text_input(
         "Name", "my-model", max_chars=64, key="experiment_name", help="Lower-case letters, digits and hyphens."
     )
+    problem = st.empty()  # always there: fields below a line that comes or goes lose what is being typed
     try:
         check_new(name)
     except SwmError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+        problem.error(plain(str(error)), icon=":material/error:")
         return ""
     return name
 

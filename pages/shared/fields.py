@@ -19,7 +19,7 @@ def number(label: str, low: N, high: N, default: N, *, place: Any = st, **settin
         settings: as `st.number_input` takes them.
     """
     typed: N = place.number_input(label, value=default, **settings)
-    used = min(max(typed, low), high)
+    used, problem = min(max(typed, low), high), place.empty()  # always there, so that no field below moves
     if used != typed:
-        place.error(f"{typed:,} is out of range: {low:,} to {high:,}. {used:,} is used.", icon=":material/error:")
+        problem.error(f"{typed:,} is out of range: {low:,} to {high:,}. {used:,} is used.", icon=":material/error:")
     return used
