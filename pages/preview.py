@@ -78,7 +78,7 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
         seconds = path_seconds(experiment.model_facts, experiment.cost(), experiment.settings.token_count)
         st.info(
             "This rule has not been searched yet. One search finds the plan for every threshold, starting with this "
-            "one." + (f" Takes {about(seconds)}." if seconds else "")
+            "one." + (f" The search takes {about(seconds)}." if seconds else "")
         )
     elif not experiment.state().active and covered < 0.999:
         st.info(f"{covered:.0%} of the thresholds from {path.low:g} up are computed. The shaded ones are not.")

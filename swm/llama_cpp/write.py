@@ -164,7 +164,7 @@ def _add_metadata(
             writer.add_array(key, entry)
         else:
             Value(entry, KIND_OF[entry.__class__]).add_to(writer, key)
-    for key, number in _keys(config, family).items():
+    for key, number in {**_keys(config, family), "vocab_size": vocabulary.tokens}.items():
         if number is None or (isinstance(number, int) and number < 0):
             raise ModelError(f"The model's config has no valid value for what llama.cpp calls {family.arch}.{key}.")
         Value(number, KIND_OF[number.__class__]).add_to(writer, f"{family.arch}.{key}")

@@ -36,7 +36,7 @@ def time_in_llama_cpp(
 ) -> dict[str, Any]:
     """Tokens per second of prompt and of generation in llama.cpp, and the file's perplexity on the calibration text.
 
-    Both files are loaded anew in each turn, one after the other, so that a busy moment affects both. Written to
+    Each turn loads both files again, one after the other, so that a busy moment affects both. Written to
     llama_cpp.json of the run and of the original.
 
     Raises:
