@@ -136,7 +136,7 @@ def _entries(run: Run) -> dict[str, Any]:
 def _about(written: Any, source: Path | None) -> str:
     kinds = ", ".join(f"{count} in {kind}" for kind, count in sorted(written.kinds.items()))
     copied = (
-        f" {written.copied} of them are copied bit for bit from {source.name}; the others changed and were encoded again."
+        f" {written.copied} of them are copied bit for bit from {source.name}; the others changed and were re-encoded."
         if source and written.copied
         else ""
     )
