@@ -20,7 +20,7 @@ from pages.shared.frame import (
 )
 from pages.shared.live import DEFAULT_THRESHOLD, hand_key, live_preview, path_and_view
 from pages.shared.tables import trace_table
-from pages.shared.target import Found, forget_edits, method_note, target_plan
+from pages.shared.target import DOORS, Found, forget_edits, plan_notes, target_plan
 from swm.plan import DEFAULT_RULE, MergePlan, parse_windows
 from swm.registry import MERGE_RULES
 from swm.reporting.arguments import windows_arguments
@@ -36,7 +36,6 @@ from swm.workspace.estimate import about, path_seconds
 from swm.workspace.experiments import Experiment
 
 ANY = "any"
-DOORS = {"threshold": "by a similarity threshold", "target": "for a target"}
 
 
 def take_threshold() -> None:
@@ -242,7 +241,7 @@ with shown_errors():
         hand = plan_shown(experiment, found) if found else None
         live_preview({**view, "hand": hand}, "preview_live", take_threshold, take_windows)
     if found:
-        method_note(found.plan)
+        plan_notes(experiment, found.plan)
         if by_hand is not None:
             arguments = measure_by_hand(experiment, found.plan, path)
         if found.plan.windows:
@@ -255,6 +254,7 @@ with shown_errors():
         if step and not step.plan.windows:
             st.info("No neighbouring layers are this similar. Lower the threshold to merge some.")
         if step and step.plan.windows:
+            plan_notes(experiment, step.plan)
             next_step("pages/run.py", "Merge these layers", run="new run", merge_at=str(threshold), merge_by=rule)
     show_known_plans(experiment)
     if step and not found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -105,6 +105,15 @@ class MergePlan:
     def base_layers(self) -> tuple[int, ...]:
         """The original layer that supplies each merged model layer's norms and attributes, lowest first."""
         return tuple(base_layer(window, self.rule) for window in self.kept_layers())
+
+    def out_of_place(self, kinds: Sequence[str]) -> list[int]:
+        """Layers of the merged model that are of another kind than the original's layers there; none without kinds.
+
+        Args:
+            kinds: of each layer of the original, or empty.
+        """
+        kept = [kinds[layer] for layer in self.base_layers()] if kinds else []
+        return [layer for layer, kind in enumerate(kept) if kind != kinds[layer]]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON: `layer_count`, `layers_left`, `windows` as [first, last], `rule`, `width` if it is cut."""

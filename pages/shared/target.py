@@ -27,6 +27,8 @@ KINDS = {
     LOSS: "perplexity, times the original's",
 }
 WALK = "walk"
+KEEP = "Only plans that llama.cpp can run"
+DOORS = {"threshold": "by a similarity threshold", "target": "for a target"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
         args=(experiment,),
     )
     st.caption(as_sentence(PLANNERS[method].help) if method in PLANNERS else "Merges where the output changes least.")
+    kinds = experiment.model_facts.get("layer_kinds")
+    keep = bool(kinds) and method in PLANNERS and _keeps_period(experiment)
     layers = None if kind == LOSS else layers_for(experiment, kind, value)
     if kind != LOSS and layers is None:
         st.warning(_cannot(experiment, kind))
@@ -72,7 +76,8 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
         st.caption(f"That leaves {layers} of {experiment.layer_count} layers.{now}")
     arguments = ["plan", experiment.name, *(["--planner", method] if method in PLANNERS else [])]
     arguments += ["--within", f"{value:g}"] if layers is None else ["--layers", str(layers)]
-    found, settled = _known(experiment, method, layers, value)
+    arguments += ["--keep-period"] if keep else []
+    found, settled = _known(experiment, method, layers, value, keep)
     if settled and found is None:
         st.info("This method finds no such plan. Choose another target or method.")
     active = experiment.state().active
@@ -157,7 +162,20 @@ def _cannot(experiment: Experiment, kind: str) -> str:
     return "Not even two layers meet this target. Choose a smaller model, or a lower precision."
 
 
-def _known(experiment: Experiment, method: str, layers: int | None, factor: float) -> tuple[Found | None, bool]:
+def _keeps_period(experiment: Experiment) -> bool:
+    """The choice to find only plans that llama.cpp can run."""
+    return st.checkbox(
+        KEEP,
+        key="target_keep",
+        on_change=forget_edits,
+        args=(experiment,),
+        help="llama.cpp takes each layer's kind of attention or positions from its place, so only some layers can go.",
+    )
+
+
+def _known(
+    experiment: Experiment, method: str, layers: int | None, factor: float, keep: bool
+) -> tuple[Found | None, bool]:
     """The plan as far as it is known, and whether no search is needed."""
     if method == WALK:
         path = kept_path(experiment, DEFAULT_RULE)
@@ -171,8 +189,10 @@ def _known(experiment: Experiment, method: str, layers: int | None, factor: floa
         return Found(step.plan, step.similarity, path.perplexities) if step else None, settled
     if layers is not None:
         data = experiment.planned(method, layers)
+        data = data if data and data.get("keep_period", False) == keep else None
         return _found(data), data is not None
     plans = [data for data in experiment.plans_found() if data["planner"] == method]
+    plans = [data for data in plans if data.get("keep_period", False) == keep]
     found = {MergePlan.from_dict(data).layers_left: data for data in plans}
     within = [n for n, data in found.items() if data["perplexity"] <= factor * data["perplexity_original"]]
     least = min(within, default=experiment.layer_count)
@@ -187,8 +207,14 @@ def _found(data: dict[str, Any] | None) -> Found | None:
     return Found(plan, data["similarity"], {(): data["perplexity_original"], plan.windows: data["perplexity"]})
 
 
-def method_note(plan: MergePlan) -> None:
-    """What to know about a plan's perplexity before it is merged."""
+def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
+    """What to know about a plan before it is merged: where it cannot run, and how its perplexity was measured."""
+    if broken := plan.out_of_place(experiment.model_facts.get("layer_kinds") or ()):
+        some = ", ".join(map(str, broken[:6])) + (", …" if len(broken) > 6 else "")
+        st.caption(
+            f"llama.cpp cannot run this plan: it takes a layer's kind from its place, and layers {some} of the smaller "
+            f"model would be of another kind. Choose **{DOORS['target']}** and **{KEEP}** above for others."
+        )
     if MERGE_RULES[plan.rule].needs_text:
         st.caption(
             "Perplexity and words are of a quick fit. The merged model is fitted on more text, so its numbers differ."

@@ -19,6 +19,8 @@ def check_options(options: argparse.Namespace) -> None:
     planned = "planner" in vars(options)
     if planned and "budget" in given and options.planner != "best":
         raise SettingsError("--budget only applies to --planner best. Remove --budget.")
+    if planned and options.keep_period and not options.planner:
+        raise SettingsError("--keep-period needs --planner: the threshold decides alone. Add --planner.")
     if planned and options.precision != "auto" and options.windows is not None:
         raise SettingsError("--precision applies to a search, but --windows needs none. Remove --precision.")
     plan_options = ("threshold", "layers", "ratio", "within", "windows", "planner")

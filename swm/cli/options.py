@@ -199,6 +199,11 @@ def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
         help=f"needs --layers, --ratio or --within; {PLANNERS.help_text()}",
     )
     command.add_argument("--budget", type=int, help="maximum number of plans that --planner best tries (400)")
+    period = (
+        "let --planner remove only what keeps the order of kinds of layers that llama.cpp expects (Gemma 2 and 3, "
+        "SmolLM3; no effect on others)"
+    )
+    command.add_argument("--keep-period", action="store_true", help=period)
     rules = f"{', '.join(MERGE_RULES)} (default: {DEFAULT_RULE}, or the planner's own)"
     command.add_argument("--rule", help=rules)
     _add_precision(command)

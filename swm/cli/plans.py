@@ -31,7 +31,13 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
     else:
         budget = PLAN_BUDGET if options.budget is None else options.budget
         planned = partial(
-            plan_by, experiment, options.planner, budget=budget, rule=options.rule, precision=options.precision
+            plan_by,
+            experiment,
+            options.planner,
+            budget=budget,
+            rule=options.rule,
+            precision=options.precision,
+            keep_period=options.keep_period,
         )
         if options.within is None:
             measure = partial(planned, cast(int, layers_to_keep(experiment, options)))

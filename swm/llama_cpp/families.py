@@ -23,8 +23,8 @@ from swm.llama_cpp.config_keys import (
     rope_of,
     stablelm_keys,
 )
+from swm.models.layer_pattern import kinds_by_place, layer_kinds
 
-GEMMA2_PERIOD, GEMMA3_PERIOD, NOPE_PERIOD = 2, 6, 4  # every so many layers, the last one attends or counts otherwise
 LOCAL_ROPE_BASE = 10_000.0  # of Gemma 3's sliding layers, fixed in llama.cpp
 SILU = ("silu", "swish")
 GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # llama.cpp approximates all by tanh
@@ -68,15 +68,8 @@ def family_of(config: Any) -> Family:
 
 def period_broken(config: Any) -> list[int]:
     """Layers, from 0, that llama.cpp would run otherwise, since it derives what kind a layer is from its place."""
-    count = config.num_hidden_layers
-    if config.model_type in ("gemma2", "gemma3_text"):
-        period = GEMMA2_PERIOD if config.model_type == "gemma2" else GEMMA3_PERIOD
-        expected = ["full_attention" if (layer + 1) % period == 0 else "sliding_attention" for layer in range(count)]
-        return [layer for layer in range(count) if config.layer_types[layer] != expected[layer]]
-    if config.model_type == "smollm3":
-        rotated = [int((layer + 1) % NOPE_PERIOD != 0) for layer in range(count)]
-        return [layer for layer in range(count) if int(config.no_rope_layers[layer]) != rotated[layer]]
-    return []
+    kinds = zip(layer_kinds(config), kinds_by_place(config), strict=True)
+    return [layer for layer, (kind, taken_for) in enumerate(kinds) if kind != taken_for]
 
 
 def query_scale(config: Any) -> float:

@@ -88,7 +88,7 @@ def export_gguf(
     if broken := period_broken(config):
         raise ModelError(
             f"llama.cpp would run layers {', '.join(map(str, broken[:8]))} of this {config.model_type} otherwise, "
-            "since it derives from a layer's place how it attends. Keep the pattern: remove whole periods of layers."
+            "since it derives from a layer's place how it attends. Choose the layers by a planner with --keep-period."
         )
     origin = Source(source, layers or list(range(config.num_hidden_layers))) if source else None
     vocabulary = _vocabulary(str(folder), config, origin)

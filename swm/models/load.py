@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from swm.errors import ExperimentError, ModelError, SettingsError, first_line
 from swm.models.decoder import find_decoder, parameter_count
+from swm.models.layer_pattern import placed_kinds
 from swm.models.locate import (
     check_size,
     config_alone,
@@ -82,7 +83,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
     """Facts about a model before it is loaded: architecture, layers, width, parameters, size in `dtype`.
 
-    Parameters are counted on the meta device: no weight is read, converted or downloaded.
+    With `layer_kinds` if llama.cpp takes a layer's kind from its place: see `models.layer_pattern`. Parameters are
+    counted on the meta device: no weight is read, converted or downloaded.
     """
     check_dtype(dtype)
     config = config_alone(name)
@@ -98,6 +100,7 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
         "parameters_per_layer": parameter_count(decoder.layers[0]),
         "dtype": str(saved).removeprefix("torch.") if saved else "float32",
         "size_bytes": parameter_count(model) * bytes_each,
+        **({"layer_kinds": kinds} if (kinds := placed_kinds(config)) else {}),
     }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from swm.errors import PlanError
 from swm.plan import MergePlan
 from swm.planners.drops import dropped_plan
 from swm.planners.request import PlanRequest
@@ -17,12 +19,18 @@ if TYPE_CHECKING:
 
 def find(request: PlanRequest) -> MergePlan:
     """The plan without the block whose input and output have the smallest angular distance."""
-    block = most_redundant_block(request.model, request.tokens, request.drop)
+    block = most_redundant_block(request.model, request.tokens, request.drop, request.kinds)
     return dropped_plan(request.layer_count, block)
 
 
-def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int) -> range:
+def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int, kinds: Sequence[str] = ()) -> range:
     """The `size` consecutive layers whose input and output differ least in angle at the last token of each text.
+
+    Args:
+        kinds: of each layer, if those left must be of the kinds that the places had.
+
+    Raises:
+        PlanError: if no block keeps the kinds.
 
     Source: section 3.2, equations 2 and 3. Differs: several short texts instead of one long set; the paper's healing
     step is left to the recovery.
@@ -39,8 +47,19 @@ def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int) -> r
         first, outputs = layer_outputs(model, text)
         states = torch.cat([first[None], outputs])[:, 0, -1].double()
         angles.append(torch.arccos(cosine_similarity(states[:-size], states[size:], dim=-1).clamp(-1, 1)) / math.pi)
-    start = int(torch.stack(angles).mean(0).argmin())
+    mean = torch.stack(angles).mean(0).tolist()
+    starts = [start for start in range(len(mean)) if _keeps_places(kinds, start, size)]
+    if not starts:
+        raise PlanError(
+            f"No block of {size} layers can go so that each layer left is of the kind its place had. Choose another "
+            "number of layers, another planner, or leave out --keep-period."
+        )
+    start = min(starts, key=mean.__getitem__)
     return range(start, start + size)
+
+
+def _keeps_places(kinds: Sequence[str], start: int, size: int) -> bool:
+    return list(kinds[start + size :]) == list(kinds[start : len(kinds) - size])
 
 
 PLANNERS.register(

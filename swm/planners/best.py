@@ -29,7 +29,7 @@ def find(request: PlanRequest) -> MergePlan:
     fitter = window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS))
     loss = DropLoss(PlanLoss(model, request.tokens, fitter, request.fast), count, "fit")
     searching = replace(request, progress=share_of(request.progress, 0, SEARCHING))
-    dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, request.budget, searching.tried)
+    dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, request.budget, searching.tried, request.kinds)
     plans = [replace(dropped_plan(count, layers), rule="fit") for layers in dropped]
     rows = request.fit_tokens(FIT_TOKENS * 4 // 3)
     held_out = max(1, len(rows) // 4)  # texts for the comparison: not those a plan is fitted on

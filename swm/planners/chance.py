@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 from swm.plan import MergePlan
-from swm.planners.drops import dropped_plan
+from swm.planners.drops import dropped_plan, lowest_layers
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 
 
 def find(request: PlanRequest) -> MergePlan:
     """The plan without randomly drawn layers, the same for the same seed; the first layer stays."""
-    drawn = random.Random(request.seed).sample(range(1, request.layer_count), request.drop)
-    return dropped_plan(request.layer_count, drawn)
+    numbers, layers = random.Random(request.seed), range(1, request.layer_count)
+    if not request.kinds:
+        return dropped_plan(request.layer_count, numbers.sample(layers, request.drop))
+    values = [math.inf, *(numbers.random() for _ in layers)]
+    return dropped_plan(request.layer_count, lowest_layers(values, request.drop, request.kinds))
 
 
 PLANNERS.register(

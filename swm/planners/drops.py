@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 
 from swm.errors import PlanError
@@ -12,17 +12,69 @@ from swm.plan import MergePlan, Window
 OnTry = Callable[[int, int], None]
 
 
-def lowest_layers(values: Sequence[float], drop: int) -> list[int]:
+def lowest_layers(values: Sequence[float], drop: int, kinds: Sequence[str] = ()) -> list[int]:
     """The `drop` layers with the lowest values; among equal ones, the higher layer.
 
+    Args:
+        kinds: of each layer, if those left must be of the kinds that the places had: then the set of lowest sum.
+
     Raises:
-        PlanError: if fewer layers have a finite value.
+        PlanError: if fewer layers have a finite value, or no set keeps the kinds.
     """
     lowest = sorted(range(len(values)), key=lambda layer: (values[layer], -layer))[:drop]
+    if kinds:
+        droppable_layers = {layer for layer, value in enumerate(values) if math.isfinite(value)}
+        lowest = sorted(_lowest_in_place(values, drop, kinds, droppable_layers))
     if any(math.isinf(values[layer]) for layer in lowest):
         droppable = sum(map(math.isfinite, values))
         raise PlanError(f"This method can drop at most {droppable} of {len(values)} layers. Keep more layers.")
     return lowest
+
+
+def _lowest_in_place(
+    values: Sequence[float], drop: int, kinds: Sequence[str], droppable: Collection[int]
+) -> frozenset[int]:
+    """The set of `drop` layers of lowest sum after which every layer left stands where one of its kind stood."""
+    best: dict[int, tuple[float, frozenset[int]]] = {0: (0.0, frozenset())}  # by the number of layers left so far
+    for layer, kind in enumerate(kinds):
+        further: dict[int, tuple[float, frozenset[int]]] = {}
+        for left, (total, dropped) in best.items():
+            choices = [(left + 1, total, dropped)] if kinds[left] == kind else []
+            if layer in droppable and len(dropped) < drop:
+                choices.append((left, total + values[layer], dropped | {layer}))
+            for place, value, chosen in choices:
+                if place not in further or value < further[place][0]:
+                    further[place] = value, chosen
+        best = further
+    if len(kinds) - drop not in best:
+        raise PlanError(
+            f"This planner cannot remove {drop} layers so that each layer left is of the kind its place had. It can "
+            f"leave {_numbers_left(kinds, droppable)} layers. Choose one of these, another planner, or leave out "
+            "--keep-period."
+        )
+    return best[len(kinds) - drop][1]
+
+
+def _numbers_left(kinds: Sequence[str], droppable: Collection[int]) -> str:
+    numbers = {0}
+    for layer, kind in enumerate(kinds):
+        stays = {left + 1 for left in numbers if kinds[left] == kind}
+        numbers = stays | (numbers if layer in droppable else set())
+    return ", ".join(map(str, sorted(numbers - {0, 1, len(kinds)}, reverse=True))) or "no other number of"
+
+
+def can_keep_places(kinds: Sequence[str], dropped: Collection[int], drop: int, droppable: Collection[int]) -> bool:
+    """Whether `drop` layers, among them `dropped`, can go so that each layer left is of the kind its place had.
+
+    Args:
+        kinds: of each layer; empty: they may stand anywhere.
+        droppable: layers that may go.
+    """
+    must = [-len(kinds) if layer in dropped else 0.0 for layer in range(len(kinds))]
+    try:
+        return not kinds or set(dropped) <= _lowest_in_place(must, drop, kinds, droppable)
+    except PlanError:
+        return False
 
 
 def dropped_plan(layer_count: int, dropped: Iterable[int]) -> MergePlan:
@@ -51,6 +103,7 @@ def beam_drops(
     width: int = 1,
     budget: int | None = None,
     on_try: OnTry = lambda done, total: None,
+    kinds: Sequence[str] = (),
 ) -> list[frozenset[int]]:
     """Sets of layers to drop, best first: each step drops one more layer from the `width` best sets so far.
 
@@ -61,7 +114,13 @@ def beam_drops(
         loss: of the model without these layers; lower is better.
         budget: maximum number of sets to try. The first step tries every layer; later steps try the most promising
             sets, judged by the losses of that first step.
+        kinds: of each layer, if those left must be of the kinds that the places had.
+
+    Raises:
+        PlanError: if no set keeps the kinds.
     """
+    if kinds:
+        _lowest_in_place([0.0] * len(kinds), drop, kinds, candidates)
     most = most_tried(len(candidates), drop, width)
     total = min(budget or most, most)
     best, single, tried = {frozenset[int](): 0.0}, dict.fromkeys(candidates, 0.0), 0
@@ -70,6 +129,8 @@ def beam_drops(
         for dropped, value in best.items():
             for layer in set(candidates) - dropped:
                 child = dropped | {layer}
+                if not can_keep_places(kinds, child, drop, candidates):
+                    continue
                 expected[child] = min(expected.get(child, math.inf), value + single[layer])
         children = sorted(expected, key=lambda child: (expected[child], sorted(child)))
         if budget and step:
@@ -80,7 +141,7 @@ def beam_drops(
             tried += 1
             on_try(tried, max(total, tried))
         if not step:
-            single = {layer: losses[frozenset({layer})] for layer in candidates}
+            single.update({layer: loss for (layer,), loss in losses.items()})
         best = dict(sorted(losses.items(), key=lambda item: item[1])[:width])
     return list(best)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 from swm.errors import PlanError
 from swm.plan import MergePlan, Window
@@ -19,10 +20,10 @@ def find(request: PlanRequest) -> MergePlan:
     from swm.search.window_score import WindowScorer
 
     score = WindowScorer(request.model, request.tokens, "rdsc", fast=request.fast).score
-    return laco_plan(request.layer_count, request.layers, score, request.tried)
+    return laco_plan(request.layer_count, request.layers, score, request.tried, request.kinds)
 
 
-def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry) -> MergePlan:
+def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry, kinds: Sequence[str] = ()) -> MergePlan:
     """The plan that merges windows of a fixed size from the top while the final hidden state stays similar.
 
     Among all sizes and thresholds that leave `layers` layers, takes the highest threshold; the paper chooses both by
@@ -30,6 +31,7 @@ def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry) -
 
     Args:
         similarity: as `WindowScorer.score`: of the windows merged above and the next one.
+        kinds: of each layer, if those left must be of the kinds that the places had.
 
     Raises:
         PlanError: if no size and threshold leave that many layers.
@@ -48,21 +50,24 @@ def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry) -
     sizes = [size for size in LACO_WINDOWS if (layer_count - layers) % (size - 1) == 0]  # others cannot leave as many
     threshold, plan = 0.0, None
     for size in sizes:
-        if walk := _laco_walk(layer_count, layers, size, score, threshold):
-            threshold, windows = walk
-            plan = MergePlan(layer_count, windows, "rdsc")
+        for reached, windows in _laco_walks(layer_count, layers, size, score, threshold):
+            fitting = MergePlan(layer_count, windows, "rdsc")
+            if not fitting.out_of_place(kinds):
+                threshold, plan = reached, fitting
+                break
     if plan is None:
+        where = " in places of their own kind" if kinds else ""
         raise PlanError(
-            f"LaCo cannot leave {layers} of {layer_count} layers with windows of {LACO_WINDOWS[0]} to "
+            f"LaCo cannot leave {layers} of {layer_count} layers{where} with windows of {LACO_WINDOWS[0]} to "
             f"{LACO_WINDOWS[-1]} layers and a similarity above 0. Choose another number of layers or another planner."
         )
     return plan
 
 
-def _laco_walk(
+def _laco_walks(
     layer_count: int, layers: int, size: int, score: Score, least: float
-) -> tuple[float, tuple[Window, ...]] | None:
-    """The highest threshold above `least` that leaves `layers` layers, and its windows; None if there is none.
+) -> Iterator[tuple[float, tuple[Window, ...]]]:
+    """The thresholds above `least` that leave `layers` layers, highest first, and their windows.
 
     Tries every threshold that changes the walk, from the top down.
     """
@@ -80,9 +85,8 @@ def _laco_walk(
                 rejected = max(rejected, similarity)
                 first -= 1
         if layer_count - len(above) * (size - 1) == layers:
-            return threshold, above
+            yield threshold, above
         threshold = math.nextafter(rejected, -1)
-    return None
 
 
 PLANNERS.register(

@@ -18,7 +18,7 @@ def find(request: PlanRequest) -> MergePlan:
     for layer in range(count):
         losses.append(loss(frozenset({layer})))
         request.tried(layer + 1, count)
-    return dropped_plan(count, lowest_layers(losses, request.drop))
+    return dropped_plan(count, lowest_layers(losses, request.drop, request.kinds))
 
 
 PLANNERS.register(

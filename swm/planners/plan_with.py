@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from swm.errors import SettingsError
+from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan, check_layers
 from swm.planners.request import PlanRequest
 from swm.progress import Progress, no_progress
@@ -27,6 +27,7 @@ def plan_with(
     fast: bool = False,
     budget: int = PLAN_BUDGET,
     fit_tokens: Callable[[int], Tensor] | None = None,
+    keep_period: bool = False,
     progress: Progress = no_progress,
 ) -> MergePlan:
     """A planner's plan that leaves `layers` layers.
@@ -38,6 +39,8 @@ def plan_with(
         budget: maximum number of plans to try, for planners that take a budget.
         fit_tokens: given a number of tokens, returns about that much text to fit merged layers on; by default the
             calibration text, which is rather short for that.
+        keep_period: leave layers of the kinds that llama.cpp takes them for by their place: see
+            `models.layer_pattern`. No effect on families without such a pattern.
 
     Raises:
         SettingsError: if the planner is unknown, the number of layers is out of range, or the budget is too small.
@@ -45,13 +48,20 @@ def plan_with(
     """
     from swm.models.decoder import find_decoder
     from swm.models.layer_outputs import check_tokens
+    from swm.models.layer_pattern import placed_kinds
 
     check_tokens(tokens)
     method, count = PLANNERS.check(planner), len(find_decoder(model).layers)
     check_layers(layers, count)
     check_budget(planner, budget, count, layers)
     text = fit_tokens or (lambda token_count: tokens)
-    plan = method.find(PlanRequest(model, tokens, count, layers, seed, fast, budget, text, progress))
+    kinds = placed_kinds(model.config) if keep_period else []
+    plan = method.find(PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, progress))
+    if broken := plan.out_of_place(kinds):
+        raise PlanError(
+            f"Planner {planner} cannot keep the kinds of layers in their places (layers {broken} would change). Choose "
+            "another planner, or leave out --keep-period."
+        )
     if plan.layers_left != layers:
         raise ValueError(f"Planner {planner} left {plan.layers_left} layers instead of {layers}.")
     return plan

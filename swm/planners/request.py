@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,8 @@ class PlanRequest:
         budget: maximum number of plans to try, for planners that take a budget.
         fit_tokens: given a number of tokens, returns about that much text to fit merged layers on, shaped like
             `tokens`.
+        kinds: of each layer, if those left must be of the kinds that the places had, as llama.cpp needs for some
+            families; else empty.
         progress: called with the plans tried so far; may raise to stop.
     """
 
@@ -37,6 +39,7 @@ class PlanRequest:
     fast: bool
     budget: int
     fit_tokens: Callable[[int], Tensor]
+    kinds: Sequence[str] = ()
     progress: Progress = no_progress
 
     @property

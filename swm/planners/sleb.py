@@ -17,7 +17,7 @@ def find(request: PlanRequest) -> MergePlan:
 
     count = request.layer_count
     loss = DropLoss(PlanLoss(request.model, request.tokens), count)
-    best = beam_drops(range(1, count - 1), request.drop, loss, on_try=request.tried)[0]
+    best = beam_drops(range(1, count - 1), request.drop, loss, on_try=request.tried, kinds=request.kinds)[0]
     return dropped_plan(count, best)
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from swm.errors import PlanError
+from swm.models.layer_pattern import placed_kinds
 from swm.models.load import fast_format
-from swm.plan import (
-    MergePlan,
-    check_layers,
-)
+from swm.models.locate import load_config
+from swm.plan import MergePlan, check_layers
 from swm.planners.plan_with import check_budget, plan_with
 from swm.progress import Progress, no_progress, share_of
 from swm.registry import PLANNERS
@@ -32,11 +32,13 @@ def plan_by(
     *,
     rule: str | None = None,
     precision: str = "auto",
+    keep_period: bool = False,
 ) -> dict[str, Any]:
     """A planner's plan with `layers` layers, its measurements and the seconds it took; saved and reused.
 
     Args:
         rule: merge rule to use instead of the planner's own.
+        keep_period: leave layers of the kinds that llama.cpp takes them for; no effect on families without a pattern.
 
     Returns:
         The plan's entries, `planner`, `seconds`, and similarity and perplexities as from `measure_plan`.
@@ -48,17 +50,27 @@ def plan_by(
     check_layers(layers, experiment.layer_count)
     check_budget(planner, budget, experiment.layer_count, layers)
     data = experiment.planned(planner, layers)
+    kinds = placed_kinds(load_config(experiment.settings.model)) if keep_period else []
     fits = precision in ("auto", (data or {}).get("scoring", "auto"))
+    fits = fits and (data or {}).get("keep_period", False) == bool(kinds)
     if data is None or data.get("budget", budget) != budget or not fits:
-        data = _found_plan(experiment, planner, layers, budget, progress, precision)
+        data = _found_plan(experiment, planner, layers, budget, progress, precision, bool(kinds))
     if rule and rule != data["rule"]:
         plan = replace(MergePlan.from_dict(data), rule=rule)
+        if plan.out_of_place(kinds):
+            raise PlanError(f"Rule {rule} keeps other layers than {planner} chose for their kinds. Leave out --rule.")
         return {**data, **measure_plan(experiment, plan, progress)}
     return data
 
 
 def _found_plan(
-    experiment: Experiment, planner: str, layers: int, budget: int, progress: Progress, precision: str
+    experiment: Experiment,
+    planner: str,
+    layers: int,
+    budget: int,
+    progress: Progress,
+    precision: str,
+    keep_period: bool,
 ) -> dict[str, Any]:
     start, method = time.time(), PLANNERS[planner]
     progress(0, 0, "loading the model")
@@ -73,6 +85,7 @@ def _found_plan(
         fast=fast,
         budget=budget,
         fit_tokens=partial(fit_tokens_of, experiment, tokenizer),
+        keep_period=keep_period,
         progress=share_of(lambda done, total, text: progress(done, total, f"{planner}: {text}"), 0, SEARCHING),
     )
     seconds = round(time.time() - start, 1)
@@ -81,6 +94,8 @@ def _found_plan(
     data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact"}
     if method.least_budget:
         data["budget"] = budget
+    if keep_period:
+        data["keep_period"] = True
     if not experiment.read_only:
         experiment.save_planned(planner, layers, data)
     return data

@@ -257,8 +257,7 @@ class Experiment(Tracked):
         else:
             planned = self._planned_as(plan, method)
             name = planned["planner"] if planned else BY_HAND
-            if planned and "budget" in planned:
-                settings["budget"] = planned["budget"]
+            settings |= {name: value for name, value in (planned or {}).items() if name in ("budget", "keep_period")}
         return {"planner": name, "source": source_of(name), "settings": {} if name == BY_HAND else settings}
 
     def _planned_as(self, plan: MergePlan, method: str | None) -> dict[str, Any] | None:

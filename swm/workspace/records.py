@@ -51,6 +51,7 @@ class ModelFacts(Record):
     parameters_per_layer: Positive
     size_bytes: Positive
     architecture: str = ""
+    layer_kinds: list[str] = Field(default_factory=list)
 
 
 class ExperimentFile(Record):

@@ -195,6 +195,7 @@ class PlannedFile(Record):
     perplexity_original: float
     seconds: float
     budget: int = 0
+    keep_period: bool = False
     version: int = 0
     text_hash: str = ""
     scoring: str = ""

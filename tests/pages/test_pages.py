@@ -212,6 +212,23 @@ def test_a_target_in_layers_shows_the_methods_plan(study, no_demo):
     assert "nothing to merge" in texts(target("layers", 6))
 
 
+def test_where_llama_cpp_takes_kinds_from_places_only_fitting_plans_can_be_asked_for(study, no_demo):
+    file = study.folder / "experiment.json"
+    data = json.loads(file.read_text())
+    data["model_facts"]["layer_kinds"] = ["sliding attention", "full attention"] * 3
+    file.write_text(json.dumps(data))
+    planned(study, "sleb", (Window(1, 2),), 40.0)
+    test = target("layers", 5)
+    assert any("llama.cpp cannot run this plan" in c.value and "layers 2, 3, 4 of" in c.value for c in test.caption)
+    test.checkbox(key="target_keep").check().run()
+    assert test.button(key="target_find").label == "Find the plan"
+    assert any("--layers 5 --keep-period" in code.value for code in test.code)
+    study.save_planned("sleb", 5, {**study.planned("sleb", 5), "windows": [[4, 5]], "keep_period": True})
+    test.run()
+    assert merges(test) == "4-5"
+    assert not any("llama.cpp cannot" in c.value for c in test.caption)
+
+
 def test_a_target_in_memory_or_speed_becomes_layers(study, no_demo):
     facts = study.model_facts
     planned(study, "sleb", (Window(0, 3),), 40.0)
