@@ -158,8 +158,8 @@ if len(flat) > MOST_COLUMNS:
 else:
     st.table(measurements)
 st.caption(
-    "± is one standard error over documents. Brackets are 95 % intervals, over documents for scores and over segments "
-    "of text for perplexity, and the range over repetitions for speed."
+    "Brackets are 95 % intervals, over documents for scores and over segments of text for perplexity, and the range "
+    "over repetitions for speed."
 )
 scored = {label: row for label, row in labels.items() if row["scores"]}
 many = len(scored) > MOST_BARS

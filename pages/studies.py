@@ -97,7 +97,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")
     speed = " Speed is measured once for each combination of layer and parameter count, in turn with the original."
     st.caption(
-        "Error bars: 95 % intervals over texts or documents; for accuracy, one standard error."
+        "Error bars: 95 % intervals over texts or documents."
         f"{' Dotted lines: after LoRA.' if healed else ''} The five best methods by mean rank are in colour. A method "
         "that finds no plan of some depth has no point there. Perplexities above 20 times the original's are only in "
         "the table."
@@ -218,8 +218,8 @@ def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[di
         st.plotly_chart(threshold_scores_chart(scores), key="studies_scores")
         documents = " or ".join(dict.fromkeys(f"{row['documents']:,}" for row in scores))
         st.caption(
-            f"Error bars: one standard error over {documents} documents. The models are not healed. Hover over a point "
-            "to see its number of layers."
+            f"Error bars: 95 % intervals over {documents} documents. The models are not healed. Hover over a point to "
+            "see its number of layers."
         )
     return True
 

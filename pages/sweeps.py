@@ -7,6 +7,7 @@ from pages.shared.new_sweep import new_sweep
 from pages.shared.tables import sweep_table
 from swm.jobs.child import start
 from swm.jobs.sweep import ENDED, sweep_rows, sweeps
+from swm.reporting.compare import percent_interval
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS
 from swm.workspace.files import demo_experiment
@@ -43,10 +44,12 @@ left.metric("Runs done or failed", f"{ended} of {len(rows)}")
 with middle:
     st.metric(
         "Best average accuracy so far",
-        f"{best_score['average']:.1%} ± {best_score['average_stderr']:.1%}" if best_score else "–",
-        help=f"{TERMS['accuracy']} Mean over the tasks ± its standard error; smaller differences mean little.",
+        f"{best_score['average']:.1%}" if best_score else "–",
+        help=f"{TERMS['accuracy']} Mean over the tasks; differences within the interval mean little.",
     )
-    st.caption(f"{best_score['run']}, {best_score['layers']} layers" if best_score else "")
+    if best_score:
+        low, high = percent_interval(best_score["average"], best_score["average_stderr"])[1:]
+        st.caption(f"95 % interval {low:.1f} to {high:.1f} %; {best_score['run']}, {best_score['layers']} layers")
 with right:
     st.metric(
         "Lowest perplexity so far",

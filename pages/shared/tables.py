@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, Paired
-from swm.reporting.compare import row_name, stage_name
+from swm.reporting.compare import percent_interval, row_name, stage_name
 from swm.reporting.glossary import FORMS, TITLES, UNITS, method_name
 from swm.reporting.table import MISSING, interval, lines, number, percent, points, ratio, speedup
 from swm.search.threshold_path import PlanAt
@@ -36,7 +36,7 @@ def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "size, MiB": row["size_bytes"] / 2**20,
             "average, %": None if row["average"] is None else 100 * row["average"],
             "scored on": _scored_on(row),
-            "± %": None if row["average_stderr"] is None else 100 * row["average_stderr"],
+            **_average_ends(row),
             **{f"perplexity, {text}": entry["value"] for text, entry in row["perplexities"].items()},
             "tokens per second": row["tokens_per_second"],
             "latency, ms": row["latency_ms"],
@@ -46,6 +46,11 @@ def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
         for row in rows
     )
     return table.set_index("run")
+
+
+def _average_ends(row: dict[str, Any]) -> dict[str, float | None]:
+    low, high = (None, None) if row["average"] is None else percent_interval(row["average"], row["average_stderr"])[1:]
+    return {"average, low": low, "average, high": high}
 
 
 def _scored_on(row: dict[str, Any]) -> str:

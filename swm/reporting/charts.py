@@ -119,3 +119,13 @@ def log_axis(figure: go.Figure, lowest: float | None) -> None:
     if lowest and values:
         highest = min(max(values), TALLEST * lowest)
         figure.update_yaxes(range=[math.log10(0.8 * lowest), math.log10(1.15 * highest)])
+
+
+def error_bars(intervals: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    """Error bars of plotly for values with the low and high ends of their intervals."""
+    return {
+        "array": [high - value for value, _, high in intervals],
+        "arrayminus": [value - low for value, low, _ in intervals],
+        "thickness": 1.4,
+        "width": 4,
+    }

@@ -231,6 +231,11 @@ def _chosen_by(run: Run) -> str:
     return run.plan.width.after(run.plan.rule if planner == BY_THRESHOLD else planner)
 
 
+def percent_interval(value: float, stderr: float) -> tuple[float, float, float]:
+    """A share and the ends of its 95 % interval, in percent; no end beyond 0 or 100."""
+    return 100 * value, max(0.0, 100 * (value - 1.96 * stderr)), min(100.0, 100 * (value + 1.96 * stderr))
+
+
 def average_of(scores: dict[str, Any], tasks: Collection[str] | None = None) -> tuple[float | None, float | None]:
     """Mean accuracy and its standard error, treating tasks as independent; None if one of `tasks` is missing.
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from swm.evaluation.paired import ACCURACY, BITS_PER_BYTE, CHOICE_LOGPROB, VERDICTS, Paired
-from swm.reporting.charts import LINE, TALLEST, plain_axes
-from swm.reporting.compare import documents_key
+from swm.reporting.charts import LINE, TALLEST, error_bars, plain_axes
+from swm.reporting.compare import documents_key, percent_interval
 from swm.reporting.glossary import FORMS, TITLES, UNITS
 from swm.reporting.palette import BETTER, WORSE, row_colours
 
@@ -24,7 +24,7 @@ NOTHING = "#dfe3ea"  # opaque, so that plotly can choose a legible colour for th
 
 
 def scores_chart(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
-    """Accuracy with standard errors: a group of bars for each task, a bar for each row."""
+    """Accuracy with 95 % intervals: a group of bars for each task, a bar for each row."""
     figure = go.Figure()
     for row, name, colour in zip(rows, names, row_colours(rows), strict=True):
         tasks = list(row["scores"])
@@ -33,12 +33,7 @@ def scores_chart(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
             y=[100 * row["scores"][task]["value"] for task in tasks],
             name=name,
             marker_color=colour,
-            error_y={
-                "array": [100 * row["scores"][t]["stderr"] for t in tasks],
-                "thickness": 1.4,
-                "width": 4,
-                "color": ERROR_BAR,
-            },
+            error_y={**error_bars([_with_ends(row["scores"][task]) for task in tasks]), "color": ERROR_BAR},
             hovertemplate="%{x}: %{y:.1f} %<extra>" + name + "</extra>",
         )
     figure.update_layout(barmode="group", bargap=0.25)
@@ -92,6 +87,10 @@ def scores_grid(rows: Sequence[Row], names: Sequence[str], references: Sequence[
     return figure.update_xaxes(side="top", showgrid=False)
 
 
+def _with_ends(score: Row) -> tuple[float, float, float]:
+    return percent_interval(score["value"], score["stderr"])
+
+
 def _accuracy(row: Row, task: str) -> str:
     return f"{100 * row['scores'][task]['value']:.1f}" if task in row["scores"] else ""
 
@@ -99,7 +98,14 @@ def _accuracy(row: Row, task: str) -> str:
 def score_against_speed(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
     """Average score against relative speed, with the Pareto front: the rows that no other beats in both."""
     points = [
-        (speed, 100 * row["average"], 100 * row["average_stderr"], name, colour, _side(row))
+        (
+            speed,
+            100 * row["average"],
+            percent_interval(row["average"], row["average_stderr"]),
+            name,
+            colour,
+            _side(row),
+        )
         for row, name, colour in zip(rows, names, row_colours(rows), strict=True)
         if (speed := relative_speed(row)) and row["average"] is not None
     ]
@@ -119,7 +125,7 @@ def score_against_speed(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
     figure.add_scatter(
         x=[p[0] for p in points],
         y=[p[1] for p in points],
-        error_y={"array": [p[2] for p in points], "thickness": 1.4, "width": 4, "color": ERROR_BAR},
+        error_y={**error_bars([p[2] for p in points]), "color": ERROR_BAR},
         mode="markers+text",
         text=[p[3] if p in named else "" for p in points],
         textposition=[f"{p[5]} left" if p[0] > middle else f"{p[5]} right" for p in points],

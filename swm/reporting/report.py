@@ -108,7 +108,7 @@ def _charts(experiment: Experiment, flat: list[dict[str, Any]]) -> list[Charts]:
             title = "Zero-shot accuracy, %, coloured by the difference from the control, or else the original"
             charts.append((title, [scores_grid(measured, names, reference_rows(measured, flat))]))
         else:
-            charts.append(("Zero-shot accuracy with standard errors", [scores_chart(measured, names)]))
+            charts.append(("Zero-shot accuracy with 95 % intervals", [scores_chart(measured, names)]))
         charts += _differences(measured, measured if len(measured) <= MANY else [flat[headline(flat)]])
     healed = [run for run in runs if run.stage == "recovered"]
     charts += [(f"Loss while healing {run.name}", [loss_chart(run.events())]) for run in healed]

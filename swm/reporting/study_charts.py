@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
-from swm.reporting.charts import LINE, log_axis, plain_axes
+from swm.reporting.charts import LINE, error_bars, log_axis, plain_axes
+from swm.reporting.compare import percent_interval
 from swm.reporting.glossary import method_name
 from swm.reporting.palette import method_colour
 from swm.search.threshold_path import ThresholdPath
@@ -47,13 +48,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
         figure.add_scatter(
             x=[row["layers"] for row in points],
             y=[value for value, _, _ in values],
-            error_y={
-                "array": [high - value for value, _, high in values],
-                "arrayminus": [value - low for value, low, _ in values],
-                "thickness": 1.4,
-                "width": 4,
-                "visible": shown,
-            },
+            error_y={**error_bars(values), "visible": shown},
             mode="lines+markers",
             name=name,
             legendrank=best.index(method) if shown else len(best),
@@ -139,13 +134,13 @@ def _ranks(rows: Sequence[dict[str, Any]], figure_of: str) -> dict[str, int]:
 
 
 def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] | None:
-    """Value, low and high of a row: ± one standard error for accuracy, the 95 % interval for all others."""
+    """Value of a row and the ends of its 95 % interval."""
     if figure_of in SCORES[1:]:
         entry = row["averages"].get(figure_of)
         return entry and (entry["value"], entry["low"], entry["high"])
     if figure_of == ACCURACY:
         value, stderr = row["average"], row["average_stderr"]
-        return None if value is None else (100 * value, 100 * (value - stderr), 100 * (value + stderr))
+        return None if value is None else percent_interval(value, stderr)
     entry = row["perplexities"].get(figure_of)
     return entry and (entry["value"], entry["low"], entry["high"])
 
@@ -191,7 +186,7 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
 
 
 def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:
-    """Scores of the plans at selected thresholds with standard errors: one line for each merge rule.
+    """Scores of the plans at selected thresholds with 95 % intervals: one line for each merge rule.
 
     Args:
         scores: rows with `rule`, `threshold`, `layers`, `task`, `value` and `stderr`, as in a study of thresholds.
@@ -202,7 +197,7 @@ def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:
         figure.add_scatter(
             x=[row["threshold"] for row in rows],
             y=[100 * row["value"] for row in rows],
-            error_y={"array": [100 * row["stderr"] for row in rows], "thickness": 1.4, "width": 4},
+            error_y=error_bars([percent_interval(row["value"], row["stderr"]) for row in rows]),
             customdata=[row["layers"] for row in rows],
             mode="lines+markers",
             name=method_name(rule),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from swm.evaluation.paired import SCORES, TOO_FEW
-from swm.reporting.compare import average_of, documents_key, flat_rows, row_name, same_text
+from swm.reporting.compare import average_of, documents_key, flat_rows, percent_interval, row_name, same_text
 from swm.reporting.glossary import FORMS, TITLES, UNITS
 from swm.reporting.verdict import digits_for
 from swm.workspace.runs import BASELINE
@@ -203,8 +203,11 @@ def _score(entry: dict[str, Any] | None) -> str:
 
 
 def percent(value: float | None, stderr: float | None) -> str:
-    """A share with its standard error, in percent."""
-    return MISSING if value is None or stderr is None else f"{100 * value:.1f} ± {100 * stderr:.1f}"
+    """A share with its 95 % interval, in percent."""
+    if value is None or stderr is None:
+        return MISSING
+    share, low, high = percent_interval(value, stderr)
+    return f"{share:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def points(entry: dict[str, Any] | None, factor: float = 100, digits: int = 1) -> str:

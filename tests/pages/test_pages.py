@@ -312,7 +312,7 @@ def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
     table = test.dataframe[0].value
     assert list(table["method"]) == ["original", "SLEB", "Sliding window (rdsc)"]
     assert json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["tickvals"] == [5]  # no half layers
-    assert table["average, %"][1].count("±") == 1
+    assert table["average, %"][1].endswith("]")
     assert list(table["difference (points)"]) == ["–", "–", "-100.0 [-100.0, +95.0]"]
     test.selectbox(key="studies_against_study_methods").select("rdsc").run()
     assert list(test.dataframe[0].value["difference (points)"])[1] == "+100.0 [-95.0, +100.0]"
@@ -333,7 +333,8 @@ def test_studies_show_the_scores_of_plans_at_thresholds(study, no_demo):
     charts = [json.loads(chart.proto.spec) for chart in test.get("plotly_chart")]
     (scored,) = [chart for chart in charts if chart["layout"]["yaxis"]["title"]["text"] == "hellaswag, %"]
     assert (scored["data"][0]["x"], scored["data"][0]["y"]) == ([0.8, 0.9], [35.0, 42.0])
-    assert any("one standard error over 50 documents" in c.value for c in test.caption)
+    assert scored["data"][0]["error_y"]["array"] == pytest.approx([13.72, 13.72])  # 1.96 standard errors
+    assert any("95 % intervals over 50 documents" in c.value for c in test.caption)
     assert any("scored_at: [0.9, 0.8]" in code.value for code in test.code)  # the grid that was run, not the default
 
 
