@@ -1,7 +1,10 @@
 """Applying a plan: in memory, with fitted layers, by width, from disk to disk.
 
 - apply: applies a plan to a model in memory
-- fit: rule `fit`: solves a merged layer's last projection by least squares
+- fit: rule `fit`: solves the end of a merged layer to reproduce the output of its window
+- least_squares: ridge regression from sums over tokens
+- projection: what can be solved at the end of a layer: a linear map, a norm after it, experts
+- solve: solves it so that the layer's output comes near to a target
 - stored: tensors in safetensors files: locating, reading and copying them
 - stream: merges from disk to disk, one parameter at a time
 - width: width pruning: attention heads (whole key-value groups) and MLP channels, the same number in every layer

@@ -1,0 +1,42 @@
+"""Ridge regression from sums over tokens, with the ridge that does best on text apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+HELD_OUT = 8  # one part in this many is held out to choose the ridge
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # relative to the mean square of the features
+DEFAULT_RIDGE = 0.1  # with too little text to choose one
+Sums = tuple[Tensor, Tensor]
+"""X'X, shape (in, in), and X'E, shape (in, out), in float64."""
+
+
+def added(sums: Sums | None, features: Tensor, residual: Tensor) -> Sums:
+    """The sums with those of some more rows, shapes (rows, in) and (rows, out)."""
+    gram, cross = (features.T @ features).double(), (features.T @ residual).double()
+    return (gram, cross) if sums is None else (sums[0] + gram, sums[1] + cross)
+
+
+def best_ridge(fitted: Sums, held_out: Sums | None) -> float:
+    """The ridge whose solution does best on the sums of the held-out text; the default one without such text."""
+    if held_out is None:
+        return DEFAULT_RIDGE
+    return min(RIDGES, key=lambda ridge: error_change(ridge_solution(*fitted, ridge), held_out))
+
+
+def error_change(change: Tensor, sums: Sums) -> float:
+    """The squared error with a change of the linear map, shape (in, out), minus that without it."""
+    gram, cross = sums
+    return float((change * (gram @ change)).sum() - 2 * (change * cross).sum())
+
+
+def ridge_solution(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """The change of the linear map, shape (in, out), in float64.
+
+    Args:
+        ridge: relative to the mean of the gram matrix's diagonal.
+    """
+    diagonal = ridge * gram.diagonal().mean().clamp(min=1e-12)
+    factor = torch.linalg.cholesky(gram + diagonal * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+    return torch.cholesky_solve(cross, factor)
