@@ -17,8 +17,11 @@ def check_options(options: argparse.Namespace) -> None:
     _check_values(options)
     given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
     planned = "planner" in vars(options)
-    if planned and "budget" in given and options.planner != "best":
-        raise SettingsError("--budget only applies to --planner best. Remove --budget.")
+    for name in ("budget", "minutes"):
+        if planned and name in given and options.planner != "best":
+            raise SettingsError(f"--{name} only applies to --planner best. Remove --{name}.")
+    if planned and "minutes" in given and ("budget" in given or not 0 < options.minutes <= 100_000):
+        raise SettingsError("--minutes needs a number above 0, and takes the place of --budget. Give one of the two.")
     if planned and options.keep_period and not options.planner:
         raise SettingsError("--keep-period needs --planner: the threshold decides alone. Add --planner.")
     if planned and options.precision != "auto" and options.windows is not None:

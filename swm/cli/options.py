@@ -199,6 +199,8 @@ def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
         help=f"needs --layers, --ratio or --within; {PLANNERS.help_text()}",
     )
     command.add_argument("--budget", type=int, help="maximum number of plans that --planner best tries (400)")
+    minutes = "about how long --planner best searches, in place of --budget; the plan then depends on the machine"
+    command.add_argument("--minutes", type=float, help=minutes)
     period = (
         "let --planner remove only what keeps the order of kinds of layers that llama.cpp expects (Gemma 2 and 3, "
         "SmolLM3; no effect on others)"

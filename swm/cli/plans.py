@@ -35,6 +35,7 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
             experiment,
             options.planner,
             budget=budget,
+            minutes=options.minutes,
             rule=options.rule,
             precision=options.precision,
             keep_period=options.keep_period,

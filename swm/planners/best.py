@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
+from swm.errors import PlanError
 from swm.plan import MergePlan
 from swm.planners.drops import DropLoss, beam_drops, dropped_plan, most_tried
 from swm.planners.request import PlanRequest
@@ -11,15 +14,20 @@ from swm.progress import share_of
 from swm.registry import PLANNERS, Planner
 from swm.settings import FIT_TOKENS, WINDOW_FIT_TOKENS
 
-WIDTH = 3  # beam width: sets of layers that the search keeps after each step, and fits in full at the end
-SEARCHING = 0.8  # share of the time until the last candidates are fitted, with the usual budget and 30 layers
+WIDTH = 3  # beam width: sets of layers that the search keeps after each step, and that it fits in full at the least
+RIVALS = ("angular", "shortgpt", "perplexity", "sleb")  # whose layers are tried, too
+QUICK_RIVALS = RIVALS[:2]  # with a time limit
+NEAR = 0.05  # nats: plans this near to the best one are fitted in full
+RIVALS_DONE, SEARCHED = 0.2, 0.8  # shares of the time, with the usual budget and 30 layers
 
 
 def find(request: PlanRequest) -> MergePlan:
-    """The best plan found by beam search over quickly fitted plans.
+    """The best plan found by beam search over quickly fitted plans, and among the plans of other methods.
 
-    The final candidates are fitted in full and compared by perplexity on text that they were not fitted on.
+    The final candidates are fitted in full and compared by perplexity on text that they were not fitted on. Another
+    method's plan that is not among them has no lower loss than any of them.
     """
+    start = time.monotonic()
     from swm.evaluation.perplexity import perplexity
     from swm.merging.fit import apply_fitted_plan, check_fits, window_fitter
     from swm.search.plan_loss import PlanLoss
@@ -27,18 +35,50 @@ def find(request: PlanRequest) -> MergePlan:
     model, count = request.model, request.layer_count
     check_fits(model)
     fitter = window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS))
-    loss = DropLoss(PlanLoss(model, request.tokens, fitter, request.fast), count, "fit")
-    searching = replace(request, progress=share_of(request.progress, 0, SEARCHING))
-    dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, request.budget, searching.tried, request.kinds)
+    known = request.losses_of("fit in bfloat16" if request.fast else "fit")
+    loss = DropLoss(PlanLoss(model, request.tokens, fitter, request.fast), count, "fit", known)
+    rivals = _rival_drops(request)
+    searching = replace(request, progress=share_of(request.progress, RIVALS_DONE, SEARCHED))
+    budget = _by_time(start + SEARCHED * request.seconds) if request.seconds else request.budget
+    dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, budget, searching.tried, request.kinds)
+    ordered = sorted({*dropped, *rivals}, key=lambda layers: (loss(layers), sorted(layers)))
+    near = [layers for layers in ordered if loss(layers) <= loss(ordered[0]) + NEAR]
+    dropped = ordered[: max(WIDTH, len(near))]
     plans = [replace(dropped_plan(count, layers), rule="fit") for layers in dropped]
     rows = request.fit_tokens(FIT_TOKENS * 4 // 3)
     held_out = max(1, len(rows) // 4)  # texts for the comparison: not those a plan is fitted on
-    fitting, perplexities = share_of(request.progress, SEARCHING, 1), []
+    fitting, perplexities = share_of(request.progress, SEARCHED, 1), []
     for done, plan in enumerate(plans):
         fitting(done, len(plans), f"fitting plan {done + 1} of {len(plans)} in full")
         fitted = apply_fitted_plan(model, plan, rows[held_out:])
         perplexities.append(perplexity(fitted, rows[:held_out])["value"])
     return plans[perplexities.index(min(perplexities))]
+
+
+def _rival_drops(request: PlanRequest) -> list[frozenset[int]]:
+    """The sets of layers that other methods drop; of those that find a plan."""
+    found, names = [], QUICK_RIVALS if request.seconds else RIVALS
+    for place, name in enumerate(names):
+        first, last = (RIVALS_DONE * part / len(names) for part in (place, place + 1))
+        try:
+            plan = PLANNERS[name].find(replace(request, progress=share_of(request.progress, first, last)))
+        except PlanError:
+            continue
+        dropped = frozenset(range(request.layer_count)) - set(plan.base_layers())
+        if 0 not in dropped:  # rule fit starts from the layer below those that go
+            found.append(dropped)
+    return list(dict.fromkeys(found))
+
+
+def _by_time(end: float) -> Callable[[int], int]:
+    """How many plans can be tried until `end`, given how many have been tried since now."""
+    start = time.monotonic()
+
+    def most(tried: int) -> int:
+        now = time.monotonic()
+        return tried + int(tried * max(0.0, end - now) / max(1e-6, now - start))
+
+    return most
 
 
 def least_budget(layer_count: int, layers: int) -> int:
@@ -49,14 +89,16 @@ def least_budget(layer_count: int, layers: int) -> int:
 def tokens_read(layer_count: int, layers: int, budget: int, tokens: int) -> float:
     """Each plan tried reads the text; the last ones are fitted, for which the original reads the text as well."""
     tried = min(budget, most_tried(layer_count - 1, layer_count - layers, WIDTH))
-    return tried * tokens + 2 * WIDTH * FIT_TOKENS
+    rivals = [read(layer_count, layers, budget, tokens) for name in RIVALS if (read := PLANNERS[name].tokens_read)]
+    return sum(rivals) + (tried + len(RIVALS)) * tokens + 2 * WIDTH * FIT_TOKENS
 
 
 PLANNERS.register(
     Planner(
         "best",
         "Beam search, fitted (best)",
-        "drops layers by beam search, fits each merged layer on text (rule fit), chooses by perplexity; our own method",
+        "drops layers by beam search, fits each merged layer on text (rule fit), chooses by perplexity, among "
+        "other methods' plans, too; our own method",
         "beam search over dropped layers, each merged layer fitted on text (Sliding-Window Merging Studio)",
         find,
         whole_model=True,

@@ -101,7 +101,7 @@ def beam_drops(
     drop: int,
     loss: Callable[[frozenset[int]], float],
     width: int = 1,
-    budget: int | None = None,
+    budget: int | Callable[[int], int] | None = None,
     on_try: OnTry = lambda done, total: None,
     kinds: Sequence[str] = (),
 ) -> list[frozenset[int]]:
@@ -112,8 +112,8 @@ def beam_drops(
     Args:
         candidates: layers that may be dropped.
         loss: of the model without these layers; lower is better.
-        budget: maximum number of sets to try. The first step tries every layer; later steps try the most promising
-            sets, judged by the losses of that first step.
+        budget: maximum number of sets to try, or a function that says it, given how many have been tried. The first
+            step tries every layer; later steps try the most promising sets, judged by the losses of that first step.
         kinds: of each layer, if those left must be of the kinds that the places had.
 
     Raises:
@@ -122,7 +122,7 @@ def beam_drops(
     if kinds:
         _lowest_in_place([0.0] * len(kinds), drop, kinds, candidates)
     most = most_tried(len(candidates), drop, width)
-    total = min(budget or most, most)
+    most_now = budget if callable(budget) else lambda tried: budget or most
     best, single, tried = {frozenset[int](): 0.0}, dict.fromkeys(candidates, 0.0), 0
     for step in range(drop):
         expected: dict[frozenset[int], float] = {}
@@ -134,12 +134,12 @@ def beam_drops(
                 expected[child] = min(expected.get(child, math.inf), value + single[layer])
         children = sorted(expected, key=lambda child: (expected[child], sorted(child)))
         if budget and step:
-            children = children[: max(width, (budget - tried) // (drop - step))]
+            children = children[: max(width, (most_now(tried) - tried) // (drop - step))]
         losses = {}
         for child in children:
             losses[child] = loss(child)
             tried += 1
-            on_try(tried, max(total, tried))
+            on_try(tried, max(min(most_now(tried), most), tried))
         if not step:
             single.update({layer: loss for (layer,), loss in losses.items()})
         best = dict(sorted(losses.items(), key=lambda item: item[1])[:width])
@@ -156,12 +156,25 @@ class DropLoss:
 
     Args:
         rule: merge rule for the windows, instead of keeping the other layers unchanged.
+        known: losses found before; those found here are added.
     """
 
-    def __init__(self, loss: Callable[[MergePlan], float], layer_count: int, rule: str | None = None) -> None:
+    def __init__(
+        self,
+        loss: Callable[[MergePlan], float],
+        layer_count: int,
+        rule: str | None = None,
+        known: dict[frozenset[int], float] | None = None,
+    ) -> None:
         self._loss, self._layer_count, self._rule = loss, layer_count, rule
+        self._known = {} if known is None else known
 
     def __call__(self, dropped: frozenset[int]) -> float:
+        if dropped not in self._known:
+            self._known[dropped] = self._computed(dropped)
+        return self._known[dropped]
+
+    def _computed(self, dropped: frozenset[int]) -> float:
         try:
             plan = dropped_plan(self._layer_count, dropped)
             plan = replace(plan, rule=self._rule or plan.rule)

@@ -13,7 +13,7 @@ def find(request: PlanRequest) -> MergePlan:
     from swm.search.plan_loss import PlanLoss
 
     count = request.layer_count
-    loss = DropLoss(PlanLoss(request.model, request.tokens), count)
+    loss = DropLoss(PlanLoss(request.model, request.tokens), count, known=request.losses_of("dropped"))
     losses = []
     for layer in range(count):
         losses.append(loss(frozenset({layer})))

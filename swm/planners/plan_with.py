@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan, check_layers
-from swm.planners.request import PlanRequest
+from swm.planners.request import Losses, PlanRequest
 from swm.progress import Progress, no_progress
 from swm.registry import PLANNERS
 from swm.settings import PLAN_BUDGET
@@ -28,6 +28,8 @@ def plan_with(
     budget: int = PLAN_BUDGET,
     fit_tokens: Callable[[int], Tensor] | None = None,
     keep_period: bool = False,
+    losses: Losses | None = None,
+    seconds: float | None = None,
     progress: Progress = no_progress,
 ) -> MergePlan:
     """A planner's plan that leaves `layers` layers.
@@ -41,6 +43,9 @@ def plan_with(
             calibration text, which is rather short for that.
         keep_period: leave layers of the kinds that llama.cpp takes them for by their place: see
             `models.layer_pattern`. No effect on families without such a pattern.
+        losses: of plans tried before with the same model and text; those tried now are added. So a search that was
+            interrupted goes on where it stopped, and one for another number of layers starts with what it can use.
+        seconds: about how long a planner with a budget may search, in place of that budget.
 
     Raises:
         SettingsError: if the planner is unknown, the number of layers is out of range, or the budget is too small.
@@ -56,7 +61,10 @@ def plan_with(
     check_budget(planner, budget, count, layers)
     text = fit_tokens or (lambda token_count: tokens)
     kinds = placed_kinds(model.config) if keep_period else []
-    plan = method.find(PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, progress))
+    known: Losses = {} if losses is None else losses
+    plan = method.find(
+        PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, known, seconds, progress)
+    )
     if broken := plan.out_of_place(kinds):
         raise PlanError(
             f"Planner {planner} cannot keep the kinds of layers in their places (layers {broken} would change). Choose "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swm.progress import Progress, no_progress
@@ -11,6 +11,9 @@ from swm.progress import Progress, no_progress
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+
+Losses = dict[str, dict[frozenset[int], float]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class PlanRequest:
             `tokens`.
         kinds: of each layer, if those left must be of the kinds that the places had, as llama.cpp needs for some
             families; else empty.
+        losses: of sets of dropped layers, found before, by kind (see `losses_of`); those found are added.
+        seconds: time limit for planners that take a budget; None without one.
         progress: called with the plans tried so far; may raise to stop.
     """
 
@@ -40,12 +45,18 @@ class PlanRequest:
     budget: int
     fit_tokens: Callable[[int], Tensor]
     kinds: Sequence[str] = ()
+    losses: Losses = field(default_factory=dict)
+    seconds: float | None = None
     progress: Progress = no_progress
 
     @property
     def drop(self) -> int:
         """Number of layers to drop."""
         return self.layer_count - self.layers
+
+    def losses_of(self, kind: str) -> dict[frozenset[int], float]:
+        """Known losses of the models without some layers: `dropped`, or `fit` if the merged layers are fitted."""
+        return self.losses.setdefault(kind, {})
 
     def tried(self, done: int, total: int) -> None:
         """Report how many plans have been tried; `total` is 0 if unknown."""

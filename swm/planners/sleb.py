@@ -16,7 +16,7 @@ def find(request: PlanRequest) -> MergePlan:
     from swm.search.plan_loss import PlanLoss
 
     count = request.layer_count
-    loss = DropLoss(PlanLoss(request.model, request.tokens), count)
+    loss = DropLoss(PlanLoss(request.model, request.tokens), count, known=request.losses_of("dropped"))
     best = beam_drops(range(1, count - 1), request.drop, loss, on_try=request.tried, kinds=request.kinds)[0]
     return dropped_plan(count, best)
 

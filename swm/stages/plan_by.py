@@ -18,7 +18,8 @@ from swm.registry import PLANNERS
 from swm.settings import PLAN_BUDGET
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
 from swm.stages.measure_plan import measure_plan
-from swm.workspace.experiments import PLANS_VERSION, Experiment
+from swm.workspace.experiments import PLANS_VERSION, SEARCHED_BY, Experiment
+from swm.workspace.tried import TriedPlans
 
 SEARCHING = 0.95  # share of the progress that the search is; measuring its plan follows
 
@@ -30,6 +31,7 @@ def plan_by(
     budget: int = PLAN_BUDGET,
     progress: Progress = no_progress,
     *,
+    minutes: float | None = None,
     rule: str | None = None,
     precision: str = "auto",
     keep_period: bool = False,
@@ -37,6 +39,7 @@ def plan_by(
     """A planner's plan with `layers` layers, its measurements and the seconds it took; saved and reused.
 
     Args:
+        minutes: about how long a planner with a budget searches, in place of the budget.
         rule: merge rule to use instead of the planner's own.
         keep_period: leave layers of the kinds that llama.cpp takes them for; no effect on families without a pattern.
 
@@ -52,9 +55,11 @@ def plan_by(
     data = experiment.planned(planner, layers)
     kinds = placed_kinds(load_config(experiment.settings.model)) if keep_period else []
     fits = precision in ("auto", (data or {}).get("scoring", "auto"))
-    fits = fits and (data or {}).get("keep_period", False) == bool(kinds)
-    if data is None or data.get("budget", budget) != budget or not fits:
-        data = _found_plan(experiment, planner, layers, budget, progress, precision, bool(kinds))
+    how: dict[str, Any] = {"keep_period": True} if kinds else {}
+    if PLANNERS[planner].least_budget:
+        how |= {"minutes": minutes} if minutes else {"budget": budget}
+    if data is None or not fits or how != {name: data[name] for name in SEARCHED_BY if name in data}:
+        data = _found_plan(experiment, planner, layers, progress, precision, how)
     if rule and rule != data["rule"]:
         plan = replace(MergePlan.from_dict(data), rule=rule)
         if plan.out_of_place(kinds):
@@ -67,35 +72,37 @@ def _found_plan(
     experiment: Experiment,
     planner: str,
     layers: int,
-    budget: int,
     progress: Progress,
     precision: str,
-    keep_period: bool,
+    how: dict[str, Any],
 ) -> dict[str, Any]:
     start, method = time.time(), PLANNERS[planner]
     progress(0, 0, "loading the model")
     model, tokenizer = load_original(experiment, offload=not method.whole_model)
     fast = fast_format(model, precision)
-    plan = plan_with(
-        planner,
-        model,
-        calibration_of(experiment, tokenizer),
-        layers,
-        experiment.settings.seed,
-        fast=fast,
-        budget=budget,
-        fit_tokens=partial(fit_tokens_of, experiment, tokenizer),
-        keep_period=keep_period,
-        progress=share_of(lambda done, total, text: progress(done, total, f"{planner}: {text}"), 0, SEARCHING),
-    )
+    tried, minutes = TriedPlans(experiment), how.get("minutes")
+    named = share_of(lambda done, total, text: progress(done, total, f"{planner}: {text}"), 0, SEARCHING)
+    try:
+        plan = plan_with(
+            planner,
+            model,
+            calibration_of(experiment, tokenizer),
+            layers,
+            experiment.settings.seed,
+            fast=fast,
+            budget=how.get("budget", PLAN_BUDGET),
+            fit_tokens=partial(fit_tokens_of, experiment, tokenizer),
+            keep_period="keep_period" in how,
+            losses=tried.losses,
+            seconds=60 * minutes if minutes else None,
+            progress=tried.saving(named),
+        )
+    finally:
+        tried.save()
     seconds = round(time.time() - start, 1)
     measured = measure_plan(experiment, plan, share_of(progress, SEARCHING, 1), (model, tokenizer))
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
-    data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact"}
-    if method.least_budget:
-        data["budget"] = budget
-    if keep_period:
-        data["keep_period"] = True
+    data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact", **how}
     if not experiment.read_only:
         experiment.save_planned(planner, layers, data)
     return data

@@ -19,5 +19,6 @@
 - tracked: folders with a state: one job at a time, read-only if bundled
 - votes: votes between two models' answers shown without names
 - units: bytes and seconds in readable units
+- tried: losses of plans that planners tried, kept so that a search goes on where it stopped
 - uploads: model files that came through the browser
 """

@@ -28,6 +28,7 @@ from swm.workspace.reading import read_file
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.tracked import Tracked
 
+SEARCHED_BY = ("budget", "minutes", "keep_period")  # entries of a saved plan: how it was searched
 PLANS_VERSION = 3  # raised when planners change: plans of other versions are computed again
 
 
@@ -257,7 +258,7 @@ class Experiment(Tracked):
         else:
             planned = self._planned_as(plan, method)
             name = planned["planner"] if planned else BY_HAND
-            settings |= {name: value for name, value in (planned or {}).items() if name in ("budget", "keep_period")}
+            settings |= {key: value for key, value in (planned or {}).items() if key in SEARCHED_BY}
         return {"planner": name, "source": source_of(name), "settings": {} if name == BY_HAND else settings}
 
     def _planned_as(self, plan: MergePlan, method: str | None) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ from swm.workspace.result_records import (
     SimilarityFile,
     StudyFile,
     TimingFile,
+    TriedFile,
 )
 from swm.workspace.state import State
 
@@ -145,6 +146,7 @@ FILES: dict[str, Any] = {
     "experiment.json": ExperimentFile,
     "run.json": RunFile,
     "cost.json": CostFile,
+    "tried.json": TriedFile,
     **dict.fromkeys(("scores.json", "scores-merged.json"), ScoresFile),
     **dict.fromkeys(("timing.json", "timing-merged.json"), TimingFile),
     **dict.fromkeys(("llama_cpp.json", "llama_cpp-merged.json"), LlamaCppFile),

@@ -1,0 +1,62 @@
+"""Losses of plans that planners tried, kept in tried.json, so that a search that stopped goes on where it was.
+
+They serve every number of layers: a search for 20 layers starts with what one for 24 found.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from swm.progress import Progress
+from swm.workspace.experiments import PLANS_VERSION, Experiment
+from swm.workspace.files import write_json
+
+FILE = "tried.json"
+EVERY = 10.0  # seconds between writings
+Losses = dict[str, dict[frozenset[int], float]]
+
+
+class TriedPlans:
+    """The losses of sets of dropped layers, by kind; written now and then, and at the end.
+
+    Attributes:
+        losses: filled by the planner.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment, self._written = experiment, time.monotonic()
+        data = experiment.read(FILE)
+        valid = data and data["version"] == PLANS_VERSION and data["text_hash"] == experiment.text_hash
+        kept: dict[str, dict[str, float]] = data["losses"] if data and valid else {}
+        self.losses: Losses = {
+            kind: {frozenset(map(int, layers.split(","))): loss for layers, loss in found.items()}
+            for kind, found in kept.items()
+        }
+
+    def saving(self, progress: Progress) -> Progress:
+        """Progress that also saves what was tried so far."""
+
+        def report(done: int, total: int, text: str) -> None:
+            if time.monotonic() - self._written > EVERY:
+                self.save()
+            progress(done, total, text)
+
+        return report
+
+    def save(self) -> None:
+        """Write tried.json; nothing if the experiment is read-only."""
+        if self._experiment.read_only or not any(self.losses.values()):
+            return
+        found: dict[str, Any] = {
+            kind: {_key(layers): loss for layers, loss in losses.items() if math.isfinite(loss)}
+            for kind, losses in self.losses.items()
+        }
+        data = {"version": PLANS_VERSION, "text_hash": self._experiment.text_hash, "losses": found}
+        write_json(self._experiment.folder / FILE, data)
+        self._written = time.monotonic()
+
+
+def _key(layers: frozenset[int]) -> str:
+    return ",".join(map(str, sorted(layers)))

@@ -1,0 +1,142 @@
+"""The planner `best`: never behind the methods whose plans it tries, resumed where it stopped, held to a time."""
+
+import time
+
+import pytest
+import torch
+
+import swm.planners.best as best
+from swm.errors import SettingsError
+from swm.evaluation.perplexity import perplexity
+from swm.merging.fit import WindowFitter, apply_fitted_plan
+from swm.plan import MergePlan
+from swm.planners.drops import beam_drops
+from swm.planners.plan_with import plan_with
+from swm.search.plan_loss import PlanLoss
+from swm.stages.plan_by import plan_by
+from swm.workspace.tried import TriedPlans
+from tests.conftest import tiny_model
+
+
+class Cancelled(Exception):
+    pass
+
+
+def texts(count, seed, length=24):
+    return torch.randint(0, 300, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("family", ["llama", "olmo2", "mixtral"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_best_is_not_behind_any_method_whose_plans_it_tries(family, seed):
+    settings = {"num_local_experts": 4, "num_experts_per_tok": 2} if family == "mixtral" else {}
+    model = tiny_model(family, layers=7, seed=seed, **settings)
+    tokens, rows = texts(4, seed), texts(60, seed + 10)
+    plan = plan_with("best", model, tokens, 4, budget=20, fit_tokens=lambda count: rows)
+    loss = PlanLoss(model, tokens, WindowFitter(model, rows).merged)
+    held = len(rows) // 4
+
+    def in_full(plan):
+        return perplexity(apply_fitted_plan(model, plan, rows[held:]), rows[:held])["value"]
+
+    own, own_loss = in_full(plan), loss(plan)
+    for name in best.RIVALS:
+        rival = plan_with(name, model, tokens, 4)
+        if 0 in set(range(7)) - set(rival.base_layers()):
+            continue
+        rival = MergePlan(7, rival.windows, "fit")
+        # it lost on calibration text, or was fitted in full and lost on held-out text
+        assert own_loss <= loss(rival) + 1e-6 or own <= in_full(rival) + 1e-6
+
+
+def test_a_rival_that_is_better_wins(monkeypatch):
+    model, tokens, rows = tiny_model(layers=6), texts(4, 0), texts(60, 3)
+    found = plan_with("best", model, tokens, 4, budget=40, fit_tokens=lambda count: rows)
+    other = frozenset({4, 5}) if found.windows[0].first != 3 else frozenset({1, 2})
+    monkeypatch.setattr(best, "beam_drops", lambda *arguments: [other])
+    monkeypatch.setattr(best, "RIVALS", ("rival",))
+    rival = MergePlan(6, found.windows, "keep_first")
+    monkeypatch.setitem(best.PLANNERS._all(), "rival", type("Rival", (), {"find": staticmethod(lambda request: rival)}))
+    assert plan_with("best", model, tokens, 4, budget=40, fit_tokens=lambda count: rows) == found
+
+
+def test_a_search_that_was_interrupted_goes_on_where_it_stopped(experiment, monkeypatch):
+    tried = []
+    plain = PlanLoss.__call__
+    monkeypatch.setattr(PlanLoss, "__call__", lambda self, plan: tried.append(plan) or plain(self, plan))
+    whole = plan_by(experiment, "best", 2, 40)
+    all_tried = list(tried)
+    (experiment.folder / "tried.json").unlink()
+    (experiment.folder / "plans" / "best-2.json").unlink()
+    tried.clear()
+
+    def stop(done, total, text):
+        if len(tried) == len(all_tried) // 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        plan_by(experiment, "best", 2, 40, stop)
+    before = len(tried)
+    kept = TriedPlans(experiment).losses
+    assert sum(map(len, kept.values())) >= before - 1
+    again = plan_by(experiment, "best", 2, 40)
+    assert again["windows"] == whole["windows"]
+    assert len(tried) <= len(all_tried) + 2  # the one that was under way, and the plan's own measurement
+    tried.clear()
+    plan_by(experiment, "best", 3, 40)
+    fresh = [plan for plan in tried if plan.windows and plan.layers_left == 3]
+    assert len(fresh) <= 2  # single layers were all tried on the way to 2
+
+
+def test_losses_of_another_text_are_not_used(experiment):
+    plan_by(experiment, "sleb", 3)
+    assert TriedPlans(experiment).losses["dropped"]
+    experiment.text_hash = "another"
+    assert TriedPlans(experiment).losses == {}
+
+
+@pytest.mark.parametrize(("seconds", "most"), [(0.3, 60), (60.0, 400)])
+def test_a_time_limit_bounds_what_is_tried(seconds, most):
+    tried = []
+
+    def loss(dropped):
+        time.sleep(0.005)
+        tried.append(dropped)
+        return float(sum(dropped)) + len(tried) % 3
+
+    start = time.monotonic()
+    found = beam_drops(range(1, 15), 6, loss, 3, best._by_time(start + seconds))
+    assert len(found[0]) == 6
+    assert 14 + 3 * 5 <= len(tried) <= most
+    assert time.monotonic() - start < max(2 * seconds, 14 * 0.02 + 0.5)
+
+
+def test_minutes_are_kept_with_the_plan_and_exclude_a_budget(experiment, swm):
+    code, out, _ = swm("plan", "e", "--planner", "best", "--layers", 3, "--minutes", 0.01)
+    assert not code
+    data = experiment.planned("best", 3)
+    assert data["minutes"] == 0.01
+    assert "budget" not in data
+    assert "3 of 4 layers" in out
+    for arguments, message in (
+        (("--planner", "best", "--minutes", 1, "--budget", 50), "takes the place of --budget"),
+        (("--planner", "best", "--minutes", -1), "needs a number above 0"),
+        (("--planner", "sleb", "--minutes", 1), "only applies to --planner best"),
+    ):
+        code, _, told = swm("plan", "e", "--layers", 3, *arguments)
+        assert code
+        assert message in told
+
+
+def test_losses_are_shared_between_planners_in_memory(tokens):
+    model, losses = tiny_model(), {}
+    plan_with("perplexity", model, tokens, 3, losses=losses)
+    singles = dict(losses["dropped"])
+    assert len(singles) == 4
+    plan_with("sleb", model, tokens, 3, losses=losses)
+    assert losses["dropped"].items() >= singles.items()
+
+
+def test_a_budget_too_small_is_still_refused(model, tokens):
+    with pytest.raises(SettingsError, match="needs at least"):
+        plan_with("best", model, tokens, 2, budget=2)
