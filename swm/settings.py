@@ -11,6 +11,7 @@ from swm.errors import SettingsError
 FIT_TOKENS = 24_576  # text for fitting merged layers: 43 times SmolLM2-135M's width; doubling it made no difference
 WINDOW_FIT_TOKENS = 4096  # text for fitting a window during a search; the merge itself uses FIT_TOKENS
 PLAN_BUDGET = 400  # number of plans that a planner with a budget tries
+CACHE_TOKENS = 4096  # of which a memory target counts the keys and values
 PRECISIONS = ("auto", "exact", "bfloat16")  # of a search; exact is the model's own dtype
 SKIPPED_TOKENS = 4  # first tokens of each text that similarity leaves out: their huge norms drown all others
 SAMPLE_PROMPTS = (

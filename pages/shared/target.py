@@ -14,15 +14,18 @@ from pages.shared.live import hand_key
 from swm.errors import PlanError
 from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.registry import MERGE_RULES, PLANNERS, as_sentence
-from swm.reporting.preview import WITHIN, expected_speedup
+from swm.reporting.preview import WITHIN
 from swm.search.kept_path import kept_path
+from swm.settings import CACHE_TOKENS
 from swm.workspace.estimate import about, path_seconds, planner_seconds
 from swm.workspace.experiments import Experiment
+from swm.workspace.targets import cache_bytes, parameters_left, speedup_with, weights_bytes
 
-LAYERS, MEMORY, SPEED, LOSS = "layers", "memory", "speed", "perplexity"
+LAYERS, MEMORY, PARAMETERS, SPEED, LOSS = "layers", "memory", "parameters", "speed", "perplexity"
 KINDS = {
     LAYERS: "number of layers",
-    MEMORY: "memory of the weights, MiB",
+    MEMORY: "memory, MiB",
+    PARAMETERS: "parameters, millions",
     SPEED: "speed, times the original's",
     LOSS: "perplexity, times the original's",
 }
@@ -71,8 +74,8 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
     if layers == experiment.layer_count:
         st.info("The original already meets this target: nothing to merge.")
         return None, []
-    if kind in (MEMORY, SPEED):
-        now = f" Now: {experiment.model_facts['size_bytes'] / 2**20:,.0f} MiB." if kind == MEMORY else ""
+    if kind in (MEMORY, PARAMETERS, SPEED):
+        now = f" Now: {_memory_now(experiment):,.0f} MiB." if kind == MEMORY else ""
         st.caption(f"That leaves {layers} of {experiment.layer_count} layers.{now}")
     arguments = ["plan", experiment.name, *(["--planner", method] if method in PLANNERS else [])]
     arguments += ["--within", f"{value:g}"] if layers is None else ["--layers", str(layers)]
@@ -113,7 +116,7 @@ def forget_edits(experiment: Experiment) -> None:
 
 def _value(place: Any, experiment: Experiment, kind: str) -> float:
     """The target's number, with a default a fifth below the original."""
-    count, mib = experiment.layer_count, experiment.model_facts["size_bytes"] / 2**20
+    count, mib, millions = experiment.layer_count, _memory_now(experiment), experiment.model_facts["parameters"] / 1e6
     settings: dict[str, Any] = {
         LAYERS: {"low": 2, "high": count, "default": max(2, round(0.8 * count)), "step": 1},
         MEMORY: {
@@ -121,6 +124,12 @@ def _value(place: Any, experiment: Experiment, kind: str) -> float:
             "high": 2.0**30,
             "default": float(round(0.8 * mib)),
             "step": max(1.0, float(round(mib / 50))),
+        },
+        PARAMETERS: {
+            "low": 0.01,
+            "high": 2.0**30,
+            "default": float(round(0.85 * millions, 1)),
+            "step": max(0.1, float(round(millions / 50, 1))),
         },
         SPEED: {"low": 1.0, "high": 20.0, "default": 1.2, "step": 0.05},
         LOSS: {"low": 1.01, "high": 100.0, "default": WITHIN, "step": 0.05},
@@ -135,25 +144,32 @@ def _value(place: Any, experiment: Experiment, kind: str) -> float:
         persist_state="session",
         on_change=forget_edits,
         args=(experiment,),
-        help=f"Now: {mib:,.0f} MiB." if kind == MEMORY else None,
+        help=f"Weights, and the keys and values of {CACHE_TOKENS:,} tokens. Now: {mib:,.0f} MiB."
+        if kind == MEMORY
+        else None,
     )
     return float(entered)
 
 
 def layers_for(experiment: Experiment, kind: str, value: float) -> int | None:
     """The most layers that meet a target; None if two layers do not, or speed was not measured."""
-    facts, count = experiment.model_facts, experiment.layer_count
+    facts, cost = experiment.model_facts, experiment.cost()
 
     def meets(layers: int) -> bool:
         if kind == LAYERS:
             return layers <= value
-        saved = (count - layers) * facts["parameters_per_layer"] / facts["parameters"]
+        if kind == PARAMETERS:
+            return parameters_left(facts, layers) <= value * 1e6
         if kind == MEMORY:
-            return bool(facts["size_bytes"] * (1 - saved) <= value * 2**20)
-        plan = MergePlan(count, (Window(0, count - layers),) if layers < count else ())
-        return (expected_speedup(plan, experiment.cost()) or 0.0) >= value
+            return weights_bytes(facts, layers) + cache_bytes(facts, layers, CACHE_TOKENS) <= value * 2**20
+        return bool(cost) and speedup_with(facts, cost or {}, layers) >= value
 
-    return next((layers for layers in range(count, 1, -1) if meets(layers)), None)
+    return next((layers for layers in range(experiment.layer_count, 1, -1) if meets(layers)), None)
+
+
+def _memory_now(experiment: Experiment) -> float:
+    facts, count = experiment.model_facts, experiment.layer_count
+    return (weights_bytes(facts, count) + cache_bytes(facts, count, CACHE_TOKENS)) / 2**20
 
 
 def _cannot(experiment: Experiment, kind: str) -> str:

@@ -10,6 +10,9 @@ from swm.registry import MERGE_RULES, METRICS
 from swm.search.walk import check_threshold
 from swm.settings import RecoverySettings
 from swm.studies.grids import OF_RUNS
+from swm.workspace.targets import loss_from
+
+TARGETS = ("layers", "ratio", "within", "loss", "memory", "speedup", "parameters")
 
 
 def check_options(options: argparse.Namespace) -> None:
@@ -26,11 +29,13 @@ def check_options(options: argparse.Namespace) -> None:
         raise SettingsError("--keep-period needs --planner: the threshold decides alone. Add --planner.")
     if planned and options.precision != "auto" and options.windows is not None:
         raise SettingsError("--precision applies to a search, but --windows needs none. Remove --precision.")
-    plan_options = ("threshold", "layers", "ratio", "within", "windows", "planner")
+    if planned and "cache_tokens" in given and (options.memory is None or options.cache_tokens < 0):
+        raise SettingsError("--cache-tokens needs --memory, and cannot be negative.")
+    plan_options = ("threshold", *TARGETS, "windows", "planner")
     no_plan = options.command == "run" and not any(name in given for name in plan_options)
     if no_plan and ("rule" in given or options.precision != "auto"):
         raise SettingsError(
-            "--rule and --precision need a plan: add --threshold, --layers, --ratio, --within, --windows or --planner."
+            "--rule and --precision need a plan: add --threshold, --layers or another target, --windows or --planner."
         )
     if "width_by" in given and not options.width:
         raise SettingsError("--width-by needs --width. Add --width, or remove --width-by.")
@@ -59,6 +64,10 @@ def _check_values(options: argparse.Namespace) -> None:
             registry.check(value)
     if (factor := getattr(options, "within", None)) is not None and not 1 < factor < float("inf"):
         raise SettingsError(f"--within {factor:g} is out of range. Choose a number above 1, such as 1.2.")
+    if (speedup := getattr(options, "speedup", None)) is not None and not 1 < speedup < float("inf"):
+        raise SettingsError(f"--speedup {speedup:g} is out of range. Choose a number above 1, such as 1.3.")
+    if (share := getattr(options, "loss", None)) is not None:
+        options.within = loss_from(share)
     for name in ("threshold", "low", "focus"):
         if (value := getattr(options, name, None)) is not None:
             check_threshold(value)

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from swm.cli.check import TARGETS
 from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
 from swm.cli.targets import Entries, Result, compared_rows, comparison_table, own_experiment
 from swm.cli.watched import watched
@@ -64,7 +65,7 @@ def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
         plan, similarity = MergePlan.from_dict(data), data["similarity"]
     elif options.windows is not None:
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
-    elif all(value is None for value in (options.threshold, options.layers, options.ratio, options.within)):
+    elif all(getattr(options, name) is None for name in ("threshold", *TARGETS)):
         if options.width:
             raise SettingsError('--width needs a plan. Add one, or pass --windows "" to prune width only.')
         return _settled(experiment.run(options.run)), {}

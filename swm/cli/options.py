@@ -11,7 +11,7 @@ from swm import __version__
 from swm.checked import choices
 from swm.plan import DEFAULT_RULE, WIDTH_METHODS
 from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS
-from swm.settings import GGUF_TYPES, PRECISIONS, PRESET_HELP, SKIPPED_TOKENS, RecoverySettings
+from swm.settings import CACHE_TOKENS, GGUF_TYPES, PRECISIONS, PRESET_HELP, SKIPPED_TOKENS, RecoverySettings
 from swm.similarity.measure import PARTS, SAMPLES
 from swm.studies.grids import KINDS
 
@@ -191,12 +191,18 @@ def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument("--ratio", type=float, help="share of the layers to remove, as in 0.2")
     within = "smallest plan with at most this many times the original's perplexity, before healing, as in 1.2"
     group.add_argument("--within", type=float, help=within)
+    group.add_argument("--loss", metavar="SHARE", help="the same as a share: 5%% is --within 1.05")
+    group.add_argument("--memory", metavar="SIZE", help="most memory for weights and cache, as in 6GiB")
+    group.add_argument("--speedup", type=float, help="least expected speed relative to the original, as in 1.3")
+    group.add_argument("--parameters", metavar="NUMBER", help="most parameters, as in 5.5B or 120M")
     group.add_argument("--windows", help="windows to merge, first and last layer included, as in 27-28,25-26")
+    cached = f"tokens whose keys and values --memory counts: length times batch ({CACHE_TOKENS:,})"
+    command.add_argument("--cache-tokens", type=int, help=cached)
     command.add_argument(
         "--planner",
         choices=list(PLANNERS),
         metavar="PLANNER",
-        help=f"needs --layers, --ratio or --within; {PLANNERS.help_text()}",
+        help=f"needs a target: all of these but --threshold and --windows; {PLANNERS.help_text()}",
     )
     command.add_argument("--budget", type=int, help="maximum number of plans that --planner best tries (400)")
     minutes = "about how long --planner best searches, in place of --budget; the plan then depends on the machine"

@@ -10,12 +10,22 @@ from functools import partial
 from typing import Any, cast
 
 from swm.cli.watched import watched
-from swm.errors import SettingsError
+from swm.errors import PlanError, SettingsError
 from swm.plan import DEFAULT_RULE, MergePlan, layers_at, parse_windows
 from swm.progress import Progress, no_progress
 from swm.search.threshold_path import PlanAt
-from swm.settings import PLAN_BUDGET, RecoverySettings, preset_settings
+from swm.settings import CACHE_TOKENS, PLAN_BUDGET, RecoverySettings, preset_settings
 from swm.workspace.experiments import Experiment
+from swm.workspace.targets import (
+    LEAST_LAYERS,
+    cache_bytes,
+    count_from,
+    most_layers,
+    parameters_left,
+    size_from,
+    speedup_with,
+    weights_bytes,
+)
 
 
 def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
@@ -59,16 +69,34 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
 
 
 def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int | None:
-    """The layer count that `--layers` or `--ratio` asks for; None if neither is given."""
-    if options.planner and options.layers is None and options.ratio is None:
-        raise SettingsError("--planner needs to know how many layers to keep. Add --layers, --ratio or --within.")
-    if options.ratio is None:
-        return cast("int | None", options.layers)
-    return layers_at(options.ratio, experiment.layer_count)
+    """The layer count that a target asks for, other than a loss; None if there is none."""
+    facts = experiment.model_facts
+    if options.ratio is not None:
+        return layers_at(options.ratio, experiment.layer_count)
+    if options.memory is not None:
+        most, tokens = size_from(options.memory), CACHE_TOKENS if options.cache_tokens is None else options.cache_tokens
+        return most_layers(facts, lambda n: weights_bytes(facts, n) + cache_bytes(facts, n, tokens) <= most)
+    if options.parameters is not None:
+        count = count_from(options.parameters)
+        return most_layers(facts, lambda n: parameters_left(facts, n) <= count)
+    if options.speedup is not None:
+        if not (cost := experiment.cost()):
+            raise SettingsError(
+                "--speedup needs the original's speed, which is not known yet. Measure it first: "
+                f"python -m swm measure {experiment.name}"
+            )
+        return most_layers(facts, lambda n: speedup_with(facts, cost, n) >= options.speedup)
+    if options.planner and options.layers is None:
+        raise SettingsError("--planner needs to know how many layers to keep. Add --layers, --ratio or another target.")
+    return cast("int | None", options.layers)
 
 
 def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
-    """The plan of `--threshold`, `--layers`, `--ratio` or `--within`, searched if needed (a job of the experiment)."""
+    """The plan of a threshold or a target, searched if needed (a job of the experiment).
+
+    Where no threshold leaves the most layers that meet a memory, a speed or a number of parameters, one that leaves
+    fewer serves.
+    """
     from swm.stages.known_plan import known_plan
     from swm.stages.plan import plan_for
     from swm.stages.plan_within import walk_within
@@ -79,13 +107,21 @@ def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
             return walk_within(experiment, options.within, rule)
         with watched(experiment, "search") as progress:
             return walk_within(experiment, options.within, rule, progress, options.precision)
-    request = {"threshold": options.threshold, "layers": layers_to_keep(experiment, options), "rule": rule}
-    request["precision"] = options.precision
-    plan = known_plan(experiment, **request)
-    if plan or experiment.read_only:
-        return plan or plan_for(experiment, **request)
-    with watched(experiment, "search") as progress:
-        return plan_for(experiment, **request, progress=progress)
+    layers = layers_to_keep(experiment, options)
+    fewer = layers is not None and options.layers is None and options.ratio is None
+    counts = range(layers, LEAST_LAYERS - 1, -1) if layers is not None and fewer else [layers]
+    missing = PlanError("")
+    for count in counts:
+        request = {"threshold": options.threshold, "layers": count, "rule": rule, "precision": options.precision}
+        try:
+            plan = known_plan(experiment, **request)
+            if plan or experiment.read_only:
+                return plan or plan_for(experiment, **request)
+            with watched(experiment, "search") as progress:
+                return plan_for(experiment, **request, progress=progress)
+        except PlanError as error:
+            missing = error
+    raise missing
 
 
 def windows_text(plan: MergePlan) -> str:

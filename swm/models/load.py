@@ -83,8 +83,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
     """Facts about a model before it is loaded: architecture, layers, width, parameters, size in `dtype`.
 
-    With `layer_kinds` if llama.cpp takes a layer's kind from its place: see `models.layer_pattern`. Parameters are
-    counted on the meta device: no weight is read, converted or downloaded.
+    With `cache_bytes_per_token`, which one layer keeps in keys and values, if the config says it; with `layer_kinds` if
+    llama.cpp takes a layer's kind from its place: see `models.layer_pattern`. Parameters are counted on the meta
+    device: no weight is read, converted or downloaded.
     """
     check_dtype(dtype)
     config = config_alone(name)
@@ -100,8 +101,22 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
         "parameters_per_layer": parameter_count(decoder.layers[0]),
         "dtype": str(saved).removeprefix("torch.") if saved else "float32",
         "size_bytes": parameter_count(model) * bytes_each,
+        **({"cache_bytes_per_token": cached * bytes_each} if (cached := _cached_numbers(config)) else {}),
         **({"layer_kinds": kinds} if (kinds := placed_kinds(config)) else {}),
     }
+
+
+def _cached_numbers(config: Any) -> int:
+    """Keys and values that an attention layer keeps of each token, as numbers; 0 if the config does not say it."""
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    if not isinstance(heads, int) or hasattr(text, "kv_lora_rank"):  # latent attention keeps something else
+        return 0
+    one = getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False)
+    kept = 1 if one else heads
+    if hasattr(type(text)(), "num_key_value_heads"):  # a stray entry of another family says nothing
+        kept = text.num_key_value_heads or heads
+    return int(2 * kept * (getattr(text, "head_dim", None) or text.hidden_size // heads))
 
 
 def check_loadable(name: str) -> None:

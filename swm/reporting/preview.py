@@ -11,6 +11,7 @@ from swm.reporting.glossary import TERMS
 from swm.reporting.palette import WINDOW_COLOURS
 from swm.search.kept_answers import KeptAnswers
 from swm.search.threshold_path import ThresholdPath
+from swm.workspace.targets import parameters_left, speedup_with
 from swm.workspace.units import gib
 
 WITHIN = 1.2  # times the original's perplexity: the loss that the slider's mark allows
@@ -80,7 +81,7 @@ def plan_view(
         answers: what plans write after the sample prompts.
     """
     perplexities = perplexities or {}
-    saved = (plan.layer_count - plan.worth_layers) * facts["parameters_per_layer"]
+    saved = facts["parameters"] - parameters_left({**facts, "layers": plan.layer_count}, plan.worth_layers)
     perplexity, original = perplexities.get(plan.windows), perplexities.get(())
     speed = expected_speedup(plan, cost)
     numbers = {
@@ -114,5 +115,4 @@ def expected_speedup(plan: MergePlan, cost: dict[str, Any] | None) -> float | No
     """
     if not cost:
         return None
-    layers, rest = cost["layers_ms"], cost["rest_ms"]
-    return float((layers + rest) / (layers * plan.layers_left / plan.layer_count + rest))
+    return speedup_with({"layers": plan.layer_count}, cost, plan.layers_left)

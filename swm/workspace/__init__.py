@@ -19,6 +19,7 @@
 - tracked: folders with a state: one job at a time, read-only if bundled
 - votes: votes between two models' answers shown without names
 - units: bytes and seconds in readable units
+- targets: how many layers meet a memory, a speed or a number of parameters
 - tried: losses of plans that planners tried, kept so that a search goes on where it stopped
 - uploads: model files that came through the browser
 """

@@ -1,0 +1,90 @@
+"""Targets for a smaller model: how many layers meet a memory, a speed or a number of parameters. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from swm.errors import PlanError, SettingsError
+
+LEAST_LAYERS = 2
+SIZES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+Facts = dict[str, Any]
+
+
+def size_from(text: str) -> float:
+    """Bytes from a size such as 6GiB or 900MB.
+
+    Raises:
+        SettingsError: if it is none.
+    """
+    return _scaled(text, SIZES, "a size", "6GiB or 900MiB")
+
+
+def count_from(text: str) -> float:
+    """A number such as 5.5B or 120M; raises SettingsError if it is none."""
+    return _scaled(text, COUNTS, "a number of parameters", "5.5B or 120M")
+
+
+def loss_from(text: str) -> float:
+    """The factor of perplexity that a loss such as 5% allows; raises SettingsError if it is none."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*%", text.strip())
+    if not match or not float(match[1]):
+        raise SettingsError(f"'{text[:20]}' is not a loss. Write a share above 0, such as 5%.")
+    return 1 + float(match[1]) / 100
+
+
+def _scaled(text: str, units: dict[str, float], what: str, example: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([A-Za-z]*)", text.strip())
+    scales = {unit.lower(): scale for unit, scale in units.items()}
+    if not match or match[2].lower() not in scales or not float(match[1]):
+        raise SettingsError(f"'{text[:20]}' is not {what}. Write it as {example}.")
+    return float(match[1]) * scales[match[2].lower()]
+
+
+def parameters_left(facts: Facts, layers: float) -> float:
+    """Parameters of a model with so many layers' worth of weights.
+
+    Args:
+        facts: of the original, as from `models.config_facts`.
+    """
+    return float(facts["parameters"] - (facts["layers"] - layers) * facts["parameters_per_layer"])
+
+
+def weights_bytes(facts: Facts, layers: float) -> float:
+    """Size of its weights in memory."""
+    return float(facts["size_bytes"] * parameters_left(facts, layers) / facts["parameters"])
+
+
+def cache_bytes(facts: Facts, layers: float, tokens: int) -> float:
+    """Size of the keys and values that it keeps of so many tokens, at most; layers with a window keep fewer."""
+    return float(facts.get("cache_bytes_per_token", 0) * layers * tokens)
+
+
+def speedup_with(facts: Facts, cost: Facts, layers: float) -> float:
+    """Expected generation speed relative to the original, if each layer takes as long as in the original.
+
+    Args:
+        cost: the original's time per token, as from `evaluation.cost.decode_cost`.
+    """
+    whole = cost["layers_ms"] + cost["rest_ms"]
+    return float(whole / (cost["layers_ms"] * layers / facts["layers"] + cost["rest_ms"]))
+
+
+def most_layers(facts: Facts, meets: Callable[[int], bool]) -> int:
+    """The most layers that meet a target, which fewer layers meet as well.
+
+    Raises:
+        PlanError: if two layers do not meet it, or the original does already.
+    """
+    if meets(facts["layers"]):
+        raise PlanError("The original already meets this target: nothing to merge.")
+    for layers in range(facts["layers"], LEAST_LAYERS - 1, -1):
+        if meets(layers):
+            return layers
+    raise PlanError(
+        f"Not even {LEAST_LAYERS} of {facts['layers']} layers meet this target. Choose a smaller model, or a lower "
+        "precision."
+    )

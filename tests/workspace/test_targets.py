@@ -1,0 +1,125 @@
+"""Targets: read as people write them, and held against real models and their real caches."""
+
+import pytest
+import torch
+
+from swm.errors import PlanError, SettingsError
+from swm.merging.apply import apply_plan
+from swm.models.decoder import parameter_count, size_bytes
+from swm.models.load import config_facts
+from swm.planners.drops import dropped_plan
+from swm.workspace.targets import (
+    cache_bytes,
+    count_from,
+    loss_from,
+    most_layers,
+    parameters_left,
+    size_from,
+    speedup_with,
+    weights_bytes,
+)
+from tests.product.test_families import FAMILIES, made
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "value"),
+    [
+        (size_from, "6GiB", 6 * 2**30),
+        (size_from, "1.5 gb", 1.5e9),
+        (size_from, "900MiB", 900 * 2**20),
+        (count_from, "5.5B", 5.5e9),
+        (count_from, "120m", 120e6),
+        (count_from, "1000", 1000),
+        (loss_from, "5%", 1.05),
+        (loss_from, "20 %", 1.2),
+    ],
+)
+def test_amounts_as_people_write_them(read, text, value):
+    assert read(text) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (size_from, "6"), (size_from, "-6GiB"), (size_from, "GiB"), (size_from, "0GiB"), (size_from, "6 bananas"),
+        (count_from, "5.5GiB"), (count_from, ""), (count_from, "nan"), (count_from, "0"),
+        (loss_from, "5"), (loss_from, "0%"), (loss_from, "-5%"), (loss_from, "five"),
+    ],
+)  # fmt: skip
+def test_amounts_that_are_none_are_refused(read, text):
+    with pytest.raises(SettingsError, match="is not"):
+        read(text)
+
+
+def cached_bytes(cache):
+    """Bytes of all keys and values that transformers keeps."""
+    return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_cache_is_the_one_that_transformers_keeps(family, tmp_path):
+    model = made(family)
+    model.save_pretrained(tmp_path)
+    facts = config_facts(str(tmp_path))
+    with torch.no_grad():
+        kept = cached_bytes(model(torch.randint(0, 300, (2, 6)), use_cache=True).past_key_values)
+    assert facts["cache_bytes_per_token"] > 0
+    assert cache_bytes(facts, facts["layers"], 12) == kept
+
+
+def test_what_is_left_is_that_of_the_merged_model(tmp_path):
+    model = made("llama")
+    model.save_pretrained(tmp_path)
+    facts = config_facts(str(tmp_path))
+    small = apply_plan(model, dropped_plan(6, {2, 4}))
+    assert parameters_left(facts, 4) == parameter_count(small)
+    assert weights_bytes(facts, 4) == pytest.approx(size_bytes(small))
+
+
+def test_the_most_layers_that_meet_it():
+    facts = {"layers": 10, "parameters": 1000, "parameters_per_layer": 80, "size_bytes": 2000}
+    assert most_layers(facts, lambda n: parameters_left(facts, n) <= 700) == 6  # 200 + 6 * 80 = 680
+    cost = {"layers_ms": 8.0, "rest_ms": 2.0}
+    assert most_layers(facts, lambda n: speedup_with(facts, cost, n) >= 1.25) == 7  # 10 / (5.6 + 2)
+    with pytest.raises(PlanError, match="Not even 2 of 10 layers"):
+        most_layers(facts, lambda n: False)
+    with pytest.raises(PlanError, match="already meets"):
+        most_layers(facts, lambda n: True)
+
+
+@pytest.fixture
+def small(model_folder, text_file, home, swm):
+    assert swm("create", "e", "--model", model_folder, "--texts", text_file, "--count", 4, "--length", 32)[0] == 0
+    return swm
+
+
+def test_targets_on_the_command_line(small, model_folder):
+    facts = config_facts(str(model_folder))
+    count = f"{parameters_left(facts, 3) / 1e3 + 0.01:.3f}K"
+    for arguments in (
+        ("--planner", "sleb", "--parameters", count),
+        ("--planner", "sleb", "--memory", f"{weights_bytes(facts, 3) / 2**20 + 0.001:.4f}MiB", "--cache-tokens", 0),
+        ("--parameters", count),
+        ("--planner", "sleb", "--loss", "400%"),
+    ):
+        code, out, told = small("plan", "e", *arguments)
+        assert code == 0, (arguments, told)
+        assert "2 of 4 layers" in out if "--loss" in arguments else "3 of 4 layers" in out, (arguments, out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--speedup", 1.3), "needs the original's speed"),
+        (("--speedup", 0.9), "--speedup 0.9 is out of range"),
+        (("--memory", "lots"), "is not a size"),
+        (("--memory", "1GiB"), "already meets this target"),
+        (("--memory", "1KiB"), "Not even 2 of 4 layers"),
+        (("--layers", 3, "--cache-tokens", 5), "--cache-tokens needs --memory"),
+        (("--loss", "5"), "is not a loss"),
+    ],
+)
+def test_targets_that_cannot_be_met_or_read(small, arguments, message):
+    code, _, told = small("plan", "e", *arguments)
+    assert code == 1
+    assert message in told
