@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,11 +20,11 @@ def added(sums: Sums | None, features: Tensor, residual: Tensor) -> Sums:
     return (gram, cross) if sums is None else (sums[0] + gram, sums[1] + cross)
 
 
-def best_ridge(fitted: Sums, held_out: Sums | None) -> float:
+def best_ridge(fitted: Sums, held_out: Sums | None, ridges: Sequence[float] = RIDGES) -> float:
     """The ridge whose solution does best on the sums of the held-out text; the default one without such text."""
     if held_out is None:
         return DEFAULT_RIDGE
-    return min(RIDGES, key=lambda ridge: error_change(ridge_solution(*fitted, ridge), held_out))
+    return min(ridges, key=lambda ridge: error_change(ridge_solution(*fitted, ridge), held_out))
 
 
 def error_change(change: Tensor, sums: Sums) -> float:

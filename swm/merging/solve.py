@@ -26,7 +26,7 @@ from swm.models.replay import Replay
 
 SKIP_TOKENS = 4  # first tokens of each text: their norms are unusual, and they have little context
 TURNS = 2  # at most: how often a projection and the norm after it are solved in turn
-TURN_RIDGES = (0.3, 0.1, 1.0)  # of the projection; the first one where there is too little text to choose
+NORMED_RIDGES = (0.3, 0.1, 1.0)  # of a projection before a norm; the first one with too little text to choose
 GAIN_RIDGE = 0.03  # draws the norm's factors towards the former ones
 NEWTON_STEPS = 8
 BLOCK = 4096  # tokens whose scaled inputs are in memory at a time
@@ -119,18 +119,16 @@ def _solved_normed(normed: NormedProjection, wanted: Wanted) -> Parameters:
         return matrix, rows.best_gain(matrix, normed.gain())
 
     if wanted.parts < HELD_OUT:  # too little text to choose by
-        return normed.parameters_for(*turned(problem, problem.sums(*best), TURN_RIDGES[0]))
+        return normed.parameters_for(*turned(problem, problem.sums(*best), NORMED_RIDGES[0]))
     fitted, held_out = problem.part(~apart), problem.part(apart)
     least = held_out.error(*best)
-    ridges: tuple[float, ...] = TURN_RIDGES
     for _ in range(TURNS):
         sums = fitted.sums(*best)
-        tried = {ridge: turned(fitted, sums, ridge) for ridge in ridges}
-        errors = {ridge: held_out.error(*one) for ridge, one in tried.items()}
-        ridge = min(errors, key=errors.__getitem__)
-        if errors[ridge] >= least:
+        found = turned(fitted, sums, best_ridge(sums, held_out.sums(*best), NORMED_RIDGES))
+        error = held_out.error(*found)
+        if error >= least:
             break
-        best, least, ridges = tried[ridge], errors[ridge], (ridge,)
+        best, least = found, error
     return normed.parameters_for(*best)
 
 

@@ -159,6 +159,6 @@ def _repaired(
     try:
         check_fits(model)
         merged, how = apply_fitted_plan(model, run.plan, tokens, fitting_progress(progress)), "fit"
-    except ModelError as error:  # not every model family can be fitted; training alone also heals
+    except ModelError as error:  # layers with an end of their own: training alone also heals
         merged, how = apply_plan(model, run.plan), f"none: {error}"
     return cut_width(run.experiment, merged, tokenizer, run.plan, progress), how
