@@ -66,7 +66,7 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
     )
     st.caption(as_sentence(PLANNERS[method].help) if method in PLANNERS else "Merges where the output changes least.")
     kinds = experiment.model_facts.get("layer_kinds")
-    keep = bool(kinds) and method in PLANNERS and _keeps_period(experiment)
+    keep = bool(kinds) and method in PLANNERS and kind != LOSS and _keeps_period(experiment)
     layers = None if kind == LOSS else layers_for(experiment, kind, value)
     if kind != LOSS and layers is None:
         st.warning(_cannot(experiment, kind))
@@ -144,9 +144,7 @@ def _value(place: Any, experiment: Experiment, kind: str) -> float:
         persist_state="session",
         on_change=forget_edits,
         args=(experiment,),
-        help=f"Weights, and the keys and values of {CACHE_TOKENS:,} tokens. Now: {mib:,.0f} MiB."
-        if kind == MEMORY
-        else None,
+        help=_memory_help(experiment, mib) if kind == MEMORY else None,
     )
     return float(entered)
 
@@ -165,6 +163,11 @@ def layers_for(experiment: Experiment, kind: str, value: float) -> int | None:
         return bool(cost) and speedup_with(facts, cost or {}, layers) >= value
 
     return next((layers for layers in range(experiment.layer_count, 1, -1) if meets(layers)), None)
+
+
+def _memory_help(experiment: Experiment, mib: float) -> str:
+    cached = f"Weights, and the keys and values of {CACHE_TOKENS:,} tokens"
+    return f"{cached if experiment.model_facts.get('cache_bytes_per_token') else 'Weights'}. Now: {mib:,.0f} MiB."
 
 
 def _memory_now(experiment: Experiment) -> float:

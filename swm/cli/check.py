@@ -29,6 +29,11 @@ def check_options(options: argparse.Namespace) -> None:
         raise SettingsError("--keep-period needs --planner: the threshold decides alone. Add --planner.")
     if planned and options.precision != "auto" and options.windows is not None:
         raise SettingsError("--precision applies to a search, but --windows needs none. Remove --precision.")
+    if planned and options.keep_period and getattr(options, "within", None) is not None:
+        raise SettingsError(
+            "--keep-period cannot be combined with --within or --loss: not every number of layers keeps the period. "
+            "Choose a number of layers."
+        )
     if planned and "cache_tokens" in given and (options.memory is None or options.cache_tokens < 0):
         raise SettingsError("--cache-tokens needs --memory, and cannot be negative.")
     plan_options = ("threshold", *TARGETS, "windows", "planner")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from swm.cli.watched import watched
 from swm.errors import PlanError, SettingsError
@@ -26,6 +26,8 @@ from swm.workspace.targets import (
     speedup_with,
     weights_bytes,
 )
+
+T = TypeVar("T")
 
 
 def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
@@ -51,7 +53,8 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
             keep_period=options.keep_period,
         )
         if options.within is None:
-            measure = partial(planned, cast(int, layers_to_keep(experiment, options)))
+            counts = cast("Sequence[int]", counts_to_keep(experiment, options))
+            measure = partial(_first_found, planned, counts)
         else:
 
             def measure(progress: Progress = no_progress) -> dict[str, Any]:
@@ -68,6 +71,24 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
         return measure(progress=progress)
 
 
+def counts_to_keep(experiment: Experiment, options: argparse.Namespace) -> Sequence[int | None]:
+    """The layer counts that meet a target, the most layers first; [None] without a target in layers."""
+    layers = layers_to_keep(experiment, options)
+    exact = layers is None or options.layers is not None or options.ratio is not None
+    return [layers] if exact or layers is None else range(layers, LEAST_LAYERS - 1, -1)
+
+
+def _first_found(find: Callable[..., T], counts: Sequence[int | None], **more: Any) -> T:
+    """The plan for the first of the layer counts that has one; else raises the first one's PlanError."""
+    first: PlanError | None = None
+    for count in counts:
+        try:
+            return find(count, **more)
+        except PlanError as error:
+            first = first or error
+    raise first or PlanError("No number of layers meets this target.")
+
+
 def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int | None:
     """The layer count that a target asks for, other than a loss; None if there is none."""
     facts = experiment.model_facts
@@ -75,6 +96,11 @@ def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int |
         return layers_at(options.ratio, experiment.layer_count)
     if options.memory is not None:
         most, tokens = size_from(options.memory), CACHE_TOKENS if options.cache_tokens is None else options.cache_tokens
+        if "cache_bytes_per_token" not in facts and options.cache_tokens:
+            raise SettingsError(
+                f"{experiment.name} does not know what the model keeps of each token: the model's config does not say "
+                "it, or the experiment is from an earlier release. Without --cache-tokens, the weights count alone."
+            )
         return most_layers(facts, lambda n: weights_bytes(facts, n) + cache_bytes(facts, n, tokens) <= most)
     if options.parameters is not None:
         count = count_from(options.parameters)
@@ -94,8 +120,8 @@ def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int |
 def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
     """The plan of a threshold or a target, searched if needed (a job of the experiment).
 
-    Where no threshold leaves the most layers that meet a memory, a speed or a number of parameters, one that leaves
-    fewer serves.
+    Where no plan leaves the most layers that meet a memory, a speed or a number of parameters, one that leaves fewer
+    serves.
     """
     from swm.stages.known_plan import known_plan
     from swm.stages.plan import plan_for
@@ -107,21 +133,16 @@ def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
             return walk_within(experiment, options.within, rule)
         with watched(experiment, "search") as progress:
             return walk_within(experiment, options.within, rule, progress, options.precision)
-    layers = layers_to_keep(experiment, options)
-    fewer = layers is not None and options.layers is None and options.ratio is None
-    counts = range(layers, LEAST_LAYERS - 1, -1) if layers is not None and fewer else [layers]
-    missing = PlanError("")
-    for count in counts:
+
+    def find(count: int | None) -> PlanAt:
         request = {"threshold": options.threshold, "layers": count, "rule": rule, "precision": options.precision}
-        try:
-            plan = known_plan(experiment, **request)
-            if plan or experiment.read_only:
-                return plan or plan_for(experiment, **request)
-            with watched(experiment, "search") as progress:
-                return plan_for(experiment, **request, progress=progress)
-        except PlanError as error:
-            missing = error
-    raise missing
+        plan = known_plan(experiment, **request)
+        if plan or experiment.read_only:
+            return plan or plan_for(experiment, **request)
+        with watched(experiment, "search") as progress:
+            return plan_for(experiment, **request, progress=progress)
+
+    return _first_found(find, counts_to_keep(experiment, options))
 
 
 def windows_text(plan: MergePlan) -> str:

@@ -114,7 +114,7 @@ def _kind(layer: nn.Module) -> tuple[type, frozenset[tuple[str, torch.Size]]]:
 
 def window_fitter(model: PreTrainedModel, tokens: Tensor) -> Callable[[Window], MergedLayer]:
     """A function that makes the merged layer of a window by rule `fit`; caches results in a quarter of free memory."""
-    room = free_bytes_on(model.device) // (4 * size_bytes(find_decoder(model).layers[0]))
+    room = free_bytes_on(model.device) // (4 * max(map(size_bytes, find_decoder(model).layers)))
     return lru_cache(max(1, room))(WindowFitter(model, tokens).merged)
 
 

@@ -122,7 +122,8 @@ def _projection(replay: Replay, layer: int, hidden: Tensor, before: Tensor) -> P
 
 
 def _normed_projection(replay: Replay, layer: int, hidden: Tensor, before: Tensor) -> NormedProjection | None:
-    """A linear map and the norm after it, if the norm's output is a term of the layer's output; None if not."""
+    """The widest linear map with a norm after it that is a term of the layer's output; None if there is none."""
+    found: list[tuple[int, NormedProjection]] = []
     width = hidden.shape[-1]
     modules = dict(replay.layers[layer].named_modules())
     norms = {name: m for name, m in modules.items() if getattr(getattr(m, "weight", None), "shape", None) == (width,)}
@@ -142,8 +143,9 @@ def _normed_projection(replay: Replay, layer: int, hidden: Tensor, before: Tenso
         eps = float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or 0.0)
         offset = _offset(norm, given.float(), output.float(), eps)
         if offset is not None:
-            return NormedProjection(Projection(source, linear[source], 1.0), name, norm, scale, offset, eps)
-    return None
+            projection = Projection(source, linear[source], 1.0)
+            found.append((_shape(linear[source])[0], NormedProjection(projection, name, norm, scale, offset, eps)))
+    return max(found, key=lambda one: one[0])[1] if found else None
 
 
 def _experts(replay: Replay, layer: int, hidden: Tensor, before: Tensor) -> Experts | None:
@@ -151,6 +153,10 @@ def _experts(replay: Replay, layer: int, hidden: Tensor, before: Tensor) -> Expe
     for name, module in replay.layers[layer].named_modules():
         down, stacked = getattr(module, "down_proj", None), getattr(module, "gate_up_proj", None)
         if not (isinstance(down, Tensor) and isinstance(stacked, Tensor) and down.ndim == stacked.ndim == 3):
+            continue
+        count, width, inner = down.shape
+        biases = any(name.endswith("bias") for name, _ in module.named_parameters())
+        if stacked.shape != (count, 2 * inner, width) or biases or not hasattr(module, "act_fn"):
             continue
         scale = _scale_as_term(replay, layer, hidden, before, module)
         if scale and _are_gated_maps(replay, layer, hidden, found := Experts(name, module, scale)):

@@ -109,14 +109,18 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
 def _cached_numbers(config: Any) -> int:
     """Keys and values that an attention layer keeps of each token, as numbers; 0 if the config does not say it."""
     text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None)
-    if not isinstance(heads, int) or hasattr(text, "kv_lora_rank"):  # latent attention keeps something else
+    try:
+        heads = getattr(text, "num_attention_heads", None)
+        if not isinstance(heads, int) or hasattr(text, "kv_lora_rank"):  # latent attention keeps something else
+            return 0
+        kept = heads
+        if hasattr(type(text)(), "num_key_value_heads"):  # a stray entry of another family says nothing
+            kept = text.num_key_value_heads or heads
+        elif getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
+            kept = 1  # newer Falcons keep every head's, copied from those of its group
+        return int(2 * kept * (getattr(text, "head_dim", None) or text.hidden_size // heads))
+    except Exception:  # a family whose layers differ, or that names it otherwise: nothing here needs this figure
         return 0
-    one = getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False)
-    kept = 1 if one else heads
-    if hasattr(type(text)(), "num_key_value_heads"):  # a stray entry of another family says nothing
-        kept = text.num_key_value_heads or heads
-    return int(2 * kept * (getattr(text, "head_dim", None) or text.hidden_size // heads))
 
 
 def check_loadable(name: str) -> None:

@@ -24,8 +24,8 @@ RIVALS_DONE, SEARCHED = 0.2, 0.8  # shares of the time, with the usual budget an
 def find(request: PlanRequest) -> MergePlan:
     """The best plan found by beam search over quickly fitted plans, and among the plans of other methods.
 
-    The final candidates are fitted in full and compared by perplexity on text that they were not fitted on. Another
-    method's plan that is not among them has no lower loss than any of them.
+    The final candidates are fitted in full and compared by perplexity on text that they were not fitted on. Plans of
+    other methods become candidates by the same loss as its own.
     """
     start = time.monotonic()
     from swm.evaluation.perplexity import perplexity

@@ -136,7 +136,9 @@ def beam_drops(
         if budget and step:
             children = children[: max(width, (most_now(tried) - tried) // (drop - step))]
         losses = {}
-        for child in children:
+        for place, child in enumerate(children):
+            if budget and step and place >= width and tried >= most_now(tried):
+                break  # out of time
             losses[child] = loss(child)
             tried += 1
             on_try(tried, max(min(most_now(tried), most), tried))

@@ -58,7 +58,8 @@ def plan_with(
     check_tokens(tokens)
     method, count = PLANNERS.check(planner), len(find_decoder(model).layers)
     check_layers(layers, count)
-    check_budget(planner, budget, count, layers)
+    if not seconds:
+        check_budget(planner, budget, count, layers)
     text = fit_tokens or (lambda token_count: tokens)
     kinds = placed_kinds(model.config) if keep_period else []
     known: Losses = {} if losses is None else losses

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from swm.errors import PlanError
+from swm.errors import PlanError, SwmError
 from swm.models.layer_pattern import placed_kinds
 from swm.models.load import fast_format
 from swm.models.locate import load_config
@@ -51,7 +52,8 @@ def plan_by(
     """
     PLANNERS.check(planner)
     check_layers(layers, experiment.layer_count)
-    check_budget(planner, budget, experiment.layer_count, layers)
+    if not minutes:
+        check_budget(planner, budget, experiment.layer_count, layers)
     data = experiment.planned(planner, layers)
     kinds = placed_kinds(load_config(experiment.settings.model)) if keep_period else []
     fits = precision in ("auto", (data or {}).get("scoring", "auto"))
@@ -97,8 +99,11 @@ def _found_plan(
             seconds=60 * minutes if minutes else None,
             progress=tried.saving(named),
         )
-    finally:
-        tried.save()
+    except BaseException:
+        with suppress(SwmError, OSError):  # what stopped the search matters more
+            tried.save()
+        raise
+    tried.save()
     seconds = round(time.time() - start, 1)
     measured = measure_plan(experiment, plan, share_of(progress, SEARCHING, 1), (model, tokenizer))
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}

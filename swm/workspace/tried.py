@@ -9,11 +9,12 @@ import math
 import time
 from typing import Any
 
+from swm.errors import ExperimentError
 from swm.progress import Progress
-from swm.workspace.experiments import PLANS_VERSION, Experiment
-from swm.workspace.files import write_json
+from swm.workspace.experiments import Experiment
 
 FILE = "tried.json"
+VERSION = 1  # raised when losses change: of rule fit as well
 EVERY = 10.0  # seconds between writings
 Losses = dict[str, dict[frozenset[int], float]]
 
@@ -27,8 +28,11 @@ class TriedPlans:
 
     def __init__(self, experiment: Experiment) -> None:
         self._experiment, self._written = experiment, time.monotonic()
-        data = experiment.read(FILE)
-        valid = data and data["version"] == PLANS_VERSION and data["text_hash"] == experiment.text_hash
+        try:
+            data = experiment.read(FILE)
+        except ExperimentError:  # damaged: everything in it can be computed again
+            data = None
+        valid = data and data["version"] == VERSION and data["text_hash"] == experiment.text_hash
         kept: dict[str, dict[str, float]] = data["losses"] if data and valid else {}
         self.losses: Losses = {
             kind: {frozenset(map(int, layers.split(","))): loss for layers, loss in found.items()}
@@ -50,11 +54,11 @@ class TriedPlans:
         if self._experiment.read_only or not any(self.losses.values()):
             return
         found: dict[str, Any] = {
-            kind: {_key(layers): loss for layers, loss in losses.items() if math.isfinite(loss)}
+            kind: {_key(layers): loss for layers, loss in losses.items() if layers and math.isfinite(loss)}
             for kind, losses in self.losses.items()
         }
-        data = {"version": PLANS_VERSION, "text_hash": self._experiment.text_hash, "losses": found}
-        write_json(self._experiment.folder / FILE, data)
+        data = {"version": VERSION, "text_hash": self._experiment.text_hash, "losses": found}
+        self._experiment.write(FILE, data)
         self._written = time.monotonic()
 
 

@@ -57,6 +57,19 @@ def test_a_norm_after_the_projection_is_found_with_what_it_adds_to_its_weight(fa
     )
 
 
+def test_the_norm_after_the_mlp_is_taken_also_where_its_factors_are_small():
+    model = tiny_model("gemma2", head_dim=8, sliding_window=8)
+    for layer in find_decoder(model).layers:
+        layer.post_feedforward_layernorm.weight.data.fill_(-0.97)
+    assert ending(model).projection.name == "mlp.down_proj"
+
+
+def test_experts_of_another_form_are_not_taken_for_gated_ones():
+    model = tiny_model("gpt_oss", num_local_experts=4, num_experts_per_tok=2, head_dim=8, intermediate_size=32)
+    with pytest.raises(ModelError, match="they end neither"):
+        ending(model)
+
+
 @pytest.mark.parametrize("family", EXPERTS)
 def test_experts_are_found_and_dense_layers_beside_them_too(family):
     assert isinstance(ending(tiny_model(family, **EXPERTS[family])), Experts)

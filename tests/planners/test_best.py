@@ -1,12 +1,13 @@
 """The planner `best`: never behind the methods whose plans it tries, resumed where it stopped, held to a time."""
 
+import shutil
 import time
 
 import pytest
 import torch
 
 import swm.planners.best as best
-from swm.errors import SettingsError
+from swm.errors import JobError, SettingsError
 from swm.evaluation.perplexity import perplexity
 from swm.merging.fit import WindowFitter, apply_fitted_plan
 from swm.plan import MergePlan
@@ -93,6 +94,34 @@ def test_losses_of_another_text_are_not_used(experiment):
     assert TriedPlans(experiment).losses["dropped"]
     experiment.text_hash = "another"
     assert TriedPlans(experiment).losses == {}
+
+
+@pytest.mark.parametrize("content", ["{", '{"version": 1, "text_hash": "x", "losses": {"dropped": {"": 1.0}}}'])
+def test_a_damaged_file_of_what_was_tried_is_left_aside(experiment, content):
+    (experiment.folder / "tried.json").write_text(content)
+    assert plan_by(experiment, "sleb", 3)["layers_left"] == 3
+    assert plan_by(experiment, "best", 4)["layers_left"] == 4  # nothing to drop
+    assert TriedPlans(experiment).losses["dropped"]
+
+
+def test_what_was_tried_is_not_written_to_an_experiment_that_is_gone(experiment):
+    plan_by(experiment, "sleb", 3)
+    tried = TriedPlans(experiment)
+    shutil.rmtree(experiment.folder)
+    with pytest.raises(JobError, match="was deleted or renamed"):
+        tried.save()
+    assert not experiment.folder.exists()
+
+
+def test_a_time_limit_holds_where_much_is_known():
+    def loss(dropped):
+        if len(dropped) > 1:
+            time.sleep(0.01)
+        return float(sum(dropped))
+
+    start = time.monotonic()
+    beam_drops(range(1, 60), 3, loss, 3, best._by_time(start + 0.3))
+    assert time.monotonic() - start < 0.8
 
 
 @pytest.mark.parametrize(("seconds", "most"), [(0.3, 60), (60.0, 400)])

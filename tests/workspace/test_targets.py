@@ -1,13 +1,16 @@
 """Targets: read as people write them, and held against real models and their real caches."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from swm.errors import PlanError, SettingsError
 from swm.merging.apply import apply_plan
 from swm.models.decoder import parameter_count, size_bytes
-from swm.models.load import config_facts
+from swm.models.load import _cached_numbers, config_facts
 from swm.planners.drops import dropped_plan
+from swm.registry import PLANNERS
 from swm.workspace.targets import (
     cache_bytes,
     count_from,
@@ -67,6 +70,15 @@ def test_the_cache_is_the_one_that_transformers_keeps(family, tmp_path):
     assert cache_bytes(facts, facts["layers"], 12) == kept
 
 
+def test_the_cache_of_other_configs_is_right_or_unknown():
+    from transformers import AutoConfig
+
+    falcon = {"num_attention_heads": 128, "hidden_size": 8192}
+    assert _cached_numbers(AutoConfig.for_model("falcon", **falcon, multi_query=True)) == 2 * 64
+    assert _cached_numbers(AutoConfig.for_model("deepseek_v3")) == 0
+    assert _cached_numbers(AutoConfig.for_model("gemma4_text")) >= 0  # its layers differ
+
+
 def test_what_is_left_is_that_of_the_merged_model(tmp_path):
     model = made("llama")
     model.save_pretrained(tmp_path)
@@ -107,6 +119,23 @@ def test_targets_on_the_command_line(small, model_folder):
         assert "2 of 4 layers" in out if "--loss" in arguments else "3 of 4 layers" in out, (arguments, out)
 
 
+def test_fewer_layers_serve_where_a_planner_cannot_leave_the_most(small, model_folder, monkeypatch):
+    facts = config_facts(str(model_folder))
+
+    def picky(request):
+        if request.layers == 3:
+            raise PlanError("not 3")
+        return dropped_plan(4, {1, 2})
+
+    monkeypatch.setitem(PLANNERS._all(), "random", replace(PLANNERS["random"], find=picky))
+    code, out, told = small("plan", "e", "--planner", "random", "--parameters", parameters_left(facts, 3))
+    assert code == 0, told
+    assert "2 of 4 layers" in out
+    code, _, told = small("plan", "e", "--planner", "random", "--layers", 3)
+    assert code == 1
+    assert "not 3" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -117,6 +146,7 @@ def test_targets_on_the_command_line(small, model_folder):
         (("--memory", "1KiB"), "Not even 2 of 4 layers"),
         (("--layers", 3, "--cache-tokens", 5), "--cache-tokens needs --memory"),
         (("--loss", "5"), "is not a loss"),
+        (("--planner", "sleb", "--loss", "5%", "--keep-period"), "cannot be combined with --within or --loss"),
     ],
 )
 def test_targets_that_cannot_be_met_or_read(small, arguments, message):
