@@ -49,10 +49,12 @@ def find(request: PlanRequest) -> MergePlan:
     held_out = max(1, len(rows) // 4)  # texts for the comparison: not those a plan is fitted on
     fitting, perplexities = share_of(request.progress, SEARCHED, 1), []
     for done, plan in enumerate(plans):
+        if request.seconds and time.monotonic() - start > request.seconds:
+            break
         fitting(done, len(plans), f"fitting plan {done + 1} of {len(plans)} in full")
         fitted = apply_fitted_plan(model, plan, rows[held_out:])
         perplexities.append(perplexity(fitted, rows[:held_out])["value"])
-    return plans[perplexities.index(min(perplexities))]
+    return plans[perplexities.index(min(perplexities))] if perplexities else plans[0]
 
 
 def _rival_drops(request: PlanRequest) -> list[frozenset[int]]:

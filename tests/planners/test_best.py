@@ -157,6 +157,14 @@ def test_minutes_are_kept_with_the_plan_and_exclude_a_budget(experiment, swm):
         assert message in told
 
 
+def test_out_of_time_the_plan_of_lowest_loss_is_taken_without_a_full_fit(tokens, monkeypatch):
+    monkeypatch.setattr("swm.merging.fit.apply_fitted_plan", None)
+    losses = {}
+    plan = plan_with("best", tiny_model(layers=6), tokens, 4, losses=losses, seconds=1e-6)
+    dropped = frozenset(range(6)) - set(plan.base_layers())
+    assert losses["fit"][dropped] == min(loss for layers, loss in losses["fit"].items() if len(layers) == 2)
+
+
 def test_losses_are_shared_between_planners_in_memory(tokens):
     model, losses = tiny_model(), {}
     plan_with("perplexity", model, tokens, 3, losses=losses)
