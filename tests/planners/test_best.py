@@ -17,6 +17,7 @@ from swm.search.plan_loss import PlanLoss
 from swm.stages.plan_by import plan_by
 from swm.workspace.tried import TriedPlans
 from tests.conftest import tiny_model
+from tests.product.test_families import FAMILIES, made
 
 
 class Cancelled(Exception):
@@ -48,6 +49,16 @@ def test_best_is_not_behind_any_method_whose_plans_it_tries(family, seed):
         rival = MergePlan(7, rival.windows, "fit")
         # it lost on calibration text, or was fitted in full and lost on held-out text
         assert own_loss <= loss(rival) + 1e-6 or own <= in_full(rival) + 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_best_plans_every_family(family):
+    losses = {}
+    plan = plan_with(
+        "best", made(family), texts(2, 0), 4, budget=9, fit_tokens=lambda count: texts(12, 3), losses=losses
+    )
+    assert plan.layers_left == 4
+    assert len(losses["fit"]) >= 9
 
 
 def test_a_rival_that_is_better_wins(monkeypatch):
