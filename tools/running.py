@@ -48,7 +48,7 @@ def running_app(
         yield address, app.pid
     finally:
         app.terminate()
-        app.wait(20)
+        app.wait(60)  # open pages and a busy machine make it slow to end
 
 
 def wait_for_answer(address: str, seconds: float = 60) -> None:
