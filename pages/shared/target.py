@@ -19,9 +19,9 @@ from swm.search.kept_path import kept_path
 from swm.settings import CACHE_TOKENS
 from swm.workspace.estimate import about, path_seconds, planner_seconds
 from swm.workspace.experiments import Experiment
-from swm.workspace.targets import cache_bytes, parameters_left, speedup_with, weights_bytes
+from swm.workspace.targets import LAYERS, MEMORY, PARAMETERS, SPEED, cache_bytes, most_layers, weights_bytes
 
-LAYERS, MEMORY, PARAMETERS, SPEED, LOSS = "layers", "memory", "parameters", "speed", "perplexity"
+LOSS = "perplexity"
 KINDS = {
     LAYERS: "number of layers",
     MEMORY: "memory, MiB",
@@ -153,18 +153,8 @@ def _value(place: Any, experiment: Experiment, kind: str) -> float:
 
 def layers_for(experiment: Experiment, kind: str, value: float) -> int | None:
     """The most layers that meet a target; None if two layers do not, or speed was not measured."""
-    facts, cost = experiment.model_facts, experiment.cost()
-
-    def meets(layers: int) -> bool:
-        if kind == LAYERS:
-            return layers <= value
-        if kind == PARAMETERS:
-            return parameters_left(facts, layers) <= value * 1e6
-        if kind == MEMORY:
-            return weights_bytes(facts, layers) + cache_bytes(facts, layers, CACHE_TOKENS) <= value * 2**20
-        return bool(cost) and speedup_with(facts, cost or {}, layers) >= value
-
-    return next((layers for layers in range(experiment.layer_count, 1, -1) if meets(layers)), None)
+    unit = {MEMORY: 2.0**20, PARAMETERS: 1e6}.get(kind, 1.0)
+    return most_layers(experiment.model_facts, kind, value * unit, experiment.cost())
 
 
 def _memory_help(experiment: Experiment, mib: float) -> str:

@@ -16,16 +16,7 @@ from swm.progress import Progress, no_progress
 from swm.search.threshold_path import PlanAt
 from swm.settings import CACHE_TOKENS, PLAN_BUDGET, RecoverySettings, preset_settings
 from swm.workspace.experiments import Experiment
-from swm.workspace.targets import (
-    LEAST_LAYERS,
-    cache_bytes,
-    count_from,
-    most_layers,
-    parameters_left,
-    size_from,
-    speedup_with,
-    weights_bytes,
-)
+from swm.workspace.targets import LEAST_LAYERS, MEMORY, PARAMETERS, SPEED, count_from, most_layers, size_from
 
 T = TypeVar("T")
 
@@ -95,26 +86,37 @@ def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int |
     if options.ratio is not None:
         return layers_at(options.ratio, experiment.layer_count)
     if options.memory is not None:
-        most, tokens = size_from(options.memory), CACHE_TOKENS if options.cache_tokens is None else options.cache_tokens
+        tokens = CACHE_TOKENS if options.cache_tokens is None else options.cache_tokens
         if "cache_bytes_per_token" not in facts and options.cache_tokens:
             raise SettingsError(
                 f"{experiment.name} does not know what the model keeps of each token: the model's config does not say "
                 "it, or the experiment is from an earlier release. Without --cache-tokens, the weights count alone."
             )
-        return most_layers(facts, lambda n: weights_bytes(facts, n) + cache_bytes(facts, n, tokens) <= most)
+        return _met(facts, most_layers(facts, MEMORY, size_from(options.memory), cache_tokens=tokens))
     if options.parameters is not None:
-        count = count_from(options.parameters)
-        return most_layers(facts, lambda n: parameters_left(facts, n) <= count)
+        return _met(facts, most_layers(facts, PARAMETERS, count_from(options.parameters)))
     if options.speedup is not None:
         if not (cost := experiment.cost()):
             raise SettingsError(
                 "--speedup needs the original's speed, which is not known yet. Measure it first: "
                 f"python -m swm measure {experiment.name}"
             )
-        return most_layers(facts, lambda n: speedup_with(facts, cost, n) >= options.speedup)
+        return _met(facts, most_layers(facts, SPEED, options.speedup, cost))
     if options.planner and options.layers is None:
         raise SettingsError("--planner needs to know how many layers to keep. Add --layers, --ratio or another target.")
     return cast("int | None", options.layers)
+
+
+def _met(facts: dict[str, Any], layers: int | None) -> int:
+    """The layer count; raises PlanError if no model meets the target, or the original does already."""
+    if layers is None:
+        raise PlanError(
+            f"Not even {LEAST_LAYERS} of {facts['layers']} layers meet this target. Choose a smaller model, or a lower "
+            "precision."
+        )
+    if layers == facts["layers"]:
+        raise PlanError("The original already meets this target: nothing to merge.")
+    return layers
 
 
 def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:

@@ -119,7 +119,7 @@ def _cached_numbers(config: Any) -> int:
         elif getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
             kept = 1  # newer Falcons keep every head's, copied from those of its group
         return int(2 * kept * (getattr(text, "head_dim", None) or text.hidden_size // heads))
-    except Exception:  # a family whose layers differ, or that names it otherwise: nothing here needs this figure
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # layers that differ raise RuntimeError, see Gemma 4
         return 0
 
 

@@ -48,7 +48,8 @@ def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int, kind
         states = torch.cat([first[None], outputs])[:, 0, -1].double()
         angles.append(torch.arccos(cosine_similarity(states[:-size], states[size:], dim=-1).clamp(-1, 1)) / math.pi)
     mean = torch.stack(angles).mean(0).tolist()
-    starts = [start for start in range(len(mean)) if _keeps_places(kinds, start, size)]
+    count = len(mean) + size - 1
+    starts = [start for start in range(len(mean)) if not _without(count, start, size).out_of_place(kinds)]
     if not starts:
         raise PlanError(
             f"No block of {size} layers can go so that each layer left is of the kind its place had. Choose another "
@@ -58,8 +59,8 @@ def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int, kind
     return range(start, start + size)
 
 
-def _keeps_places(kinds: Sequence[str], start: int, size: int) -> bool:
-    return list(kinds[start + size :]) == list(kinds[start : len(kinds) - size])
+def _without(count: int, start: int, size: int) -> MergePlan:
+    return dropped_plan(count, range(start, start + size))
 
 
 PLANNERS.register(

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan, check_layers
-from swm.planners.request import Losses, PlanRequest
+from swm.planners.request import PlanRequest
 from swm.progress import Progress, no_progress
 from swm.registry import PLANNERS
 from swm.settings import PLAN_BUDGET
+from swm.workspace.tried import Losses
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from swm.progress import Progress, no_progress
+from swm.workspace.tried import Losses
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-
-Losses = dict[str, dict[frozenset[int], float]]
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from swm.errors import PlanError, SwmError
+from swm.errors import Cancelled, PlanError
 from swm.models.layer_pattern import placed_kinds
 from swm.models.load import fast_format
 from swm.models.locate import load_config
@@ -99,9 +98,8 @@ def _found_plan(
             seconds=60 * minutes if minutes else None,
             progress=tried.saving(named),
         )
-    except BaseException:
-        with suppress(SwmError, OSError):  # what stopped the search matters more
-            tried.save()
+    except Cancelled:
+        tried.save()
         raise
     tried.save()
     seconds = round(time.time() - start, 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
-from swm.errors import PlanError, SettingsError
+from swm.errors import SettingsError
+from swm.settings import CACHE_TOKENS
 
 LEAST_LAYERS = 2
+LAYERS, MEMORY, PARAMETERS, SPEED = "layers", "memory", "parameters", "speed"
 SIZES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 Facts = dict[str, Any]
@@ -73,18 +74,23 @@ def speedup_with(facts: Facts, cost: Facts, layers: float) -> float:
     return float(whole / (cost["layers_ms"] * layers / facts["layers"] + cost["rest_ms"]))
 
 
-def most_layers(facts: Facts, meets: Callable[[int], bool]) -> int:
-    """The most layers that meet a target, which fewer layers meet as well.
+def most_layers(
+    facts: Facts, kind: str, value: float, cost: Facts | None = None, cache_tokens: int = CACHE_TOKENS
+) -> int | None:
+    """The most layers that meet a target; None if two layers do not.
 
-    Raises:
-        PlanError: if two layers do not meet it, or the original does already.
+    Args:
+        kind: LAYERS, MEMORY (at most so many bytes for weights and cache), PARAMETERS (at most), or SPEED (at least
+            so many times the original's; needs `cost`).
     """
-    if meets(facts["layers"]):
-        raise PlanError("The original already meets this target: nothing to merge.")
-    for layers in range(facts["layers"], LEAST_LAYERS - 1, -1):
-        if meets(layers):
-            return layers
-    raise PlanError(
-        f"Not even {LEAST_LAYERS} of {facts['layers']} layers meet this target. Choose a smaller model, or a lower "
-        "precision."
-    )
+
+    def meets(layers: int) -> bool:
+        if kind == LAYERS:
+            return layers <= value
+        if kind == PARAMETERS:
+            return parameters_left(facts, layers) <= value
+        if kind == MEMORY:
+            return weights_bytes(facts, layers) + cache_bytes(facts, layers, cache_tokens) <= value
+        return cost is not None and speedup_with(facts, cost, layers) >= value
+
+    return next((layers for layers in range(facts["layers"], LEAST_LAYERS - 1, -1) if meets(layers)), None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import swm.planners.best as best
-from swm.errors import JobError, SettingsError
+from swm.errors import Cancelled, JobError, SettingsError
 from swm.evaluation.perplexity import perplexity
 from swm.merging.fit import WindowFitter, apply_fitted_plan
 from swm.plan import MergePlan
@@ -18,10 +18,6 @@ from swm.stages.plan_by import plan_by
 from swm.workspace.tried import TriedPlans
 from tests.conftest import tiny_model
 from tests.product.test_families import FAMILIES, made
-
-
-class Cancelled(Exception):
-    pass
 
 
 def texts(count, seed, length=24):

@@ -18,7 +18,6 @@ from swm.workspace.targets import (
     most_layers,
     parameters_left,
     size_from,
-    speedup_with,
     weights_bytes,
 )
 from tests.product.test_families import FAMILIES, made
@@ -89,14 +88,20 @@ def test_what_is_left_is_that_of_the_merged_model(tmp_path):
 
 
 def test_the_most_layers_that_meet_it():
-    facts = {"layers": 10, "parameters": 1000, "parameters_per_layer": 80, "size_bytes": 2000}
-    assert most_layers(facts, lambda n: parameters_left(facts, n) <= 700) == 6  # 200 + 6 * 80 = 680
+    facts = {
+        "layers": 10,
+        "parameters": 1000,
+        "parameters_per_layer": 80,
+        "size_bytes": 2000,
+        "cache_bytes_per_token": 3,
+    }
+    assert most_layers(facts, "parameters", 700) == 6  # 200 + 6 * 80 = 680
+    assert most_layers(facts, "memory", 1400, cache_tokens=0) == 6  # 2 bytes each
+    assert most_layers(facts, "memory", 1400, cache_tokens=10) == 5  # 400 + 5 * 190 = 1350
     cost = {"layers_ms": 8.0, "rest_ms": 2.0}
-    assert most_layers(facts, lambda n: speedup_with(facts, cost, n) >= 1.25) == 7  # 10 / (5.6 + 2)
-    with pytest.raises(PlanError, match="Not even 2 of 10 layers"):
-        most_layers(facts, lambda n: False)
-    with pytest.raises(PlanError, match="already meets"):
-        most_layers(facts, lambda n: True)
+    assert most_layers(facts, "speed", 1.25, cost) == 7  # 10 / (5.6 + 2)
+    assert most_layers(facts, "speed", 9.0, cost) is None
+    assert most_layers(facts, "layers", 4) == 4
 
 
 @pytest.fixture
