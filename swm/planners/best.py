@@ -99,8 +99,8 @@ PLANNERS.register(
     Planner(
         "best",
         "Beam search, fitted (best)",
-        "drops layers by beam search, fits each merged layer on text (rule fit), chooses by perplexity, among "
-        "other methods' plans, too; our own method",
+        "drops layers by beam search, fits each merged layer on text (rule fit), takes the plan of lowest perplexity, "
+        "those of other methods included; our own method",
         "beam search over dropped layers, each merged layer fitted on text (Sliding-Window Merging Studio)",
         find,
         whole_model=True,
