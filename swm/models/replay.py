@@ -79,6 +79,8 @@ class Replay:
         self._between: dict[int, Tensor] = {}  # inputs of the layers between two kept states
         self._ready = torch.ones(len(tokens), dtype=torch.bool)  # the texts that `_between` is computed for
         self._tail: list[nn.Module] = []
+        self._cut: dict[str, nn.Parameter] = {}  # the head's parameters for `_cut_to` alone
+        self._cut_to: Tensor | None = None
         self._kind: Callable[[list[Tensor]], Any] | None = None  # sequence type that layers wrap their output in
         self.reference = self._recorded()
         self._check()
@@ -212,16 +214,39 @@ class Replay:
         return self._idle_pass(tokens)[0]
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The model's logits for the last layer's output, shape (rows, length, vocabulary)."""
+    def logits(self, hidden: Tensor, vocabulary: Tensor | None = None) -> Tensor:
+        """The model's logits for the last layer's output, shape (rows, length, vocabulary).
+
+        Args:
+            vocabulary: ids of the tokens whose logits to compute, for a model whose head is linear; None for all.
+        """
 
         def pass_on(*args: Any, **kwargs: Any) -> Any:
             return self._as_layer_result(hidden)
 
-        with _forward_replaced(self.layers, pass_on), self._precision():
+        with _forward_replaced(self.layers, pass_on), self._precision(), self._head_cut(vocabulary):
             tokens = self._tokens[torch.arange(len(hidden)) % len(self._tokens)]
             logits: Tensor = self._model(input_ids=tokens, use_cache=False).logits
         return logits
+
+    @contextmanager
+    def _head_cut(self, vocabulary: Tensor | None) -> Iterator[None]:
+        """Leaves only some tokens in the head, and all of them in the embedding that may share its weight."""
+        if vocabulary is None:
+            yield
+            return
+        head = self._model.get_output_embeddings()
+        whole = dict(head.named_parameters(recurse=False))
+        if self._cut_to is not vocabulary:
+            self._cut_to = vocabulary
+            self._cut = {name: nn.Parameter(one.detach()[vocabulary], False) for name, one in whole.items()}
+        try:
+            for name, parameter in self._cut.items():
+                setattr(head, name, parameter)
+            yield
+        finally:
+            for name, parameter in whole.items():
+                setattr(head, name, parameter)
 
     def _calls_for(self, rows: int) -> list[Call]:
         """How each layer is called for this number of texts."""

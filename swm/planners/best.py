@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from swm.errors import PlanError
 from swm.plan import MergePlan
-from swm.planners.drops import DropLoss, beam_drops, dropped_plan, most_tried
+from swm.planners.drops import beam_drops, dropped_plan, most_tried
 from swm.planners.request import PlanRequest
 from swm.progress import share_of
 from swm.registry import PLANNERS, Planner
@@ -24,19 +24,18 @@ RIVALS_DONE, SEARCHED = 0.2, 0.8  # shares of the time, with the usual budget an
 def find(request: PlanRequest) -> MergePlan:
     """The best plan found by beam search over quickly fitted plans, and among the plans of other methods.
 
-    The final candidates are fitted in full and compared by perplexity on text that they were not fitted on. Plans of
-    other methods become candidates by the same loss as its own.
+    With a large vocabulary, the search estimates losses from a sample of it. The final candidates are fitted in full
+    and compared by perplexity on text that they were not fitted on. Plans of other methods become candidates by the
+    same loss as its own.
     """
     start = time.monotonic()
     from swm.evaluation.perplexity import perplexity
     from swm.merging.fit import apply_fitted_plan, check_fits, window_fitter
-    from swm.search.plan_loss import PlanLoss
 
     model, count = request.model, request.layer_count
     check_fits(model)
-    fitter = window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS))
-    known = request.losses_of("fit in bfloat16" if request.fast else "fit")
-    loss = DropLoss(PlanLoss(model, request.tokens, fitter, request.fast), count, "fit", known)
+    request = replace(request, sampled=True)  # the final candidates are compared on all of the vocabulary
+    loss = request.loss("fit", window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS)))
     rivals = _rival_drops(request)
     searching = replace(request, progress=share_of(request.progress, RIVALS_DONE, SEARCHED))
     budget = _by_time(start + SEARCHED * request.seconds) if request.seconds else request.budget

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from swm.plan import MergePlan
-from swm.planners.drops import DropLoss, dropped_plan, lowest_layers
+from swm.planners.drops import dropped_plan, lowest_layers
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 
 
 def find(request: PlanRequest) -> MergePlan:
     """The plan without the layers whose individual removal raises perplexity least (section 3.1, PPL)."""
-    from swm.search.plan_loss import PlanLoss
-
-    count = request.layer_count
-    loss = DropLoss(PlanLoss(request.model, request.tokens), count, known=request.losses_of("dropped"))
+    count, loss = request.layer_count, request.loss("dropped")
     losses = []
     for layer in range(count):
         losses.append(loss(frozenset({layer})))

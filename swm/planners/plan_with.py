@@ -65,7 +65,9 @@ def plan_with(
     kinds = placed_kinds(model.config) if keep_period else []
     known: Losses = {} if losses is None else losses
     plan = method.find(
-        PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, known, seconds, progress)
+        PlanRequest(
+            model, tokens, count, layers, seed, fast, budget, text, kinds, known, seconds=seconds, progress=progress
+        )
     )
     if broken := plan.out_of_place(kinds):
         raise PlanError(

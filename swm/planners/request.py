@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from swm.planners.drops import DropLoss
 from swm.progress import Progress, no_progress
 from swm.workspace.tried import Losses
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from swm.merging.apply import MergedLayer
+    from swm.plan import Window
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class PlanRequest:
             `tokens`.
         kinds: of each layer, if those left must be of the kinds that the places had, as llama.cpp needs for some
             families; else empty.
-        losses: of sets of dropped layers, found before, by kind (see `losses_of`); those found are added.
+        losses: of sets of dropped layers, found before, by kind (see `loss`); those found are added.
+        sampled: losses may be estimated from a sample of a large vocabulary: see `search.vocabulary`.
         seconds: time limit for planners that take a budget; None without one.
         progress: called with the plans tried so far; may raise to stop.
     """
@@ -44,6 +49,7 @@ class PlanRequest:
     fit_tokens: Callable[[int], Tensor]
     kinds: Sequence[str] = ()
     losses: Losses = field(default_factory=dict)
+    sampled: bool = False
     seconds: float | None = None
     progress: Progress = no_progress
 
@@ -52,9 +58,19 @@ class PlanRequest:
         """Number of layers to drop."""
         return self.layer_count - self.layers
 
-    def losses_of(self, kind: str) -> dict[frozenset[int], float]:
-        """Known losses of the models without some layers: `dropped`, or `fit` if the merged layers are fitted."""
-        return self.losses.setdefault(kind, {})
+    def loss(self, kind: str, make: Callable[[Window], MergedLayer] | None = None) -> DropLoss:
+        """The loss on the calibration text of the model without some layers, with those that are known already.
+
+        Args:
+            kind: `dropped`, or `fit` if `make` fits the merged layers: in bfloat16 then, if `fast`.
+        """
+        from swm.search.plan_loss import PlanLoss, samples_vocabulary
+
+        fast, sampled = self.fast and kind == "fit", self.sampled and samples_vocabulary(self.model)
+        conditions = f"{kind}{' in bfloat16' if fast else ''}{', vocabulary sampled' if sampled else ''}"
+        compute = PlanLoss(self.model, self.tokens, make, fast, sampled)
+        rule = "fit" if kind == "fit" else None
+        return DropLoss(compute, self.layer_count, rule, self.losses.setdefault(conditions, {}))
 
     def tried(self, done: int, total: int) -> None:
         """Report how many plans have been tried; `total` is 0 if unknown."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swm.plan import MergePlan
-from swm.planners.drops import DropLoss, beam_drops, dropped_plan, most_tried
+from swm.planners.drops import beam_drops, dropped_plan, most_tried
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 
@@ -13,11 +13,10 @@ def find(request: PlanRequest) -> MergePlan:
 
     As in its released code, the first and the last layer stay.
     """
-    from swm.search.plan_loss import PlanLoss
-
     count = request.layer_count
-    loss = DropLoss(PlanLoss(request.model, request.tokens), count, known=request.losses_of("dropped"))
-    best = beam_drops(range(1, count - 1), request.drop, loss, on_try=request.tried, kinds=request.kinds)[0]
+    best = beam_drops(
+        range(1, count - 1), request.drop, request.loss("dropped"), on_try=request.tried, kinds=request.kinds
+    )[0]
     return dropped_plan(count, best)
 
 
