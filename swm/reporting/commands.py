@@ -8,6 +8,7 @@ from typing import Any
 
 from swm.reporting.arguments import plan_arguments, recovery_arguments
 from swm.similarity.measure import Measure
+from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import Run
 
@@ -17,8 +18,12 @@ def commands(experiment: Experiment) -> list[str]:
     lines = create_commands(experiment)
     for name in experiment.metrics_measured():
         lines.append(_command("measure", experiment.name, *_measure_options(experiment.similarity(name) or {})))
-    for run in experiment.runs():
-        lines += run_commands(run)
+    runs = experiment.runs()
+    healed_like = {control.name: run.name for run in reversed(runs) if (control := control_of(run))}
+    for run in runs:
+        if run.name not in healed_like:
+            lines += run_commands(run)
+    lines += [_command("control", experiment.name, name) for name in sorted(healed_like.values())]
     return [*lines, _command("compare", experiment.name)]
 
 
@@ -53,6 +58,12 @@ def run_commands(run: Run) -> list[str]:
     if (there := run.in_llama_cpp()) and not run.is_baseline:
         lines.append(_command("time", *name, "--client", "llama.cpp", "--type", there["type"]))
     return lines
+
+
+def card_commands(run: Run) -> list[str]:
+    """The commands that reproduce a run and what it is compared with, from nothing."""
+    control = [_command("control", run.experiment.name, run.name)] if control_of(run) else []
+    return [*create_commands(run.experiment), *run_commands(run), *control]
 
 
 def _command(*arguments: str) -> str:

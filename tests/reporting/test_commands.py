@@ -4,8 +4,10 @@ import shlex
 from dataclasses import asdict
 
 from swm.cli.options import build_parser
-from swm.reporting.commands import commands
+from swm.reporting.commands import card_commands, commands
 from swm.settings import preset_settings
+from swm.workspace.controls import control_of
+from swm.workspace.experiments import Experiment
 
 
 def test_commands_are_ones_that_the_command_line_takes(experiment):
@@ -30,3 +32,14 @@ def test_every_changed_recovery_setting_is_in_the_command(experiment):
     from swm.cli.make import recovery_settings
 
     assert recovery_settings(options) == settings
+
+
+def test_a_control_is_made_by_one_command_for_all_runs_that_it_serves():
+    demo = Experiment.open("example-demo")
+    control = [line for line in commands(demo) if " control " in line]
+    assert len(control) == 1
+    run = demo.run(build_parser().parse_args(shlex.split(control[0])[3:]).run)
+    assert control_of(run).name == "control"
+    assert not [line for line in commands(demo) if "merge example-demo control" in line]
+    assert card_commands(demo.run("walk-24"))[-1] == "python -m swm control example-demo walk-24"
+    assert not [line for line in card_commands(demo.run("control")) if " control example-demo" in line]

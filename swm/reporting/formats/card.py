@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from swm import __version__
 from swm.registry import EXPORT_FORMATS, ExportFormat
-from swm.reporting.commands import create_commands, run_commands
+from swm.reporting.commands import card_commands
 from swm.reporting.compare import compare, flat_rows, row_name
 from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.html import template_environment
@@ -29,7 +29,7 @@ def model_card(run: Run) -> str:
         terms=[(TITLES[name], text) for name, text in TERMS.items()],
         names=[row_name(row) for row in flat],
         lines=lines(flat),
-        commands=[*create_commands(run.experiment), *run_commands(run)],
+        commands=card_commands(run),
         version=__version__,
     )
 
