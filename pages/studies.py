@@ -30,7 +30,8 @@ from swm.search.kept_path import kept_path
 from swm.settings import SKIPPED_TOKENS
 from swm.similarity.measure import Measure
 from swm.studies.findings import pairs_decided
-from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, grid_of, grid_text, grid_yaml
+from swm.studies.grid_files import grid_of, grid_text, grid_yaml
+from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid
 from swm.studies.rows import study_rows
 from swm.studies.times import study_seconds
 from swm.workspace.estimate import about
@@ -79,7 +80,7 @@ def rows_of(experiment: Experiment, runs: set[str], against: str | None = None) 
 
 def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     """A chart of every method against depth, and the same numbers as a table; False if nothing was measured yet."""
-    names = {BASELINE, *(cell.run for cell in grid.cells(experiment.layer_count))}
+    names = {BASELINE, *(cell.run for cell in grid.cells(experiment.model_facts))}
     rows = rows_of(experiment, names)
     measured = [name for name in FIGURES if any(_has(row, name) for row in rows)]
     healed = any(row["stage"] == "recovered" for row in rows)

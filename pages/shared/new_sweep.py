@@ -20,7 +20,19 @@ from swm.settings import PRESETS
 from swm.workspace.files import whole_path
 
 NONE = "none"
-RATIOS = (0.1, 0.2, 0.3, 0.4)
+# How many layers to leave, as an entry of a plan: its title, amounts to pick from (the first one to begin with), help.
+TARGETS = {
+    "ratio": ("Share of layers to remove", ("0.2", "0.1", "0.3", "0.4"), "Such as 0.25."),
+    "layers": ("Layers left", (), "Such as 24. Type a number and press Enter."),
+    "memory": (
+        "Memory",
+        ("1GiB", "4GiB", "8GiB", "16GiB"),
+        "For weights and the cache of 4,096 tokens. Such as 900MiB.",
+    ),
+    "parameters": ("Parameters", ("100M", "1B", "5B"), "At most so many. Such as 5.5B."),
+    "speedup": ("Speed", ("1.2", "1.5", "2"), "Times the original's, predicted. Such as 1.3."),
+    "loss": ("Perplexity that may be lost", ("20%", "5%", "10%", "50%"), "On the calibration text, before healing."),
+}
 SHOWN = 8
 
 
@@ -67,8 +79,7 @@ def _begin(grid: dict[str, Any]) -> None:
 def _grid() -> dict[str, Any]:
     """The sweep's file as the pickers have it."""
     here, texts = model_choices(), [name for name, text in TEXTS.items() if "calibration" in text.purposes]
-    with st.container(key="wrap_form_sweep"):
-        left, middle, right = st.columns(3, gap="large")
+    left, right = st.columns(2, gap="large")
     with left:
         name = st.text_input("Name", "my-sweep", max_chars=64, key="sweep_name")
         models = st.multiselect(
@@ -81,7 +92,7 @@ def _grid() -> dict[str, Any]:
         models += _lines("Other models, one per line", "sweep_other_models", "Folders, .gguf files or hub ids.")
         chosen = st.multiselect("Texts", texts, default=texts[:1], key="sweep_texts")
         chosen += _lines("Other texts, one per line", "sweep_other_texts", ".txt or .jsonl files, or hub data sets.")
-    with middle:
+    with right:
         methods = st.multiselect(
             "Methods",
             [*MERGE_RULES, *PLANNERS],
@@ -90,21 +101,26 @@ def _grid() -> dict[str, Any]:
             key="sweep_methods",
             help="Sliding-window searches with a merge rule, and planners.",
         )
-        ratios = st.multiselect(
-            "Share of layers to remove",
-            RATIOS,
-            default=[0.2],
-            format_func=lambda ratio: f"{ratio:.0%}",
-            key="sweep_ratios",
+        target = st.selectbox("Target", list(TARGETS), format_func=lambda kind: TARGETS[kind][0], key="sweep_target")
+        title, amounts, help_text = TARGETS[target]
+        chosen_amounts = st.multiselect(
+            f"{title}, one model each",
+            amounts,
+            default=amounts[:1],
+            accept_new_options=True,
+            placeholder="Type an amount",
+            help=help_text,
+            key=f"sweep_amounts_{target}",
         )
-    with right:
         recovery = st.multiselect(
             "Healing", [NONE, *PRESETS], default=[NONE, "quick"], key="sweep_recovery", help="LoRA presets, or none."
         )
         seeds = st.multiselect("Seeds", [1234, 1, 2, 3, 4], default=[1234], key="sweep_seeds")
         limit = number("Documents per task", 1, 20_000, 100, key="sweep_limit")
     plans = [
-        {"planner" if method in PLANNERS else "rule": method, "ratio": sorted(ratios)} for method in methods if ratios
+        {"planner" if method in PLANNERS else "rule": method, target: [_amount(target, one) for one in chosen_amounts]}
+        for method in methods
+        if chosen_amounts
     ]
     return {
         "name": name,
@@ -115,6 +131,14 @@ def _grid() -> dict[str, Any]:
         "seeds": sorted(seeds),
         "limit": int(limit),
     }
+
+
+def _amount(target: str, text: str) -> float | int | str:
+    """A number for targets that are one; the text itself if it is none, which the check of the file then says."""
+    try:
+        return int(text) if target == "layers" else float(text) if target in ("ratio", "speedup") else text
+    except ValueError:
+        return text
 
 
 def _lines(label: str, key: str, help_text: str) -> list[str]:

@@ -96,15 +96,27 @@ def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int |
     if options.parameters is not None:
         return _met(facts, most_layers(facts, PARAMETERS, count_from(options.parameters)))
     if options.speedup is not None:
-        if not (cost := experiment.cost()):
-            raise SettingsError(
-                "--speedup needs the original's speed, which is not known yet. Measure it first: "
-                f"python -m swm measure {experiment.name}"
-            )
-        return _met(facts, most_layers(facts, SPEED, options.speedup, cost))
+        return _met(facts, most_layers(facts, SPEED, options.speedup, _cost(experiment)))
     if options.planner and options.layers is None:
         raise SettingsError("--planner needs to know how many layers to keep. Add --layers, --ratio or another target.")
     return cast("int | None", options.layers)
+
+
+def _cost(experiment: Experiment) -> dict[str, Any]:
+    """The original's time per token, measured now if it is not known."""
+    if not experiment.cost() and not experiment.read_only:
+        from swm.stages.loading import load_original
+        from swm.stages.measure import measure_cost
+
+        with watched(experiment, "measure") as progress:
+            progress(0, 0, "loading the model")
+            measure_cost(experiment, load_original(experiment, offload=True), progress)
+    if cost := experiment.cost():
+        return cost
+    raise SettingsError(
+        "--speedup needs the original's speed, which cannot be measured: the experiment is read-only, the model's "
+        "weights do not fit into memory, or it keeps no cache between tokens. Choose another target."
+    )
 
 
 def _met(facts: dict[str, Any], layers: int | None) -> int:

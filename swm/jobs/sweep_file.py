@@ -23,6 +23,7 @@ from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import whole_path
 from swm.workspace.names import check_name
+from swm.workspace.targets import count_from, loss_from, size_from
 
 T = TypeVar("T")
 MOST_CELLS = 10_000
@@ -78,24 +79,38 @@ def _as_list(value: Any) -> Any:
 
 
 OneOrMany = Annotated[tuple[T, ...], BeforeValidator(_as_list)]
+AMOUNTS = ("ratio", "layers", "threshold", "speedup", "memory", "parameters", "loss")
+TEXT_AMOUNTS = {"memory": size_from, "parameters": count_from, "loss": loss_from}
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class PlanEntry(BaseModel):
-    """Plans of a sweep: a planner or a rule, at ratios, numbers of layers or thresholds."""
+    """Plans of a sweep: a planner or a rule, at ratios, numbers of layers, thresholds or targets.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    The targets are those of `swm plan`: a memory such as 6GiB for weights and cache, a number of parameters such as
+    5.5B, a loss of perplexity such as 5%, a speed relative to the original.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
     planner: str | None = None
     rule: str | None = None
     ratio: OneOrMany[Amount] = ()
     layers: OneOrMany[Annotated[int, Field(ge=0)]] = ()
     threshold: OneOrMany[Amount] = ()
+    speedup: OneOrMany[Amount] = ()
+    memory: OneOrMany[str] = ()
+    parameters: OneOrMany[str] = ()
+    loss: OneOrMany[str] = ()
 
     @model_validator(mode="after")
     def _one_amount(self) -> PlanEntry:
-        if sum(map(bool, (self.ratio, self.layers, self.threshold))) != 1:
-            raise ValueError("a plan needs planner or rule, and one of ratio, layers and threshold")
+        if sum(bool(getattr(self, kind)) for kind in AMOUNTS) != 1:
+            *others, last = AMOUNTS
+            raise ValueError(f"a plan needs planner or rule, and one of {', '.join(others)} and {last}")
+        for kind, read in TEXT_AMOUNTS.items():
+            for text in getattr(self, kind):
+                read(text)
         return self
 
 
@@ -199,10 +214,18 @@ def _plans(entry: PlanEntry) -> Iterator[tuple[str, tuple[str, ...]]]:
     if entry.rule is not None or entry.planner is None:
         MERGE_RULES.check(entry.rule or DEFAULT_RULE)
         options += ["--rule", entry.rule or DEFAULT_RULE]
-    for number in entry.ratio or entry.layers or entry.threshold:
-        kind = "ratio" if entry.ratio else "layers" if entry.layers else "threshold"
-        amount = {"ratio": f"{100 * number:.6g}pc", "layers": f"{number}", "threshold": f"t{number!r}"}[kind]
-        yield "-".join(filter(None, [entry.planner, entry.rule, amount])), (*options, f"--{kind}", f"{number!r}")
+    kind = next(kind for kind in AMOUNTS if getattr(entry, kind))
+    for amount in getattr(entry, kind):
+        name = "-".join(filter(None, [entry.planner, entry.rule, _amount_name(kind, amount)]))
+        yield name, (*options, f"--{kind}", f"{amount}")
+
+
+def _amount_name(kind: str, amount: Any) -> str:
+    if kind == "ratio":
+        return f"{100 * amount:.6g}pc"
+    if kind == "threshold":
+        return f"t{amount}"
+    return f"{amount}" if kind == "layers" else f"{kind}-{amount}"
 
 
 def _recovery(entry: Any) -> tuple[str, tuple[str, ...]]:

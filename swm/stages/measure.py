@@ -56,9 +56,21 @@ def measure_experiment(
     if not is_first():
         return data
     experiment.save_similarity(how.name, data)
-    if not experiment.cost() and not is_offloaded(model):  # otherwise the disk would be timed
-        prompt = calibration_of(experiment, tokenizer)[:1, :64]
-        if keeps_cache(model, prompt):
-            progress(0, 0, "timing a token")
-            experiment.save_cost(decode_cost(model, prompt))
+    if not experiment.cost():
+        measure_cost(experiment, (model, tokenizer), progress)
     return data
+
+
+def measure_cost(
+    experiment: Experiment, loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase], progress: Progress = no_progress
+) -> None:
+    """Time a token of the original, written to cost.json; not if its weights are on disk, or it keeps no cache.
+
+    Args:
+        loaded: model and tokenizer.
+    """
+    model, tokenizer = loaded
+    prompt = calibration_of(experiment, tokenizer)[:1, :64]
+    if not is_offloaded(model) and keeps_cache(model, prompt):  # otherwise the disk would be timed
+        progress(0, 0, "timing a token")
+        experiment.save_cost(decode_cost(model, prompt))

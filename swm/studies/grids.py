@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BeforeValidator, Field
 
-from swm.checked import Many, checked, convert
+from swm.checked import Between, Many, checked, convert
 from swm.errors import SettingsError
 from swm.evaluation.task_names import Limit, parse_tasks
 from swm.plan import WHOLE_WIDTH, WidthCut, layers_at
 from swm.registry import MERGE_RULES, PLANNERS
-from swm.settings import SKIPPED_TOKENS, RecoverySettings, preset_settings
+from swm.settings import CACHE_TOKENS, SKIPPED_TOKENS, RecoverySettings, preset_settings
 from swm.similarity.measure import Measure
 from swm.workspace.controls import CONTROL
-from swm.workspace.experiments import Experiment
-from swm.workspace.files import APP_FOLDER
+from swm.workspace.targets import LEAST_LAYERS, MEMORY, PARAMETERS, count_from, most_layers, size_from
 
-GRIDS = APP_FOLDER / "assets" / "studies.yaml"
 KINDS = {
     "methods": "All methods at several depths: perplexity, scores, speed (the paper's tables 1 and 2).",
     "healing": "Before and after LoRA at several depths (figure 4).",
@@ -83,6 +78,9 @@ class Grid:
     """The grid of a study that creates runs; see assets/studies.yaml.
 
     Attributes:
+        ratios: shares of the layers to remove.
+        memory: sizes such as 6GiB that weights and cache (of `cache_tokens`) must fit into: each is a depth, too.
+        parameters: numbers of parameters such as 5.5B that a model may have at most: each is a depth, too.
         total: total share of the layers' weights to remove; whatever depth does not remove is removed by width, with
             the methods in `width_by`. None means no width cut.
         lora_alone: methods in `heal` whose merged layers are not fitted before LoRA, as in their papers.
@@ -90,7 +88,6 @@ class Grid:
         control: whether the original model is healed in the same way, once for each seed, if any method is healed.
     """
 
-    ratios: Many[float]
     planners: Many[str]
     rules: Many[str]
     heal: Many[str]
@@ -99,6 +96,10 @@ class Grid:
     limit: Limit
     time: bool
     keep_models: bool
+    ratios: Many[float] = ()
+    memory: Many[str] = ()
+    parameters: Many[str] = ()
+    cache_tokens: Annotated[int, Between(0, 10**9)] = CACHE_TOKENS
     total: float | None = None
     width_by: Many[str] = ("flap",)
     lora_alone: Many[str] = ()
@@ -132,12 +133,42 @@ class Grid:
         for ratio in (*self.ratios, self.total or 0.0):
             if not 0 <= ratio < 1:
                 raise SettingsError(f"Ratio {ratio} is out of range. Choose 0 or more, and less than 1.")
+        if not (self.ratios or self.memory or self.parameters):
+            raise SettingsError("The grid has no depths. List ratios, memory or parameters.")
+        for size in self.memory:
+            size_from(size)
+        for number in self.parameters:
+            count_from(number)
 
-    def cells(self, layer_count: int) -> list[Cell]:
-        """All cells, seed by seed: the control, then depth by depth. What is complete can be compared early."""
+    def depths(self, facts: dict[str, Any]) -> list[int]:
+        """The numbers of layers to leave of a model, without repeats.
+
+        Args:
+            facts: of the model, as from `models.config_facts`.
+
+        Raises:
+            SettingsError: if no two layers of it meet a memory or a number of parameters.
+        """
+        found = [layers_at(ratio, facts["layers"]) for ratio in self.ratios]
+        targets = [(text, MEMORY, size_from(text)) for text in self.memory]
+        targets += [(text, PARAMETERS, count_from(text)) for text in self.parameters]
+        for text, kind, value in targets:
+            layers = most_layers(facts, kind, value, cache_tokens=self.cache_tokens)
+            if layers is None:
+                raise SettingsError(f"Not even {LEAST_LAYERS} of {facts['layers']} layers fit {text}. Choose more.")
+            found.append(layers)
+        return list(dict.fromkeys(found))
+
+    def cells(self, facts: dict[str, Any]) -> list[Cell]:
+        """All cells, seed by seed: the control, then depth by depth. What is complete can be compared early.
+
+        Args:
+            facts: of the model, as for `depths`.
+        """
+        layer_count: int = facts["layers"]
         places = [
             (method, layers, width)
-            for layers in dict.fromkeys(layers_at(ratio, layer_count) for ratio in self.ratios)
+            for layers in self.depths(facts)
             for method in (*self.planners, *self.rules)
             for width in self._widths(layers / layer_count)
         ]
@@ -225,58 +256,3 @@ def tasks_of(grid: Grid | ThresholdGrid | TextsGrid) -> tuple[str, ...]:
     if isinstance(grid, Grid):
         return grid.tasks
     return (grid.task,) if isinstance(grid, ThresholdGrid) and grid.scored_at else ()
-
-
-def grid_of(experiment: Experiment, kind: str, file: Path | None = None) -> dict[str, Any]:
-    """A study's grid: from the file if given, otherwise from the study's last pass, otherwise the default grid.
-
-    Raises:
-        SettingsError: if there is no such study, or its grid cannot be read.
-    """
-    last = (experiment.study(kind) or {}).get("grid") if kind in KINDS and not file else None
-    return checked_grid(kind, last, f"the study of {experiment.name}") if last else read_grid(kind, file)
-
-
-def read_grid(kind: str, file: Path | None = None) -> dict[str, Any]:
-    """A study's grid from a file, validated.
-
-    Raises:
-        SettingsError: if there is no such study, or the file has no valid grid for it.
-    """
-    if kind not in KINDS:
-        raise SettingsError(f"'{kind}' is not a study. Choose one of: {', '.join(KINDS)}.")
-    file = file or GRIDS
-    try:
-        grid: dict[str, Any] = dict(yaml.safe_load(file.read_text(encoding="utf-8"))[kind])
-    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise _unreadable(kind, f"{file}", f"{type(error).__name__}: {error}") from None
-    return checked_grid(kind, grid, f"{file}")
-
-
-def checked_grid(kind: str, grid: dict[str, Any], where: str) -> dict[str, Any]:
-    """The grid itself; raises SettingsError, saying `where` the grid is, if it is not valid for that kind."""
-    try:
-        parsed_grid(kind, grid)
-    except (SettingsError, TypeError, ArithmeticError) as error:  # names that are not text, numbers too large
-        raise _unreadable(kind, where, str(error)) from None
-    return grid
-
-
-def _unreadable(kind: str, where: str, reason: str) -> SettingsError:
-    reason = " ".join(reason.split()).rstrip(".")[:300]
-    return SettingsError(
-        f"Cannot read grid '{kind}' in {where}: {reason}. Compare it with {GRIDS}, or pass that file with --grid."
-    )
-
-
-def grid_text(kind: str) -> str:
-    """The part of assets/studies.yaml that declares a study."""
-    lines = GRIDS.read_text(encoding="utf-8").splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith(f"{kind}:"))
-    rest = itertools.takewhile(lambda line: not line or line[0] == " ", lines[first + 1 :])
-    return "\n".join([lines[first], *rest]).rstrip()
-
-
-def grid_yaml(kind: str, grid: dict[str, Any]) -> str:
-    """A grid as YAML, to show and to copy into a file."""
-    return yaml.safe_dump({kind: grid}, sort_keys=False, default_flow_style=None, width=110).rstrip()

@@ -122,7 +122,7 @@ def _plan_key(score: dict[str, Any]) -> tuple[str, str]:
 
 
 def _study_runs(experiment: Experiment, grid: Grid, progress: Progress) -> dict[str, str]:
-    cells = grid.cells(experiment.layer_count)
+    cells = grid.cells(experiment.model_facts)
     _score(experiment.run(BASELINE), grid, part_of(progress, 0, len(cells) + 1, "original"))
     failed = {}
     for place, cell in enumerate(cells, 1):

@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from swm.cli.options import build_parser
 from swm.errors import SettingsError
 from swm.jobs.sweep_file import load_grid, read_sweep
 from tests.jobs.sweep_cases import ROOT
@@ -26,6 +27,27 @@ def test_a_file_gives_every_run_as_the_command_a_user_would_type(grid):
     assert len({c.experiment for c in read_sweep({**grid, "models": ["x/a", "y/a"]}).cells}) == 2
 
 
+def test_plans_can_be_for_targets(grid):
+    plans = [
+        {"planner": "best", "memory": ["6GiB", "900 MiB"]},
+        {"rule": "mean", "parameters": "5.5B"},
+        {"planner": "sleb", "loss": "5%"},
+        {"rule": "rdsc", "speedup": [1.3, 2]},
+    ]
+    cells = read_sweep({**grid, "plans": plans, "recovery": "none"}).cells
+    assert [cell.run for cell in cells] == [
+        "best-memory-6gib-merged",
+        "best-memory-900-mib-merged",
+        "mean-parameters-5-5b-merged",
+        "sleb-loss-5-merged",
+        "rdsc-speedup-1-3-merged",
+        "rdsc-speedup-2-0-merged",
+    ]
+    for cell in cells:
+        build_parser().parse_args(cell.run_command)
+    assert cells[1].run_command[3:7] == ["--planner", "best", "--memory", "900 MiB"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -33,6 +55,10 @@ def test_a_file_gives_every_run_as_the_command_a_user_would_type(grid):
         ({"plans": [{"rule": "chess", "ratio": 0.2}]}, "chess"),
         ({"plans": [{"planner": "sleb"}]}, "needs planner or rule, and one of"),
         ({"plans": [{"planner": "sleb", "ratio": 0.2, "layers": 3}]}, "needs planner or rule"),
+        ({"plans": [{"planner": "sleb", "memory": "6GiB", "loss": "5%"}]}, "one of ratio, layers, threshold, speedup"),
+        ({"plans": [{"planner": "sleb", "memory": "lots"}]}, "'lots' is not a size"),
+        ({"plans": [{"planner": "sleb", "loss": 5}]}, "'5' is not a loss"),
+        ({"plans": [{"planner": "sleb", "speedup": -1}]}, "Cannot read the sweep"),
         ({"plans": []}, "has 0 runs"),
         ({"plans": 3}, "Cannot read the sweep"),
         ({"recovery": {"preset": "quick", "steps": -1}}, "steps -1 is out of range"),

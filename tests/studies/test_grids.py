@@ -5,7 +5,10 @@ import yaml
 
 from swm.cli.main import main
 from swm.errors import SettingsError
-from swm.studies.grids import GRIDS, KINDS, Cell, Grid, grid_of, grid_text, grid_yaml, read_grid
+from swm.models.load import config_facts
+from swm.studies.grid_files import GRIDS, grid_of, grid_text, grid_yaml, read_grid
+from swm.studies.grids import KINDS, Cell, Grid
+from swm.workspace.targets import parameters_left, weights_bytes
 from tests.studies.run_cases import SMALL
 
 
@@ -17,7 +20,7 @@ def test_the_grids_that_ship_can_be_read():
     grid = Grid(**read_grid("methods"))
     assert len(set(grid.planners)) == len(grid.planners) >= 8
     assert set(grid.rules) >= {"rdsc", "replace", "mean", "keep_first", "keep_last", "fit"}
-    assert [cell.layers for cell in grid.cells(30)][:: len(grid.planners) + len(grid.rules)] == [27, 24, 20]
+    assert [cell.layers for cell in grid.cells({"layers": 30})][:: len(grid.planners) + len(grid.rules)] == [27, 24, 20]
 
 
 @pytest.mark.parametrize(
@@ -26,6 +29,10 @@ def test_the_grids_that_ship_can_be_read():
         ({"planners": ["chess"]}, "'chess' is not a planner"),
         ({"rules": ["chess"]}, "'chess' is not a merge rule"),
         ({"ratios": [1.0]}, "Ratio 1.0 is out of range"),
+        ({"ratios": []}, "The grid has no depths"),
+        ({"memory": ["6 apples"]}, "'6 apples' is not a size"),
+        ({"parameters": ["lots"]}, "'lots' is not a number of parameters"),
+        ({"parameters": "5B"}, "parameters must be a list"),
         ({"heal": ["best"]}, "heals best, but does not plan it"),
         ({"lora_alone": ["random"]}, "names random under lora_alone, but does not heal it"),
         ({"ratios": None}, "Cannot read grid 'methods'"),
@@ -53,6 +60,21 @@ def test_a_grid_that_cannot_be_is_refused(tmp_path, change, message):
         read_grid("methods", tmp_path / "grid.yaml")
 
 
+def test_depths_can_be_sizes_and_numbers_of_parameters(model_folder):
+    facts = config_facts(str(model_folder))
+    small = {"ratios": (), "memory": [f"{weights_bytes(facts, 3) / 2**20 + 0.001:.4f}MiB"], "cache_tokens": 0}
+    assert Grid(**{**SMALL, **small}).depths(facts) == [3]
+    room = weights_bytes(facts, 3) - weights_bytes(facts, 2)
+    tokens = int(room / (2 * facts["cache_bytes_per_token"]))
+    assert Grid(**{**SMALL, **small, "cache_tokens": tokens}).depths(facts) == [2]  # keys and values count as well
+    count = f"{parameters_left(facts, 2) / 1e3 + 0.01:.3f}K"
+    both = Grid(**{**SMALL, **small, "ratios": [0.5], "parameters": [count]})
+    assert both.depths(facts) == [2, 3]  # once each
+    assert {cell.layers for cell in both.cells(facts) if cell.method == "sleb"} == {2, 3}
+    with pytest.raises(SettingsError, match="Not even 2 of 4 layers fit 1KiB"):
+        Grid(**{**SMALL, "memory": ["1KiB"]}).depths(facts)
+
+
 @pytest.mark.parametrize("text", ["", "methods", "methods: [", "other: {}", "[" * 3000, "!!python/object:os.system {}"])
 def test_a_file_that_is_no_grid_is_refused(tmp_path, text):
     (tmp_path / "grid.yaml").write_text(text)
@@ -63,7 +85,7 @@ def test_a_file_that_is_no_grid_is_refused(tmp_path, text):
 
 
 def test_cells_go_depth_by_depth():
-    cells = Grid(**SMALL).cells(4)
+    cells = Grid(**SMALL).cells({"layers": 4})
     depths = ["sleb-3", "random-3", "keep-first-3", "sleb-2", "random-2", "keep-first-2"]
     assert [cell.run for cell in cells] == ["control-4", *depths]
     assert [cell.recovery is not None for cell in cells] == [True, *([True, False, False] * 2)]
@@ -71,13 +93,13 @@ def test_cells_go_depth_by_depth():
 
 
 def test_a_control_is_healed_only_if_something_else_is():
-    assert [cell.method for cell in Grid(**{**SMALL, "control": False}).cells(4)].count("control") == 0
-    assert [cell.method for cell in Grid(**{**SMALL, "heal": []}).cells(4)].count("control") == 0
+    assert [cell.method for cell in Grid(**{**SMALL, "control": False}).cells({"layers": 4})].count("control") == 0
+    assert [cell.method for cell in Grid(**{**SMALL, "heal": []}).cells({"layers": 4})].count("control") == 0
 
 
 def test_a_method_can_be_healed_by_lora_alone():
     grid = Grid(**{**SMALL, "heal": ["sleb", "random"], "recovery": {"preset": "quick"}, "lora_alone": ["sleb"]})
-    found = {cell.run: cell.recovery and cell.recovery.repair for cell in grid.cells(4)}
+    found = {cell.run: cell.recovery and cell.recovery.repair for cell in grid.cells({"layers": 4})}
     assert found == {
         "control-4": "fit", "sleb-3": "none", "random-3": "fit", "keep-first-3": None,
         "sleb-2": "none", "random-2": "fit", "keep-first-2": None,
@@ -86,7 +108,7 @@ def test_a_method_can_be_healed_by_lora_alone():
 
 def test_each_seed_is_a_run_of_what_is_healed():
     grid = Grid(**{**SMALL, "ratios": [0.25], "seeds": [1234, 2]})
-    assert [(cell.run, cell.recovery and cell.recovery.seed) for cell in grid.cells(4)] == [
+    assert [(cell.run, cell.recovery and cell.recovery.seed) for cell in grid.cells({"layers": 4})] == [
         ("control-4", 1234), ("sleb-3", 1234), ("random-3", None), ("keep-first-3", None),
         ("control-4-seed-2", 2), ("sleb-3-seed-2", 2),
     ]  # fmt: skip
@@ -94,7 +116,7 @@ def test_each_seed_is_a_run_of_what_is_healed():
 
 def test_width_makes_up_what_depth_leaves():
     grid = Grid(**{**SMALL, "ratios": [0, 0.25, 0.5], "total": 0.4, "planners": ["sleb"], "rules": [], "heal": []})
-    cells = grid.cells(4)
+    cells = grid.cells({"layers": 4})
     assert [(cell.layers, cell.width.ratio) for cell in cells] == [(4, 0.4), (3, 0.2), (2, 0.0)]
     assert [cell.run for cell in cells] == ["sleb-4-flap-400", "sleb-3-flap-200", "sleb-2"]
 

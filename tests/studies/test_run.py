@@ -14,7 +14,8 @@ from swm.stages.plan import plan_for
 from swm.stages.search import search_path
 from swm.stages.time import NEW_TOKENS, time_run
 from swm.studies import run as run_module
-from swm.studies.grids import ThresholdGrid, grid_of
+from swm.studies.grid_files import grid_of
+from swm.studies.grids import ThresholdGrid
 from swm.studies.rows import study_rows
 from swm.studies.run import run_study
 from tests.studies.run_cases import SMALL

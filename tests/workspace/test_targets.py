@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+import swm.stages.measure as measure
 from swm.errors import PlanError, SettingsError
 from swm.merging.apply import apply_plan
 from swm.models.decoder import parameter_count, size_bytes
 from swm.models.load import _cached_numbers, config_facts
 from swm.planners.drops import dropped_plan
 from swm.registry import PLANNERS
+from swm.workspace.experiments import Experiment
 from swm.workspace.targets import (
     cache_bytes,
     count_from,
@@ -124,6 +126,22 @@ def test_targets_on_the_command_line(small, model_folder):
         assert "2 of 4 layers" in out if "--loss" in arguments else "3 of 4 layers" in out, (arguments, out)
 
 
+def test_a_speed_is_measured_when_a_target_needs_it(small, home):
+    assert not Experiment.open("e").cost()
+    code, out, told = small("plan", "e", "--planner", "sleb", "--speedup", 1.05)
+    assert code == 0, told
+    cost = Experiment.open("e").cost()
+    layers = most_layers(Experiment.open("e").model_facts, "speed", 1.05, cost)
+    assert f"{layers} of 4 layers" in out
+
+
+def test_a_speed_that_cannot_be_measured_is_told(small, monkeypatch):
+    monkeypatch.setattr(measure, "keeps_cache", lambda model, prompt: False)
+    code, _, told = small("plan", "e", "--planner", "sleb", "--speedup", 1.05)
+    assert code == 1
+    assert "needs the original's speed, which cannot be measured" in told
+
+
 def test_fewer_layers_serve_where_a_planner_cannot_leave_the_most(small, model_folder, monkeypatch):
     facts = config_facts(str(model_folder))
 
@@ -144,7 +162,6 @@ def test_fewer_layers_serve_where_a_planner_cannot_leave_the_most(small, model_f
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--speedup", 1.3), "needs the original's speed"),
         (("--speedup", 0.9), "--speedup 0.9 is out of range"),
         (("--memory", "lots"), "is not a size"),
         (("--memory", "1GiB"), "already meets this target"),
