@@ -144,8 +144,14 @@ def _linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[s
     # State-space mixers (with A_log) read these weights without calling the module: an adapter would have no effect.
     mixers = [module for index in chosen for module in decoder[index].modules() if hasattr(module, "A_log")]
     inside -= {id(getattr(mixer, name, None)) for mixer in mixers for name in ("out_proj", "conv1d")}
-    linear = (nn.Linear, Conv1D)
-    return [name for name, module in model.named_modules() if isinstance(module, linear) and id(module) in inside]
+    return [name for name, module in model.named_modules() if id(module) in inside and _is_linear_map(module)]
+
+
+def _is_linear_map(module: nn.Module) -> bool:
+    """Whether it is a linear map, and not a router of experts that only derives from one (Phi-MoE, Llama 4)."""
+    kind = type(module)
+    is_router = kind.__module__.startswith("transformers.models.") and "forward" in vars(kind)
+    return isinstance(module, (nn.Linear, Conv1D)) and not is_router
 
 
 def check_shared(settings: RecoverySettings) -> None:

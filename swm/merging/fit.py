@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from swm.errors import ModelError
 from swm.merging.apply import MergedLayer, apply_plan
 from swm.merging.projection import ending_of
 from swm.merging.solve import Wanted, solved
@@ -105,6 +106,15 @@ def check_fits(model: PreTrainedModel) -> None:
     replay = Replay(model, (torch.arange(8)[None] % size).to(model.device), keep_every=4)
     for index in {_kind(layer): index for index, layer in enumerate(layers)}.values():
         ending_of(replay, index, replay.input_of(index))
+
+
+def can_fit(model: PreTrainedModel) -> bool:
+    """Whether the model's layers can be fitted: see `check_fits`."""
+    try:
+        check_fits(model)
+    except ModelError:
+        return False
+    return True
 
 
 def _kind(layer: nn.Module) -> tuple[type, frozenset[tuple[str, torch.Size]]]:

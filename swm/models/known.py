@@ -28,6 +28,14 @@ TESTED_FAMILIES = {
 }
 
 
+# Families that transformers loads, but whose layers cannot be removed one by one.
+UNSUPPORTED = {
+    "rwkv": "it rescales its layers by their place",
+    "zamba": "some of its layers share their weights",
+    "zamba2": "some of its layers share their weights",
+}
+
+
 @dataclass(frozen=True)
 class BundledModel:
     """A model that ships as GGUF in a Python package; `facts` are those of `config_facts`, without a dtype."""

@@ -9,6 +9,7 @@ before.
 from __future__ import annotations
 
 import copy
+import itertools
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from swm.errors import ModelError, PlanError
+from swm.errors import ModelError, PlanError, first_line
 from swm.models.decoder import find_decoder
 from swm.models.locate import config_errors
 
@@ -51,6 +52,40 @@ def facts_for(model: PreTrainedModel, kept: Sequence[int]) -> Facts:
         matching = max(scores)
         facts = attempts[scores.index(matching)]
     return facts
+
+
+def check_removable(model: PreTrainedModel) -> None:
+    """Raise ModelError if no layer of such a model can be removed: if all depend on the number of layers (MiniMax).
+
+    The last layer and the first one are tried.
+    """
+    count = len(find_decoder(model).layers)
+    reason = ""
+    for removed in (count - 1, 0):
+        try:
+            facts_for(model, [layer for layer in range(count) if layer != removed])
+        except PlanError as error:
+            reason = reason or first_line(error)
+        else:
+            return
+    raise ModelError(f"No layer of {type(model).__name__} can be removed. {reason} Choose another model.")
+
+
+def fixed_kinds(model: PreTrainedModel) -> list[str]:
+    """The kind of each layer, lowest first, in a family whose config ties kinds to places (Jamba); otherwise empty.
+
+    There, a layer of a smaller model must be of the kind that the original has at its place. Tried out: one layer
+    before another kind is removed, at the lowest and the highest such places.
+    """
+    layers = _layers_of(model, {})
+    kinds = [next(i for i, one in enumerate(layers) if _alike(one, layer, i, n)) for n, layer in enumerate(layers)]
+    before_another = [n for n, (kind, above) in enumerate(itertools.pairwise(kinds)) if kind != above]
+    for removed in dict.fromkeys([*before_another[:2], *before_another[-2:]]):
+        try:
+            facts_for(model, [layer for layer in range(len(layers)) if layer != removed])
+        except PlanError:
+            return [f"kind {kind}" for kind in kinds]
+    return []
 
 
 def set_facts(model: PreTrainedModel, facts: Facts) -> None:
@@ -113,17 +148,26 @@ def _layers_of(model: PreTrainedModel, facts: Facts) -> list[Signature]:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about attempted entries that make no sense
         built: Any = type(model)(config)
-    return [_signature(layer) for layer in find_decoder(built).layers]
+    entries = vars(built.config.get_text_config())
+    return [_signature(layer, entries) for layer in find_decoder(built).layers]
 
 
-def _signature(layer: nn.Module) -> Signature:
-    """Each module of the layer: its path, class, plain attributes and parameter shapes."""
+def _signature(layer: nn.Module, entries: Facts) -> Signature:
+    """Each module of the layer: its path, class, plain attributes and parameter shapes.
+
+    Lists that a module copies from the config are about the whole model, not about this layer (GPT-Neo).
+    """
+
+    def is_own(name: str, value: Any) -> bool:
+        whole = isinstance(value, (list, tuple)) and name in entries and value == entries[name]
+        return name[0] != "_" and name != "training" and isinstance(value, plain) and not whole
+
     plain = (int, float, bool, str, type(None), list, tuple)
     return tuple(
         {
             "module": (path, type(module).__name__),
             **{f"shape {name}": tuple(p.shape) for name, p in module.named_parameters(recurse=False)},
-            **{n: v for n, v in vars(module).items() if isinstance(v, plain) and n[0] != "_" and n != "training"},
+            **{name: value for name, value in vars(module).items() if is_own(name, value)},
         }
         for path, module in layer.named_modules()
     )

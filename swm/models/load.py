@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from swm.errors import ExperimentError, ModelError, SettingsError, first_line
 from swm.models.decoder import find_decoder, parameter_count
+from swm.models.known import UNSUPPORTED
 from swm.models.layer_pattern import placed_kinds
 from swm.models.locate import (
     check_size,
@@ -129,6 +130,8 @@ def check_loadable(name: str) -> None:
     config = decoder_config(folder, name)
     refuse_pickle(folder, name)
     text_config = config.get_text_config()
+    if reason := UNSUPPORTED.get(text_config.model_type):
+        raise ModelError(f"{name} ({text_config.model_type}) is not supported: {reason}. Choose another model.")
     settings = getattr(config, "quantization_config", None) or getattr(text_config, "quantization_config", None)
     if settings:
         key = "quant_method"

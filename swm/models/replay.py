@@ -81,7 +81,8 @@ class Replay:
         self._tail: list[nn.Module] = []
         self._cut: dict[str, nn.Parameter] = {}  # the head's parameters for `_cut_to` alone
         self._cut_to: Tensor | None = None
-        self._kind: Callable[[list[Tensor]], Any] | None = None  # sequence type that layers wrap their output in
+        self._kind: Callable[[list[Any]], Any] | None = None  # sequence type that layers wrap their output in
+        self._others = 0  # outputs beside the hidden state
         self.reference = self._recorded()
         self._check()
 
@@ -185,6 +186,7 @@ class Replay:
             nonlocal output
             output = hidden_of(result)
             self._kind = type(result) if isinstance(result, (tuple, list)) else None
+            self._others = len(result) - 1 if isinstance(result, (tuple, list)) else 0
             self.layer_runs += len(rows) / len(self._tokens)
             check_finite(output, len(calls) - 1)
 
@@ -270,7 +272,7 @@ class Replay:
         return inputs[0], calls
 
     def _as_layer_result(self, hidden: Tensor) -> Any:
-        return hidden if self._kind is None else self._kind([hidden])
+        return hidden if self._kind is None else self._kind([hidden, *[None] * self._others])  # as attention weights
 
     def _check(self) -> None:
         """Raise ModelError unless the last layer, re-run on the last texts with the first ones' call, reproduces the

@@ -26,16 +26,21 @@ def find(request: PlanRequest) -> MergePlan:
 
     With a large vocabulary, the search estimates losses from a sample of it. The final candidates are fitted in full
     and compared by perplexity on text that they were not fitted on. Plans of other methods become candidates by the
-    same loss as its own.
+    same loss as its own. Where a family's layers cannot be fitted, they are dropped and nothing else changes.
     """
     start = time.monotonic()
     from swm.evaluation.perplexity import perplexity
-    from swm.merging.fit import apply_fitted_plan, check_fits, window_fitter
+    from swm.merging.apply import apply_plan
+    from swm.merging.fit import apply_fitted_plan, can_fit, window_fitter
 
     model, count = request.model, request.layer_count
-    check_fits(model)
     request = replace(request, sampled=True)  # the final candidates are compared on all of the vocabulary
-    loss = request.loss("fit", window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS)))
+    fits = can_fit(model)
+    loss = (
+        request.loss("fit", window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS)))
+        if fits
+        else request.loss("dropped")
+    )
     rivals = _rival_drops(request)
     searching = replace(request, progress=share_of(request.progress, RIVALS_DONE, SEARCHED))
     budget = _by_time(start + SEARCHED * request.seconds) if request.seconds else request.budget
@@ -43,7 +48,8 @@ def find(request: PlanRequest) -> MergePlan:
     ordered = sorted({*dropped, *rivals}, key=lambda layers: (loss(layers), sorted(layers)))
     near = [layers for layers in ordered if loss(layers) <= loss(ordered[0]) + NEAR]
     dropped = ordered[: max(WIDTH, len(near))]
-    plans = [replace(dropped_plan(count, layers), rule="fit") for layers in dropped]
+    plans = [dropped_plan(count, layers) for layers in dropped]
+    plans = [replace(plan, rule="fit") for plan in plans] if fits else plans
     rows = request.fit_tokens(FIT_TOKENS * 4 // 3)
     held_out = max(1, len(rows) // 4)  # texts for the comparison: not those a plan is fitted on
     fitting, perplexities = share_of(request.progress, SEARCHED, 1), []
@@ -51,8 +57,8 @@ def find(request: PlanRequest) -> MergePlan:
         if request.seconds and time.monotonic() - start > request.seconds:
             break
         fitting(done, len(plans), f"fitting plan {done + 1} of {len(plans)} in full")
-        fitted = apply_fitted_plan(model, plan, rows[held_out:])
-        perplexities.append(perplexity(fitted, rows[:held_out])["value"])
+        smaller = apply_fitted_plan(model, plan, rows[held_out:]) if fits else apply_plan(model, plan)
+        perplexities.append(perplexity(smaller, rows[:held_out])["value"])
     return plans[perplexities.index(min(perplexities))] if perplexities else plans[0]
 
 

@@ -50,7 +50,7 @@ def _lowest_in_place(
         raise PlanError(
             f"This planner cannot remove {drop} layers so that each layer left is of the kind its place had. It can "
             f"leave {_numbers_left(kinds, droppable)} layers. Choose one of these, another planner, or leave out "
-            "--keep-period."
+            "--keep-period if you asked for it."
         )
     return best[len(kinds) - drop][1]
 

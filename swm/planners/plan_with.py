@@ -43,7 +43,8 @@ def plan_with(
         fit_tokens: given a number of tokens, returns about that much text to fit merged layers on; by default the
             calibration text, which is rather short for that.
         keep_period: leave layers of the kinds that llama.cpp takes them for by their place: see
-            `models.layer_pattern`. No effect on families without such a pattern.
+            `models.layer_pattern`. No effect on families without such a pattern; those whose config ties kinds to
+            places (Jamba) are always held to it.
         losses: of plans tried before with the same model and text; those tried now are added. So a search that was
             interrupted goes on where it stopped, and one for another number of layers starts with what it can use.
         seconds: about how long a planner with a budget may search, in place of that budget.
@@ -53,6 +54,7 @@ def plan_with(
         PlanError: if the planner finds no such plan.
     """
     from swm.models.decoder import find_decoder
+    from swm.models.layer_facts import fixed_kinds
     from swm.models.layer_outputs import check_tokens
     from swm.models.layer_pattern import placed_kinds
 
@@ -62,7 +64,7 @@ def plan_with(
     if not seconds:
         check_budget(planner, budget, count, layers)
     text = fit_tokens or (lambda token_count: tokens)
-    kinds = placed_kinds(model.config) if keep_period else []
+    kinds = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model)
     known: Losses = {} if losses is None else losses
     plan = method.find(
         PlanRequest(
@@ -72,7 +74,7 @@ def plan_with(
     if broken := plan.out_of_place(kinds):
         raise PlanError(
             f"Planner {planner} cannot keep the kinds of layers in their places (layers {broken} would change). Choose "
-            "another planner, or leave out --keep-period."
+            "another planner, or leave out --keep-period if you asked for it."
         )
     if plan.layers_left != layers:
         raise ValueError(f"Planner {planner} left {plan.layers_left} layers instead of {layers}.")

@@ -7,8 +7,9 @@ from dataclasses import replace
 from swm.errors import ExperimentError, ModelError, SettingsError, TextError
 from swm.models.decoder import check_length, check_vocabulary
 from swm.models.known import BUNDLED
+from swm.models.layer_facts import check_removable
 from swm.models.load import check_dtype, check_loadable, config_facts, load_tokenizer
-from swm.models.locate import load_config
+from swm.models.locate import load_config, skeleton
 from swm.registry import TEXTS
 from swm.settings import ExperimentSettings
 from swm.texts.calibration import calibration_tokens
@@ -38,6 +39,7 @@ def create_experiment(name: str, settings: ExperimentSettings) -> Experiment:
     if facts["layers"] < 2:
         raise ModelError(f"{settings.model} has a single layer: there is nothing to merge. Choose another model.")
     config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
+    check_removable(skeleton(config, settings.model))
     check_length(config, settings.length)
     tokens = calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
     check_vocabulary(config, tokens)

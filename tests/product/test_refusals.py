@@ -212,7 +212,7 @@ def test_a_model_that_peft_cannot_adapt_is_told_before_anything_is_fitted(swm, s
 
 FITTING = (
     ("search", "--rule", "fit"),
-    ("plan", "--planner", "best", "--layers", 3),
+    ("plan", "--planner", "sleb", "--rule", "fit", "--layers", 3),
     ("merge", "a", "--windows", "1-2", "--rule", "fit"),
 )
 
