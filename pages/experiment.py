@@ -41,7 +41,7 @@ def manage(experiment: Experiment) -> None:
                 copy_experiment(experiment, name)
                 go_to("pages/experiment.py", name)
         if not experiment.read_only:
-            with st.popover("Rename", icon=":material/edit:"):
+            with st.popover("Rename", icon=":material/edit:", key=f"renaming_{experiment.name}"):
                 name = st.text_input("New name", experiment.name, max_chars=64, key=f"new_name_{experiment.name}")
                 st.caption("A sweep finds its experiments by name, and would create a renamed one again.")
                 if st.button("Rename", type="primary", key="experiment_rename"):

@@ -69,7 +69,12 @@ class MergePlan:
     def __post_init__(self) -> None:
         MERGE_RULES.check(self.rule)
         free = -1 if self.rule == "keep_first" else 0
-        for window in self.windows:
+        for window, below in zip(self.windows, (None, *self.windows), strict=False):
+            if below and below.first <= window.first <= below.last:
+                raise PlanError(
+                    f"Windows {below} and {window} share layer {window.first}: a layer can be merged only once. "
+                    "Shorten one of them, or join them."
+                )
             if not free <= window.first < window.last < self.layer_count:
                 if self.layer_count < 2:
                     raise PlanError("The model has a single layer: there is nothing to merge. Choose another model.")

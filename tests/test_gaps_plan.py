@@ -78,7 +78,7 @@ def test_windows_may_touch_each_other_and_both_ends_of_the_model():
     ("windows", "message"),
     [
         ([(0, 6)], "Window 0-6 does not fit: it needs two or more of the layers 0-5. Edit"),
-        ([(0, 2), (2, 3)], "Window 2-3 does not fit: it needs two or more of the layers 3-5. Edit"),
+        ([(0, 2), (2, 3)], "Windows 0-2 and 2-3 share layer 2: a layer can be merged only once."),
         ([(-1, 2)], "Window -1-2 does not fit"),
         ([(0, 1), (5, 5)], "Window 5-5 does not fit: it needs two or more of the layers 2-5. Edit"),
     ],

@@ -21,9 +21,15 @@ def test_plan_survives_a_round_trip():
     assert MergePlan.from_dict(plan.to_dict()) == plan
 
 
-@pytest.mark.parametrize("windows", [((3, 3),), ((4, 3),), ((7, 8),), ((1, 3), (3, 4)), ((4, 5), (1, 2))])
+@pytest.mark.parametrize("windows", [((3, 3),), ((4, 3),), ((7, 8),), ((4, 5), (1, 2))])
 def test_windows_that_do_not_fit_are_refused_with_the_reason(windows):
     with pytest.raises(PlanError, match="does not fit: it needs two or more of the layers"):
+        MergePlan(8, tuple(Window(*w) for w in windows))
+
+
+@pytest.mark.parametrize(("windows", "shared"), [(((1, 3), (3, 4)), 3), (((1, 5), (2, 3)), 2), (((2, 3), (2, 3)), 2)])
+def test_windows_that_share_a_layer_are_named(windows, shared):
+    with pytest.raises(PlanError, match=f"share layer {shared}: a layer can be merged only once"):
         MergePlan(8, tuple(Window(*w) for w in windows))
 
 

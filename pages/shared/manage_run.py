@@ -22,7 +22,7 @@ def manage(run: Run, place: Any) -> str | None:
     """Popovers beside the run's buttons; the run to open next, empty if it was deleted, None if nothing changed."""
     with place.popover("Export", icon=":material/output:"):
         export(run)
-    with place.popover("Rename", icon=":material/edit:"), shown_errors():
+    with place.popover("Rename", icon=":material/edit:", key=f"run_renaming_{run.name}"), shown_errors():
         name = st.text_input("New name", run.name, max_chars=64, key=f"run_rename_{run.name}")
         if st.button("Rename", type="primary", key="run_rename", disabled="method" in run.settings):
             return rename(run, name).name

@@ -268,7 +268,7 @@ BAD = {
     "name with ../": (["create", "../up", "--model", "smollm2-135m"], "'../up' is not a valid name"),
     "run name with ../": (["merge", "study", "../up", "--windows", "1-2"], "'../up' is not a valid name"),
     "window outside": (["merge", "study", "a", "--windows", "2-4"], "Window 2-4 does not fit"),
-    "windows that overlap": (["merge", "study", "a", "--windows", "0-2,2-3"], "Window 2-3 does not fit"),
+    "windows that overlap": (["merge", "study", "a", "--windows", "0-2,2-3"], "Windows 0-2 and 2-3 share layer 2"),
     "window that is none": (["merge", "study", "a", "--windows", "x"], "'x' is not a window"),
     "baseline merged": (["merge", "study", "baseline", "--windows", "1-2"], "baseline is the original model"),
     "recovery of nothing": (["recover", "study", "baseline"], "baseline is the original model"),

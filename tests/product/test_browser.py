@@ -534,6 +534,7 @@ def test_what_one_tab_renames_or_deletes_the_other_hears_of(app, chromium, model
     page.get_by_role("button", name="Rename").last.click()
     until(page, lambda: [run.name for run in experiment.runs()] == ["baseline", "better", "second"])
     until(page, lambda: page.get_by_role("combobox").nth(1).input_value() == "better")
+    page.get_by_label("New name").wait_for(state="hidden")
     page.goto(f"{app}/run?experiment=mine&run=second")
     ready(page)
     page.get_by_role("button", name="Delete").click()
