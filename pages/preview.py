@@ -160,7 +160,8 @@ def show_known_plans(experiment: Experiment) -> None:
     """Perplexity against size or speed of every plan known; a click on one shows it above."""
     files = [file for name in ("path", "plans") for file in (experiment.folder / name).glob("*.json")]
     changed = sorted((str(file), file.stat().st_mtime_ns) for file in files)
-    plans = cached_plans(str(experiment.folder), [*changed, ("cost", experiment.changed("cost.json"))])
+    more = [(name, experiment.changed(name)) for name in ("cost.json", "tried.json")]
+    plans = cached_plans(str(experiment.folder), [*changed, *more])
     if len(plans) < 3:
         return
     st.subheader("All plans known so far", anchor=False)
@@ -170,7 +171,8 @@ def show_known_plans(experiment: Experiment) -> None:
     st.plotly_chart(figure, key="preview_plans", on_select=take_point, selection_mode="points")
     st.caption(
         f"Click a point to see its plan above, with its windows, its words and the way to merge it. {len(plans) - 1} "
-        "plans, all measured on the same calibration text before healing; those of rule fit with a quick fit. "
+        "plans, all measured on the same calibration text before healing; those of rule fit with a quick fit. A search "
+        "for few layers passes through all depths above: the best plan that it tried at each is there as well. "
         "Perplexities above 20 times the lowest are not drawn."
     )
 

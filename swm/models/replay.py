@@ -234,11 +234,8 @@ class Replay:
     @contextmanager
     def _head_cut(self, vocabulary: Tensor | None) -> Iterator[None]:
         """Leaves only some tokens in the head, and all of them in the embedding that may share its weight."""
-        if vocabulary is None:
-            yield
-            return
         head = self._model.get_output_embeddings()
-        whole = dict(head.named_parameters(recurse=False))
+        whole = {} if vocabulary is None else dict(head.named_parameters(recurse=False))
         if self._cut_to is not vocabulary:
             self._cut_to = vocabulary
             self._cut = {name: nn.Parameter(one.detach()[vocabulary], False) for name, one in whole.items()}

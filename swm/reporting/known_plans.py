@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 import plotly.graph_objects as go
 
 from swm.plan import MergePlan, Window
+from swm.planners.drops import dropped_plan
 from swm.reporting.charts import LINE, log_axis, plain_axes
 from swm.reporting.glossary import method_name
 from swm.reporting.palette import method_colour
 from swm.reporting.preview import expected_speedup
 from swm.search.kept_path import kept_path
 from swm.workspace.experiments import Experiment
+from swm.workspace.tried import TriedPlans
 
 ORIGINAL = "original"
 BY_MEMORY, BY_SPEED = "memory, MiB", "expected speed, times the original's"
@@ -40,7 +42,10 @@ class KnownPlan:
 
 
 def known_plans(experiment: Experiment) -> list[KnownPlan]:
-    """The original, every plan that a planner found, and every plan on the paths, each once."""
+    """The original, every plan that a planner found, and every plan on the paths, each once.
+
+    A planner's search for few layers passes through all depths above: the best plan it tried at each is there as well.
+    """
     facts, cost = experiment.model_facts, experiment.cost()
     found: dict[tuple[str, tuple[Window, ...]], KnownPlan] = {}
 
@@ -57,7 +62,23 @@ def known_plans(experiment: Experiment) -> list[KnownPlan]:
             for windows, perplexity in path.perplexities.items():
                 plan = MergePlan(path.layer_count, windows, rule)
                 add(rule if windows else ORIGINAL, plan, perplexity)
+    for fitted, plan, loss in best_tried(experiment):
+        add("best" if fitted else "sleb", plan, math.exp(loss))
     return list(found.values())
+
+
+def best_tried(experiment: Experiment) -> list[tuple[bool, MergePlan, float]]:
+    """For each number of layers, the plan of lowest loss that a planner tried: whether fitted, the plan, its loss."""
+    found: dict[tuple[bool, int], tuple[float, list[int]]] = {}
+    for kind, losses in TriedPlans(experiment).losses.items():
+        for layers, loss in losses.items():
+            key, one = (kind.startswith("fit"), len(layers)), (loss, sorted(layers))
+            found[key] = min(found.get(key, one), one)
+    return [
+        (fitted, replace(plan, rule="fit") if fitted else plan, loss)
+        for (fitted, _), (loss, layers) in found.items()
+        for plan in [dropped_plan(experiment.layer_count, layers)]
+    ]
 
 
 def with_front(plans: Sequence[KnownPlan], by: str) -> list[KnownPlan]:

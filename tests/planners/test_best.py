@@ -1,5 +1,6 @@
 """The planner `best`: never behind the methods whose plans it tries, resumed where it stopped, held to a time."""
 
+import math
 import shutil
 import time
 
@@ -13,7 +14,9 @@ from swm.merging.fit import WindowFitter, apply_fitted_plan
 from swm.plan import MergePlan
 from swm.planners.drops import beam_drops
 from swm.planners.plan_with import plan_with
+from swm.reporting.known_plans import known_plans
 from swm.search.plan_loss import PlanLoss
+from swm.stages.measure_plan import measure_plan
 from swm.stages.plan_by import plan_by
 from swm.workspace.tried import TriedPlans
 from tests.conftest import tiny_model
@@ -101,6 +104,26 @@ def test_losses_of_another_text_are_not_used(experiment):
     assert TriedPlans(experiment).losses["dropped"]
     experiment.text_hash = "another"
     assert TriedPlans(experiment).losses == {}
+
+
+def test_the_best_plan_tried_at_every_depth_is_a_known_one(experiment):
+    plan_by(experiment, "best", 2, 40)
+    losses = TriedPlans(experiment).losses
+    fitted = next(found for kind, found in losses.items() if kind.startswith("fit"))
+    known = {(plan.method, plan.plan.rule, plan.plan.layers_left): plan for plan in known_plans(experiment)}
+    for removed in (1, 2):
+        lowest = min(loss for layers, loss in fitted.items() if len(layers) == removed)
+        plan = known["best", "fit", 4 - removed]
+        assert frozenset(range(4)) - {*plan.plan.base_layers()} in [
+            layers for layers in fitted if len(layers) == removed
+        ]
+        assert plan.perplexity == pytest.approx(math.exp(lowest), rel=2e-3)  # the plan found is measured anew
+    assert known["sleb", "keep_first", 2].perplexity == pytest.approx(
+        math.exp(min(loss for layers, loss in losses["dropped"].items() if len(layers) == 2))
+    )
+    # what the chart says is what measuring the plan says
+    one = known["best", "fit", 3]
+    assert measure_plan(experiment, one.plan)["perplexity"] == pytest.approx(one.perplexity, rel=5e-3)
 
 
 @pytest.mark.parametrize("content", ["{", '{"version": 1, "text_hash": "x", "losses": {"dropped": {"": 1.0}}}'])
