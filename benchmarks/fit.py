@@ -27,7 +27,7 @@ def main() -> None:
     from swm.merging.fit import apply_fitted_plan
     from swm.models.decoder import layer_count
     from swm.models.load import load_model
-    from swm.planners.drops import dropped_plan
+    from swm.plan import dropped_plan
     from swm.texts.calibration import fit_tokens, perplexity_tokens
 
     parser = argparse.ArgumentParser()

@@ -170,6 +170,25 @@ def parse_windows(text: str) -> tuple[Window, ...]:
     return windows_from(pairs)
 
 
+def dropped_plan(layer_count: int, dropped: Iterable[int]) -> MergePlan:
+    """The plan that drops these layers and keeps all others unchanged.
+
+    Raises:
+        PlanError: if all layers are dropped.
+    """
+    removed = set(dropped)
+    # A run of dropped layers forms a window with the kept layer next to it: the one below, or the one above if layer 0
+    # is dropped. If the last layer is dropped as well, the lowest run's window starts at the embedding (-1).
+    keeper = 1 if 0 in removed and layer_count - 1 not in removed else -1
+    windows: list[Window] = []
+    for layer in sorted(removed):
+        window = Window(layer + min(keeper, 0), layer + max(keeper, 0))
+        if windows and (layer - 1 in removed):
+            window = Window(windows.pop().first, window.last)
+        windows.append(window)
+    return MergePlan(layer_count, tuple(windows), "keep_first" if keeper < 0 else "keep_last")
+
+
 def layers_at(ratio: float, layer_count: int) -> int:
     """Layers left after removing a share of them, at least one; raises SettingsError unless 0 <= ratio < 1."""
     if not 0 <= ratio < 1:

@@ -9,5 +9,5 @@ and do not depend on the method.
 - chance: random layers, as a baseline
 - request: the input of every planner
 - plan_with: runs any of them
-- drops: from dropped layers to a plan, and the searches over sets of layers
+- drops: searches over sets of layers to drop, and the losses that they compare
 """

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from swm.errors import PlanError
-from swm.plan import MergePlan
-from swm.planners.drops import dropped_plan
+from swm.plan import MergePlan, dropped_plan
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 

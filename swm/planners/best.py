@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from swm.errors import PlanError
-from swm.plan import MergePlan
-from swm.planners.drops import beam_drops, dropped_plan, most_tried
+from swm.plan import MergePlan, dropped_plan
+from swm.planners.drops import beam_drops, most_tried
 from swm.planners.request import PlanRequest
 from swm.progress import share_of
 from swm.registry import PLANNERS, Planner

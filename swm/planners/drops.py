@@ -1,13 +1,13 @@
-"""Plans that drop layers: from a set of layers to windows, and the searches over such sets."""
+"""Searches over sets of layers to drop, and the losses that they compare."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from swm.errors import PlanError
-from swm.plan import MergePlan, Window
+from swm.plan import MergePlan, dropped_plan
 
 OnTry = Callable[[int, int], None]
 
@@ -75,25 +75,6 @@ def can_keep_places(kinds: Sequence[str], dropped: Collection[int], drop: int, d
         return not kinds or set(dropped) <= _lowest_in_place(must, drop, kinds, droppable)
     except PlanError:
         return False
-
-
-def dropped_plan(layer_count: int, dropped: Iterable[int]) -> MergePlan:
-    """The plan that drops these layers and keeps all others unchanged.
-
-    Raises:
-        PlanError: if all layers are dropped.
-    """
-    removed = set(dropped)
-    # A run of dropped layers forms a window with the kept layer next to it: the one below, or the one above if layer 0
-    # is dropped. If the last layer is dropped as well, the lowest run's window starts at the embedding (-1).
-    keeper = 1 if 0 in removed and layer_count - 1 not in removed else -1
-    windows: list[Window] = []
-    for layer in sorted(removed):
-        window = Window(layer + min(keeper, 0), layer + max(keeper, 0))
-        if windows and (layer - 1 in removed):
-            window = Window(windows.pop().first, window.last)
-        windows.append(window)
-    return MergePlan(layer_count, tuple(windows), "keep_first" if keeper < 0 else "keep_last")
 
 
 def beam_drops(

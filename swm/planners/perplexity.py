@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from swm.plan import MergePlan
-from swm.planners.drops import dropped_plan, lowest_layers
+from swm.plan import MergePlan, dropped_plan
+from swm.planners.drops import lowest_layers
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 

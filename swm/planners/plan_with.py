@@ -42,9 +42,8 @@ def plan_with(
         budget: maximum number of plans to try, for planners that take a budget.
         fit_tokens: given a number of tokens, returns about that much text to fit merged layers on; by default the
             calibration text, which is rather short for that.
-        keep_period: leave layers of the kinds that llama.cpp takes them for by their place: see
-            `models.layer_pattern`. No effect on families without such a pattern; those whose config ties kinds to
-            places (Jamba) are always held to it.
+        keep_period: leave layers of the kinds that llama.cpp takes them for by their place (`models.layer_pattern`).
+            Families whose config ties kinds to places (Jamba) always keep to them.
         losses: of plans tried before with the same model and text; those tried now are added. So a search that was
             interrupted goes on where it stopped, and one for another number of layers starts with what it can use.
         seconds: about how long a planner with a budget may search, in place of that budget.

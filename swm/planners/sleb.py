@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from swm.plan import MergePlan
-from swm.planners.drops import beam_drops, dropped_plan, most_tried
+from swm.plan import MergePlan, dropped_plan
+from swm.planners.drops import beam_drops, most_tried
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from swm.plan import MergePlan
-from swm.planners.drops import dropped_plan, lowest_layers
+from swm.plan import MergePlan, dropped_plan
+from swm.planners.drops import lowest_layers
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
-from swm.plan import MergePlan, Window
-from swm.planners.drops import dropped_plan
+from swm.plan import MergePlan, Window, dropped_plan
 from swm.reporting.charts import LINE, log_axis, plain_axes
 from swm.reporting.glossary import method_name
 from swm.reporting.palette import method_colour

@@ -19,7 +19,7 @@ from swm.llama_cpp.write import export_gguf
 from swm.merging.apply import apply_plan
 from swm.models.load import load_model
 from swm.models.locate import model_folder
-from swm.planners.drops import dropped_plan
+from swm.plan import dropped_plan
 from swm.settings import GGUF_TYPES
 from tests.conftest import tiny_model
 from tests.llama_cpp.conftest import HARD, SPLITS, byte_level_tokenizer, fallback_tokenizer

@@ -9,8 +9,8 @@ import torch
 from swm.errors import PlanError
 from swm.merging.apply import apply_plan
 from swm.merging.fit import WindowFitter, apply_fitted_plan
-from swm.plan import MergePlan, Window
-from swm.planners.drops import DropLoss, beam_drops, dropped_plan
+from swm.plan import MergePlan, Window, dropped_plan
+from swm.planners.drops import DropLoss, beam_drops
 from swm.search.plan_loss import PlanLoss
 from swm.settings import FIT_TOKENS
 from swm.stages.loading import fit_tokens_of, load_original

@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 import swm.search.plan_loss as plan_loss
 from swm.models.replay import Replay
-from swm.plan import MergePlan
-from swm.planners.drops import dropped_plan
+from swm.plan import MergePlan, dropped_plan
 from swm.planners.plan_with import plan_with
 from swm.search.plan_loss import PlanLoss
 from swm.search.vocabulary import VocabularySample, mean_probabilities

@@ -10,7 +10,7 @@ from swm.errors import PlanError, SettingsError
 from swm.merging.apply import apply_plan
 from swm.models.decoder import parameter_count, size_bytes
 from swm.models.load import _cached_numbers, config_facts
-from swm.planners.drops import dropped_plan
+from swm.plan import dropped_plan
 from swm.registry import PLANNERS
 from swm.workspace.experiments import Experiment
 from swm.workspace.targets import (
