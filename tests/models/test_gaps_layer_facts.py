@@ -76,7 +76,7 @@ class Numbered(nn.Module):
 
 
 def alike(one, other, new=0, old=0):
-    return _alike(_signature(one), _signature(other), new, old)
+    return _alike(_signature(one, {}), _signature(other, {}), new, old)
 
 
 def test_layers_are_alike_by_place_class_shapes_and_plain_attributes():
