@@ -172,7 +172,7 @@ def show_known_plans(experiment: Experiment) -> None:
     st.caption(
         f"Click a point to see its plan above, with its windows, its words and the way to merge it. {len(plans) - 1} "
         "plans, all measured on the same calibration text before healing; those of rule fit with a quick fit. A search "
-        "for few layers passes through all depths above: the best plan that it tried at each is there as well. "
+        "by best for few layers passes through all depths above: the best plan that it tried at each is there as well. "
         "Perplexities above 20 times the lowest are not drawn."
     )
 

@@ -4,7 +4,8 @@ SwmError
 ├── SettingsError     an unknown rule, metric or task, or a number out of range
 ├── PlanError         a window that does not fit the model
 ├── ModelError        a model that cannot be loaded, understood, merged or saved
-│   └── NoCacheError  a model without a key-value cache: its generation cannot be timed
+│   ├── NoCacheError  a model without a key-value cache: its generation cannot be timed
+│   └── NoFitError    layers that end in nothing that rule `fit` can solve
 ├── TextError         a text that is missing, empty or too short
 ├── ExperimentError   a name, folder or file of an experiment or run
 └── JobError          a job that cannot start or continue
@@ -31,6 +32,10 @@ class ModelError(SwmError):
 
 class NoCacheError(ModelError):
     """A model without a key-value cache, so its generation cannot be timed."""
+
+
+class NoFitError(ModelError):
+    """Layers that end in nothing that rule `fit` can solve."""
 
 
 class TextError(SwmError):

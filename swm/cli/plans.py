@@ -109,13 +109,15 @@ def _cost(experiment: Experiment) -> dict[str, Any]:
         from swm.stages.measure import measure_cost
 
         with watched(experiment, "measure") as progress:
-            progress(0, 0, "loading the model")
-            measure_cost(experiment, load_original(experiment, offload=True), progress)
+            if not experiment.cost():  # another job may have measured it while this one waited
+                progress(0, 0, "loading the model")
+                measure_cost(experiment, load_original(experiment, offload=True), progress)
     if cost := experiment.cost():
         return cost
+    reason = "its weights do not fit into memory, or it keeps no cache between tokens"
+    reason = "the experiment is read-only" if experiment.read_only else reason
     raise SettingsError(
-        "--speedup needs the original's speed, which cannot be measured: the experiment is read-only, the model's "
-        "weights do not fit into memory, or it keeps no cache between tokens. Choose another target."
+        f"--speedup needs the original's speed, which cannot be measured: {reason}. Choose another target."
     )
 
 

@@ -13,6 +13,25 @@ from swm.errors import ModelError, NoCacheError, first_line
 from swm.models.save import quiet_transformers
 from swm.workspace.machine import is_out_of_memory
 
+# What the code of a model raises if its config does not fit together.
+OF_MODELS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+FEW_TOKENS = 4
+
+
+@torch.inference_mode()
+def check_reads(model: PreTrainedModel) -> None:
+    """Raise ModelError if the model's own code fails on a few tokens; for a model in memory."""
+    size = int(model.config.get_text_config().vocab_size)
+    try:
+        model((torch.arange(FEW_TOKENS)[None] % size).to(model.device), use_cache=False)
+    except OF_MODELS as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{type(model).__name__} cannot read text: {first_line(error)} Check the model's config.json, or choose "
+            "another model."
+        ) from None
+
 
 def generated_tokens(model: PreTrainedModel, prompt: Tensor, new_tokens: int) -> Iterator[Tensor]:
     """Greedy continuation of a prompt, one token at a time, shape (rows, 1); uses the KV cache, never stops early.
@@ -43,7 +62,7 @@ def check_generates(model: PreTrainedModel, prompt: Tensor) -> None:
     try:
         with quiet_transformers():
             model.generate(prompt.to(model.device), max_new_tokens=2, do_sample=False)  # type: ignore[operator]
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+    except OF_MODELS as error:
         if is_out_of_memory(error):
             raise
         raise ModelError(

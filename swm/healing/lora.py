@@ -148,10 +148,8 @@ def _linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[s
 
 
 def _is_linear_map(module: nn.Module) -> bool:
-    """Whether it is a linear map, and not a router of experts that only derives from one (Phi-MoE, Llama 4)."""
-    kind = type(module)
-    is_router = kind.__module__.startswith("transformers.models.") and "forward" in vars(kind)
-    return isinstance(module, (nn.Linear, Conv1D)) and not is_router
+    """Whether it is a linear map, and not a router of experts that derives from one and gives more than a tensor."""
+    return isinstance(module, (nn.Linear, Conv1D)) and not type(module).__name__.endswith("Router")
 
 
 def check_shared(settings: RecoverySettings) -> None:

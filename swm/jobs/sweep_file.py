@@ -98,7 +98,7 @@ class PlanEntry(BaseModel):
     ratio: OneOrMany[Amount] = ()
     layers: OneOrMany[Annotated[int, Field(ge=0)]] = ()
     threshold: OneOrMany[Amount] = ()
-    speedup: OneOrMany[Amount] = ()
+    speedup: OneOrMany[Annotated[float, Field(gt=1, allow_inf_nan=False)]] = ()
     memory: OneOrMany[str] = ()
     parameters: OneOrMany[str] = ()
     loss: OneOrMany[str] = ()

@@ -10,6 +10,7 @@ already merged below, and chooses the ridge on held-out texts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swm.errors import ModelError
+from swm.errors import NoFitError
 from swm.merging.apply import MergedLayer, apply_plan
 from swm.merging.projection import ending_of
 from swm.merging.solve import Wanted, solved
@@ -29,6 +30,7 @@ from swm.models.offload import free_bytes_on
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window
 
+log = logging.getLogger(__name__)
 PART_TOKENS = 2048  # in one forward pass
 OnLayer = Callable[[int, int], None]
 
@@ -100,7 +102,7 @@ def _pair(states: Tensor, targets: Tensor, rows: Sequence[Tensor], part: int) ->
 
 
 def check_fits(model: PreTrainedModel) -> None:
-    """Raise ModelError if the model's layers cannot be fitted; fast, since it tries one layer of each kind."""
+    """Raise NoFitError if the model's layers cannot be fitted; fast, since it tries one layer of each kind."""
     layers = find_decoder(model).layers
     size = int(model.config.get_text_config().vocab_size)
     replay = Replay(model, (torch.arange(8)[None] % size).to(model.device), keep_every=4)
@@ -112,7 +114,8 @@ def can_fit(model: PreTrainedModel) -> bool:
     """Whether the model's layers can be fitted: see `check_fits`."""
     try:
         check_fits(model)
-    except ModelError:
+    except NoFitError as error:
+        log.warning("%s", error)
         return False
     return True
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from swm.errors import ModelError
+from swm.errors import NoFitError
 from swm.models.hooks import hooked
 from swm.models.replay import Replay
 
@@ -99,13 +99,13 @@ def ending_of(replay: Replay, layer: int, hidden: Tensor) -> Ending:
         hidden: a few of the layer's inputs, shape (rows, length, width).
 
     Raises:
-        ModelError: if nothing can.
+        NoFitError: if nothing can.
     """
     before = replay.run(hidden, layer).float()
     for find in (_projection, _experts, _normed_projection):
         if found := find(replay, layer, hidden, before):
             return found
-    raise ModelError(
+    raise NoFitError(
         f"Cannot fit layers of {type(replay.layers[layer]).__name__}: they end neither in a sum with a linear map "
         "(also with a norm after it) nor in experts of the usual form. Choose another merge rule, or no repair."
     )

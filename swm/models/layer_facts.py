@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from swm.errors import ModelError, PlanError, first_line
+from swm.errors import ModelError, PlanError
 from swm.models.decoder import find_decoder
 from swm.models.locate import config_errors
 
@@ -65,10 +65,10 @@ def check_removable(model: PreTrainedModel) -> None:
         try:
             facts_for(model, [layer for layer in range(count) if layer != removed])
         except PlanError as error:
-            reason = reason or first_line(error)
+            reason = reason or str(error).partition("(")[2].partition(")")[0]
         else:
             return
-    raise ModelError(f"No layer of {type(model).__name__} can be removed. {reason} Choose another model.")
+    raise ModelError(f"No layer of {type(model).__name__} can be removed: {reason}. Choose another model.")
 
 
 def fixed_kinds(model: PreTrainedModel) -> list[str]:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swm.errors import ModelError, TextError, first_line
+from swm.errors import ModelError, TextError
 from swm.models.decoder import find_decoder
 from swm.models.hooks import hooked
-from swm.workspace.machine import is_out_of_memory
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -51,20 +50,8 @@ def layer_outputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tenso
 
 
 def run_decoder(model: PreTrainedModel, tokens: Tensor) -> None:
-    """One forward pass without the output head: its logits are not needed here.
-
-    Raises:
-        ModelError: if the model's own code fails, as when its config does not fit together.
-    """
-    try:
-        model.base_model(input_ids=tokens, use_cache=False)
-    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"{type(model).__name__} cannot read text: {first_line(error)} Check the model's config.json, or choose "
-            "another model."
-        ) from error
+    """One forward pass without the output head: its logits are not needed here."""
+    model.base_model(input_ids=tokens, use_cache=False)
 
 
 def hidden_of(result: Any) -> Tensor:

@@ -52,7 +52,7 @@ def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int, kind
     if not starts:
         raise PlanError(
             f"No block of {size} layers can go so that each layer left is of the kind its place had. Choose another "
-            "number of layers, another planner, or leave out --keep-period."
+            "number of layers or another planner."
         )
     start = min(starts, key=mean.__getitem__)
     return range(start, start + size)

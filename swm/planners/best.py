@@ -32,16 +32,13 @@ def find(request: PlanRequest) -> MergePlan:
     from swm.evaluation.perplexity import perplexity
     from swm.merging.apply import apply_plan
     from swm.merging.fit import apply_fitted_plan, can_fit, window_fitter
+    from swm.search.vocabulary import sample_for
 
-    model, count = request.model, request.layer_count
-    request = replace(request, sampled=True)  # the final candidates are compared on all of the vocabulary
-    fits = can_fit(model)
-    loss = (
-        request.loss("fit", window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS)))
-        if fits
-        else request.loss("dropped")
-    )
-    rivals = _rival_drops(request)
+    model, count, fits = request.model, request.layer_count, can_fit(request.model)
+    request = replace(request, sample=sample_for(model, request.tokens))  # the rivals' searches use it, too
+    fitter = window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS)) if fits else None
+    loss = request.loss("fit" if fits else "dropped", fitter)
+    rivals = [layers for layers in _rival_drops(request) if not fits or 0 not in layers]  # fits start from below
     searching = replace(request, progress=share_of(request.progress, RIVALS_DONE, SEARCHED))
     budget = _by_time(start + SEARCHED * request.seconds) if request.seconds else request.budget
     dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, budget, searching.tried, request.kinds)
@@ -71,9 +68,7 @@ def _rival_drops(request: PlanRequest) -> list[frozenset[int]]:
             plan = PLANNERS[name].find(replace(request, progress=share_of(request.progress, first, last)))
         except PlanError:
             continue
-        dropped = frozenset(range(request.layer_count)) - set(plan.base_layers())
-        if 0 not in dropped:  # rule fit starts from the layer below those that go
-            found.append(dropped)
+        found.append(frozenset(range(request.layer_count)) - set(plan.base_layers()))
     return list(dict.fromkeys(found))
 
 

@@ -49,8 +49,7 @@ def _lowest_in_place(
     if len(kinds) - drop not in best:
         raise PlanError(
             f"This planner cannot remove {drop} layers so that each layer left is of the kind its place had. It can "
-            f"leave {_numbers_left(kinds, droppable)} layers. Choose one of these, another planner, or leave out "
-            "--keep-period if you asked for it."
+            f"leave {_numbers_left(kinds, droppable)} layers. Choose one of these, or another planner."
         )
     return best[len(kinds) - drop][1]
 

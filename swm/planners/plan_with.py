@@ -73,7 +73,7 @@ def plan_with(
     if broken := plan.out_of_place(kinds):
         raise PlanError(
             f"Planner {planner} cannot keep the kinds of layers in their places (layers {broken} would change). Choose "
-            "another planner, or leave out --keep-period if you asked for it."
+            "another planner."
         )
     if plan.layers_left != layers:
         raise ValueError(f"Planner {planner} left {plan.layers_left} layers instead of {layers}.")

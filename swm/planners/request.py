@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from swm.planners.drops import DropLoss
 from swm.progress import Progress, no_progress
-from swm.workspace.tried import Losses
+from swm.workspace.tried import SAMPLED, Losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from swm.merging.apply import MergedLayer
     from swm.plan import Window
+    from swm.search.vocabulary import VocabularySample
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class PlanRequest:
         kinds: of each layer, if those left must be of the kinds that the places had, as llama.cpp needs for some
             families; else empty.
         losses: of sets of dropped layers, found before, by kind (see `loss`); those found are added.
-        sampled: losses may be estimated from a sample of a large vocabulary: see `search.vocabulary`.
+        sample: of the vocabulary, to estimate losses from: see `search.vocabulary`.
         seconds: time limit for planners that take a budget; None without one.
         progress: called with the plans tried so far; may raise to stop.
     """
@@ -49,7 +50,7 @@ class PlanRequest:
     fit_tokens: Callable[[int], Tensor]
     kinds: Sequence[str] = ()
     losses: Losses = field(default_factory=dict)
-    sampled: bool = False
+    sample: VocabularySample | None = None
     seconds: float | None = None
     progress: Progress = no_progress
 
@@ -64,11 +65,13 @@ class PlanRequest:
         Args:
             kind: `dropped`, or `fit` if `make` fits the merged layers: in bfloat16 then, if `fast`.
         """
-        from swm.search.plan_loss import PlanLoss, samples_vocabulary
+        from swm.search.plan_loss import PlanLoss
 
-        fast, sampled = self.fast and kind == "fit", self.sampled and samples_vocabulary(self.model)
-        conditions = f"{kind}{' in bfloat16' if fast else ''}{', vocabulary sampled' if sampled else ''}"
-        compute = PlanLoss(self.model, self.tokens, make, fast, sampled)
+        fast = self.fast and kind == "fit"
+        conditions = f"{kind} in bfloat16" if fast else kind
+        if self.sample:
+            conditions += f", {len(self.sample.tokens)} {SAMPLED}"
+        compute = PlanLoss(self.model, self.tokens, make, fast, self.sample)
         rule = "fit" if kind == "fit" else None
         return DropLoss(compute, self.layer_count, rule, self.losses.setdefault(conditions, {}))
 

@@ -19,12 +19,20 @@ def commands(experiment: Experiment) -> list[str]:
     for name in experiment.metrics_measured():
         lines.append(_command("measure", experiment.name, *_measure_options(experiment.similarity(name) or {})))
     runs = experiment.runs()
-    healed_like = {control.name: run.name for run in reversed(runs) if (control := control_of(run))}
+    served = {control.name: run.name for run in reversed(runs) if (control := _own_control(run))}  # the first such run
     for run in runs:
-        if run.name not in healed_like:
+        if run.name not in served:
             lines += run_commands(run)
-    lines += [_command("control", experiment.name, name) for name in sorted(healed_like.values())]
+    lines += [_command("control", experiment.name, name) for name in sorted(served.values())]
     return [*lines, _command("compare", experiment.name)]
+
+
+def _own_control(run: Run) -> Run | None:
+    """The run's control, if `swm control` would make the same: not a study's, and scored like the run."""
+    control = control_of(run)
+    if control is None or "method" in control.settings:
+        return None
+    return control if _evaluation(control) == _evaluation(run) else None
 
 
 def _measure_options(data: dict[str, Any]) -> list[str]:
@@ -47,12 +55,8 @@ def run_commands(run: Run) -> list[str]:
         lines.append(_command("merge", *name, *plan_arguments(run.plan)))
     if "recovery" in settings:
         lines.append(_command("recover", *name, *recovery_arguments(settings["recovery"])))
-    if scores := run.scores():
-        limit = scores["limit"] if scores["limit"] is not None else "none"
-        texts = ",".join(scores["perplexity"])
-        lines.append(
-            _command("evaluate", *name, "--tasks", ",".join(scores["tasks"]), "--limit", str(limit), "--texts", texts)
-        )
+    if options := _evaluation(run):
+        lines.append(_command("evaluate", *name, *options))
     if run.timing() and not run.is_baseline:
         lines.append(_command("time", *name))
     if (there := run.in_llama_cpp()) and not run.is_baseline:
@@ -62,8 +66,16 @@ def run_commands(run: Run) -> list[str]:
 
 def card_commands(run: Run) -> list[str]:
     """The commands that reproduce a run and what it is compared with, from nothing."""
-    control = [_command("control", run.experiment.name, run.name)] if control_of(run) else []
+    control = [_command("control", run.experiment.name, run.name)] if _own_control(run) else []
     return [*create_commands(run.experiment), *run_commands(run), *control]
+
+
+def _evaluation(run: Run) -> list[str]:
+    """Options of the evaluation that gave the run's scores; none without scores."""
+    if not (scores := run.scores()):
+        return []
+    limit = "none" if scores["limit"] is None else f"{scores['limit']}"
+    return ["--tasks", ",".join(scores["tasks"]), "--limit", limit, "--texts", ",".join(scores["perplexity"])]
 
 
 def _command(*arguments: str) -> str:

@@ -15,9 +15,10 @@ from swm.reporting.palette import method_colour
 from swm.reporting.preview import expected_speedup
 from swm.search.kept_path import kept_path
 from swm.workspace.experiments import Experiment
-from swm.workspace.tried import TriedPlans
+from swm.workspace.tried import SAMPLED, TriedPlans
 
 ORIGINAL = "original"
+MOST_LOSS = 50.0  # nats: more is as bad
 BY_MEMORY, BY_SPEED = "memory, MiB", "expected speed, times the original's"
 
 
@@ -28,7 +29,7 @@ class KnownPlan:
     Attributes:
         method: the planner, the merge rule of a search, or ORIGINAL.
         memory: of the weights, bytes. speed: expected, relative to the original; None if not timed.
-        perplexity: before healing.
+        perplexity: before healing. estimated: from a sample of the vocabulary.
         best: whether no other plan is at least as good in both numbers of the chart and better in one.
     """
 
@@ -37,22 +38,23 @@ class KnownPlan:
     memory: float
     speed: float | None
     perplexity: float
+    estimated: bool = False
     best: bool = False
 
 
 def known_plans(experiment: Experiment) -> list[KnownPlan]:
     """The original, every plan that a planner found, and every plan on the paths, each once.
 
-    A planner's search for few layers passes through all depths above: the best plan it tried at each is there as well.
+    A search by `best` for few layers passes through all depths above: the best plan it tried at each is there as well.
     """
     facts, cost = experiment.model_facts, experiment.cost()
     found: dict[tuple[str, tuple[Window, ...]], KnownPlan] = {}
 
-    def add(method: str, plan: MergePlan, perplexity: float) -> None:
+    def add(method: str, plan: MergePlan, perplexity: float, estimated: bool = False) -> None:
         saved = (plan.layer_count - plan.worth_layers) * facts["parameters_per_layer"] / facts["parameters"]
         memory = facts["size_bytes"] * (1 - saved)
         key = (plan.rule if plan.windows else "", plan.windows)
-        found.setdefault(key, KnownPlan(method, plan, memory, expected_speedup(plan, cost), perplexity))
+        found.setdefault(key, KnownPlan(method, plan, memory, expected_speedup(plan, cost), perplexity, estimated))
 
     for data in experiment.plans_found():
         add(data["planner"], MergePlan.from_dict(data), data["perplexity"])
@@ -61,22 +63,25 @@ def known_plans(experiment: Experiment) -> list[KnownPlan]:
             for windows, perplexity in path.perplexities.items():
                 plan = MergePlan(path.layer_count, windows, rule)
                 add(rule if windows else ORIGINAL, plan, perplexity)
-    for fitted, plan, loss in best_tried(experiment):
-        add("best" if fitted else "sleb", plan, math.exp(loss))
+    for plan, loss, estimated in best_tried(experiment):
+        add("best", plan, math.exp(min(loss, MOST_LOSS)), estimated)
     return list(found.values())
 
 
-def best_tried(experiment: Experiment) -> list[tuple[bool, MergePlan, float]]:
-    """For each number of layers, the plan of lowest loss that a planner tried: whether fitted, the plan, its loss."""
-    found: dict[tuple[bool, int], tuple[float, list[int]]] = {}
+def best_tried(experiment: Experiment) -> list[tuple[MergePlan, float, bool]]:
+    """For each number of layers, the fitted plan of lowest loss that was tried, its loss, and whether it is estimated.
+
+    Estimated losses count only where nothing else is known of that number of layers.
+    """
+    found: dict[int, tuple[bool, float, list[int]]] = {}
     for kind, losses in TriedPlans(experiment).losses.items():
-        for layers, loss in losses.items():
-            key, one = (kind.startswith("fit"), len(layers)), (loss, sorted(layers))
-            found[key] = min(found.get(key, one), one)
+        for layers, loss in losses.items() if kind.startswith("fit") else ():
+            if layers <= {*range(1, experiment.layer_count)}:
+                one = (SAMPLED in kind, loss, sorted(layers))
+                found[len(layers)] = min(found.get(len(layers), one), one)
     return [
-        (fitted, replace(plan, rule="fit") if fitted else plan, loss)
-        for (fitted, _), (loss, layers) in found.items()
-        for plan in [dropped_plan(experiment.layer_count, layers)]
+        (replace(dropped_plan(experiment.layer_count, layers), rule="fit"), loss, estimated)
+        for estimated, loss, layers in found.values()
     ]
 
 
@@ -124,10 +129,17 @@ def plans_chart(plans: Sequence[KnownPlan], by: str, within: float) -> go.Figure
                 "opacity": [1 if plan.best else 0.45 for plan in own],
                 "symbol": "diamond" if method == ORIGINAL else "circle",
             },
-            customdata=[(",".join(map(str, plan.plan.windows)), plan.plan.rule, plan.plan.layers_left) for plan in own],
-            hovertemplate="%{customdata[2]} layers: perplexity %{y:,.1f}<br>windows %{customdata[0]}<extra>"
-            + method_name(method)
-            + "</extra>",
+            customdata=[
+                (
+                    ",".join(map(str, plan.plan.windows)),
+                    plan.plan.rule,
+                    plan.plan.layers_left,
+                    "about " if plan.estimated else "",
+                )
+                for plan in own
+            ],
+            hovertemplate="%{customdata[2]} layers: perplexity %{customdata[3]}%{y:,.1f}<br>windows %{customdata[0]}"
+            f"<extra>{method_name(method)}</extra>",
         )
     if original := next((plan for plan in plans if plan.method == ORIGINAL), None):
         allowed = within * original.perplexity

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from swm.merging.apply import MergedLayer, can_merge, merge_window
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window
-from swm.search.vocabulary import LARGE, VocabularySample, mean_probabilities
+from swm.search.vocabulary import VocabularySample
 
 PART_TOKENS = 1024  # in one forward pass
 
@@ -27,8 +27,8 @@ class PlanLoss:
         model: not changed.
         make: makes the merged layer of a window; by default the plan's rule.
         fast: matrix products in bfloat16, which changes a loss by about 0.001.
-        sampled: estimate losses from a sample of the vocabulary if that is large (see `samples_vocabulary`). Losses
-            near the original's change by less than 0.01, those of ruined models by up to a few percent.
+        sample: of the vocabulary, to estimate losses from. Losses near the original's change by less than 0.01, those
+            of ruined models by up to a few percent.
     """
 
     def __init__(
@@ -37,22 +37,14 @@ class PlanLoss:
         tokens: Tensor,
         make: Callable[[Window], MergedLayer] | None = None,
         fast: bool = False,
-        sampled: bool = False,
+        sample: VocabularySample | None = None,
     ) -> None:
         part = max(1, PART_TOKENS // tokens.shape[1])
         self._tokens = tokens.to(model.device)
         self._replay = Replay(model, self._tokens, keep_every=4, fast=fast, part=part)
         self._rows = torch.arange(len(tokens)).split(part)
         self._make = make
-        self._sample = self._vocabulary_sample() if sampled and samples_vocabulary(model) else None
-
-    @torch.no_grad()
-    def _vocabulary_sample(self) -> VocabularySample:
-        top, shares = len(self._replay.layers) - 1, []
-        for rows in self._rows:
-            logits = self._replay.logits(self._replay.run(self._replay.input_of(top, rows), top))
-            shares.append(mean_probabilities(logits[:, :-1].flatten(0, 1)) * len(rows))
-        return VocabularySample.of(torch.stack(shares).sum(0) / len(self._tokens), self._tokens[:, 1:])
+        self._sample = sample
 
     @torch.no_grad()
     def __call__(self, plan: MergePlan) -> float:
@@ -77,9 +69,3 @@ class PlanLoss:
         sample = self._sample
         logits = self._replay.logits(hidden, sample.tokens if sample else None)[:, :-1].float().flatten(0, 1)
         return sample.losses(logits, text) if sample else F.cross_entropy(logits, text, reduction="none")
-
-
-def samples_vocabulary(model: PreTrainedModel) -> bool:
-    """Whether the vocabulary is so large that a sample pays, and the head is a plain linear map that can be cut."""
-    head = model.get_output_embeddings()
-    return isinstance(head, nn.Linear) and head.out_features >= LARGE and not head.weight.is_meta

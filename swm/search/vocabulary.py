@@ -9,11 +9,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 LIKELY, DRAWN = 8192, 8192  # tokens: the likeliest ones, and those drawn from all others
 LARGE = 4 * (LIKELY + DRAWN)  # tokens from which on a vocabulary is sampled
+PART_TOKENS = 1024  # in one forward pass
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class VocabularySample:
     def of(cls, probabilities: Tensor, text: Tensor, likely: int = LIKELY, drawn: int = DRAWN) -> VocabularySample:
         """The sample for a text.
 
+        Every token of the vocabulary has its place in one random order, so that rounding changes few tokens.
+
         Args:
             probabilities: mean probability of each token in the text, shape (vocabulary,).
             text: token ids whose losses will be asked for, of any shape; they are among the likeliest.
@@ -40,12 +43,12 @@ class VocabularySample:
         rank[text.flatten()] = torch.inf
         order = rank.argsort(descending=True)
         likely = max(likely, int(rank.isinf().sum()))
-        rest = order[likely:].cpu()
-        drawn = min(drawn, len(rest))
-        chosen = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))[:drawn]].to(order.device)
-        weights = torch.zeros(len(order) - len(rest) + drawn, device=order.device)
-        if drawn:
-            weights[-drawn:] = math.log(len(rest) / drawn)
+        places = torch.rand(len(rank), generator=torch.Generator().manual_seed(0)).to(rank.device)
+        rest = order[likely:]
+        chosen = rest[places[rest].argsort()[:drawn]]
+        weights = torch.zeros(len(order) - len(rest) + len(chosen), device=rank.device)
+        if len(chosen):
+            weights[-len(chosen) :] = math.log(len(rest) / len(chosen))
         return cls(torch.cat([order[:likely], chosen]), weights)
 
     def losses(self, logits: Tensor, text: Tensor) -> Tensor:
@@ -60,6 +63,18 @@ class VocabularySample:
         return torch.logsumexp(logits + self.log_weight, 1) - logits.gather(1, places[:, None])[:, 0]
 
 
-def mean_probabilities(logits: Tensor) -> Tensor:
-    """The mean probability of each token, shape (vocabulary,), for logits of shape (tokens, vocabulary)."""
-    return F.softmax(logits.float(), dim=1).mean(0)
+@torch.inference_mode()
+def sample_for(model: PreTrainedModel, tokens: Tensor) -> VocabularySample | None:
+    """The sample of the model's vocabulary for a text; None if it is small, or the head is no plain linear map.
+
+    Args:
+        tokens: ids, shape (texts, length), int64, no padding.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or head.out_features < LARGE or head.weight.is_meta:
+        return None
+    tokens = tokens.to(model.device)
+    total = torch.zeros(head.out_features, device=model.device)
+    for rows in tokens.split(max(1, PART_TOKENS // tokens.shape[1])):
+        total += model(rows, use_cache=False).logits[:, :-1].float().flatten(0, 1).softmax(1).sum(0)
+    return VocabularySample.of(total, tokens[:, 1:])

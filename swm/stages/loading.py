@@ -13,8 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ExperimentError, TextError
+from swm.evaluation.generation import check_reads
 from swm.models.decoder import layer_count
 from swm.models.load import load_model
+from swm.models.offload import is_offloaded
 from swm.models.processes import world_size
 from swm.settings import FIT_TOKENS
 from swm.texts.calibration import calibration_tokens, fit_tokens
@@ -38,13 +40,19 @@ def fit_tokens_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, to
 def load_original(
     experiment: Experiment, device: str = "auto", offload: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The experiment's model and tokenizer; raises ExperimentError if its number of layers has changed."""
+    """The experiment's model and tokenizer.
+
+    Raises:
+        ExperimentError: if its number of layers has changed. ModelError: if it cannot be loaded, or its code fails.
+    """
     model, tokenizer = load_model(experiment.settings.model, experiment.settings.dtype, device, offload)
     if (layers := layer_count(model)) != experiment.layer_count:
         raise ExperimentError(
             f"{experiment.settings.model} now has {layers} layers, but had {experiment.layer_count} when "
             f"{experiment.name} was created. Create a new experiment."
         )
+    if not is_offloaded(model):  # its weights would all be read from disk
+        check_reads(model)
     return model, tokenizer
 
 

@@ -141,13 +141,13 @@ class Grid:
             count_from(number)
 
     def depths(self, facts: dict[str, Any]) -> list[int]:
-        """The numbers of layers to leave of a model, without repeats.
+        """The numbers of layers to leave of a model, without repeats, and without targets that the original meets.
 
         Args:
             facts: of the model, as from `models.config_facts`.
 
         Raises:
-            SettingsError: if no two layers of it meet a memory or a number of parameters.
+            SettingsError: if not even two layers of it meet a target, or nothing is left to do.
         """
         found = [layers_at(ratio, facts["layers"]) for ratio in self.ratios]
         targets = [(text, MEMORY, size_from(text)) for text in self.memory]
@@ -155,8 +155,14 @@ class Grid:
         for text, kind, value in targets:
             layers = most_layers(facts, kind, value, cache_tokens=self.cache_tokens)
             if layers is None:
-                raise SettingsError(f"Not even {LEAST_LAYERS} of {facts['layers']} layers fit {text}. Choose more.")
-            found.append(layers)
+                raise SettingsError(
+                    f"{kind}: {text} is too small for this model: even {LEAST_LAYERS} of {facts['layers']} layers "
+                    "exceed it. Raise it in the grid, or remove it."
+                )
+            if layers < facts["layers"]:
+                found.append(layers)
+        if not found:
+            raise SettingsError("The original already meets every target of the grid: nothing to merge. Lower them.")
         return list(dict.fromkeys(found))
 
     def cells(self, facts: dict[str, Any]) -> list[Cell]:

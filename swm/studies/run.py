@@ -41,15 +41,17 @@ def run_study(
     """Run the unfinished cells of a grid.
 
     Args:
-        grid: as from `grids.read_grid`.
+        grid: as from `grid_files.read_grid`.
 
     Returns:
         The failed cells, with the reason: for example a method that finds no such plan, or a rule that does not work
         with the model.
     """
     parsed = parsed_grid(kind, grid)
-    if tasks := tasks_of(parsed):
-        check_request(tasks, None)  # an invalid grid must not replace the last one
+    if tasks := tasks_of(parsed):  # an invalid grid must not replace the last one
+        check_request(tasks, None)
+    if isinstance(parsed, Grid):
+        parsed.cells(experiment.model_facts)
     experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": {}, "grid": grid})  # pages show this grid
     if isinstance(parsed, Grid):
         failed = _study_runs(experiment, parsed, progress)

@@ -16,6 +16,7 @@ from swm.workspace.experiments import Experiment
 FILE = "tried.json"
 VERSION = 1  # raised when losses change: of rule fit as well
 EVERY = 10.0  # seconds between writings
+SAMPLED = "tokens of the vocabulary"  # in the kind of losses that are estimated from so many
 Losses = dict[str, dict[frozenset[int], float]]
 
 

@@ -141,7 +141,7 @@ def test_a_forward_that_somebody_put_there_is_there_again_even_after_an_error():
     own = last.forward = lambda *args, **kwargs: plain(*args, **kwargs)
     replay.embedded(texts_of(2, 8))
     assert vars(last)["forward"] is own
-    with pytest.raises(ModelError, match="cannot read text: index out of range"):
+    with pytest.raises(IndexError):
         replay.embedded(torch.full((2, 8), 10**6))
     assert vars(last)["forward"] is own
     assert "forward" not in vars(model.model.layers[0])

@@ -22,7 +22,7 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 JAMBA = {"num_experts": 2, "attn_layer_period": 4, "attn_layer_offset": 2, "use_mamba_kernels": False}
 HYBRIDS = {
     "bamba": {**MAMBA, "attn_layer_indices": [1, 4, 6]},
-    "gpt_neo": {"num_layers": 8, "num_heads": 4, "attention_types": [[["global", "local"], 4]]},
+    "gpt_neo": {"num_layers": 8, "num_heads": 4, "attention_types": [[["global", "local"], 4]], "window_size": 4},
     "gpt_oss": {**EXPERTS, "head_dim": 8, "sliding_window": 8},
     "jamba": JAMBA,
     "lfm2": {"full_attn_idxs": [1, 4, 6], "block_ff_dim": 64, "conv_L_cache": 3},
@@ -61,6 +61,7 @@ def test_every_planners_plan_loads_again_with_the_layers_it_kept(kind, planner, 
     for own, old in enumerate(plan.base_layers()):
         kept, original = (find_decoder(each).layers[at] for each, at in ((again, own), (model, old)))
         assert [type(one) for one in kept.modules()] == [type(one) for one in original.modules()]
+        torch.testing.assert_close(kept.state_dict(), original.state_dict())
     with torch.inference_mode():
         torch.testing.assert_close(again(tokens).logits, small(tokens).logits)
 
@@ -114,6 +115,8 @@ def test_routers_of_experts_get_no_adapter():
     names = _linear_maps(made("llama4_text"), None)
     assert names
     assert not [name for name in names if name.endswith("router")]
+    falcon = tiny_model("falcon", new_decoder_architecture=True, num_kv_heads=2)  # has linear maps of its own class
+    assert len(_linear_maps(falcon, None)) == 4 * 4
 
 
 LINEAR = {**EXPERTS, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"] * 4}
@@ -146,6 +149,9 @@ def test_a_model_whose_own_code_fails_is_told_in_one_message(tokenizer, tmp_path
     tokenizer.save_pretrained(tmp_path / "model")
     swm("create", "e", "--model", tmp_path / "model", "--texts", text_file, "--count", 4, "--length", 32)
     for command in (
+        ("evaluate", "e", "baseline"),
+        ("plan", "e", "--planner", "taylor", "--layers", 3),
+        ("plan", "e", "--planner", "sleb", "--speedup", 1.3),
         ("measure", "e"),
         ("plan", "e", "--planner", "sleb", "--layers", 3),
         ("merge", "e", "a", "--layers", 3),

@@ -3,7 +3,10 @@
 import shlex
 from dataclasses import asdict
 
+import pytest
+
 from swm.cli.options import build_parser
+from swm.plan import MergePlan
 from swm.reporting.commands import card_commands, commands
 from swm.settings import preset_settings
 from swm.workspace.controls import control_of
@@ -18,6 +21,16 @@ def test_commands_are_ones_that_the_command_line_takes(experiment):
         assert words[:3] == ["python", "-m", "swm"]
         build_parser().parse_args(words[3:])
     assert "python -m swm merge study first --windows 1-3 --rule mean" in lines
+
+
+@pytest.mark.parametrize("method", [None, "control"])
+def test_a_studys_control_is_listed_as_it_was_made(experiment, method):
+    healed = {"merge": {"parameters": 800}, "recovery": asdict(preset_settings("quick", steps=80))}
+    experiment.run("first").remember(**healed)
+    experiment.create_run("control-4", MergePlan(experiment.layer_count), None, 1.0, method).remember(**healed)
+    lines = commands(experiment)
+    assert ("python -m swm control study first" in lines) == (method is None)
+    assert bool([line for line in lines if " recover study control-4 " in line]) == (method is not None)
 
 
 def test_every_changed_recovery_setting_is_in_the_command(experiment):

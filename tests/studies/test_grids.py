@@ -8,6 +8,7 @@ from swm.errors import SettingsError
 from swm.models.load import config_facts
 from swm.studies.grid_files import GRIDS, grid_of, grid_text, grid_yaml, read_grid
 from swm.studies.grids import KINDS, Cell, Grid
+from swm.studies.run import run_study
 from swm.workspace.targets import parameters_left, weights_bytes
 from tests.studies.run_cases import SMALL
 
@@ -71,8 +72,18 @@ def test_depths_can_be_sizes_and_numbers_of_parameters(model_folder):
     both = Grid(**{**SMALL, **small, "ratios": [0.5], "parameters": [count]})
     assert both.depths(facts) == [2, 3]  # once each
     assert {cell.layers for cell in both.cells(facts) if cell.method == "sleb"} == {2, 3}
-    with pytest.raises(SettingsError, match="Not even 2 of 4 layers fit 1KiB"):
+    with pytest.raises(SettingsError, match="memory: 1KiB is too small for this model"):
         Grid(**{**SMALL, "memory": ["1KiB"]}).depths(facts)
+    assert Grid(**{**SMALL, "ratios": [0.5], "memory": ["1TiB"]}).depths(facts) == [2]  # the original meets the other
+    with pytest.raises(SettingsError, match="already meets every target"):
+        Grid(**{**SMALL, "ratios": (), "memory": ["1TiB"]}).depths(facts)
+
+
+def test_a_grid_that_does_not_fit_the_model_leaves_the_last_one(experiment):
+    experiment.save_study("methods", {"grid": {**SMALL}, "failed": {}})
+    with pytest.raises(SettingsError, match="too small for this model"):
+        run_study(experiment, "methods", {**SMALL, "memory": ["1KiB"]})
+    assert experiment.study("methods")["grid"] == SMALL
 
 
 @pytest.mark.parametrize("text", ["", "methods", "methods: [", "other: {}", "[" * 3000, "!!python/object:os.system {}"])

@@ -128,11 +128,14 @@ def test_targets_on_the_command_line(small, model_folder):
 
 def test_a_speed_is_measured_when_a_target_needs_it(small, home):
     assert not Experiment.open("e").cost()
-    code, out, told = small("plan", "e", "--planner", "sleb", "--speedup", 1.05)
+    code, _, told = small("plan", "e", "--planner", "sleb", "--speedup", 1.05)
     assert code == 0, told
     cost = Experiment.open("e").cost()
-    layers = most_layers(Experiment.open("e").model_facts, "speed", 1.05, cost)
-    assert f"{layers} of 4 layers" in out
+    assert min(cost["layers_ms"], cost["rest_ms"]) > 0
+    Experiment.open("e").save_cost({**cost, "layers_ms": 8.0, "rest_ms": 2.0})
+    # 10 ms for 4 layers; 3 layers take 8 ms, 1.25 times as fast; 2 take 6 ms, 1.67 times
+    for speed, layers in ((1.2, 3), (1.3, 2)):
+        assert f"{layers} of 4 layers" in small("plan", "e", "--planner", "sleb", "--speedup", speed)[1]
 
 
 def test_a_speed_that_cannot_be_measured_is_told(small, monkeypatch):

@@ -1,0 +1,130 @@
+"""What rule fit gains in every family, on small models that are first trained: random weights have no redundancy.
+
+    python benchmarks/families.py [--families llama,mixtral] [--minutes 2] [--drop 2]
+
+For each family a model of 8 layers and width 128 is trained on the bundled texts (novels, children's stories, questions
+with answers), loses the layers that raise perplexity least, and is fitted. Perplexity is that of held-out novels, in
+tokens of a vocabulary of 2,048 that is learnt from the same texts. Prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+VOCABULARY, LAYERS, LENGTH, BATCH, SEED = 2048, 8, 128, 16, 1234
+COMMON = {
+    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0,
+    "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.02,
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 32},
+    "qwen2": {},
+    "qwen3": {"head_dim": 32},
+    "gemma2": {"head_dim": 32, "sliding_window": 32, "query_pre_attn_scalar": 32},
+    "gemma3_text": {"head_dim": 32, "sliding_window": 32, "sliding_window_pattern": 4, "query_pre_attn_scalar": 32},
+    "phi3": {},
+    "olmo2": {},
+    "gpt2": {"n_embd": 128, "n_layer": LAYERS, "n_head": 4, "n_positions": 512},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 384, "word_embed_proj_dim": 128},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "stablelm": {},
+    "granite": {},
+    "smollm3": {"no_rope_layer_interval": 4},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 192, "head_dim": 32},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 192},
+}
+RATE = 3e-3
+
+
+def main() -> None:
+    """Train, cut and fit each family, and print a line for it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--minutes", type=float, default=2.0, help="of training each model")
+    parser.add_argument("--drop", type=int, default=2, help="layers to drop")
+    options = parser.parse_args()
+    tokenizer, rows = texts()
+    print("| family | trained | without layers | fitted | layers | regained |")
+    print("|---|---|---|---|---|---|")
+    for family in options.families.split(","):
+        print(measured(family, tokenizer, rows, 60 * options.minutes, options.drop), flush=True)
+
+
+def texts() -> tuple[Any, Any]:
+    """A tokenizer learnt from the training texts, and those texts as rows of token ids."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from swm.texts.documents import documents
+    from swm.texts.tokens import packed_rows
+
+    found = [text for name in ("lambada", "coqa") for text in documents(name, "calibration")]
+    found += documents("instructions", "recovery")
+    learnt = Tokenizer(models.BPE())
+    learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learnt.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    learnt.train_from_iterator(
+        found, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=learnt, eos_token="<end>")
+    return tokenizer, torch.tensor(packed_rows(tokenizer, found, LENGTH))
+
+
+def trained(family: str, rows: Any, seconds: float) -> Any:
+    """A model of the family, trained for so long; the learning rate falls with the time that is left."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(SEED)
+    config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family]})
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1, betas=(0.9, 0.95))
+    start, step = time.monotonic(), 0
+    while (done := (time.monotonic() - start) / seconds) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * done))
+        ids = rows[torch.randint(0, len(rows), (BATCH,))]
+        loss = model(ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+    return model.eval()
+
+
+def measured(family: str, tokenizer: Any, rows: Any, seconds: float, drop: int) -> str:
+    """A line of the table: perplexities, the layers dropped, and the share of the loss that the fit regains."""
+    from swm.evaluation.perplexity import perplexity
+    from swm.merging.apply import apply_plan
+    from swm.merging.fit import apply_fitted_plan
+    from swm.planners.plan_with import plan_with
+    from swm.texts.calibration import calibration_tokens, fit_tokens, perplexity_tokens
+
+    model = trained(family, rows, seconds)
+    held_out = perplexity_tokens(tokenizer, "lambada", 40, LENGTH, SEED)
+    plan = plan_with("sleb", model, calibration_tokens(tokenizer, "lambada", 20, LENGTH, SEED), LAYERS - drop)
+    smaller = apply_plan(model, plan)
+    fitted = apply_fitted_plan(model, replace(plan, rule="fit"), fit_tokens(tokenizer, "lambada", LENGTH, SEED))
+    whole, cut, repaired = (perplexity(one, held_out)["value"] for one in (model, smaller, fitted))
+    regained = (math.log(cut) - math.log(repaired)) / (math.log(cut) - math.log(whole))
+    dropped = ", ".join(map(str, sorted({*range(LAYERS)} - {*plan.base_layers()})))
+    return f"| {family} | {whole:.1f} | {cut:.1f} | {repaired:.1f} | {dropped} | {regained:.0%} |"
+
+
+if __name__ == "__main__":
+    main()
