@@ -28,11 +28,11 @@ def commands(experiment: Experiment) -> list[str]:
 
 
 def _own_control(run: Run) -> Run | None:
-    """The run's control, if `swm control` would make the same: not a study's, and scored like the run."""
+    """The run's control, if `swm control` would make the same: not a study's, and scored like the run or not at all."""
     control = control_of(run)
     if control is None or "method" in control.settings:
         return None
-    return control if _evaluation(control) == _evaluation(run) else None
+    return control if _evaluation(control) in ([], _evaluation(run)) else None
 
 
 def _measure_options(data: dict[str, Any]) -> list[str]:
