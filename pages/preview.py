@@ -67,8 +67,8 @@ def answers_controls(experiment: Experiment) -> list[str]:
     return [] if asked else ["--no-answers"]
 
 
-def search_controls(experiment: Experiment, rule: str, low: float, threshold: float, path: ThresholdPath) -> None:
-    """How much of the path and of its plans' answers is there, and the button to compute more."""
+def search_controls(experiment: Experiment, rule: str, low: float, threshold: float, path: ThresholdPath) -> list[str]:
+    """How much of the path and of its plans' answers is there, and the button to compute more; returns its command."""
     arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", str(threshold)]
     covered = path.covered()
     if not experiment.state().active and covered == 0:
@@ -89,7 +89,7 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
         start_button("Search", experiment, "search", arguments, "preview_search")
     files = (f"path/{rule}.json", f"answers/{rule}.json")
     job_panel(experiment, version=lambda: sum(map(experiment.changed, files)))
-    command_line(*arguments)
+    return arguments
 
 
 def plan_shown(experiment: Experiment, found: Found) -> dict[str, Any]:
@@ -225,6 +225,7 @@ door = named_choice(
 with shown_errors():
     by_hand, step, found = st.session_state.get(hand_key(experiment)), None, None
     arguments: list[str] = []
+    searching: list[str] = []
     if door == "target":
         found, arguments = target_plan(experiment)
         rule = found.plan.rule if found else DEFAULT_RULE
@@ -252,7 +253,7 @@ with shown_errors():
     elif door == "threshold":
         unasked = not experiment.read_only and any(plan["answers"] is None for plan in view["plans"])
         if path.covered() < 0.999 or step is None or unasked:
-            search_controls(experiment, rule, min(path.low, threshold), threshold, path)
+            searching = search_controls(experiment, rule, min(path.low, threshold), threshold, path)
         if step and not step.plan.windows:
             st.info("No neighbouring layers are this similar. Lower the threshold to merge some.")
         if step and step.plan.windows:
@@ -262,4 +263,4 @@ with shown_errors():
     if step and not found:
         show_search(experiment, step, path)
     if arguments:
-        command_line(*arguments)
+        command_line(*arguments, before=searching)

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -135,10 +135,15 @@ def shown_errors() -> Iterator[None]:
         st.stop()
 
 
-def command_line(*arguments: str) -> None:
-    """A collapsed box with the command that does the same as the page."""
+def command_line(*arguments: str, before: Sequence[str] = ()) -> None:
+    """A collapsed box with the command that does the same as the page.
+
+    Args:
+        before: another command, to run first.
+    """
+    lines = [shlex.join(["python", "-m", "swm", *each]) for each in (before, arguments) if each]
     with st.expander("Command-line equivalent"):
-        st.code(shlex.join(["python", "-m", "swm", *arguments]), language="bash", wrap_lines=True)
+        st.code("\n".join(lines), language="bash", wrap_lines=True)
 
 
 def go_to(page: str, experiment: str) -> None:
