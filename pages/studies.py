@@ -178,7 +178,7 @@ def show_same_windows(rows: list[dict[str, Any]]) -> None:
     if same:
         st.caption(
             f"The same layers: {'; '.join(same)}. Before healing these models differ in the merge rule alone; where "
-            "healing fits merged layers first, they differ after it by chance alone."
+            "healing fits merged layers first, methods that drop layers end with the same model."
         )
 
 

@@ -54,6 +54,7 @@ def known_plans(experiment: Experiment) -> list[KnownPlan]:
         saved = (plan.layer_count - plan.worth_layers) * facts["parameters_per_layer"] / facts["parameters"]
         memory = facts["size_bytes"] * (1 - saved)
         key = (plan.rule if plan.windows else "", plan.windows)
+        method = method if plan.windows or plan.width.ratio else ORIGINAL  # a study's cells may leave all layers
         found.setdefault(key, KnownPlan(method, plan, memory, expected_speedup(plan, cost), perplexity, estimated))
 
     for data in experiment.plans_found():

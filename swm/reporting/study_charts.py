@@ -102,15 +102,16 @@ def ranks_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure | N
     if not panels:
         return None
     figure = make_subplots(1, len(panels), subplot_titles=[f"{layers} layers" for layers in panels], shared_yaxes=True)
-    methods = sorted({method for panel in panels.values() for method in panel})
     for column, panel in enumerate(panels.values(), 1):
         for method, ends in panel.items():
             colour = method_colour(method)
+            together = sorted(other for other, (_, after) in panel.items() if after == ends[1])
+            label = " = ".join(map(method_name, together)) if method == together[0] else ""
             figure.add_scatter(
                 x=["before", "after healing"],
                 y=ends,
                 mode="lines+markers+text",
-                text=["", method_name(method)],
+                text=["", label],
                 textposition="middle right",
                 line={"color": colour},
                 marker={"size": 9},
@@ -122,15 +123,15 @@ def ranks_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure | N
     plain_axes(figure, "", "", 130 + 42 * most).update_layout(margin={"t": 40})
     figure.update_yaxes(range=[most + 0.5, 0.5], tickvals=list(range(1, most + 1)), title_text="")
     figure.update_yaxes(title_text="rank", col=1)
-    longest = max(len(method_name(method)) for method in methods)
+    longest = max(len(trace.text[1]) for trace in figure.data)
     return figure.update_xaxes(range=[-0.25, 1.3 + 0.08 * longest], title_text="")
 
 
 def _ranks(rows: Sequence[dict[str, Any]], figure_of: str) -> dict[str, int]:
-    """Rank of each method, 1 is the best."""
+    """Rank of each method, 1 is the best; equal values have the same rank."""
     values = {row["method"]: value[0] for row in rows if (value := _studied(row, figure_of))}
-    ordered = sorted(values, key=lambda method: values[method], reverse=figure_of in UPWARDS)
-    return {method: place for place, method in enumerate(ordered, 1)}
+    ordered = sorted(values.values(), reverse=figure_of in UPWARDS)
+    return {method: ordered.index(value) + 1 for method, value in values.items()}
 
 
 def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] | None:

@@ -279,7 +279,9 @@ def test_every_known_plan_is_a_point_and_the_front_is_what_no_other_beats(study,
     study.save_cost({"layers_ms": 6.0, "rest_ms": 2.0})
     planned(study, "sleb", (Window(1, 2),), 40.0)
     planned(study, "best", (Window(1, 3),), 35.0, "fit")
+    planned(study, "best", (), 30.0, "fit")  # a cell of a study that leaves all layers
     plans = known_plans(study)
+    assert [plan.perplexity for plan in plans if plan.method == "original"] == [30.0]
     assert len(plans) == len({plan.windows for plan in (step.plan for step in path.intervals())} - {()}) + 3
     for by, value in ((BY_MEMORY, lambda plan: plan.memory), (BY_SPEED, lambda plan: -plan.speed)):
         marked = with_front(plans, by)

@@ -117,7 +117,7 @@ def test_the_best_plan_tried_at_every_depth_is_a_known_one(experiment):
         assert frozenset(range(4)) - {*plan.plan.base_layers()} in [
             layers for layers in fitted if len(layers) == removed
         ]
-        assert plan.perplexity == pytest.approx(math.exp(lowest), rel=2e-3)  # the plan found is measured anew
+        assert plan.perplexity == pytest.approx(math.exp(lowest), rel=2e-3)  # measured once more when it was found
     # what the chart says is what measuring the plan says
     one = known["best", "fit", 3]
     assert measure_plan(experiment, one.plan)["perplexity"] == pytest.approx(one.perplexity, rel=5e-3)

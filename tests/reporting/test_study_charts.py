@@ -53,3 +53,11 @@ def test_ranks_before_and_after_healing_are_joined():
     figure = ranks_chart(rows, "t")
     assert {line.text[1]: tuple(line.y) for line in figure.data} == {"a": (1, 3), "b": (2, 1), "c": (3, 2)}
     assert ranks_chart([ORIGINAL, row("a", 24, 20.0)], "t") is None
+
+
+def test_methods_that_end_with_the_same_model_share_a_rank_and_a_label():
+    rows = [ORIGINAL]
+    for method, before, after in (("a", 20, 15), ("b", 30, 15), ("c", 40, 18)):
+        rows += [row(method, 24, before), row(method, 24, after, "recovered")]
+    lines = {tuple(line.y): line.text[1] for line in ranks_chart(rows, "t").data}
+    assert lines == {(1, 1): "a = b", (2, 1): "", (3, 3): "c"}
