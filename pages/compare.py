@@ -16,7 +16,7 @@ from pages.shared.frame import (
     shown_errors,
     start_page,
 )
-from pages.shared.tables import comparison_table, paired_table, runs_figures
+from pages.shared.tables import comparison_table, paired_table, runs_figures, unbroken
 from pages.shared.verdict import judged_rows, show_verdict
 from swm.evaluation.paired import SCORES, flipped, paired
 from swm.reporting.compare import comparable, compare, documents_of, flat_rows, reference_rows, row_name
@@ -133,7 +133,7 @@ if costs := cost_lines(flat):
     if len(costs) > MANY:
         st.dataframe(cost_table, column_config={"run": st.column_config.Column(pinned=True)})
     else:
-        st.table(cost_table)
+        st.table(unbroken(cost_table))
     against = (
         "Each run against its control, if it was healed and has one, and against the original, where LoRA's own effect "
         "counts as well."
@@ -156,10 +156,10 @@ measurements = comparison_table(list(labels), flat, differing)
 if len(flat) > MOST_COLUMNS:
     st.dataframe(measurements.T, column_config={"_index": st.column_config.Column("model", pinned=True, width=190)})
 else:
-    st.table(measurements)
+    st.table(unbroken(measurements))
 st.caption(
     "Brackets are 95 % intervals, over documents for scores and over segments of text for perplexity, and the range "
-    "over repetitions for speed."
+    "over repetitions for speed. Where the original was timed again beside a model, what it reached there follows."
 )
 scored = {label: row for label, row in labels.items() if row["scores"]}
 many = len(scored) > MOST_BARS

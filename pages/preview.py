@@ -26,7 +26,7 @@ from swm.registry import MERGE_RULES
 from swm.reporting.arguments import windows_arguments
 from swm.reporting.charts import trace_chart
 from swm.reporting.heatmaps import similarity_heatmap
-from swm.reporting.known_plans import BY_MEMORY, BY_SPEED, KnownPlan, known_plans, plans_chart, with_front
+from swm.reporting.known_plans import BY_MEMORY, BY_SPEED, KnownPlan, best_tried, known_plans, plans_chart, with_front
 from swm.reporting.preview import WITHIN, plan_view
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import outdated_path
@@ -169,10 +169,15 @@ def show_known_plans(experiment: Experiment) -> None:
     by = st.segmented_control("Against", axes, default=axes[0], required=True, key="preview_against")
     figure = plans_chart(with_front(plans, by), by, WITHIN)
     st.plotly_chart(figure, key="preview_plans", on_select=take_point, selection_mode="points")
+    tried = (
+        "A search by best for few layers passes through all depths above: the best plan that it tried at each is there "
+        "as well. "
+        if best_tried(experiment)
+        else ""
+    )
     st.caption(
         f"Click a point to see its plan above, with its windows, its words and the way to merge it. {len(plans) - 1} "
-        "plans, all measured on the same calibration text before healing; those of rule fit with a quick fit. A search "
-        "by best for few layers passes through all depths above: the best plan that it tried at each is there as well. "
+        f"plans, all measured on the same calibration text before healing; those of rule fit with a quick fit. {tried}"
         "Perplexities above 20 times the lowest are not drawn."
     )
 

@@ -192,7 +192,7 @@ if clicked := st.session_state.get("redundancy_map", {}).get("selection", {}).ge
     st.query_params["pair"] = f"{int(clicked[0]['x'])}-{int(clicked[0]['y'])}"
 pair = pair_in_address(len(matrix))
 with st.container(key="wrap_charts_redundancy"):
-    left, right = st.columns([3, 2], gap="large")
+    left, right = st.columns([5, 4], gap="medium")
 with left:
     title = f"{name} of layer {part}s"
     figure = similarity_heatmap(matrix, name, windows, blocks, pair, contrast, title)
@@ -206,6 +206,12 @@ with left:
         st.markdown(sentence)
     if blocks:
         st.caption(f"Blocks in which every pair has at least {level:g}: {', '.join(map(str, blocks))}")
+    st.markdown(
+        f"**{TITLES['similarity']}**: {TERMS['similarity']}\n\n"
+        "**How to read the map.** A bright square along the diagonal is a block of layers whose outputs carry nearly "
+        "the same information: candidates for one window. It does not prove that a layer can be removed, since a small "
+        "difference can matter. The Preview page shows what merging does to the model's output."
+    )
 with right:
     next_layer = [matrix[i][i + 1] for i in range(len(matrix) - 1)]
     influences = {"layer": data["block_influence"]}
@@ -217,12 +223,6 @@ with right:
     names = {"norm": "mean", "norm_median": "median", "norm_max": "largest"}
     norms = {title: data[name] for name, title in names.items() if data.get(name)}
     st.plotly_chart(norm_line(norms), key="redundancy_norm")
-st.markdown(
-    f"**{TITLES['similarity']}**: {TERMS['similarity']}\n\n"
-    "**How to read the map.** A bright square along the diagonal is a block of layers whose outputs carry nearly the "
-    "same information: candidates for one window. It does not prove that a layer can be removed, since a small "
-    "difference can matter. The Preview page shows what merging does to the model's output."
-)
 if data.get("warning"):
     st.warning(data["warning"], icon=":material/warning:")
 st.caption(

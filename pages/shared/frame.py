@@ -34,10 +34,12 @@ STEPS = (
     ("pages/preview.py", "Preview", "Choose a threshold and see which windows merge"),
     ("pages/run.py", "Run", "Merge, heal with LoRA, evaluate"),
     ("pages/compare.py", "Compare", "Scores, perplexity, speed and size before and after"),
-    ("pages/studies.py", "Studies", "Every method at several depths, on this model"),
-    ("pages/sweeps.py", "Sweeps", "Many runs from one file"),
-    ("pages/playground.py", "Playground", "Try one prompt on up to three models"),
-    ("pages/report.py", "Report", "A report for stakeholders, and downloads"),
+)
+ROOMS = (
+    ("pages/studies.py", "Studies", "Every method at several depths, on this model", ":material/query_stats:"),
+    ("pages/sweeps.py", "Sweeps", "Many runs from one file", ":material/playlist_play:"),
+    ("pages/playground.py", "Playground", "Try one prompt on up to three models", ":material/chat:"),
+    ("pages/report.py", "Report", "A report for stakeholders, and downloads", ":material/description:"),
 )
 
 
@@ -267,6 +269,8 @@ def _steps(experiment: Experiment | None) -> None:
     done = _done(experiment) if experiment else {}
     for page, label, help_text in STEPS:
         icon = ":material/check_circle:" if done.get(label) else ":material/radio_button_unchecked:"
+        st.page_link(page, label=label, icon=icon, help=help_text)
+    for page, label, help_text, icon in ROOMS:
         st.page_link(page, label=label, icon=icon, help=help_text)
 
 

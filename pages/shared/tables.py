@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,13 @@ from swm.reporting.glossary import FORMS, TITLES, UNITS, method_name
 from swm.reporting.table import MISSING, interval, lines, number, percent, points, ratio, speedup
 from swm.search.threshold_path import PlanAt
 from swm.workspace.experiments import Experiment
+
+INTERVAL = re.compile(r"× (?=\d)|\[.*?]")
+
+
+def unbroken(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with intervals that do not wrap: "1.20 [1.15, 1.26]" breaks before its bracket or not at all."""
+    return table.map(lambda text: INTERVAL.sub(lambda part: part[0].replace(" ", "\u00a0"), text))
 
 
 def comparison_table(labels: list[str], flat: list[dict[str, Any]], only_differing: bool = False) -> pd.DataFrame:

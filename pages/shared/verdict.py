@@ -36,7 +36,7 @@ def show_verdict(row: dict[str, Any]) -> None:
     """The verdict on a row of `judged` as a sentence, then its main numbers with the differences behind it."""
     st.markdown(f"##### {plain(row['verdict'])}")
     against = reference_of(row)
-    with st.container(horizontal=True, gap="medium"):  # wraps where the page is narrow
+    with st.container(horizontal=True, gap="medium", key="key_figures"):  # wraps where the page is narrow
         for shown in key_figures(row).values():
             st.metric(
                 shown.label, shown.value, shown.change, "off", help=shown.help, delta_arrow="off", width="content"

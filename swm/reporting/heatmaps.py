@@ -132,7 +132,7 @@ def _square(figure: go.Figure, count: int, title: str, small: bool = False) -> g
     figure.update_layout(
         xaxis={**axis, "constrain": "domain", "constraintoward": "left"},
         yaxis={**axis, "scaleanchor": "x", "constrain": "domain", "constraintoward": "top"},
-        height=260 if small else 560,
+        height=260 if small else 520,
         margin={"l": 24 if small else 40, "r": 0, "t": 44, "b": 24 if small else 45},
         title={"text": title, "x": 0, "xref": "container", "y": 0.99, "yanchor": "top", "font": {"size": 15}},
         dragmode=False,

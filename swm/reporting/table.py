@@ -176,7 +176,7 @@ def _timed(flat: list[dict[str, Any]], name: str, digits: int) -> list[str]:
     for row in flat:
         original = number(row["timed_with"].get(name), digits)
         differs = original not in (MISSING, originals.get(row["experiment"])) and row["run"] != BASELINE
-        cells.append(number(row[name], digits) + (f" (original in the same session: {original})" if differs else ""))
+        cells.append(number(row[name], digits) + (f" (original: {original})" if differs else ""))
     return cells
 
 

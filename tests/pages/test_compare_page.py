@@ -82,6 +82,15 @@ def test_differences_only_hides_what_is_equal_for_all():
     assert whole.loc[differing.index].equals(differing)
 
 
+def test_a_cell_wraps_only_before_its_interval():
+    test = opened("pages/compare.py", experiment="example-demo")
+    for element in test.table:
+        for cell in element.value.to_numpy().ravel():
+            value, bracket, interval = cell.partition("[")
+            assert " " not in interval and not value.startswith("× "), cell
+            assert not bracket or value.endswith(" "), cell
+
+
 def test_the_grid_shows_accuracies_and_their_differences(rows):
     reference = rows[3]
     (grid,) = scores_grid(rows, [row_name(row) for row in rows], [reference] * len(rows)).data
