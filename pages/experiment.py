@@ -4,16 +4,8 @@ import streamlit as st
 
 from pages.shared.choices import named_choice
 from pages.shared.fields import number
-from pages.shared.frame import (
-    caption,
-    command_line,
-    go_to,
-    job_panel,
-    next_step,
-    plain,
-    shown_errors,
-    start_page,
-)
+from pages.shared.frame import caption, command_line, job_panel, plain, shown_errors, start_page
+from pages.shared.navigation import go_to, next_step
 from pages.shared.new_experiment import EFFORT_TITLES, EFFORTS, model_choices, model_facts, text_preview
 from pages.shared.upload import upload
 from swm.errors import SwmError

@@ -8,15 +8,8 @@ import streamlit as st
 from pages.shared.blind import blind_vote
 from pages.shared.choices import named_choice
 from pages.shared.fields import number
-from pages.shared.frame import (
-    caption,
-    command_line,
-    next_step,
-    plain,
-    require_experiment,
-    shown_errors,
-    start_page,
-)
+from pages.shared.frame import caption, command_line, plain, require_experiment, shown_errors, start_page
+from pages.shared.navigation import next_step
 from pages.shared.words import marked, model_heading
 from swm.jobs.child import stream
 from swm.reporting.compare import compare, flat_rows, row_name, run_name

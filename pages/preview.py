@@ -11,14 +11,13 @@ from pages.shared.frame import (
     caption,
     command_line,
     job_panel,
-    next_step,
-    number_from_address,
     require_experiment,
     shown_errors,
     start_button,
     start_page,
 )
 from pages.shared.live import DEFAULT_THRESHOLD, hand_key, live_preview, path_and_view
+from pages.shared.navigation import next_step, number_from_address
 from pages.shared.tables import trace_table
 from pages.shared.target import DOORS, Found, forget_edits, plan_notes, target_plan
 from swm.plan import DEFAULT_RULE, MergePlan, parse_windows

@@ -12,13 +12,13 @@ from pages.shared.frame import (
     caption,
     command_line,
     job_panel,
-    next_step,
     require_experiment,
     shown_errors,
     start_button,
     start_page,
 )
 from pages.shared.live import current_windows
+from pages.shared.navigation import next_step
 from pages.shared.tables import similarity_maps
 from swm.evaluation.task_names import TASKS
 from swm.plan import Window

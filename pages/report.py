@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
+from pages.shared.frame import caption, command_line, job_panel, require_experiment, shown_errors, start_page
 from pages.shared.manage_run import offer_download, offer_weights
 from swm.registry import EXPORT_FORMATS
 from swm.reporting.commands import commands
@@ -41,6 +41,10 @@ with shown_errors():
                     offer_weights(
                         run, form, f"{form.title} of {run.name}", f"{experiment.name}-{run.name}"[:64], "report"
                     )
+    for run in runs:
+        if run.state().stage == "export":
+            st.caption(run.name)
+            job_panel(run)
     st.subheader("Preview", anchor=False)
     charts = st.toggle("With charts", key="report_charts", help="Five megabytes, as in the downloaded file.")
     with st.spinner("Building the report"):

@@ -6,19 +6,10 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.fields import number
-from pages.shared.frame import (
-    READ_ONLY,
-    caption,
-    command_line,
-    job_panel,
-    next_step,
-    number_from_address,
-    require_experiment,
-    shown_errors,
-    start_page,
-)
+from pages.shared.frame import READ_ONLY, caption, command_line, job_panel, require_experiment, shown_errors, start_page
 from pages.shared.healing import healing_settings
 from pages.shared.live import layers_picture
+from pages.shared.navigation import next_step, number_from_address
 from pages.shared.run_controls import NEW, controls, limit_arguments, usual_limit
 from pages.shared.run_progress import follow, partial_checkpoint
 from swm.jobs.child import start

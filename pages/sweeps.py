@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from pages.shared.frame import command_line, go_to, job_panel, plain, shown_errors, start_page
+from pages.shared.frame import command_line, job_panel, plain, shown_errors, start_page
+from pages.shared.navigation import go_to
 from pages.shared.new_sweep import new_sweep
 from pages.shared.tables import sweep_table
 from swm.jobs.child import start

@@ -148,28 +148,6 @@ def command_line(*arguments: str, before: Sequence[str] = ()) -> None:
         st.code("\n".join(lines), language="bash", wrap_lines=True)
 
 
-def go_to(page: str, experiment: str) -> None:
-    """Open a page with another experiment; `_choose` selects it before it draws the sidebar."""
-    st.session_state["next_experiment"] = experiment
-    st.switch_page(page)
-
-
-def number_from_address(name: str, default: float, low: float, high: float) -> float:
-    """A number from the page's address; the default if it is missing, not a number, or out of range."""
-    try:
-        value = float(st.query_params.get(name, default))
-    except ValueError:
-        return default
-    return value if low <= value <= high else default
-
-
-def next_step(page: str, label: str, **query: str) -> None:
-    """A link to the next page, whose address carries the experiment and `query`."""
-    experiment = st.session_state.get("experiment")
-    params = {**({"experiment": experiment} if experiment else {}), **query}
-    st.page_link(page, label=label, icon=":material/arrow_forward:", query_params=params)
-
-
 def job_panel(
     target: Target,
     draw: Callable[[State], None] | None = None,
@@ -239,6 +217,14 @@ def job_status(state: State) -> None:
         st.info(f"{state.stage} was cancelled. Finished work is kept.", icon=":material/cancel:")
     elif state.status == "done":
         st.caption(f"{state.stage} took {duration(state.seconds)}")
+        if written := exported(state):
+            st.code(written, language=None)
+
+
+def exported(state: State) -> str | None:
+    """The file or folder that a job of this app exported, if it is still there."""
+    path = state.command[3] if state.stage == "export" and len(state.command) > 3 else ""
+    return path if Path(path).is_absolute() and Path(path).exists() else None
 
 
 def _choose(experiments: list[Experiment]) -> Experiment | None:

@@ -9,7 +9,7 @@ import streamlit as st
 
 from pages.shared.frame import plain, shown_errors
 from swm.errors import SwmError
-from swm.jobs.child import call
+from swm.jobs.child import start
 from swm.registry import EXPORT_FORMATS, ExportFormat, as_sentence
 from swm.reporting.compare import STAGES
 from swm.workspace.files import home
@@ -39,18 +39,16 @@ def manage(run: Run, place: Any) -> str | None:
 
 
 def write(run: Run, form: ExportFormat, name: str, kind: str | None = None) -> None:
-    """Write a run in a format to the exports' folder, or say why that cannot be."""
+    """Start a job that writes a run in a format to the exports' folder, or say why that cannot be."""
     try:
         path = home() / "exports" / f"{check_name(name)}{form.suffix}"
-        with st.spinner("Writing", show_time=True):
-            path.parent.mkdir(exist_ok=True)
-            chosen = ["--type", kind] if kind else []
-            call(["export", run.experiment.name, run.name, str(path), "--format", form.name, *chosen])
+        path.parent.mkdir(exist_ok=True)
+        chosen = ["--type", kind] if kind else []
+        start(run, "export", ["export", run.experiment.name, run.name, str(path), "--format", form.name, *chosen])
     except SwmError as error:
         st.error(plain(str(error)), icon=":material/error:")
     else:
-        st.success("Written to:")
-        st.code(str(path), language=None)
+        st.rerun()  # the job's progress, and at its end the path, stand where the page shows the run's job
 
 
 def offer_weights(run: Run, form: ExportFormat, label: str, name: str, key: str) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from swm.cli.targets import Result, own_experiment
-from swm.cli.watched import progress_bar
+from swm.cli.watched import watched
 from swm.errors import ExperimentError, SettingsError, printable
 from swm.jobs.child import cancel
+from swm.progress import no_progress
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import APP_FOLDER, child_environment, demo_experiment
 from swm.workspace.housekeeping import delete, rename
@@ -41,12 +43,13 @@ def run_report(options: argparse.Namespace) -> Result:
 
 def run_export(options: argparse.Namespace) -> Result:
     """Result of `swm export`: the folder or file it wrote."""
-    from swm.reporting.export import export_run
+    from swm.reporting.export import export_run, format_of
 
-    run = own_experiment(options.exp).run(options.run)
-    bar, progress = progress_bar("export")
-    with bar:
-        path = export_run(run, Path(options.folder), options.format, options.type, progress)
+    run, path = own_experiment(options.exp).run(options.run), Path(options.folder)
+    # a job, so that no other one changes the weights that are read; formats of one text take no time
+    weighty = format_of(path, options.format).write and not run.is_baseline
+    with watched(run, "export", device=False) if weighty else nullcontext(no_progress) as progress:
+        export_run(run, path, options.format, options.type, progress)
     return {"folder": str(path)}, f"Exported to {path}"
 
 

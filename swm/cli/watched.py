@@ -28,8 +28,12 @@ def progress_bar(title: str) -> tuple[tqdm, Progress]:  # type: ignore[type-arg]
 
 
 @contextmanager
-def watched(target: Target, stage: str) -> Iterator[Progress]:
-    """The progress function of a stage: writes to disk and, on a terminal, draws a bar."""
+def watched(target: Target, stage: str, device: bool = True) -> Iterator[Progress]:
+    """The progress function of a stage: writes to disk and, on a terminal, draws a bar.
+
+    Args:
+        device: whether the stage uses this machine's device.
+    """
     if not is_first():  # the first of several processes writes the state and waits for the lock
         together()
         if stage == "recover":  # when cancelled, all processes write the checkpoint together
@@ -39,7 +43,7 @@ def watched(target: Target, stage: str) -> Iterator[Progress]:
             yield lambda done, total, text: None
         return
     bar, draw = progress_bar(stage)
-    with tracked(target, stage, sys.argv[1:]) as tracker, bar:
+    with tracked(target, stage, sys.argv[1:], device) as tracker, bar:
         together()
 
         def progress(done: int, total: int, text: str) -> None:

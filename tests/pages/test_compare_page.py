@@ -87,7 +87,8 @@ def test_a_cell_wraps_only_before_its_interval():
     for element in test.table:
         for cell in element.value.to_numpy().ravel():
             value, bracket, interval = cell.partition("[")
-            assert " " not in interval and not value.startswith("× "), cell
+            assert " " not in interval, cell
+            assert not value.startswith("× "), cell
             assert not bracket or value.endswith(" "), cell
 
 

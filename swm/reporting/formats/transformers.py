@@ -29,7 +29,10 @@ def write_folder(run: Run, folder: Path, kind: str | None = None, progress: Prog
     check_space(folder.absolute(), size)
     clean_up(folder.absolute().parent, older_than=24 * 3600)
     with disk_errors(folder, size), replaced_folder(folder.absolute()) as new:
-        shutil.copytree(run.model_folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*"))
+        files = [file for file in run.model_folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+        for number, file in enumerate(files):
+            progress(number, len(files), file.name)
+            shutil.copy2(file, new)
         check_complete(new)
         (new / "README.md").write_text(model_card(run), encoding="utf-8")
         (new / "recipe.json").write_text(recipe_json(run), encoding="utf-8")
