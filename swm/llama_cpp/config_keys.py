@@ -35,9 +35,15 @@ def rope_keys(config: Any) -> dict[str, Any]:
 
 
 def longest_text(config: Any) -> int:
-    """Longest text; of families whose sliding window llama.cpp ignores, as long as the window."""
+    """Longest text; of families whose sliding window llama.cpp ignores, as long as the window.
+
+    With `longrope`, the length up to which positions are not stretched: in longer contexts llama.cpp stretches them for
+    any text, transformers only for longer texts.
+    """
     window = config.sliding_window if config.model_type in ("mistral", "mixtral", "phi3") else None
-    return int(min(config.max_position_embeddings, window or config.max_position_embeddings))
+    rope = rope_of(config)
+    short = rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
+    return int(min(length for length in (config.max_position_embeddings, window, short) if length))
 
 
 def shape_keys(config: Any) -> dict[str, Any]:
@@ -85,12 +91,19 @@ def mixtral_keys(config: Any) -> dict[str, Any]:
 
 
 def phi3_keys(config: Any) -> dict[str, Any]:
-    """Of Phi-3."""
+    """Of Phi-3: where its positions begin to stretch as well, and what attention is then multiplied by."""
+    rope = rope_of(config)
+    stretched: dict[str, Any] = {}
+    if rope.get("rope_type") == "longrope":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        stretched["rope.scaling.attn_factor"] = float(ROPE_INIT_FUNCTIONS["longrope"](config)[1])
     return {
         **common_keys(config),
         "attention.sliding_window": config.sliding_window or 0,
-        "rope.scaling.original_context_length": getattr(config, "original_max_position_embeddings", None)
+        "rope.scaling.original_context_length": rope.get("original_max_position_embeddings")
         or config.max_position_embeddings,
+        **stretched,
     }
 
 

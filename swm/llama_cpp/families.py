@@ -89,7 +89,8 @@ def _activation_refused(config: Any, family: Family) -> str:
 
 def _rope_refused(config: Any, family: Family) -> str:
     kind = rope_of(config).get("rope_type", "default")
-    known = ("default", "linear", *(["llama3"] if family.arch in ("llama", "granite") else []))
+    known = ["default", "linear"]
+    known += ["llama3"] if family.arch in ("llama", "granite") else ["longrope"] if family.arch == "phi3" else []
     return "" if kind in known else f"its rotary positions are of type {kind} (written here: {', '.join(known)})"
 
 

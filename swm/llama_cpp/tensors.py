@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from swm.errors import ModelError
-from swm.llama_cpp.config_keys import falcon_kv_heads, kv_heads
+from swm.llama_cpp.config_keys import falcon_kv_heads, head_size, kv_heads, rope_of
 from swm.llama_cpp.families import Family, query_scale
 from swm.models.from_gguf import rope_factors
 
@@ -58,8 +58,29 @@ def targets(config: Any, family: Family, names: Sequence[str], tokens: int) -> l
         embedding = outputs["token_embd.weight"]
         made.append(Target("output.weight", embedding.sources, embedding.make))
     if factors := rope_factors(config):
-        made.append(Target("rope_freqs.weight", (), lambda _: torch.tensor(factors)))
+        made.append(Target("rope_freqs.weight", (), partial(_given, torch.tensor(factors))))
+    made += _stretching(config)
     return sorted(made, key=lambda target: [int(part) if part.isdigit() else -1 for part in target.name.split(".")[:2]])
+
+
+def _stretching(config: Any) -> list[Target]:
+    """Of `longrope`: what each frequency is divided by in long texts and in short ones."""
+    rope = rope_of(config)
+    if rope.get("rope_type") != "longrope":
+        return []
+    size = int(head_size(config) * rope.get("partial_rotary_factor", 1.0)) // 2
+    made = []
+    for name in ("long", "short"):
+        factors = torch.tensor(rope[f"{name}_factor"], dtype=torch.float32)
+        if factors.shape != (size,):
+            raise ModelError(f"The model's config has {factors.numel()} factors for {name} texts instead of {size}.")
+        made.append(Target(f"rope_factors_{name}.weight", (), partial(_given, factors)))
+    return made
+
+
+def _given(tensor: Tensor, sources: Sequence[Tensor]) -> Tensor:
+    """A tensor that no weights go into."""
+    return tensor
 
 
 def permuted(heads: int, tensor: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ SPECIAL = {
 
 SPACES = [{"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
 GEMMA_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+PHI3 = re.compile("phi-?3", re.IGNORECASE)
+PHI3_TOKENS = ("<unk>", "<s>", "</s>", "<|endoftext|>")  # llama.cpp looks for them in a file of that name
 log = logging.getLogger(__name__)
 
 
@@ -44,10 +47,22 @@ class Value:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The metadata entries of a tokenizer, and how many tokens there are."""
+    """The metadata entries of a tokenizer, and how many tokens there are.
+
+    Attributes:
+        takes_spaces: special tokens take in the space after them, as llama.cpp does in files whose name has Phi-3 in it
+            and in no others.
+    """
 
     entries: Mapping[str, Value]
     tokens: int
+    takes_spaces: bool = False
+
+    def name(self, name: str) -> str:
+        """The name for the file, changed if llama.cpp would otherwise treat spaces after special tokens wrongly."""
+        if self.takes_spaces:
+            return name if PHI3.search(name) else f"Phi-3 {name}".strip()
+        return PHI3.sub("Phi 3", name)
 
 
 def copied_vocabulary(reader: GGUFReader) -> Vocabulary:
@@ -59,7 +74,9 @@ def copied_vocabulary(reader: GGUFReader) -> Vocabulary:
     }
     if "tokenizer.ggml.tokens" not in entries:
         raise ModelError("The GGUF file that the model came from has no vocabulary. Use another file.")
-    return Vocabulary(entries, len(entries["tokenizer.ggml.tokens"].value))
+    name = reader.fields.get("general.name")
+    takes_spaces = bool(name and PHI3.search(str(name.contents())))
+    return Vocabulary(entries, len(entries["tokenizer.ggml.tokens"].value), takes_spaces)
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
@@ -85,7 +102,7 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
         scores = [-float(number) for number in range(rows)]
         entries["ggml.scores"] = Value(scores, GGUFValueType.ARRAY, GGUFValueType.FLOAT32)
     entries |= _special(tokenizer)
-    return Vocabulary({PREFIX + name: value for name, value in entries.items()}, rows)
+    return Vocabulary({PREFIX + name: value for name, value in entries.items()}, rows, _takes_spaces(content, names))
 
 
 def _content(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -154,8 +171,9 @@ def _check_fields(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any]) -
     for name in ("end_of_word_suffix", "continuing_subword_prefix", "dropout"):
         if model.get(name):
             refused = f"it has {name}"
+    names = [*tokenizer.get_vocab()]
     for added in content.get("added_tokens", []):
-        if added["lstrip"] or added["rstrip"] or added["single_word"]:
+        if added["lstrip"] or added["single_word"] or (added["rstrip"] and not _takes_spaces(content, names)):
             refused = f"its token {added['content']} takes in the space beside it"
         if model.get("byte_fallback") and added["normalized"] and not added["special"]:
             refused = f"its token {added['content']} is looked for in the changed text"
@@ -167,6 +185,17 @@ def _check_fields(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any]) -
         refused = "it puts other tokens around a text than one at its beginning and one at its end"
     if refused:
         raise ModelError(f"llama.cpp cannot do what this tokenizer does: {refused}. Export to a Hugging Face folder.")
+
+
+def _takes_spaces(content: dict[str, Any], names: Sequence[str]) -> bool:
+    """Whether special tokens take in the space after them exactly where llama.cpp lets those of Phi-3 do so."""
+    added = content.get("added_tokens", [])
+    kept = ("<unk>", "<s>", "<|endoftext|>")
+    return (
+        any(token["rstrip"] for token in added)
+        and all(token["rstrip"] == (token["content"] not in kept) for token in added)
+        and {*PHI3_TOKENS} <= {*names}
+    )
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
@@ -199,6 +228,9 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, Value]:
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     entries["ggml.add_bos_token"] = Value(bos is not None and ids[0] == bos, GGUFValueType.BOOL)
     entries["ggml.add_eos_token"] = Value(eos is not None and len(ids) > 1 and ids[-1] == eos, GGUFValueType.BOOL)
-    if isinstance(tokenizer.chat_template, str):
-        entries["chat_template"] = Value(tokenizer.chat_template, GGUFValueType.STRING)
+    templates = tokenizer.chat_template or {}
+    for name, template in ({"default": templates} if isinstance(templates, str) else templates).items():
+        entries["chat_template" if name == "default" else f"chat_template.{name}"] = Value(
+            template, GGUFValueType.STRING
+        )
     return entries

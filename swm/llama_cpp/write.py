@@ -159,7 +159,8 @@ def _add_metadata(
 ) -> None:
     writer.add_type("model")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, entry in entries.items():
+    named = {**entries, "general.name": vocabulary.name(str(entries.get("general.name", "")))}
+    for key, entry in named.items():
         if isinstance(entry, list):
             writer.add_array(key, entry)
         else:

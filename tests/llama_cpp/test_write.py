@@ -126,6 +126,79 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(split, tmp_path, client):
     ]
 
 
+def phi3_tokenizer():
+    """Letters with bytes for the rest; as Phi-3's, most special tokens take in the space after them."""
+    tokenizer = fallback_tokenizer()
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    names = ["<|endoftext|>", "</s>", "<|user|>", "<|end|>", "<|assistant|>"]
+    content["added_tokens"] = [{**token, "content": token["content"]} for token in content["added_tokens"]]
+    for token in content["added_tokens"]:  # <end> of the plain tokenizer is a special token like any other here
+        token["rstrip"] = token["content"] not in ("<unk>", "<s>")
+    first = max(content["model"]["vocab"].values()) + 1
+    content["added_tokens"] += [
+        {**ADDED, "id": first + n, "content": name, "rstrip": name != "<|endoftext|>"} for n, name in enumerate(names)
+    ]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)),
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="<|endoftext|>",
+    )
+
+
+CHAT = [
+    "<|user|>\nHow old is the house?<|end|>\n<|assistant|>\n It is  old.<|end|>",
+    "<|user|>   spaces <|end|>\t\n x<|endoftext|> y <s> z",
+]
+
+
+def test_special_tokens_of_phi_3_take_in_the_space_after_them(tmp_path, client):
+    """llama.cpp knows this by the model's name alone; a model of that name whose tokens do not is named otherwise."""
+    tokenizer = phi3_tokenizer()
+    folder_of("phi3", tokenizer, tmp_path / "phi")
+    folder_of("llama", fallback_tokenizer(), tmp_path / "other")
+    for folder, name in (("phi", "my-model"), ("other", "phi3-distilled")):
+        file = tmp_path / f"{folder}.gguf"
+        export_gguf(tmp_path / folder, file, entries={"general.name": name})
+        texts, expected = [*HARD, *CHAT], AutoTokenizer.from_pretrained(tmp_path / folder)
+        assert client.ask(file, tokenize=texts)["tokens"] == [expected(text)["input_ids"] for text in texts]
+    assert "<|user|>" in tokenizer.convert_ids_to_tokens(tokenizer(CHAT[0])["input_ids"])
+
+
+@pytest.mark.parametrize(("original", "length", "share"), [(1000, 60, 1.0), (64, 120, 1.0), (64, 120, 0.75)])
+def test_positions_of_phi_3_are_stretched_in_long_contexts(original, length, share, tmp_path, client):
+    """The client's context is at most 512 tokens: not stretched where the original's is longer, stretched where it is not."""
+    tokenizer = byte_level_tokenizer()
+    generator = torch.Generator().manual_seed(1)
+    factors = {name: (1 + 3 * torch.rand(int(8 * share), generator=generator)).tolist() for name in ("short", "long")}
+    model = folder_of(
+        "phi3", tokenizer, tmp_path / "model",
+        max_position_embeddings=4096, original_max_position_embeddings=original,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": original,
+            "partial_rotary_factor": share,
+            **{f"{name}_factor": values for name, values in factors.items()},
+        },
+    )  # fmt: skip
+    ids = (tokenizer(" ".join(HARD))["input_ids"] * 3)[:length]
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf", "F32")
+    fields = GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["phi3.context_length"].contents() == original
+    assert fields["phi3.rope.scaling.attn_factor"].contents() == pytest.approx(
+        math.sqrt(1 + math.log(4096 / original) / math.log(original))
+    )
+    (found,) = client.ask(tmp_path / "model.gguf", exact=True, logprobs=[ids])["logprobs"]
+    assert found == pytest.approx(logprobs(model, ids), abs=0.02)
+
+
+def test_all_chat_templates_are_written(tmp_path):
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = {"default": "{{ one }}", "tools": "{{ two }}"}
+    entries = vocabulary_of(tokenizer, 600).entries
+    assert entries["tokenizer.chat_template"].value == "{{ one }}"
+    assert entries["tokenizer.chat_template.tools"].value == "{{ two }}"
+
+
 @pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_each_type_is_written_as_llama_cpp_reads_it(kind, tmp_path, client):
     """Held against the same weights rounded by hand: block by block, as the format is described."""

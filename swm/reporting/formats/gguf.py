@@ -35,6 +35,7 @@ CHATS = {
         "{{ .Content }}<end_of_turn>\n{{ end }}<start_of_turn>model\n",
         "<end_of_turn>",
     ),
+    "<|end|>": ("{{ range .Messages }}<|{{ .Role }}|>\n{{ .Content }}<|end|>\n{{ end }}<|assistant|>\n", "<|end|>"),
 }
 
 
