@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.fields import number
 from pages.shared.frame import plain, shown_errors
 from swm.errors import SwmError
 from swm.jobs.child import start
@@ -16,6 +17,8 @@ from swm.workspace.files import home
 from swm.workspace.housekeeping import delete, rename
 from swm.workspace.names import check_name
 from swm.workspace.runs import Run
+
+WITHOUT_ATTENTION = ("LlamaForCausalLM", "MistralForCausalLM")  # whose layers llama.cpp also runs without attention
 
 
 def manage(run: Run, place: Any) -> str | None:
@@ -38,13 +41,12 @@ def manage(run: Run, place: Any) -> str | None:
     return None
 
 
-def write(run: Run, form: ExportFormat, name: str, kind: str | None = None) -> None:
+def write(run: Run, form: ExportFormat, name: str, *options: str) -> None:
     """Start a job that writes a run in a format to the exports' folder, or say why that cannot be."""
     try:
         path = home() / "exports" / f"{check_name(name)}{form.suffix}"
         path.parent.mkdir(exist_ok=True)
-        chosen = ["--type", kind] if kind else []
-        start(run, "export", ["export", run.experiment.name, run.name, str(path), "--format", form.name, *chosen])
+        start(run, "export", ["export", run.experiment.name, run.name, str(path), "--format", form.name, *options])
     except SwmError as error:
         st.error(plain(str(error)), icon=":material/error:")
     else:
@@ -52,9 +54,9 @@ def write(run: Run, form: ExportFormat, name: str, kind: str | None = None) -> N
 
 
 def offer_weights(run: Run, form: ExportFormat, label: str, name: str, key: str) -> None:
-    """A button that writes a run with its weights, beside the number format where there are several."""
+    """A button that writes a run with its weights, beside the choices that a GGUF file has."""
+    options: list[str] = []
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        kind = None
         if form.kinds:
             kind = st.selectbox(
                 "GGUF type",
@@ -64,6 +66,19 @@ def offer_weights(run: Run, form: ExportFormat, label: str, name: str, key: str)
                 help=f"Automatic: {form.usual}.",
                 width=170,
             )
+            options += ["--type", kind] if kind else []
+        if form.kinds and run.experiment.model_facts["architecture"] in WITHOUT_ATTENTION and run.plan.layers_left > 1:
+            count = number(
+                "Layers without attention",
+                0,
+                run.plan.layers_left - 1,
+                0,
+                key=f"{key}_attention_{run.name}",
+                help="Leaves out the attention of the layers that need it least, for long texts: these layers keep no "
+                "keys and values. The card says what it costs. Choosing them takes some forward passes for each.",
+                width=200,
+            )
+            options += ["--without-attention", str(count)] if count else []
         clicked = st.button(
             label,
             key=f"{key}_{form.name}_{run.name}",
@@ -72,7 +87,7 @@ def offer_weights(run: Run, form: ExportFormat, label: str, name: str, key: str)
             help=as_sentence(form.help),
         )
     if clicked:
-        write(run, form, name, kind)
+        write(run, form, name, *options)
 
 
 def offer_download(run: Run, form: ExportFormat, label: str, name: str, key: str) -> None:

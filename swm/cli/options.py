@@ -146,15 +146,7 @@ def _add_showing(add: Add) -> None:
     command.add_argument("--csv", action="store_true", help="print comma-separated values")
     command = add("report", "Write the report: one self-contained HTML page.", "EXP")
     command.add_argument("--output", required=True, type=Path, metavar="FILE")
-    command = add("export", "Export a run to a new folder or file.", "EXP", "RUN", "FOLDER")
-    formats = f"default: by the suffix of the path, else transformers; {EXPORT_FORMATS.help_text()}"
-    command.add_argument("--format", choices=list(EXPORT_FORMATS), metavar="FORMAT", help=formats)
-    command.add_argument(
-        "--type",
-        metavar="TYPE",
-        help=f"number format of a GGUF file: {', '.join(GGUF_TYPES)} (default: blocks that did not change are copied "
-        f"from the GGUF file which the model came from, others are Q8_0; without such a file {GGUF_TYPES[0]})",
-    )
+    _add_export(add)
     command = add("repeat", "Repeat a run from its recipe.json, in a new experiment.", "FILE")
     command.add_argument("--name", help="name of the new experiment (default: the recipe's)")
     command = add("answer", "Continue a prompt with a run's model.", "EXP", "RUN")
@@ -172,6 +164,25 @@ def _add_showing(add: Add) -> None:
     command.add_argument("--name", default="demo", help="name of the experiment (demo)")
     _add_limit(command, 30)
     command.add_argument("--steps", type=int, default=10, help="recovery steps (10)")
+
+
+def _add_export(add: Add) -> None:
+    command = add("export", "Export a run to a new folder or file.", "EXP", "RUN", "FOLDER")
+    formats = f"default: by the suffix of the path, else transformers; {EXPORT_FORMATS.help_text()}"
+    command.add_argument("--format", choices=list(EXPORT_FORMATS), metavar="FORMAT", help=formats)
+    command.add_argument(
+        "--type",
+        metavar="TYPE",
+        help=f"number format of a GGUF file: {', '.join(GGUF_TYPES)} (default: blocks that did not change are copied "
+        f"from the GGUF file which the model came from, others are Q8_0; without such a file {GGUF_TYPES[0]})",
+    )
+    command.add_argument(
+        "--without-attention",
+        type=int,
+        metavar="N",
+        help="leave out the attention of the N layers that need it least, which then keep no keys and values (GGUF "
+        "files of Llama and Mistral models)",
+    )
 
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:

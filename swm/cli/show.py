@@ -48,7 +48,17 @@ def run_export(options: argparse.Namespace) -> Result:
     run, path = own_experiment(options.exp).run(options.run), Path(options.folder)
     # a job, so that no other one changes the weights that are read; formats of one text take no time
     weighty = format_of(path, options.format).write and not run.is_baseline
-    with watched(run, "export", device=False) if weighty else nullcontext(no_progress) as progress:
+    with (
+        watched(run, "export", device=options.without_attention is not None)
+        if weighty
+        else nullcontext(no_progress) as progress
+    ):
+        if options.without_attention is not None:
+            from swm.stages.without_attention import cost_sentence, export_without_attention
+
+            result = export_without_attention(run, path, options.without_attention, options.type, progress)
+            said = f"Exported to {path}. {cost_sentence(result, run.plan.layers_left)}"
+            return {"folder": str(path), **result}, said
         export_run(run, path, options.format, options.type, progress)
     return {"folder": str(path)}, f"Exported to {path}"
 

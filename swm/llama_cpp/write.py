@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from gguf import GGUFValueType, GGUFWriter, ReaderTensor
 from torch import Tensor
 
 from swm.errors import ExperimentError, ModelError, first_line
+from swm.llama_cpp.attention_free import DECI, check_without_attention, heads_by_layer, kept_targets
 from swm.llama_cpp.families import Family, family_of, period_broken
 from swm.llama_cpp.kinds import bytes_of, check_kind, encoded, file_type, fitting, kind_of
 from swm.llama_cpp.source import Source, holds, kind_of_changed, open_gguf
@@ -60,6 +61,7 @@ def export_gguf(
     source: Path | None = None,
     layers: list[int] | None = None,
     entries: Mapping[str, str | int | list[str]] | None = None,
+    without_attention: Collection[int] = (),
     progress: Progress = no_progress,
 ) -> Written:
     """Write a Hugging Face folder as a file that llama.cpp loads; it appears complete or not at all.
@@ -70,6 +72,8 @@ def export_gguf(
         source: the GGUF file that the model came from. Its vocabulary is copied.
         layers: for each layer of the model, the block of the source that it began as.
         entries: more metadata, such as `general.name`.
+        without_attention: layers that are written without their attention, which only llama.cpp can run (as its
+            architecture `deci`).
 
     Raises:
         ModelError: if llama.cpp cannot run the model as transformers does. SettingsError: if the type is unknown.
@@ -80,8 +84,7 @@ def export_gguf(
     folder, file = Path(folder), Path(file)
     if file.exists():
         raise ExperimentError(f"{file} already exists. Name a new file.")
-    if type is not None:
-        check_kind(type)
+    check_kind(type or "F16")
     config = load_config(str(folder))
     family = family_of(config)
     check_complete(folder)
@@ -90,16 +93,21 @@ def export_gguf(
             f"llama.cpp would run layers {', '.join(map(str, broken[:8]))} of this {config.model_type} otherwise, "
             "since it derives from a layer's place how it attends. Choose the layers by a planner with --keep-period."
         )
+    if without_attention:
+        check_without_attention(config, family, without_attention)
     origin = Source(source, layers or list(range(config.num_hidden_layers))) if source else None
     vocabulary = _vocabulary(str(folder), config, origin)
     stored = {name: one for part in weight_files(folder) for name, one in read_header(part).items()}
-    planned = _planned(targets(config, family, list(stored), vocabulary.tokens), stored, config, type, origin)
+    wanted = kept_targets(targets(config, family, list(stored), vocabulary.tokens), without_attention)
+    planned = _planned(wanted, stored, config, type, origin)
     size = sum(bytes_of(one.shape, one.kind) for one in planned)
     check_space(file, size)
     with replaced_file(file, size) as new:
-        writer = GGUFWriter(new, family.arch)
+        writer = GGUFWriter(new, DECI if without_attention else family.arch)
         writer.add_file_type(_file_type(type, origin))
-        _add_metadata(writer, config, family, vocabulary, entries or {})
+        keys = {**_keys(config, family), "vocab_size": vocabulary.tokens}
+        keys |= heads_by_layer(keys, without_attention) if without_attention else {}
+        _add_metadata(writer, keys, vocabulary, entries or {})
         with closing(writer):
             sums = _write(writer, planned, stored, progress, size)
         _check(new, planned, sums)
@@ -151,11 +159,7 @@ def _file_type(type: str | None, origin: Source | None) -> int:
 
 
 def _add_metadata(
-    writer: GGUFWriter,
-    config: Any,
-    family: Family,
-    vocabulary: Vocabulary,
-    entries: Mapping[str, str | int | list[str]],
+    writer: GGUFWriter, keys: Mapping[str, Any], vocabulary: Vocabulary, entries: Mapping[str, str | int | list[str]]
 ) -> None:
     writer.add_type("model")
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -165,10 +169,13 @@ def _add_metadata(
             writer.add_array(key, entry)
         else:
             Value(entry, KIND_OF[entry.__class__]).add_to(writer, key)
-    for key, number in {**_keys(config, family), "vocab_size": vocabulary.tokens}.items():
+    for key, number in keys.items():
         if number is None or (isinstance(number, int) and number < 0):
-            raise ModelError(f"The model's config has no valid value for what llama.cpp calls {family.arch}.{key}.")
-        Value(number, KIND_OF[number.__class__]).add_to(writer, f"{family.arch}.{key}")
+            raise ModelError(f"The model's config has no valid value for what llama.cpp calls {writer.arch}.{key}.")
+        if isinstance(number, list):
+            Value(number, GGUFValueType.ARRAY, GGUFValueType.INT32).add_to(writer, f"{writer.arch}.{key}")
+        else:
+            Value(number, KIND_OF[number.__class__]).add_to(writer, f"{writer.arch}.{key}")
     for key, value in vocabulary.entries.items():
         value.add_to(writer, key)
 

@@ -1,5 +1,6 @@
 """The sliding-window search: walks, the threshold path, the scores of windows and plans.
 
+- attention_loss: which layers' attention a model can best do without
 - find: the search at one threshold, and the exact threshold path
 - kept_answers: what the models of an experiment's plans write, on disk beside the path
 - kept_path: an experiment's threshold path on disk, and whether it is still valid

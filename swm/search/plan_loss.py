@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -54,11 +54,19 @@ class PlanLoss:
             return math.inf
         make = self._make or (lambda window: merge_window(layers, window, plan.rule))
         lowest = min((window.first for window in plan.windows), default=plan.layer_count - 1)
-        states = [self._replay.input_of(max(lowest, 0), rows) for rows in self._rows]
-        for window in plan.kept_layers():
-            if window.first >= lowest:
-                merged = make(window) if len(window) > 1 else MergedLayer(window.first)
-                states = [self._replay.run(hidden, merged.base, merged.parameters) for hidden in states]
+        made = (
+            make(window) if len(window) > 1 else MergedLayer(window.first)
+            for window in plan.kept_layers()
+            if window.first >= lowest
+        )
+        return self.of(made, max(lowest, 0))
+
+    @torch.no_grad()
+    def of(self, layers: Iterable[MergedLayer], lowest: int) -> float:
+        """The loss of the model that runs these layers from what the original's layer `lowest` receives."""
+        states = [self._replay.input_of(lowest, rows) for rows in self._rows]
+        for merged in layers:
+            states = [self._replay.run(hidden, merged.base, merged.parameters) for hidden in states]
         total = 0.0
         for rows, hidden in zip(self._rows, states, strict=True):
             total += float(self._losses(hidden, self._tokens[rows, 1:].flatten()).sum())

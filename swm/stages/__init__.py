@@ -19,4 +19,5 @@
 - search: computes the threshold path of an experiment
 - time: times a run, alternately with the original
 - time_in_llama_cpp: the same in llama.cpp, as GGUF files
+- without_attention: a run's model as a GGUF file in which some layers have no attention
 """

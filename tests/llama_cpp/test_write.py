@@ -167,7 +167,7 @@ def test_special_tokens_of_phi_3_take_in_the_space_after_them(tmp_path, client):
 
 @pytest.mark.parametrize(("original", "length", "share"), [(1000, 60, 1.0), (64, 120, 1.0), (64, 120, 0.75)])
 def test_positions_of_phi_3_are_stretched_in_long_contexts(original, length, share, tmp_path, client):
-    """The client's context is at most 512 tokens: not stretched where the original's is longer, stretched where it is not."""
+    """The client's context is at most 512 tokens: it is stretched only where the original's is shorter."""
     tokenizer = byte_level_tokenizer()
     generator = torch.Generator().manual_seed(1)
     factors = {name: (1 + 3 * torch.rand(int(8 * share), generator=generator)).tolist() for name in ("short", "long")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -39,11 +40,20 @@ CHATS = {
 }
 
 
-def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress = no_progress) -> None:
+def write_gguf(
+    run: Run,
+    file: Path,
+    kind: str | None = None,
+    progress: Progress = no_progress,
+    without_attention: Collection[int] = (),
+    note: str = "",
+) -> None:
     """Write a run's model as a GGUF file, a Modelfile for ollama and a model card; all of them or none.
 
     Args:
         kind: number format; by default as `export_gguf` chooses.
+        without_attention: layers to write without their attention, see `export_gguf`.
+        note: what else the card says of the file.
 
     Raises:
         ExperimentError: if the run has no model, a file exists, or the disk is full.
@@ -52,17 +62,11 @@ def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress
     from swm.llama_cpp.write import export_gguf
     from swm.models.locate import gguf_source
 
-    if run.is_baseline or not run.has_model:
-        raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
     file = file.absolute()
-    if file.suffix.lower() != ".gguf":
-        raise ExperimentError(f"{file.name} must end in .gguf. Name another file.")
-    card, modelfile = file.with_suffix(".md"), file.with_suffix(".Modelfile")
-    for other in (file, card, modelfile):
-        if other.exists():
-            raise ExperimentError(f"{other} already exists. Name another file.")
+    check_file(run, file)
     source = gguf_source(run.experiment.settings.model)
     clean_up(file.parent, older_than=24 * 3600)
+    card, modelfile = beside(file)
     with ExitStack() as undone:
         for other in (file, card, modelfile):
             undone.callback(_forget, other)
@@ -73,11 +77,28 @@ def write_gguf(run: Run, file: Path, kind: str | None = None, progress: Progress
             source=source,
             layers=list(run.plan.base_layers()),
             entries=_entries(run),
+            without_attention=without_attention,
             progress=progress,
         )
         replace_file(modelfile, modelfile_of(run, file.name).encode())
-        replace_file(card, f"{model_card(run)}\n\n{_about(written, source)}".encode())
+        replace_file(card, f"{model_card(run)}\n\n{_about(written, source)}{note}".encode())
         undone.pop_all()
+
+
+def beside(file: Path) -> tuple[Path, Path]:
+    """The model card and the Modelfile of a GGUF file."""
+    return file.with_suffix(".md"), file.with_suffix(".Modelfile")
+
+
+def check_file(run: Run, file: Path) -> None:
+    """Raise ExperimentError if a run has no model, or a file cannot be written under this name."""
+    if run.is_baseline or not run.has_model:
+        raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
+    if file.suffix.lower() != ".gguf":
+        raise ExperimentError(f"{file.name} must end in .gguf. Name another file.")
+    for other in (file, *beside(file)):
+        if other.exists():
+            raise ExperimentError(f"{other} already exists. Name another file.")
 
 
 def modelfile_of(run: Run, name: str) -> str:

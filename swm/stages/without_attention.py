@@ -1,0 +1,92 @@
+"""A run's model as a GGUF file in which some layers have no attention, for those who need the memory of its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from swm.errors import SettingsError
+from swm.evaluation.perplexity import perplexity
+from swm.llama_cpp.attention_free import check_without_attention
+from swm.llama_cpp.families import family_of
+from swm.llama_cpp.kinds import check_kind
+from swm.models.decoder import find_decoder, layer_count
+from swm.models.locate import load_config
+from swm.progress import Progress, no_progress, share_of
+from swm.reporting.formats.gguf import check_file, write_gguf
+from swm.reporting.table import interval
+from swm.search.attention_loss import least_needed_attention, without_attention
+from swm.settings import PERPLEXITY_TEXTS
+from swm.stages.loading import calibration_of, load_run
+from swm.texts.calibration import perplexity_tokens
+from swm.workspace.runs import Run
+
+
+def export_without_attention(
+    run: Run, file: Path, count: int, kind: str | None = None, progress: Progress = no_progress
+) -> dict[str, Any]:
+    """Write the run's model without the attention of the layers that need it least; returns what that costs.
+
+    The layers are chosen on the experiment's calibration text; the perplexity before and after is that of other texts.
+
+    Args:
+        count: of layers.
+
+    Returns:
+        `without_attention`, the layers; `perplexity` of each text as in scores.json, `before` and `after`.
+
+    Raises:
+        SettingsError: if there are not so many layers. ModelError: if llama.cpp has no such form of the model.
+    """
+    file = file.absolute()
+    check_file(run, file)
+    if kind is not None:
+        check_kind(kind)
+    config = load_config(str(run.model_folder))
+    check_without_attention(config, family_of(config), [1])
+    if not 1 <= count < config.num_hidden_layers:
+        raise SettingsError(
+            f"--without-attention {count} is out of range. Choose 1 to {config.num_hidden_layers - 1}: the first layer "
+            "keeps its attention."
+        )
+    model, tokenizer = load_run(run)
+    text = calibration_of(run.experiment, tokenizer)
+    gone = sorted(least_needed_attention(model, text, count, share_of(progress, 0, 0.6))[0])
+    texts = {name: perplexity_tokens(tokenizer, name) for name in PERPLEXITY_TEXTS}
+    before = {name: perplexity(model, tokens) for name, tokens in texts.items()}
+    progress(700, 1000, "perplexity")
+    silence(model, gone)
+    after = {name: perplexity(model, tokens) for name, tokens in texts.items()}
+    left = layer_count(model)
+    del model
+    result = {"without_attention": gone, "perplexity": {"before": before, "after": after}}
+    note = f"\n## Layers without attention\n\n{cost_sentence(result, left)}\n"
+    write_gguf(run, file, kind, share_of(progress, 0.8, 1), gone, note)
+    return result
+
+
+@torch.no_grad()
+def silence(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Let the attention of these layers add nothing."""
+    for number in layers:
+        layer = find_decoder(model).layers[number]
+        weights = dict(layer.named_parameters())
+        for name, zeros in without_attention(layer, number).parameters.items():
+            weights[name].copy_(zeros)
+
+
+def cost_sentence(result: dict[str, Any], layers: int) -> str:
+    """What leaving out attention saves and costs, in words."""
+    gone, perplexities = result["without_attention"], result["perplexity"]
+    changes = "; ".join(
+        f"{text} {interval(perplexities['before'][text])} → {interval(perplexities['after'][text])}"
+        for text in perplexities["before"]
+    )
+    return (
+        f"Without attention in layers {', '.join(map(str, gone))} of {layers}, keys and values take "
+        f"{100 * len(gone) / layers:.0f} % less memory. Perplexity: {changes}. Only llama.cpp can run this."
+    )
