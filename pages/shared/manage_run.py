@@ -67,7 +67,11 @@ def offer_weights(run: Run, form: ExportFormat, label: str, name: str, key: str)
                 width=170,
             )
             options += ["--type", kind] if kind else []
-        if form.kinds and run.experiment.model_facts["architecture"] in WITHOUT_ATTENTION and run.plan.layers_left > 1:
+        if (
+            form.kinds
+            and run.experiment.model_facts.get("architecture") in WITHOUT_ATTENTION
+            and run.plan.layers_left > 1
+        ):
             count = number(
                 "Layers without attention",
                 0,

@@ -70,3 +70,16 @@ def test_an_export_from_the_page_is_a_job_that_ends_with_its_path(merged, home, 
         assert str(path) in [code.value for code in opened(page, experiment="mine", run="a").code]
     written, kept = (AutoModelForCausalLM.from_pretrained(folder) for folder in (path, merged.model_folder))
     assert torch.equal(written(tokens).logits, kept(tokens).logits)
+
+
+def test_an_export_from_the_page_can_leave_out_attention(merged, home):
+    test = opened("pages/run.py", experiment="mine", run="a")
+    test.number_input(key="run_export_attention_a").set_value(1).run()
+    (button,) = [button for button in test.button if button.label == "GGUF file"]
+    button.click().run()
+    assert not test.exception
+    end = time.monotonic() + 60
+    while merged.state().active and time.monotonic() < end:
+        time.sleep(0.1)
+    assert merged.state().status == "done", merged.state().error
+    assert "Without attention in layers" in (home / "exports" / "mine-a.md").read_text()
