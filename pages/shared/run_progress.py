@@ -85,7 +85,7 @@ def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> N
     last = next((event for event in reversed(events) if "loss" in event), events[-1])
     held_out = next((event["held_out_loss"] for event in reversed(events) if "held_out_loss" in event), None)
     speed, left = training_speed(events, settings)
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         st.metric("Step", f"{last['step']:,} of {last['steps']:,}", width="content")
         st.metric("Loss", f"{last.get('loss', 0):.3f}", width="content")
         st.metric("Held-out loss", "–" if held_out is None else f"{held_out:.3f}", width="content")
