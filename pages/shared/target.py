@@ -14,6 +14,7 @@ from pages.shared.live import hand_key
 from swm.errors import PlanError
 from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.registry import MERGE_RULES, PLANNERS, as_sentence
+from swm.reporting.finalists import finalists_sentence
 from swm.reporting.preview import WITHIN
 from swm.search.kept_path import kept_path
 from swm.settings import CACHE_TOKENS
@@ -226,6 +227,10 @@ def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
             f"llama.cpp cannot run this plan: it takes a layer's kind from its place, and layers {some} of the smaller "
             f"model would be of another kind. Choose **{DOORS['target']}** and **{KEEP}** above for others."
         )
+    saved = (experiment.planned(planner, plan.layers_left) for planner in PLANNERS)
+    for data in saved:
+        if data and MergePlan.from_dict(data) == plan and (said := finalists_sentence(data.get("finalists"))):
+            st.caption(said)
     if MERGE_RULES[plan.rule].needs_text:
         st.caption(
             "Perplexity and words are of a quick fit. The merged model is fitted on more text, so its numbers differ."

@@ -127,11 +127,13 @@ def run_plan(options: argparse.Namespace) -> Result:
     experiment = Experiment.open(options.exp)
     if options.windows is not None or options.planner:
         data = measured_plan(experiment, options)
+        from swm.reporting.finalists import finalists_sentence
+
         plan = MergePlan.from_dict(data)
         return data, (
             f"{plan.layers_left} of {plan.layer_count} layers; windows {windows_text(plan)}; rule {plan.rule}; "
             f"similarity {data['similarity']:.4f}; perplexity {data['perplexity']:,.1f} on the calibration text "
-            f"(original: {data['perplexity_original']:,.1f})"
+            f"(original: {data['perplexity_original']:,.1f}). {finalists_sentence(data.get('finalists'))}".strip()
         )
     step = chosen_plan(experiment, options)
     text = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from swm.errors import PlanError
 from swm.plan import MergePlan, dropped_plan
@@ -55,8 +57,24 @@ def find(request: PlanRequest) -> MergePlan:
             break
         fitting(done, len(plans), f"fitting plan {done + 1} of {len(plans)} in full")
         smaller = apply_fitted_plan(model, plan, rows[held_out:]) if fits else apply_plan(model, plan)
-        perplexities.append(perplexity(smaller, rows[:held_out])["value"])
-    return plans[perplexities.index(min(perplexities))] if perplexities else plans[0]
+        perplexities.append(perplexity(smaller, rows[:held_out]))
+    if not perplexities:
+        return plans[0]
+    chosen = min(range(len(perplexities)), key=lambda place: perplexities[place]["value"])
+    request.finalists.update(_against(chosen, plans, perplexities))
+    return plans[chosen]
+
+
+def _against(chosen: int, plans: Sequence[MergePlan], perplexities: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How the other plans compare with the chosen one, the nearest first: see `PlanRequest.finalists`."""
+    from swm.evaluation.paired import log_perplexity_ratio
+
+    others = []
+    for place, (plan, entry) in enumerate(zip(plans, perplexities, strict=False)):  # time may end before the last ones
+        if place != chosen:
+            ratio, low, high = (math.exp(end) for end in log_perplexity_ratio(perplexities[chosen], entry))
+            others.append({"windows": plan.to_dict()["windows"], "ratio": ratio, "low": low, "high": high})
+    return {"texts": perplexities[chosen]["texts"], "others": sorted(others, key=lambda other: other["ratio"])}
 
 
 def _rival_drops(request: PlanRequest) -> list[frozenset[int]]:

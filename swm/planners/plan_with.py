@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan, check_layers
@@ -11,11 +12,12 @@ from swm.planners.request import PlanRequest
 from swm.progress import Progress, no_progress
 from swm.registry import PLANNERS
 from swm.settings import PLAN_BUDGET
-from swm.workspace.tried import Losses
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from swm.workspace.tried import Losses
 
 
 def plan_with(
@@ -31,6 +33,7 @@ def plan_with(
     keep_period: bool = False,
     losses: Losses | None = None,
     seconds: float | None = None,
+    finalists: dict[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> MergePlan:
     """A planner's plan that leaves `layers` layers.
@@ -47,6 +50,7 @@ def plan_with(
         losses: of plans tried before with the same model and text; those tried now are added. So a search that was
             interrupted goes on where it stopped, and one for another number of layers starts with what it can use.
         seconds: about how long a planner with a budget may search, in place of that budget.
+        finalists: filled with how the chosen plan compares with the last others, see `PlanRequest`.
 
     Raises:
         SettingsError: if the planner is unknown, the number of layers is out of range, or the budget is too small.
@@ -64,12 +68,9 @@ def plan_with(
         check_budget(planner, budget, count, layers)
     text = fit_tokens or (lambda token_count: tokens)
     kinds = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model)
-    known: Losses = {} if losses is None else losses
-    plan = method.find(
-        PlanRequest(
-            model, tokens, count, layers, seed, fast, budget, text, kinds, known, seconds=seconds, progress=progress
-        )
-    )
+    request = PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, seconds=seconds)
+    request = replace(request, losses=request.losses if losses is None else losses, progress=progress)
+    plan = method.find(request if finalists is None else replace(request, finalists=finalists))
     if broken := plan.out_of_place(kinds):
         raise PlanError(
             f"Planner {planner} cannot keep the kinds of layers in their places (layers {broken} would change). Choose "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from swm.planners.drops import DropLoss
 from swm.progress import Progress, no_progress
@@ -37,6 +37,9 @@ class PlanRequest:
         losses: of sets of dropped layers, found before, by kind (see `loss`); those found are added.
         sample: of the vocabulary, to estimate losses from: see `search.vocabulary`.
         seconds: time limit for planners that take a budget; None without one.
+        finalists: filled by planners that compare their last plans on more text: `texts`, their number, and for each
+            other plan `windows` and its perplexity against the chosen one's, `ratio` with its 95 % interval `low` and
+            `high` over these texts.
         progress: called with the plans tried so far; may raise to stop.
     """
 
@@ -52,6 +55,7 @@ class PlanRequest:
     losses: Losses = field(default_factory=dict)
     sample: VocabularySample | None = None
     seconds: float | None = None
+    finalists: dict[str, Any] = field(default_factory=dict)
     progress: Progress = no_progress
 
     @property

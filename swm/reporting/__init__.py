@@ -8,6 +8,7 @@
 - csv_table: the comparison of runs as comma-separated values
 - differences: how a model differs from another, with intervals over documents and seeds
 - export: exports a run's model with its model card and recipe
+- finalists: how sure a planner's choice is, in words
 - glossary: what each number means, in one sentence
 - headline: the run that pages lead with
 - heatmaps: heat maps of layer similarity

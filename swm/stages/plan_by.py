@@ -82,6 +82,7 @@ def _found_plan(
     model, tokenizer = load_original(experiment, offload=not method.whole_model)
     fast = fast_format(model, precision)
     tried, minutes = TriedPlans(experiment), how.get("minutes")
+    finalists: dict[str, Any] = {}
     named = share_of(lambda done, total, text: progress(done, total, f"{planner}: {text}"), 0, SEARCHING)
     try:
         plan = plan_with(
@@ -96,6 +97,7 @@ def _found_plan(
             keep_period="keep_period" in how,
             losses=tried.losses,
             seconds=60 * minutes if minutes else None,
+            finalists=finalists,
             progress=tried.saving(named),
         )
     except Cancelled:
@@ -106,6 +108,7 @@ def _found_plan(
     measured = measure_plan(experiment, plan, share_of(progress, SEARCHING, 1), (model, tokenizer))
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
     data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact", **how}
+    data |= {"finalists": finalists} if finalists else {}
     if not experiment.read_only:
         experiment.save_planned(planner, layers, data)
     return data

@@ -9,6 +9,7 @@
 - machine: free memory, and out-of-memory kills
 - names: names of experiments and runs, and the bundled examples
 - origin: what chose a plan's windows, with its publication
+- plan_records: one pydantic model per JSON file with plans
 - reading: reads our JSON files, cached until they change
 - recipe: a run in one file; mergekit's form of a plan
 - records: one pydantic model per JSON file of experiments, runs and states

@@ -183,33 +183,6 @@ class SimilarityFile(Record):
     text_hash: str = ""
 
 
-class PlannedFile(Record):
-    """plans/<planner>-<layers>.json."""
-
-    layer_count: int
-    windows: list[Pair]
-    rule: str
-    planner: str
-    similarity: float | None
-    perplexity: float
-    perplexity_original: float
-    seconds: float
-    budget: int = 0
-    minutes: float = 0.0
-    keep_period: bool = False
-    version: int = 0
-    text_hash: str = ""
-    scoring: str = ""
-
-
-class TriedFile(Record):
-    """tried.json: losses of the models without some layers ("3,7"), by kind; see `workspace.tried`."""
-
-    version: int
-    text_hash: str
-    losses: dict[str, dict[Annotated[str, Field(pattern=r"^\d+(,\d+)*$")], float]]
-
-
 class Tried(Record):
     """A window tried after those above it were merged, and its similarity."""
 
