@@ -13,6 +13,7 @@ from pages.shared.verdict import judged_rows, show_verdict
 from pages.shared.words import show_words
 from swm.reporting.compare import compare, flat_rows, row_name
 from swm.reporting.headline import headline
+from swm.reporting.preview import WITHIN
 from swm.workspace.experiments import list_experiments
 
 DOORS = (
@@ -58,6 +59,11 @@ with shown_errors():
             layers_picture(plan, experiment.model_facts, key="home_layers")
             show_words(rows[0], best)
             next_step("pages/compare.py", "See all scores")
+            if len(rows) > 2:
+                st.caption(
+                    f"Shown: the smallest model whose perplexity stays within {WITHIN} times the original's, or else "
+                    "the one that loses least. All runs are in the table below."
+                )
     experiments, _ = list_experiments()
 
 with st.container(key="doors"):

@@ -134,8 +134,8 @@ if costs := cost_lines(flat):
         else f"Each model against {plain(pinned)}."
     )
     st.caption(
-        f"{against} Brackets are 95 % intervals over the same documents or segments of text; those that contain 0 "
-        "(for perplexity 1) show no difference."
+        f"{against} Brackets are 95 % intervals over the same documents or segments of text. Where one contains "
+        "0 (for perplexity 1), the difference is not significant: it may be none, or anything in the interval."
     )
 
 st.subheader("All measurements", anchor=False)
@@ -152,7 +152,8 @@ else:
     st.table(unbroken(measurements))
 st.caption(
     "Brackets are 95 % intervals, over documents for scores and over segments of text for perplexity, and the range "
-    "over repetitions for speed. Where the original was timed again beside a model, what it reached there follows."
+    "over repetitions for speed. Where the original was timed again beside a model, what it reached there follows; "
+    "relative speeds are medians over turns, so they can differ a little from the quotient of two speeds."
 )
 scored = {label: row for label, row in labels.items() if row["scores"]}
 many = len(scored) > MOST_BARS

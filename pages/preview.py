@@ -1,7 +1,6 @@
 """Preview page: choose layers by a threshold or for a target, and see what the smaller model would be."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -16,6 +15,7 @@ from pages.shared.frame import (
     start_button,
     start_page,
 )
+from pages.shared.known import offer_smaller, show_known_plans, windows_of
 from pages.shared.live import DEFAULT_THRESHOLD, hand_key, live_preview, path_and_view
 from pages.shared.navigation import next_step, number_from_address
 from pages.shared.tables import trace_table
@@ -25,8 +25,7 @@ from swm.registry import MERGE_RULES
 from swm.reporting.arguments import windows_arguments
 from swm.reporting.charts import trace_chart
 from swm.reporting.heatmaps import similarity_heatmap
-from swm.reporting.known_plans import BY_MEMORY, BY_SPEED, KnownPlan, best_tried, known_plans, plans_chart, with_front
-from swm.reporting.preview import WITHIN, plan_view
+from swm.reporting.preview import plan_view
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import outdated_path
 from swm.search.threshold_path import PlanAt, ThresholdPath, known_similarity
@@ -136,51 +135,6 @@ def measure_by_hand(experiment: Experiment, plan: MergePlan, path: ThresholdPath
     return arguments
 
 
-def windows_of(plan: MergePlan) -> str:
-    return ",".join(map(str, plan.windows))
-
-
-def take_point() -> None:
-    """Show the plan whose point was clicked."""
-    points = st.session_state["preview_plans"]["selection"]["points"]
-    if points and (chosen := points[0].get("customdata")):
-        windows, st.session_state["rule"] = chosen[:2]
-        st.session_state["preview_door"] = "threshold"
-        st.session_state[hand_key(experiment)] = windows
-
-
-@st.cache_data(max_entries=8, show_spinner=False)
-def cached_plans(folder: str, changed: list[tuple[str, int]]) -> list[KnownPlan]:
-    """The known plans of an experiment, cached until one of their files changes."""
-    return known_plans(Experiment(Path(folder)))
-
-
-def show_known_plans(experiment: Experiment) -> None:
-    """Perplexity against size or speed of every plan known; a click on one shows it above."""
-    files = [file for name in ("path", "plans") for file in (experiment.folder / name).glob("*.json")]
-    changed = sorted((str(file), file.stat().st_mtime_ns) for file in files)
-    more = [(name, experiment.changed(name)) for name in ("cost.json", "tried.json")]
-    plans = cached_plans(str(experiment.folder), [*changed, *more])
-    if len(plans) < 3:
-        return
-    st.subheader("All plans known so far", anchor=False)
-    axes = [BY_MEMORY, BY_SPEED] if any(plan.speed for plan in plans) else [BY_MEMORY]
-    by = st.segmented_control("Against", axes, default=axes[0], required=True, key="preview_against")
-    figure = plans_chart(with_front(plans, by), by, WITHIN)
-    st.plotly_chart(figure, key="preview_plans", on_select=take_point, selection_mode="points")
-    tried = (
-        "A search by best for few layers passes through all depths above: the best plan that it tried at each is there "
-        "as well. "
-        if best_tried(experiment)
-        else ""
-    )
-    st.caption(
-        f"Click a point to see its plan above, with its windows, its words and the way to merge it. {len(plans) - 1} "
-        f"plans, all measured on the same calibration text before healing; those of rule fit with a quick fit. {tried}"
-        "Perplexities above 20 times the lowest are not drawn."
-    )
-
-
 def show_search(experiment: Experiment, step: PlanAt, path: ThresholdPath) -> None:
     """How the search came to the plan."""
     with st.expander("How the search decided"):
@@ -247,6 +201,8 @@ with shown_errors():
     if door == "threshold" or found:
         hand = plan_shown(experiment, found) if found else None
         live_preview({**view, "hand": hand}, "preview_live", take_threshold, take_windows)
+    if door == "threshold" and by_hand is None:
+        offer_smaller(experiment, view)
     if found:
         plan_notes(experiment, found.plan)
         if by_hand is not None:

@@ -180,6 +180,9 @@ with shown_errors():
 
 name = METRICS[metric].title
 st.markdown(f"**{band_sentence(matrix, name)}**")
+medians, largest = (data.get(name, []) for name in ("norm_median", "norm_max"))
+if largest and skip and metric.startswith("cka") and (sentence := long_states_sentence(medians, largest)):
+    st.markdown(sentence)
 if other == WHOLE and second is None:
     st.info("The map of all tokens has not been measured yet.")
     measure_button(experiment, whole, "redundancy_whole", was_active)
@@ -201,11 +204,10 @@ with left:
         st.markdown(f"**{pair_sentence(matrix, min(pair), max(pair), name)}**")
     else:
         st.caption("Click a cell to see the values of that pair of layers.")
-    medians, largest = (data.get(name, []) for name in ("norm_median", "norm_max"))
-    if largest and skip and metric.startswith("cka") and (sentence := long_states_sentence(medians, largest)):
-        st.markdown(sentence)
-    if blocks:
-        st.caption(f"Blocks in which every pair has at least {level:g}: {', '.join(map(str, blocks))}")
+    outlined = [f"Solid outlines: windows of {shown}."] if windows else []
+    outlined += [f"Dotted: layers {', '.join(map(str, blocks))}, every pair at least {level:g}."] if blocks else []
+    if outlined:
+        st.caption(" ".join(outlined))
     st.markdown(
         f"**{TITLES['similarity']}**: {TERMS['similarity']}\n\n"
         "**How to read the map.** A bright square along the diagonal is a block of layers whose outputs carry nearly "

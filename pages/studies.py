@@ -78,6 +78,11 @@ def rows_of(experiment: Experiment, runs: set[str], against: str | None = None) 
     return [row for row in rows if runs & {*row["runs"]}]
 
 
+def _of_calibration(experiment: Experiment, figure: str) -> str:
+    """A note where a perplexity is of the kind of text that layers were chosen and fitted on."""
+    return " Layers were chosen on text of this kind (other documents)." if figure == experiment.settings.texts else ""
+
+
 def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     """A chart of every method against depth, and the same numbers as a table; False if nothing was measured yet."""
     names = {BASELINE, *(cell.run for cell in grid.cells(experiment.model_facts))}
@@ -90,7 +95,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         "Show",
         measured,
         format_func=FIGURES.get,
-        default=measured[0],
+        default=next((name for name in measured if name != experiment.settings.texts), None),
         required=True,
         key="studies_figure",
         help=help_for("perplexity", *SCORES),
@@ -98,7 +103,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")
     speed = " Speed is measured once for each combination of layer and parameter count, in turn with the original."
     st.caption(
-        "Error bars: 95 % intervals over texts or documents."
+        f"Error bars: 95 % intervals over texts or documents.{_of_calibration(experiment, figure_of)}"
         f"{' Dotted lines: after LoRA.' if healed else ''} The five best methods by mean rank are in colour. A method "
         "that finds no plan of some depth has no point there. Perplexities above 20 times the original's are only in "
         "the table."
@@ -154,7 +159,7 @@ def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set
             "Differences of the average choice log-probability in nats (above 0: surer of the right answer than "
             f"{rows_method(rows)}), and ratios of perplexity. Brackets: 95 % intervals over documents or segments of "
             "text, and after healing with several seeds, over the seeds as well (Student's, on each seed's "
-            "difference). Those that contain 0, for perplexity 1, show no difference.",
+            "difference). Where one contains 0, for perplexity 1, the difference is not significant.",
             help=TERMS["choice_logprob"],
         )
     decided = cached_pairs(str(experiment.folder), experiment.results_changed(), tuple(sorted(names)))

@@ -94,7 +94,10 @@ def _show_facts(model: dict[str, Any], tokens: int) -> None:
     )
     needed = max(need.memory_bytes for need in needs)
     if needed < free:
-        st.markdown(f":green[:material/check_circle:] Fits: needs up to {gib(needed)}, {gib(free)} are free.")
+        st.markdown(
+            f":green[:material/check_circle:] Fits: healing, the largest step, needs {gib(needed)}, and {gib(free)} "
+            "are free."
+        )
     else:
         st.markdown(
             f":orange[:material/warning:] Needs up to {gib(needed)} (healing), {gib(free)} are free. Layers that do "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 import streamlit as st
@@ -16,6 +17,7 @@ from swm.workspace.state import State
 from swm.workspace.units import gib
 
 DONE, OPEN = ":material/check_circle:", ":material/radio_button_unchecked:"
+SMOOTHED = 10  # steps: the loss of one batch says little
 RUNNING = ":material/progress_activity:"
 STAGE_OF_JOB = {"merge": "Merge", "recover": "Heal with LoRA", "evaluate": "Evaluate", "time": "Measure speed"}
 
@@ -87,9 +89,11 @@ def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> N
     speed, left = training_speed(events, settings)
     with st.container(horizontal=True, gap="medium"):
         st.metric("Step", f"{last['step']:,} of {last['steps']:,}", width="content")
-        st.metric("Loss", f"{last.get('loss', 0):.3f}", width="content")
+        losses = [event["loss"] for event in events if "loss" in event][-SMOOTHED:]
+        st.metric(f"Loss, last {SMOOTHED} steps", f"{fmean(losses or [0]):.3f}", width="content")
         st.metric("Held-out loss", "–" if held_out is None else f"{held_out:.3f}", width="content")
-        st.metric("Learning rate", f"{last.get('learning_rate', 0):.1e}", width="content")
+        highest = max(event.get("learning_rate", 0) for event in events)
+        st.metric("Highest learning rate", f"{highest:.1e}", width="content")
         remaining = f"{duration(left)} left" if left else None
         shown_speed = "–" if speed is None else f"{speed:,.0f}"
         st.metric("Tokens per second", shown_speed, remaining, "off", delta_arrow="off", width="content")

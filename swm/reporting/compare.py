@@ -194,7 +194,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "llama_cpp": run.in_llama_cpp() if stage == run.stage else None,
         "conditions": scores.get("conditions", {}),
         "created": run.settings.get("created", 0.0),
-        "timed_with": {name: timed_with[name] for name in SPEED if name in timed_with},
+        "timed_with": {name: timed_with[name] for name in (*SPEED, "throughput") if name in timed_with},
         "timed_as": timing.get("timed_as"),
     }
 

@@ -17,7 +17,7 @@ TERMS = {
     "perplexity": "How many tokens the model hesitates between, on average, at each token of held-out text; lower is "
     "better, and comparable only on the same text.",
     "similarity": "How much two layers' outputs agree, or a merged model's last hidden state with the original's: 1 is "
-    "the same direction; a high value does not mean that a layer can go.",
+    "the same, for CKA up to rotation and scale; a high value does not mean that a layer can go.",
     "block_influence": "How much a layer changes the direction of its input: 1 minus the cosine of input and output; "
     "0 means that it changes nothing.",
     "control": "The original model after the same LoRA training on the same text and seed. Training teaches any model "

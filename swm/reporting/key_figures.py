@@ -8,11 +8,12 @@ from typing import Any
 
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
 from swm.reporting.glossary import FORMS, TERMS, TITLES
-from swm.reporting.table import MISSING, number, points
+from swm.reporting.table import MISSING, number, points, speedup
 from swm.reporting.verdict import digits_for, independent_text, reference_of
 
-SPEED = "During generation, measured in turn with the original. Below: the range over repetitions."
-SIZE = "Size of the weights on disk."
+SPEED = "During generation, measured in turn with the original{}. Below: the range over repetitions."
+SIZE = "Size of the weights on disk{}."
+GAINS, COSTS = ("speed", "size"), ("perplexity", CHOICE_LOGPROB, ACCURACY)  # key figures, by what they say
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,26 @@ class KeyFigure:
 
 def key_figures(row: dict[str, Any]) -> dict[str, KeyFigure]:
     """Speed, size, perplexity and scores of a row of `judged`, by name; "a → b" is from its reference to the row."""
-    against = reference_of(row)
+    against, conditions = reference_of(row), row["conditions"]
+    where = f", in {conditions['dtype']} on {conditions['device']}" if "device" in conditions else ""
+    kept = f", in {conditions['dtype']}" if "dtype" in conditions else ""
     return {
-        "speed": KeyFigure("Speed", *_speed(row), SPEED),
-        "size": KeyFigure("Size", *_size(row), SIZE),
+        "speed": KeyFigure("Speed", *_speed(row), SPEED.format(where)),
+        "size": KeyFigure("Size", *_size(row), SIZE.format(kept)),
         "perplexity": _perplexity(row, against),
         CHOICE_LOGPROB: _choice_probability(row, against),
         ACCURACY: _accuracy(row, against),
     }
+
+
+def in_llama_cpp(row: dict[str, Any]) -> str:
+    """Size and speed of the row's GGUF file against the original's, where it is used; empty if not measured."""
+    found = row["llama_cpp"]
+    if not found or not found.get("baseline") or not found.get("speedup"):
+        return ""
+    before, after = (entry["size_bytes"] / 2**20 for entry in (found["baseline"], found))
+    fast = speedup(found["speedup"])
+    return f"In llama.cpp, as {found['type']} files: {before:,.0f} → {after:,.0f} MiB, {fast} times as fast."
 
 
 def _speed(row: dict[str, Any]) -> tuple[str, str | None]:

@@ -19,7 +19,7 @@ from swm.workspace.tried import SAMPLED, TriedPlans
 
 ORIGINAL = "original"
 MOST_LOSS = 50.0  # nats: more is as bad
-BY_MEMORY, BY_SPEED = "memory, MiB", "expected speed, times the original's"
+BY_MEMORY, BY_SPEED = "weights, MiB", "expected speed, times the original's"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ PERPLEXITY = "Perplexity, calibration"
 HELP = {
     "Layers": "Decoder layers after merging.",
     "Parameters": "Of the merged model, including embeddings.",
-    "Memory": "For the weights, at the experiment's precision. Generation adds its cache.",
+    "Weights": "Their size, at the experiment's precision. Generation adds its cache.",
     "Expected speed": "Expected generation speed relative to the original, estimated from its time per layer.",
     "Similarity": f"{TERMS['similarity']} Here: cosine of the last hidden states, mean over the calibration texts.",
     PERPLEXITY: f"{TERMS['perplexity']} Here: before healing, and relative to the original.",
@@ -87,7 +87,7 @@ def plan_view(
     numbers = {
         "Layers": f"{plan.layers_left} of {plan.layer_count}",
         "Parameters": f"{(facts['parameters'] - saved) / 1e6:,.1f} M",
-        "Memory": gib(facts["size_bytes"] * (1 - saved / facts["parameters"])),
+        "Weights": gib(facts["size_bytes"] * (1 - saved / facts["parameters"])),
         "Expected speed": f"× {speed:.2f}" if speed else "–",
         "Similarity": "–" if similarity is None else f"{similarity:.4f}",
         PERPLEXITY: "–" if perplexity is None else f"{perplexity:,.0f}",

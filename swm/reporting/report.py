@@ -23,7 +23,7 @@ from swm.reporting.judged import judged
 from swm.reporting.key_figures import key_figures
 from swm.reporting.preview import plan_view
 from swm.reporting.table import cost_lines, lines
-from swm.reporting.verdict import reference_of
+from swm.reporting.verdict import gain_and_cost, reference_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import disk_errors, replace_file
 from swm.workspace.runs import Run
@@ -123,9 +123,11 @@ def _slide(experiment: Experiment, flat: list[dict[str, Any]]) -> dict[str, Any]
     shown = key_figures(row)
     figures = [shown[name] for name in ("speed", "perplexity", CHOICE_LOGPROB)]
     plan = plan_view(experiment.run(row["run"]).plan, experiment.model_facts)
+    gained, cost = gain_and_cost(row["verdict"])
     return {
         "name": row_name(row),
-        "verdict": row["verdict"],
+        "gained": gained,
+        "cost": cost,
         "plan": plan,
         "figures": figures,
         "limits": _limits(experiment, row),
@@ -142,6 +144,8 @@ def _limits(experiment: Experiment, row: dict[str, Any]) -> list[str]:
     if row["seed"] is not None:
         limits.append(f"healed once, with training seed {row['seed']}, on {row['recovery_text']}")
     limits.append(f"compared with {against['from']}" if against else "compared with nothing")
+    if row["speedup"] and "device" in row["conditions"]:
+        limits.append(f"speed in {row['conditions']['dtype']} on {row['conditions']['device']}, against the original's")
     return limits
 
 

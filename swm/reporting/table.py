@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from swm.evaluation.paired import SCORES, TOO_FEW
@@ -76,7 +78,7 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     table_lines += _continuous(flat, apart)
     table_lines.append(("tokens per second", _timed(flat, "tokens_per_second", 1)))
     for batch in dict.fromkeys(batch for row in flat for batch in row["throughput"] if batch != "1"):
-        rates = [number(row["throughput"].get(batch), 0) for row in flat]
+        rates = _with_original(flat, partial(_rate, batch), 0)
         table_lines.append((f"tokens per second, batch of {batch}", rates))
     table_lines.append(("speed relative to the original", [speedup(row["speedup"]) for row in flat]))
     table_lines.append(("latency, ms", _timed(flat, "latency_ms", 0)))
@@ -86,6 +88,11 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     if any(row["timed_as"] for row in flat):
         table_lines.append(("speed measured on", [_measured(row) for row in flat]))
     return table_lines
+
+
+def _rate(batch: str, timed: dict[str, Any]) -> float | None:
+    rate: float | None = timed.get("throughput", {}).get(batch)
+    return rate
 
 
 def _in_llama_cpp(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -167,16 +174,26 @@ def _measured(row: dict[str, Any]) -> str:
 
 
 def _timed(flat: list[dict[str, Any]], name: str, digits: int) -> list[str]:
-    """A speed or memory value for each row, plus the original's from the same session if that differs from its own row.
+    """A speed or memory value for each row, with the original's where it was timed again."""
+    return _with_original(flat, lambda timed: timed.get(name), digits)
+
+
+def _with_original(
+    flat: list[dict[str, Any]], value: Callable[[dict[str, Any]], float | None], digits: int
+) -> list[str]:
+    """A value of each row, plus the original's from the same session if that differs from its own row.
 
     A machine's speed varies over time, so only values measured in turn are comparable.
+
+    Args:
+        value: finds it in a row, and in a row's `timed_with`.
     """
-    originals = {row["experiment"]: number(row[name], digits) for row in flat if row["run"] == BASELINE}
+    originals = {row["experiment"]: number(value(row), digits) for row in flat if row["run"] == BASELINE}
     cells = []
     for row in flat:
-        original = number(row["timed_with"].get(name), digits)
+        original = number(value(row["timed_with"]), digits)
         differs = original not in (MISSING, originals.get(row["experiment"])) and row["run"] != BASELINE
-        cells.append(number(row[name], digits) + (f" (original: {original})" if differs else ""))
+        cells.append(number(value(row), digits) + (f" (original: {original})" if differs else ""))
     return cells
 
 

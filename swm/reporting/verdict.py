@@ -28,6 +28,12 @@ def verdict(row: Entry) -> str:
     return " ".join(filter(None, [f"{_gained(row)}.", said, *reasons]))
 
 
+def gain_and_cost(sentence: str) -> tuple[str, str]:
+    """A verdict's first sentence, on what was removed and gained, and the rest, on what that cost; it may be empty."""
+    first, found, rest = sentence.partition(". ")
+    return (f"{first}.", rest) if found else (sentence, "")
+
+
 def reference_of(row: Entry) -> Entry | None:
     """What a row of `judged` is compared with: its control if there are results to compare, otherwise the original."""
     control: Entry | None = row["against_control"]

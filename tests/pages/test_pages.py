@@ -458,7 +458,7 @@ def test_what_cannot_be_created_is_told_and_nothing_typed_is_lost(no_demo, home)
 
 
 def test_what_is_known_of_a_model_is_there_before_it_is_created(model_folder):
-    assert "Fits: needs up to" in facts_of(model_folder, "**4 layers**")
+    assert "Fits: healing, the largest step, needs" in facts_of(model_folder, "**4 layers**")
     assert facts_of(" ", "Choose a model")
 
 

@@ -70,7 +70,7 @@ def test_numbers_of_a_plan_are_as_people_read_them():
     assert view["numbers"] == {
         "Layers": "7 of 10",
         "Parameters": "0.8 M",
-        "Memory": "85 MiB",
+        "Weights": "85 MiB",
         "Expected speed": "× 1.32",  # 10 / (8 * 0.7 + 2)
         "Similarity": "0.9100",
         "Perplexity, calibration": "50",

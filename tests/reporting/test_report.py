@@ -12,6 +12,7 @@ from swm.reporting.headline import headline
 from swm.reporting.judged import judged
 from swm.reporting.key_figures import key_figures
 from swm.reporting.report import report_html, write_report
+from swm.reporting.verdict import gain_and_cost
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment
 from tests.reporting.report_cases import EVIL
@@ -29,7 +30,8 @@ def test_the_first_screen_has_the_verdict_and_its_numbers(experiment):
     rows = flat_rows(judged(compare(experiment)))
     row = rows[headline(rows)]
     slide = unescape(re.search(r'<section class="slide">.*?</section>', report_html(experiment), re.DOTALL)[0])
-    assert row["verdict"] in slide
+    assert all(part in slide for part in gain_and_cost(row["verdict"]))
+    assert " ".join(gain_and_cost(row["verdict"])) == row["verdict"]
     for name in ("speed", "perplexity", "choice_logprob"):
         assert key_figures(row)[name].value in slide
     assert "Measured on one model" in slide

@@ -165,15 +165,15 @@ function curves(data, threshold, width, step) {
     root.append(svg("text", { x: right - 4, y: allowed - 8, class: "tick" }, `× ${data.within}`));
   }
   root.append(svg("line", { x1: LABELS, x2: right, y1: middle - 4, y2: middle - 4, class: "between" }));
+  root.append(svg("line", { x1: x(threshold), x2: x(threshold), y1: 0, y2: floor, class: "cursor" }));
   const mark = data.steps[data.mark];
   if (mark) {
     const [at, plan] = [x(Math.min(mark[1], data.high)), data.plans[mark[2]]];
     const flag = titled(svg("g", { class: "flag" }), `the smallest plan within ${data.within} times the original's perplexity: ${plan.left} layers`);
     flag.append(svg("line", { x1: at, x2: at, y1: 0, y2: floor }), svg("path", { d: `M${at},0l-9,5l9,5z` }));
-    flag.append(svg("text", { x: at - 6, y: middle - 14, class: "tick" }, `smallest within × ${data.within}: ${plan.left} layers`));
+    flag.append(svg("text", { x: at - 6, y: middle - 14, class: "tick" }, `smallest within × ${data.within} here: ${plan.left} layers`));
     root.append(flag);
   }
-  root.append(svg("line", { x1: x(threshold), x2: x(threshold), y1: 0, y2: floor, class: "cursor" }));
   for (let t = Math.ceil(data.low * 10) / 10; t <= data.high + 1e-9; t += 0.1)
     root.append(svg("text", { x: x(t), y: height - 6, class: "tick under" }, t.toFixed(1)));
   root.toThreshold = (at) => data.low + ((at - LABELS) / (right - LABELS)) * (data.high - data.low);
@@ -386,7 +386,7 @@ class Preview {
     const { mark, within } = this.data;
     this.buttons.within.hidden = this.data.steps[mark] === undefined;
     this.buttons.within.textContent = `smallest within × ${within}`;
-    this.buttons.within.title = `Go to the smallest plan whose perplexity is at most ${within} times the original's`;
+    this.buttons.within.title = `Go to the smallest plan of this search whose perplexity is at most ${within} times the original's`;
     this.buttons.edit.textContent = !this.editing ? "Edit by hand" : this.data.fixed ? "Undo my changes" : "Back to the threshold";
     this.buttons.edit.hidden = Boolean(this.data.fixed && !this.data.edited);
     this.buttons.pin.textContent = this.pin ? "Unpin" : "Pin";
