@@ -54,6 +54,14 @@ def reference(scored: dict[str, dict[str, Any]]) -> int:
     return next((i for i, row in enumerate(rows) if (row["experiment"], row["run"]) == control), 0)
 
 
+def guessed(scored: dict[str, dict[str, Any]]) -> str:
+    """A note on the tasks that the originals cannot do better than by guessing."""
+    rows = scored.values()
+    tasks = dict.fromkeys(task for row in rows if row["tasks_above_chance"] for task in row["scores"])
+    only = [task for task in tasks if not any(task in row["tasks_above_chance"] for row in rows)]
+    return f" On {', '.join(only)} the original is not above chance: changes there say little." if only else ""
+
+
 experiment = require_experiment(
     start_page("Compare", "The original and the merged models: what merging saves and what it costs.")
 )
@@ -168,7 +176,7 @@ with left:
         base = "each model's control, or else its original" if own else pinned
         st.caption(
             f"Accuracy in percent. Colour: difference from {plain(base)}, blue higher, orange lower. Differences of a "
-            "few points are often within noise; the tables have the intervals."
+            f"few points are often within noise; the tables have the intervals.{guessed(scored)}"
         )
     else:
         st.plotly_chart(scores_chart(list(scored.values()), list(scored)), key="compare_scores")

@@ -105,6 +105,12 @@ def test_the_grid_shows_accuracies_and_their_differences(rows):
     assert [grid.x[x] for x, value in enumerate(grid.z[0]) if value is None] == ["piqa"]
 
 
+def test_tasks_that_the_original_guesses_are_named():
+    test = opened("pages/compare.py", experiment="example-demo")
+    said = " ".join(caption.value for caption in test.caption)
+    assert "On boolq, winogrande the original is not above chance" in said
+
+
 def test_on_every_axis_of_parallel_coordinates_better_is_up(rows):
     rows = [row for row in rows if row["tokens_per_second"]]
     names = [row_name(row) for row in rows]
