@@ -4,9 +4,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared.frame import command_line, plain, shown_errors, start_page
+from pages.shared.frame import command_line, shown_errors, start_page
 from pages.shared.live import layers_picture
 from pages.shared.navigation import next_step
+from pages.shared.plain import plain
 from pages.shared.tables import runs_table
 from pages.shared.tour import DEMO, start_tour
 from pages.shared.verdict import judged_rows, show_verdict

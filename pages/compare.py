@@ -7,8 +7,9 @@ import streamlit as st
 
 from pages.shared.choices import named_choice
 from pages.shared.filters import GROUPS, OWN, filtered, group_colours, group_of
-from pages.shared.frame import caption, command_line, plain, require_experiment, shown_errors, start_page
+from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
 from pages.shared.navigation import next_step
+from pages.shared.plain import plain
 from pages.shared.tables import comparison_table, paired_table, runs_figures, unbroken
 from pages.shared.verdict import judged_rows, show_verdict
 from swm.evaluation.paired import SCORES, flipped, paired

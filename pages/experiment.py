@@ -1,16 +1,19 @@
 """Experiment page: choose a model and a calibration text, measure what the later pages need."""
 
+import pandas as pd
 import streamlit as st
 
 from pages.shared.choices import named_choice
 from pages.shared.fields import number
-from pages.shared.frame import caption, command_line, job_panel, plain, shown_errors, start_page
+from pages.shared.frame import caption, command_line, job_panel, shown_errors, start_page
 from pages.shared.navigation import go_to, next_step
 from pages.shared.new_experiment import EFFORT_TITLES, EFFORTS, model_choices, model_facts, text_preview
+from pages.shared.plain import plain
 from pages.shared.upload import upload
 from swm.errors import SwmError
 from swm.jobs.child import create
 from swm.registry import TEXTS
+from swm.workspace.audit import entries
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import demo_experiment
 from swm.workspace.housekeeping import copy_experiment, delete, rename
@@ -43,6 +46,13 @@ def manage(experiment: Experiment) -> None:
                 if st.button("Delete for good", type="primary", key="experiment_delete"):
                     delete(experiment)
                     go_to("app.py", "")
+
+
+def history(experiment: Experiment) -> None:
+    """Who did what with the experiment, newest first."""
+    if done := entries(experiment.name):
+        with st.expander("What was done, and by whom"):
+            st.dataframe(pd.DataFrame(done), hide_index=True)
 
 
 def new_name() -> str:
@@ -165,4 +175,5 @@ if current:
             job_panel(current)
         if not demo_experiment():
             manage(current)
+            history(current)
         next_step("pages/redundancy.py", "See which layers are redundant")

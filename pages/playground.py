@@ -8,8 +8,9 @@ import streamlit as st
 from pages.shared.blind import blind_vote
 from pages.shared.choices import named_choice
 from pages.shared.fields import number
-from pages.shared.frame import caption, command_line, plain, require_experiment, shown_errors, start_page
+from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
 from pages.shared.navigation import next_step
+from pages.shared.plain import plain
 from pages.shared.words import marked, model_heading
 from swm.jobs.child import stream
 from swm.reporting.compare import compare, flat_rows, row_name, run_name
@@ -17,6 +18,8 @@ from swm.reporting.headline import headline
 from swm.reporting.palette import model_colours, row_colours
 from swm.settings import SAMPLE_PROMPTS
 from swm.workspace.experiments import Experiment
+from swm.workspace.files import demo_experiment
+from swm.workspace.names import is_shipped
 from swm.workspace.runs import BASELINE
 
 PROMPTS = (
@@ -145,7 +148,8 @@ def model_title(experiment: Experiment, name: str) -> str:
 experiment = require_experiment(start_page("Playground", "See how up to three models continue the same prompt."))
 caption(experiment)
 with shown_errors():
-    usable = [] if experiment.read_only else [r.name for r in experiment.runs() if r.is_baseline or r.has_model]
+    weightless = is_shipped(experiment.folder) or demo_experiment()
+    usable = [] if weightless else [r.name for r in experiment.runs() if r.is_baseline or r.has_model]
     rows = [row for row in flat_rows(compare(experiment)) if row["samples"]]
     modes = {mode: MODES[mode] for mode, there in (("live", usable), ("recorded", rows)) if there}
     if len(modes) > 1:
@@ -156,7 +160,7 @@ with shown_errors():
         show_live(experiment, usable)
     elif mode == "recorded":
         show_recorded(experiment, rows)
-        if experiment.read_only:
+        if weightless:
             st.caption("This example ships without model weights. `python -m swm demo` repeats it with weights.")
     else:
         st.info("No model has answered yet. Evaluate a run first.", icon=":material/science:")

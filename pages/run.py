@@ -6,7 +6,15 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.fields import number
-from pages.shared.frame import READ_ONLY, caption, command_line, job_panel, require_experiment, shown_errors, start_page
+from pages.shared.frame import (
+    caption,
+    command_line,
+    job_panel,
+    read_only_reason,
+    require_experiment,
+    shown_errors,
+    start_page,
+)
 from pages.shared.healing import healing_settings
 from pages.shared.live import layers_picture
 from pages.shared.navigation import next_step, number_from_address
@@ -60,7 +68,7 @@ def new_run(experiment: Experiment, count: int) -> None:
         layers_picture(plan[0], experiment.model_facts, key="run_planned")
         fits = show_needs(experiment, plan[0], recovery, limit)
         blocked = experiment.read_only or not fits
-        reason = READ_ONLY if experiment.read_only else "" if fits else "It does not fit on this machine, see above."
+        reason = read_only_reason(experiment) or ("" if fits else "It does not fit on this machine, see above.")
         with st.container(horizontal=True, vertical_alignment="center"):
             clicked = st.button("Merge, heal and evaluate", type="primary", disabled=blocked, key="run_start")
             st.caption(reason)

@@ -10,13 +10,13 @@ from pages.shared.frame import (
     caption,
     command_line,
     job_panel,
-    plain,
     require_experiment,
     shown_errors,
     start_button,
     start_page,
 )
 from pages.shared.navigation import next_step
+from pages.shared.plain import plain
 from pages.shared.tables import decided_table, study_table, survival_table, windows_text
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.registry import METRICS

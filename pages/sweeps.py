@@ -2,9 +2,10 @@
 
 import streamlit as st
 
-from pages.shared.frame import command_line, job_panel, plain, shown_errors, start_page
+from pages.shared.frame import command_line, job_panel, shown_errors, start_page
 from pages.shared.navigation import go_to
 from pages.shared.new_sweep import new_sweep
+from pages.shared.plain import plain
 from pages.shared.tables import sweep_table
 from swm.jobs.child import start
 from swm.jobs.sweep import ENDED, sweep_rows, sweeps

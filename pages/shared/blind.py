@@ -7,7 +7,8 @@ import random
 import pandas as pd
 import streamlit as st
 
-from pages.shared.frame import plain, shown_errors
+from pages.shared.frame import shown_errors
+from pages.shared.plain import plain
 from swm.workspace.experiments import Experiment
 from swm.workspace.votes import TIE, add_vote, tallies, votes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.shared.frame import plain
+from pages.shared.plain import plain
 from swm.jobs.child import start
 from swm.plan import MergePlan
 from swm.reporting.glossary import TERMS

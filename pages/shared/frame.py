@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,21 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
-from streamlit.errors import StreamlitSecretNotFoundError
 
+from pages.shared.login import require_login
+from pages.shared.plain import plain
 from pages.shared.tour import show_tour
 from swm.errors import SwmError
 from swm.jobs.child import active_targets, cancel, start
-from swm.jobs.tracking import Target, full_name
+from swm.jobs.tracking import Target
 from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.files import demo_experiment
-from swm.workspace.names import EXAMPLE
+from swm.workspace.names import EXAMPLE, is_shipped
 from swm.workspace.state import State
 from swm.workspace.units import duration
 
-LINKS = re.compile(r"(://|www|@)")  # an invisible character in an address keeps it from becoming a link
-MARKUP = re.compile(r"([\\`\[\]$<*])")
-READ_ONLY = "This example is read-only. Copy it, or create an experiment of your own."
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS = (
     ("pages/experiment.py", "Experiment", "Choose a model and a calibration text"),
@@ -69,45 +66,6 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
     return experiment
 
 
-def require_login() -> None:
-    """Stop the page unless the user is logged in; only if Streamlit's secrets have an [auth] section (OpenID Connect).
-
-    A list `allowed` of e-mail addresses in a section [swm] admits only those. Secrets that cannot be read admit nobody.
-    """
-    try:
-        secrets = dict(st.secrets)
-    except StreamlitSecretNotFoundError:
-        if any(Path(file).expanduser().exists() for file in st.get_option("secrets.files")):
-            st.error("Cannot read the login settings (secrets.toml). Correct the file and reload this page.")
-            st.stop()
-        return
-    if "auth" not in secrets:
-        return
-    if not st.user.get("is_logged_in", False):
-        st.title("Sliding-Window Merging Studio", anchor=False)
-        if st.button("Log in", type="primary", icon=":material/login:"):
-            st.login()
-        st.stop()
-    allowed, email = secrets.get("swm", {}).get("allowed"), st.user.get("email")
-    listed = isinstance(allowed, list) and email in allowed
-    if allowed is not None and (not listed or st.user.get("email_verified") is False):
-        st.error(
-            f"{plain(str(email))} may not use this server. Ask its administrator for access.",
-            icon=":material/block:",
-        )
-        if st.button("Log out"):
-            st.logout()
-        st.stop()
-    if st.sidebar.button("Log out", icon=":material/logout:"):
-        st.logout()
-
-
-def plain(text: str) -> str:
-    """Untrusted text, escaped for Markdown: shows no links, pictures, colours or formulas."""
-    text = text.encode("utf-8", "replace").decode()  # lone surrogates cannot be sent to a browser
-    return MARKUP.sub(r"\\\1", LINKS.sub("\\1\u2060", text))
-
-
 def require_experiment(experiment: Experiment | None) -> Experiment:
     """The experiment; without one, the page ends with a link to create it."""
     if experiment is None:
@@ -120,11 +78,12 @@ def require_experiment(experiment: Experiment | None) -> Experiment:
 def caption(experiment: Experiment) -> None:
     """A line on what the numbers of the page were measured with."""
     s = experiment.settings
-    shipped = " · read-only example" if experiment.read_only else ""
-    shipped = " · read-only demo" if demo_experiment() else shipped
+    whose = " · read-only example" if is_shipped(experiment.folder) else ""
+    whose = f" · belongs to {plain(experiment.owner)}" if experiment.owner else whose
+    whose = " · read-only demo" if demo_experiment() else whose
     texts = Path(s.texts).name if Path(s.texts).is_absolute() else s.texts
     names = plain(f"{Path(s.model).name} · {texts}")
-    st.caption(f"{names} {s.count} × {s.length} tokens · seed {s.seed}{shipped}")
+    st.caption(f"{names} {s.count} × {s.length} tokens · seed {s.seed}{whose}")
 
 
 @contextmanager
@@ -182,11 +141,20 @@ def job_panel(
     panel()
 
 
+def read_only_reason(target: Target) -> str:
+    """Why whoever looks at the page cannot change a target; empty if they can."""
+    if not target.read_only:
+        return ""
+    if is_shipped(target.folder) or demo_experiment():
+        return "This example is read-only. Copy it, or create an experiment of your own."
+    return f"This belongs to {plain(target.owner)}. Copy it to change it."
+
+
 def start_button(
     label: str, target: Target, stage: str, arguments: list[str], key: str, blocked: str = "", primary: bool = True
 ) -> None:
     """A button that starts a job; disabled with the reason beside it if the target is read-only or `blocked`."""
-    reason = READ_ONLY if target.read_only else blocked
+    reason = read_only_reason(target) or blocked
     with st.container(horizontal=True, vertical_alignment="center"):
         kind: Any = "primary" if primary else "secondary"
         if st.button(label, type=kind, disabled=bool(reason), key=key):
@@ -281,4 +249,5 @@ def _show_running(experiments: list[Experiment]) -> None:
     if jobs:
         st.caption("Running now")
     for target, state in jobs:
-        job_bar(state, f"{full_name(target)}, ")
+        whose = f", of {target.owner}" if target.owner else ""
+        job_bar(state, f"{plain(target.full_name + whose)}, ")

@@ -8,7 +8,8 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.fields import number
-from pages.shared.frame import plain, shown_errors
+from pages.shared.frame import shown_errors
+from pages.shared.plain import plain
 from swm.errors import SwmError
 from swm.jobs.child import start
 from swm.registry import EXPORT_FORMATS, ExportFormat, as_sentence

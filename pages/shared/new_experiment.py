@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame import plain
+from pages.shared.plain import plain
 from swm.errors import SwmError, TextError
 from swm.jobs.child import call
 from swm.models.here import models_here

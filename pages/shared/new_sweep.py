@@ -8,8 +8,8 @@ import streamlit as st
 import yaml
 
 from pages.shared.fields import number
-from pages.shared.frame import plain
 from pages.shared.new_experiment import model_choices
+from pages.shared.plain import plain
 from swm.errors import SwmError
 from swm.jobs.child import start
 from swm.jobs.sweep import Sweep, sweeps

@@ -7,7 +7,8 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame import duration, plain
+from pages.shared.frame import duration
+from pages.shared.plain import plain
 from swm.healing.training_speed import training_speed
 from swm.registry import MERGE_RULES, as_sentence
 from swm.reporting.charts import loss_chart

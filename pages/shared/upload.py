@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.shared.frame import plain
 from pages.shared.new_experiment import model_choices
+from pages.shared.plain import plain
 from swm.errors import SwmError
 from swm.workspace.uploads import SUFFIXES, keep_upload
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame import plain
+from pages.shared.plain import plain
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.glossary import FORMS, TERMS, TITLES, UNITS

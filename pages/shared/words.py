@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame import plain
+from pages.shared.plain import plain
 from swm.reporting.compare import row_name
 
 

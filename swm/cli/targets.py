@@ -7,7 +7,6 @@ from typing import Any
 from swm.errors import ExperimentError
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
-from swm.workspace.names import read_only_message
 from swm.workspace.runs import BASELINE, Run
 
 Result = tuple[Any, str]  # for --json, and as text
@@ -18,7 +17,7 @@ def own_experiment(name: str) -> Experiment:
     """An experiment of the user's own; raises ExperimentError if it is read-only."""
     experiment = Experiment.open(name)
     if experiment.read_only:
-        raise ExperimentError(read_only_message(name))
+        raise ExperimentError(experiment.why_read_only())
     return experiment
 
 

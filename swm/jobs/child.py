@@ -20,13 +20,15 @@ import psutil
 
 from swm.errors import JobError, SwmError
 from swm.jobs.tracking import Target, log
+from swm.workspace.audit import record
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import (
     APP_FOLDER,
     child_environment,
     demo_experiment,
 )
-from swm.workspace.names import check_new, experiments_folder, read_only_message
+from swm.workspace.names import check_new, experiments_folder, is_shipped
+from swm.workspace.people import person
 from swm.workspace.state import State, this_process
 from swm.workspace.tracked import job_lock
 
@@ -38,7 +40,7 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
         JobError: if the target already has a job, or is read-only.
     """
     if target.read_only:
-        raise JobError(read_only_message(target.name))
+        raise JobError(target.why_read_only())
     with job_lock(target):  # of two simultaneous clicks, the second sees the first's state
         if target.state().active:
             raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.")
@@ -49,7 +51,8 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
         command = tuple(arguments)
         first = State(stage, "queued", text="starting", started=now, heartbeat=now, command=command, **identity)
         target.write_state(first)  # until the child writes its own
-    threading.Thread(target=_wait_for, args=(child, target, first), daemon=True).start()
+    who = person().name  # a thread of the app's has no session to ask
+    threading.Thread(target=_wait_for, args=(child, target, first, who), daemon=True).start()
     return child.pid
 
 
@@ -85,11 +88,13 @@ def create(name: str, arguments: Sequence[str]) -> None:
             raise JobError(lines[-1] if lines else f"Exit code {child.returncode}, no message.")
 
 
-def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> None:
+def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State, who: str) -> None:
     """Reap the child; record its end if it could not write a state of its own."""
     code = child.wait()
     try:
         state = target.state()
+        if code < 0 and code != -signal.SIGTERM:
+            record(first.stage, target.full_name, "interrupted", first.command, who)
         silent = (state.pid, state.started) == (first.pid, first.started)  # it never wrote a state of its own
         if silent and code == -signal.SIGTERM:  # cancelled before it could shut down cleanly
             target.write_state(replace(first, status="cancelled"))
@@ -166,8 +171,8 @@ def cancel(target: Target) -> None:
         JobError: if there is no job, or it runs on another machine.
     """
     state = target.state()
-    if demo_experiment():
-        raise JobError("Cannot cancel: this is a read-only demo.")
+    if target.read_only:
+        raise JobError(target.why_read_only())
     if not state.active:
         raise JobError(f"{target.name} has no job running.")
     if state.host != socket.gethostname():
@@ -181,6 +186,7 @@ def active_targets(experiments: Sequence[Experiment]) -> list[tuple[Target, Stat
     """Every experiment and run that has a job queued or running."""
     active: list[tuple[Target, State]] = []
     for experiment in experiments:
-        targets: list[Target] = [] if experiment.read_only else [experiment, *experiment.runs()]
+        shipped = is_shipped(experiment.folder) or demo_experiment()  # nothing runs there
+        targets: list[Target] = [] if shipped else [experiment, *experiment.runs()]
         active += [(target, state) for target in targets if (state := target.state()).active]
     return active

@@ -12,6 +12,7 @@ from swm.reporting.compare import compare
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import demo_experiment, home, replace_file, write_json
 from swm.workspace.names import NAME, check_name, read_only_message
+from swm.workspace.people import person
 from swm.workspace.tracked import Tracked
 
 FILE, FAILED = "sweep.json", "failed.json"
@@ -25,6 +26,11 @@ class Sweep(Tracked):
 
     def __init__(self, name: str) -> None:
         self.name, self.folder = check_name(name), home() / "sweeps" / name
+
+    @property
+    def owner(self) -> str:
+        """Who created it while logged in."""
+        return str((self.read(FILE) or {}).get("owner", "")) if self.is_there() else ""
 
     def is_there(self) -> bool:
         """Whether the sweep still exists."""
@@ -41,7 +47,10 @@ class Sweep(Tracked):
             raise ExperimentError(read_only_message(sweep.name))
         if sweep.is_there() and sweep.grid != grid:
             raise SettingsError(f"Sweep {sweep.name} already exists with another grid. Change the name in this file.")
-        write_json(sweep.folder / FILE, {"grid": grid})
+        if sweep.read_only:
+            raise ExperimentError(sweep.why_read_only())
+        owner = sweep.owner or person().name
+        write_json(sweep.folder / FILE, {"grid": grid, **({"owner": owner} if owner else {})})
         replace_file(sweep.folder / "sweep.yaml", yaml.safe_dump(grid, sort_keys=False, allow_unicode=True).encode())
         return sweep
 

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from swm.errors import Cancelled, ExperimentError, JobError, SwmError
 from swm.models.processes import rank, world_size
+from swm.workspace.audit import record
 from swm.workspace.files import (
     check_space,
     full_disk_message,
@@ -28,8 +29,6 @@ from swm.workspace.files import (
     replace_file,
 )
 from swm.workspace.machine import is_out_of_memory, memory_kills
-from swm.workspace.names import read_only_message
-from swm.workspace.runs import Run
 from swm.workspace.state import HEARTBEAT_SECONDS, State, this_process
 from swm.workspace.tracked import Tracked, job_lock
 
@@ -114,7 +113,7 @@ def tracked(target: Target, stage: str, command: Sequence[str] = (), device: boo
         JobError: if the target already has a job.
     """
     if target.read_only:
-        raise JobError(read_only_message(target.name))
+        raise JobError(target.why_read_only())
     with job_lock(target), _tracked(target, stage, command, device) as tracker:
         yield tracker
 
@@ -130,10 +129,11 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
     try:
         (target.folder / BESIDE).unlink(missing_ok=True)
         tracker.write()
+        record(stage, target.full_name, "started", command)
         tracker.start()
         if computes:
             _acquire(device, tracker)
-            _say_who(device, f"{stage} of {full_name(target)}")
+            _say_who(device, f"{stage} of {target.full_name}")
         target.mend()
         check_space(target.folder, SPACE_BYTES)
         tracker.write(status="running", started=time.time(), text="starting")
@@ -152,6 +152,7 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
         raise explained from error
     finally:
         restore()
+        record(stage, target.full_name, tracker.state.status, command)
         if device.is_locked:
             _holder(device).unlink(missing_ok=True)
         device.release()
@@ -218,11 +219,6 @@ def _acquire(device: FileLock, tracker: Tracker) -> None:
             return
         except Timeout:
             tracker(0, 0, f"waiting for {_who(device)}")
-
-
-def full_name(target: Target) -> str:
-    """A target's name, of a run with that of its experiment, as in "demo / best-24"."""
-    return f"{target.experiment.name} / {target.name}" if isinstance(target, Run) else target.name
 
 
 def _holder(device: FileLock) -> Path:

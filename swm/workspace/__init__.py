@@ -1,5 +1,6 @@
 """Experiments and runs on disk: names, records, files written whole, recipe, estimate.
 
+- audit: who did what, when, and how it ended
 - changes: which settings differ when an existing run is requested again
 - controls: the control of a healed run: the original, healed in the same way
 - estimate: time, memory and disk that a run needs, before it starts
@@ -9,6 +10,7 @@
 - machine: free memory, and out-of-memory kills
 - names: names of experiments and runs, and the bundled examples
 - origin: what chose a plan's windows, with its publication
+- people: who acts, and whether what they act on is theirs
 - plan_records: one pydantic model per JSON file with plans
 - reading: reads our JSON files, cached until they change
 - recipe: a run in one file; mergekit's form of a plan

@@ -24,6 +24,7 @@ from swm.workspace.names import (
     shipped_folders,
 )
 from swm.workspace.origin import BY_HAND, BY_THRESHOLD, source_of
+from swm.workspace.people import person
 from swm.workspace.reading import read_file
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.tracked import Tracked
@@ -47,6 +48,7 @@ class Experiment(Tracked):
         self.model_facts: dict[str, Any] = dict(data["model_facts"])
         self.layer_count: int = self.model_facts["layers"]
         self.created: float = data["created"]
+        self._owner: str = data.get("owner", "")
         self.text_hash: str = data.get("text_hash", "")  # empty in experiments of the first release
 
     @classmethod
@@ -67,11 +69,17 @@ class Experiment(Tracked):
             "model_facts": model_facts,
             "created": time.time(),
             "text_hash": text_hash,
+            **({"owner": owner} if (owner := person().name) else {}),
         }
         with names_locked():
             folder = check_new(name)
             write_json(folder / "experiment.json", data)
         return cls(folder)
+
+    @property
+    def owner(self) -> str:
+        """Who created it while logged in."""
+        return self._owner
 
     def is_there(self) -> bool:
         """Whether the experiment still exists."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from swm.errors import ExperimentError, first_line
+from swm.workspace.people import as_environment
 
 SCHEMA = 1
 SOURCES = Path(__file__).parents[2]
@@ -57,8 +58,9 @@ def whole_path(name: str) -> str:
 
 
 def child_environment(**more: str) -> dict[str, str]:
-    """The environment for a child process that runs in another folder: the same home, as an absolute path."""
-    return {**os.environ, "SWM_HOME": str(home()), **more}
+    """The environment for a child process that runs in another folder: the same person, and the same home as an
+    absolute path."""
+    return {**os.environ, "SWM_HOME": str(home()), **as_environment(), **more}
 
 
 def demo_experiment() -> str:

@@ -7,9 +7,20 @@ from functools import partial
 from pathlib import Path
 
 from swm.errors import ExperimentError, JobError
+from swm.workspace.audit import record
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import clean_up, demo_experiment, disk_errors, neighbour, remove, set_aside
+from swm.workspace.files import (
+    clean_up,
+    demo_experiment,
+    disk_errors,
+    neighbour,
+    read_json,
+    remove,
+    set_aside,
+    write_json,
+)
 from swm.workspace.names import check_name, check_new, names_locked, read_only_message
+from swm.workspace.people import person
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.tracked import job_lock
 
@@ -29,6 +40,9 @@ def copy_experiment(experiment: Experiment, name: str) -> Experiment:
         with disk_errors(folder, 0):
             try:
                 shutil.copytree(experiment.folder, unfinished, ignore=partial(_left_out, experiment.folder))
+                if (owner := person().name) != experiment.owner:
+                    data = read_json(unfinished / "experiment.json")
+                    write_json(unfinished / "experiment.json", {**data, "owner": owner})
                 unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -62,6 +76,7 @@ def rename(item: Experiment | Run, name: str) -> Experiment | Run:
             raise ExperimentError(f"{name} already exists. Choose another name, or delete {folder}.")
         with disk_errors(folder, 0):
             item.folder.rename(folder)
+    record(f"rename to {name}", item.full_name, "done")
     return item.experiment.run(name) if isinstance(item, Run) else Experiment(folder)
 
 
@@ -77,6 +92,7 @@ def delete(item: Experiment | Run) -> None:
     _check_idle(item)
     with job_lock(item), names_locked():
         gone = set_aside(item.folder)
+    record("delete", item.full_name, "done")
     remove(gone)
     clean_up(gone.parent, older_than=60)
 

@@ -62,6 +62,7 @@ class ExperimentFile(Record):
     model_facts: ModelFacts
     created: float
     text_hash: str = ""
+    owner: str = ""
 
 
 class _Recovery(Record):

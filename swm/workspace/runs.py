@@ -55,6 +55,16 @@ class Run(Tracked):
         """Whether it is the original model, healed: what healed models are compared with."""
         return self.stage == "recovered" and self.merges_nothing
 
+    @property
+    def full_name(self) -> str:
+        """Its name with that of its experiment."""
+        return f"{self.experiment.name} / {self.name}"
+
+    @property
+    def owner(self) -> str:
+        """The experiment's owner."""
+        return self.experiment.owner
+
     def is_there(self) -> bool:
         """Whether the run still exists."""
         return self.experiment.is_there() and (self.is_baseline or (self.folder / "run.json").is_file())

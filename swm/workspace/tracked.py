@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from swm.errors import ExperimentError, JobError
 from swm.workspace.files import demo_experiment, disk_errors, write_json
 from swm.workspace.names import is_shipped, read_only_message
+from swm.workspace.people import person
 from swm.workspace.reading import read_file, state_in
 from swm.workspace.state import State
 
@@ -27,9 +28,25 @@ class Tracked(ABC):
     name: str
 
     @property
+    def full_name(self) -> str:
+        """Its name; of a run with that of its experiment, as in "demo / best-24"."""
+        return self.name
+
+    @property
+    @abstractmethod
+    def owner(self) -> str:
+        """Who may change it, beside admins: an e-mail address; empty if everybody may."""
+
+    @property
     def read_only(self) -> bool:
-        """Whether nothing here may be changed."""
-        return is_shipped(self.folder) or bool(demo_experiment())
+        """Whether nothing here may be changed by who acts now."""
+        return is_shipped(self.folder) or bool(demo_experiment()) or not person().may_change(self.owner)
+
+    def why_read_only(self) -> str:
+        """Why it cannot be changed, and what to do instead."""
+        if is_shipped(self.folder) or demo_experiment():
+            return read_only_message(self.name)
+        return f"{self.name} cannot be changed: it belongs to {self.owner}. Copy the experiment, or ask its owner."
 
     def state(self) -> State:
         """The state of its job, checked against the job's process."""
@@ -78,7 +95,7 @@ class Tracked(ABC):
     def check_writable(self) -> None:
         """Raise ExperimentError if it is read-only, JobError if it was deleted."""
         if self.read_only:
-            raise ExperimentError(read_only_message(self.folder.name))
+            raise ExperimentError(self.why_read_only())
         self.check_there()
 
 
