@@ -5,7 +5,7 @@ from pathlib import Path
 import streamlit as st
 
 from pages.shared.frame import caption, command_line, job_panel, require_experiment, shown_errors, start_page
-from pages.shared.manage_run import offer_download, offer_weights
+from pages.shared.manage_run import free_name, offer_download, offer_weights
 from swm.registry import EXPORT_FORMATS
 from swm.reporting.commands import commands
 from swm.reporting.report import report_html
@@ -38,9 +38,7 @@ with shown_errors():
                 if form.text and form.fits(run):
                     offer_download(run, form, f"{form.title} of {run.name} ({form.suffix})", run.name, "report")
                 elif form.write and form.suffix and run.has_model and not experiment.read_only:
-                    offer_weights(
-                        run, form, f"{form.title} of {run.name}", f"{experiment.name}-{run.name}"[:64], "report"
-                    )
+                    offer_weights(run, form, f"{form.title} of {run.name}", free_name(run, form), "report")
     for run in runs:
         if run.state().stage == "export":
             st.caption(run.name)

@@ -182,7 +182,8 @@ def job_status(state: State) -> None:
     elif state.status == "interrupted":
         st.warning(f"{state.stage} was interrupted. {plain(state.error)}", icon=":material/warning:")
     elif state.status == "cancelled":
-        st.info(f"{state.stage} was cancelled. Finished work is kept.", icon=":material/cancel:")
+        kept = "" if state.stage == "export" else " Finished work is kept."
+        st.info(f"{state.stage} was cancelled.{kept}", icon=":material/cancel:")
     elif state.status == "done":
         st.caption(f"{state.stage} took {duration(state.seconds)}")
         if written := exported(state):

@@ -14,7 +14,7 @@ from swm.errors import SwmError
 from swm.jobs.child import start
 from swm.registry import EXPORT_FORMATS, ExportFormat, as_sentence
 from swm.reporting.compare import STAGES
-from swm.workspace.files import home
+from swm.workspace.files import check_absent, disk_errors, home
 from swm.workspace.housekeeping import delete, rename
 from swm.workspace.names import check_name
 from swm.workspace.runs import Run
@@ -46,12 +46,21 @@ def write(run: Run, form: ExportFormat, name: str, *options: str) -> None:
     """Start a job that writes a run in a format to the exports' folder, or say why that cannot be."""
     try:
         path = home() / "exports" / f"{check_name(name)}{form.suffix}"
-        path.parent.mkdir(exist_ok=True)
+        check_absent(path)
+        with disk_errors(path, 0):
+            path.parent.mkdir(exist_ok=True)
         start(run, "export", ["export", run.experiment.name, run.name, str(path), "--format", form.name, *options])
     except SwmError as error:
         st.error(plain(str(error)), icon=":material/error:")
     else:
         st.rerun()  # the job's progress, and at its end the path, stand where the page shows the run's job
+
+
+def free_name(run: Run, form: ExportFormat) -> str:
+    """A name for an export that nothing in the exports' folder has yet."""
+    name = f"{run.experiment.name}-{run.name}"[:60]
+    names = (name, *(f"{name}-{number}" for number in range(2, 1000)))
+    return next((one for one in names if not (home() / "exports" / f"{one}{form.suffix}").exists()), name)
 
 
 def offer_weights(run: Run, form: ExportFormat, label: str, name: str, key: str) -> None:

@@ -15,7 +15,7 @@ from swm.jobs.child import cancel
 from swm.progress import no_progress
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import APP_FOLDER, child_environment, demo_experiment
-from swm.workspace.housekeeping import delete, rename
+from swm.workspace.housekeeping import check_idle_above, delete, rename
 from swm.workspace.names import read_only_message
 from swm.workspace.runs import Run
 
@@ -43,20 +43,23 @@ def run_report(options: argparse.Namespace) -> Result:
 
 def run_export(options: argparse.Namespace) -> Result:
     """Result of `swm export`: the folder or file it wrote."""
-    from swm.reporting.export import export_run, format_of
+    from swm.reporting.export import check_export, export_run
 
-    run, path = own_experiment(options.exp).run(options.run), Path(options.folder)
+    run, path, count = own_experiment(options.exp).run(options.run), Path(options.folder), options.without_attention
+    form = check_export(run, path, options.format, options.type)
+    if count is not None:
+        from swm.stages.without_attention import check_attention
+
+        if form.name != "gguf":
+            raise SettingsError(f"--without-attention is for GGUF files, not for format {form.name}. Leave it out.")
+        check_attention(run, path.absolute(), count, options.type)
     # a job, so that no other one changes the weights that are read; formats of one text take no time
-    weighty = format_of(path, options.format).write and not run.is_baseline
-    with (
-        watched(run, "export", device=options.without_attention is not None)
-        if weighty
-        else nullcontext(no_progress) as progress
-    ):
-        if options.without_attention is not None:
+    with watched(run, "export", device=count is not None) if form.write else nullcontext(no_progress) as progress:
+        check_idle_above(run)
+        if count is not None:
             from swm.stages.without_attention import cost_sentence, export_without_attention
 
-            result = export_without_attention(run, path, options.without_attention, options.type, progress)
+            result = export_without_attention(run, path, count, options.type, progress)
             said = f"Exported to {path}. {cost_sentence(result, run.plan.layers_left)}"
             return {"folder": str(path), **result}, said
         export_run(run, path, options.format, options.type, progress)

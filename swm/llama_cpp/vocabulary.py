@@ -230,6 +230,8 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, Value]:
     entries["ggml.add_eos_token"] = Value(eos is not None and len(ids) > 1 and ids[-1] == eos, GGUFValueType.BOOL)
     templates = tokenizer.chat_template or {}
     for name, template in ({"default": templates} if isinstance(templates, str) else templates).items():
+        if not template:
+            continue
         entries["chat_template" if name == "default" else f"chat_template.{name}"] = Value(
             template, GGUFValueType.STRING
         )

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType, GGUFWriter, ReaderTensor
 from torch import Tensor
 
-from swm.errors import ExperimentError, ModelError, first_line
+from swm.errors import ModelError, first_line
 from swm.llama_cpp.attention_free import DECI, check_without_attention, heads_by_layer, kept_targets
 from swm.llama_cpp.families import Family, family_of, period_broken
 from swm.llama_cpp.kinds import bytes_of, check_kind, encoded, file_type, fitting, kind_of
@@ -28,7 +28,7 @@ from swm.models.load import load_tokenizer
 from swm.models.locate import load_config, weight_files
 from swm.models.save import check_complete
 from swm.progress import Progress, no_progress
-from swm.workspace.files import check_space, replaced_file
+from swm.workspace.files import check_absent, check_space, replaced_file
 
 CHUNK = 2**22  # numbers that are encoded at once
 KIND_OF = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}
@@ -82,8 +82,7 @@ def export_gguf(
     Memory: one tensor, and 4 million numbers more.
     """
     folder, file = Path(folder), Path(file)
-    if file.exists():
-        raise ExperimentError(f"{file} already exists. Name a new file.")
+    check_absent(file)
     check_kind(type or "F16")
     config = load_config(str(folder))
     family = family_of(config)
@@ -111,6 +110,7 @@ def export_gguf(
         with closing(writer):
             sums = _write(writer, planned, stored, progress, size)
         _check(new, planned, sums)
+        check_absent(file)
     kinds = Counter(one.kind.name for one in planned)
     return Written(file.stat().st_size, dict(kinds), sum(one.stored is not None for one in planned))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from swm.errors import ExperimentError, SettingsError
 from swm.progress import Progress, no_progress
 from swm.registry import EXPORT_FORMATS, ExportFormat
-from swm.workspace.files import disk_errors, replace_file
+from swm.workspace.files import check_absent, replace_file
 from swm.workspace.runs import Run
 
 
@@ -23,6 +23,20 @@ def format_of(path: Path, name: str | None = None) -> ExportFormat:
     return by_suffix.get(path.suffix.lower(), EXPORT_FORMATS["transformers"])
 
 
+def check_export(run: Run, path: Path, name: str | None = None, kind: str | None = None) -> ExportFormat:
+    """The format of an export that can begin; raises what `export_run` would raise before it writes anything."""
+    form = format_of(path, name)
+    check_absent(path)
+    if run.is_baseline:
+        raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
+    if not form.fits(run):
+        raise ExperimentError(f"Format {form.name} cannot express run {run.name}: {form.help}. Choose another format.")
+    if kind is not None and kind not in form.kinds:
+        known = f"Choose one of: {', '.join(form.kinds)}" if form.kinds else "Leave --type out"
+        raise SettingsError(f"Format {form.name} cannot be written in type {kind[:20]}. {known}.")
+    return form
+
+
 def export_run(
     run: Run, path: Path, name: str | None = None, kind: str | None = None, progress: Progress = no_progress
 ) -> Path:
@@ -35,18 +49,7 @@ def export_run(
         SettingsError: if the format has no such number format.
         ExperimentError: if the path exists, the run has no model, or the format cannot express it.
     """
-    form = format_of(path, name)
-    with disk_errors(path, 0):
-        exists = path.exists()
-    if exists:
-        raise ExperimentError(f"{path} already exists. Name a new file or folder.")
-    if run.is_baseline:
-        raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
-    if not form.fits(run):
-        raise ExperimentError(f"Format {form.name} cannot express run {run.name}: {form.help}. Choose another format.")
-    if kind is not None and kind not in form.kinds:
-        known = f"Choose one of: {', '.join(form.kinds)}" if form.kinds else "Leave --type out"
-        raise SettingsError(f"Format {form.name} cannot be written in type {kind[:20]}. {known}.")
+    form = check_export(run, path, name, kind)
     if form.write:
         form.write(run, path, kind, progress)
     elif form.text:

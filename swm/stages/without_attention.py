@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from swm.errors import SettingsError
@@ -43,30 +44,44 @@ def export_without_attention(
         SettingsError: if there are not so many layers. ModelError: if llama.cpp has no such form of the model.
     """
     file = file.absolute()
-    check_file(run, file)
-    if kind is not None:
-        check_kind(kind)
-    config = load_config(str(run.model_folder))
-    check_without_attention(config, family_of(config), [1])
-    if not 1 <= count < config.num_hidden_layers:
-        raise SettingsError(
-            f"--without-attention {count} is out of range. Choose 1 to {config.num_hidden_layers - 1}: the first layer "
-            "keeps its attention."
-        )
+    check_attention(run, file, count, kind)
     model, tokenizer = load_run(run)
     text = calibration_of(run.experiment, tokenizer)
     gone = sorted(least_needed_attention(model, text, count, share_of(progress, 0, 0.6))[0])
     texts = {name: perplexity_tokens(tokenizer, name) for name in PERPLEXITY_TEXTS}
-    before = {name: perplexity(model, tokens) for name, tokens in texts.items()}
-    progress(700, 1000, "perplexity")
+    before = _perplexities(model, texts, share_of(progress, 0.6, 0.7))
     silence(model, gone)
-    after = {name: perplexity(model, tokens) for name, tokens in texts.items()}
+    after = _perplexities(model, texts, share_of(progress, 0.7, 0.8))
     left = layer_count(model)
     del model
     result = {"without_attention": gone, "perplexity": {"before": before, "after": after}}
     note = f"\n## Layers without attention\n\n{cost_sentence(result, left)}\n"
     write_gguf(run, file, kind, share_of(progress, 0.8, 1), gone, note)
     return result
+
+
+def check_attention(run: Run, file: Path, count: int, kind: str | None) -> None:
+    """Raise what `export_without_attention` would raise before it computes anything."""
+    check_file(run, file)
+    if kind is not None:
+        check_kind(kind)
+    config = load_config(str(run.model_folder))
+    layers = config.num_hidden_layers
+    if layers < 2:
+        raise SettingsError(f"Run {run.name} has one layer, which keeps its attention. Leave out --without-attention.")
+    check_without_attention(config, family_of(config), [1])
+    if not 1 <= count < layers:
+        raise SettingsError(
+            f"--without-attention {count} is out of range. Choose 1 to {layers - 1}: the first layer keeps its "
+            "attention."
+        )
+
+
+def _perplexities(model: PreTrainedModel, texts: dict[str, Tensor], progress: Progress) -> dict[str, dict[str, Any]]:
+    return {
+        name: perplexity(model, tokens, on_progress=share_of(progress, place / len(texts), (place + 1) / len(texts)))
+        for place, (name, tokens) in enumerate(texts.items())
+    }
 
 
 @torch.no_grad()

@@ -104,6 +104,14 @@ def replaced_file(path: Path, needed_bytes: int) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_absent(path: Path) -> None:
+    """Raise ExperimentError if something has this name already."""
+    with disk_errors(path, 0):
+        exists = os.path.lexists(path)
+    if exists:
+        raise ExperimentError(f"{path} already exists. Choose another name.")
+
+
 def neighbour(path: Path, kind: str) -> Path:
     """A unique name beside `path`; kind: "tmp" a file or "new" a folder being written, "old" or "gone" a folder."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{kind}")

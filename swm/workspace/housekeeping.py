@@ -99,9 +99,16 @@ def delete(item: Experiment | Run) -> None:
 
 def _check_idle(item: Experiment | Run) -> None:
     """Raise JobError if a job works on the item, or on all runs of its experiment."""
-    above = [item.experiment] if isinstance(item, Run) else []
     below: list[Experiment | Run] = [] if isinstance(item, Run) else [*item.runs()]
-    for target in [item, *below, *above]:
-        state = target.state()
-        if state.active and (target not in above or state.stage in ("study", "demo")):  # these work on all its runs
+    for target in [item, *below]:
+        if target.state().active:
             raise JobError(f"{target.name} has a job running. Cancel it first.")
+    if isinstance(item, Run):
+        check_idle_above(item)
+
+
+def check_idle_above(run: Run) -> None:
+    """Raise JobError if a job works on all runs of the run's experiment: it replaces and deletes their models."""
+    state = run.experiment.state()
+    if state.active and state.stage in ("study", "demo"):
+        raise JobError(f"{run.experiment.name} has a job running ({state.stage}). Wait for it, or cancel it first.")

@@ -60,7 +60,7 @@ def test_without_a_known_chat_format_the_modelfile_has_no_template(run):
     [
         (["small.gguf", "--type", "Q4_K_M"], "Format gguf cannot be written in type Q4_K_M. Choose one of: F16, Q8_0"),
         (["folder", "--type", "F16"], "Format transformers cannot be written in type F16. Leave --type out."),
-        (["taken.gguf"], "taken.md already exists. Name another file."),
+        (["taken.gguf"], "taken.md already exists. Choose another name."),
         (["small.md", "--format", "gguf"], "small.md must end in .gguf. Name another file."),
     ],
 )

@@ -19,7 +19,12 @@ from swm.workspace.state import State, this_process
 from swm.workspace.votes import add_vote
 from tests.reporting.test_compare import FACTS
 
-ANN, BOB, ADMIN, NOBODY = Person("ann@example.org"), Person("bob@example.org"), Person("eve@example.org", True), Person()
+ANN, BOB, ADMIN, NOBODY = (
+    Person("ann@example.org"),
+    Person("bob@example.org"),
+    Person("eve@example.org", True),
+    Person(),
+)
 GRID = {"name": "sweep", "models": "m", "texts": "lambada", "plans": [{"planner": "angular", "layers": 4}]}
 
 
@@ -73,7 +78,9 @@ def test_another_person_reads_and_changes_nothing(change, anns, acting):
     assert {file: file.read_bytes() for file in anns.folder.rglob("*.json")} == before
 
 
-@pytest.mark.parametrize("who", [ANN, Person("Ann@Example.org"), ADMIN, NOBODY], ids=["owner", "case", "admin", "nobody"])
+@pytest.mark.parametrize(
+    "who", [ANN, Person("Ann@Example.org"), ADMIN, NOBODY], ids=["owner", "case", "admin", "nobody"]
+)
 def test_the_owner_an_admin_and_a_machine_without_login_change_it(who, anns, acting):
     acting(who)
     mine = Experiment.open("anns")
@@ -145,6 +152,8 @@ def test_damaged_lines_and_those_of_others_are_left_out(anns, home):
     with tracked(anns, "measure", device=False):
         pass
     with audit_file().open("a") as file:
-        file.write('{"target": "anns", \n[]\n"anns"\n{"target": "anns-2", "what": "x"}\n{"target": "anns", "what": "y"}\n')
+        file.write(
+            '{"target": "anns", \n[]\n"anns"\n{"target": "anns-2", "what": "x"}\n{"target": "anns", "what": "y"}\n'
+        )
     assert [entry["what"] for entry in entries("anns")] == ["y", "measure", "measure"]
     assert entries("nothing") == []

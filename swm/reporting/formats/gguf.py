@@ -16,7 +16,7 @@ from swm.progress import Progress, no_progress
 from swm.registry import EXPORT_FORMATS, ExportFormat
 from swm.reporting.formats.card import model_card
 from swm.settings import GGUF_TYPES
-from swm.workspace.files import clean_up, replace_file
+from swm.workspace.files import check_absent, clean_up, replace_file
 from swm.workspace.runs import Run
 
 CONTEXT = 8192  # most tokens that the Modelfile asks for: their keys and values take memory
@@ -68,8 +68,6 @@ def write_gguf(
     clean_up(file.parent, older_than=24 * 3600)
     card, modelfile = beside(file)
     with ExitStack() as undone:
-        for other in (file, card, modelfile):
-            undone.callback(_forget, other)
         written = export_gguf(
             run.model_folder,
             file,
@@ -80,8 +78,10 @@ def write_gguf(
             without_attention=without_attention,
             progress=progress,
         )
-        replace_file(modelfile, modelfile_of(run, file.name).encode())
-        replace_file(card, f"{model_card(run)}\n\n{_about(written, source)}{note}".encode())
+        undone.callback(_forget, file)
+        _write_new(modelfile, modelfile_of(run, file.name))
+        undone.callback(_forget, modelfile)
+        _write_new(card, f"{model_card(run)}\n\n{_about(written, source)}{note}")
         undone.pop_all()
 
 
@@ -97,8 +97,7 @@ def check_file(run: Run, file: Path) -> None:
     if file.suffix.lower() != ".gguf":
         raise ExperimentError(f"{file.name} must end in .gguf. Name another file.")
     for other in (file, *beside(file)):
-        if other.exists():
-            raise ExperimentError(f"{other} already exists. Name another file.")
+        check_absent(other)
 
 
 def modelfile_of(run: Run, name: str) -> str:
@@ -113,11 +112,17 @@ def modelfile_of(run: Run, name: str) -> str:
             lines.append(f'TEMPLATE """{chat}"""')
             stops.append(end)
             break
-    config = _settings(folder / "config.json")
-    length = config.get("max_position_embeddings") or config.get("n_positions") or CONTEXT
-    lines.append(f"PARAMETER num_ctx {min(int(length), CONTEXT)}")
+    from swm.llama_cpp.config_keys import longest_text
+    from swm.models.locate import load_config
+
+    lines.append(f"PARAMETER num_ctx {min(longest_text(load_config(str(folder))), CONTEXT)}")
     lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops) if stop and '"' not in stop]
     return "\n".join(lines) + "\n"
+
+
+def _write_new(file: Path, text: str) -> None:
+    check_absent(file)  # which another export may have written in the meantime
+    replace_file(file, text.encode())
 
 
 def _forget(file: Path) -> None:

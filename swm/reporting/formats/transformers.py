@@ -11,7 +11,7 @@ from swm.registry import EXPORT_FORMATS, ExportFormat
 from swm.reporting.formats.card import model_card
 from swm.reporting.formats.mergekit import fits_mergekit, mergekit_yaml
 from swm.reporting.formats.recipe import recipe_json
-from swm.workspace.files import check_space, clean_up, disk_errors, replaced_folder
+from swm.workspace.files import check_absent, check_space, clean_up, disk_errors, replaced_folder
 from swm.workspace.runs import Run
 
 
@@ -25,19 +25,23 @@ def write_folder(run: Run, folder: Path, kind: str | None = None, progress: Prog
 
     if run.is_baseline or not run.has_model:
         raise ExperimentError(f"Run {run.name} has no merged model to export. Merge it first.")
-    size = sum(file.stat().st_size for file in run.model_folder.iterdir())
+    size = sum(file.stat().st_size for file in run.model_folder.rglob("*"))
     check_space(folder.absolute(), size)
     clean_up(folder.absolute().parent, older_than=24 * 3600)
     with disk_errors(folder, size), replaced_folder(folder.absolute()) as new:
-        files = [file for file in run.model_folder.iterdir() if file.is_file() and not file.name.startswith(".")]
+        files = [file for file in run.model_folder.iterdir() if not file.name.startswith(".")]
         for number, file in enumerate(files):
             progress(number, len(files), file.name)
-            shutil.copy2(file, new)
+            if file.is_dir():  # as for chat templates beside the default one
+                shutil.copytree(file, new / file.name)
+            else:
+                shutil.copy2(file, new)
         check_complete(new)
         (new / "README.md").write_text(model_card(run), encoding="utf-8")
         (new / "recipe.json").write_text(recipe_json(run), encoding="utf-8")
         if fits_mergekit(run.experiment, run.plan):
             (new / "mergekit.yaml").write_text(mergekit_yaml(run.experiment, run.plan), encoding="utf-8")
+        check_absent(folder.absolute())
 
 
 EXPORT_FORMATS.register(
