@@ -88,7 +88,7 @@ def create(name: str, arguments: Sequence[str]) -> None:
             raise JobError(lines[-1] if lines else f"Exit code {child.returncode}, no message.")
 
 
-def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State, who: str) -> None:
+def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State, who: str = "") -> None:
     """Reap the child; record its end if it could not write a state of its own."""
     code = child.wait()
     try:
