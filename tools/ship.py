@@ -27,7 +27,6 @@ KEPT = (
     "answers/*.json",
     "plans/*.json",
     "studies/*.json",
-    "questions/*.json",
     "runs/*/run.json",
     "runs/*/events.jsonl",
 )
@@ -48,13 +47,19 @@ def main() -> None:
         copy(source if source.is_dir() else SHIPPED / options.experiment, copied)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(copied, target)
+    forget_unused(SHIPPED)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {size / 2**20:.2f} MiB")
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy the results of an experiment, each file as it is written today."""
+    """Copy the results of an experiment, each file as it is written today; questions go to the examples' folder."""
     from swm.workspace.files import read_json, write_json
+    from swm.workspace.names import SHIPPED
+
+    questions = SHIPPED / "questions"
+    for file in sorted((source / "questions").glob("*.json")):
+        write_json(questions / file.name, read_json(file))
 
     for pattern in (*KEPT, *(f"runs/*/{name}" for name in RESULTS)):
         for file in sorted(source.glob(pattern)):
@@ -69,7 +74,21 @@ def copy(source: Path, target: Path) -> None:
             # before healing, the runs of all seeds are the same model: the first one's answers are enough
             if name == ANSWERS[0] or "-seed-" not in file.parent.name:
                 place = target / file.relative_to(source)
-                write_json(place, {"tasks": columns(read_json(file)["tasks"], target / "questions")})
+                write_json(place, {"tasks": columns(read_json(file)["tasks"], questions)})
+
+
+def forget_unused(examples: Path) -> None:
+    """Delete the questions that no answers of any example are to."""
+    from swm.workspace.files import read_json
+
+    used = {
+        entry["questions"]
+        for file in examples.glob("*/runs/*/documents*.json")
+        for entry in read_json(file)["tasks"].values()
+    }
+    for file in (examples / "questions").glob("*.json"):
+        if file.stem not in used:
+            file.unlink()
 
 
 def columns(tasks: dict[str, Any], questions: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from swm.errors import ExperimentError
 from swm.workspace.files import write_json
+from swm.workspace.names import SHIPPED
 from swm.workspace.reading import read_file
 
 Answers = Sequence[Mapping[str, Any]]  # as `swm.evaluation.task_score.TaskScore.answers`
@@ -19,11 +20,15 @@ ABOUT_QUESTION = ("id", "question", "choices", "answer", "bytes")
 def read_answers(questions_folder: Path, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The answers behind a task's columns in documents.json.
 
+    The bundled examples share one folder of questions, where copies of them find theirs, too.
+
     Raises:
         ExperimentError: if the file of its questions is missing or damaged.
         ValueError: if it does not match the columns.
     """
-    file = questions_folder / f"{columns['questions']}.json"
+    name = f"{columns['questions']}.json"
+    own, shared = questions_folder / name, SHIPPED / "questions" / name
+    file = shared if shared.is_file() and not own.is_file() else own
     try:
         return unpacked(read_file(file, "questions")["questions"], columns)
     except ValueError as error:

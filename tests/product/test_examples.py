@@ -32,7 +32,7 @@ def test_the_demo_has_the_walk_twice_best_and_the_control_all_healed_and_scored_
 def answers(folder):
     """By task, (correct, question, log-likelihoods) of each document; questions are read from their own file."""
     for task, columns in json.loads((folder / "documents.json").read_text())["tasks"].items():
-        file = folder.parents[1] / "questions" / f"{columns['questions']}.json"
+        file = SHIPPED / "questions" / f"{columns['questions']}.json"
         questions = json.loads(file.read_text())["questions"]
         yield task, list(zip(columns["correct"], questions, columns["log_likelihoods"], strict=True))
 

@@ -11,6 +11,7 @@ from swm.evaluation.paired import paired
 from swm.plan import MergePlan, Window
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment
+from swm.workspace.housekeeping import copy_experiment
 from swm.workspace.task_answers import packed, unpacked
 from tests.reporting.test_compare import FACTS
 
@@ -127,3 +128,11 @@ def test_answers_of_earlier_releases_are_read():
     old = {"id": "a", "correct": 1.0, "question": "q", "right": "y", "picked": "y"}
     run.save("documents", {"tasks": {"boolq": [old]}})
     assert run.documents() == {"tasks": {"boolq": [old]}}
+
+
+def test_a_copy_of_an_example_finds_the_questions_that_the_examples_share():
+    shipped = Experiment.open("example-demo")
+    copy = copy_experiment(shipped, "mine")
+    assert not (copy.folder / "questions").exists()
+    assert copy.run("best-24").documents() == shipped.run("best-24").documents()
+    assert len(copy.run("best-24").documents()["tasks"]["boolq"]) == 300
