@@ -88,7 +88,19 @@ def _choice_probability(row: dict[str, Any], against: dict[str, Any] | None) -> 
         return KeyFigure(TITLES[CHOICE_LOGPROB], value, None, TERMS["choice_logprob"])
     shown = f"{100 * (math.exp(entry['difference']) - 1):+.0f} %"
     change = f"{points(entry, *FORMS[CHOICE_LOGPROB])} nats"
-    return KeyFigure("Probability of the right choice", shown, change, TERMS["choice_logprob"])
+    return KeyFigure("Probability of the right choice", shown, change, TERMS["choice_logprob"] + _levels(row, entry))
+
+
+def _levels(row: dict[str, Any], entry: dict[str, Any]) -> str:
+    """Where the logarithm went from and to, and where guessing is: a change alone does not show how near that is."""
+    chances = [score.get("chance") for score in row["scores"].values()]
+    if row["average_choice_logprob"] is None or not chances or None in chances:
+        return ""
+    after, guess = row["average_choice_logprob"], math.fsum(map(math.log, chances)) / len(chances)
+    return (
+        f" Here from {after - entry['difference']:.2f} to {after:.2f} nats, averaged over tasks; guessing gives "
+        f"{guess:.2f}. Long answers weigh more, since the likelihoods of all their tokens are multiplied."
+    )
 
 
 def _accuracy(row: dict[str, Any], against: dict[str, Any] | None) -> KeyFigure:

@@ -1,5 +1,6 @@
 """The numbers behind a verdict: from the reference's value to the run's, held against the shipped demo's own files."""
 
+import json
 import math
 import re
 
@@ -8,8 +9,9 @@ import pytest
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.judged import judged
-from swm.reporting.key_figures import key_figures
+from swm.reporting.key_figures import in_llama_cpp, key_figures
 from swm.workspace.experiments import Experiment
+from swm.workspace.names import SHIPPED
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,23 @@ def test_each_number_goes_from_the_reference_to_the_run(rows, run, stage):
         assert ends(shown["size"].value) == pytest.approx([r["size_bytes"] / 2**20 for r in (original, row)], abs=0.51)
     change = row["average_choice_logprob"] - reference["average_choice_logprob"]
     assert float(shown[CHOICE_LOGPROB].value.split()[0]) == pytest.approx(100 * (math.exp(change) - 1), abs=0.51)
+    levels = f"from {reference['average_choice_logprob']:.2f} to {row['average_choice_logprob']:.2f} nats"
+    assert levels in shown[CHOICE_LOGPROB].help
+    # three tasks of two choices, four of four: (3 ln 1/2 + 4 ln 1/4) / 7
+    assert "guessing gives -1.09." in shown[CHOICE_LOGPROB].help
     chance = [score["chance"] for score in row["scores"].values()]
     assert f"guessing: {100 * sum(chance) / len(chance):.0f} %" in shown[ACCURACY].label
+
+
+def test_speed_and_size_where_the_file_is_used(rows):
+    """The figures of llama_cpp.json, which the client wrote."""
+    said = in_llama_cpp(rows["best-24", "recovered"])
+    measured = json.loads((SHIPPED / "example-demo" / "runs" / "best-24" / "llama_cpp.json").read_text())
+    for entry in (measured["baseline"], measured):
+        assert f"{entry['size_bytes'] / 2**20:,.0f}" in said
+    assert f"{measured['speedup']['value']:.2f}" in said
+    assert in_llama_cpp(rows["baseline", "original"]) == ""
+    assert in_llama_cpp(rows["best-24", "merged"]) == ""
 
 
 def test_without_a_reference_there_is_the_value_alone(rows):
