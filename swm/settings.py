@@ -57,6 +57,8 @@ class RecoverySettings:
             less memory; "auto" does so when they would take more than half of the free memory.
         repair: "fit" solves the last projection of each merged layer by least squares before training, see
             `swm.merging.fit`: takes a minute and makes up for most of the quality loss.
+        quantization: "nf4" keeps the frozen weights in four bits while adapters are trained (QLoRA), which are then
+            folded into the weights with all their digits.
         held_out: sequences set aside; the checkpoint with the lowest loss on them is the result.
     """
 
@@ -67,6 +69,7 @@ class RecoverySettings:
     adapt: Literal["all", "above", "near"] = "all"
     checkpointing: Literal["auto", "on", "off"] = "auto"
     repair: Literal["fit", "none"] = "fit"
+    quantization: Literal["none", "nf4"] = "none"
     steps: Annotated[int, Between(1, 1_000_000)] = 120
     batch: Annotated[int, Between(1, 4096)] = 8
     accumulate: Annotated[int, Between(1, 4096)] = 1
@@ -86,6 +89,7 @@ class RecoverySettings:
 PRESETS = {
     "quick": RecoverySettings(),
     "standard": RecoverySettings(preset="standard", steps=480, learning_rate=1e-3, warmup_steps=30, save_every=60),
+    "qlora": RecoverySettings(preset="qlora", quantization="nf4"),
     "paper": RecoverySettings(
         preset="paper",
         texts="alpaca-cleaned",
@@ -109,6 +113,8 @@ PRESETS = {
 PRESET_HELP = {
     "quick": "120 steps, to try plans out",
     "standard": "480 steps at half the learning rate",
+    "qlora": "as quick, with the frozen weights in four bits: for models that do not fit otherwise (pip install "
+    "bitsandbytes)",
     "paper": "the paper's released settings: alpaca-cleaned from the hub, loss on answers only; hours on a GPU",
 }
 

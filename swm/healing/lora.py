@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from swm.errors import ModelError, SettingsError, first_line
 from swm.healing.distillation import Teacher, layer_pairs
+from swm.healing.quantized import check_quantizes, four_bit_bytes, in_four_bits
 from swm.healing.rows import training_rows
 from swm.healing.trainer import OnStep, make_trainer, train
 from swm.models.decoder import find_decoder
@@ -63,13 +64,14 @@ def recover(
             processes cannot share a batch.
     """
     check_shared(settings)
+    check_quantizes(settings)
     teacher = None
     if settings.target != "text":
         if original is None:
             raise ValueError(f"Target {settings.target} needs the original model, but none was given.")
         teacher = Teacher(original, layer_pairs(model, original, behind if settings.target == "hidden" else ()))
     rows = training_rows(tokenizer, examples, settings)
-    whole = copy.deepcopy(model) if is_sharded() and is_first() else model  # to fold into: FSDP splits up the other one
+    model, whole, quantized = _over_and_into(model, settings)
     uses_cache = getattr(model.config, "use_cache", None)  # training turns it off; saved like that, the model is slow
     adapted = _with_adapters(model, settings, layers)
     trainer, watch = make_trainer(adapted, rows, settings, folder, on_step, teacher)
@@ -82,6 +84,7 @@ def recover(
         "training_tokens": settings.steps * settings.batch * settings.accumulate * settings.length,  # padding included
         "sequences": len(rows) - settings.held_out,
         "held_out_losses": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
+        **quantized,
     }
     folded = _folded(trainer, adapted, whole, folder / "adapter")
     if uses_cache is not None:
@@ -89,14 +92,24 @@ def recover(
     return folded.eval(), summary
 
 
+def _over_and_into(
+    model: PreTrainedModel, settings: RecoverySettings
+) -> tuple[PreTrainedModel, PreTrainedModel, dict[str, int]]:
+    """The model to train over, the one to fold the adapters into, and the size of the first if it is quantized."""
+    if settings.quantization == "nf4":
+        small = in_four_bits(model, linear_maps(model, None))
+        return small, model, {"quantized_bytes": four_bit_bytes(small)}
+    return model, copy.deepcopy(model) if is_sharded() and is_first() else model, {}  # FSDP splits up the first
+
+
 def _folded(trainer: Trainer, adapted: Any, whole: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Save the adapters and fold them in; with FSDP, into the unsharded model of the first process."""
+    """Save the adapters and fold them in; into the whole model if the trained one was sharded or quantized."""
     weights = trainer.accelerator.get_state_dict(trainer.model) if is_sharded() else None
     if is_first():
         adapted.save_pretrained(folder, state_dict=weights)
-    if is_sharded():
-        if not is_first():
-            return whole
+    if is_sharded() and not is_first():
+        return whole
+    if adapted.base_model.model is not whole:
         from peft import PeftModel
 
         adapted = PeftModel.from_pretrained(whole, folder)
@@ -113,7 +126,7 @@ def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: S
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         bias="none",
-        target_modules=_linear_maps(model, layers),
+        target_modules=linear_maps(model, layers),
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)
@@ -136,7 +149,7 @@ def check_adapts(model: PreTrainedModel, settings: RecoverySettings) -> None:
     _with_adapters(bare, settings, None)
 
 
-def _linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[str]:
+def linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[str]:
     """Full names of the linear modules in these decoder layers."""
     decoder = find_decoder(model).layers
     chosen = range(len(decoder)) if layers is None else layers

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from swm.errors import ExperimentError, ModelError, TextError
 from swm.healing.layers import adapted_layers
 from swm.healing.lora import check_adapts, check_shared, recover
+from swm.healing.quantized import check_quantizes
 from swm.healing.rows import training_rows
 from swm.healing.training_speed import training_speed
 from swm.merging.apply import apply_plan
@@ -43,6 +44,7 @@ def check_recovery(experiment: Experiment, settings: RecoverySettings) -> None:
     name = experiment.settings.model
     config, tokenizer = load_config(name), load_tokenizer(name)
     check_length(config, settings.length)
+    check_quantizes(settings)
     check_adapts(skeleton(config, name), settings)
     training_rows(tokenizer, recovery_examples(settings.texts, settings.seed), settings)
 

@@ -1,0 +1,116 @@
+"""QLoRA: what is trained over, what it is folded into, and that it learns as LoRA does."""
+
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+
+from swm.errors import ModelError, SettingsError
+from swm.healing import quantized
+from swm.healing.lora import linear_maps, recover
+from swm.healing.quantized import check_quantizes, dequantized, four_bit_bytes, in_four_bits
+from swm.settings import preset_settings
+from swm.texts.example import Example
+from tests.conftest import tiny_model
+
+pytest.importorskip("bitsandbytes")
+# The sixteen levels of NF4, from the paper's appendix E
+LEVELS = torch.tensor([
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+])  # fmt: skip
+
+
+def nearest_levels(weight, block=64):
+    """Each block of 64 numbers, divided by its largest size, rounded to the nearest level."""
+    blocks = weight.reshape(-1, block)
+    scale = blocks.abs().amax(1, keepdim=True)
+    level = (blocks[..., None] / scale[..., None] - LEVELS).abs().argmin(-1)
+    return (LEVELS[level] * scale).reshape(weight.shape)
+
+
+def model_of(**changes):
+    return tiny_model(hidden_size=64, intermediate_size=128, **changes)
+
+
+EXAMPLES = [Example("", f"the number {n} follows the number {n - 1} as it always did and will " * 3) for n in range(80)]
+SETTINGS = preset_settings("qlora", steps=4, batch=4, length=32, rank=4, held_out=4, save_every=2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention_bias": True, "mlp_bias": True}])
+def test_the_frozen_weights_are_the_nearest_levels_of_nf4(changes):
+    model = model_of(**changes)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    names = linear_maps(model, None)
+    small = in_four_bits(model, names)
+    for name in names:
+        expected = nearest_levels(before[f"{name}.weight"])
+        assert torch.allclose(dequantized(small.get_submodule(name)), expected, rtol=0.02, atol=1e-3)
+    for name, weight in small.named_parameters():
+        if name.removesuffix(".weight") not in names:
+            assert torch.equal(weight, before[name])
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    numbers = sum(before[f"{name}.weight"].numel() for name in names)
+    rest = sum(4 * weight.numel() for weight in model.parameters()) - 4 * numbers
+    assert four_bit_bytes(small) == pytest.approx(rest + numbers * (0.5 + 1 / 64), rel=0.03)
+    assert not any(isinstance(small.get_submodule(name), nn.Linear) and small.get_submodule(name).weight.dtype
+                   == torch.float32 for name in names)  # fmt: skip
+
+
+def test_a_quantized_map_computes_with_those_weights():
+    model = model_of()
+    small = in_four_bits(model, linear_maps(model, None))
+    name = "model.layers.1.mlp.up_proj"
+    module, states = small.get_submodule(name), torch.randn(5, 64)
+    assert torch.allclose(module(states), F.linear(states, dequantized(module)), atol=1e-4)
+
+
+def test_the_adapters_are_folded_into_the_weights_with_all_their_digits(tokenizer, tmp_path):
+    model = model_of()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    healed, summary = recover(model, tokenizer, EXAMPLES, SETTINGS, tmp_path)
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    changed = 0
+    for name, weight in healed.state_dict().items():
+        stem = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{stem}.lora_B.weight" in adapter:
+            delta = 2 * adapter[f"{stem}.lora_B.weight"] @ adapter[f"{stem}.lora_A.weight"]  # alpha 32 / rank 16
+            delta = delta * (SETTINGS.alpha / SETTINGS.rank / 2)
+            assert torch.allclose(weight, before[name] + delta, atol=1e-6)
+            changed += not torch.equal(weight, before[name])
+        else:
+            assert torch.equal(weight, before[name])
+    assert changed == len(linear_maps(model_of(), None))
+    assert summary["quantized_bytes"] < sum(4 * weight.numel() for weight in model.parameters())
+
+
+def test_it_learns_as_lora_does(tokenizer, tmp_path):
+    steps = {"steps": 30, "save_every": 10}
+    losses = {}
+    for quantization in ("none", "nf4"):
+        settings = preset_settings("qlora", batch=4, length=32, rank=4, held_out=4, quantization=quantization, **steps)
+        _, summary = recover(model_of(seed=3), tokenizer, EXAMPLES, settings, tmp_path / quantization)
+        losses[quantization] = summary["held_out_losses"]
+    assert losses["nf4"][-1] < losses["nf4"][0] - 0.5
+    assert losses["nf4"][-1] == pytest.approx(losses["none"][-1], abs=0.2)
+
+
+def test_what_cannot_be_quantized_is_refused(monkeypatch, tokenizer, tmp_path):
+    for changes, said in (({"target": "original"}, "does not work with --quantization"),):
+        with pytest.raises(SettingsError, match=said):
+            check_quantizes(preset_settings("qlora", **changes))
+    with pytest.raises(ModelError, match="not a plain linear map"):
+        recover(tiny_model("gpt2", n_embd=64, n_head=4), tokenizer, EXAMPLES, SETTINGS, tmp_path)
+    monkeypatch.setattr(quantized, "is_sharded", lambda: True)
+    with pytest.raises(SettingsError, match="FSDP"):
+        check_quantizes(SETTINGS)
+    monkeypatch.setattr(quantized, "is_sharded", lambda: False)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr(quantized.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match="pip install bitsandbytes"):
+        check_quantizes(SETTINGS)
+    check_quantizes(preset_settings("quick"))  # needs nothing
