@@ -56,8 +56,7 @@ def recover(
         behind: (layer of the merged model, layer of the original) whose outputs should match with target "hidden".
 
     Returns:
-        The model with the adapters folded in (with FSDP, only in the first process), and a summary: trained
-        parameters and tokens, held-out losses.
+        The healed model (with FSDP, only in the first process), and a summary: trained parameters, tokens, losses.
 
     Raises:
         TextError: if there are too few examples. ModelError: if the loss is not finite. SettingsError: if the
@@ -65,11 +64,10 @@ def recover(
     """
     check_shared(settings)
     check_quantizes(settings)
-    teacher = None
-    if settings.target != "text":
-        if original is None:
-            raise ValueError(f"Target {settings.target} needs the original model, but none was given.")
-        teacher = Teacher(original, layer_pairs(model, original, behind if settings.target == "hidden" else ()))
+    if settings.target != "text" and original is None:
+        raise ValueError(f"Target {settings.target} needs the original model, but none was given.")
+    pairs = behind if settings.target == "hidden" else ()
+    teacher = Teacher(original, layer_pairs(model, original, pairs)) if original and settings.target != "text" else None
     rows = training_rows(tokenizer, examples, settings)
     model, whole, quantized = _over_and_into(model, settings)
     uses_cache = getattr(model.config, "use_cache", None)  # training turns it off; saved like that, the model is slow
