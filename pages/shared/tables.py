@@ -13,6 +13,7 @@ from swm.reporting.compare import percent_interval, row_name, stage_name
 from swm.reporting.glossary import FORMS, TITLES, UNITS, method_name
 from swm.reporting.table import MISSING, interval, lines, number, percent, points, ratio, speedup
 from swm.search.threshold_path import PlanAt
+from swm.studies.findings import NEAR
 from swm.workspace.experiments import Experiment
 
 INTERVAL = re.compile(r"× (?=\d)|\[.*?]")
@@ -137,10 +138,11 @@ def _part(entry: dict[str, Any] | None, name: str) -> str:
 
 
 def decided_table(decided: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line for each stage of `pairs_decided`: how many pairs each score decides."""
+    """One line for each row of `pairs_decided`: how many pairs each score decides."""
     return pd.DataFrame(
         {
             "stage": stage_name(row["stage"], control=False),
+            "models": f"within {NEAR:g} times the original's perplexity" if row["near"] else "all",
             "pairs": row["pairs"],
             "documents per task": f"{row['documents']:,}",
             **{

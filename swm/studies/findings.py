@@ -11,6 +11,8 @@ from swm.reporting.differences import compared, measured
 from swm.studies.rows import study_groups
 from swm.workspace.experiments import Experiment
 
+NEAR = 3.0  # times the original's perplexity: beyond it models are ruined, which every score sees
+
 
 def pairs_decided(experiment: Experiment, runs: set[str]) -> list[dict[str, Any]]:
     """How often each score tells two methods apart that perplexity tells apart.
@@ -24,26 +26,34 @@ def pairs_decided(experiment: Experiment, runs: set[str]) -> list[dict[str, Any]
     Returns:
         A row for each stage: `stage`, `pairs`, `documents` (of the smallest task), `decided` (by score, how many pairs
         it decides) and `against_perplexity` (how many of these in favour of the method with the higher perplexity).
+        Where some models are ruined, another row (`near` is true) for the pairs within NEAR times the original's
+        perplexity.
     """
+    groups = study_groups(experiment)
+    original = next((row["perplexity"] for row, _ in groups if row["method"] == "original"), None)
     table = [
         (row, measured(group))
-        for row, group in study_groups(experiment)
+        for row, group in groups
         if runs & {run["run"] for run in group} and row["method"] != "original"
     ]
-    stages: dict[str, dict[str, Any]] = {}
+    counted: dict[tuple[str, bool], dict[str, Any]] = {}
     for (first, one), (second, other) in combinations(table, 2):
         if (first["layers"], first["stage"]) != (second["layers"], second["stage"]) or not _apart(first, second):
             continue
         scores = (compared(one, other) or {"scores": {}})["scores"]
         if {*SCORES} <= {*scores}:
-            counts = stages.setdefault(first["stage"], _no_pairs(first["stage"]))
-            _count(counts, scores, second_is_worse=second["perplexity"] > first["perplexity"])
-    return list(stages.values())
+            highest = max(first["perplexity"], second["perplexity"])
+            for near in {False, bool(original and highest <= NEAR * original)}:
+                counts = counted.setdefault((first["stage"], near), _no_pairs(first["stage"], near))
+                _count(counts, scores, second_is_worse=second["perplexity"] > first["perplexity"])
+    ordered = [counted[key] for key in sorted(counted, key=lambda key: (key[0], key[1]))]
+    whole = {row["stage"]: row["pairs"] for row in ordered if not row["near"]}
+    return [row for row in ordered if not row["near"] or row["pairs"] < whole[row["stage"]]]
 
 
-def _no_pairs(stage: str) -> dict[str, Any]:
+def _no_pairs(stage: str, near: bool) -> dict[str, Any]:
     counts = {name: dict.fromkeys(SCORES, 0) for name in ("decided", "against_perplexity")}
-    return {"stage": stage, "pairs": 0, "documents": None, **counts}
+    return {"stage": stage, "near": near, "pairs": 0, "documents": None, **counts}
 
 
 def _count(counts: dict[str, Any], scores: dict[str, Any], second_is_worse: bool) -> None:
