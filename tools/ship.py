@@ -10,6 +10,7 @@ Files are rewritten in today's form: a bundled example's own name rewrites that 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -48,6 +49,8 @@ def main() -> None:
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(copied, target)
     forget_unused(SHIPPED)
+    for folder in (target, SHIPPED / "questions"):
+        compact(folder)
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     print(f"{target}: {size / 2**20:.2f} MiB")
 
@@ -75,6 +78,13 @@ def copy(source: Path, target: Path) -> None:
             if name == ANSWERS[0] or "-seed-" not in file.parent.name:
                 place = target / file.relative_to(source)
                 write_json(place, {"tasks": columns(read_json(file)["tasks"], questions)})
+
+
+def compact(folder: Path) -> None:
+    """Write every JSON file without line breaks: a fifth smaller, and nobody reads these by eye."""
+    for file in folder.rglob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def forget_unused(examples: Path) -> None:
