@@ -32,7 +32,7 @@ admins = ["root@example.org"]
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def provider():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -44,15 +44,23 @@ def provider():
             yield f"http://localhost:{server.server_port}"
 
 
-@pytest.fixture
-def app(provider, tmp_path):
-    """Address of an app with a login."""
-    (tmp_path / ".streamlit").mkdir()
-    secrets = tmp_path / ".streamlit" / "secrets.toml"
+@pytest.fixture(scope="module")
+def served(provider, tmp_path_factory):
+    """Address and home of an app with a login."""
+    folder = tmp_path_factory.mktemp("served")
+    (folder / ".streamlit").mkdir()
+    secrets = folder / ".streamlit" / "secrets.toml"
     secrets.touch()
-    with running_app(HOME=str(tmp_path)) as (address, _):
+    with running_app(HOME=str(folder), SWM_HOME=str(folder / "swm")) as (address, _):
         secrets.write_text(SECRETS.format(app=address, provider=provider))
-        yield address
+        yield address, str(folder / "swm")
+
+
+@pytest.fixture
+def app(served, monkeypatch):
+    """Address of the app; the test sees its home."""
+    monkeypatch.setenv("SWM_HOME", served[1])
+    return served[0]
 
 
 @pytest.fixture
@@ -113,11 +121,12 @@ def test_what_ann_makes_others_see_and_only_she_and_the_admin_change(visiting, a
 
 @pytest.mark.parametrize("name", ["eve", "mallory"])
 def test_who_is_not_listed_or_has_not_proved_the_address_stays_out(name, visiting):
-    copy_experiment(Experiment.open("example-demo"), "mine")
-    with visiting("experiment?experiment=mine") as page:
+    mine = f"mine-{name}"
+    copy_experiment(Experiment.open("example-demo"), mine)
+    with visiting(f"experiment?experiment={mine}") as page:
         page.get_by_role("button", name=name, exact=True).first.click()
         page.get_by_text("may not use this server").wait_for()
-        assert not page.get_by_text("mine").first.is_visible()
+        assert not page.get_by_text(mine).first.is_visible()
         assert not page.get_by_role("button", name="Delete").is_visible()
 
 
