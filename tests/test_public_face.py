@@ -53,7 +53,7 @@ def test_the_app_opens_from_the_command_line_in_any_folder(tmp_path, free_port):
         command, cwd=tmp_path, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
-        wait_for_answer(f"http://127.0.0.1:{free_port}")
+        wait_for_answer(f"http://127.0.0.1:{free_port}/_stcore/health")
         assert app.poll() is None
     finally:
         app.terminate()

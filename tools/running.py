@@ -44,7 +44,7 @@ def running_app(
     app = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **environment})
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_for_answer(address)
+        wait_for_answer(f"{address}/_stcore/health")
         yield address, app.pid
     finally:
         app.terminate()
@@ -52,11 +52,11 @@ def running_app(
 
 
 def wait_for_answer(address: str, seconds: float = 60) -> None:
-    """Return once the app at an address responds; raises TimeoutError if it does not."""
+    """Return once an address responds; raises TimeoutError if it does not."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
-            urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
+            urllib.request.urlopen(address, timeout=1)
             return
         except OSError:
             time.sleep(0.1)

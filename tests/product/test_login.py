@@ -1,6 +1,10 @@
 """The login of a shared server with a real OpenID Connect provider, in a real browser: who gets in, and may do what."""
 
-import warnings
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -8,7 +12,7 @@ import pytest
 from swm.workspace.experiments import Experiment
 from swm.workspace.housekeeping import copy_experiment
 from tests.product.test_browser import chromium  # noqa: F401 - a fixture
-from tools.running import running_app
+from tools.running import running_app, wait_for_answer
 
 pytestmark = pytest.mark.browser
 PEOPLE = {
@@ -34,14 +38,24 @@ admins = ["root@example.org"]
 
 @pytest.fixture(scope="module")
 def provider():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pytest.importorskip("authlib")
-        mock = pytest.importorskip("oidc_provider_mock")
-
-        users = [mock.User(sub=name, claims=claims) for name, claims in PEOPLE.items()]
-        with mock.run_server_in_thread(user_claims=users) as server:
-            yield f"http://localhost:{server.server_port}"
+    """Address of a provider, in a process of its own."""
+    pytest.importorskip("authlib")
+    if importlib.util.find_spec("oidc_provider_mock") is None:
+        pytest.skip("oidc-provider-mock is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "oidc_provider_mock", "--port", str(port)]
+    for name, claims in PEOPLE.items():
+        command += ["--user-claims", json.dumps({"sub": name, **claims})]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for_answer(f"{address}/.well-known/openid-configuration")
+        yield address
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 @pytest.fixture(scope="module")

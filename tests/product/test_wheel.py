@@ -100,7 +100,7 @@ def test_every_page_opens(run):
 def test_the_app_answers(run, free_port):
     app = run("-m", "swm", "app", "--port", str(free_port))
     try:
-        wait_for_answer(f"http://127.0.0.1:{free_port}")
+        wait_for_answer(f"http://127.0.0.1:{free_port}/_stcore/health")
         assert app.poll() is None
     finally:
         app.terminate()
