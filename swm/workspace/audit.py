@@ -25,12 +25,16 @@ def audit_file() -> Path:
 
 
 def record(what: str, target: str, outcome: str, command: Sequence[str] = (), who: str = "") -> None:
-    """Append a line; a line that cannot be written must not stop what it is about.
+    """Append a line, where people log in; a line that cannot be written must not stop what it is about.
+
+    Nothing is written in a home that nobody has used with a login.
 
     Args:
         target: an experiment, a run as "experiment / run", or a sweep.
         who: by default the person who acts, or else the user of this machine.
     """
+    if not (who or person().name or audit_file().exists()):
+        return
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     who = who or person().name or _user()
     entry = {"time": now, "who": who, "what": what, "target": target, "outcome": outcome, "command": list(command)}

@@ -11,6 +11,7 @@ from swm.errors import ExperimentError, JobError, SettingsError
 from swm.plan import MergePlan
 from swm.registry import PLANNERS
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings
+from swm.workspace.audit import record
 from swm.workspace.files import clean_up, demo_experiment, write_json
 from swm.workspace.names import (
     EXAMPLE,
@@ -74,6 +75,7 @@ class Experiment(Tracked):
         with names_locked():
             folder = check_new(name)
             write_json(folder / "experiment.json", data)
+        record("create", name, "done")
         return cls(folder)
 
     @property

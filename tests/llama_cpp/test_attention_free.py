@@ -131,7 +131,7 @@ def test_the_command_says_what_leaving_out_attention_costs(model_folder, text_fi
     for arguments, said in (
         ((tmp_path / "b.gguf", "--without-attention", 3), "Choose 1 to 2"),
         ((tmp_path / "b.gguf", "--without-attention", 0), "Choose 1 to 2"),
-        ((tmp_path / "b", "--without-attention", 1), "must end in .gguf"),
+        ((tmp_path / "b", "--without-attention", 1), "is for GGUF files"),
         ((tmp_path / "a.gguf", "--without-attention", 1), "already exists"),
         ((tmp_path / "b.gguf", "--without-attention", 1, "--type", "Q9"), "Q9"),
     ):

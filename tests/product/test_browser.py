@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.workspace.experiments import Experiment, list_experiments
 from tests.conftest import need, tiny_model
-from tools.running import CHROMIUM_FLAGS, running_app
+from tools.running import running_app
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["", *sorted(page.stem for page in (ROOT / "pages").glob("*.py"))]
@@ -37,18 +36,6 @@ if (location.protocol === 'http:' && !sessionStorage.begun) {  // once for each 
 }"""
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if not path:
-        pytest.skip("there is no chromium")
-    sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
 
 
 @contextmanager

@@ -114,13 +114,13 @@ def test_a_family_without_a_fit_still_gets_its_best_layers():
 
 
 def test_routers_of_experts_get_no_adapter():
-    from swm.healing.lora import _linear_maps
+    from swm.healing.lora import linear_maps
 
-    names = _linear_maps(made("llama4_text"), None)
+    names = linear_maps(made("llama4_text"), None)
     assert names
     assert not [name for name in names if name.endswith("router")]
     falcon = tiny_model("falcon", new_decoder_architecture=True, num_kv_heads=2)  # has linear maps of its own class
-    assert len(_linear_maps(falcon, None)) == 4 * 4
+    assert len(linear_maps(falcon, None)) == 4 * 4
 
 
 LINEAR = {**EXPERTS, "head_dim": 8, "layer_types": ["linear_attention", "full_attention"] * 4}

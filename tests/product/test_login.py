@@ -11,7 +11,6 @@ import pytest
 
 from swm.workspace.experiments import Experiment
 from swm.workspace.housekeeping import copy_experiment
-from tests.product.test_browser import chromium  # noqa: F401 - a fixture
 from tools.running import running_app, wait_for_answer
 
 pytestmark = pytest.mark.browser
@@ -78,7 +77,7 @@ def app(served, monkeypatch):
 
 
 @pytest.fixture
-def visiting(chromium, app):  # noqa: F811
+def visiting(chromium, app):
     """visiting(person): their own browser, up to the provider's page."""
 
     @contextmanager

@@ -203,7 +203,7 @@ def test_unusual_families_are_measured_merged_and_healed(swm, create, tokenizer,
 
 def test_a_model_that_peft_cannot_adapt_is_told_before_anything_is_fitted(swm, study, text_file, monkeypatch):
     assert swm("merge", "mine", "a", "--windows", "1-2")[0] == 0
-    monkeypatch.setattr("swm.healing.lora._linear_maps", lambda model, layers: ["no.such.module"])
+    monkeypatch.setattr("swm.healing.lora.linear_maps", lambda model, layers: ["no.such.module"])
     monkeypatch.setattr("swm.stages.recover._repaired", None)  # whoever fits has come too far
     code, _, told = swm("recover", "mine", "a", "--texts", text_file, *SMALL)
     assert code == 1

@@ -90,7 +90,7 @@ def test_the_owner_an_admin_and_a_machine_without_login_change_it(who, anns, act
     delete(mine.run("c"))
     assert Sweep.create(GRID).owner == "ann@example.org"  # an admin does not take it over
     assert Experiment.open("anns").owner == "ann@example.org"
-    assert [entry["what"] for entry in entries("anns")] == ["delete", "rename to c"]
+    assert [entry["what"] for entry in entries("anns")] == ["delete", "rename to c", "create"]
     assert {entry["who"] for entry in entries("anns")} != {""}
 
 
@@ -138,7 +138,8 @@ def test_each_job_leaves_who_what_when_and_how_it_ended(fails, outcome, anns):
                 raise fails
     except ExperimentError:
         pass
-    lines = [json.loads(line) for line in audit_file().read_text().splitlines()]
+    created, *lines = (json.loads(line) for line in audit_file().read_text().splitlines())
+    assert (created["what"], created["who"]) == ("create", "ann@example.org")
     assert [(line["who"], line["what"], line["target"], line["outcome"]) for line in lines] == [
         ("ann@example.org", "merge", "anns / a", "started"),
         ("ann@example.org", "merge", "anns / a", outcome),
@@ -155,5 +156,14 @@ def test_damaged_lines_and_those_of_others_are_left_out(anns, home):
         file.write(
             '{"target": "anns", \n[]\n"anns"\n{"target": "anns-2", "what": "x"}\n{"target": "anns", "what": "y"}\n'
         )
-    assert [entry["what"] for entry in entries("anns")] == ["y", "measure", "measure"]
+    assert [entry["what"] for entry in entries("anns")] == ["y", "measure", "measure", "create"]
     assert entries("nothing") == []
+
+
+def test_without_a_login_nothing_is_written(acting, home):
+    acting(NOBODY)
+    experiment = Experiment.create("e", ExperimentSettings("some-model"), {**FACTS, "dtype": "float32", "width": 8})
+    with tracked(experiment, "measure", device=False):
+        pass
+    assert not audit_file().exists()
+    assert entries("e") == []
