@@ -11,7 +11,7 @@ from swm.jobs.child import start
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from tests.jobs.test_child import wait_for
-from tests.product.test_browser import chromium, ready  # noqa: F401  a fixture
+from tests.product.test_browser import ready
 from tools.running import running_app
 
 BROWSERS = 3
@@ -44,7 +44,7 @@ def children_of_jobs(home):
     return found
 
 
-def test_the_app_stays_as_small_as_it_was(chromium, model_folder, text_file, home, tmp_path, chaos):  # noqa: F811
+def test_the_app_stays_as_small_as_it_was(chromium, model_folder, text_file, home, tmp_path, chaos):
     seconds, rng = chaos(60, 3600), random.Random(1)
     study = create_experiment("study", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
     start(study, "search", ["search", "study", "--from", "0.2"])
