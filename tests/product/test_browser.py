@@ -404,7 +404,7 @@ def test_a_run_is_followed_from_another_browser_cancelled_and_gone_on_with(
 def test_the_report_is_downloaded_and_opens_without_a_network(shown, page, chromium, tmp_path):
     page.goto(f"{shown}/report?experiment=demo")
     ready(page)
-    with page.expect_download() as download:
+    with page.expect_download(timeout=90_000) as download:
         page.get_by_role("button", name="Download the report").click()
     download.value.save_as(tmp_path / "report.html")
     offline = chromium.new_context(offline=True).new_page()
