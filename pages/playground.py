@@ -18,8 +18,6 @@ from swm.reporting.headline import headline
 from swm.reporting.palette import model_colours, row_colours
 from swm.settings import SAMPLE_PROMPTS
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import demo_experiment
-from swm.workspace.names import is_shipped
 from swm.workspace.runs import BASELINE
 
 PROMPTS = (
@@ -148,8 +146,7 @@ def model_title(experiment: Experiment, name: str) -> str:
 experiment = require_experiment(start_page("Playground", "See how up to three models continue the same prompt."))
 caption(experiment)
 with shown_errors():
-    weightless = is_shipped(experiment.folder) or demo_experiment()
-    usable = [] if weightless else [r.name for r in experiment.runs() if r.is_baseline or r.has_model]
+    usable = [] if experiment.fixed else [r.name for r in experiment.runs() if r.is_baseline or r.has_model]
     rows = [row for row in flat_rows(compare(experiment)) if row["samples"]]
     modes = {mode: MODES[mode] for mode, there in (("live", usable), ("recorded", rows)) if there}
     if len(modes) > 1:
@@ -160,7 +157,7 @@ with shown_errors():
         show_live(experiment, usable)
     elif mode == "recorded":
         show_recorded(experiment, rows)
-        if weightless:
+        if experiment.fixed:
             st.caption("This example ships without model weights. `python -m swm demo` repeats it with weights.")
     else:
         st.info("No model has answered yet. Evaluate a run first.", icon=":material/science:")

@@ -95,7 +95,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         "Show",
         measured,
         format_func=FIGURES.get,
-        default=next((name for name in measured if name != experiment.settings.texts), None),
+        default=next((name for name in measured if name != experiment.settings.texts), measured[0]),
         required=True,
         key="studies_figure",
         help=help_for("perplexity", *SCORES),

@@ -2,12 +2,11 @@
 
 import streamlit as st
 
-from pages.shared.frame import command_line, job_panel, shown_errors, start_page
+from pages.shared.frame import command_line, job_panel, shown_errors, start_button, start_page
 from pages.shared.navigation import go_to
 from pages.shared.new_sweep import new_sweep
 from pages.shared.plain import plain
 from pages.shared.tables import sweep_table
-from swm.jobs.child import start
 from swm.jobs.sweep import ENDED, sweep_rows, sweeps
 from swm.reporting.compare import percent_interval
 from swm.reporting.csv_table import csv_text
@@ -80,8 +79,7 @@ with st.expander("What this sweep runs"):
         st.caption(f"And {len(sweep.file.cells) - 20} more.")
 command = ["sweep", str(sweep.folder / "sweep.yaml")]
 idle = not sweep.state().active and any(row["state"] != "done" for row in rows)  # failed runs are tried again
-if idle and st.button("Resume this sweep", type="primary", disabled=bool(demo_experiment()), key="sweeps_start"):
+if idle:
     with shown_errors():
-        start(sweep, "sweep", command)
-        st.rerun()
+        start_button("Resume this sweep", sweep, "sweep", command, "sweeps_start")
 command_line(*command)

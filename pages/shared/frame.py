@@ -130,7 +130,11 @@ def job_panel(
         state = target.state()
         with shown_errors():
             job_status(state)
-            if state.active and st.button("Cancel", key=f"cancel_{target.folder}", icon=":material/cancel:"):
+            if (
+                state.active
+                and not target.read_only
+                and st.button("Cancel", key=f"cancel_{target.folder}", icon=":material/cancel:")
+            ):
                 cancel(target)
                 st.toast("Stopping after the current step. Finished work is kept.")
             if draw:
@@ -145,7 +149,7 @@ def read_only_reason(target: Target) -> str:
     """Why whoever looks at the page cannot change a target; empty if they can."""
     if not target.read_only:
         return ""
-    if is_shipped(target.folder) or demo_experiment():
+    if target.fixed:
         return "This example is read-only. Copy it, or create an experiment of your own."
     return f"This belongs to {plain(target.owner)}. Copy it to change it."
 

@@ -10,6 +10,8 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 from pages.shared.plain import plain
 from swm.workspace.people import Person, identify_by
 
+STRANGER = "not logged in"  # owns nothing; is shown no page either
+
 
 def require_login() -> None:
     """Stop the page unless the user is logged in; only if Streamlit's secrets have an [auth] section (OpenID Connect).
@@ -44,15 +46,24 @@ def require_login() -> None:
         st.logout()
 
 
+def _has_login() -> bool:
+    try:
+        return "auth" in st.secrets
+    except StreamlitSecretNotFoundError:
+        return False
+
+
 def _listed(name: str) -> Any:
     """A list of e-mail addresses in the secrets' section [swm]; None if it is not there."""
     return st.secrets.get("swm", {}).get(name)
 
 
 def visitor() -> Person:
-    """Who looks at the page that is drawn now: nobody in particular without a login, or outside a page."""
-    if get_script_run_ctx(suppress_warning=True) is None or not st.user.get("is_logged_in", False):
+    """Who looks at the page that is drawn now: nobody in particular where there is no login, or outside a page."""
+    if get_script_run_ctx(suppress_warning=True) is None:
         return Person()
+    if not st.user.get("is_logged_in", False):
+        return Person(STRANGER) if _has_login() else Person()
     proved = st.user.get("email_verified") is not False  # anybody could claim an address that is not theirs
     name, admins = str((proved and st.user.get("email")) or st.user.get("sub")), _listed("admins")
     return Person(name, isinstance(admins, list) and name in admins)

@@ -37,12 +37,13 @@ def show_verdict(row: dict[str, Any]) -> None:
     gained, cost = gain_and_cost(row["verdict"])
     st.markdown(f"##### {plain(gained)}\n\n{plain(cost)}")
     against, figures = reference_of(row), key_figures(row)
-    origins = ("the original", against["from"] if against else "the original")
+    origins = ("original", against["from"]) if against else ("", "")
     with st.container(horizontal=True, gap="medium", key="key_figures"):  # wraps where the page is narrow
         for names, origin in zip((GAINS, COSTS), origins, strict=True):
             with st.container(width="content", gap="xsmall"):
                 control = TERMS["control"] if names == COSTS and row["against_control"] else None
-                st.caption(f"Against {plain(origin)}", width="content", help=control)
+                if origin:
+                    st.caption(f"Against {plain(origin)}", width="content", help=control)
                 show_figures([figures[name] for name in names])
     if against:
         st.caption(

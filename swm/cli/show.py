@@ -55,7 +55,8 @@ def run_export(options: argparse.Namespace) -> Result:
         check_attention(run, path.absolute(), count, options.type)
     # a job, so that no other one changes the weights that are read; formats of one text take no time
     with watched(run, "export", device=count is not None) if form.write else nullcontext(no_progress) as progress:
-        check_idle_above(run)
+        if form.write:
+            check_idle_above(run)
         if count is not None:
             from swm.stages.without_attention import cost_sentence, export_without_attention
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from swm.errors import ModelError, SettingsError, first_line
 from swm.healing.distillation import Teacher, layer_pairs
-from swm.healing.quantized import check_quantizes, four_bit_bytes, in_four_bits, load_bitsandbytes
+from swm.healing.quantized import check_plain, check_quantizes, four_bit_bytes, in_four_bits, load_bitsandbytes
 from swm.healing.rows import training_rows
 from swm.healing.trainer import OnStep, make_trainer, train
 from swm.models.decoder import find_decoder
@@ -69,7 +69,7 @@ def recover(
     pairs = behind if settings.target == "hidden" else ()
     teacher = Teacher(original, layer_pairs(model, original, pairs)) if original and settings.target != "text" else None
     rows = training_rows(tokenizer, examples, settings)
-    model, whole, quantized = _over_and_into(model, settings)
+    model, whole, quantized = _trained_and_folded(model, settings)
     uses_cache = getattr(model.config, "use_cache", None)  # training turns it off; saved like that, the model is slow
     adapted = _with_adapters(model, settings, layers)
     trainer, watch = make_trainer(adapted, rows, settings, folder, on_step, teacher)
@@ -90,12 +90,14 @@ def recover(
     return folded.eval(), summary
 
 
-def _over_and_into(
+def _trained_and_folded(
     model: PreTrainedModel, settings: RecoverySettings
 ) -> tuple[PreTrainedModel, PreTrainedModel, dict[str, int]]:
     """The model to train over, the one to fold the adapters into, and the size of the first if it is quantized."""
     if settings.quantization == "nf4":
-        small = in_four_bits(model, linear_maps(model, None))
+        names = linear_maps(model, None)
+        check_plain(model, names)
+        small = in_four_bits(model, names)
         return small, model, {"quantized_bytes": four_bit_bytes(small)}
     return model, copy.deepcopy(model) if is_sharded() and is_first() else model, {}  # FSDP splits up the first
 
@@ -145,6 +147,8 @@ def check_adapts(model: PreTrainedModel, settings: RecoverySettings) -> None:
     config = copy.deepcopy(model.config)
     with torch.device("meta"):
         bare: Any = type(model)(config)
+    if settings.quantization != "none":
+        check_plain(bare, linear_maps(bare, None))
     _with_adapters(bare, settings, None)
 
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -36,6 +35,15 @@ def check_quantizes(settings: RecoverySettings) -> None:
         raise SettingsError(
             "Training over 4-bit weights needs the package bitsandbytes: pip install bitsandbytes. Or choose another "
             "preset than qlora."
+        )
+
+
+def check_plain(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Raise ModelError if one of these modules is not a plain linear map, which four bits are made for."""
+    if others := [name for name in names if type(model.get_submodule(name)) is not nn.Linear]:
+        raise ModelError(
+            f"{others[0]} cannot be stored in four bits: it is not a plain linear map. Choose another preset than "
+            "qlora, or --quantization none."
         )
 
 
@@ -65,8 +73,8 @@ def in_four_bits(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedMode
     The model itself moves to the CPU, to fold the adapters into: its weights keep all their digits. Products are
     computed in its precision.
 
-    Raises:
-        ModelError: if one of the modules is not a plain linear map.
+    Args:
+        names: of plain linear maps, see `check_plain`.
     """
     load_bitsandbytes()
     from bitsandbytes.nn import Linear4bit, Params4bit
@@ -74,8 +82,6 @@ def in_four_bits(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedMode
     device, dtype = model.device, model.dtype
     model.to("cpu")  # type: ignore[arg-type]
     maps: dict[str, Any] = {name: model.get_submodule(name) for name in names}
-    if others := [name for name, module in maps.items() if type(module) is not nn.Linear]:
-        raise ModelError(f"{others[0]} cannot be stored in four bits: it is not a plain linear map. Leave out qlora.")
     shared: dict[int, Any] = {id(module.weight): module.weight for module in maps.values()}  # not copied
     small: PreTrainedModel = copy.deepcopy(model, shared)
     for name, module in maps.items():
@@ -101,11 +107,3 @@ def four_bit_bytes(model: nn.Module) -> int:
             scales = [state.absmax, *([state.state2.absmax] if state.nested else [])]
             total += sum(scale.numel() * scale.element_size() for scale in scales)
     return total
-
-
-def dequantized(module: nn.Module) -> torch.Tensor:
-    """The weights that a quantized map computes with."""
-    from bitsandbytes.functional import dequantize_4bit
-
-    weight: Any = module.weight
-    return dequantize_4bit(weight.data, weight.quant_state)

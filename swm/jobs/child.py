@@ -25,9 +25,8 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.files import (
     APP_FOLDER,
     child_environment,
-    demo_experiment,
 )
-from swm.workspace.names import check_new, experiments_folder, is_shipped
+from swm.workspace.names import check_new, experiments_folder
 from swm.workspace.people import person
 from swm.workspace.state import State, this_process
 from swm.workspace.tracked import job_lock
@@ -186,7 +185,6 @@ def active_targets(experiments: Sequence[Experiment]) -> list[tuple[Target, Stat
     """Every experiment and run that has a job queued or running."""
     active: list[tuple[Target, State]] = []
     for experiment in experiments:
-        shipped = is_shipped(experiment.folder) or demo_experiment()  # nothing runs there
-        targets: list[Target] = [] if shipped else [experiment, *experiment.runs()]
+        targets: list[Target] = [] if experiment.fixed else [experiment, *experiment.runs()]
         active += [(target, state) for target in targets if (state := target.state()).active]
     return active

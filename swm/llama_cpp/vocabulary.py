@@ -190,7 +190,7 @@ def _check_fields(tokenizer: PreTrainedTokenizerBase, content: dict[str, Any]) -
 def _takes_spaces(content: dict[str, Any], names: Sequence[str]) -> bool:
     """Whether special tokens take in the space after them exactly where llama.cpp lets those of Phi-3 do so."""
     added = content.get("added_tokens", [])
-    kept = ("<unk>", "<s>", "<|endoftext|>")
+    kept = {*PHI3_TOKENS} - {"</s>"}
     return (
         any(token["rstrip"] for token in added)
         and all(token["rstrip"] == (token["content"] not in kept) for token in added)

@@ -196,6 +196,8 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "created": run.settings.get("created", 0.0),
         "timed_with": {name: timed_with[name] for name in (*SPEED, "throughput") if name in timed_with},
         "timed_as": timing.get("timed_as"),
+        "timed_on": {name: timing[name] for name in ("dtype", "device", "threads") if name in timing},
+        "dtype": facts.get("dtype"),
     }
 
 

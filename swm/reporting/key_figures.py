@@ -28,9 +28,9 @@ class KeyFigure:
 
 def key_figures(row: dict[str, Any]) -> dict[str, KeyFigure]:
     """Speed, size, perplexity and scores of a row of `judged`, by name; "a → b" is from its reference to the row."""
-    against, conditions = reference_of(row), row["conditions"]
-    where = f", in {conditions['dtype']} on {conditions['device']}" if "device" in conditions else ""
-    kept = f", in {conditions['dtype']}" if "dtype" in conditions else ""
+    against, timed = reference_of(row), timed_in(row)
+    where = f", {timed}" if timed else ""
+    kept = f", in {row['dtype']}" if row["dtype"] else ""
     return {
         "speed": KeyFigure("Speed", *_speed(row), SPEED.format(where)),
         "size": KeyFigure("Size", *_size(row), SIZE.format(kept)),
@@ -38,6 +38,14 @@ def key_figures(row: dict[str, Any]) -> dict[str, KeyFigure]:
         CHOICE_LOGPROB: _choice_probability(row, against),
         ACCURACY: _accuracy(row, against),
     }
+
+
+def timed_in(row: dict[str, Any]) -> str:
+    """Where the row's speed was measured, as in "in float32 on cpu with 2 threads"; empty if that is not known."""
+    on = row["timed_on"]
+    if not {"dtype", "device"} <= {*on}:
+        return ""
+    return f"in {on['dtype']} on {on['device']}" + (f" with {on['threads']} threads" if "threads" in on else "")
 
 
 def in_llama_cpp(row: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from swm.reporting.headline import headline
 from swm.reporting.heatmaps import similarity_heatmap
 from swm.reporting.html import figure_html, template_environment
 from swm.reporting.judged import judged
-from swm.reporting.key_figures import key_figures
+from swm.reporting.key_figures import key_figures, timed_in
 from swm.reporting.preview import plan_view
 from swm.reporting.table import cost_lines, lines
 from swm.reporting.verdict import gain_and_cost, reference_of
@@ -144,8 +144,8 @@ def _limits(experiment: Experiment, row: dict[str, Any]) -> list[str]:
     if row["seed"] is not None:
         limits.append(f"healed once, with training seed {row['seed']}, on {row['recovery_text']}")
     limits.append(f"compared with {against['from']}" if against else "compared with nothing")
-    if row["speedup"] and "device" in row["conditions"]:
-        limits.append(f"speed in {row['conditions']['dtype']} on {row['conditions']['device']}, against the original's")
+    if row["speedup"] and (timed := timed_in(row)):
+        limits.append(f"speed {timed}, against the original's")
     return limits
 
 

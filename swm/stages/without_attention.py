@@ -55,7 +55,8 @@ def export_without_attention(
     left = layer_count(model)
     del model
     result = {"without_attention": gone, "perplexity": {"before": before, "after": after}}
-    note = f"\n## Layers without attention\n\n{cost_sentence(result, left)}\n"
+    note = f"\n## Layers without attention\n\n{cost_sentence(result, left)} What is said of transformers above holds "
+    note += "for the run's folder.\n"
     write_gguf(run, file, kind, share_of(progress, 0.8, 1), gone, note)
     return result
 

@@ -38,13 +38,18 @@ class Tracked(ABC):
         """Who may change it, beside admins: an e-mail address; empty if everybody may."""
 
     @property
+    def fixed(self) -> bool:
+        """Whether nobody may change it: a bundled example, or anything in a demo."""
+        return is_shipped(self.folder) or bool(demo_experiment())
+
+    @property
     def read_only(self) -> bool:
         """Whether nothing here may be changed by who acts now."""
-        return is_shipped(self.folder) or bool(demo_experiment()) or not person().may_change(self.owner)
+        return self.fixed or not person().may_change(self.owner)
 
     def why_read_only(self) -> str:
         """Why it cannot be changed, and what to do instead."""
-        if is_shipped(self.folder) or demo_experiment():
+        if self.fixed:
             return read_only_message(self.name)
         return f"{self.name} cannot be changed: it belongs to {self.owner}. Copy the experiment, or ask its owner."
 

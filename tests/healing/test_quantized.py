@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from swm.errors import ModelError, SettingsError
 from swm.healing import quantized
-from swm.healing.lora import linear_maps, recover
-from swm.healing.quantized import check_quantizes, dequantized, four_bit_bytes, in_four_bits
+from swm.healing.lora import check_adapts, linear_maps, recover
+from swm.healing.quantized import check_quantizes, four_bit_bytes, in_four_bits
 from swm.settings import preset_settings
 from swm.texts.example import Example
 from tests.conftest import tiny_model
 
-pytest.importorskip("bitsandbytes")
+bitsandbytes = pytest.importorskip("bitsandbytes")
 ROOT = Path(__file__).parents[2]
 # The sixteen levels of NF4, from the paper's appendix E
 LEVELS = torch.tensor([
@@ -35,6 +35,11 @@ def nearest_levels(weight, block=64):
     scale = blocks.abs().amax(1, keepdim=True)
     level = (blocks[..., None] / scale[..., None] - LEVELS).abs().argmin(-1)
     return (LEVELS[level] * scale).reshape(weight.shape)
+
+
+def dequantized(module):
+    """The weights that a quantized map computes with."""
+    return bitsandbytes.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
 
 
 def model_of(**changes):
@@ -107,6 +112,8 @@ def test_what_cannot_be_quantized_is_refused(monkeypatch, tokenizer, tmp_path):
     for changes, said in (({"target": "original"}, "does not work with --quantization"),):
         with pytest.raises(SettingsError, match=said):
             check_quantizes(preset_settings("qlora", **changes))
+    with pytest.raises(ModelError, match="not a plain linear map"):
+        check_adapts(tiny_model("gpt2", n_embd=64, n_head=4), SETTINGS)  # before anything is merged
     with pytest.raises(ModelError, match="not a plain linear map"):
         recover(tiny_model("gpt2", n_embd=64, n_head=4), tokenizer, EXAMPLES, SETTINGS, tmp_path)
     monkeypatch.setattr(quantized, "is_sharded", lambda: True)

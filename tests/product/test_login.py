@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from pages.shared import login
 from swm.workspace.experiments import Experiment
 from swm.workspace.housekeeping import copy_experiment
 from tools.running import running_app, wait_for_answer
@@ -130,6 +131,16 @@ def test_what_ann_makes_others_see_and_only_she_and_the_admin_change(visiting, a
         page.get_by_role("button", name="Delete for good").click()
         page.get_by_role("heading", name="Sliding-Window Merging Studio").wait_for()
     assert not anns.is_there()
+
+
+def test_who_is_not_logged_in_may_change_nothing_that_is_somebodys(monkeypatch):
+    """No page is shown to them; this holds even if one were."""
+    monkeypatch.setattr(login, "get_script_run_ctx", lambda **_: object())
+    monkeypatch.setattr(login.st, "user", {"is_logged_in": False})
+    monkeypatch.setattr(login.st, "secrets", {"auth": {}})
+    assert not login.visitor().may_change("ann@example.org")
+    monkeypatch.setattr(login.st, "secrets", {})
+    assert login.visitor().may_change("ann@example.org")  # an app without a login
 
 
 @pytest.mark.parametrize("name", ["eve", "mallory"])

@@ -29,6 +29,12 @@ def merged(model_folder, text_file):
     return run
 
 
+def wait_for_the_end(run):
+    end = time.monotonic() + 60
+    while run.state().active and time.monotonic() < end:
+        time.sleep(0.1)
+
+
 def test_export_refuses_a_folder_that_exists(experiment, tmp_path):
     run = experiment.run("first")
     run.model_folder.mkdir()
@@ -63,9 +69,7 @@ def test_an_export_from_the_page_is_a_job_that_ends_with_its_path(merged, home, 
     (button,) = [button for button in test.button if button.label == "Transformers folder"]
     button.click().run()
     assert not test.exception
-    end = time.monotonic() + 60
-    while merged.state().active and time.monotonic() < end:
-        time.sleep(0.1)
+    wait_for_the_end(merged)
     assert (merged.state().stage, merged.state().status) == ("export", "done")
     path = home / "exports" / "mine-a"
     for page in ("pages/run.py", "pages/report.py"):
@@ -80,9 +84,7 @@ def test_an_export_from_the_page_can_leave_out_attention(merged, home):
     (button,) = [button for button in test.button if button.label == "GGUF file"]
     button.click().run()
     assert not test.exception
-    end = time.monotonic() + 60
-    while merged.state().active and time.monotonic() < end:
-        time.sleep(0.1)
+    wait_for_the_end(merged)
     assert merged.state().status == "done", merged.state().error
     assert "Without attention in layers" in (home / "exports" / "mine-a.md").read_text()
 
@@ -159,9 +161,7 @@ def test_the_report_names_a_second_export_anew(merged, home):
     test = opened("pages/report.py", experiment="mine")
     (button,) = [button for button in test.button if button.label == "GGUF file of a"]
     button.click().run()
-    end = time.monotonic() + 60
-    while merged.state().active and time.monotonic() < end:
-        time.sleep(0.1)
+    wait_for_the_end(merged)
     assert merged.state().status == "done", merged.state().error
     assert (home / "exports" / "mine-a-2.gguf").is_file()
     assert (home / "exports" / "mine-a.gguf").read_text() == "the first"

@@ -1,4 +1,4 @@
-"""How sure a choice is: held against scipy's paired interval over the same texts, fitted and read anew."""
+"""How sure a choice is: the intervals against scipy's, computed again from the same texts."""
 
 import math
 

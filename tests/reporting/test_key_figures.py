@@ -56,6 +56,14 @@ def test_speed_and_size_where_the_file_is_used(rows):
     assert in_llama_cpp(rows["best-24", "merged"]) == ""
 
 
+def test_speed_names_where_it_was_measured_not_where_the_scores_were(rows):
+    row = rows["best-24", "recovered"]
+    assert "in float32 on cpu with 2 threads" in key_figures(row)["speed"].help
+    moved = {**row, "conditions": {**row["conditions"], "device": "cuda", "dtype": "bfloat16"}}
+    assert key_figures(moved)["speed"].help == key_figures(row)["speed"].help
+    assert "float32" in key_figures(moved)["size"].help
+
+
 def test_without_a_reference_there_is_the_value_alone(rows):
     shown = key_figures(rows["baseline", "original"])
     assert shown[ACCURACY].value == f"{100 * rows['baseline', 'original']['average']:.1f} %"
