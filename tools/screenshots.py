@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -45,13 +46,21 @@ def take_screenshots(address: str, options: argparse.Namespace) -> None:
             page = browser.new_page(viewport=size, color_scheme=options.scheme)
             page.goto(f"{address}/{name}{SHOWN.get(name, '')}")
             page.wait_for_selector("h1")
-            page.wait_for_timeout(2500)  # charts are drawn after the page
-            height = page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+            height = settled_height(page)
             page.set_viewport_size({**size, "height": min(max(height, 700), TALLEST)})
             page.wait_for_timeout(1000)
             page.screenshot(path=options.folder / f"{name or 'home'}.png")
             page.close()
         browser.close()
+
+
+def settled_height(page: Any) -> int:
+    """Height of a page once it no longer grows: charts and tables are drawn after it."""
+    height, former = 0, -1
+    while height != former:
+        page.wait_for_timeout(2500)
+        former, height = height, page.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
+    return int(height)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> N
         st.metric(f"Loss, last {SMOOTHED} steps", f"{fmean(losses or [0]):.3f}", width="content")
         st.metric("Held-out loss", "–" if held_out is None else f"{held_out:.3f}", width="content")
         highest = max(event.get("learning_rate", 0) for event in events)
-        st.metric("Highest learning rate", f"{highest:.1e}", width="content")
+        st.metric("Highest learning rate", f"{highest:.3g}", width="content")
         remaining = f"{duration(left)} left" if left else None
         shown_speed = "–" if speed is None else f"{speed:,.0f}"
         st.metric("Tokens per second", shown_speed, remaining, "off", delta_arrow="off", width="content")
