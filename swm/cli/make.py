@@ -147,7 +147,7 @@ def run_recover(options: argparse.Namespace) -> Result:
     with watched(run, "recover") as progress:
         summary = recover_run(run, settings, progress)
     losses = summary["held_out_losses"]
-    loss = f"held-out loss {min(losses):.3f} ({losses[0]:.3f} at the first checkpoint); " if losses else ""
+    loss = f"held-out loss {min(losses):.3f} ({losses[0]:.3f} before); " if losses else ""
     return {"run": run.name, **summary}, f"Recovered {run.name}: {loss}model in {run.model_folder}"
 
 

@@ -91,6 +91,7 @@ def in_four_bits(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedMode
         )
         four.weight = Params4bit(module.weight.detach().clone(), requires_grad=False, quant_type="nf4", blocksize=BLOCK)
         four.bias = bias
+        four.support_avx512bf16_for_cpu = False  # evaluating would repack weights in a form that passes no gradient
         parent, _, child = name.rpartition(".")
         setattr(small.get_submodule(parent), child, four.to(device))
     small.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft asks for it

@@ -34,10 +34,11 @@ OnStep = Callable[[int, int, dict[str, float]], None]
 
 
 def train(trainer: Trainer, folder: Path) -> None:
-    """Train to the last step, resuming from the last checkpoint if there is one."""
+    """Train to the last step, resuming from the last checkpoint if there is one; first, the loss before any step."""
     with first_alone():
         checkpoint = _last_checkpoint(folder)
     if checkpoint is None:
+        trainer.args.eval_on_start = True
         trainer.train()
         return
     last, state = checkpoint
@@ -180,12 +181,15 @@ class _Watch(TrainerCallback):
             "grad_norm": "grad_norm",
         }
         numbers = {names[key]: float(value) for key, value in logs.items() if key in names}
-        if not numbers:
+        if not numbers or self.failure:
             return
         if any_of(not all(math.isfinite(value) for value in numbers.values())):
             self.failure = ModelError(
                 f"Training diverged: the loss is not finite at step {state.global_step}. Recover again with a lower "
                 "--learning-rate."
+                if state.global_step
+                else "The loss is not finite before the first step: the model is broken. Merge fewer layers, or with "
+                "another rule."
             )
             control.should_training_stop = True
             return

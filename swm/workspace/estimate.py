@@ -156,7 +156,7 @@ def estimate_run(
         seconds["evaluate"] = evaluations * (EVALUATION_SECONDS + read / cost["forward_tokens_per_second"])
         if recovery:
             trained = recovery.steps * recovery.batch * recovery.accumulate * recovery.length
-            trained += recovery.steps // recovery.save_every * recovery.held_out * recovery.length // BACKWARD
+            trained += (1 + recovery.steps // recovery.save_every) * recovery.held_out * recovery.length // BACKWARD
             seconds["heal"] = 10 + BACKWARD * trained / cost["training_tokens_per_second"]
             seconds["heal"] += fitting if recovery.repair == "fit" else 0
         token = (cost["layers_ms"] + cost["rest_ms"]) / 1000

@@ -43,6 +43,29 @@ def test_training_lowers_the_held_out_loss_and_leaves_a_plain_model(model, token
     assert summary["trained_parameters"] == 4 * 4 * (64 + 48 + 48 + 64 + 96 + 96 + 96)
 
 
+def test_the_first_held_out_loss_is_that_of_the_model_before_training(model, tokenizer, examples, tmp_path):
+    rows = training_rows(tokenizer, examples, SMALL)[: SMALL.held_out]
+    with torch.inference_mode():
+        logits = model(torch.tensor([row["input_ids"] for row in rows])).logits.double()
+    labels = torch.tensor([row["labels"] for row in rows])
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100
+    )
+    seen = []
+
+    def on_step(step, steps, numbers):
+        seen.extend((step, value) for name, value in numbers.items() if name == "held_out_loss")
+        if step == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        recover(model, tokenizer, examples, SMALL, tmp_path, on_step)
+    assert seen[0] == (0, pytest.approx(float(expected), rel=1e-3))  # trained in bfloat16 where that is faster
+    losses_of(tiny_model(), tokenizer, examples, SMALL, tmp_path)
+    recover(tiny_model(), tokenizer, examples, SMALL, tmp_path, on_step)
+    assert [step for step, _ in seen].count(0) == 1  # a resumed recovery does not begin again
+
+
 def test_folded_adapters_give_the_logits_of_base_and_adapter(tokenizer, examples, tmp_path, tokens):
     from peft import PeftModel
 
@@ -101,9 +124,13 @@ def test_a_recovery_begun_by_processes_that_share_the_weights_is_gone_on_with_by
 
 
 def test_loss_that_is_not_a_number_is_told(model, tokenizer, examples, tmp_path):
-    find_decoder(model).layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
+    model.model.norm.register_forward_hook(lambda norm, _, states: states * math.nan if norm.training else states)
     with pytest.raises(ModelError, match=r"the loss is not finite at step 1.*--learning-rate"):
-        recover(model, tokenizer, examples, SMALL, tmp_path)
+        recover(model, tokenizer, examples, SMALL, tmp_path / "diverged")
+    broken = tiny_model()
+    find_decoder(broken).layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
+    with pytest.raises(ModelError, match="not finite before the first step: the model is broken"):
+        recover(broken, tokenizer, examples, SMALL, tmp_path / "broken")
 
 
 def test_too_few_examples_are_told_with_the_numbers(model, tokenizer, tmp_path):

@@ -78,6 +78,19 @@ def test_a_quantized_map_computes_with_those_weights():
     assert torch.allclose(module(states), F.linear(states, dequantized(module)), atol=1e-4)
 
 
+def test_gradients_pass_through_it_after_a_look_at_held_out_text():
+    """With AVX-512 BF16, bitsandbytes repacks weights for evaluation, and no gradient passes through those."""
+    small = in_four_bits(model_of(), linear_maps(model_of(), None))
+    module, states = small.get_submodule("model.layers.1.mlp.up_proj"), torch.randn(5, 64)
+    with torch.inference_mode():
+        evaluated = module.eval()(states)
+    states.requires_grad_()
+    trained = module.train()(states)
+    trained.sum().backward()
+    assert torch.allclose(trained, evaluated, atol=1e-4)
+    assert torch.allclose(states.grad, dequantized(module).sum(0).expand(5, -1), atol=1e-4)
+
+
 def test_the_adapters_are_folded_into_the_weights_with_all_their_digits(tokenizer, tmp_path):
     model = model_of()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

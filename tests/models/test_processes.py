@@ -125,7 +125,7 @@ def test_two_processes_measure_what_one_does(name, both):
 
 def assert_same_events(one, two, rounding=1e-3):
     ours, theirs = one.events(), two.events()
-    assert len(ours) == len(theirs) == 9  # the beginning, six steps, two looks at the held-out texts
+    assert len(ours) == len(theirs) == 10  # the beginning, six steps, three looks at the held-out texts
     for one_event, two_event in zip(ours, theirs, strict=True):
         assert one_event.keys() == two_event.keys()
         for name in one_event.keys() & {"step", "loss", "held_out_loss", "learning_rate"}:
