@@ -12,8 +12,9 @@ from pages.shared.tables import runs_table
 from pages.shared.tour import DEMO, start_tour
 from pages.shared.verdict import judged_rows, show_verdict
 from pages.shared.words import show_words
-from swm.reporting.compare import compare, flat_rows, row_name
+from swm.reporting.compare import compare, flat_rows
 from swm.reporting.headline import headline
+from swm.reporting.names import row_name
 from swm.reporting.preview import WITHIN
 from swm.workspace.experiments import list_experiments
 

@@ -13,7 +13,7 @@ from pages.shared.plain import plain
 from pages.shared.tables import comparison_table, paired_table, runs_figures, unbroken
 from pages.shared.verdict import judged_rows, show_verdict
 from swm.evaluation.paired import SCORES, flipped, paired
-from swm.reporting.compare import comparable, compare, documents_of, flat_rows, reference_rows, row_name
+from swm.reporting.compare import comparable, compare, documents_of, flat_rows, reference_rows
 from swm.reporting.compare_charts import (
     MOST_BARS,
     differences_chart,
@@ -27,6 +27,7 @@ from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS, TITLES, help_for
 from swm.reporting.headline import headline
 from swm.reporting.judged import judged, pin
+from swm.reporting.names import row_name
 from swm.reporting.table import cost_lines
 from swm.workspace.experiments import list_experiments
 
@@ -137,8 +138,8 @@ if costs := cost_lines(flat):
     else:
         st.table(unbroken(cost_table))
     against = (
-        "Each run against its control, if it was healed and has one, and against the original, where LoRA's own effect "
-        "counts as well."
+        "Each run against its control, if it was healed and has one, and against the original, where the training's "
+        "own effect counts as well."
         if pinned == AUTOMATIC
         else f"Each model against {plain(pinned)}."
     )

@@ -20,10 +20,10 @@ from pages.shared.plain import plain
 from pages.shared.tables import decided_table, study_table, survival_table, windows_text
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.registry import METRICS
-from swm.reporting.compare import row_name
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS, TITLES, help_for, method_name
 from swm.reporting.heatmaps import similarity_heatmap
+from swm.reporting.names import row_name
 from swm.reporting.study_charts import depths_chart, ranks_chart, staircase_chart, threshold_scores_chart
 from swm.reporting.table import conditions_of
 from swm.search.kept_path import kept_path

@@ -47,12 +47,17 @@ class RecoverySettings:
 
     Attributes:
         loss_on: "text" packs the examples and trains on every token; "response" trains on the answers' tokens only.
+        answers: "original" lets the original model answer the text's prompts first, and trains on those answers
+            (self-data distillation, arXiv:2410.09982).
         target: "text" trains on the text's own next token; "original" on the original model's probabilities for it
             (distillation), which restores what was lost without teaching new text; "hidden" also on the original's
             hidden states after the merged layers.
-        adapt: layers that get adapters. "all"; "above": from two below the lowest merged layer up, since all layers
+        train: "adapters" trains low-rank matrices beside the linear maps (LoRA); "weights" the layers' own linear maps
+            and norms, with 16 bytes for each number: for few layers, see `adapt`.
+        adapt: layers that are trained. "all"; "above": from two below the lowest merged layer up, since all layers
             below give the same outputs as before and need no backward pass: the higher the windows, the faster;
-            "near": the merged layers and their neighbours.
+            "near": the merged layers and their neighbours; "last": the last three, and with train "weights" the output
+            head where it has weights of its own (arXiv:2411.15558).
         checkpointing: "on" recomputes activations in the backward pass instead of storing them: a third slower, much
             less memory; "auto" does so when they would take more than half of the free memory.
         repair: "fit" solves the last projection of each merged layer by least squares before training, see
@@ -65,8 +70,10 @@ class RecoverySettings:
     preset: str = "quick"
     texts: str = "instructions"
     loss_on: Literal["text", "response"] = "text"
+    answers: Literal["given", "original"] = "given"
     target: Literal["text", "original", "hidden"] = "text"
-    adapt: Literal["all", "above", "near"] = "all"
+    train: Literal["adapters", "weights"] = "adapters"
+    adapt: Literal["all", "above", "near", "last"] = "all"
     checkpointing: Literal["auto", "on", "off"] = "auto"
     repair: Literal["fit", "none"] = "fit"
     quantization: Literal["none", "nf4"] = "none"

@@ -34,9 +34,7 @@ def offer_control(run: Run, limit: int | None) -> None:
         start(control, "control", ["control", run.experiment.name, run.name])
         st.session_state["run_next"] = control.name
         st.rerun()
-    st.caption(
-        f"Without a control, LoRA's own effect on the scores is credited to the merged model.{_time(run, limit)}"
-    )
+    st.caption(f"Without a control, the training's own effect is credited to the merged model.{_time(run, limit)}")
 
 
 def _time(run: Run, limit: int | None) -> str:

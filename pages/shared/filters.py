@@ -6,8 +6,8 @@ from typing import Any
 
 import streamlit as st
 
-from swm.reporting.compare import stage_name
 from swm.reporting.glossary import method_name
+from swm.reporting.names import stage_of
 from swm.reporting.palette import MODEL_COLOURS, method_colour, row_colours
 
 Labelled = dict[str, dict[str, Any]]
@@ -20,7 +20,7 @@ def group_of(row: dict[str, Any], by: str) -> str:
     """The group of a row of `compare`: its layers, method or stage."""
     if by == "layers":
         return f"{row['layers']} layers"
-    return method_name(row["chosen_by"]) if by == "method" else stage_name(row["stage"], row["control"])
+    return method_name(row["chosen_by"]) if by == "method" else stage_of(row)
 
 
 def group_colours(rows: list[dict[str, Any]], groups: list[str], by: str) -> list[str]:

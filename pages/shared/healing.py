@@ -16,6 +16,7 @@ ADAPT = {
     "all": "all layers",
     "above": "from just below the lowest merged layer up",
     "near": "merged layers and neighbours",
+    "last": "the last three layers",
 }
 NUMBERS = {
     "steps": ("Steps", "Training steps of batch size × sequence length tokens."),
@@ -32,7 +33,7 @@ CHOICES = {
         "Training target",
         "The recovery text itself, or the original model's probabilities for it (distillation).",
     ),
-    "adapt": ("Adapters in", "Adapting all layers heals best. Adapting fewer trains faster."),
+    "adapt": ("Layers trained", "Training all layers heals best. Fewer train faster."),
     "checkpointing": (
         "Save memory",
         "Activation checkpointing: slower, but needs much less memory. auto: only if memory is short.",

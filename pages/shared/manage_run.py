@@ -13,7 +13,7 @@ from pages.shared.plain import plain
 from swm.errors import SwmError
 from swm.jobs.child import start
 from swm.registry import EXPORT_FORMATS, ExportFormat, as_sentence
-from swm.reporting.compare import STAGES
+from swm.reporting.names import stage_name
 from swm.workspace.files import check_absent, disk_errors, home
 from swm.workspace.housekeeping import delete, rename
 from swm.workspace.names import check_name
@@ -126,6 +126,6 @@ def export(run: Run) -> None:
         elif form.write:
             offer_weights(run, form, form.title, name, "run_export")
     st.caption(
-        f"The model as it is now: {STAGES[run.stage]}. Models are written to the folder `exports` of the studio's home "
+        f"The model as it is now: {stage_name(run)}. Models are written to the folder `exports` of the studio's home "
         "on the machine that runs it."
     )

@@ -12,7 +12,7 @@ from pages.shared.plain import plain
 from swm.healing.training_speed import training_speed
 from swm.registry import MERGE_RULES, as_sentence
 from swm.reporting.charts import loss_chart
-from swm.reporting.compare import stage_name
+from swm.reporting.names import stage_name
 from swm.workspace.runs import Run
 from swm.workspace.state import State
 from swm.workspace.units import gib
@@ -56,7 +56,7 @@ def follow(run: Run, state: State) -> None:
     with st.container(horizontal=True, gap="large"):  # wraps where the page is narrow
         st.metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}", width="content")
         st.metric("Rule", run.plan.rule, help=as_sentence(MERGE_RULES[run.plan.rule].help), width="content")
-        st.metric("Stage", stage_name(run.stage, run.is_control), width="content")
+        st.metric("Stage", stage_name(run), width="content")
         if state.memory_bytes:
             used = meters(state) if state.active else None
             st.metric("Memory of the job", gib(state.memory_bytes), used, "off", delta_arrow="off", width="content")
@@ -67,9 +67,10 @@ def follow(run: Run, state: State) -> None:
         healing_numbers(events, recovery)
         st.plotly_chart(loss_chart(events), key="run_loss")
     if "trained_parameters" in recovery:
+        rank = "" if recovery.get("train") == "weights" else f"rank {recovery['rank']}, "
         st.caption(
             f"{recovery['steps']} steps of {recovery['batch'] * recovery['accumulate']} × {recovery['length']} tokens "
-            f"from {recovery['texts']}, rank {recovery['rank']}, learning rate {recovery['learning_rate']:g}, "
+            f"from {recovery['texts']}, {rank}learning rate {recovery['learning_rate']:g}, "
             f"{recovery['trained_parameters'] / 1e6:.1f} M trainable parameters, {recovery['seconds'] / 60:.1f} min"
         )
     if log := run.log_tail():
@@ -102,7 +103,7 @@ def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> N
 
 def partial_checkpoint(run: Run, started: dict[str, Any]) -> str:
     """What an interrupted healing left behind, and which model can be used now."""
-    model = f"The run's folder holds the complete {stage_name(run.stage, run.is_control)} model, which you can use."
+    model = f"The run's folder holds the complete {stage_name(run)} model, which you can use."
     if step := run.checkpoint_step():
         return (
             f"Healing stopped early. Its last checkpoint is at step {step:,} of {started['steps']:,}; “Resume healing” "

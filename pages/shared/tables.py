@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, Paired
-from swm.reporting.compare import percent_interval, row_name, stage_name
+from swm.reporting.compare import percent_interval
 from swm.reporting.glossary import FORMS, TITLES, UNITS, method_name
+from swm.reporting.names import row_name, stage_name, stage_of
 from swm.reporting.table import MISSING, interval, lines, number, percent, points, ratio, speedup
 from swm.search.threshold_path import PlanAt
 from swm.studies.findings import NEAR
@@ -80,7 +81,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "layers": row["layers"],
             "method": method_name(row["method"]),
             "rule": row["rule"] or "",
-            "stage": "merged + fit + LoRA" if row["fitted_first"] else stage_name(row["stage"], row["control"]),
+            "stage": "merged + fit + LoRA" if row["fitted_first"] else stage_of(row),
             **({"LoRA seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
             **{f"perplexity, {text}": interval(row["perplexities"].get(text)) for text in texts},
@@ -141,7 +142,7 @@ def decided_table(decided: list[dict[str, Any]]) -> pd.DataFrame:
     """One line for each row of `pairs_decided`: how many pairs each score decides."""
     return pd.DataFrame(
         {
-            "stage": stage_name(row["stage"], control=False),
+            "stage": stage_of({**row, "control": False}),
             "models": f"within {NEAR:g} times the original's perplexity" if row["near"] else "all",
             "pairs": row["pairs"],
             "documents per task": f"{row['documents']:,}",
@@ -215,7 +216,7 @@ def runs_table(experiments: list[Experiment]) -> pd.DataFrame:
             "run": run.name,
             "layers": f"{plan.layers_left} of {plan.layer_count}",
             "rule": plan.rule if plan.windows else "–",
-            "stage": stage_name(run.stage, run.is_control),
+            "stage": stage_name(run),
             "job": run.state().status or "–",
         }
         for experiment in experiments

@@ -62,7 +62,7 @@ def show_figures(figures: list[KeyFigure]) -> None:
 
 
 def _against_original(row: dict[str, Any]) -> str:
-    """What a run with a control gained or lost against the original, LoRA's own effect included."""
+    """What a run with a control gained or lost against the original, the training's own effect included."""
     original = row["against_original"] if row["against_control"] else None
     if not original or not original["scores"]:
         return ""
@@ -72,4 +72,4 @@ def _against_original(row: dict[str, Any]) -> str:
         f"{TITLES[name].lower()} {points(original['scores'].get(name), *FORMS[name])} {UNITS[name]}"
         for name in (CHOICE_LOGPROB, ACCURACY)
     ]
-    return f" Against the original without training, LoRA's own effect included: {plain(', '.join(changes))}."
+    return f" Against the original without training, the training's own effect included: {plain(', '.join(changes))}."

@@ -9,7 +9,7 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.plain import plain
-from swm.reporting.compare import row_name
+from swm.reporting.names import row_name
 
 
 def model_heading(name: str, colour: str) -> None:

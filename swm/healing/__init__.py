@@ -1,8 +1,9 @@
-"""Healing a merged model: LoRA (peft), distillation.
+"""Healing a merged model: LoRA (peft), training of some layers' weights, distillation.
 
 - distillation: training towards the original model's output
-- layers: which layers get adapters
-- lora: trains LoRA adapters and folds them in (peft)
+- layers: which layers are trained
+- lora: trains LoRA adapters or weights and folds them in (peft)
+- own_answers: recovery examples whose answers the original model writes
 - quantized: frozen weights in four bits (QLoRA)
 - rows: a recovery text as sequences of token ids with labels
 - trainer: transformers' Trainer for a recovery: settings, checkpoints, stopping

@@ -1,4 +1,4 @@
-"""Healing a merged model with LoRA. The only module that imports peft."""
+"""Healing a merged model with LoRA, or by training some layers' weights. The only module that imports peft."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def recover(
     layers: Sequence[int] | None = None,
     behind: Sequence[tuple[int, int]] = (),
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Train LoRA adapters on the linear layers and fold them in.
+    """Train LoRA adapters on the linear layers, or the layers' own weights, and fold the result in.
 
     Several processes (`accelerate launch`) share each batch: a step sees the same sequences for any number of
     processes. The first one writes.
@@ -52,7 +52,7 @@ def recover(
         on_step: called after each step with (step, steps, numbers: loss, learning_rate, held_out_loss, ...); may raise
             Cancelled, in which case a checkpoint is written first.
         original: the model to learn from if `settings.target` is not "text".
-        layers: indexes of the layers that get adapters; None for all.
+        layers: indexes of the layers that are trained; None for all.
         behind: (layer of the merged model, layer of the original) whose outputs should match with target "hidden".
 
     Returns:
@@ -64,13 +64,11 @@ def recover(
     """
     check_shared(settings)
     check_quantizes(settings)
-    if settings.target != "text" and original is None:
-        raise ValueError(f"Target {settings.target} needs the original model, but none was given.")
-    pairs = behind if settings.target == "hidden" else ()
-    teacher = Teacher(original, layer_pairs(model, original, pairs)) if original and settings.target != "text" else None
+    teacher = _teacher(model, original, settings, behind)
     rows = training_rows(tokenizer, examples, settings)
     model, whole, quantized = _trained_and_folded(model, settings)
     uses_cache = getattr(model.config, "use_cache", None)  # training turns it off; saved like that, the model is slow
+    dtypes = {name: parameter.dtype for name, parameter in whole.named_parameters()}
     adapted = _with_adapters(model, settings, layers)
     trainer, watch = make_trainer(adapted, rows, settings, folder, on_step, teacher)
     train(trainer, folder)
@@ -84,10 +82,24 @@ def recover(
         "held_out_losses": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
         **quantized,
     }
-    folded = _folded(trainer, adapted, whole, folder / "adapter")
+    folded = _folded(trainer, adapted, whole, dtypes, folder / "adapter")
     if uses_cache is not None:
         folded.config.use_cache = uses_cache
     return folded.eval(), summary
+
+
+def _teacher(
+    model: PreTrainedModel,
+    original: PreTrainedModel | None,
+    settings: RecoverySettings,
+    behind: Sequence[tuple[int, int]],
+) -> Teacher | None:
+    """Whom to learn from; None if it is the text."""
+    if settings.target == "text":
+        return None
+    if original is None:
+        raise ValueError(f"Target {settings.target} needs the original model, but none was given.")
+    return Teacher(original, layer_pairs(model, original, behind if settings.target == "hidden" else ()))
 
 
 def _trained_and_folded(
@@ -102,8 +114,14 @@ def _trained_and_folded(
     return model, copy.deepcopy(model) if is_sharded() and is_first() else model, {}  # FSDP splits up the first
 
 
-def _folded(trainer: Trainer, adapted: Any, whole: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Save the adapters and fold them in; into the whole model if the trained one was sharded or quantized."""
+def _folded(
+    trainer: Trainer, adapted: Any, whole: PreTrainedModel, dtypes: dict[str, torch.dtype], folder: Path
+) -> PreTrainedModel:
+    """Save the adapters and fold them in; into the whole model if the trained one was sharded or quantized.
+
+    Args:
+        dtypes: of the whole model's parameters by name, which those that were trained in float32 get back.
+    """
     weights = trainer.accelerator.get_state_dict(trainer.model) if is_sharded() else None
     if is_first():
         adapted.save_pretrained(folder, state_dict=weights)
@@ -114,20 +132,28 @@ def _folded(trainer: Trainer, adapted: Any, whole: PreTrainedModel, folder: Path
 
         adapted = PeftModel.from_pretrained(whole, folder)
     folded: PreTrainedModel = adapted.merge_and_unload()
+    for name, parameter in folded.named_parameters():
+        parameter.data = parameter.data.to(dtypes[name])
     return folded
 
 
 def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: Sequence[int] | None) -> Any:
-    """The model with new LoRA adapters in the given layers; the same seed gives the same adapters."""
+    """The model with new LoRA adapters, or copies of the weights to train, in the given layers.
+
+    The same seed gives the same adapters.
+    """
     load_bitsandbytes()
     from peft import LoraConfig, get_peft_model
+    from peft.utils.constants import DUMMY_TARGET_MODULES
 
+    trains_weights = settings.train == "weights"
     lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         bias="none",
-        target_modules=linear_maps(model, layers),
+        target_modules=DUMMY_TARGET_MODULES if trains_weights else linear_maps(model, layers),
+        modules_to_save=trained_modules(model, layers, settings.adapt == "last") if trains_weights else None,
         task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)
@@ -161,6 +187,25 @@ def linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[st
     mixers = [module for index in chosen for module in decoder[index].modules() if hasattr(module, "A_log")]
     inside -= {id(getattr(mixer, name, None)) for mixer in mixers for name in ("out_proj", "conv1d")}
     return [name for name, module in model.named_modules() if id(module) in inside and _is_linear_map(module)]
+
+
+def trained_modules(model: PreTrainedModel, layers: Sequence[int] | None, head: bool) -> list[str]:
+    """Full names of the modules in these layers whose weights are trained: those that hold some and nothing else.
+
+    Args:
+        head: also the output head, where it does not share its weights with the embedding.
+    """
+    decoder = find_decoder(model).layers
+    chosen = [decoder[index] for index in (range(len(decoder)) if layers is None else layers)]
+    output = model.get_output_embeddings()
+    if head and output is not None and output.weight is not model.get_input_embeddings().weight:
+        chosen.append(output)
+    inside = {id(module) for part in chosen for module in part.modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if id(module) in inside and any(True for _ in module.parameters(False)) and not any(module.children())
+    ]
 
 
 def _is_linear_map(module: nn.Module) -> bool:

@@ -31,6 +31,11 @@ def check_quantizes(settings: RecoverySettings) -> None:
             f"--target {settings.target} does not work with --quantization nf4: the original would have to be in "
             "memory whole. Choose --target text."
         )
+    if settings.train == "weights":
+        raise SettingsError(
+            "--train weights does not work with --quantization nf4: weights of four bits cannot be trained. Choose "
+            "--train adapters."
+        )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise SettingsError(
             "Training over 4-bit weights needs the package bitsandbytes: pip install bitsandbytes. Or choose another "

@@ -118,6 +118,9 @@ def make_trainer(
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
+    if arguments.bf16:  # products in bfloat16, but small steps added up in float32
+        for parameter in filter(lambda parameter: parameter.requires_grad, adapted.parameters()):
+            parameter.data = parameter.data.float()
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # one GPU per process: otherwise the Trainer multiplies the batch by the number of GPUs
     if _checkpoints(adapted, settings):

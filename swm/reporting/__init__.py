@@ -16,6 +16,7 @@
 - judged: rows with differences from original and control, and verdicts
 - key_figures: the numbers behind a run's verdict
 - known_plans: every plan whose perplexity is known, and their chart
+- names: how runs and their stages are called
 - palette: colours of pages, charts and report
 - preview: every plan of a threshold path with its numbers, as data for the browser
 - report: one self-contained HTML page for stakeholders

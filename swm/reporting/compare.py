@@ -10,13 +10,13 @@ from typing import Any
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES
 from swm.evaluation.task_names import CHANCE
 from swm.registry import MERGE_RULES
+from swm.reporting.names import ORIGINAL, healed_by, row_name
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.origin import BY_THRESHOLD
 from swm.workspace.runs import BASELINE, Run
 
 SPEED = ("tokens_per_second", "latency_ms", "peak_memory_bytes")
-STAGES = {"original": "original", "planned": "planned", "merged": "merged", "recovered": "merged + LoRA"}
 
 
 def compare(experiment: Experiment) -> list[dict[str, Any]]:
@@ -30,7 +30,8 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
         `tasks_above_chance` (those that the original answers better than by guessing), `control` (whether it is the
         original model, healed), `control_run` (the control of a healed run), `tokens_per_second`, `latency_ms`,
         `peak_memory_bytes`, `speedup` (with `low` and `high`), `chosen_by` (the planner, or the merge rule of a
-        threshold search), `conditions` (of the scores), `seed` and `recovery_text` of healing, `fitted_first` (whether
+        threshold search), `conditions` (of the scores), `seed` and `recovery_text` of healing, `healed_by` ("LoRA",
+        "training" of the layers' own weights, None), `fitted_first` (whether
         merged layers were fitted before LoRA), `shared_texts` (perplexity texts that are also the calibration or
         recovery text, so that their numbers are not independent),
         `timed_with` (the original's speed, measured in turn with the run's), `timed_as` (the row of the same shape that
@@ -137,7 +138,7 @@ def flat_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _row_of(run: Run) -> dict[str, Any]:
     row = _row(run, run.stage, run.scores(), run.timing())
     if run.is_control and not run.timing() and (timing := run.experiment.run(BASELINE).timing()):
-        timing = {"timed_as": STAGES["original"], **timing}  # the same layers with other weights
+        timing = {"timed_as": ORIGINAL, **timing}  # the same layers with other weights
         row = _row(run, run.stage, run.scores(), timing)
     if (scores := run.scores_before_recovery()) and run.stage == "recovered":
         before = run.timing_before_recovery()
@@ -165,6 +166,7 @@ def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, 
         "layers": run.plan.layers_left,
         "parameters": parameters,
         "size_bytes": merged.get("size_bytes", parameters * facts["size_bytes"] // facts["parameters"]),
+        "healed_by": healed_by(run) if stage == "recovered" else None,
         "control": run.is_control and stage == "recovered",
         "control_run": control.name if stage == "recovered" and (control := control_of(run)) else None,
         "windows": [[window.first, window.last] for window in run.plan.windows],
@@ -269,22 +271,3 @@ def continuous_averages(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def _difference(value: float | None, baseline: float | None) -> float | None:
     return None if value is None or baseline is None else value - baseline
-
-
-def row_name(row: dict[str, Any]) -> str:
-    """Display name of a row: "original", "first (merged)", "first (merged + LoRA)", "control (original + LoRA)"."""
-    return _name(row["run"], row["stage"], row["control"])
-
-
-def run_name(run: Run) -> str:
-    """Display name of a run as it is now, like that of its row."""
-    return _name(run.name, run.stage, run.is_control)
-
-
-def stage_name(stage: str, control: bool) -> str:
-    """Display name of a stage, as in "merged + LoRA"; of a control, "original + LoRA"."""
-    return "original + LoRA" if control and stage == "recovered" else STAGES[stage]
-
-
-def _name(run: str, stage: str, control: bool) -> str:
-    return "original" if run == BASELINE else f"{run} ({stage_name(stage, control)})"

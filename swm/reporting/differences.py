@@ -20,7 +20,8 @@ from swm.evaluation.paired import (
     mean_perplexity,
     paired,
 )
-from swm.reporting.compare import documents_key, documents_of, row_name, same_text
+from swm.reporting.compare import documents_key, documents_of, same_text
+from swm.reporting.names import row_name
 
 Entry = dict[str, Any]
 

@@ -20,7 +20,7 @@ TERMS = {
     "the same, for CKA up to rotation and scale; a high value does not mean that a layer can go.",
     "block_influence": "How much a layer changes the direction of its input: 1 minus the cosine of input and output; "
     "0 means that it changes nothing.",
-    "control": "The original model after the same LoRA training on the same text and seed. Training teaches any model "
+    "control": "The original model after the same training on the same text and seed. Training teaches any model "
     "the form of its text, so a healed model is compared with this one.",
 }
 TITLES = {

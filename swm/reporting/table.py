@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 from swm.evaluation.paired import SCORES, TOO_FEW
-from swm.reporting.compare import average_of, documents_key, flat_rows, percent_interval, row_name, same_text
+from swm.reporting.compare import average_of, documents_key, flat_rows, percent_interval, same_text
 from swm.reporting.glossary import FORMS, TITLES, UNITS
+from swm.reporting.names import row_name
 from swm.reporting.verdict import digits_for
 from swm.workspace.runs import BASELINE
 

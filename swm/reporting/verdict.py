@@ -44,7 +44,7 @@ def reference_of(row: Entry) -> Entry | None:
 def _gained(row: Entry) -> str:
     """What was removed and what that gains: "24 of 30 layers, 1.20 times as fast, 16 % smaller"."""
     if row["control"]:
-        return "The control: the original, nothing merged, after the same LoRA training"
+        return "The control: the original, nothing merged, after the same training"
     parts = [f"{row['layers']} of {row['layers'] - row['deltas']['layers']} layers"]
     if row["width"]["ratio"]:
         parts.append(f"width cut by {100 * row['width']['ratio']:.0f} %")
@@ -65,7 +65,7 @@ def _reference(row: Entry) -> str:
     if row["control"]:
         return f"Compared with the original{trained}"
     missing = f"its control, {row['control_run']}, is not evaluated" if row["control_run"] else "there is no control"
-    return f"Compared with the original without training ({missing}, so a gain may come from LoRA alone)"
+    return f"Compared with the original without training ({missing}, so a gain may come from training alone)"
 
 
 def _costs(row: Entry, against: Entry) -> list[str]:

@@ -1,4 +1,4 @@
-"""Heals a run with LoRA."""
+"""Heals a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from swm.errors import ExperimentError, ModelError, TextError
 from swm.healing.layers import adapted_layers
 from swm.healing.lora import check_adapts, check_shared, recover
+from swm.healing.own_answers import own_answers
 from swm.healing.quantized import check_quantizes
 from swm.healing.rows import training_rows
 from swm.healing.training_speed import training_speed
@@ -22,7 +24,7 @@ from swm.merging.apply import apply_plan
 from swm.merging.fit import apply_fitted_plan, check_fits
 from swm.models.decoder import check_length
 from swm.models.load import load_tokenizer
-from swm.models.locate import load_config, skeleton
+from swm.models.locate import load_config, model_folder, skeleton
 from swm.models.processes import check_sharding, first_alone, is_first, is_sharded, world_size
 from swm.progress import Progress, no_progress
 from swm.settings import FIT_TOKENS, RecoverySettings
@@ -30,9 +32,9 @@ from swm.stages.loading import calibration_of, check_text, digest, load_original
 from swm.stages.merge import check_not_baseline, cut_width, fitting_progress, merged_model, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
 from swm.texts.example import Example
-from swm.workspace.estimate import adapter_bytes, reached_rates
+from swm.workspace.estimate import reached_rates, trained_bytes
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import check_space
+from swm.workspace.files import check_space, content_hash, home
 from swm.workspace.runs import Run
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ def _examples_hash(examples: list[Example]) -> str:
 
 
 def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_progress) -> dict[str, Any]:
-    """Heal a merged model with LoRA and replace it with the result; returns the training summary.
+    """Heal a merged model and replace it with the result; returns the training summary.
 
     Starts from the plan, so it can be repeated; with the same settings it resumes from its last checkpoint.
     """
@@ -79,8 +81,8 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     progress(0, settings.steps, "loading the model")
     model, tokenizer = load_original(run.experiment, "cpu" if is_sharded() else "auto")
     check_length(model.config, settings.length)
-    adapters = adapter_bytes(settings.rank, run.plan.layers_left, model.config.get_text_config().hidden_size)
-    check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * adapters)  # two checkpoints and one being written
+    trained = trained_bytes(settings, run.plan, run.experiment.model_facts)
+    check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * trained)  # two checkpoints and one being written
     check_adapts(model, settings)
     ids = calibration_of(run.experiment, tokenizer)  # read now: the text may change during training
     examples = recovery_examples(settings.texts, settings.seed)
@@ -88,17 +90,11 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     requested["examples_hash"] = _examples_hash(examples)
     training_rows(tokenizer, examples, settings)  # rejects a text that is too short before anything is deleted
     with first_alone():
-        started = run.settings.get("recovery_started") or {}
-        if not started or any(requested.get(name) != value for name, value in started.items()):
-            if all(started.get(name) == value for name, value in asdict(settings).items()):
-                log.warning("The recovery text %s has changed since healing began: starting over.", settings.texts)
-            run.keep_adapter()
-            shutil.rmtree(folder, ignore_errors=True)  # before the settings it was started with are replaced
-            run.clear_events()
-            run.remember(recovery_started=requested)
+        _begin(run, settings, requested)
     loss_text = ""
     if is_first():
         run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
+    examples = _answered(run, model, tokenizer, examples, settings, progress)
     merged, repaired = _repaired(run, model, tokenizer, examples, settings, progress)
 
     def step(done: int, steps: int, numbers: dict[str, float]) -> None:
@@ -124,6 +120,40 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     _keep_speed(run, recovery)
     save_run_model(run, healed, tokenizer, ids, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
     return summary
+
+
+def _begin(run: Run, settings: RecoverySettings, requested: dict[str, Any]) -> None:
+    """Set aside what a recovery with other settings or another text left, and note what this one is asked for."""
+    started = run.settings.get("recovery_started") or {}
+    if not started or any(requested.get(name) != value for name, value in started.items()):
+        if all(started.get(name) == value for name, value in asdict(settings).items()):
+            log.warning("The recovery text %s has changed since healing began: starting over.", settings.texts)
+        run.keep_adapter()
+        shutil.rmtree(run.folder / "recovery", ignore_errors=True)  # before the settings it was started with go
+        run.clear_events()
+        run.remember(recovery_started=requested)
+
+
+def _answered(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    progress: Progress,
+) -> list[Example]:
+    """The examples to train on; with the original's own answers, which are kept by the content of its weights."""
+    if settings.answers == "given":
+        return examples
+    weights = content_hash(model_folder(run.experiment.settings.model), ("*.safetensors", "*.json", "*.model", "*.txt"))
+    key = digest(weights, str(model.dtype), version("transformers"))
+    store = home() / "cache" / "answers" / f"{key}.jsonl"
+
+    def on_batch(done: int, total: int) -> None:
+        progress(0, 0, f"the original model answers, {done:,} of {total:,}")
+
+    with first_alone():
+        return own_answers(model, tokenizer, examples, settings, store, on_batch)
 
 
 def _keep_speed(run: Run, recovery: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from swm.evaluation.task_names import TASKS
 from swm.evaluation.tasks import check_limit, check_request
 from swm.jobs.tracking import Target
 from swm.progress import Progress, named
-from swm.reporting.compare import run_name
+from swm.reporting.names import run_name
 from swm.settings import RecoverySettings
 from swm.stages.evaluate import evaluate_run
 from swm.stages.merge import merge_run

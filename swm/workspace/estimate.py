@@ -128,9 +128,9 @@ def estimate_run(
         folder: a folder on the disk where the run is saved.
         evaluations: how many models are evaluated: the original if it has no scores yet, the merged, the healed one.
 
-    Source of the memory: weights of both models, and of the reloaded one while saving; for training also LoRA's weights
-    with gradients and two moments, a batch's activations (about 24 * width numbers per layer and token) and three times
-    its logits.
+    Source of the memory: weights of both models, and of the reloaded one while saving; for training also the trained
+    weights with gradients and two moments, a batch's activations (about 24 * width numbers per layer and token) and
+    three times its logits.
     """
     free = free_memory_bytes()
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
@@ -140,24 +140,24 @@ def estimate_run(
     disk = small
     if recovery:
         tokens = recovery.batch * recovery.length
-        lora = adapter_bytes(recovery.rank, plan.layers_left, width)
-        kept = activation_bytes(tokens, plan.layers_left, width)
+        trained, kept = trained_bytes(recovery, plan, facts), activation_bytes(tokens, plan.layers_left, width)
         if recovery.checkpointing == "on" or (recovery.checkpointing == "auto" and kept > free / 2):
             kept = activation_bytes(tokens, 1, width) + 4 * tokens * width * plan.layers_left
-        memory["heal"] = max(1.3 * size + lora + kept + 4 * tokens * 3 * vocabulary, memory["merge"])  # saved as well
-        disk += small + 3 * lora
+        memory["heal"] = max(
+            1.3 * size + trained + kept + 4 * tokens * 3 * vocabulary, memory["merge"]
+        )  # saved as well
+        disk += small + 3 * trained
     seconds = {}
     if cost and "forward_tokens_per_second" in cost:
         read = evaluated_tokens(tasks, limit)
         fitting = 2 * FIT_TOKENS / cost["forward_tokens_per_second"] if plan.windows else 0  # both models read it
-        seconds["merge"] = (
-            5 + 3 * size / LOADING_BYTES_PER_SECOND + (fitting if MERGE_RULES[plan.rule].needs_text else 0)
-        )
+        seconds["merge"] = 5 + 3 * size / LOADING_BYTES_PER_SECOND
+        seconds["merge"] += fitting if MERGE_RULES[plan.rule].needs_text else 0
         seconds["evaluate"] = evaluations * (EVALUATION_SECONDS + read / cost["forward_tokens_per_second"])
         if recovery:
-            trained = recovery.steps * recovery.batch * recovery.accumulate * recovery.length
-            trained += (1 + recovery.steps // recovery.save_every) * recovery.held_out * recovery.length // BACKWARD
-            seconds["heal"] = 10 + BACKWARD * trained / cost["training_tokens_per_second"]
+            read = recovery.steps * recovery.batch * recovery.accumulate * recovery.length
+            read += (1 + recovery.steps // recovery.save_every) * recovery.held_out * recovery.length // BACKWARD
+            seconds["heal"] = 10 + BACKWARD * read / cost["training_tokens_per_second"]
             seconds["heal"] += fitting if recovery.repair == "fit" else 0
         token = (cost["layers_ms"] + cost["rest_ms"]) / 1000
         seconds["time"] = 10 + 2 * 9 * 33 * token
@@ -256,6 +256,21 @@ def planner_seconds(
     measured = read(facts["layers"], layers, PLAN_BUDGET, tokens) + 3 * tokens  # similarity and two perplexities
     seconds = facts["size_bytes"] / LOADING_BYTES_PER_SECOND + measured / cost["forward_tokens_per_second"]
     return float(seconds + EVALUATION_SECONDS)
+
+
+def trained_bytes(recovery: RecoverySettings, plan: MergePlan, facts: dict[str, Any]) -> int:
+    """About the size of the trained weights, gradients and two moments; a checkpoint is no larger.
+
+    Args:
+        facts: of the original model.
+    """
+    if recovery.train == "adapters":
+        return adapter_bytes(recovery.rank, plan.layers_left, facts["width"])
+    most = {"last": 3, "near": 3 * len(plan.windows)}.get(recovery.adapt, plan.layers_left)
+    numbers = min(most, plan.layers_left) * facts["parameters_per_layer"]
+    if recovery.adapt == "last":  # the head, if it has weights of its own: at most half of what is not in the layers
+        numbers += max(0, facts["parameters"] - facts["layers"] * facts["parameters_per_layer"]) // 2
+    return int(16 * numbers)
 
 
 def adapter_bytes(rank: int, layers: int, width: int) -> int:

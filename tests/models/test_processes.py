@@ -43,7 +43,11 @@ def launched(*arguments, launch=LAUNCH):
 
 RECOVERY = "--preset quick --steps 6 --batch 4 --length 32 --held-out 4 --save-every 3 --rank 4 --loss-on response"
 MEASURES = {"cka": [], "cka-rbf_update_skip2": ["--metric", "cka-rbf", "--part", "update", "--skip", "2"]}
-HEALINGS = {"accumulate": ["--accumulate", "2"], "hidden": ["--target", "hidden"]}
+HEALINGS = {
+    "accumulate": ["--accumulate", "2"],
+    "hidden": ["--target", "hidden"],
+    "weights": ["--train", "weights", "--adapt", "last"],
+}
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import statistics
 import pytest
 
 from pages.shared.filters import GROUPS
-from swm.reporting.compare import compare, documents_of, flat_rows, row_name
+from swm.reporting.compare import compare, documents_of, flat_rows
 from swm.reporting.compare_charts import parallel_chart, relative_speed, score_against_speed, scores_chart, scores_grid
+from swm.reporting.names import row_name
 from swm.reporting.palette import MODEL_COLOURS, ORIGINAL, method_colour, model_colours, row_colours
 from swm.workspace.experiments import Experiment
 from tests.pages.test_pages import opened

@@ -7,8 +7,9 @@ from dataclasses import asdict
 import pytest
 
 from swm.plan import MergePlan, Window
-from swm.reporting.compare import comparable, compare, flat_rows, row_name
+from swm.reporting.compare import comparable, compare, flat_rows
 from swm.reporting.csv_table import csv_text
+from swm.reporting.names import row_name
 from swm.reporting.table import conditions_of, lines, table
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment

@@ -5,9 +5,10 @@ from dataclasses import asdict
 import pytest
 
 from swm.plan import MergePlan, Window
-from swm.reporting.compare import compare, row_name
+from swm.reporting.compare import compare
 from swm.reporting.csv_table import csv_text
 from swm.reporting.judged import judged
+from swm.reporting.names import row_name
 from swm.reporting.table import cost_lines, table
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment

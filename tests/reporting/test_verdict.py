@@ -120,10 +120,10 @@ def test_tasks_above_chance_are_named_where_they_say_something_else():
 def test_without_a_control_a_healed_model_is_not_praised_for_what_lora_did():
     gain = against(accuracy=score(0.082, 0.026, 0.139, "better"))
     assert verdict(row(against_original=gain, control_run=None)) == (
-        f"{HEAD} Compared with the original without training (there is no control, so a gain may come from LoRA "
-        "alone): accuracy 8 points higher [3, 14]."
+        f"{HEAD} Compared with the original without training (there is no control, so a gain may come from "
+        "training alone): accuracy 8 points higher [3, 14]."
     )
-    assert "(its control, control, is not evaluated, so a gain may come from LoRA alone)" in verdict(
+    assert "(its control, control, is not evaluated, so a gain may come from training alone)" in verdict(
         row(against_original=gain)
     )
 
@@ -144,7 +144,7 @@ def test_the_control_is_judged_against_the_original():
     gain = against(accuracy=score(0.05, 0.02, 0.08, "better", tasks=1, documents=300))
     found = verdict(row(control=True, layers=30, against_original=gain))
     assert found == (
-        "The control: the original, nothing merged, after the same LoRA training. Compared with the original "
+        "The control: the original, nothing merged, after the same training. Compared with the original "
         "(one training seed): accuracy 5.0 points higher [2.0, 8.0]."
     )
 

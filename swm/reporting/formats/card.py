@@ -5,10 +5,11 @@ from __future__ import annotations
 from swm import __version__
 from swm.registry import EXPORT_FORMATS, ExportFormat
 from swm.reporting.commands import card_commands
-from swm.reporting.compare import compare, flat_rows, row_name
+from swm.reporting.compare import compare, flat_rows
 from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.html import template_environment
 from swm.reporting.judged import judged
+from swm.reporting.names import row_name
 from swm.reporting.table import lines
 from swm.workspace.controls import control_of
 from swm.workspace.runs import BASELINE, Run

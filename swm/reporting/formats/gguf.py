@@ -15,6 +15,7 @@ from swm.models.known import BUNDLED
 from swm.progress import Progress, no_progress
 from swm.registry import EXPORT_FORMATS, ExportFormat
 from swm.reporting.formats.card import model_card
+from swm.reporting.names import healed_by
 from swm.settings import GGUF_TYPES
 from swm.workspace.files import check_absent, clean_up, replace_file
 from swm.workspace.runs import Run
@@ -146,7 +147,7 @@ def _entries(run: Run) -> dict[str, Any]:
     """Who made the model from what, as GGUF metadata has it."""
     model = run.experiment.settings.model
     licence = BUNDLED[model].licence if model in BUNDLED else ""
-    healed = ", healed with LoRA" if run.stage == "recovered" else ""
+    healed = f", healed with {how}" if (how := healed_by(run)) else ""
     base = re.sub(r"\.gguf$", "", Path(model).name)
     return {
         "general.name": f"{base}-{run.plan.layers_left}-layers",

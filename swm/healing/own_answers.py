@@ -1,0 +1,146 @@
+"""Recovery examples whose answers the original model writes: it is to keep its own style, not to learn another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.errors import TextError
+from swm.evaluation.generation import check_generates
+from swm.models.decoder import context_length
+from swm.models.save import quiet_transformers
+from swm.settings import RecoverySettings
+from swm.texts.example import Example
+from swm.texts.tokens import end_token, leading_tokens, token_ids
+
+SHORTEST, LONGEST = 16, 128  # tokens of an answer; between them, as many as the given one has
+BATCH = 16
+
+
+def own_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    settings: RecoverySettings,
+    store: Path,
+    on_batch: Callable[[int, int], None],
+) -> list[Example]:
+    """The examples that training needs, in their order, with the model's own greedy answers to their prompts.
+
+    Source: self-data distillation, arXiv:2410.09982. An example without a prompt, as of plain text, stays as it is; one
+    that the model answers with nothing is left out.
+
+    Args:
+        model: the original.
+        store: a `.jsonl` file of answers that this model gave before; new ones are added as they come, so that a
+            cancelled recovery and other runs go on with them.
+        on_batch: called with (answers done, all) before each batch; may raise Cancelled.
+
+    Raises:
+        TextError: if no example has a prompt. ModelError: if the model cannot generate.
+    """
+    needed = list(needed_examples(tokenizer, examples, settings))
+    if not any(example.prompt for example in needed):
+        raise TextError(
+            "The recovery text has no prompts that the original model could answer. Choose --answers given, or a "
+            "text of prompts and responses."
+        )
+    lengths = [_length(ids) for ids in token_ids(tokenizer, [example.response for example in needed])]
+    keys = [_key(example.prompt, length) for example, length in zip(needed, lengths, strict=True)]
+    known = _read(store)
+    asked = [place for place, key in enumerate(keys) if needed[place].prompt and key not in known]
+    asked.sort(key=lambda place: len(needed[place].prompt))  # a batch of like lengths has little padding
+    if asked:
+        check_generates(model, torch.tensor([[0, 0]]))
+    for done in range(0, len(asked), BATCH):
+        on_batch(done, len(asked))
+        batch = asked[done : done + BATCH]
+        prompts = [needed[place].prompt for place in batch]
+        answers = _greedy(model, tokenizer, prompts, [lengths[place] for place in batch])
+        fresh = {keys[place]: answer for place, answer in zip(batch, answers, strict=True)}
+        _add(store, fresh)
+        known |= fresh
+    answered = (
+        Example(example.prompt, known[key]) if example.prompt else example
+        for example, key in zip(needed, keys, strict=True)
+    )
+    return [example for example in answered if example.response.strip()]
+
+
+def needed_examples(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], settings: RecoverySettings
+) -> Iterator[Example]:
+    """As many of the first examples as the held-out sequences and all steps read once."""
+    rows = settings.held_out + settings.steps * settings.batch * settings.accumulate
+    if settings.loss_on == "response":  # one example in a sequence
+        yield from examples[:rows]
+        return
+    left = rows * settings.length
+    for example, ids in zip(examples, token_ids(tokenizer, [example.text for example in examples]), strict=True):
+        if left <= 0:
+            return
+        left -= len(ids) + 1
+        yield example
+
+
+@torch.inference_mode()
+def _greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], lengths: Sequence[int]
+) -> list[str]:
+    """Greedy continuations up to the end of text, of at most so many tokens each; padded on the left."""
+    end, most = end_token(tokenizer), max(lengths)
+    room = context_length(model.config) - most
+    rows = [[*leading_tokens(tokenizer), *ids][-room:] for ids in token_ids(tokenizer, prompts)]
+    width = max(map(len, rows))
+    ids = torch.tensor([[end] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    greedy = GenerationConfig(max_new_tokens=most, do_sample=False, eos_token_id=end, pad_token_id=end)
+    generate: Any = model.generate
+    with quiet_transformers():
+        found = generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy)
+    answers = []
+    for row, length in zip(found[:, width:].tolist(), lengths, strict=True):
+        row = row[:length]
+        answers.append(str(tokenizer.decode(row[: row.index(end)] if end in row else row)))
+    return answers
+
+
+def _length(response: Sequence[int]) -> int:
+    return min(max(len(response), SHORTEST), LONGEST)
+
+
+def _key(prompt: str, length: int) -> str:
+    return hashlib.sha256(f"{length} {prompt}".encode("utf-8", "replace")).hexdigest()[:32]
+
+
+def _read(store: Path) -> dict[str, str]:
+    """All answers in the file; a line that a killed process cut off is left out."""
+    answers = {}
+    for line in store.read_text(encoding="utf-8", errors="replace").splitlines() if store.is_file() else []:
+        try:
+            entry = json.loads(line)
+            answers[str(entry["key"])] = str(entry["answer"])
+        except (ValueError, TypeError, KeyError):
+            continue
+    return answers
+
+
+def _add(store: Path, answers: dict[str, str]) -> None:
+    """Append the answers in one write, so that jobs at the same time do not mix their lines.
+
+    Each line begins with a line break: the one before it may have been cut off.
+    """
+    lines = "".join("\n" + json.dumps({"key": key, "answer": answer}) for key, answer in answers.items())
+    store.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(store, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(file, lines.encode())
+    finally:
+        os.close(file)

@@ -1,0 +1,40 @@
+"""How runs and their stages are called wherever they are shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swm.workspace.runs import BASELINE, Run
+
+ORIGINAL = "original"
+
+
+def row_name(row: dict[str, Any]) -> str:
+    """Display name of a row: "original", "first (merged)", "first (merged + LoRA)", "control (original + LoRA)"."""
+    return ORIGINAL if row["run"] == BASELINE else f"{row['run']} ({stage_of(row)})"
+
+
+def run_name(run: Run) -> str:
+    """Display name of a run as it is now, like that of its row."""
+    return ORIGINAL if run.is_baseline else f"{run.name} ({stage_name(run)})"
+
+
+def stage_of(row: dict[str, Any]) -> str:
+    """Display name of a row's stage, as in "merged + LoRA"; of a control, "original + LoRA"."""
+    return _stage_name(row["stage"], row["control"], row.get("healed_by"))
+
+
+def stage_name(run: Run) -> str:
+    """Display name of a run's stage as it is now, like that of its row."""
+    return _stage_name(run.stage, run.is_control, healed_by(run))
+
+
+def healed_by(run: Run) -> str | None:
+    """What healed a run: "LoRA", or "training" of its own weights; None if it is not healed."""
+    if run.stage != "recovered":
+        return None
+    return "training" if run.settings["recovery"].get("train") == "weights" else "LoRA"
+
+
+def _stage_name(stage: str, control: bool, healed: str | None) -> str:
+    return f"{ORIGINAL if control else 'merged'} + {healed or 'LoRA'}" if stage == "recovered" else stage

@@ -1,0 +1,111 @@
+"""The original model's own answers to the prompts of a recovery text."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from swm.errors import Cancelled, TextError
+from swm.healing.own_answers import BATCH, LONGEST, SHORTEST, needed_examples, own_answers
+from swm.healing.rows import rows_of
+from swm.stages.recover import recover_run
+from swm.texts.example import Example
+from swm.texts.tokens import leading_tokens
+from swm.workspace.experiments import Experiment
+from tests.conftest import WORDS, tiny_model
+from tests.healing.lora_cases import SMALL
+
+WHOLE = dataclasses.replace(SMALL, steps=400, answers="original")
+
+
+def nothing(done, total):
+    pass
+
+
+def alone(model, tokenizer, prompt, count):
+    """Greedy continuation of one prompt, token by token, without a cache."""
+    ids = [*leading_tokens(tokenizer), *tokenizer(prompt, add_special_tokens=False).input_ids]
+    found = []
+    with torch.inference_mode():
+        for _ in range(count):
+            token = int(model(torch.tensor([ids + found])).logits[0, -1].argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            found.append(token)
+    return tokenizer.decode(found)
+
+
+@pytest.fixture
+def unlike(examples):
+    """Prompts of unlike lengths, one answer longer than any is allowed to be, and one document without a prompt."""
+    words = WORDS.split()
+    more = [Example(" ".join(words[: 2 + i]), " " + " ".join(words[: 1 + 3 * i])) for i in range(12)]
+    return [*examples, *more, Example("the house", " river" * 200), Example("", "a document of its own")]
+
+
+def test_each_answer_is_the_models_greedy_one(tokenizer, unlike, tmp_path):
+    model = tiny_model(vocab_size=300, seed=5)
+    answered = own_answers(model, tokenizer, unlike, WHOLE, tmp_path / "a.jsonl", nothing)
+    assert [example.prompt for example in answered] == [example.prompt for example in unlike]
+    assert answered[-1] == unlike[-1]
+    assert len({example.response for example in answered}) > 5
+    for example, given in zip(answered[:-1], unlike, strict=False):
+        length = len(tokenizer(given.response, add_special_tokens=False).input_ids)
+        count = min(max(length, SHORTEST), LONGEST)
+        assert example.response == alone(model, tokenizer, example.prompt, count)
+
+
+def test_a_cancelled_one_goes_on_and_another_run_asks_for_nothing(tokenizer, unlike, tmp_path):
+    model, store, seen = tiny_model(vocab_size=300, seed=5), tmp_path / "a.jsonl", []
+    whole = own_answers(model, tokenizer, unlike, WHOLE, tmp_path / "whole.jsonl", nothing)
+
+    def impatient(done, total):
+        seen.append((done, total))
+        if done:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        own_answers(model, tokenizer, unlike, WHOLE, store, impatient)
+    assert store.read_text().count("answer") == BATCH
+    with store.open("a") as file:
+        file.write('{"key": "cut o')  # as a killed process leaves it
+    seen.clear()
+    assert own_answers(model, tokenizer, unlike, WHOLE, store, lambda *at: seen.append(at)) == whole
+    asked = len({(e.prompt, len(tokenizer(e.response).input_ids)) for e in unlike if e.prompt})
+    assert seen[0] == (0, seen[0][1])
+    assert seen[0][1] <= asked
+    assert own_answers(None, tokenizer, unlike[::-1], WHOLE, store, nothing) == whole[::-1]
+
+
+def test_only_what_training_reads_is_answered(tokenizer, unlike):
+    for change in ({}, {"loss_on": "response"}):
+        settings = dataclasses.replace(SMALL, steps=3, **change)
+        needed = list(needed_examples(tokenizer, unlike, settings))
+        rows = settings.held_out + settings.steps * settings.batch
+        assert needed == unlike[: len(needed)]
+        assert len(rows_of(tokenizer, needed, settings)) >= rows
+        assert len(rows_of(tokenizer, needed[:-1], settings)) < rows + 1
+    assert list(needed_examples(tokenizer, unlike, dataclasses.replace(SMALL, steps=400))) == unlike
+
+
+def test_a_text_without_prompts_has_nothing_to_answer(tokenizer, tmp_path):
+    with pytest.raises(TextError, match="no prompts that the original model could answer. Choose --answers given"):
+        own_answers(None, tokenizer, [Example("", WORDS)] * 3, WHOLE, tmp_path / "a.jsonl", nothing)
+
+
+def test_the_weights_learn_from_the_originals_answers(swm, model_folder, text_file, tmp_path):
+    """End to end: two runs share the answers, and the model differs from the one that learned the given answers."""
+    made = swm("create", "mine", "--model", model_folder, "--texts", text_file, "--count", 3, "--length", 32)
+    assert made[0] == 0
+    study, words, file = Experiment.open("mine"), WORDS.split(), tmp_path / "prompts.jsonl"
+    rows = [{"prompt": " ".join(words[i : i + 4]), "response": " old old old"} for i in range(60)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    models = {}
+    for name in ("given", "original", "again"):
+        assert swm("merge", "mine", name, "--windows", "1-2")[0] == 0
+        settings = dataclasses.replace(SMALL, texts=str(file), answers=name.replace("again", "original"))
+        recover_run(study.run(name), settings)
+        models[name] = (study.run(name).model_folder / "model.safetensors").read_bytes()
+    assert models["original"] == models["again"] != models["given"]
+    assert study.run("again").settings["recovery"]["answers"] == "original"

@@ -1,0 +1,117 @@
+"""Training some layers' weights themselves."""
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from swm.errors import Cancelled, SettingsError
+from swm.healing.layers import adapted_layers
+from swm.healing.lora import recover
+from swm.healing.quantized import check_quantizes
+from swm.plan import MergePlan, parse_windows
+from swm.settings import preset_settings
+from tests.conftest import tiny_model
+from tests.healing.lora_cases import SMALL
+
+LAST = dataclasses.replace(SMALL, train="weights", adapt="last", learning_rate=1e-2)
+
+
+def weights_of(model):
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def changed(before, model):
+    return {name for name, weight in model.named_parameters() if not torch.equal(weight, before[name])}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_last_three_layers_and_a_head_of_its_own_change_and_nothing_else(tied, tokenizer, examples, tmp_path):
+    model = tiny_model(layers=5, tie_word_embeddings=tied)
+    before = weights_of(model)
+    healed, summary = recover(model, tokenizer, examples, LAST, tmp_path, layers=[2, 3, 4])
+    expected = {name for name in before if name.startswith(("model.layers.2", "model.layers.3", "model.layers.4"))}
+    expected |= set() if tied else {"lm_head.weight"}
+    assert changed(before, healed) == expected
+    assert summary["trained_parameters"] == sum(before[name].numel() for name in expected)
+    assert [name for name, _ in healed.named_parameters()] == list(before)
+    assert {str(weight.dtype) for weight in healed.parameters()} == {"torch.float32"}
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {name.removeprefix("base_model.model.") for name in stored} == expected
+    for name in expected:
+        assert torch.equal(stored[f"base_model.model.{name}"], healed.state_dict()[name])
+
+
+def test_one_step_is_that_of_plain_torch(tokenizer, examples, tmp_path, monkeypatch):
+    """The first step of AdamW moves each weight by the learning rate against the sign of its gradient."""
+    from swm.healing import trainer
+    from swm.healing.rows import training_rows
+
+    monkeypatch.setattr(trainer, "bfloat16_is_faster", lambda device: False)
+    settings = dataclasses.replace(LAST, steps=1, warmup_steps=0, schedule="constant", learning_rate=1e-3)
+    model = tiny_model(layers=3)
+    before, rows = weights_of(model), training_rows(tokenizer, examples, settings)[settings.held_out :]
+    healed, _ = recover(model, tokenizer, examples, settings, tmp_path, layers=[1, 2])
+    plain, found = tiny_model(layers=3), False
+    for first, second in ((a, b) for a in range(len(rows)) for b in range(len(rows)) if a != b):
+        ids = torch.tensor([rows[first]["input_ids"], rows[second]["input_ids"]])
+        plain.zero_grad()
+        plain(ids, labels=ids).loss.backward()
+        gradient = plain.model.layers[1].mlp.up_proj.weight.grad
+        moved = healed.state_dict()["model.layers.1.mlp.up_proj.weight"] - before["model.layers.1.mlp.up_proj.weight"]
+        clear = gradient.abs() > 1e-4
+        found = found or torch.allclose(moved[clear], -1e-3 * gradient.sign()[clear], rtol=0.02)
+    assert found
+
+
+def test_a_model_of_two_bytes_learns_in_four_and_keeps_two(tokenizer, examples, tmp_path, monkeypatch):
+    """Steps of 1e-3 are lost in bfloat16 on weights near 1; added up in float32 they show."""
+    from swm.healing import trainer
+
+    monkeypatch.setattr(trainer, "bfloat16_is_faster", lambda device: True)
+    settings = dataclasses.replace(LAST, steps=40, warmup_steps=0, schedule="constant", learning_rate=1e-3)
+    model = tiny_model(layers=3).bfloat16()
+    before = weights_of(model)
+    healed, _ = recover(model, tokenizer, examples, settings, tmp_path, layers=[0, 1, 2])
+    assert {weight.dtype for weight in healed.parameters()} == {torch.bfloat16}
+    name = "model.layers.1.input_layernorm.weight"
+    assert (healed.state_dict()[name] != before[name]).float().mean() > 0.3
+
+
+def test_cancelled_it_goes_on_with_the_same_weights(tokenizer, examples, tmp_path):
+    whole, _ = recover(tiny_model(), tokenizer, examples, LAST, tmp_path / "whole", layers=[1, 2, 3])
+
+    def stop(step, steps, numbers):
+        if step == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        recover(tiny_model(), tokenizer, examples, LAST, tmp_path / "cut", stop, layers=[1, 2, 3])
+    rest, _ = recover(tiny_model(), tokenizer, examples, LAST, tmp_path / "cut", layers=[1, 2, 3])
+    for (name, one), (_, two) in zip(whole.named_parameters(), rest.named_parameters(), strict=True):
+        torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_which_layers_are_the_last():
+    assert adapted_layers(MergePlan(10, parse_windows("3-5")), "last") == [5, 6, 7]
+    assert adapted_layers(MergePlan(3, parse_windows("0-1")), "last") == [0, 1]
+
+
+def test_weights_of_four_bits_cannot_be_trained():
+    with pytest.raises(SettingsError, match="--train weights does not work with --quantization nf4"):
+        check_quantizes(preset_settings("qlora", train="weights"))
+
+
+def test_what_was_trained_is_named_wherever_the_model_is(swm, model_folder, text_file, tmp_path):
+    made = swm("create", "mine", "--model", model_folder, "--texts", text_file, "--count", 3, "--length", 32)
+    assert made[0] == 0
+    assert swm("merge", "mine", "a", "--windows", "1-2")[0] == 0
+    small = ("--steps", 2, "--batch", 2, "--length", 32, "--held-out", 2, "--texts", text_file)
+    code, told, _ = swm("recover", "mine", "a", "--train", "weights", "--adapt", "last", *small)
+    assert (code, "before)" in told) == (0, True)
+    assert "a (merged + training)" in swm("compare", "mine")[1]
+    assert swm("export", "mine", "a", tmp_path / "out")[0] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Healed by training the weights of the last three layers: 2 steps of 2 x 32 tokens" in card
+    assert "rank" not in card
