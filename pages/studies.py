@@ -29,6 +29,7 @@ from swm.reporting.table import conditions_of
 from swm.search.kept_path import kept_path
 from swm.settings import SKIPPED_TOKENS
 from swm.similarity.measure import Measure
+from swm.studies.cells import cells_of
 from swm.studies.findings import pairs_decided
 from swm.studies.grid_files import grid_of, grid_text, grid_yaml
 from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid
@@ -45,12 +46,7 @@ NAMES = {
     "thresholds": "Thresholds",
     "texts": "Task prompts",
 }
-EXAMPLES = {
-    "methods": "example-study",
-    "healing": "example-healing",
-    "thresholds": "example-study",
-    "texts": "example-study",
-}
+EXAMPLES = dict.fromkeys(("methods", "thresholds", "texts"), "example-study") | {"healing": "example-healing"}
 FIGURES = {
     "lambada": "Perplexity, LAMBADA (novels)",
     "squad": "Perplexity, SQuAD (Wikipedia)",
@@ -85,7 +81,7 @@ def _of_calibration(experiment: Experiment, figure: str) -> str:
 
 def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     """A chart of every method against depth, and the same numbers as a table; False if nothing was measured yet."""
-    names = {BASELINE, *(cell.run for cell in grid.cells(experiment.model_facts))}
+    names = {BASELINE, *(cell.run for cell in cells_of(experiment, kind, grid))}
     rows = rows_of(experiment, names)
     measured = [name for name in FIGURES if any(_has(row, name) for row in rows)]
     healed = any(row["stage"] == "recovered" for row in rows)

@@ -16,6 +16,7 @@ from swm.evaluation.task_names import parse_tasks
 from swm.jobs.tracking import tracked
 from swm.models.processes import world_size
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, MergePlan, WidthCut, parse_windows
+from swm.studies.cells import cells_of
 from swm.studies.grid_files import grid_of
 from swm.studies.grids import KINDS, OF_RUNS, Grid
 from swm.workspace.changes import plan_changes, recovery_changes, refuse
@@ -118,7 +119,8 @@ def run_study(options: argparse.Namespace) -> Result:
     experiment = own_experiment(options.exp)
     grid = grid_of(experiment, options.kind, options.grid)
     if options.kind in OF_RUNS and options.against:
-        methods = {cell.name: None for cell in Grid(**grid).cells(experiment.model_facts)}
+        parsed = Grid(**grid)
+        methods = dict.fromkeys([*(cell.name for cell in cells_of(experiment, options.kind, parsed)), *parsed.methods])
         if options.against not in methods:
             raise SettingsError(f"The grid has no method '{options.against}'. Choose one of: {', '.join(methods)}.")
     with watched(experiment, "study") as progress:

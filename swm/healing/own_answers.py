@@ -13,7 +13,6 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import TextError
-from swm.evaluation.generation import check_generates
 from swm.models.decoder import context_length
 from swm.models.save import quiet_transformers
 from swm.settings import RecoverySettings
@@ -44,7 +43,7 @@ def own_answers(
         on_batch: called with (answers done, all) before each batch; may raise Cancelled.
 
     Raises:
-        TextError: if no example has a prompt. ModelError: if the model cannot generate.
+        TextError: if no example has a prompt.
     """
     needed = list(needed_examples(tokenizer, examples, settings))
     if not any(example.prompt for example in needed):
@@ -57,8 +56,6 @@ def own_answers(
     known = _read(store)
     asked = [place for place, key in enumerate(keys) if needed[place].prompt and key not in known]
     asked.sort(key=lambda place: len(needed[place].prompt))  # a batch of like lengths has little padding
-    if asked:
-        check_generates(model, torch.tensor([[0, 0]]))
     for done in range(0, len(asked), BATCH):
         on_batch(done, len(asked))
         batch = asked[done : done + BATCH]

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ExperimentError, ModelError, TextError
+from swm.evaluation.generation import check_generates
 from swm.healing.layers import adapted_layers
 from swm.healing.lora import check_adapts, check_shared, recover
 from swm.healing.own_answers import own_answers
@@ -145,6 +146,7 @@ def _answered(
     """The examples to train on; with the original's own answers, which are kept by the content of its weights."""
     if settings.answers == "given":
         return examples
+    check_generates(model, torch.tensor([[0, 0]]))
     weights = content_hash(model_folder(run.experiment.settings.model), ("*.safetensors", "*.json", "*.model", "*.txt"))
     key = digest(weights, str(model.dtype), version("transformers"))
     store = home() / "cache" / "answers" / f"{key}.jsonl"

@@ -15,7 +15,7 @@ from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import CACHE_TOKENS, SKIPPED_TOKENS, RecoverySettings, preset_settings
 from swm.similarity.measure import Measure
 from swm.workspace.controls import CONTROL
-from swm.workspace.targets import LEAST_LAYERS, MEMORY, PARAMETERS, count_from, most_layers, size_from
+from swm.workspace.targets import LEAST_LAYERS, MEMORY, PARAMETERS, SPEED, count_from, loss_from, most_layers, size_from
 
 KINDS = {
     "methods": "All methods at several depths: perplexity, scores, speed (the paper's tables 1 and 2).",
@@ -45,6 +45,7 @@ def _recovery(value: Any) -> Any:
     return preset_settings(**value)
 
 
+Within = dict[str, dict[str, int]]  # by method and loss, the layers of the smallest plan within it
 Tasks = Annotated[Many[str], convert(_tasks)]
 Recovery = Annotated[RecoverySettings, convert(_recovery)]
 
@@ -81,6 +82,9 @@ class Grid:
         ratios: shares of the layers to remove.
         memory: sizes such as 6GiB that weights and cache (of `cache_tokens`) must fit into: each is a depth, too.
         parameters: numbers of parameters such as 5.5B that a model may have at most: each is a depth, too.
+        speedup: speeds relative to the original's, such as 1.3, that are expected at least: each is a depth, too.
+        loss: losses of perplexity on the calibration text such as 5%: each method has the depth of its smallest plan
+            within it.
         total: total share of the layers' weights to remove; whatever depth does not remove is removed by width, with
             the methods in `width_by`. None means no width cut.
         lora_alone: methods in `heal` whose merged layers are not fitted before LoRA, as in their papers.
@@ -99,6 +103,8 @@ class Grid:
     ratios: Many[float] = ()
     memory: Many[str] = ()
     parameters: Many[str] = ()
+    speedup: Many[Annotated[float, Between(1.001, 1000)]] = ()
+    loss: Many[str] = ()
     cache_tokens: Annotated[int, Between(0, 10**9)] = CACHE_TOKENS
     total: float | None = None
     width_by: Many[str] = ("flap",)
@@ -133,49 +139,59 @@ class Grid:
         for ratio in (*self.ratios, self.total or 0.0):
             if not 0 <= ratio < 1:
                 raise SettingsError(f"Ratio {ratio} is out of range. Choose 0 or more, and less than 1.")
-        if not (self.ratios or self.memory or self.parameters):
-            raise SettingsError("The grid has no depths. List ratios, memory or parameters.")
+        if not (self.ratios or self.memory or self.parameters or self.speedup or self.loss):
+            raise SettingsError("The grid has no depths. List ratios, memory, parameters, speedup or loss.")
         for size in self.memory:
             size_from(size)
         for number in self.parameters:
             count_from(number)
+        for loss in self.loss:
+            loss_from(loss)
 
-    def depths(self, facts: dict[str, Any]) -> list[int]:
+    def depths(self, facts: dict[str, Any], cost: dict[str, Any] | None = None) -> list[int]:
         """The numbers of layers to leave of a model, without repeats, and without targets that the original meets.
 
         Args:
             facts: of the model, as from `models.config_facts`.
+            cost: its time per token, see `most_layers`; without it, depths of `speedup` are left out.
 
         Raises:
             SettingsError: if not even two layers of it meet a target, or nothing is left to do.
         """
         found = [layers_at(ratio, facts["layers"]) for ratio in self.ratios]
-        targets = [(text, MEMORY, size_from(text)) for text in self.memory]
-        targets += [(text, PARAMETERS, count_from(text)) for text in self.parameters]
-        for text, kind, value in targets:
-            layers = most_layers(facts, kind, value, cache_tokens=self.cache_tokens)
+        targets = [(f"memory: {text}", MEMORY, size_from(text)) for text in self.memory]
+        targets += [(f"parameters: {text}", PARAMETERS, count_from(text)) for text in self.parameters]
+        targets += [(f"speedup: {speed:g}", SPEED, speed) for speed in self.speedup if cost]
+        for target, kind, value in targets:
+            layers = most_layers(facts, kind, value, cost, self.cache_tokens)
             if layers is None:
                 raise SettingsError(
-                    f"{kind}: {text} is too small for this model: even {LEAST_LAYERS} of {facts['layers']} layers "
-                    "exceed it. Raise it in the grid, or remove it."
+                    f"{target} cannot be met by this model: even {LEAST_LAYERS} of {facts['layers']} layers are "
+                    "too many. Change it in the grid, or remove it."
                 )
             if layers < facts["layers"]:
                 found.append(layers)
-        if not found:
+        if not (found or self.loss or (self.speedup and not cost)):
             raise SettingsError("The original already meets every target of the grid: nothing to merge. Lower them.")
         return list(dict.fromkeys(found))
 
-    def cells(self, facts: dict[str, Any]) -> list[Cell]:
+    def cells(
+        self, facts: dict[str, Any], cost: dict[str, Any] | None = None, within: Within | None = None
+    ) -> list[Cell]:
         """All cells, seed by seed: the control, then depth by depth. What is complete can be compared early.
 
         Args:
-            facts: of the model, as for `depths`.
+            facts, cost: of the model, as for `depths`.
+            within: the depths of `loss` that are known; the others are left out.
         """
         layer_count: int = facts["layers"]
+        pairs = [(method, layers) for layers in self.depths(facts, cost) for method in self.methods]
+        for method in self.methods:
+            known = (within or {}).get(method, {})
+            pairs += [(method, known[loss]) for loss in self.loss if loss in known]
         places = [
             (method, layers, width)
-            for layers in self.depths(facts)
-            for method in (*self.planners, *self.rules)
+            for method, layers in dict.fromkeys(pairs)
             for width in self._widths(layers / layer_count)
         ]
         if self.heal and self.control:
@@ -189,6 +205,11 @@ class Grid:
             for method, layers, width in places
             if method in healed or round_ == 0
         ]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Planners and rules."""
+        return (*self.planners, *self.rules)
 
     def _recovery_of(self, method: str, seed: int) -> RecoverySettings:
         return replace(self.recovery, seed=seed, repair="none" if method in self.lora_alone else self.recovery.repair)

@@ -18,19 +18,22 @@ from swm.registry import PLANNERS
 from swm.settings import PERPLEXITY_TEXTS, RecoverySettings
 from swm.stages.evaluate import evaluate_run
 from swm.stages.loading import load_original
-from swm.stages.measure import measure_experiment
+from swm.stages.measure import measure_cost, measure_experiment
 from swm.stages.measure_plan import measured_path
 from swm.stages.merge import merge_run, merged_model
 from swm.stages.plan import plan_for
 from swm.stages.plan_by import plan_by
+from swm.stages.plan_within import smallest_within, walk_within
 from swm.stages.recover import recover_run
 from swm.stages.search import search_path
 from swm.stages.time import NEW_TOKENS, time_run
+from swm.studies.cells import cells_of
 from swm.studies.grids import Cell, Grid, ThresholdGrid, parsed_grid, tasks_of
 from swm.workspace.controls import CONTROL
 from swm.workspace.experiments import Experiment
 from swm.workspace.recipe import recipe_of
 from swm.workspace.runs import BASELINE, Run
+from swm.workspace.targets import loss_from
 
 CELL_ERRORS = (PlanError, ModelError, TextError, SettingsError)  # the other cells can continue
 
@@ -51,10 +54,10 @@ def run_study(
     if tasks := tasks_of(parsed):  # an invalid grid must not replace the last one
         check_request(tasks, None)
     if isinstance(parsed, Grid):
-        parsed.cells(experiment.model_facts)
+        parsed.cells(experiment.model_facts, experiment.cost())
     experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": {}, "grid": grid})  # pages show this grid
     if isinstance(parsed, Grid):
-        failed = _study_runs(experiment, parsed, progress)
+        failed = _study_runs(experiment, kind, parsed, progress)
     elif isinstance(parsed, ThresholdGrid):
         failed = _study_thresholds(experiment, parsed, progress)
     else:
@@ -123,16 +126,49 @@ def _plan_key(score: dict[str, Any]) -> tuple[str, str]:
     return score["rule"] if score["windows"] else "", str(score["windows"])
 
 
-def _study_runs(experiment: Experiment, grid: Grid, progress: Progress) -> dict[str, str]:
-    cells = grid.cells(experiment.model_facts)
+def _study_runs(experiment: Experiment, kind: str, grid: Grid, progress: Progress) -> dict[str, str]:
+    if grid.speedup and not experiment.cost():
+        measure_cost(experiment, load_original(experiment, offload=True), progress)
+        if not experiment.cost():
+            raise SettingsError(
+                "speedup: the original's speed cannot be measured: its weights do not fit into memory, or it keeps no "
+                "cache between tokens. Choose other depths."
+            )
+    failed = _find_losses(experiment, kind, grid, progress)
+    cells = cells_of(experiment, kind, grid)
     _score(experiment.run(BASELINE), grid, part_of(progress, 0, len(cells) + 1, "original"))
-    failed = {}
     for place, cell in enumerate(cells, 1):
         try:
             _run_cell(experiment, cell, grid, part_of(progress, place, len(cells) + 1, cell.run))
         except CELL_ERRORS as error:
             failed[cell.run] = str(error)
     return failed
+
+
+def _find_losses(experiment: Experiment, kind: str, grid: Grid, progress: Progress) -> dict[str, str]:
+    """Find each method's smallest plan within each loss, saving its depth with the study; returns failures."""
+    failed, known = {}, (experiment.study(kind) or {}).get("within", {})
+    within = {method: {**known.get(method, {})} for method in {**known, **dict.fromkeys(grid.methods)}}
+    wanted = [(method, loss) for method in grid.methods for loss in grid.loss]
+    for place, (method, loss) in enumerate(wanted):
+        if loss in within[method]:
+            continue
+        report = part_of(progress, place, len(wanted), f"{method} within {loss}")
+        try:
+            within[method][loss] = _layers_within(experiment, method, loss_from(loss), report)
+        except CELL_ERRORS as error:
+            failed[f"{method} within {loss}"] = str(error)
+        experiment.save_study(kind, {**(experiment.study(kind) or {}), "within": within})
+    return failed
+
+
+def _layers_within(experiment: Experiment, method: str, factor: float, progress: Progress) -> int:
+    """Layers of a method's smallest plan within a factor of the original's perplexity on the calibration text."""
+    if method not in PLANNERS:
+        return walk_within(experiment, factor, method, progress).plan.layers_left
+    planned = partial(plan_by, experiment, method)
+    data = smallest_within(factor, experiment.layer_count, lambda n, part: planned(n, progress=part), progress)
+    return MergePlan.from_dict(data).layers_left
 
 
 def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress) -> None:

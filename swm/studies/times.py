@@ -14,7 +14,7 @@ from swm.workspace.estimate import estimate_run
 def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid, folder: Path) -> float:
     """Seconds for all cells of a new study, without the planners' searches; 0 if unknown."""
     total, timed = 0.0, set[tuple[int, WidthCut]]()
-    for cell in grid.cells(facts):
+    for cell in grid.cells(facts, cost):
         dropped = facts["layers"] - cell.layers
         plan = MergePlan(facts["layers"], (Window(0, dropped),) if dropped else ())
         control = cell.method == CONTROL  # neither scored before healing nor timed

@@ -251,8 +251,13 @@ class ThresholdScore(TaskEntry):
 
 
 class StudyFile(Record):
-    """studies/<kind>.json: the grid of the last pass, and the cells that failed."""
+    """studies/<kind>.json: the grid of the last pass, the cells that failed, and what else was found.
+
+    Attributes:
+        within: by method and loss, the layers of the smallest plan within it.
+    """
 
     failed: dict[str, str]
     grid: Free
     scores: list[ThresholdScore] = Field(default_factory=list)
+    within: dict[str, dict[str, Annotated[int, Field(ge=1)]]] = Field(default_factory=dict)

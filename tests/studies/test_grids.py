@@ -72,7 +72,7 @@ def test_depths_can_be_sizes_and_numbers_of_parameters(model_folder):
     both = Grid(**{**SMALL, **small, "ratios": [0.5], "parameters": [count]})
     assert both.depths(facts) == [2, 3]  # once each
     assert {cell.layers for cell in both.cells(facts) if cell.method == "sleb"} == {2, 3}
-    with pytest.raises(SettingsError, match="memory: 1KiB is too small for this model"):
+    with pytest.raises(SettingsError, match="memory: 1KiB cannot be met by this model"):
         Grid(**{**SMALL, "memory": ["1KiB"]}).depths(facts)
     assert Grid(**{**SMALL, "ratios": [0.5], "memory": ["1TiB"]}).depths(facts) == [2]  # the original meets the other
     with pytest.raises(SettingsError, match="already meets every target"):
@@ -81,7 +81,7 @@ def test_depths_can_be_sizes_and_numbers_of_parameters(model_folder):
 
 def test_a_grid_that_does_not_fit_the_model_leaves_the_last_one(experiment):
     experiment.save_study("methods", {"grid": {**SMALL}, "failed": {}})
-    with pytest.raises(SettingsError, match="too small for this model"):
+    with pytest.raises(SettingsError, match="cannot be met by this model"):
         run_study(experiment, "methods", {**SMALL, "memory": ["1KiB"]})
     assert experiment.study("methods")["grid"] == SMALL
 

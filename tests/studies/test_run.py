@@ -11,6 +11,7 @@ from swm.search.kept_path import kept_path
 from swm.stages.loading import load_original
 from swm.stages.merge import merge_run
 from swm.stages.plan import plan_for
+from swm.stages.plan_by import plan_by
 from swm.stages.search import search_path
 from swm.stages.time import NEW_TOKENS, time_run
 from swm.studies import run as run_module
@@ -290,3 +291,37 @@ def test_depth_and_width_together(experiment):
     whole = experiment.model_facts["parameters"]
     assert all(row["parameters"] < 0.7 * whole for row in rows)
     assert experiment.run("sleb-3-taylor-333").stage == "recovered"
+
+
+def test_speeds_and_losses_are_depths_that_the_study_finds(experiment, made):
+    grid = {**SMALL, "ratios": (), "heal": [], "tasks": (), "planners": ["sleb"], "rules": ["rdsc"]}
+    timed = {**grid, "speedup": [1.3]}
+    run_study(experiment, "methods", timed)
+    measured = experiment.cost()
+    fastest = {layers: 1 / (measured["layers_ms"] * layers / 4 + measured["rest_ms"]) for layers in (4, 3, 2)}
+    expected = next(layers for layers in (3, 2) if fastest[layers] >= 1.3 * fastest[4])
+    assert {run.plan.layers_left for run in experiment.runs() if not run.is_baseline} == {expected}
+
+    lost = {**grid, "loss": ["0.5%", "900%"]}
+    failed = run_study(experiment, "methods", lost)
+    within = experiment.study("methods")["within"]
+    for method, found in within.items():
+        for loss, layers in found.items():
+            factor = 1 + float(loss.removesuffix("%")) / 100
+            for left in (2, 3):
+                if method == "sleb":
+                    data = plan_by(experiment, "sleb", left)
+                    ratio = data["perplexity"] / data["perplexity_original"]
+                else:
+                    path = kept_path(experiment, "rdsc")
+                    steps = [step.perplexity for step in path.intervals() if step.plan.layers_left == left]
+                    ratio = min(steps, default=float("inf")) / path.perplexities[()]
+                assert (ratio <= factor) == (left >= layers), (method, loss, left)
+    assert {f"{method} within {loss}" for method in ("sleb", "rdsc") for loss in lost["loss"]} == (
+        failed.keys() | {f"{method} within {loss}" for method, found in within.items() for loss in found}
+    )
+    names = {f"{method}-{layers}" for method, found in within.items() for layers in found.values()}
+    assert names <= {run.name for run in experiment.runs()}
+    made.clear()
+    run_study(experiment, "methods", lost)
+    assert made == []
