@@ -40,7 +40,7 @@ from swm.cli.targets import Result
 from swm.errors import Cancelled, SwmError, printable
 from swm.models.processes import is_first, world_size
 
-SHARED = ("measure", "recover", "evaluate")  # commands that several processes can run together
+SHARED = ("measure", "search", "plan", "recover", "evaluate")  # commands that several processes can run together
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     if world_size() > 1 and options.command not in SHARED:
         sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch or torchrun."))
+    if world_size() > 1 and getattr(options, "minutes", None):
+        sys.exit(_failed("--minutes ends at another plan in each process: choose --budget, or start a single one."))
     try:
         check_options(options)
         result, text = COMMANDS[options.command](options)

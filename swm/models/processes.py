@@ -1,14 +1,15 @@
 """Several processes working on one stage, as started by `accelerate launch` or torchrun. The first one writes.
 
-Each process loads the model and takes its share of the texts, documents or batches. Their results are summed or
-gathered at the end, and every process gets them.
+Each process loads the model and takes its share of the texts, documents, batches or plans. Their results are summed or
+gathered, and every process gets them: so all come to the same decisions, and none waits for one that never comes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,18 +19,20 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
 
+_ON_ITS_OWN = ContextVar("_ON_ITS_OWN", default=False)  # while a process computes its share of plans
 T = TypeVar("T")
+R = TypeVar("R")
 PATIENCE = timedelta(days=7)  # the first process may have to wait for another job on this machine
 
 
 def world_size() -> int:
     """Number of processes that work on this stage."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return 1 if _ON_ITS_OWN.get() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
     """Index of this process, counted from 0."""
-    return int(os.environ.get("RANK", "0"))
+    return 0 if _ON_ITS_OWN.get() else int(os.environ.get("RANK", "0"))
 
 
 def is_first() -> bool:
@@ -57,6 +60,39 @@ def own_part(items: list[T]) -> list[T]:
     """The part of a list that this process works on; `gathered` restores the list's order."""
     begin, end = (len(items) * number // world_size() for number in (rank(), rank() + 1))
     return items[begin:end]
+
+
+def shared(
+    items: Sequence[T], compute: Callable[[list[T]], list[R]], cost: Callable[[T], float] = lambda item: 1.0
+) -> list[R]:
+    """The result for each item, in their order; each process computes some of them, and gets the others' results.
+
+    Args:
+        items: the same in every process.
+        compute: the results of some of the items, in their order; runs as if there were one process.
+        cost: about how long an item takes, so that all processes end at the same time.
+    """
+    if world_size() == 1:
+        return compute(list(items))
+    loads, own = [0.0] * world_size(), []
+    costs = [cost(item) for item in items]
+    for place in sorted(range(len(items)), key=lambda place: -costs[place]):
+        taker = loads.index(min(loads))
+        loads[taker] += costs[place]
+        own += [place] if taker == rank() else []
+    own.sort()
+    token = _ON_ITS_OWN.set(True)
+    try:
+        results = compute([items[place] for place in own])
+    finally:
+        _ON_ITS_OWN.reset(token)
+    found = dict(gathered(list(zip(own, results, strict=True))))
+    return [found[place] for place in range(len(items))]
+
+
+def agreed(value: T) -> T:
+    """The first process's value: what each reads for itself may differ if another job writes at that moment."""
+    return gathered([value])[0]
 
 
 def summed(tensors: Sequence[Tensor]) -> list[Tensor]:

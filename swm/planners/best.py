@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from swm.errors import PlanError
+from swm.models.processes import shared, world_size
 from swm.plan import MergePlan, dropped_plan
 from swm.planners.drops import beam_drops, most_tried
 from swm.planners.request import PlanRequest
@@ -52,12 +53,18 @@ def find(request: PlanRequest) -> MergePlan:
     rows = request.fit_tokens(FIT_TOKENS * 4 // 3)
     held_out = max(1, len(rows) // 4)  # texts for the comparison: not those a plan is fitted on
     fitting, perplexities = share_of(request.progress, SEARCHED, 1), []
-    for done, plan in enumerate(plans):
+
+    def measured(some: list[MergePlan]) -> list[dict[str, Any]]:
+        smaller = (
+            apply_fitted_plan(model, plan, rows[held_out:]) if fits else apply_plan(model, plan) for plan in some
+        )
+        return [perplexity(each, rows[:held_out]) for each in smaller]
+
+    for done in range(0, len(plans), world_size()):
         if request.seconds and time.monotonic() - start > request.seconds:
             break
         fitting(done, len(plans), f"fitting plan {done + 1} of {len(plans)} in full")
-        smaller = apply_fitted_plan(model, plan, rows[held_out:]) if fits else apply_plan(model, plan)
-        perplexities.append(perplexity(smaller, rows[:held_out]))
+        perplexities += shared(plans[done : done + world_size()], measured)
     if not perplexities:
         return plans[0]
     chosen = min(range(len(perplexities)), key=lambda place: perplexities[place]["value"])

@@ -7,8 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from swm.errors import PlanError
+from swm.models.processes import shared, world_size
 from swm.plan import MergePlan, dropped_plan
 
+IN_A_ROUND = 4  # sets for each of several processes before they exchange losses
 OnTry = Callable[[int, int], None]
 
 
@@ -101,6 +103,8 @@ def beam_drops(
     """
     if kinds:
         _lowest_in_place([0.0] * len(kinds), drop, kinds, candidates)
+    at_once = in_a_round()
+    loss_of_all = loss.of_all if isinstance(loss, DropLoss) else lambda sets: list(map(loss, sets))
     most = most_tried(len(candidates), drop, width)
     most_now = budget if callable(budget) else lambda tried: budget or most
     best, single, tried = {frozenset[int](): 0.0}, dict.fromkeys(candidates, 0.0), 0
@@ -115,17 +119,23 @@ def beam_drops(
         children = sorted(expected, key=lambda child: (expected[child], sorted(child)))
         if budget and step:
             children = children[: max(width, (most_now(tried) - tried) // (drop - step))]
-        losses = {}
-        for place, child in enumerate(children):
+        losses: dict[frozenset[int], float] = {}
+        for place in range(0, len(children), at_once):
             if budget and step and place >= width and tried >= most_now(tried):
                 break  # out of time
-            losses[child] = loss(child)
-            tried += 1
+            tries = children[place : place + at_once]
+            losses |= zip(tries, loss_of_all(tries), strict=True)
+            tried += len(tries)
             on_try(tried, max(min(most_now(tried), most), tried))
         if not step:
             single.update({layer: loss for (layer,), loss in losses.items()})
         best = dict(sorted(losses.items(), key=lambda item: item[1])[:width])
     return list(best)
+
+
+def in_a_round() -> int:
+    """How many sets to try before their losses are looked at: one, or some for each of several processes."""
+    return 1 if world_size() == 1 else IN_A_ROUND * world_size()
 
 
 def most_tried(candidates: int, drop: int, width: int = 1) -> int:
@@ -155,6 +165,17 @@ class DropLoss:
         if dropped not in self._known:
             self._known[dropped] = self._computed(dropped)
         return self._known[dropped]
+
+    def of_all(self, sets: Sequence[frozenset[int]]) -> list[float]:
+        """The loss without each of these sets; several processes share out those that are not known."""
+        unknown = [dropped for dropped in dict.fromkeys(sets) if dropped not in self._known]
+        found = shared(unknown, lambda part: list(map(self._computed, part)), self._above)
+        self._known |= zip(unknown, found, strict=True)
+        return [self._known[dropped] for dropped in sets]
+
+    def _above(self, dropped: frozenset[int]) -> float:
+        """Layers that are run: those above the lowest of the dropped ones."""
+        return float(self._layer_count - min(dropped, default=self._layer_count))
 
     def _computed(self, dropped: frozenset[int]) -> float:
         try:

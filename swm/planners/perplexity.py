@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from swm.plan import MergePlan, dropped_plan
-from swm.planners.drops import lowest_layers
+from swm.planners.drops import in_a_round, lowest_layers
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 
@@ -11,10 +11,10 @@ from swm.registry import PLANNERS, Planner
 def find(request: PlanRequest) -> MergePlan:
     """The plan without the layers whose individual removal raises perplexity least (section 3.1, PPL)."""
     count, loss = request.layer_count, request.loss("dropped")
-    losses = []
-    for layer in range(count):
-        losses.append(loss(frozenset({layer})))
-        request.tried(layer + 1, count)
+    sets, losses, at_once = [frozenset({layer}) for layer in range(count)], [], in_a_round()
+    for done in range(0, count, at_once):
+        losses += loss.of_all(sets[done : done + at_once])
+        request.tried(len(losses), count)
     return dropped_plan(count, lowest_layers(losses, request.drop, request.kinds))
 
 

@@ -11,6 +11,10 @@ from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.search.threshold_path import Branch, PlanAt, QuickScore, Score, ThresholdPath, next_branches, whole_range
 from swm.search.walk import Position, Windows, check_range
 
+Key = tuple[Windows, Window]
+"""What `Score` takes: the windows merged above, and the window tried."""
+ScoreApart = Callable[[list[Key]], list[float]]
+"""`score_apart(keys)`: like `Score` for windows of several branches, which several processes share out."""
 ScoreTogether = Callable[[Windows, list[Window]], list[float]]
 """`score_together(merged_above, windows)`: like `Score` for several windows, all below the merged ones."""
 
@@ -46,6 +50,8 @@ def threshold_path(
     on_step: Callable[[ThresholdPath, float], None] | None = None,
     score_together: ScoreTogether | None = None,
     at_once: int = 1,
+    score_apart: ScoreApart | None = None,
+    apart: int = 1,
     layers: int | None = None,
 ) -> ThresholdPath:
     """The exact plan for every threshold in [low, high]; computes each similarity once.
@@ -57,6 +63,7 @@ def threshold_path(
         on_step: called after each batch of similarities with the path and the share of [low, high] that is covered.
         score_together, at_once: score up to `at_once` windows below the same merged ones together: those waiting to be
             tried, and those that follow if they fail. This scores a few windows that the path does not need.
+        score_apart, apart: instead, score up to `apart` windows of different branches, all of which the path needs.
         layers: compute only the plans that leave this many layers; a walk stops once it cannot leave that many.
 
     Cost: one call of `score` for each branch of the walk (about 800 for SmolLM2-135M from 0.5).
@@ -74,7 +81,11 @@ def threshold_path(
         key = (position.committed, position.window)
         if not path.knows(*key):
             windows = _batch(path, position, branches, at_once, layers) if score_together else []
-            if score_together and len(windows) > 1:
+            if score_apart:
+                keys = _waiting(path, key, branches, focus, apart, layers)
+                for (above, window), similarity in zip(keys, score_apart(keys), strict=True):
+                    path.keep(above, window, similarity)
+            elif score_together and len(windows) > 1:
                 for window, similarity in zip(windows, score_together(position.committed, windows), strict=True):
                     path.keep(position.committed, window, similarity)
             else:
@@ -98,6 +109,18 @@ def _batch(
     positions = [place for place in positions if layers is None or place.can_leave(layers, path.layer_count)]
     windows = dict.fromkeys(place.window for place in positions if not place.at_bottom)
     return [window for window in windows if not path.knows(positions[0].committed, window)][:at_once]
+
+
+def _waiting(
+    path: ThresholdPath, key: Key, branches: list[Branch], focus: float, most: int, layers: int | None
+) -> list[Key]:
+    """The window to try and those that other branches wait for, the nearest to the focus first; at most so many."""
+    positions = [
+        branches[place][0] for place in sorted(range(len(branches)), key=lambda place: _far(branches, place, focus))
+    ]
+    positions = [place for place in positions if layers is None or place.can_leave(layers, path.layer_count)]
+    keys = dict.fromkeys((place.committed, place.window) for place in positions if not place.at_bottom)
+    return [key, *(other for other in keys if other != key and not path.knows(*other))][:most]
 
 
 def confirmed_plan(
@@ -124,9 +147,10 @@ def confirmed_plan(
 
 def _nearest(branches: list[Branch], focus: float) -> int:
     """Index of the branch whose interval (a, b] contains the focus or is closest to it; the latest among equals."""
+    return min(range(len(branches)), key=lambda place: _far(branches, place, focus))
 
-    def distance(i: int) -> tuple[bool, float, int]:
-        _, a, b = branches[i]
-        return not a < focus <= b, min(abs(focus - a), abs(focus - b)), -i
 
-    return min(range(len(branches)), key=distance)
+def _far(branches: list[Branch], place: int, focus: float) -> tuple[bool, float, int]:
+    """How far the focus is from a branch's interval; earlier branches count as farther."""
+    _, a, b = branches[place]
+    return not a < focus <= b, min(abs(focus - a), abs(focus - b)), -place

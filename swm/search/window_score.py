@@ -116,6 +116,19 @@ class WindowScorer:
                 scores[window] = float(text_cosines(states, replay.reference).clamp(max=1.0).mean())
         return [scores[window] for window in windows]
 
+    def score_all(self, keys: Sequence[tuple[Windows, Window]]) -> list[float]:
+        """The `score` of each (windows merged above, window), several together where that is faster."""
+        groups: dict[Windows, list[Window]] = {}
+        for above, window in keys:
+            groups.setdefault(above, []).append(window)
+        scores: dict[tuple[Windows, Window], float] = {}
+        for above, windows in groups.items():
+            for place in range(0, len(windows), self.at_once):
+                part = windows[place : place + self.at_once]
+                found = self.score_together(above, part) if len(part) > 1 else [self.score(above, part[0])]
+                scores |= {(above, window): score for window, score in zip(part, found, strict=True)}
+        return [scores[key] for key in keys]
+
     def _expected(self, order: Tensor, lost: Tensor, done: int) -> Tensor:
         """Expected loss of each text: measured for those run, for the others scaled from the previous window."""
         ran, others = order[:done], order[done:]

@@ -6,9 +6,8 @@ from typing import Any
 
 from swm.errors import ModelError
 from swm.merging.apply import check_plan
-from swm.plan import (
-    MergePlan,
-)
+from swm.models.processes import agreed, is_first
+from swm.plan import MergePlan
 from swm.progress import Progress, no_progress
 from swm.search.kept_path import save_path
 from swm.search.threshold_path import ThresholdPath, known_similarity
@@ -55,14 +54,14 @@ def measured_path(
     progress(0, 2, "loading the model")
     bench = bench_for(experiment, plan.rule, loaded)
     check_plan(bench.model, plan)
-    path = path_to_extend(experiment, bench.model, plan.rule)
+    path = agreed(path_to_extend(experiment, bench.model, plan.rule))
     if not path.is_exact(plan):
         progress(0, 2, "similarity")
         scorer, above, window = scorer_for(bench, plan.rule), plan.windows[1:], plan.windows[0]
         path.keep(above, window, scorer.score(above, window), sure=path.scoring != "exact")
         path.layer_runs += scorer.layer_runs
     measure_perplexities(path, [MergePlan(plan.layer_count, (), plan.rule), plan], bench, progress)
-    if not experiment.read_only:
+    if not experiment.read_only and is_first():
         save_path(experiment, path)
     if answers:
         answer_plans(experiment, [plan], bench.model, bench.tokenizer, bench.make, progress)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from swm.errors import Cancelled, PlanError
+from swm.errors import PlanError
 from swm.models.layer_pattern import placed_kinds
 from swm.models.load import fast_format
 from swm.models.locate import load_config
+from swm.models.processes import agreed, is_first
 from swm.plan import MergePlan, check_layers
 from swm.planners.plan_with import check_budget, plan_with
 from swm.progress import Progress, no_progress, share_of
@@ -53,7 +54,7 @@ def plan_by(
     check_layers(layers, experiment.layer_count)
     if not minutes:
         check_budget(planner, budget, experiment.layer_count, layers)
-    data = experiment.planned(planner, layers)
+    data = agreed(experiment.planned(planner, layers))
     kinds = placed_kinds(load_config(experiment.settings.model)) if keep_period else []
     fits = precision in ("auto", (data or {}).get("scoring", "auto"))
     how: dict[str, Any] = {"keep_period": True} if kinds else {}
@@ -82,6 +83,7 @@ def _found_plan(
     model, tokenizer = load_original(experiment, offload=not method.whole_model)
     fast = fast_format(model, precision)
     tried, minutes = TriedPlans(experiment), how.get("minutes")
+    tried.losses = agreed(tried.losses)
     finalists: dict[str, Any] = {}
     named = share_of(lambda done, total, text: progress(done, total, f"{planner}: {text}"), 0, SEARCHING)
     try:
@@ -98,17 +100,16 @@ def _found_plan(
             losses=tried.losses,
             seconds=60 * minutes if minutes else None,
             finalists=finalists,
-            progress=tried.saving(named),
+            progress=tried.saving(named) if is_first() else named,
         )
-    except Cancelled:
-        tried.save()
-        raise
-    tried.save()
+    finally:
+        if is_first():
+            tried.save()
     seconds = round(time.time() - start, 1)
     measured = measure_plan(experiment, plan, share_of(progress, SEARCHING, 1), (model, tokenizer))
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
     data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact", **how}
     data |= {"finalists": finalists} if finalists else {}
-    if not experiment.read_only:
+    if not experiment.read_only and is_first():
         experiment.save_planned(planner, layers, data)
     return data

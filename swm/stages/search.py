@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from swm.merging.apply import MergedLayer
 from swm.merging.fit import check_fits, window_fitter
 from swm.models.load import fast_format
+from swm.models.processes import agreed, gathered, is_first, shared, world_size
 from swm.plan import (
     DEFAULT_RULE,
     MergePlan,
@@ -21,7 +22,7 @@ from swm.plan import (
 )
 from swm.progress import Progress, no_progress
 from swm.registry import MERGE_RULES
-from swm.search.find import confirmed_plan, threshold_path
+from swm.search.find import Key, confirmed_plan, threshold_path
 from swm.search.kept_path import kept_path, outdated_path, save_path
 from swm.search.plan_loss import PlanLoss
 from swm.search.threshold_path import PlanAt, ThresholdPath
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
+IN_A_ROUND = 4  # windows or plans for each of several processes before they exchange results
 WORST = math.exp(50.0)  # a perplexity that only means "broken"; JSON has no infinity
 
 
@@ -64,14 +66,15 @@ def search_path(
     check_threshold(focus)
     progress(0, 0, "loading the model")
     bench = bench_for(experiment, rule)
-    path = path_to_extend(experiment, bench.model, rule, low, precision)
+    path = agreed(path_to_extend(experiment, bench.model, rule, low, precision))
     scorer = scorer_for(bench, rule, path.scoring)
     path.low = min(path.low, low)  # similarities do not depend on the range, so they are kept
     saved, runs_before = time.monotonic(), path.layer_runs
 
     def save() -> None:
         path.layer_runs = runs_before + scorer.layer_runs
-        save_path(experiment, path)
+        if is_first():
+            save_path(experiment, path)
 
     def step(path: ThresholdPath, covered: float) -> None:
         nonlocal saved
@@ -84,6 +87,7 @@ def search_path(
         exact_plan(path, bench, scorer, focus, lambda layer: step(path, 0.0))
         save()
         _fill(path, scorer, focus, layers, step)
+        runs_before += sum(gathered([scorer.layer_runs])) - scorer.layer_runs  # of the other processes
         save()
         selected = _plans_of(path, layers)
         measure_perplexities(path, selected, bench, progress, save)
@@ -101,6 +105,9 @@ def _fill(
     layers: int | None,
     on_step: Callable[[ThresholdPath, float], None],
 ) -> None:
+    def apart(keys: list[Key]) -> list[float]:
+        return shared(keys, scorer.score_all, lambda key: path.layer_count - key[1].first)
+
     threshold_path(
         path.layer_count,
         scorer.score,
@@ -112,6 +119,8 @@ def _fill(
         on_step=on_step,
         score_together=scorer.score_together,
         at_once=scorer.at_once,
+        score_apart=apart if world_size() > 1 else None,
+        apart=IN_A_ROUND * world_size(),
         layers=layers,
     )
 
@@ -137,10 +146,19 @@ def measure_perplexities(
     if not left:
         return
     loss = PlanLoss(bench.model, bench.tokens, bench.make, fast=path.scoring != "exact")
-    for done, plan in enumerate(left):
+    at_once = IN_A_ROUND * world_size() if world_size() > 1 else 1
+    for done in range(0, len(left), at_once):
         progress(done, len(left), f"perplexity of plan {done + 1} of {len(left)}")
-        path.perplexities[plan.windows] = min(math.exp(min(loss(plan), 50.0)), WORST)
+        plans = left[done : done + at_once]
+        losses = shared(plans, lambda part: list(map(loss, part)), _layers_run)
+        for plan, value in zip(plans, losses, strict=True):
+            path.perplexities[plan.windows] = min(math.exp(min(value, 50.0)), WORST)
         save()
+
+
+def _layers_run(plan: MergePlan) -> float:
+    """About how many layers run to measure a plan: those from its lowest window up."""
+    return float(plan.layer_count - min((window.first for window in plan.windows), default=plan.layer_count - 1))
 
 
 @dataclass(frozen=True)

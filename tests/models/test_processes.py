@@ -21,7 +21,7 @@ from swm.stages.create import create_experiment
 from swm.stages.merge import merge_run
 from swm.stages.recover import recover_run
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import home
+from swm.workspace.files import home, read_json
 from tests.conftest import WORDS, need, tiny_model, written_text
 from tests.jobs.test_child import wait_for
 
@@ -47,6 +47,19 @@ HEALINGS = {
     "accumulate": ["--accumulate", "2"],
     "hidden": ["--target", "hidden"],
     "weights": ["--train", "weights", "--adapt", "last"],
+}
+FOUND = (
+    "path/rdsc.json",
+    "path/fit.json",
+    "answers/rdsc.json",
+    "tried.json",
+    *(f"plans/{name}.json" for name in ("best-4", "sleb-5", "perplexity-6")),
+)
+SEARCHES = {
+    "path": ["search", "deep", "--from", "0.05"],
+    "best": ["plan", "deep", "--planner", "best", "--layers", "4", "--budget", "30"],
+    "sleb": ["plan", "deep", "--planner", "sleb", "--layers", "5"],
+    "perplexity": ["plan", "deep", "--planner", "perplexity", "--layers", "6"],
 }
 
 
@@ -97,17 +110,29 @@ def both(tmp_path_factory, tokenizer):
         commands += [
             ["recover", "study", f"{name}-two", *RECOVERY.split(), *how, *examples] for name, how in HEALINGS.items()
         ]
-        commands += [["evaluate", "study", "scored-two", *scores]]
+        commands += [["evaluate", "study", "scored-two", *scores], *SEARCHES.values()]
+        tiny_model(layers=8).save_pretrained(folder / "deep")
+        tokenizer.save_pretrained(folder / "deep")
+        deep = create_experiment("deep", ExperimentSettings(str(folder / "deep"), str(text), 6, 32))
         for command in commands:
             main([word.replace("-two", "-one") for word in command])
         measured = {name: study.similarity(name) for name in MEASURES}
         for name in MEASURES:
             (study.folder / "similarity" / f"{name}.json").unlink()
         shutil.rmtree(home() / "cache" / "scores")
+        searched = {name: read_json(deep.folder / name) for name in FOUND}
+        for name in ("path", "answers", "plans", "tried.json"):
+            (deep.folder / name).rename(folder / f"{name} of one")
         script = str(ROOT / "tests" / "several_commands.py")
         done = launched(json.dumps(commands), launch=[*LAUNCH[:-2], script])
         assert done.returncode == 0, done.stderr[-3000:]
-        yield {"study": Experiment.open("study"), "measured": measured, "out": done.stdout}
+        yield {
+            "study": Experiment.open("study"),
+            "measured": measured,
+            "searched": searched,
+            "deep": Experiment.open("deep"),
+            "out": done.stdout,
+        }
 
 
 @pytest.mark.data
@@ -136,6 +161,25 @@ def assert_same_events(one, two, rounding=1e-3):
             assert two_event[name] == pytest.approx(one_event[name], rel=rounding)
         if "grad_norm" in one_event:
             assert two_event["grad_norm"] == pytest.approx(one_event["grad_norm"], rel=20 * rounding)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", FOUND)
+def test_two_processes_find_what_one_does_bit_for_bit(name, both):
+    one, two = (without_cost(found) for found in (both["searched"][name], read_json(both["deep"].folder / name)))
+    assert one == two
+    if name == "path/rdsc.json":
+        assert len(one["similarities"]) > 20
+        assert {plan.perplexity is None for plan in kept_path(both["deep"], "rdsc").intervals()} == {False}
+
+
+def without_cost(found):
+    """A file's content without how long it took and in which order its table was filled."""
+    return {
+        name: sorted(value, key=json.dumps) if name in ("similarities", "perplexities") else value
+        for name, value in found.items()
+        if name not in ("seconds", "layer_runs")
+    }
 
 
 @pytest.mark.data
@@ -251,7 +295,10 @@ def test_what_processes_cannot_share_is_told_before_anything_is_done(merged, mon
 def test_what_cannot_be_shared_is_told(study, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as end:
-        main(["search", "study"])
+        main(["merge", "study", "one", "--windows", "1-2"])
     assert end.value.code == 1
-    assert "search runs in one process" in capsys.readouterr().err
-    assert kept_path(study, "rdsc") is None
+    assert "merge runs in one process" in capsys.readouterr().err
+    assert study.runs()[1:] == []
+    with pytest.raises(SystemExit):
+        main(["plan", "study", "--planner", "best", "--layers", "3", "--minutes", "1"])
+    assert "--minutes ends at another plan in each process: choose --budget" in capsys.readouterr().err
