@@ -1,4 +1,5 @@
 # app: set up and open the app.  test: set up and test.  demo: the whole pipeline without a browser.
+# gpu: hold this machine's GPU against the CPU, and measure what it gains; ends with one line where there is none.
 # chaos: break it for an hour or so.  audit: known holes in the libraries.  llama-cpp: the client that tests run GGUF files in.
 # Another Python: make app PYTHON=python3.12
 PYTHON ?= python3
@@ -8,13 +9,16 @@ REQUIREMENTS = requirements.txt requirements-data.txt
 PIP = $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
 # What pip would do on one core, on all of them, for what is imported; a few files of packages are not for this Python.
 COMPILE = $(RUN) -m compileall -qq -j 0 -x '/tests?/|/ray/|/transformers/models/' $(VENV)/lib || true
-.PHONY: app test demo lint chaos audit llama-cpp check clean
+.PHONY: app test demo gpu lint chaos audit llama-cpp check clean
 
 app: $(VENV)/installed
 	@$(RUN) -m streamlit run app.py
 
 demo: $(VENV)/installed
 	@$(RUN) -m swm demo
+
+gpu: $(VENV)/installed-dev
+	@$(RUN) benchmarks/gpu.py
 
 test: $(VENV)/installed-dev
 	@$(RUN) -m pytest -n 2
