@@ -25,8 +25,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from swm.settings import SAMPLE_PROMPTS
-from swm.stages.evaluate import SAMPLE_TOKENS
+from swm.registry import PLANNERS
+from swm.settings import FIT_TOKENS, PLAN_BUDGET, PRESETS, SAMPLE_PROMPTS, SAMPLE_TOKENS
 from swm.workspace.estimate import (
     BACKWARD,
     ONE_PLAN_RUNS,
@@ -206,7 +206,11 @@ MACHINE = {  # assumed, not measured: an H100 at 40 % of its peak in bfloat16
     "host_link": 50e9,  # bytes per second from the host's memory
     "inside": Link(300e9, 3e-5),  # between up to eight GPUs of one host
     "outside": Link(40e9, 1e-4),  # between hosts
+    "disk": 2e9,  # bytes per second
+    "dollars": 2.5,  # for one GPU and hour
 }
+SPLIT = 0.85  # of the gain that each further process could bring to a search: measured with two
+DEQUANTIZED = 1.5  # times as long with weights of four bits: assumed
 MODELS = {  # layers, hidden size, parameters per layer, vocabulary
     "7B": (32, 4096, 202_383_360, 32_000),
     "13B": (40, 5120, 317_204_480, 32_000),
@@ -245,6 +249,46 @@ def extrapolated(model: str, gpus: int, tokens: int = 1280) -> dict[str, Any]:
     }
 
 
+def study(model: str, gpus: int, four_bits: bool = False, tokens: int = 1280) -> dict[str, Any]:
+    """Minutes of each stage of a study, its hours, and its price.
+
+    The study: similarity, the whole threshold path, one plan at four fifths of the layers (by `best`, which needs the
+    model on one GPU, otherwise by `sleb`), that plan merged, healed and scored, and the control; preset standard, 1,000
+    documents of each of seven tasks, four models scored.
+
+    Args:
+        four_bits: heals with QLoRA on one of the GPUs instead of LoRA on all.
+    """
+    layers, width, layer_parameters, vocabulary = MODELS[model]
+    rates, preset, left = extrapolated(model, gpus, tokens), PRESETS["standard"], round(0.8 * layers)
+    weights = 2 * (layers * layer_parameters + 2 * vocabulary * width)
+    copies = gpus if rates["search"] == "one GPU" else 1  # each searches with a copy of its own
+    read = 2 * layers * layer_parameters / MACHINE["flops"]  # seconds for each token, on one GPU
+    if rates["search"] == "from the host's memory":
+        read = max(read, weights / MACHINE["host_link"] / tokens)
+    planner = "best" if rates["search"] == "one GPU" else "sleb"
+    shared = SPLIT * copies if copies > 1 else 1.0
+    step_tokens = preset.batch * preset.length
+    step = BACKWARD * step_tokens * 2 * layers * layer_parameters / MACHINE["flops"]
+    if four_bits:
+        step *= DEQUANTIZED
+    elif copies == 1:  # FSDP2: each GPU computes its share, and every step gathers the weights twice
+        step = step / gpus + 2 * weights / MACHINE["inside"].bytes_per_second
+    else:
+        step /= min(gpus, preset.batch)
+    seconds = {
+        "similarity": 1.1 * read * tokens + weights / MACHINE["disk"],
+        "threshold path": rates["search_path_min"] * 60 / shared + weights / MACHINE["disk"],
+        "plan": PLANNERS[planner].tokens_read(layers, left, PLAN_BUDGET, tokens) * read / shared,
+        "merging": 3 * weights / MACHINE["disk"],
+        "healing, two models": 2 * (preset.steps * step + 2 * FIT_TOKENS * read + 3 * weights / MACHINE["disk"]),
+        "scoring, four models": 4 * 7 * 1000 * TASK_TOKENS * read / copies,
+    }
+    hours = sum(seconds.values()) / 3600
+    minutes = {stage: round(value / 60, 1) for stage, value in seconds.items()}
+    return {**minutes, "hours": round(hours, 2), "dollars": round(hours * gpus * MACHINE["dollars"], 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--extrapolate", action="store_true")
@@ -253,6 +297,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.extrapolate:
         result: dict[str, Any] = {m: {f"{g} GPUs": extrapolated(m, g) for g in (1, 2, 8, 64)} for m in MODELS}
+        result["study"] = {
+            "7B, 1 GPU": study("7B", 1),
+            "7B, 8 GPUs": study("7B", 8),
+            "70B, 8 GPUs": study("70B", 8),
+            "70B, 8 GPUs, QLoRA on one": study("70B", 8, four_bits=True),
+            "70B, 1 GPU, QLoRA": study("70B", 1, four_bits=True),
+        }
     else:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["SWM_HOME"] = folder

@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     handler.setFormatter(_PrintableFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("swm").setLevel(logging.INFO)
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # transformers and bitsandbytes would run code of the hub
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that it cannot
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):  # escape what the terminal cannot show

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from swm.errors import ModelError, SettingsError, first_line
 from swm.healing.distillation import Teacher, layer_pairs
-from swm.healing.quantized import check_plain, check_quantizes, four_bit_bytes, in_four_bits, load_bitsandbytes
+from swm.healing.quantized import check_plain, check_quantizes, four_bit_bytes, in_four_bits
 from swm.healing.rows import training_rows
 from swm.healing.trainer import OnStep, make_trainer, train
 from swm.models.decoder import find_decoder
@@ -142,7 +142,6 @@ def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: S
 
     The same seed gives the same adapters.
     """
-    load_bitsandbytes()
     from peft import LoraConfig, get_peft_model
     from peft.utils.constants import DUMMY_TARGET_MODULES
 

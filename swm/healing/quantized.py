@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import importlib.util
-import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,26 +49,6 @@ def check_plain(model: PreTrainedModel, names: Sequence[str]) -> None:
         )
 
 
-def load_bitsandbytes() -> None:
-    """Import bitsandbytes, which peft does where it is installed, without what it would fetch from the hub and run.
-
-    On some processors it asks the package `kernels` for compiled code while it is imported, and warns without it.
-    """
-    if "bitsandbytes" in sys.modules or importlib.util.find_spec("bitsandbytes") is None:
-        return
-    logger, kernels = logging.getLogger("bitsandbytes"), sys.modules.get("kernels")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    sys.modules["kernels"] = None  # type: ignore[assignment]
-    try:
-        importlib.import_module("bitsandbytes")
-    finally:
-        logger.setLevel(level)
-        del sys.modules["kernels"]
-        if kernels is not None:
-            sys.modules["kernels"] = kernels
-
-
 def in_four_bits(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedModel:
     """A copy of the model with these linear maps in NF4 and everything else as it is; for training adapters on.
 
@@ -81,7 +58,6 @@ def in_four_bits(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedMode
     Args:
         names: of plain linear maps, see `check_plain`.
     """
-    load_bitsandbytes()
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     device, dtype = model.device, model.dtype

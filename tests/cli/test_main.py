@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -382,3 +384,16 @@ def test_width_is_cut_after_merging_and_healing_repeats_it(swm, study, tmp_path,
     code, _, err = swm("merge", study, "wide", "--windows", "1-2", "--width", 2)
     assert code == 1
     assert "--width 2.0 is out of range" in err
+
+
+def test_nothing_is_fetched_from_the_hub_and_run(tmp_path):
+    """A package `kernels` leaves a trace when it is asked: some processors make bitsandbytes ask it."""
+    (tmp_path / "kernels.py").write_text(
+        f"from pathlib import Path\ndef get_kernel(*name, **more):\n    Path({str(tmp_path / 'asked')!r}).touch()\n"
+    )
+    code = "from swm.cli.main import main; main(['models']); import peft, bitsandbytes; print('loaded')"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[2]}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.endswith("loaded\n"), done.stderr
+    assert "kernels-community" not in done.stderr
+    assert not (tmp_path / "asked").exists()
