@@ -38,8 +38,11 @@ from swm.cli.show import (
 )
 from swm.cli.targets import Result
 from swm.errors import Cancelled, SwmError, printable
+from swm.jobs.cluster import FOLDER, LOG, cluster, run_there
 from swm.models.processes import is_first, world_size
 
+# Commands that a cluster runs, if there is one.
+SENT = ("measure", "search", "plan", "merge", "recover", "evaluate", "time", "run", "control", "study", "sweep")
 SHARED = ("measure", "search", "plan", "recover", "evaluate")  # commands that several processes can run together
 
 
@@ -58,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
+    if cluster() and options.command in SENT and world_size() == 1:
+        sys.exit(_sent(sys.argv[1:] if arguments is None else arguments, options.json))
+    _take_job_settings()
     if world_size() > 1 and options.command not in SHARED:
         sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch or torchrun."))
     if world_size() > 1 and getattr(options, "minutes", None):
@@ -73,6 +79,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     if is_first():
         print(json.dumps(result, allow_nan=False) if options.json else printable(text))
+
+
+def _sent(arguments: Sequence[str], as_json: bool) -> int:
+    """Run the command on the cluster, say what it says, and return its exit code; with JSON, only that on stdout."""
+    said = ""
+    try:
+        for piece in run_there(arguments):
+            said += piece
+            print(printable(piece), end="", file=sys.stderr if as_json else sys.stdout, flush=True)
+    except SwmError as error:
+        return _failed(str(error)) if str(error) else 1
+    if as_json:
+        print(next((line for line in reversed(said.splitlines()) if line.startswith("{")), "{}"))
+    return 0
+
+
+def _take_job_settings() -> None:
+    """As a job of a cluster: go where it was started, and write what is said to the target's log."""
+    if folder := os.environ.pop(FOLDER, ""):
+        os.chdir(folder)
+    if file := os.environ.pop(LOG, ""):
+        output = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        os.close(output)
 
 
 def _failed(message: str) -> int:

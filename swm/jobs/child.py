@@ -19,6 +19,7 @@ from typing import IO, Any
 import psutil
 
 from swm.errors import JobError, SwmError
+from swm.jobs.cluster import cluster, stop, submit
 from swm.jobs.tracking import Target, log
 from swm.workspace.audit import record
 from swm.workspace.experiments import Experiment
@@ -35,6 +36,8 @@ from swm.workspace.tracked import job_lock
 def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
     """The pid of a new child process that runs `python -m swm ARGUMENTS` for a target and outlives this one.
 
+    With a cluster (see `swm.jobs.cluster`) the job runs there, and the pid is 0.
+
     Raises:
         JobError: if the target already has a job, or is read-only.
     """
@@ -43,6 +46,8 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
     with job_lock(target):  # of two simultaneous clicks, the second sees the first's state
         if target.state().active:
             raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.")
+        if cluster():
+            return submit(target, stage, arguments).pid
         with (target.folder / "job.log").open("wb") as output:
             child = _detached(arguments, output)
         now = time.time()
@@ -74,6 +79,10 @@ def create(name: str, arguments: Sequence[str]) -> None:
     Raises:
         JobError: with the command's own message if it fails before that. ExperimentError: if the name is taken.
     """
+    if cluster():
+        call([argument for argument in arguments if argument != "--measure"])
+        start(Experiment.open(name), "measure", ["measure", name])
+        return
     check_new(name)  # the state of an experiment that is there already would be taken for the new one's
     with tempfile.TemporaryFile() as output:
         child = _detached(arguments, output)
@@ -174,6 +183,9 @@ def cancel(target: Target) -> None:
         raise JobError(target.why_read_only())
     if not state.active:
         raise JobError(f"{target.name} has no job running.")
+    if state.cluster_job:
+        stop(target, state)
+        return
     if state.host != socket.gethostname():
         raise JobError(f"The job of {target.name} runs on {state.host}. Cancel it there.")
     if state.pid == os.getpid():

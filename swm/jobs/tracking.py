@@ -30,7 +30,7 @@ from swm.workspace.files import (
 )
 from swm.workspace.machine import is_out_of_memory, memory_kills
 from swm.workspace.state import HEARTBEAT_SECONDS, State, this_process
-from swm.workspace.tracked import Tracked, job_lock
+from swm.workspace.tracked import CLUSTER_JOB, STOP_FILE, Tracked, job_lock
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +92,20 @@ class Tracker:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
+                self.cancelled |= self._is_asked_to_stop()
                 self.write()
             except JobError as error:  # its folder is gone; the next progress report ends the stage
                 self._failure = error
             except SwmError as error:  # a full disk must not end the stage's own error handling
                 log.warning("%s", error)
+
+    def _is_asked_to_stop(self) -> bool:
+        """Whether somebody asked this job to stop from another machine."""
+        try:
+            name = (self._target.folder / STOP_FILE).read_text(encoding="utf-8")
+        except OSError:
+            return False
+        return bool(name) and name == self.state.cluster_job
 
 
 @contextmanager
@@ -124,6 +133,7 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
     device = FileLock(home() / (f".device-{name}.lock" if name else ".device.lock"))
     now = time.time()
     state = State(stage, "queued", started=now, heartbeat=now, command=tuple(command), **this_process())
+    state = replace(state, cluster_job=os.environ.get(CLUSTER_JOB, ""))
     tracker = Tracker(target, state)
     restore = _on_signals(tracker)
     try:

@@ -22,7 +22,7 @@ class State:
     """The progress of a stage; written by its job, read by all others.
 
     Times are seconds since the epoch. `pid` and `process_started` identify the process on `host`. `memory_kills` is the
-    value of `machine.memory_kills` when the stage began; -1 if unknown.
+    value of `machine.memory_kills` when the stage began; -1 if unknown. `cluster_job` is its name on a Ray cluster.
     """
 
     stage: str = ""
@@ -41,6 +41,7 @@ class State:
     gpu_memory_bytes: int = 0
     memory_kills: int = -1
     command: Many[str] = ()
+    cluster_job: str = ""
 
     @property
     def active(self) -> bool:

@@ -20,6 +20,9 @@ from swm.workspace.people import person
 from swm.workspace.reading import read_file, state_in
 from swm.workspace.state import State
 
+CLUSTER_JOB = "SWM_CLUSTER_JOB"  # in the environment of a job on a cluster: its name
+STOP_FILE = "stop-job"  # holds the name of the job on a cluster that is asked to stop
+
 
 class Tracked(ABC):
     """A folder with its own state: an experiment, a run or a sweep."""

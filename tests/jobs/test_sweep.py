@@ -109,8 +109,9 @@ import os, sys, time, json, threading
 import ray
 from pathlib import Path
 from ray.cluster_utils import Cluster
-from swm.sweep import Sweep, load_grid
-from swm.workers import run_sweep
+from swm.jobs.sweep import Sweep
+from swm.jobs.sweep_file import load_grid
+from swm.jobs.workers import run_sweep
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 other = cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()

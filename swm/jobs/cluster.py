@@ -1,0 +1,212 @@
+"""Jobs on a Ray cluster, sent by its job submission API, where SWM_EXECUTOR names one; otherwise they run here.
+
+All nodes see the studio's folder and SWM_HOME at the same path. The folder of the experiment or run stays the
+interface: the job writes its state there, and a request to stop it lies there.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from swm.errors import JobError, SwmError
+from swm.jobs.tracking import Target, log
+from swm.plan import MergePlan, Window
+from swm.settings import preset_settings
+from swm.workspace.audit import record
+from swm.workspace.estimate import stage_needs
+from swm.workspace.files import APP_FOLDER, child_environment
+from swm.workspace.people import person
+from swm.workspace.state import State
+from swm.workspace.tracked import CLUSTER_JOB, STOP_FILE
+
+SETTING, CPUS = "SWM_EXECUTOR", "SWM_JOB_CPUS"
+LOG, FOLDER = "SWM_JOB_LOG", "SWM_JOB_FOLDER"  # what a job writes its output to, and where it runs
+POLL_SECONDS, PATIENCE_SECONDS = 2.0, 60.0
+PENDING = "waits for the cluster"
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def cluster() -> str:
+    """Address of the cluster that jobs are sent to; empty if they run here, as they do inside one of its jobs."""
+    address = os.environ.get(SETTING, "").strip()
+    return "" if address in ("", "local") or os.environ.get(CLUSTER_JOB) else address
+
+
+def submit(target: Target, stage: str, arguments: Sequence[str]) -> State:
+    """Send a job that runs `python -m swm ARGUMENTS` for a target; returns its first state, written to its folder.
+
+    Raises:
+        JobError: if the cluster does not answer, or no node has the memory that the stage needs.
+    """
+    client, name = _client(cluster()), f"swm-{os.urandom(6).hex()}"
+    stop = target.folder / STOP_FILE
+    stop.unlink(missing_ok=True)
+    log_file = target.folder / "job.log"
+    log_file.unlink(missing_ok=True)
+    now = time.time()
+    first = State(stage, "queued", text=PENDING, started=now, heartbeat=now, command=tuple(arguments), cluster_job=name)
+    target.write_state(first)  # before the job can write its own
+    try:
+        _send(client, name, _with_executor(arguments), _needed_bytes(target, stage), {LOG: str(log_file)})
+    except SwmError as error:
+        target.write_state(replace(first, status="failed", error=str(error)))
+        raise
+    watcher = threading.Thread(target=_watch, args=(client, target, first, person().name), daemon=True)
+    watcher.start()
+    return first
+
+
+def run_there(arguments: Sequence[str]) -> Iterator[str]:
+    """Run a command on the cluster; what it says, piece by piece. A job that is not read to its end is stopped.
+
+    Raises:
+        JobError: if the cluster does not answer, or the command fails; without a message if it said why itself.
+    """
+    client, name = _client(cluster()), f"swm-{os.urandom(6).hex()}"
+    _send(client, name, _with_executor(arguments), 0, {})
+    said, status = "", ""
+    try:
+        while status not in ENDED:
+            time.sleep(POLL_SECONDS / 2)
+            status = str(client.get_job_status(name).value)
+            before, said = said, client.get_job_logs(name)
+            yield said[len(before) :]
+    finally:
+        if status not in ENDED:
+            client.stop_job(name)
+    if status != "SUCCEEDED":
+        raise JobError("" if said.strip() else f"The job ended: {client.get_job_info(name).message}")
+
+
+def stop(target: Target, state: State) -> None:
+    """Ask a job on the cluster to stop: at its next progress report, or before it begins."""
+    (target.folder / STOP_FILE).write_text(state.cluster_job, encoding="utf-8")
+    if state.status == "queued" and not state.pid:
+        _client(cluster() or os.environ.get(SETTING, "")).stop_job(state.cluster_job)
+        target.write_state(replace(state, status="cancelled"))
+
+
+def _client(address: str) -> Any:
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError:
+        raise JobError(
+            f"{SETTING} names a Ray cluster, but Ray's job client is not installed. Run: pip install 'ray[default]', "
+            f"or unset {SETTING}."
+        ) from None
+    try:
+        return JobSubmissionClient(address)
+    except Exception as error:  # of many kinds: refused, unknown host, not a cluster, another version
+        raise JobError(
+            f"The Ray cluster {address} does not answer: {' '.join(str(error).split())[:200]} Check {SETTING}: it is "
+            "the address of the cluster's dashboard, such as http://head:8265."
+        ) from None
+
+
+def _send(client: Any, name: str, arguments: Sequence[str], needed_bytes: int, more: dict[str, str]) -> None:
+    gpus, most = _nodes(client)
+    if most and needed_bytes > most:
+        raise JobError(
+            f"The stage needs about {needed_bytes / 2**30:,.1f} GiB of memory, but the cluster's largest node offers "
+            f"{most / 2**30:,.1f} GiB. Choose --dtype bfloat16, a smaller batch or shorter texts, or add a larger node."
+        )
+    mine = {key: value for key, value in child_environment().items() if key.startswith(("SWM_", "HF_")) and value}
+    mine |= {CLUSTER_JOB: name, "SWM_DEVICE": name, "PYTHONPATH": str(APP_FOLDER), "PYTHONUNBUFFERED": "1"}
+    mine |= {FOLDER: str(Path.cwd() if not more else APP_FOLDER), **more}
+    mine.pop(SETTING, None)
+    begun_by_us = arguments[:1] == ["sweep"]  # its runs are tasks of their own
+    try:
+        client.submit_job(
+            entrypoint=shlex.join([sys.executable, "-m", "swm", *arguments]),
+            submission_id=name,
+            runtime_env={"env_vars": mine},
+            entrypoint_num_cpus=0 if begun_by_us else float(os.environ.get(CPUS, "1")),
+            entrypoint_num_gpus=1 if gpus and not begun_by_us else 0,
+            entrypoint_memory=needed_bytes or None,
+        )
+    except Exception as error:
+        raise JobError(f"The Ray cluster refuses the job: {' '.join(str(error).split())[:300]}") from None
+
+
+def _with_executor(arguments: Sequence[str]) -> list[str]:
+    """A sweep's runs go to the same cluster."""
+    there = ["--executor", "ray", "--address", "auto"] if arguments[:1] == ["sweep"] else []
+    return [*arguments, *(there if "--executor" not in arguments else [])]
+
+
+def _nodes(client: Any) -> tuple[float, float]:
+    """GPUs of the cluster, and the memory of its largest node in bytes; zeros if that cannot be asked."""
+    from ray.util.state import list_nodes
+
+    try:
+        nodes = [node.resources_total for node in list_nodes(address=client.get_address()) if node.state == "ALIVE"]
+    except Exception as error:
+        log.info("The cluster does not tell its resources: %s", error)
+        return 0.0, 0.0
+    return sum(node.get("GPU", 0.0) for node in nodes), max((node.get("memory", 0.0) for node in nodes), default=0.0)
+
+
+def _needed_bytes(target: Target, stage: str) -> int:
+    """About the memory that a stage needs: that of its own, or of the largest where it runs several."""
+    experiment: Any = getattr(target, "experiment", target)
+    facts = getattr(experiment, "model_facts", None)
+    if facts is None:  # a sweep only starts other jobs
+        return 0
+    plan = getattr(target, "plan", None) or MergePlan(facts["layers"], (Window(0, facts["layers"] // 5),))
+    tokens = experiment.settings.token_count
+    needs = stage_needs(facts, None, plan, preset_settings("quick"), None, tokens)
+    own = [need.memory_bytes for need in needs if need.stage.partition(",")[0] == stage]
+    return max(own or [need.memory_bytes for need in needs])
+
+
+def _watch(client: Any, target: Target, first: State, who: str) -> None:
+    """Keep the state of a job true while it waits, and once it has ended without saying so."""
+    last_answer = time.monotonic()
+    while time.monotonic() - last_answer < PATIENCE_SECONDS:
+        time.sleep(POLL_SECONDS)
+        try:
+            info = client.get_job_info(first.cluster_job)
+            last_answer = time.monotonic()
+        except Exception as error:  # the head restarts, or is lost: its jobs end with it
+            log.info("The cluster does not answer: %s", error)
+            continue
+        try:
+            state = target.state()
+            if state.cluster_job != first.cluster_job or not (state.active or state.status == "interrupted"):
+                return
+            status = str(info.status.value)
+            if status == "PENDING" and not state.pid:
+                target.write_state(replace(first, heartbeat=time.time()))
+            elif status in ENDED:
+                _write_end(target, replace(state, heartbeat=time.time()), status, str(info.message or ""), who)
+                return
+        except SwmError as error:
+            log.warning("%s", error)
+
+
+def _write_end(target: Target, state: State, status: str, message: str, who: str) -> None:
+    """The state of a job that ended without a final state of its own."""
+    reason = " ".join(message.split())[:300]
+    said = target.log_tail(1)
+    if status == "SUCCEEDED":
+        ended = replace(state, status="done", text="")
+    elif status == "STOPPED":
+        ended = replace(state, status="cancelled")
+    elif not state.pid:
+        ended = replace(state, status="failed", error=f"The job could not start: {said or reason}")
+    else:
+        ended = replace(
+            state,
+            status="interrupted",
+            error=f"The cluster lost the job: {reason} Start it again: finished work is kept.",
+        )
+    target.write_state(ended)
+    record(state.stage, target.full_name, ended.status, state.command, who)

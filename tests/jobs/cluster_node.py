@@ -1,0 +1,24 @@
+"""A Ray cluster of two nodes in a process of its own: prints its address, then does what stdin says, line by line.
+
+`head`: kill the head. `worker`: kill the second node. `end`: stop everything.
+"""
+
+import sys
+
+from ray.cluster_utils import Cluster
+
+PORTS = {"dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1]), "include_dashboard": True}
+head = {"num_cpus": 1, "object_store_memory": 80_000_000, "memory": 4 * 2**30, "resources": {"head": 1}, **PORTS}
+cluster = Cluster(initialize_head=True, head_node_args=head)
+worker = cluster.add_node(num_cpus=1, object_store_memory=80_000_000, memory=12 * 2**30, resources={"worker": 1})
+cluster.wait_for_nodes()
+print(f"http://127.0.0.1:{sys.argv[1]}", flush=True)
+for line in sys.stdin:
+    if line.strip() == "worker":
+        cluster.remove_node(worker, allow_graceful=False)
+    elif line.strip() == "head":
+        cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+    print(f"done {line.strip()}", flush=True)
+    if line.strip() == "end":
+        break
+cluster.shutdown()
