@@ -240,16 +240,22 @@ def seconds(work: Callable[[], Any], model: Any) -> float:
 
 def window_rows(model: Any, tokens: Any) -> list[dict[str, Any]]:
     """Windows one by one against four in a batch, and float32 against bfloat16."""
+    from swm.models.decoder import layer_count
     from swm.plan import Window
     from swm.search.window_score import WindowScorer
 
-    top = len(WindowScorer(model, tokens)._layers) - 2
+    top = layer_count(model) - 2
     windows = [Window(first, first + 1) for first in range(max(0, top - 4), top)]
     each = 1000 / len(windows)
     plain, fast = WindowScorer(model, tokens), WindowScorer(model, tokens, fast=True)
+
+    def batched(scorer: Any) -> list[float]:
+        scorer._made.clear()  # each window is merged anew, as in a search
+        return list(scorer.score_together((), windows))
+
     alone = each * seconds(lambda: [plain.score((), window) for window in windows], model)
-    batch = each * seconds(lambda: plain.score_together((), windows), model)
-    quick = each * seconds(lambda: fast.score_together((), windows), model)
+    batch = each * seconds(lambda: batched(plain), model)
+    quick = each * seconds(lambda: batched(fast), model)
     return [
         gain(f"windows, one by one and {len(windows)} in a batch", alone, batch, "ms each"),
         gain("windows in a batch, float32 and bfloat16", batch, quick, "ms each"),

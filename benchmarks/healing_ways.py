@@ -80,15 +80,15 @@ def heal(model: Any, plan: Any, way: str, rows: Any, settings: Any, seconds: flo
     """The model trained in one way for so many seconds, and the steps that were done."""
     import torch
 
-    from swm.healing.layers import adapted_layers
     from swm.healing.lora import _with_adapters
     from swm.models.decoder import find_decoder
     from swm.models.load import bfloat16_is_faster
+    from swm.plan import trained_layers
 
     count = plan.layers_left
     merged = [new for new, window in enumerate(plan.kept_layers()) if len(window) > 1]
     if way.startswith("lora"):
-        layers = adapted_layers(plan, "above" if way == "lora-above" else "all")
+        layers = trained_layers(plan, "above" if way == "lora-above" else "all")
         trained, rate = _with_adapters(model, replace(settings), layers), settings.learning_rate
     else:
         chosen = {

@@ -38,6 +38,7 @@ class WidthCut:
 
 
 WHOLE_WIDTH = WidthCut()
+LAST = 3  # layers that `trained_layers` calls last, as in arXiv:2411.15558
 
 
 @dataclass(frozen=True, order=True)
@@ -207,3 +208,21 @@ def check_layers(layers: int, layer_count: int) -> None:
         raise SettingsError(
             f"--layers {layers} is out of range: the model has {layer_count} layers. Choose 2 to {layer_count}."
         )
+
+
+def trained_layers(plan: MergePlan, adapt: str) -> list[int]:
+    """The layers of the merged model that are trained.
+
+    Args:
+        adapt: "all", "last", "above" (from two layers below the lowest merged one upward), or else merged layers and
+            their neighbours.
+    """
+    all_layers = range(plan.layers_left)
+    if adapt == "last":
+        return list(all_layers[-LAST:])
+    merged = [new for new, window in enumerate(plan.kept_layers()) if len(window) > 1]
+    if adapt == "all" or not merged or plan.windows[0].first < 0:  # lowest layers dropped: every input changes
+        return list(all_layers)
+    if adapt == "above":
+        return [layer for layer in all_layers if layer >= merged[0] - 2]
+    return [layer for layer in all_layers if any(abs(layer - new) <= 1 for new in merged)]

@@ -92,6 +92,7 @@ class RecoverySettings:
     seed: Annotated[int, Between(0, 2**32 - 1)] = 1234
 
 
+UNSAID = {"quantization": "none", "answers": "given", "train": "adapters"}  # of runs older than these settings
 # "paper": the released settings (LLM-Pruner's recovery): 2 epochs of 51,760 examples in batches of 64.
 PRESETS = {
     "quick": RecoverySettings(),

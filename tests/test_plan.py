@@ -1,7 +1,7 @@
 import pytest
 
 from swm.errors import PlanError, SettingsError
-from swm.plan import MergePlan, Window, parse_windows
+from swm.plan import MergePlan, Window, parse_windows, trained_layers
 from swm.reporting.arguments import plan_arguments
 
 
@@ -60,3 +60,16 @@ def test_a_window_from_the_embedding_drops_the_lowest_layers():
         MergePlan(6, (Window(-1, 1),), "mean")
     with pytest.raises(PlanError, match="leaves no layer"):
         MergePlan(6, (Window(-1, 5),), "keep_first")
+
+
+def test_what_is_trained_is_what_the_settings_say():
+    plan = MergePlan(12, (Window(4, 6), Window(9, 10)))  # 9 layers left; merged ones are 4 and 7
+    assert trained_layers(plan, "all") == list(range(9))
+    assert trained_layers(plan, "above") == [2, 3, 4, 5, 6, 7, 8]
+    assert trained_layers(plan, "near") == [3, 4, 5, 6, 7, 8]
+    assert trained_layers(MergePlan(4), "near") == [0, 1, 2, 3]
+
+
+def test_which_layers_are_the_last():
+    assert trained_layers(MergePlan(10, parse_windows("3-5")), "last") == [5, 6, 7]
+    assert trained_layers(MergePlan(3, parse_windows("0-1")), "last") == [0, 1]

@@ -12,7 +12,10 @@ from swm.checked import choices, limits
 from swm.reporting.arguments import recovery_arguments
 from swm.settings import PRESET_HELP, PRESETS, RecoverySettings
 
-ADAPT = {
+WORDS = {
+    "adapters": "adapters (LoRA)",
+    "weights": "the layers' weights",
+    "given": "of the text",
     "all": "all layers",
     "above": "from just below the lowest merged layer up",
     "near": "merged layers and neighbours",
@@ -32,6 +35,15 @@ CHOICES = {
     "target": (
         "Training target",
         "The recovery text itself, or the original model's probabilities for it (distillation).",
+    ),
+    "train": (
+        "Trained",
+        "Low-rank matrices beside the weights (LoRA), or the weights themselves: for few layers, with a learning rate "
+        "of about 3e-4.",
+    ),
+    "answers": (
+        "Answers",
+        "Those of the recovery text, or the original model's own: then healing teaches no other style.",
     ),
     "adapt": ("Layers trained", "Training all layers heals best. Fewer train faster."),
     "checkpointing": (
@@ -105,7 +117,7 @@ def edited(base: RecoverySettings, preset: str) -> RecoverySettings:
             label,
             options,
             index=options.index(getattr(base, name)),
-            format_func=lambda value: ADAPT.get(value, value),
+            format_func=lambda value: WORDS.get(value, value),
             key=f"run_{name}_{preset}",
             persist_state="session",
             help=help_text,

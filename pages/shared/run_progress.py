@@ -67,10 +67,11 @@ def follow(run: Run, state: State) -> None:
         healing_numbers(events, recovery)
         st.plotly_chart(loss_chart(events), key="run_loss")
     if "trained_parameters" in recovery:
+        own = " with the original's own answers" if recovery.get("answers") == "original" else ""
         rank = "" if recovery.get("train") == "weights" else f"rank {recovery['rank']}, "
         st.caption(
             f"{recovery['steps']} steps of {recovery['batch'] * recovery['accumulate']} × {recovery['length']} tokens "
-            f"from {recovery['texts']}, {rank}learning rate {recovery['learning_rate']:g}, "
+            f"from {recovery['texts']}{own}, {rank}learning rate {recovery['learning_rate']:g}, "
             f"{recovery['trained_parameters'] / 1e6:.1f} M trainable parameters, {recovery['seconds'] / 60:.1f} min"
         )
     if log := run.log_tail():

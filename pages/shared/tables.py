@@ -81,7 +81,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "layers": row["layers"],
             "method": method_name(row["method"]),
             "rule": row["rule"] or "",
-            "stage": "merged + fit + LoRA" if row["fitted_first"] else stage_of(row),
+            "stage": stage_of(row).replace(" + ", " + fit + ") if row["fitted_first"] else stage_of(row),
             **({"LoRA seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
             **{f"perplexity, {text}": interval(row["perplexities"].get(text)) for text in texts},

@@ -149,7 +149,7 @@ def run_recover(options: argparse.Namespace) -> Result:
     with watched(run, "recover") as progress:
         summary = recover_run(run, settings, progress)
     losses = summary["held_out_losses"]
-    loss = f"held-out loss {min(losses):.3f} ({losses[0]:.3f} before); " if losses else ""
+    loss = f"held-out loss {min(losses[1:]):.3f} ({losses[0]:.3f} before); " if losses[1:] else ""
     return {"run": run.name, **summary}, f"Recovered {run.name}: {loss}model in {run.model_folder}"
 
 

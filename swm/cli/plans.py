@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from swm.cli.watched import watched
 from swm.errors import PlanError, SettingsError
+from swm.models.processes import agreed, is_first
 from swm.plan import DEFAULT_RULE, MergePlan, layers_at, parse_windows
 from swm.progress import Progress, no_progress
 from swm.search.threshold_path import PlanAt
@@ -104,15 +105,15 @@ def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int |
 
 def _cost(experiment: Experiment) -> dict[str, Any]:
     """The original's time per token, measured now if it is not known."""
-    if not experiment.cost() and not experiment.read_only:
+    if not agreed(experiment.cost()) and not experiment.read_only:
         from swm.stages.loading import load_original
         from swm.stages.measure import measure_cost
 
         with watched(experiment, "measure") as progress:
-            if not experiment.cost():  # another job may have measured it while this one waited
+            if not experiment.cost() and is_first():  # another job may have measured it while this one waited
                 progress(0, 0, "loading the model")
                 measure_cost(experiment, load_original(experiment, offload=True), progress)
-    if cost := experiment.cost():
+    if cost := agreed(experiment.cost()):
         return cost
     reason = "its weights do not fit into memory, or it keeps no cache between tokens"
     reason = "the experiment is read-only" if experiment.read_only else reason
@@ -152,7 +153,7 @@ def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
 
     def find(count: int | None) -> PlanAt:
         request = {"threshold": options.threshold, "layers": count, "rule": rule, "precision": options.precision}
-        plan = known_plan(experiment, **request)
+        plan = agreed(known_plan(experiment, **request))
         if plan or experiment.read_only:
             return plan or plan_for(experiment, **request)
         with watched(experiment, "search") as progress:

@@ -36,9 +36,8 @@ def watched(target: Target, stage: str, device: bool = True) -> Iterator[Progres
     """
     if not is_first():  # the first of several processes writes the state and waits for the lock
         together()
-        if stage == "recover":  # when cancelled, all processes write the checkpoint together
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGTERM, signal.SIGINT):  # the first one decides when to stop
+            signal.signal(number, signal.SIG_IGN)
         with beside(target):
             yield lambda done, total, text: None
         return

@@ -1,7 +1,6 @@
 """Healing a merged model: LoRA (peft), training of some layers' weights, distillation.
 
 - distillation: training towards the original model's output
-- layers: which layers are trained
 - lora: trains LoRA adapters or weights and folds them in (peft)
 - own_answers: recovery examples whose answers the original model writes
 - quantized: frozen weights in four bits (QLoRA)

@@ -189,7 +189,7 @@ def linear_maps(model: PreTrainedModel, layers: Sequence[int] | None) -> list[st
 
 
 def trained_modules(model: PreTrainedModel, layers: Sequence[int] | None, head: bool) -> list[str]:
-    """Full names of the modules in these layers whose weights are trained: those that hold some and nothing else.
+    """Full names of the modules in these layers whose weights are trained: the outermost that hold some themselves.
 
     Args:
         head: also the output head, where it does not share its weights with the embedding.
@@ -200,11 +200,12 @@ def trained_modules(model: PreTrainedModel, layers: Sequence[int] | None, head: 
     if head and output is not None and output.weight is not model.get_input_embeddings().weight:
         chosen.append(output)
     inside = {id(module) for part in chosen for module in part.modules()}
-    return [
-        name
-        for name, module in model.named_modules()
-        if id(module) in inside and any(True for _ in module.parameters(False)) and not any(module.children())
-    ]
+    names: list[str] = []
+    for name, module in model.named_modules():  # a module stands before its parts
+        whole = id(module) in inside and any(True for _ in module.parameters(recurse=False))
+        if whole and not any(name.startswith(f"{outer}.") for outer in names):
+            names.append(name)
+    return names
 
 
 def _is_linear_map(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -46,11 +46,7 @@ def own_answers(
         TextError: if no example has a prompt.
     """
     needed = list(needed_examples(tokenizer, examples, settings))
-    if not any(example.prompt for example in needed):
-        raise TextError(
-            "The recovery text has no prompts that the original model could answer. Choose --answers given, or a "
-            "text of prompts and responses."
-        )
+    check_prompts(needed)
     lengths = [_length(ids) for ids in token_ids(tokenizer, [example.response for example in needed])]
     keys = [_key(example.prompt, length) for example, length in zip(needed, lengths, strict=True)]
     known = _read(store)
@@ -71,19 +67,29 @@ def own_answers(
     return [example for example in answered if example.response.strip()]
 
 
+def check_prompts(examples: Sequence[Example]) -> None:
+    """Raise TextError if there is no prompt for the original model to answer."""
+    if not any(example.prompt for example in examples):
+        raise TextError(
+            "The recovery text has no prompts that the original model could answer. Choose --answers given, or a "
+            "text of prompts and responses."
+        )
+
+
 def needed_examples(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], settings: RecoverySettings
 ) -> Iterator[Example]:
-    """As many of the first examples as the held-out sequences and all steps read once."""
+    """As many of the first examples as the held-out sequences and all steps read once; answers may end early."""
     rows = settings.held_out + settings.steps * settings.batch * settings.accumulate
     if settings.loss_on == "response":  # one example in a sequence
         yield from examples[:rows]
         return
     left = rows * settings.length
-    for example, ids in zip(examples, token_ids(tokenizer, [example.text for example in examples]), strict=True):
+    prompts = token_ids(tokenizer, [example.prompt for example in examples])
+    for example, prompt in zip(examples, prompts, strict=True):
         if left <= 0:
             return
-        left -= len(ids) + 1
+        left -= len(prompt) + 1 if prompt else len(token_ids(tokenizer, [example.response])[0]) + 1
         yield example
 
 
@@ -98,10 +104,14 @@ def _greedy(
     width = max(map(len, rows))
     ids = torch.tensor([[end] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    greedy = GenerationConfig(max_new_tokens=most, do_sample=False, eos_token_id=end, pad_token_id=end)
-    generate: Any = model.generate
-    with quiet_transformers():
-        found = generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy)
+    generate, usual = cast("Any", model.generate), model.generation_config
+    greedy = {"max_new_tokens": most, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
+    model.generation_config = GenerationConfig()  # the model's own may ask for penalties and forbidden words
+    try:
+        with quiet_transformers():
+            found = generate(ids.to(model.device), attention_mask=mask.to(model.device), **greedy)
+    finally:
+        model.generation_config = usual
     answers = []
     for row, length in zip(found[:, width:].tolist(), lengths, strict=True):
         row = row[:length]

@@ -89,6 +89,8 @@ def make_trainer(
 ) -> tuple[Trainer, _Watch]:
     """transformers' Trainer for a recovery, and the callback that reports and stops it."""
     own_batch, device = settings.batch // world_size(), _training_device(adapted)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    adds_up_otherwise = any(parameter.dtype != torch.float32 for parameter in trained)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
@@ -113,14 +115,13 @@ def make_trainer(
         seed=settings.seed,
         data_seed=settings.seed,
         label_names=["labels"],
-        bf16=_in_bfloat16(device, folder),
+        bf16=_in_bfloat16(device, folder) or adds_up_otherwise,
         use_cpu=device.type == "cpu",
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=False,
     )
-    if arguments.bf16:  # products in bfloat16, but small steps added up in float32
-        for parameter in filter(lambda parameter: parameter.requires_grad, adapted.parameters()):
-            parameter.data = parameter.data.float()
+    for parameter in trained:  # small steps are lost in two bytes; products are then in bfloat16 all the same
+        parameter.data = parameter.data.float()
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # one GPU per process: otherwise the Trainer multiplies the batch by the number of GPUs
     if _checkpoints(adapted, settings):

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-from swm.errors import SettingsError
+from swm.errors import SettingsError, SwmError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -71,6 +71,9 @@ def shared(
         items: the same in every process.
         compute: the results of some of the items, in their order; runs as if there were one process.
         cost: about how long an item takes, so that all processes end at the same time.
+
+    Raises:
+        SwmError: in every process, what `compute` raised in the first that failed.
     """
     if world_size() == 1:
         return compute(list(items))
@@ -81,12 +84,18 @@ def shared(
         loads[taker] += costs[place]
         own += [place] if taker == rank() else []
     own.sort()
-    token = _ON_ITS_OWN.set(True)
+    token, results = _ON_ITS_OWN.set(True), list[R]()
+    error: SwmError | None = None
     try:
         results = compute([items[place] for place in own])
+    except SwmError as raised:  # all processes have to raise it, or those without it would wait for ever
+        error = raised
     finally:
         _ON_ITS_OWN.reset(token)
-    found = dict(gathered(list(zip(own, results, strict=True))))
+    answers = gathered([(dict(zip(own, results, strict=False)), error)])
+    if failed := next((failed for _, failed in answers if failed), None):
+        raise failed
+    found = {place: result for results, _ in answers for place, result in results.items()}
     return [found[place] for place in range(len(items))]
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from swm.errors import PlanError
-from swm.models.processes import shared, world_size
+from swm.models.processes import agreed, shared, world_size
 from swm.plan import MergePlan, dropped_plan
 from swm.planners.drops import beam_drops, most_tried
 from swm.planners.request import PlanRequest
@@ -41,10 +41,11 @@ def find(request: PlanRequest) -> MergePlan:
     request = replace(request, sample=sample_for(model, request.tokens))  # the rivals' searches use it, too
     fitter = window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS)) if fits else None
     loss = request.loss("fit" if fits else "dropped", fitter)
-    rivals = [layers for layers in _rival_drops(request) if not fits or 0 not in layers]  # fits start from below
+    rivals = [layers for layers in agreed(_rival_drops(request)) if not (fits and 0 in layers)]  # fits begin below
     searching = replace(request, progress=share_of(request.progress, RIVALS_DONE, SEARCHED))
     budget = _by_time(start + SEARCHED * request.seconds) if request.seconds else request.budget
     dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, budget, searching.tried, request.kinds)
+    loss.of_all([*dropped, *rivals])
     ordered = sorted({*dropped, *rivals}, key=lambda layers: (loss(layers), sorted(layers)))
     near = [layers for layers in ordered if loss(layers) <= loss(ordered[0]) + NEAR]
     dropped = ordered[: max(WIDTH, len(near))]

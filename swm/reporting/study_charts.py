@@ -44,7 +44,8 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
     for (method, healed), points in sorted(lines.items(), key=lambda line: line[0][0] in best):  # colours on top
         shown = method in best
         values = [value for row in points if (value := _studied(row, figure_of))]
-        name = "control: original + LoRA" if points[0]["control"] else method_name(method) + " + LoRA" * healed
+        how = f" + {points[0].get('healed_by') or 'LoRA'}" if healed else ""
+        name = f"control: original{how}" if points[0]["control"] else f"{method_name(method)}{how}"
         figure.add_scatter(
             x=[row["layers"] for row in points],
             y=[value for value, _, _ in values],

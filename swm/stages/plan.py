@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from swm.merging.apply import check_plan
+from swm.models.processes import agreed, is_first
 from swm.plan import (
     DEFAULT_RULE,
 )
@@ -42,9 +43,9 @@ def plan_for(
         SettingsError: if threshold, layers or rule is invalid. PlanError: if no threshold of the path leaves `layers`
             layers; the message names the nearest known depths.
     """
-    if known := known_plan(experiment, threshold=threshold, layers=layers, rule=rule, precision=precision):
+    if known := agreed(known_plan(experiment, threshold=threshold, layers=layers, rule=rule, precision=precision)):
         return known
-    path = kept_path(experiment, rule)
+    path = agreed(kept_path(experiment, rule))
     if threshold is not None:
         return _searched_plan(experiment, threshold, rule, progress, load and load(), precision)
     assert layers is not None
@@ -67,11 +68,12 @@ def _searched_plan(
     """The plan at one threshold, searched; the measured similarities are saved in the path."""
     progress(0, 0, "loading the model")
     bench = bench_for(experiment, rule, loaded)
-    path = path_to_extend(experiment, bench.model, rule, precision="auto" if kept_path(experiment, rule) else precision)
+    asked = "auto" if kept_path(experiment, rule) else precision
+    path = agreed(path_to_extend(experiment, bench.model, rule, precision=asked))
     scorer, layers = scorer_for(bench, rule, path.scoring), experiment.layer_count - 1
     step = exact_plan(path, bench, scorer, threshold, lambda layer: progress(layer, layers, f"layer {layers - layer}"))
     path.layer_runs += scorer.layer_runs
-    if not experiment.read_only:
+    if not experiment.read_only and is_first():
         save_path(experiment, path)
     check_plan(bench.model, step.plan)
     return step

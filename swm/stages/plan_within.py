@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from swm.errors import PlanError
+from swm.models.processes import agreed
 from swm.progress import Progress, named, no_progress, share_of
 from swm.search.kept_path import kept_path
 from swm.search.threshold_path import PlanAt
@@ -25,7 +26,7 @@ def walk_within(
     Raises:
         PlanError: if no plan of the path is within.
     """
-    path = kept_path(experiment, rule)
+    path = agreed(kept_path(experiment, rule))
     known = path and path.covered() > 0.999 and all(step.perplexity for step in path.intervals())
     if path is None or (not known and not experiment.read_only):
         path = search_path(experiment, rule, path.low if path else 0.5, progress=progress, precision=precision)
@@ -69,6 +70,6 @@ def smallest_within(
 
 def _nothing_within(factor: float, what: str) -> PlanError:
     return PlanError(
-        f"{what} has at most {factor:g} times the original's perplexity on the calibration text. Allow more with "
-        "--within, or choose another method."
+        f"{what} has at most {factor:g} times the original's perplexity on the calibration text. Allow a larger loss, "
+        "or choose another method."
     )

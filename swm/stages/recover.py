@@ -15,9 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ExperimentError, ModelError, TextError
 from swm.evaluation.generation import check_generates
-from swm.healing.layers import adapted_layers
 from swm.healing.lora import check_adapts, check_shared, recover
-from swm.healing.own_answers import own_answers
+from swm.healing.own_answers import check_prompts, own_answers
 from swm.healing.quantized import check_quantizes
 from swm.healing.rows import training_rows
 from swm.healing.training_speed import training_speed
@@ -26,9 +25,10 @@ from swm.merging.fit import apply_fitted_plan, check_fits
 from swm.models.decoder import check_length
 from swm.models.load import load_tokenizer
 from swm.models.locate import load_config, model_folder, skeleton
-from swm.models.processes import check_sharding, first_alone, is_first, is_sharded, world_size
+from swm.models.processes import agreed, check_sharding, first_alone, is_first, is_sharded, world_size
+from swm.plan import trained_layers
 from swm.progress import Progress, no_progress
-from swm.settings import FIT_TOKENS, RecoverySettings
+from swm.settings import FIT_TOKENS, UNSAID, RecoverySettings
 from swm.stages.loading import calibration_of, check_text, digest, load_original
 from swm.stages.merge import check_not_baseline, cut_width, fitting_progress, merged_model, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
@@ -49,7 +49,10 @@ def check_recovery(experiment: Experiment, settings: RecoverySettings) -> None:
     check_length(config, settings.length)
     check_quantizes(settings)
     check_adapts(skeleton(config, name), settings)
-    training_rows(tokenizer, recovery_examples(settings.texts, settings.seed), settings)
+    examples = recovery_examples(settings.texts, settings.seed)
+    training_rows(tokenizer, examples, settings)
+    if settings.answers == "original":
+        check_prompts(examples)
 
 
 def check_recovery_text(run: Run, settings: RecoverySettings) -> None:
@@ -90,6 +93,8 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     requested = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
     requested["examples_hash"] = _examples_hash(examples)
     training_rows(tokenizer, examples, settings)  # rejects a text that is too short before anything is deleted
+    if settings.answers == "original":
+        check_prompts(examples)
     with first_alone():
         _begin(run, settings, requested)
     loss_text = ""
@@ -106,7 +111,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
         loss_text = f"loss {numbers['loss']:.3f}" if "loss" in numbers else loss_text
         progress(done, steps, loss_text)
 
-    layers = adapted_layers(run.plan, settings.adapt)
+    layers = trained_layers(run.plan, settings.adapt)
     behind = [(own, window.last) for own, window in enumerate(run.plan.kept_layers()) if len(window) > 1]
     original = model if settings.target != "text" else None
     del model  # sharded processes must not keep a copy that nobody uses
@@ -126,6 +131,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
 def _begin(run: Run, settings: RecoverySettings, requested: dict[str, Any]) -> None:
     """Set aside what a recovery with other settings or another text left, and note what this one is asked for."""
     started = run.settings.get("recovery_started") or {}
+    started = {**UNSAID, **started} if started else {}
     if not started or any(requested.get(name) != value for name, value in started.items()):
         if all(started.get(name) == value for name, value in asdict(settings).items()):
             log.warning("The recovery text %s has changed since healing began: starting over.", settings.texts)
@@ -154,8 +160,9 @@ def _answered(
     def on_batch(done: int, total: int) -> None:
         progress(0, 0, f"the original model answers, {done:,} of {total:,}")
 
-    with first_alone():
-        return own_answers(model, tokenizer, examples, settings, store, on_batch)
+    with first_alone():  # the others find the answers kept
+        answered = own_answers(model, tokenizer, examples, settings, store, on_batch)
+    return agreed(answered)
 
 
 def _keep_speed(run: Run, recovery: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ def search_path(
 
     try:
         exact_plan(path, bench, scorer, focus, lambda layer: step(path, 0.0))
+        path = agreed(path)
         save()
         _fill(path, scorer, focus, layers, step)
         runs_before += sum(gathered([scorer.layer_runs])) - scorer.layer_runs  # of the other processes

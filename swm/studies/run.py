@@ -15,6 +15,7 @@ from swm.evaluation.tasks import check_request, zero_shot
 from swm.plan import MergePlan
 from swm.progress import Progress, no_progress, part_of
 from swm.registry import PLANNERS
+from swm.search.threshold_path import SEARCH_VERSION
 from swm.settings import PERPLEXITY_TEXTS, RecoverySettings
 from swm.stages.evaluate import evaluate_run
 from swm.stages.loading import load_original
@@ -30,11 +31,12 @@ from swm.stages.time import NEW_TOKENS, time_run
 from swm.studies.cells import cells_of
 from swm.studies.grids import Cell, Grid, ThresholdGrid, parsed_grid, tasks_of
 from swm.workspace.controls import CONTROL
-from swm.workspace.experiments import Experiment
+from swm.workspace.experiments import PLANS_VERSION, Experiment
 from swm.workspace.recipe import recipe_of
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.targets import loss_from
 
+FOUND_BY = f"search {SEARCH_VERSION}, planners {PLANS_VERSION}"  # depths of losses found by others are found again
 CELL_ERRORS = (PlanError, ModelError, TextError, SettingsError)  # the other cells can continue
 
 
@@ -54,6 +56,8 @@ def run_study(
     if tasks := tasks_of(parsed):  # an invalid grid must not replace the last one
         check_request(tasks, None)
     if isinstance(parsed, Grid):
+        if parsed.speedup and not experiment.cost():
+            _measure_speed(experiment, progress)
         parsed.cells(experiment.model_facts, experiment.cost())
     experiment.save_study(kind, {**(experiment.study(kind) or {}), "failed": {}, "grid": grid})  # pages show this grid
     if isinstance(parsed, Grid):
@@ -127,13 +131,6 @@ def _plan_key(score: dict[str, Any]) -> tuple[str, str]:
 
 
 def _study_runs(experiment: Experiment, kind: str, grid: Grid, progress: Progress) -> dict[str, str]:
-    if grid.speedup and not experiment.cost():
-        measure_cost(experiment, load_original(experiment, offload=True), progress)
-        if not experiment.cost():
-            raise SettingsError(
-                "speedup: the original's speed cannot be measured: its weights do not fit into memory, or it keeps no "
-                "cache between tokens. Choose other depths."
-            )
     failed = _find_losses(experiment, kind, grid, progress)
     cells = cells_of(experiment, kind, grid)
     _score(experiment.run(BASELINE), grid, part_of(progress, 0, len(cells) + 1, "original"))
@@ -145,9 +142,20 @@ def _study_runs(experiment: Experiment, kind: str, grid: Grid, progress: Progres
     return failed
 
 
+def _measure_speed(experiment: Experiment, progress: Progress) -> None:
+    progress(0, 0, "loading the model")
+    measure_cost(experiment, load_original(experiment, offload=True), progress)
+    if not experiment.cost():
+        raise SettingsError(
+            "speedup: the original's speed cannot be measured: its weights do not fit into memory, or it keeps no "
+            "cache between tokens. Choose other depths."
+        )
+
+
 def _find_losses(experiment: Experiment, kind: str, grid: Grid, progress: Progress) -> dict[str, str]:
     """Find each method's smallest plan within each loss, saving its depth with the study; returns failures."""
-    failed, known = {}, (experiment.study(kind) or {}).get("within", {})
+    kept = experiment.study(kind) or {}
+    failed, known = {}, kept.get("within", {}) if kept.get("found_by") == FOUND_BY else {}
     within = {method: {**known.get(method, {})} for method in {**known, **dict.fromkeys(grid.methods)}}
     wanted = [(method, loss) for method in grid.methods for loss in grid.loss]
     for place, (method, loss) in enumerate(wanted):
@@ -158,7 +166,7 @@ def _find_losses(experiment: Experiment, kind: str, grid: Grid, progress: Progre
             within[method][loss] = _layers_within(experiment, method, loss_from(loss), report)
         except CELL_ERRORS as error:
             failed[f"{method} within {loss}"] = str(error)
-        experiment.save_study(kind, {**(experiment.study(kind) or {}), "within": within})
+        experiment.save_study(kind, {**(experiment.study(kind) or {}), "within": within, "found_by": FOUND_BY})
     return failed
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from swm.errors import ExperimentError
 from swm.plan import MergePlan
-from swm.settings import RecoverySettings
+from swm.settings import UNSAID, RecoverySettings
 from swm.workspace.runs import Run
 
 
@@ -25,7 +25,7 @@ def recovery_changes(run: Run, settings: RecoverySettings | None) -> list[str]:
     if settings is None:
         change = f"healing: {old['preset']}, {old['steps']} steps (requested: none)"
         return [change] if "recovery" in run.settings else []
-    new = asdict(settings)
+    old, new = {**UNSAID, **old}, asdict(settings)
     return _changes({name: old[name] for name in new if name in old}, {n: v for n, v in new.items() if n in old})
 
 

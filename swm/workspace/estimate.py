@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swm.plan import MergePlan
+from swm.plan import MergePlan, trained_layers
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import FIT_TOKENS, PLAN_BUDGET, RecoverySettings
 from swm.workspace.files import free_bytes
@@ -39,6 +39,7 @@ EVALUATION_SECONDS = 8  # of an evaluation, beside reading: loading, writing the
 
 
 BACKWARD = 4  # cost of a training step in forward passes; 3.8 measured with LoRA
+ANSWERED_TOGETHER = 8  # prompts that take about as long as one when answers are written 16 at a time on a CPU
 
 
 UNSURE = (0.8, 1.6)  # the shortest and longest time that an estimate stands for, as a multiple of it
@@ -143,9 +144,8 @@ def estimate_run(
         trained, kept = trained_bytes(recovery, plan, facts), activation_bytes(tokens, plan.layers_left, width)
         if recovery.checkpointing == "on" or (recovery.checkpointing == "auto" and kept > free / 2):
             kept = activation_bytes(tokens, 1, width) + 4 * tokens * width * plan.layers_left
-        memory["heal"] = max(
-            1.3 * size + trained + kept + 4 * tokens * 3 * vocabulary, memory["merge"]
-        )  # saved as well
+        training = 1.3 * size + trained + kept + 4 * tokens * 3 * vocabulary
+        memory["heal"] = max(training, memory["merge"])  # saved as well
         disk += small + 3 * trained
     seconds = {}
     if cost and "forward_tokens_per_second" in cost:
@@ -155,10 +155,7 @@ def estimate_run(
         seconds["merge"] += fitting if MERGE_RULES[plan.rule].needs_text else 0
         seconds["evaluate"] = evaluations * (EVALUATION_SECONDS + read / cost["forward_tokens_per_second"])
         if recovery:
-            read = recovery.steps * recovery.batch * recovery.accumulate * recovery.length
-            read += (1 + recovery.steps // recovery.save_every) * recovery.held_out * recovery.length // BACKWARD
-            seconds["heal"] = 10 + BACKWARD * read / cost["training_tokens_per_second"]
-            seconds["heal"] += fitting if recovery.repair == "fit" else 0
+            seconds["heal"] = _healing_seconds(recovery, cost) + (fitting if recovery.repair == "fit" else 0)
         token = (cost["layers_ms"] + cost["rest_ms"]) / 1000
         seconds["time"] = 10 + 2 * 9 * 33 * token
     return Estimate(
@@ -258,6 +255,17 @@ def planner_seconds(
     return float(seconds + EVALUATION_SECONDS)
 
 
+def _healing_seconds(recovery: RecoverySettings, cost: dict[str, Any]) -> float:
+    """Seconds of training, with the loss of the held-out texts now and then, and of the original's answers before."""
+    trained = recovery.steps * recovery.batch * recovery.accumulate * recovery.length
+    held_out = (1 + recovery.steps // recovery.save_every) * recovery.held_out * recovery.length
+    seconds = 10 + BACKWARD * (trained + held_out // BACKWARD) / cost["training_tokens_per_second"]
+    if recovery.answers == "original":  # it reads every prompt, and writes about a tenth of the text
+        token = (cost["layers_ms"] + cost["rest_ms"]) / 1000
+        seconds += trained / cost["forward_tokens_per_second"] + trained / 10 * token / ANSWERED_TOGETHER
+    return float(seconds)
+
+
 def trained_bytes(recovery: RecoverySettings, plan: MergePlan, facts: dict[str, Any]) -> int:
     """About the size of the trained weights, gradients and two moments; a checkpoint is no larger.
 
@@ -266,8 +274,7 @@ def trained_bytes(recovery: RecoverySettings, plan: MergePlan, facts: dict[str, 
     """
     if recovery.train == "adapters":
         return adapter_bytes(recovery.rank, plan.layers_left, facts["width"])
-    most = {"last": 3, "near": 3 * len(plan.windows)}.get(recovery.adapt, plan.layers_left)
-    numbers = min(most, plan.layers_left) * facts["parameters_per_layer"]
+    numbers = len(trained_layers(plan, recovery.adapt)) * facts["parameters_per_layer"]
     if recovery.adapt == "last":  # the head, if it has weights of its own: at most half of what is not in the layers
         numbers += max(0, facts["parameters"] - facts["layers"] * facts["parameters_per_layer"]) // 2
     return int(16 * numbers)

@@ -254,10 +254,11 @@ class StudyFile(Record):
     """studies/<kind>.json: the grid of the last pass, the cells that failed, and what else was found.
 
     Attributes:
-        within: by method and loss, the layers of the smallest plan within it.
+        within: by method and loss, the layers of the smallest plan within it; `found_by` says by which versions.
     """
 
     failed: dict[str, str]
     grid: Free
     scores: list[ThresholdScore] = Field(default_factory=list)
     within: dict[str, dict[str, Annotated[int, Field(ge=1)]]] = Field(default_factory=dict)
+    found_by: str = ""

@@ -46,7 +46,9 @@ def unlike(examples):
 
 def test_each_answer_is_the_models_greedy_one(tokenizer, unlike, tmp_path):
     model = tiny_model(vocab_size=300, seed=5)
+    model.generation_config.repetition_penalty = 1.7  # as some models bring it along
     answered = own_answers(model, tokenizer, unlike, WHOLE, tmp_path / "a.jsonl", nothing)
+    assert model.generation_config.repetition_penalty == 1.7
     assert [example.prompt for example in answered] == [example.prompt for example in unlike]
     assert answered[-1] == unlike[-1]
     assert len({example.response for example in answered}) > 5
@@ -85,7 +87,7 @@ def test_only_what_training_reads_is_answered(tokenizer, unlike):
         rows = settings.held_out + settings.steps * settings.batch
         assert needed == unlike[: len(needed)]
         assert len(rows_of(tokenizer, needed, settings)) >= rows
-        assert len(rows_of(tokenizer, needed[:-1], settings)) < rows + 1
+        assert len(needed) < len(unlike)
     assert list(needed_examples(tokenizer, unlike, dataclasses.replace(SMALL, steps=400))) == unlike
 
 

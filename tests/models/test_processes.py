@@ -292,6 +292,13 @@ def test_what_processes_cannot_share_is_told_before_anything_is_done(merged, mon
     assert "recovery_started" not in merged[0].settings
 
 
+def test_an_error_in_one_process_is_raised_in_all_and_they_go_on_together():
+    done = launched(launch=[*LAUNCH[:-2], str(ROOT / "tests" / "models" / "shared_error.py")])
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [f"{number}: {what}" for number in (0, 1) for what in ("3 cannot be planned", [10, 12, 14])]
+    assert sorted(done.stdout.splitlines()) == sorted(said)
+
+
 def test_what_cannot_be_shared_is_told(study, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as end:

@@ -39,6 +39,28 @@ def test_the_cpu_is_the_same_as_itself_and_every_gain_is_measured(
     assert "Gained on cpu" in capsys.readouterr().out
 
 
+def test_other_weights_on_the_device_are_noticed(monkeypatch, model_folder, text_file, tmp_path, capsys):
+    from swm.models import load
+
+    usual, loaded = load.load_model, []
+
+    def load_model(*arguments, **named):
+        model, tokenizer = usual(*arguments, **named)
+        loaded.append(model)
+        if len(loaded) == 2:  # the device's
+            with torch.no_grad():
+                model.model.layers[1].mlp.down_proj.weight *= 1.3
+        return model, tokenizer
+
+    monkeypatch.setattr(load, "load_model", load_model)
+    small = ("--count", 3, "--length", 32, "--limit", 0, "--steps", 4, "--no-compile")
+    texts = ("--texts", text_file, "--recovery", text_file)
+    with pytest.raises(SystemExit) as end:
+        run(monkeypatch, "--model", model_folder, "--device", "cpu", *texts, *small, "--output", tmp_path / "gpu.json")
+    assert end.value.code == 1
+    assert "NO" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_and_ends_well(monkeypatch, capsys):
     run(monkeypatch)
