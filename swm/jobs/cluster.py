@@ -160,7 +160,7 @@ def _needed_bytes(target: Target, stage: str) -> int:
     facts = getattr(experiment, "model_facts", None)
     if facts is None:  # a sweep only starts other jobs
         return 0
-    plan = getattr(target, "plan", None) or MergePlan(facts["layers"], (Window(0, facts["layers"] // 5),))
+    plan = getattr(target, "plan", None) or MergePlan(facts["layers"], (Window(0, max(1, facts["layers"] // 5)),))
     tokens = experiment.settings.token_count
     needs = stage_needs(facts, None, plan, preset_settings("quick"), None, tokens)
     own = [need.memory_bytes for need in needs if need.stage.partition(",")[0] == stage]

