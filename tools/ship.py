@@ -55,6 +55,13 @@ def main() -> None:
     print(f"{target}: {size / 2**20:.2f} MiB")
 
 
+def short(event: dict[str, Any]) -> dict[str, Any]:
+    """What charts show of an event: five digits of each number, its time to a hundredth of a second, no gradient norm."""
+    digits = {name: round(value, 2) if name == "time" else float(f"{value:.5g}")
+              for name, value in event.items() if isinstance(value, float)}  # fmt: skip
+    return {name: digits.get(name, value) for name, value in event.items() if name != "grad_norm"}
+
+
 def copy(source: Path, target: Path) -> None:
     """Copy the results of an experiment, each file as it is written today; questions go to the examples' folder."""
     from swm.workspace.files import read_json, write_json
@@ -71,7 +78,8 @@ def copy(source: Path, target: Path) -> None:
                 write_json(place, read_json(file))
             else:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, place)
+                events = [short(json.loads(line)) for line in file.read_text().splitlines()]
+                place.write_text("".join(json.dumps(event, separators=(",", ":")) + "\n" for event in events))
     for name in ANSWERS:
         for file in sorted(source.glob(f"runs/*/{name}")):
             # before healing, the runs of all seeds are the same model: the first one's answers are enough
