@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def short(event: dict[str, Any]) -> dict[str, Any]:
-    """What charts show of an event: five digits of each number, its time to a hundredth of a second, no gradient norm."""
+    """What charts show of an event, with five digits of each number and its time to a hundredth of a second."""
     digits = {name: round(value, 2) if name == "time" else float(f"{value:.5g}")
               for name, value in event.items() if isinstance(value, float)}  # fmt: skip
     return {name: digits.get(name, value) for name, value in event.items() if name != "grad_norm"}
