@@ -250,7 +250,7 @@ def window_rows(model: Any, tokens: Any) -> list[dict[str, Any]]:
     plain, fast = WindowScorer(model, tokens), WindowScorer(model, tokens, fast=True)
 
     def batched(scorer: Any) -> list[float]:
-        scorer._made.clear()  # each window is merged anew, as in a search
+        scorer._made.clear()  # so that each window is merged again, as in a search
         return list(scorer.score_together((), windows))
 
     alone = each * seconds(lambda: [plain.score((), window) for window in windows], model)

@@ -122,18 +122,19 @@ def _send(client: Any, name: str, arguments: Sequence[str], needed_bytes: int, m
     mine |= {CLUSTER_JOB: name, "SWM_DEVICE": name, "PYTHONPATH": str(APP_FOLDER), "PYTHONUNBUFFERED": "1"}
     mine |= {FOLDER: str(Path.cwd() if not more else APP_FOLDER), **more}
     mine.pop(SETTING, None)
-    begun_by_us = arguments[:1] == ["sweep"]  # its runs are tasks of their own
+    only_starts = arguments[:1] == ["sweep"]  # its runs are tasks, which ask for what they need
     try:
         client.submit_job(
             entrypoint=shlex.join([sys.executable, "-m", "swm", *arguments]),
             submission_id=name,
             runtime_env={"env_vars": mine},
-            entrypoint_num_cpus=0 if begun_by_us else float(os.environ.get(CPUS, "1")),
-            entrypoint_num_gpus=1 if gpus and not begun_by_us else 0,
+            entrypoint_num_cpus=0 if only_starts else float(os.environ.get(CPUS, "1")),
+            entrypoint_num_gpus=1 if gpus and not only_starts else 0,
             entrypoint_memory=needed_bytes or None,
         )
-    except Exception as error:
-        raise JobError(f"The Ray cluster refuses the job: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # Ray passes on whatever its server says as RuntimeError, ConnectionError and others
+        reason = " ".join(str(error).split())[:300]
+        raise JobError(f"The Ray cluster refuses the job: {reason} Check {SETTING} and {CPUS}.") from None
 
 
 def _with_executor(arguments: Sequence[str]) -> list[str]:
@@ -148,7 +149,7 @@ def _nodes(client: Any) -> tuple[float, float]:
 
     try:
         nodes = [node.resources_total for node in list_nodes(address=client.get_address()) if node.state == "ALIVE"]
-    except Exception as error:
+    except Exception as error:  # an older Ray, or no state API: the job is sent without these checks
         log.info("The cluster does not tell its resources: %s", error)
         return 0.0, 0.0
     return sum(node.get("GPU", 0.0) for node in nodes), max((node.get("memory", 0.0) for node in nodes), default=0.0)

@@ -1,4 +1,4 @@
-"""Jobs sent to a real Ray cluster of two nodes: placed, told of, cancelled, and gone on with after a node is lost."""
+"""Jobs on a real Ray cluster of two nodes: they report progress, can be cancelled, and resume after a lost node."""
 
 import contextlib
 import importlib.util
