@@ -37,7 +37,7 @@ CHOICES = {
         "The recovery text itself, or the original model's probabilities for it (distillation).",
     ),
     "train": (
-        "Trained",
+        "What is trained",
         "Low-rank matrices beside the weights (LoRA), or the weights themselves: for few layers, with a learning rate "
         "of about 3e-4.",
     ),
