@@ -1,4 +1,12 @@
-"""The command line with FSDP2 on processors: what accelerate and torch do on GPUs alone is let happen here too."""
+"""The command line with FSDP2 on processors: what accelerate and torch do on GPUs alone is let happen here too.
+
+Also runs a list of commands, given as JSON. Each process says what the weights it begins training with take, and at the
+end the most memory that it had.
+"""
+
+import json
+import resource
+import sys
 
 import accelerate.state
 import torch.distributed.checkpoint.state_dict as whole_states
@@ -7,8 +15,10 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 import swm.stages.recover
 from swm.cli.main import main
+from swm.models.processes import rank
 
 begin, gather = accelerate.state.AcceleratorState.__init__, whole_states.get_model_state_dict
+heal = swm.stages.recover.recover
 
 
 def begun(self, *args, **kwargs):
@@ -25,8 +35,18 @@ def gathered(*args, **kwargs):
     return {name: w.wait() if isinstance(w, AsyncCollectiveTensor) else w for name, w in found.items()}
 
 
+def healed(model, *args, **kwargs):
+    """Healing that first says how many bytes of weights this process holds."""
+    held = sum(weight.nbytes for weight in model.parameters() if not weight.is_meta)
+    print(f"process {rank()} holds {held} bytes", flush=True)
+    return heal(model, *args, **kwargs)
+
+
 if __name__ == "__main__":
     accelerate.state.AcceleratorState.__init__ = begun
     whole_states.get_model_state_dict = gathered
     swm.stages.recover.check_sharding = lambda: None
-    main()
+    swm.stages.recover.recover = healed
+    for command in json.loads(sys.argv[1]) if sys.argv[1].startswith("[") else [sys.argv[1:]]:
+        main(command)
+    print(f"process {rank()} peak {1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}", flush=True)

@@ -70,6 +70,7 @@ def recover(
     uses_cache = getattr(model.config, "use_cache", None)  # training turns it off; saved like that, the model is slow
     dtypes = {name: parameter.dtype for name, parameter in whole.named_parameters()}
     adapted = _with_adapters(model, settings, layers)
+    _allocate_trained(adapted)
     trainer, watch = make_trainer(adapted, rows, settings, folder, on_step, teacher)
     train(trainer, folder)
     if watch.failure:
@@ -111,7 +112,12 @@ def _trained_and_folded(
         check_plain(model, names)
         small = in_four_bits(model, names)
         return small, model, {"quantized_bytes": four_bit_bytes(small)}
-    return model, copy.deepcopy(model) if is_sharded() and is_first() else model, {}  # FSDP splits up the first
+    if not is_sharded():
+        return model, model, {}
+    whole = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})  # FSDP replaces those of model
+    for module in model.modules():  # accelerate fails on buffers among what is saved: each process has them
+        module._non_persistent_buffers_set.update(module._buffers)
+    return model, whole, {}
 
 
 def _folded(
@@ -122,7 +128,7 @@ def _folded(
     Args:
         dtypes: of the whole model's parameters by name, which those that were trained in float32 get back.
     """
-    weights = trainer.accelerator.get_state_dict(trainer.model) if is_sharded() else None
+    weights = _gathered(trainer.model) if is_sharded() else None
     if is_first():
         adapted.save_pretrained(folder, state_dict=weights)
     if is_sharded() and not is_first():
@@ -135,6 +141,22 @@ def _folded(
     for name, parameter in folded.named_parameters():
         parameter.data = parameter.data.to(dtypes[name])
     return folded
+
+
+def _allocate_trained(adapted: Any) -> None:
+    """Give memory to the trained weights of a process without any: accelerate knows those of the optimizer by it."""
+    for module in adapted.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.requires_grad and weight.is_meta:
+                setattr(module, name, nn.Parameter(torch.zeros_like(weight, device="cpu")))
+
+
+def _gathered(sharded: Any) -> dict[str, torch.Tensor]:
+    """The trained weights alone, whole, in the first process's main memory."""
+    from torch.distributed.checkpoint import state_dict
+
+    options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    return state_dict.get_model_state_dict(sharded, options=options)  # type: ignore[return-value]
 
 
 def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: Sequence[int] | None) -> Any:

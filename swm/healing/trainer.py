@@ -139,9 +139,9 @@ def make_trainer(
 
 
 def _training_device(adapted: Any) -> torch.device:
-    """The device to train on; with FSDP, the weights move to the GPUs only later."""
+    """The device to train on; with FSDP, the weights move there only later."""
     device: torch.device = next(adapted.parameters()).device
-    return torch.device("cuda") if is_sharded() and torch.cuda.is_available() else device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if is_sharded() else device
 
 
 def _in_bfloat16(device: torch.device, folder: Path) -> bool:

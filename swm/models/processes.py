@@ -6,18 +6,20 @@ gathered, and every process gets them: so all come to the same decisions, and no
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from swm.errors import SettingsError, SwmError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 _ON_ITS_OWN = ContextVar("_ON_ITS_OWN", default=False)  # while a process computes its share of plans
 T = TypeVar("T")
@@ -84,14 +86,12 @@ def shared(
         loads[taker] += costs[place]
         own += [place] if taker == rank() else []
     own.sort()
-    token, results = _ON_ITS_OWN.set(True), list[R]()
-    error: SwmError | None = None
+    results, error = list[R](), None
     try:
-        results = compute([items[place] for place in own])
+        with on_its_own():
+            results = compute([items[place] for place in own])
     except SwmError as raised:  # all processes have to raise it, or those without it would wait for ever
         error = raised
-    finally:
-        _ON_ITS_OWN.reset(token)
     answers = gathered([(dict(zip(own, results, strict=False)), error)])
     if failed := next((failed for _, failed in answers if failed), None):
         raise failed
@@ -99,9 +99,39 @@ def shared(
     return [found[place] for place in range(len(items))]
 
 
+@contextmanager
+def on_its_own() -> Iterator[None]:
+    """In the block this process works as if there were no others."""
+    token = _ON_ITS_OWN.set(True)
+    try:
+        yield
+    finally:
+        _ON_ITS_OWN.reset(token)
+
+
 def agreed(value: T) -> T:
     """The first process's value: what each reads for itself may differ if another job writes at that moment."""
     return gathered([value])[0]
+
+
+def handed_out(model: PreTrainedModel | None) -> PreTrainedModel:
+    """The first process's model in every process: whole in the first, with weights on the meta device in the others.
+
+    With FSDP, accelerate then gives each process its share of the weights: the first alone needs memory for all.
+
+    Args:
+        model: None in every process but the first.
+    """
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"  # accelerate reads it, and users' own files may say otherwise
+    shape = agreed(_without_weights(model) if model else None)
+    return model or cast("PreTrainedModel", shape)
+
+
+def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    import torch
+
+    empty = {id(weight): weight.to("meta") for weight in model.parameters()}
+    return copy.deepcopy(model, {name: torch.nn.Parameter(weight, False) for name, weight in empty.items()})
 
 
 def summed(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -25,7 +25,16 @@ from swm.merging.fit import apply_fitted_plan, check_fits
 from swm.models.decoder import check_length
 from swm.models.load import load_tokenizer
 from swm.models.locate import load_config, model_folder, skeleton
-from swm.models.processes import agreed, check_sharding, first_alone, is_first, is_sharded, world_size
+from swm.models.processes import (
+    agreed,
+    check_sharding,
+    first_alone,
+    handed_out,
+    is_first,
+    is_sharded,
+    on_its_own,
+    world_size,
+)
 from swm.plan import trained_layers
 from swm.progress import Progress, no_progress
 from swm.settings import FIT_TOKENS, UNSAID, RecoverySettings
@@ -82,12 +91,12 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     check_text(run.experiment)
     check_sharding()
     check_shared(settings)
-    progress(0, settings.steps, "loading the model")
-    model, tokenizer = load_original(run.experiment, "cpu" if is_sharded() else "auto")
-    check_length(model.config, settings.length)
+    name = run.experiment.settings.model
+    config, tokenizer = load_config(name), load_tokenizer(name)
+    check_length(config, settings.length)
     trained = trained_bytes(settings, run.plan, run.experiment.model_facts)
     check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * trained)  # two checkpoints and one being written
-    check_adapts(model, settings)
+    check_adapts(skeleton(config, name), settings)
     ids = calibration_of(run.experiment, tokenizer)  # read now: the text may change during training
     examples = recovery_examples(settings.texts, settings.seed)
     requested = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
@@ -100,8 +109,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     loss_text = ""
     if is_first():
         run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
-    examples = _answered(run, model, tokenizer, examples, settings, progress)
-    merged, repaired = _repaired(run, model, tokenizer, examples, settings, progress)
+    start = _start(run, examples, settings, progress)
 
     def step(done: int, steps: int, numbers: dict[str, float]) -> None:
         nonlocal loss_text
@@ -113,12 +121,18 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
 
     layers = trained_layers(run.plan, settings.adapt)
     behind = [(own, window.last) for own, window in enumerate(run.plan.kept_layers()) if len(window) > 1]
-    original = model if settings.target != "text" else None
-    del model  # sharded processes must not keep a copy that nobody uses
     healed, summary = recover(
-        merged, tokenizer, examples, settings, folder, step, original=original, layers=layers, behind=behind
+        start.merged,
+        tokenizer,
+        start.examples,
+        settings,
+        folder,
+        step,
+        original=start.original,
+        layers=layers,
+        behind=behind,
     )
-    summary["repaired"] = repaired
+    summary["repaired"] = start.repaired
     if not is_first():
         return summary
     recovery = {**requested, **summary, "seconds": round(healing_seconds(run.events(), time.time()), 1)}
@@ -139,6 +153,39 @@ def _begin(run: Run, settings: RecoverySettings, requested: dict[str, Any]) -> N
         shutil.rmtree(run.folder / "recovery", ignore_errors=True)  # before the settings it was started with go
         run.clear_events()
         run.remember(recovery_started=requested)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What training starts from; `repaired` is the outcome of the fit, and `original` whom to learn from."""
+
+    merged: PreTrainedModel
+    examples: list[Example]
+    repaired: str
+    original: PreTrainedModel | None = None
+
+
+def _start(run: Run, examples: list[Example], settings: RecoverySettings, progress: Progress) -> _Start:
+    """The merged model and its examples; with FSDP, the first process makes them and hands them out."""
+    if not is_sharded():
+        return _made(run, examples, settings, progress)
+    made = None
+    if is_first():
+        with on_its_own():
+            made = _made(run, examples, settings, progress, "cpu")
+    merged = handed_out(made.merged if made else None)
+    examples, repaired = agreed((made.examples, made.repaired) if made else (examples, ""))
+    return _Start(merged, examples, repaired)
+
+
+def _made(
+    run: Run, examples: list[Example], settings: RecoverySettings, progress: Progress, device: str = "auto"
+) -> _Start:
+    progress(0, settings.steps, "loading the model")
+    model, tokenizer = load_original(run.experiment, device)
+    examples = _answered(run, model, tokenizer, examples, settings, progress)
+    merged, repaired = _repaired(run, model, tokenizer, examples, settings, progress)
+    return _Start(merged, examples, repaired, model if settings.target != "text" else None)
 
 
 def _answered(

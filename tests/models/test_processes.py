@@ -192,21 +192,31 @@ def test_two_processes_heal_as_one_does(how, both):
     assert_same_events(one, two)
 
 
-def test_two_processes_that_share_the_weights_heal_as_one_does(merged, examples_file):
-    two = merged[1]
-    how = [*RECOVERY.split(), "--texts", str(examples_file)]
-    main(["recover", "study", "one", *how])
-    done = launched("recover", "study", "two", *how, launch=[*FSDP, str(ROOT / "tests" / "fsdp_on_cpu.py")])
+def test_two_processes_that_share_the_weights_heal_as_one_does(study, examples_file):
+    """And the second never holds the model: the first alone loads and merges it."""
+    ways = {"lora": [], "weights": HEALINGS["weights"]}
+    runs = {name: merged_runs(study, f"{name}-one", f"{name}-two") for name in ways}
+    commands = [
+        ["recover", "study", f"{name}-two", *RECOVERY.split(), *how, "--texts", str(examples_file)]
+        for name, how in ways.items()
+    ]
+    for command in commands:
+        main([word.replace("-two", "-one") for word in command])
+    done = launched(json.dumps(commands), launch=[*FSDP, str(ROOT / "tests" / "fsdp_on_cpu.py")])
     assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_events(*merged, rounding=5e-3)  # the weights themselves are in bfloat16 there
-    weights = [load_file(run.model_folder / "model.safetensors") for run in merged]
-    assert weights[0].keys() == weights[1].keys()
-    for name, tensor in weights[0].items():
-        torch.testing.assert_close(weights[1][name], tensor, atol=2e-3, rtol=0)
-    original = load_file(Path(two.experiment.settings.model) / "model.safetensors")
-    assert not torch.equal(
-        weights[1]["model.layers.0.mlp.up_proj.weight"], original["model.layers.0.mlp.up_proj.weight"]
-    )
+    size = sum(weight.nbytes for weight in load_file(runs["lora"][0].model_folder / "model.safetensors").values())
+    assert done.stdout.count(f"process 0 holds {size} bytes") == done.stdout.count("process 1 holds 0 bytes") == 2
+    original = load_file(Path(study.settings.model) / "model.safetensors")
+    for name, (one, two) in runs.items():
+        assert_same_events(one, two, rounding=5e-3)  # products are in bfloat16 there
+        found, expected = (load_file(run.model_folder / "model.safetensors") for run in (two, one))
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, atol=5e-3, rtol=0)
+        last, before = (f"model.layers.{place}.mlp.up_proj.weight" for place in (2, 3))
+        learned = (expected[last] - original[before]).norm()
+        assert learned > 0.1
+        assert (found[last] - expected[last]).norm() < 0.1 * learned
 
 
 def test_settings_files_are_what_accelerate_reads():
