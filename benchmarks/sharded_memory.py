@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 LAUNCH = ("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "assets" / "accelerate" / "fsdp2-2.yaml"))
-HOW = "--preset quick --steps 1 --batch 2 --length 32 --held-out 2 --save-every 1 --rank 4 --repair none".split()
+HOW = "--preset quick --steps 1 --batch 2 --length 32 --held-out 2 --save-every 1 --rank 4 --repair none"
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def healed(name: str, home: Path, width: int, layers: int) -> tuple[int, list[in
     del model
     experiment = create_experiment(name, ExperimentSettings(str(home / f"{name}-model"), "lambada", 2, 32))
     merge_run(experiment.create_run("run", MergePlan(layers, (Window(0, 1),), "keep_first")))
-    command = [sys.executable, *LAUNCH, str(ROOT / "tests" / "fsdp_on_cpu.py"), "recover", name, "run", *HOW]
+    command = [sys.executable, *LAUNCH, str(ROOT / "tests" / "fsdp_on_cpu.py"), "recover", name, "run", *HOW.split()]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return size, [int(peak) for _, peak in sorted(re.findall(r"process (\d) peak (\d+)", done.stdout))]
 

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -26,9 +27,13 @@ from swm.workspace.files import (
     full_disk_message,
     home,
     is_full_disk,
+    is_lost_disk,
+    lost_disk_message,
     replace_file,
 )
 from swm.workspace.machine import is_out_of_memory, memory_kills
+from swm.workspace.reading import state_in
+from swm.workspace.shared_home import check_machine
 from swm.workspace.state import HEARTBEAT_SECONDS, State, this_process
 from swm.workspace.tracked import CLUSTER_JOB, STOP_FILE, Tracked, job_lock
 
@@ -68,8 +73,14 @@ class Tracker:
             self.write()
 
     def write(self, **changes: object) -> None:
-        """Write the state with a heartbeat, memory and CPU usage."""
+        """Write the state with a heartbeat, memory and CPU usage.
+
+        Raises:
+            JobError: if another job has taken over, because this machine was cut off from the others for a while.
+        """
         with self._lock:
+            if self._written:
+                self._check_ours()
             usage = {
                 "memory_bytes": self._process.memory_info().rss,
                 "cpu_percent": self._process.cpu_percent(),
@@ -78,6 +89,14 @@ class Tracker:
             self.state = replace(self.state, heartbeat=time.time(), **usage, **changes)  # type: ignore[arg-type]
             self._target.write_state(self.state)
             self._written = time.monotonic()
+
+    def _check_ours(self) -> None:
+        found, ours = state_in(self._target.folder / "state.json"), self.state
+        if found.pid and (found.host, found.pid, found.process_started) != (ours.host, ours.pid, ours.process_started):
+            raise JobError(
+                f"{self._target.full_name} was taken over by a job on {found.host}, while this one could not write to "
+                f"{home()}. Go on with that one: what it found here is kept."
+            )
 
     def start(self) -> None:
         """Start the heartbeat."""
@@ -94,9 +113,12 @@ class Tracker:
             try:
                 self.cancelled |= self._is_asked_to_stop()
                 self.write()
-            except JobError as error:  # its folder is gone; the next progress report ends the stage
+                check_machine()
+            except (
+                JobError
+            ) as error:  # its folder is gone, or another machine took over: the next report ends the stage
                 self._failure = error
-            except SwmError as error:  # a full disk must not end the stage's own error handling
+            except (SwmError, OSError) as error:  # a full or distant disk must not end the stage's own error handling
                 log.warning("%s", error)
 
     def _is_asked_to_stop(self) -> bool:
@@ -129,8 +151,8 @@ def tracked(target: Target, stage: str, command: Sequence[str] = (), device: boo
 
 @contextmanager
 def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool) -> Iterator[Tracker]:
-    name = re.sub(r"[^A-Za-z0-9-]", "-", os.environ.get("SWM_DEVICE", ""))[:100]
-    device = FileLock(home() / (f".device-{name}.lock" if name else ".device.lock"))
+    name = re.sub(r"[^A-Za-z0-9-]", "-", os.environ.get("SWM_DEVICE") or socket.gethostname())[:100]
+    device = FileLock(home() / f".device-{name}.lock")  # several machines may share the home
     now = time.time()
     state = State(stage, "queued", started=now, heartbeat=now, command=tuple(command), **this_process())
     state = replace(state, cluster_job=os.environ.get(CLUSTER_JOB, ""))
@@ -163,9 +185,10 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
     finally:
         restore()
         record(stage, target.full_name, tracker.state.status, command)
-        if device.is_locked:
-            _holder(device).unlink(missing_ok=True)
-        device.release()
+        with suppress(OSError):  # on a disk that was lost they ended with the connection
+            if device.is_locked:
+                _holder(device).unlink(missing_ok=True)
+            device.release()
 
 
 @contextmanager
@@ -206,6 +229,8 @@ def _explained(error: BaseException, target: Target) -> SwmError | None:
         return error
     if is_full_disk(error):
         return ExperimentError(full_disk_message(target.folder, SPACE_BYTES))
+    if is_lost_disk(error):
+        return ExperimentError(lost_disk_message(target.folder, error))
     if is_out_of_memory(error):
         return JobError("Out of memory. Use shorter or fewer texts, a smaller batch, or --dtype bfloat16.")
     return None

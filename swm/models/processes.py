@@ -6,6 +6,7 @@ gathered, and every process gets them: so all come to the same decisions, and no
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -176,8 +177,18 @@ def first_alone() -> Iterator[None]:
         yield
 
 
+def _leave() -> None:
+    """Close the connections before the interpreter takes itself apart: threads that still use them would abort it."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _state() -> PartialState:
     import torch
     from accelerate import PartialState
 
+    if not PartialState._shared_state:
+        atexit.register(_leave)
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

@@ -50,8 +50,12 @@ from swm.workspace.runs import Run
 log = logging.getLogger(__name__)
 
 
-def check_recovery(experiment: Experiment, settings: RecoverySettings) -> None:
-    """Raise the errors that a recovery with these settings would raise, before anything is merged or loaded."""
+def check_recovery(experiment: Experiment, settings: RecoverySettings) -> list[Example]:
+    """Raise the errors that a recovery with these settings would raise, before anything is merged, loaded or deleted.
+
+    Returns:
+        The recovery examples.
+    """
     check_text(experiment)
     name = experiment.settings.model
     config, tokenizer = load_config(name), load_tokenizer(name)
@@ -62,6 +66,7 @@ def check_recovery(experiment: Experiment, settings: RecoverySettings) -> None:
     training_rows(tokenizer, examples, settings)
     if settings.answers == "original":
         check_prompts(examples)
+    return examples
 
 
 def check_recovery_text(run: Run, settings: RecoverySettings) -> None:
@@ -88,22 +93,15 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     if run.stage == "planned":
         raise ExperimentError(f"Run {run.name} is not merged yet. Merge it first.")
     folder = run.folder / "recovery"
-    check_text(run.experiment)
     check_sharding()
     check_shared(settings)
-    name = run.experiment.settings.model
-    config, tokenizer = load_config(name), load_tokenizer(name)
-    check_length(config, settings.length)
+    examples = check_recovery(run.experiment, settings)
+    tokenizer = load_tokenizer(run.experiment.settings.model)
     trained = trained_bytes(settings, run.plan, run.experiment.model_facts)
     check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * trained)  # two checkpoints and one being written
-    check_adapts(skeleton(config, name), settings)
     ids = calibration_of(run.experiment, tokenizer)  # read now: the text may change during training
-    examples = recovery_examples(settings.texts, settings.seed)
     requested = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
     requested["examples_hash"] = _examples_hash(examples)
-    training_rows(tokenizer, examples, settings)  # rejects a text that is too short before anything is deleted
-    if settings.answers == "original":
-        check_prompts(examples)
     with first_alone():
         _begin(run, settings, requested)
     loss_text = ""

@@ -17,6 +17,7 @@
 - records: one pydantic model per JSON file of experiments, runs and states
 - result_records: one pydantic model per JSON file with results
 - runs: runs: one plan's life inside an experiment, as files on disk
+- shared_home: whether locks of a home that several machines use hold on all of them
 - state: the progress of a stage, and whether its process is alive
 - task_answers: answers to task questions on disk
 - tracked: folders with a state: one job at a time, read-only if bundled

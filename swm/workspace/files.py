@@ -22,6 +22,14 @@ SCHEMA = 1
 SOURCES = Path(__file__).parents[2]
 APP_FOLDER = SOURCES if (SOURCES / "app.py").is_file() else SOURCES / "swm" / "app_files"  # app.py, pages/, assets/
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.(?P<kind>tmp|new|old|gone)")
+LOST = (
+    errno.ENOTCONN,
+    errno.ESTALE,
+    errno.EIO,
+    errno.EHOSTDOWN,
+    errno.ETIMEDOUT,
+    getattr(errno, "EBADFD", errno.EBADF),
+)
 NUMBERS = re.compile(r"\[\n([^\[\]{}\"]*)\]")  # a list of numbers over several lines, in indented JSON
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
@@ -41,6 +49,8 @@ def home() -> Path:
         str(folder).encode()  # JSON and transformers write it
         folder.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, or an unknown user's home
+        if is_lost_disk(error):
+            raise ExperimentError(lost_disk_message(named, error)) from None
         raise ExperimentError(
             f"Cannot use SWM_HOME '{named[:80]}' as the folder for results: "
             f"{getattr(error, 'strerror', None) or first_line(error)} Set SWM_HOME to a folder that you can write to."
@@ -205,6 +215,19 @@ def is_full_disk(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(sign in str(error) for sign in ("No space left", "code: 28", "PytorchStreamWriter failed writing"))
+
+
+def is_lost_disk(error: BaseException) -> bool:
+    """Whether an error says that a file system on another machine cannot be reached any more."""
+    return isinstance(error, OSError) and error.errno in LOST
+
+
+def lost_disk_message(place: object, error: BaseException) -> str:
+    """The message for a file system that cannot be reached any more."""
+    return (
+        f"{place} cannot be reached any more: {getattr(error, 'strerror', error)}. Check the network and the machine "
+        "that has the disk, and start again: finished work is kept."
+    )
 
 
 def full_disk_message(target: Path, needed_bytes: int) -> str:

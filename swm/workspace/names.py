@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from swm.errors import ExperimentError, JobError
 from swm.workspace.files import APP_FOLDER, demo_experiment, disk_errors, home
+from swm.workspace.shared_home import check_machine
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
@@ -76,6 +77,7 @@ def shipped_folders() -> list[Path]:
 @contextmanager
 def names_locked() -> Iterator[None]:
     """Hold the lock for creating and deleting experiments and runs; held for milliseconds."""
+    check_machine()
     lock = FileLock(home() / ".names.lock")
     try:
         with disk_errors(home(), 4096):

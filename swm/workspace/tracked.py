@@ -6,7 +6,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from swm.workspace.files import demo_experiment, disk_errors, write_json
 from swm.workspace.names import is_shipped, read_only_message
 from swm.workspace.people import person
 from swm.workspace.reading import read_file, state_in
+from swm.workspace.shared_home import check_held, check_machine
 from swm.workspace.state import State
 
 CLUSTER_JOB = "SWM_CLUSTER_JOB"  # in the environment of a job on a cluster: its name
@@ -114,6 +115,7 @@ def job_lock(target: Tracked) -> Iterator[None]:
     Raises:
         JobError: if the target already has a job.
     """
+    check_machine()
     lock = FileLock(target.folder / ".job.lock")
     try:
         with disk_errors(target.folder, 4096):
@@ -124,6 +126,8 @@ def job_lock(target: Tracked) -> Iterator[None]:
         raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.") from None
     try:
         target.check_there()  # may have been deleted while we waited
+        check_held(target.folder)
         yield
     finally:
-        lock.release()
+        with suppress(OSError):  # on a disk that was lost it ended with the connection
+            lock.release()

@@ -298,13 +298,17 @@ BAD = {
 def test_bad_input_gets_one_message_exit_1_and_leaves_nothing(swm, study, model_folder, home, case):
     arguments, message = BAD[case]
     arguments = [str(model_folder) if a == "M" else a for a in arguments]
-    before = sorted(p for p in home.rglob("*") if p.name not in ("state.json", ".job.lock", ".device.lock"))
+    before = sorted(
+        p for p in home.rglob("*") if p.name not in ("state.json", ".job.lock") and not p.name.startswith(".device-")
+    )
     code, out, err = swm(*arguments)
     assert code == 1
     assert message in err
     assert "Traceback" not in err
     assert out == ""
-    after = sorted(p for p in home.rglob("*") if p.name not in ("state.json", ".job.lock", ".device.lock"))
+    after = sorted(
+        p for p in home.rglob("*") if p.name not in ("state.json", ".job.lock") and not p.name.startswith(".device-")
+    )
     assert [p for p in after if p not in before and not p.is_dir()] == []
 
 

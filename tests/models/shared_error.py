@@ -1,5 +1,7 @@
 """An error in one of several processes reaches all: prints what each of them raised."""
 
+import sys
+
 from swm.errors import PlanError
 from swm.models.processes import rank, shared
 
@@ -10,10 +12,14 @@ def compute(items):
     return items
 
 
-number = rank()
+def say(what):
+    sys.stdout.write(f"{rank()}: {what}\n")  # in one piece: the other process writes to the same place
+    sys.stdout.flush()
+
+
 try:
     shared([1, 2, 3, 4], compute)
-    print(f"{number}: nothing", flush=True)
+    say("nothing")
 except PlanError as error:
-    print(f"{number}: {error}", flush=True)
-print(f"{number}: {shared([5, 6, 7], lambda items: [2 * item for item in items], float)}", flush=True)
+    say(error)
+say(shared([5, 6, 7], lambda items: [2 * item for item in items], float))

@@ -207,7 +207,7 @@ def test_two_processes_that_share_the_weights_heal_as_one_does(study, examples_f
     size = sum(weight.nbytes for weight in load_file(runs["lora"][0].model_folder / "model.safetensors").values())
     assert done.stdout.count(f"process 0 holds {size} bytes") == done.stdout.count("process 1 holds 0 bytes") == 2
     original = load_file(Path(study.settings.model) / "model.safetensors")
-    for name, (one, two) in runs.items():
+    for one, two in runs.values():
         assert_same_events(one, two, rounding=5e-3)  # products are in bfloat16 there
         found, expected = (load_file(run.model_folder / "model.safetensors") for run in (two, one))
         assert found.keys() == expected.keys()
