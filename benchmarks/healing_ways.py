@@ -1,6 +1,6 @@
 """Ways to heal, at equal minutes: which weights are trained after layers were dropped and the merged ones fitted.
 
-    python benchmarks/healing_ways.py [--windows 12-18] [--minutes 8] [--seeds 1234,2,3] [--ways lora,last,...]
+    python benchmarks/healing_ways.py [--windows 12-18] [--steps 120] [--seeds 1234,2,3] [--ways lora,last,...]
 
 Ways:
 - lora: adapters in all layers, preset quick.
@@ -11,8 +11,11 @@ Ways:
 - above: all weights from the lowest merged layer upward.
 
 Each way trains on the same rows in the same order, in bfloat16 where that is faster, with AdamW and a learning rate
-that falls with the time left; --rate changes that of full weights. Prints perplexity of held-out novels and Wikipedia,
-the steps done, and the means over the seeds.
+that falls to nothing; --rate is that of full weights. A few steps of each way are timed first; then each does as many
+as fit into the time of --steps with LoRA, so that another program on this machine favours none of them. Prints the
+perplexity of held-out novels and Wikipedia, and over the seven tasks the choice log-probability (nats) and accuracy;
+at the end the means over the seeds, and the paired difference of the choice log-probability from LoRA's, over all
+documents and seeds.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ sys.path.insert(0, str(ROOT))
 
 WAYS = ("lora", "lora-above", "last", "near", "above")
 TEXTS = ("lambada", "squad")
-WARM_UP = 0.08  # share of the time
+WARM_UP = 0.08  # share of the steps
+TIMED_STEPS = 6
 
 
 def main() -> None:
@@ -52,7 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--windows", default="12-18")
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--steps", type=int, default=120, help="steps with LoRA; the others take as long")
+    parser.add_argument("--documents", type=int, default=100, help="of each task")
     parser.add_argument("--seeds", default="1234")
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--rate", type=float, default=3e-4, help="learning rate of full weights")
@@ -60,24 +65,88 @@ def main() -> None:
     model, tokenizer = load_model(options.model)
     plan = MergePlan(layer_count(model), parse_windows(options.windows), "fit")
     held_out = {text: perplexity_tokens(tokenizer, text) for text in TEXTS}
-    found: dict[str, list[list[float]]] = {}
+    ways, steps = options.ways.split(","), {}
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for seed in map(int, options.seeds.split(",")):
         settings = preset_settings("quick", seed=seed)
         rows = training_rows(tokenizer, recovery_examples(settings.texts, seed), settings)[settings.held_out :]
         ids = torch.tensor([row["input_ids"] for row in rows])
         start = apply_fitted_plan(model, plan, ids[: -(-FIT_TOKENS // settings.length)])
-        for way in options.ways.split(","):
-            healed, steps = heal(copy.deepcopy(start), plan, way, ids, settings, 60 * options.minutes, options.rate)
-            values = [perplexity(healed, tokens)["value"] for tokens in held_out.values()]
-            found.setdefault(way, []).append(values)
-            print(f"seed {seed} {way:12} {values[0]:.2f} / {values[1]:.2f} after {steps} steps", flush=True)
-    for way, values in found.items():
-        means = (math.exp(statistics.fmean(map(math.log, text))) for text in zip(*values, strict=True))
-        print(f"mean {way:12} {' / '.join(f'{mean:.2f}' for mean in means)}")
+        if not steps:
+            times = {way: timed(copy.deepcopy(start), plan, way, ids, settings) for way in {"lora", *ways}}
+            steps = {way: round(options.steps * times["lora"] / times[way]) for way in ways}
+            print(f"seconds of a step {times}; steps {steps}", flush=True)
+        for way in ways:
+            healed = heal(copy.deepcopy(start), plan, way, ids, settings, steps[way], options.rate)
+            measured = {text: perplexity(healed, tokens)["value"] for text, tokens in held_out.items()}
+            measured |= answered(healed, tokenizer, options.documents)
+            found[way].append(measured)
+            print(f"seed {seed} {told(way, measured)}", flush=True)
+    for way, each in found.items():
+        print(f"mean {told(way, {key: mean([one[key] for one in each], key in TEXTS) for key in each[0]})}")
+    compare(found)
 
 
-def heal(model: Any, plan: Any, way: str, rows: Any, settings: Any, seconds: float, rate: float) -> tuple[Any, int]:
-    """The model trained in one way for so many seconds, and the steps that were done."""
+def told(way: str, measured: dict[str, Any]) -> str:
+    """A line of figures."""
+    perplexities = " / ".join(f"{measured[text]:.2f}" for text in TEXTS)
+    return f"{way:12} {perplexities}, choice {measured['choice']:.4f}, accuracy {measured['accuracy']:.2f} %"
+
+
+def mean(values: list[Any], of_logs: bool) -> Any:
+    """The mean over seeds; of perplexities the geometric one."""
+    if isinstance(values[0], list):
+        return [value for each in values for value in each]
+    return math.exp(statistics.fmean(map(math.log, values))) if of_logs else statistics.fmean(values)
+
+
+def answered(model: Any, tokenizer: Any, documents: int) -> dict[str, Any]:
+    """Choice log-probability and accuracy over the seven tasks, and that of each document."""
+    from swm.evaluation.continuous import choice_logprob
+    from swm.evaluation.task_names import TASKS
+    from swm.evaluation.tasks import zero_shot
+
+    scores = zero_shot(model, tokenizer, TASKS, documents)
+    by_task = [[choice_logprob(a["log_likelihoods"], a["answer"]) for a in score.answers] for score in scores]
+    return {
+        "choice": statistics.fmean(map(statistics.fmean, by_task)),
+        "accuracy": 100 * statistics.fmean(score.value for score in scores),
+        "each": [value for task in by_task for value in task],
+    }
+
+
+def compare(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Print each way's paired difference from LoRA."""
+    from swm.evaluation.continuous import mean_interval
+
+    if "lora" not in found:
+        return
+    seeds = zip(*(one["each"] for one in found["lora"]), strict=True)
+    lora = [statistics.fmean(document) for document in seeds]
+    for way in found.keys() - {"lora"}:
+        documents = zip(*(one["each"] for one in found[way]), strict=True)
+        differences = [statistics.fmean(document) - other for document, other in zip(documents, lora, strict=True)]
+        print(f"{way} against lora, choice: {mean_interval(differences)}")
+
+
+def timed(model: Any, plan: Any, way: str, rows: Any, settings: Any) -> float:
+    """Seconds of a step, without the first two."""
+    seconds: list[float] = []
+    heal(model, plan, way, rows, settings, TIMED_STEPS, 0.0, seconds)
+    return round(statistics.median(seconds[2:]), 2)
+
+
+def heal(
+    model: Any,
+    plan: Any,
+    way: str,
+    rows: Any,
+    settings: Any,
+    steps: int,
+    rate: float,
+    seconds: list[float] | None = None,
+) -> Any:
+    """The model trained in one way; adds the time of each step to `seconds`."""
     import torch
 
     from swm.healing.lora import _with_adapters
@@ -104,11 +173,12 @@ def heal(model: Any, plan: Any, way: str, rows: Any, settings: Any, seconds: flo
             model.get_output_embeddings().requires_grad_(True)
     torch.manual_seed(settings.seed)
     optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
-    start, step, fast = time.monotonic(), 0, bfloat16_is_faster(torch.device("cpu"))
+    fast = bfloat16_is_faster(torch.device("cpu"))
     trained.train()
-    while (done := (time.monotonic() - start) / seconds) < 1:
+    for step in range(steps):
+        start, done = time.monotonic(), step / steps
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, done / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
+            group["lr"] = rate * min(1.0, (done + 1 / steps) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * done))
         places = torch.arange(step * settings.batch, (step + 1) * settings.batch) % len(rows)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             loss = trained(rows[places], labels=rows[places], use_cache=False).loss
@@ -116,8 +186,9 @@ def heal(model: Any, plan: Any, way: str, rows: Any, settings: Any, seconds: flo
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
-        step += 1
-    return (trained.merge_and_unload() if way.startswith("lora") else trained).eval(), step
+        if seconds is not None:
+            seconds.append(time.monotonic() - start)
+    return (trained.merge_and_unload() if way.startswith("lora") else trained).eval()
 
 
 if __name__ == "__main__":
