@@ -1,5 +1,7 @@
 """A Ray cluster of two nodes in a process of its own: prints its address, then does what stdin says, line by line.
 
+Arguments: port of the dashboard; optionally that for Ray clients.
+
 `head`: kill the head. `worker`: kill the second node. `end`: stop everything.
 """
 
@@ -9,6 +11,8 @@ from ray.cluster_utils import Cluster
 
 PORTS = {"dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[1]), "include_dashboard": True}
 head = {"num_cpus": 1, "object_store_memory": 80_000_000, "memory": 4 * 2**30, "resources": {"head": 1}, **PORTS}
+if len(sys.argv) > 2:
+    head["ray_client_server_port"] = int(sys.argv[2])
 cluster = Cluster(initialize_head=True, head_node_args=head)
 worker = cluster.add_node(num_cpus=1, object_store_memory=80_000_000, memory=12 * 2**30, resources={"worker": 1})
 cluster.wait_for_nodes()

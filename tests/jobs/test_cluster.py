@@ -43,11 +43,11 @@ def free_port():
 class Nodes:
     """The cluster's process: `tell("worker")` kills the second node, `tell("head")` the head."""
 
-    def __init__(self):
+    def __init__(self, *ports):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         environment |= {"RAY_enable_metrics_collection": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         self.process = subprocess.Popen(
-            [sys.executable, str(NODE), str(free_port())],
+            [sys.executable, str(NODE), str(free_port()), *map(str, ports)],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -109,6 +109,20 @@ def test_a_job_runs_on_the_cluster_and_tells_of_itself_here(there, model_folder,
     assert (state.status, state.stage, state.cluster_job) == ("done", "measure", first.cluster_job)
     assert experiment.metrics_measured() == ["cka_skip4", "cka"]
     assert wait_for(lambda: "similarity of neighbouring layers" in experiment.log_tail())
+
+
+@pytest.mark.long
+def test_a_cluster_is_found_by_the_address_for_ray_clients(monkeypatch, model_folder, text_file):
+    port = free_port()
+    nodes = Nodes(port)
+    try:
+        monkeypatch.setenv("SWM_EXECUTOR", f"ray://127.0.0.1:{port}")
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        create("far", ["create", "far", "--model", str(model_folder), "--texts", str(text_file), "--measure"])
+        state = ended(Experiment.open("far"))
+        assert (state.status, state.cluster_job[:4]) == ("done", "swm-")
+    finally:
+        nodes.end()
 
 
 @pytest.mark.long
