@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,12 +25,13 @@ from swm.models.processes import gathered, is_first
 from swm.progress import Progress, no_progress
 from swm.settings import PERPLEXITY_TEXTS, SAMPLE_PROMPTS
 from swm.stages.loading import conditions_for, digest, load_run
-from swm.stages.recover import log
 from swm.texts.calibration import perplexity_tokens
 from swm.texts.documents import text_hash
 from swm.workspace.estimate import evaluated_tokens, reached_rates
 from swm.workspace.files import content_hash, home, read_json, write_json
 from swm.workspace.runs import Run
+
+log = logging.getLogger(__name__)
 
 SCORES_VERSION = 2  # raised when scoring or its data change, so that older cached scores are not used
 

@@ -16,7 +16,6 @@ from swm.reporting.names import run_name
 from swm.settings import RecoverySettings
 from swm.stages.evaluate import evaluate_run
 from swm.stages.merge import merge_run
-from swm.stages.recover import check_recovery, recover_run
 from swm.stages.time import time_run
 from swm.workspace.changes import limit_changes, recovery_changes, refuse
 from swm.workspace.experiments import Experiment
@@ -55,6 +54,8 @@ def run_pipeline(
         _refuse_others(run, limit, recovery)
     _refuse_another_baseline(run.experiment, limit)
     if recovery and (again or run.stage != "recovered"):
+        from swm.stages.recover import check_recovery  # peft and the Trainer take seconds to import
+
         check_recovery(run.experiment, recovery)  # reports all errors before anything is replaced
     if again or run.stage == "planned":
         merge_run(run, named("merge", progress), entries=entries)
@@ -62,6 +63,8 @@ def run_pipeline(
         if not target.is_scored(TASKS, limit):
             evaluate_run(target, TASKS, limit, named(f"evaluate {run_name(target)}", progress))
     if recovery and run.stage == "merged":
+        from swm.stages.recover import recover_run
+
         recover_run(run, recovery, named("recover", progress))
         evaluate_run(run, TASKS, limit, named(f"evaluate {run_name(run)}", progress))
     if not run.timing():

@@ -25,7 +25,6 @@ from swm.stages.merge import merge_run, merged_model
 from swm.stages.plan import plan_for
 from swm.stages.plan_by import plan_by
 from swm.stages.plan_within import smallest_within, walk_within
-from swm.stages.recover import recover_run
 from swm.stages.search import search_path
 from swm.stages.time import NEW_TOKENS, time_run
 from swm.studies.cells import cells_of
@@ -191,6 +190,8 @@ def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress
     if run.stage == "merged" and not run.settings.get("recovery_started") and cell.method != CONTROL:
         _score(run, grid, progress)
     if recovery and (run.stage == "merged" or not (run.has_model or _is_scored(run, grid))):
+        from swm.stages.recover import recover_run  # peft and the Trainer take seconds to import
+
         recover_run(run, recovery, progress)
     _score(run, grid, progress)
     if not grid.keep_models:
