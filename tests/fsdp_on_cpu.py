@@ -15,7 +15,7 @@ from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 import swm.stages.recover
 from swm.cli.main import main
-from swm.models.processes import rank
+from swm.models.processes import leave, rank
 
 begin, gather = accelerate.state.AcceleratorState.__init__, whole_states.get_model_state_dict
 heal = swm.stages.recover.recover
@@ -50,3 +50,4 @@ if __name__ == "__main__":
     for command in json.loads(sys.argv[1]) if sys.argv[1].startswith("[") else [sys.argv[1:]]:
         main(command)
     print(f"process {rank()} peak {1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}", flush=True)
+    leave()

@@ -7,7 +7,9 @@ import json
 import sys
 
 from swm.cli.main import main
+from swm.models.processes import leave
 
 for command in json.loads(sys.argv[1]):
     print(f"== {' '.join(command[:3])}", flush=True)
     main(command)
+leave()

@@ -3,6 +3,7 @@
 - cells: running one cell of a sweep: a command in a child process, restarted if it is killed
 - cluster: jobs on a Ray cluster, by its job submission API
 - child: starts, monitors and cancels a stage in a child process
+- device: one job at a time uses this machine's device
 - end_with_parent: runs a command that ends when its parent process ends
 - ray_cluster: runs the cells of a sweep as tasks on a Ray cluster
 - sweep: a sweep's folder and the state of its runs

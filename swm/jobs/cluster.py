@@ -13,10 +13,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from swm.errors import JobError, SwmError
 from swm.jobs.tracking import Target, log
@@ -105,25 +103,12 @@ def _client(address: str) -> Any:
             f"or unset {SETTING}."
         ) from None
     try:
-        return JobSubmissionClient(_dashboard(address) if address.startswith("ray://") else address)
+        return JobSubmissionClient(address)
     except Exception as error:  # of many kinds: refused, unknown host, not a cluster, another version
         raise JobError(
             f"The Ray cluster {address} does not answer: {' '.join(str(error).split())[:200]} Check {SETTING}: it is "
             "the address of the cluster's dashboard, such as http://head:8265, or ray://head:10001."
         ) from None
-
-
-@lru_cache(maxsize=8)
-def _dashboard(address: str) -> str:
-    """Where the job submission API of the cluster with this Ray Client address is."""
-    import ray
-
-    context = ray.init(address, allow_multiple=True, log_to_driver=False)
-    place = str(context.dashboard_url)
-    context.disconnect()
-    host, _, port = place.rpartition(":")
-    head = urlsplit(address).hostname if host in ("127.0.0.1", "localhost") else host  # as the head sees it
-    return f"http://{head}:{port}"
 
 
 def _send(client: Any, name: str, arguments: Sequence[str], needed_bytes: int, more: dict[str, str]) -> None:

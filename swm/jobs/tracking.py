@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 
 import psutil
-from filelock import FileLock, Timeout
 
 from swm.errors import Cancelled, ExperimentError, JobError, SwmError
+from swm.jobs.device import acquire, device_lock, release
 from swm.models.processes import rank, world_size
 from swm.workspace.audit import record
 from swm.workspace.files import (
@@ -33,7 +30,7 @@ from swm.workspace.files import (
 )
 from swm.workspace.machine import is_out_of_memory, memory_kills
 from swm.workspace.reading import state_in
-from swm.workspace.shared_home import check_machine
+from swm.workspace.shared_home import check_held, check_machine
 from swm.workspace.state import HEARTBEAT_SECONDS, State, this_process
 from swm.workspace.tracked import CLUSTER_JOB, STOP_FILE, Tracked, job_lock
 
@@ -91,11 +88,14 @@ class Tracker:
             self._written = time.monotonic()
 
     def _check_ours(self) -> None:
-        found, ours = state_in(self._target.folder / "state.json"), self.state
-        if found.pid and (found.host, found.pid, found.process_started) != (ours.host, ours.pid, ours.process_started):
+        found = state_in(self._target.folder / "state.json")
+        if found.status == "interrupted":  # what others write of an earlier job, perhaps after this one began
+            return
+        sent = found.cluster_job and found.cluster_job != self.state.cluster_job
+        if sent or (found.pid and not found.is_same_job(self.state)):
             raise JobError(
-                f"{self._target.full_name} was taken over by a job on {found.host}, while this one could not write to "
-                f"{home()}. Go on with that one: what it found here is kept."
+                f"{self._target.full_name} was taken over by a job on {found.host or 'the cluster'}, while this one "
+                f"could not write to {home()}. Go on with that one: what it found here is kept."
             )
 
     def start(self) -> None:
@@ -114,9 +114,7 @@ class Tracker:
                 self.cancelled |= self._is_asked_to_stop()
                 self.write()
                 check_machine()
-            except (
-                JobError
-            ) as error:  # its folder is gone, or another machine took over: the next report ends the stage
+            except JobError as error:  # its folder is gone or another's: the next progress report ends the stage
                 self._failure = error
             except (SwmError, OSError) as error:  # a full or distant disk must not end the stage's own error handling
                 log.warning("%s", error)
@@ -145,14 +143,15 @@ def tracked(target: Target, stage: str, command: Sequence[str] = (), device: boo
     """
     if target.read_only:
         raise JobError(target.why_read_only())
-    with job_lock(target), _tracked(target, stage, command, device) as tracker:
-        yield tracker
+    with job_lock(target):
+        check_held(target.folder)
+        with _tracked(target, stage, command, device) as tracker:
+            yield tracker
 
 
 @contextmanager
 def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool) -> Iterator[Tracker]:
-    name = re.sub(r"[^A-Za-z0-9-]", "-", os.environ.get("SWM_DEVICE") or socket.gethostname())[:100]
-    device = FileLock(home() / f".device-{name}.lock")  # several machines may share the home
+    device = device_lock()
     now = time.time()
     state = State(stage, "queued", started=now, heartbeat=now, command=tuple(command), **this_process())
     state = replace(state, cluster_job=os.environ.get(CLUSTER_JOB, ""))
@@ -164,8 +163,7 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
         record(stage, target.full_name, "started", command)
         tracker.start()
         if computes:
-            _acquire(device, tracker)
-            _say_who(device, f"{stage} of {target.full_name}")
+            acquire(device, f"{stage} of {target.full_name}", tracker)
         target.mend()
         check_space(target.folder, SPACE_BYTES)
         tracker.write(status="running", started=time.time(), text="starting")
@@ -184,11 +182,10 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
         raise explained from error
     finally:
         restore()
-        record(stage, target.full_name, tracker.state.status, command)
         with suppress(OSError):  # on a disk that was lost they ended with the connection
-            if device.is_locked:
-                _holder(device).unlink(missing_ok=True)
-            device.release()
+            release(device)
+        with suppress(OSError, ExperimentError):
+            record(stage, target.full_name, tracker.state.status, command)
 
 
 @contextmanager
@@ -246,37 +243,11 @@ def _gpu_memory_bytes() -> int:
     return int(torch.cuda.memory_allocated()) if torch and torch.cuda.is_initialized() else 0
 
 
-def _acquire(device: FileLock, tracker: Tracker) -> None:
-    home().mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            device.acquire(timeout=0.5)
-            return
-        except Timeout:
-            tracker(0, 0, f"waiting for {_who(device)}")
-
-
-def _holder(device: FileLock) -> Path:
-    """The file beside a device's lock that names the job that holds it."""
-    return Path(f"{device.lock_file}.job")
-
-
-def _say_who(device: FileLock, job: str) -> None:
-    with suppress(OSError, SwmError):  # only a name for people to read
-        replace_file(_holder(device), job.encode())
-
-
-def _who(device: FileLock) -> str:
-    try:
-        return _holder(device).read_text(encoding="utf-8")[:200] or "another job on this machine"
-    except OSError:
-        return "another job on this machine"
-
-
 def _write_failure(tracker: Tracker, message: str) -> None:
     try:
         tracker.write(status="failed", error=message)
-    except SwmError as error:  # the disk is full: the message on stderr must suffice
+    except (SwmError, OSError) as error:  # the disk is full or gone: the message on stderr must suffice
+        tracker.state = replace(tracker.state, status="failed")
         log.warning("%s", error)
 
 

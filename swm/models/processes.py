@@ -6,7 +6,6 @@ gathered, and every process gets them: so all come to the same decisions, and no
 
 from __future__ import annotations
 
-import atexit
 import copy
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -49,9 +48,17 @@ def is_sharded() -> bool:
 
 
 def check_sharding() -> None:
-    """Raise SettingsError if the settings shard weights but there is no GPU: accelerate would ignore them silently."""
+    """Raise SettingsError if the settings shard weights in the old way, or where there is no GPU.
+
+    Accelerate would ignore them silently without a GPU. FSDP 1 cuts up weights in place that are needed whole.
+    """
     import torch
 
+    if is_sharded() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise SettingsError(
+            "These accelerate settings shard the weights by FSDP 1. Write fsdp_version: 2 into their fsdp_config, or "
+            "use assets/accelerate/fsdp2-2.yaml."
+        )
     if is_sharded() and not torch.cuda.is_available():
         raise SettingsError(
             "These accelerate settings shard the weights over GPUs (FSDP), but this machine has no GPU. Use "
@@ -177,18 +184,17 @@ def first_alone() -> Iterator[None]:
         yield
 
 
-def _leave() -> None:
-    """Close the connections before the interpreter takes itself apart: threads that still use them would abort it."""
-    from torch import distributed
+def leave() -> None:
+    """At the end of work that went well, close the connections: threads that still use them would abort the end."""
+    if world_size() > 1:
+        from torch import distributed
 
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _state() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    if not PartialState._shared_state:
-        atexit.register(_leave)
     return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)

@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -102,12 +103,14 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     ids = calibration_of(run.experiment, tokenizer)  # read now: the text may change during training
     requested = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
     requested["examples_hash"] = _examples_hash(examples)
+    model = _original(run, settings, progress)
     with first_alone():
         _begin(run, settings, requested)
     loss_text = ""
     if is_first():
         run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
-    start = _start(run, examples, settings, progress)
+    start = _start(run, model, tokenizer, examples, settings, progress)
+    del model  # training needs the merged one alone
 
     def step(done: int, steps: int, numbers: dict[str, float]) -> None:
         nonlocal loss_text
@@ -163,27 +166,37 @@ class _Start:
     original: PreTrainedModel | None = None
 
 
-def _start(run: Run, examples: list[Example], settings: RecoverySettings, progress: Progress) -> _Start:
-    """The merged model and its examples; with FSDP, the first process makes them and hands them out."""
+def _original(run: Run, settings: RecoverySettings, progress: Progress) -> PreTrainedModel | None:
+    """The original, loaded before anything is deleted; with FSDP in the first process alone."""
+    progress(0, settings.steps, "loading the model")
     if not is_sharded():
-        return _made(run, examples, settings, progress)
+        return load_original(run.experiment)[0]
+    if not is_first():
+        return None
+    with on_its_own():
+        return load_original(run.experiment, "cpu")[0]
+
+
+def _start(
+    run: Run,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    progress: Progress,
+) -> _Start:
+    """The merged model and its examples; with FSDP, the first process makes them and hands them out."""
     made = None
-    if is_first():
-        with on_its_own():
-            made = _made(run, examples, settings, progress, "cpu")
+    if model:
+        with on_its_own() if is_sharded() else nullcontext():
+            answered = _answered(run, model, tokenizer, examples, settings, progress)
+            merged, repaired = _repaired(run, model, tokenizer, answered, settings, progress)
+        made = _Start(merged, answered, repaired, model if settings.target != "text" else None)
+    if made and not is_sharded():
+        return made
     merged = handed_out(made.merged if made else None)
     examples, repaired = agreed((made.examples, made.repaired) if made else (examples, ""))
     return _Start(merged, examples, repaired)
-
-
-def _made(
-    run: Run, examples: list[Example], settings: RecoverySettings, progress: Progress, device: str = "auto"
-) -> _Start:
-    progress(0, settings.steps, "loading the model")
-    model, tokenizer = load_original(run.experiment, device)
-    examples = _answered(run, model, tokenizer, examples, settings, progress)
-    merged, repaired = _repaired(run, model, tokenizer, examples, settings, progress)
-    return _Start(merged, examples, repaired, model if settings.target != "text" else None)
 
 
 def _answered(

@@ -22,14 +22,7 @@ SCHEMA = 1
 SOURCES = Path(__file__).parents[2]
 APP_FOLDER = SOURCES if (SOURCES / "app.py").is_file() else SOURCES / "swm" / "app_files"  # app.py, pages/, assets/
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.(?P<kind>tmp|new|old|gone)")
-LOST = (
-    errno.ENOTCONN,
-    errno.ESTALE,
-    errno.EIO,
-    errno.EHOSTDOWN,
-    errno.ETIMEDOUT,
-    getattr(errno, "EBADFD", errno.EBADF),
-)
+LOST = (errno.ENOTCONN, errno.ESTALE, errno.EHOSTDOWN, getattr(errno, "EBADFD", None))
 NUMBERS = re.compile(r"\[\n([^\[\]{}\"]*)\]")  # a list of numbers over several lines, in indented JSON
 UNWRITABLE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG,
@@ -50,7 +43,7 @@ def home() -> Path:
         folder.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, or an unknown user's home
         if is_lost_disk(error):
-            raise ExperimentError(lost_disk_message(named, error)) from None
+            raise ExperimentError(lost_disk_message(named or "~/.swm", error)) from None
         raise ExperimentError(
             f"Cannot use SWM_HOME '{named[:80]}' as the folder for results: "
             f"{getattr(error, 'strerror', None) or first_line(error)} Set SWM_HOME to a folder that you can write to."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import psutil
@@ -11,6 +12,14 @@ from swm.errors import ModelError
 
 CGROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 2**60  # what cgroup v1 reports if there is no limit
+
+
+def this_machine() -> str:
+    """A name for this machine until it is restarted, the same in all its containers."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:  # not Linux
+        return platform.node()
 
 
 def free_memory_bytes() -> int:

@@ -53,6 +53,10 @@ class State:
         """Seconds from the start to the last heartbeat."""
         return max(0.0, self.heartbeat - self.started)
 
+    def is_same_job(self, other: State) -> bool:
+        """Whether both are of one process."""
+        return (self.host, self.pid, self.process_started) == (other.host, other.pid, other.process_started)
+
     def seen_from_here(self) -> State:
         """The same state; `interrupted` if its process ended without writing a final state."""
         if self.active and not self._process_lives():

@@ -18,7 +18,7 @@ from swm.workspace.files import demo_experiment, disk_errors, write_json
 from swm.workspace.names import is_shipped, read_only_message
 from swm.workspace.people import person
 from swm.workspace.reading import read_file, state_in
-from swm.workspace.shared_home import check_held, check_machine
+from swm.workspace.shared_home import check_machine
 from swm.workspace.state import State
 
 CLUSTER_JOB = "SWM_CLUSTER_JOB"  # in the environment of a job on a cluster: its name
@@ -126,7 +126,6 @@ def job_lock(target: Tracked) -> Iterator[None]:
         raise JobError(f"{target.name} has a job running. Wait for it, or cancel it first.") from None
     try:
         target.check_there()  # may have been deleted while we waited
-        check_held(target.folder)
         yield
     finally:
         with suppress(OSError):  # on a disk that was lost it ended with the connection

@@ -1,24 +1,29 @@
 """One home on several machines: locks that hold, a refusal where they do not, a machine that is lost."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from swm.errors import JobError
+from swm.errors import ExperimentError, JobError
 from swm.jobs.tracking import tracked
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
-from swm.workspace import shared_home
+from swm.workspace import files, shared_home
 from swm.workspace.files import write_json
+from swm.workspace.machine import this_machine
 from swm.workspace.names import names_locked
 from swm.workspace.shared_home import IN_USE_SECONDS, USER_FILE, check_machine, locks_reach_others, mount_of
+from swm.workspace.state import State
 from tests.jobs.machines import Machines, need_programs, shared_by_gluster, shared_by_sshfs
 from tests.jobs.test_child import wait_for
 
@@ -37,6 +42,8 @@ MOUNTS = [
     ("fuse.glusterfs", "rw", True),
     ("fuse.sshfs", "rw", False),
     ("fuse.rclone", "rw", False),
+    ("fuse.fuse-overlayfs", "rw", True),
+    ("wekafs", "rw", True),
     ("9p", "rw", False),
     ("", "", True),
 ]
@@ -58,6 +65,8 @@ def test_the_mount_of_a_folder_is_the_innermost(monkeypatch, tmp_path):
     monkeypatch.setattr("psutil.disk_partitions", lambda all: parts)
     assert mount_of(tmp_path / "a" / "not there yet") == ("nfs4", "ro")
     assert mount_of(tmp_path / "ab") == ("xfs", "rw")
+    parts.append(Part(str(tmp_path), "fuse.sshfs", "rw"))  # mounted over the other one
+    assert mount_of(tmp_path / "ab") == ("fuse.sshfs", "rw")
 
 
 def test_mounts_of_this_machine_are_read():
@@ -68,9 +77,12 @@ def test_mounts_of_this_machine_are_read():
 def without_locks(monkeypatch, home):
     """A home on a file system whose locks stay on one machine; gives a way to become another machine."""
     monkeypatch.setattr(shared_home, "mount_of", lambda path: ("fuse.sshfs", "rw"))
-    shared_home._kind_without_shared_locks.cache_clear()
-    yield lambda name: monkeypatch.setattr("socket.gethostname", lambda: name)
-    shared_home._kind_without_shared_locks.cache_clear()
+
+    def become(name):
+        monkeypatch.setattr(shared_home, "this_machine", lambda: f"boot of {name}")
+        monkeypatch.setattr("socket.gethostname", lambda: name)
+
+    return become
 
 
 def test_a_home_without_locks_is_for_one_machine_until_it_rests(without_locks, home):
@@ -81,12 +93,15 @@ def test_a_home_without_locks_is_for_one_machine_until_it_rests(without_locks, h
     without_locks("bob")
     with pytest.raises(JobError, match=r"fuse\.sshfs.* and ann uses it.*NFS 4.*15 minutes"), names_locked():
         pass
-    rested = time.time() - IN_USE_SECONDS - 1
-    os.utime(home / USER_FILE, (rested, rested))
+    user = json.loads((home / USER_FILE).read_text())
+    (home / USER_FILE).write_text(json.dumps({**user, "time": time.time() - IN_USE_SECONDS - 1}))
     check_machine()
     without_locks("ann")
     with pytest.raises(JobError, match="and bob uses it"):
         check_machine()
+    (home / USER_FILE).write_bytes(b"\xff{")
+    check_machine()
+    assert json.loads((home / USER_FILE).read_text())["host"] == "ann"
 
 
 def test_a_home_with_locks_keeps_no_file(home):
@@ -139,6 +154,43 @@ def test_a_job_that_was_taken_over_ends_and_leaves_the_others_state(study):
     with pytest.raises(JobError, match="was taken over by a job on bob"):
         measure()
     assert (study.read("state.json")["host"], study.state().stage) == ("bob", "search")
+
+
+def test_what_is_written_of_an_earlier_job_takes_nothing_over(study):
+    with tracked(study, "measure") as tracker:
+        earlier = {**study.read("state.json"), "pid": 2, "status": "interrupted"}
+        write_json(study.folder / "state.json", earlier)
+        tracker.write()
+    assert study.state().status == "done"
+
+
+def test_a_lock_handed_over_as_its_job_ends_is_taken(study, monkeypatch):
+    now = time.time()
+    other = State("measure", "running", started=now, heartbeat=now, pid=5, process_started=1.0, host="bob")
+    study.write_state(other)
+    ended = threading.Timer(1, lambda: study.write_state(replace(other, status="done", heartbeat=now + 1)))
+    ended.start()
+    with tracked(study, "search"):
+        pass
+    ended.join()
+    assert (study.state().stage, study.state().status) == ("search", "done")
+
+
+def test_each_machine_has_a_device_of_its_own_and_its_containers_share_it(study, home, monkeypatch):
+    with tracked(study, "measure"):
+        monkeypatch.setattr("socket.gethostname", lambda: "a-container")
+        assert (home / f".device-{this_machine()}.lock").exists()
+    assert len(list(home.glob(".device-*.lock"))) == 1
+
+
+def test_a_home_that_cannot_be_reached_any_more_is_said_to_be(monkeypatch):
+    def gone(path):
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN), str(path))
+
+    monkeypatch.setenv("SWM_HOME", "/mnt/far")
+    monkeypatch.setattr(Path, "exists", gone)
+    with pytest.raises(ExperimentError, match=r"^/mnt/far cannot be reached any more: Transport endpoint"):
+        files.home()
 
 
 @pytest.fixture

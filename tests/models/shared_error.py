@@ -3,7 +3,7 @@
 import sys
 
 from swm.errors import PlanError
-from swm.models.processes import rank, shared
+from swm.models.processes import leave, rank, shared
 
 
 def compute(items):
@@ -23,3 +23,4 @@ try:
 except PlanError as error:
     say(error)
 say(shared([5, 6, 7], lambda items: [2 * item for item in items], float))
+leave()

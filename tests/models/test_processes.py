@@ -294,6 +294,9 @@ def test_what_processes_cannot_share_is_told_before_anything_is_done(merged, mon
     with pytest.raises(SettingsError, match="2 processes cannot share a batch of 3 evenly. Choose --batch 4"):
         recover_run(merged[0], preset_settings("quick", batch=3))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(SettingsError, match=r"FSDP 1. Write fsdp_version: 2"):
+        recover_run(merged[0], preset_settings("quick"))
+    monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(SettingsError, match=r"this machine has no GPU. Use assets/accelerate/gpu-2.yaml"):
         recover_run(merged[0], preset_settings("quick"))
     monkeypatch.setattr("swm.stages.recover.check_sharding", lambda: None)
