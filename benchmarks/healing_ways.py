@@ -11,7 +11,7 @@ Ways:
 - above: all weights from the lowest merged layer upward.
 
 Each way trains on the same rows in the same order, in bfloat16 where that is faster, with AdamW and a learning rate
-that falls to nothing; --rate is that of full weights. A few steps of each way are timed first; then each does as many
+that falls to nothing; full weights with --rate, or as in near@1e-3. A few steps of each way are timed first; then each does as many
 as fit into the time of --steps with LoRA, so that another program on this machine favours none of them. Prints the
 perplexity of held-out novels and Wikipedia, and over the seven tasks the choice log-probability (nats) and accuracy;
 at the end the means over the seeds, and the paired difference of the choice log-probability from LoRA's, over all
@@ -73,11 +73,13 @@ def main() -> None:
         ids = torch.tensor([row["input_ids"] for row in rows])
         start = apply_fitted_plan(model, plan, ids[: -(-FIT_TOKENS // settings.length)])
         if not steps:
-            times = {way: timed(copy.deepcopy(start), plan, way, ids, settings) for way in {"lora", *ways}}
-            steps = {way: round(options.steps * times["lora"] / times[way]) for way in ways}
+            kinds = {"lora", *(way.partition("@")[0] for way in ways)}
+            times = {kind: timed(copy.deepcopy(start), plan, kind, ids, settings) for kind in kinds}
+            steps = {way: round(options.steps * times["lora"] / times[way.partition("@")[0]]) for way in ways}
             print(f"seconds of a step {times}; steps {steps}", flush=True)
         for way in ways:
-            healed = heal(copy.deepcopy(start), plan, way, ids, settings, steps[way], options.rate)
+            kind, _, rate = way.partition("@")
+            healed = heal(copy.deepcopy(start), plan, kind, ids, settings, steps[way], float(rate or options.rate))
             measured = {text: perplexity(healed, tokens)["value"] for text, tokens in held_out.items()}
             measured |= answered(healed, tokenizer, options.documents)
             found[way].append(measured)
