@@ -11,8 +11,8 @@ Ways:
 - above: all weights from the lowest merged layer upward.
 
 Each way trains on the same rows in the same order, in bfloat16 where that is faster, with AdamW and a learning rate
-that falls to nothing; full weights with --rate, or as in near@1e-3. A few steps of each way are timed first; then each does as many
-as fit into the time of --steps with LoRA, so that another program on this machine favours none of them. Prints the
+that falls to nothing; full weights with --rate, or as in near@1e-3. A few steps of each way are timed first; then each
+does as many as fit into the time of --steps with LoRA, so that another program favours none of them. Prints the
 perplexity of held-out novels and Wikipedia, and over the seven tasks the choice log-probability (nats) and accuracy;
 at the end the means over the seeds, and the paired difference of the choice log-probability from LoRA's, over all
 documents (each averaged over the seeds first, so that the interval holds no spread over seeds).
