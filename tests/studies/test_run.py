@@ -8,6 +8,7 @@ from swm.merging.apply import apply_plan
 from swm.plan import MergePlan, Window
 from swm.reporting.study_charts import staircase_chart
 from swm.search.kept_path import kept_path
+from swm.stages import recover
 from swm.stages.loading import load_original
 from swm.stages.merge import merge_run
 from swm.stages.plan import plan_for
@@ -27,13 +28,14 @@ def made(monkeypatch):
     """What the study asked of the stages, in order."""
     asked = []
     for name in ("merge_run", "evaluate_run", "recover_run", "time_run"):
-        whole = getattr(run_module, name)
+        place = recover if name == "recover_run" else run_module
+        whole = getattr(place, name)
 
         def told(run, *arguments, name=name, whole=whole, **named):
             asked.append((name, run.name, run.stage))
             return whole(run, *arguments, **named)
 
-        monkeypatch.setattr(run_module, name, told)
+        monkeypatch.setattr(place, name, told)
     return asked
 
 
