@@ -31,7 +31,6 @@ SETTING, CPUS = "SWM_EXECUTOR", "SWM_JOB_CPUS"
 LOG, FOLDER = "SWM_JOB_LOG", "SWM_JOB_FOLDER"  # what a job writes its output to, and where it runs
 POLL_SECONDS, PATIENCE_SECONDS = 2.0, 60.0
 PENDING = "waits for the cluster"
-NOT_YET = "No available agent"  # what a cluster says that has just been started, or has much to do
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -124,23 +123,18 @@ def _send(client: Any, name: str, arguments: Sequence[str], needed_bytes: int, m
     mine |= {FOLDER: str(Path.cwd() if not more else APP_FOLDER), **more}
     mine.pop(SETTING, None)
     only_starts = arguments[:1] == ["sweep"]  # its runs are tasks, which ask for what they need
-    end = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            client.submit_job(
-                entrypoint=shlex.join([sys.executable, "-m", "swm", *arguments]),
-                submission_id=name,
-                runtime_env={"env_vars": mine},
-                entrypoint_num_cpus=0 if only_starts else float(os.environ.get(CPUS, "1")),
-                entrypoint_num_gpus=1 if gpus and not only_starts else 0,
-                entrypoint_memory=needed_bytes or None,
-            )
-            return
-        except Exception as error:  # Ray passes on whatever its server says as RuntimeError, ConnectionError and others
-            reason = " ".join(str(error).split())[:300]
-            if NOT_YET not in reason or time.monotonic() > end:
-                raise JobError(f"The Ray cluster refuses the job: {reason} Check {SETTING} and {CPUS}.") from None
-        time.sleep(POLL_SECONDS)
+    try:
+        client.submit_job(
+            entrypoint=shlex.join([sys.executable, "-m", "swm", *arguments]),
+            submission_id=name,
+            runtime_env={"env_vars": mine},
+            entrypoint_num_cpus=0 if only_starts else float(os.environ.get(CPUS, "1")),
+            entrypoint_num_gpus=1 if gpus and not only_starts else 0,
+            entrypoint_memory=needed_bytes or None,
+        )
+    except Exception as error:  # Ray passes on whatever its server says as RuntimeError, ConnectionError and others
+        reason = " ".join(str(error).split())[:300]
+        raise JobError(f"The Ray cluster refuses the job: {reason} Check {SETTING} and {CPUS}.") from None
 
 
 def _with_executor(arguments: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A real browser, app and Ray cluster of two nodes: a run that is healed there, cancelled and gone on with."""
+"""Healing on a Ray cluster of two nodes, cancelled and resumed from its page in a real browser."""
 
 import importlib.util
 
@@ -30,7 +30,7 @@ def app(monkeypatch):
         nodes.end()
 
 
-def test_a_run_on_the_cluster_is_cancelled_and_gone_on_with_from_its_page(app, chromium, model_folder, text_file):
+def test_a_run_on_the_cluster_is_cancelled_and_resumed_from_its_page(app, chromium, model_folder, text_file):
     need("olmo_eval")
     experiment = create_experiment("mine", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
     page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
