@@ -117,8 +117,8 @@ def log_axis(figure: go.Figure, lowest: float | None) -> None:
     figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:,}" for tick in ticks])
     values = [value for line in figure.data for value in line.y if value is not None]
     if lowest and values:
-        highest = min(max(values), TALLEST * lowest)
-        figure.update_yaxes(range=[math.log10(0.8 * lowest), math.log10(1.15 * highest)])
+        top = min(1.3 * max(values), 1.02 * TALLEST * lowest)  # room for error bars, but not for half a marker above
+        figure.update_yaxes(range=[math.log10(0.8 * lowest), math.log10(top)])
 
 
 def error_bars(intervals: Sequence[tuple[float, float, float]]) -> dict[str, Any]:

@@ -1,10 +1,13 @@
 """Charts of studies: which methods are in colour, and their ranks before and after healing, by pencil."""
 
+import math
 import random
 
+import plotly.graph_objects as go
 import pytest
 
 from swm.registry import MERGE_RULES, PLANNERS
+from swm.reporting.charts import log_axis
 from swm.reporting.glossary import method_name
 from swm.reporting.palette import method_colour
 from swm.reporting.study_charts import GREY, best_methods, depths_chart, ranks_chart
@@ -61,3 +64,11 @@ def test_methods_that_end_with_the_same_model_share_a_rank_and_a_label():
         rows += [row(method, 24, before), row(method, 24, after, "recovered")]
     lines = {tuple(line.y): line.text[1] for line in ranks_chart(rows, "t").data}
     assert lines == {(1, 1): "a = b", (2, 1): "", (3, 3): "c"}
+
+
+@pytest.mark.parametrize("broken", [560.0, 603.0, 1e6])
+def test_a_broken_model_is_out_of_the_chart_and_not_cut_in_half(broken):
+    figure = go.Figure().add_scatter(y=[30.0, 189.0]).add_scatter(y=[broken, None])
+    log_axis(figure, 26.4)  # a perplexity of 528 is 20 times that
+    low, high = figure.layout.yaxis.range
+    assert low < math.log10(26.4) < math.log10(1.2 * 189) < high < math.log10(0.97 * broken)
