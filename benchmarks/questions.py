@@ -89,10 +89,21 @@ def _prompt(row: dict[str, Any]) -> str:
     return f"Question: {row['question']}\nAnswer:"
 
 
-@torch.inference_mode()
 def answered(experiment: Experiment, name: str, samples: dict[str, list[Question]]) -> dict[str, Rows]:
     """By task, whether each question is answered correctly."""
-    model, tokenizer = load_run(experiment.run(name))
+    found = log_likelihoods(*load_run(experiment.run(name)), samples)
+    return {
+        task: [
+            {"id": number, "correct": likeliest(found[task][number], answers) == right}
+            for number, (_, answers, right) in enumerate(items)
+        ]
+        for task, items in samples.items()
+    }
+
+
+@torch.inference_mode()
+def log_likelihoods(model: Any, tokenizer: Any, samples: dict[str, list[Question]]) -> dict[str, list[list[float]]]:
+    """By task and question, the summed log-likelihood of each answer."""
 
     def ids_of(text: str, **options: bool) -> list[int]:
         return tokenizer(text, **options)["input_ids"]
@@ -104,7 +115,7 @@ def answered(experiment: Experiment, name: str, samples: dict[str, list[Question
         for answer, text in enumerate(answers)
     ]  # fmt: skip
     rows.sort(key=lambda row: len(row[3]) + len(row[4]))
-    likelihood: dict[tuple[str, int, int], float] = {}
+    found = {task: [[0.0] * len(answers) for _, answers, _ in items] for task, items in samples.items()}
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row[3] + row[4]) for row in part], batch_first=True)
@@ -113,18 +124,12 @@ def answered(experiment: Experiment, name: str, samples: dict[str, list[Question
             for place, (task, number, answer, prompt, text) in enumerate(part):  # only tokens that predict the answer
                 before = states[place, len(prompt) - 1 : len(prompt) + len(text) - 1]
                 logs = model.get_output_embeddings()(before).float().log_softmax(-1).cpu()
-                likelihood[task, number, answer] = float(logs.gather(1, torch.tensor(text)[:, None]).sum())
-    return {
-        task: [
-            {"id": number, "correct": likeliest(likelihood, task, number, answers) == right}
-            for number, (_, answers, right) in enumerate(items)
-        ]
-        for task, items in samples.items()
-    }
+                found[task][number][answer] = float(logs.gather(1, torch.tensor(text)[:, None]).sum())
+    return found
 
 
-def likeliest(likelihood: dict[tuple[str, int, int], float], task: str, number: int, answers: list[str]) -> int:
-    return max(range(len(answers)), key=lambda answer: likelihood[task, number, answer] / len(answers[answer]))
+def likeliest(likelihoods: list[float], answers: list[str]) -> int:
+    return max(range(len(answers)), key=lambda answer: likelihoods[answer] / len(answers[answer]))
 
 
 def percent(rows: Rows) -> float:

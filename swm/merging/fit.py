@@ -36,7 +36,7 @@ OnLayer = Callable[[int, int], None]
 
 
 def apply_fitted_plan(
-    model: PreTrainedModel, plan: MergePlan, tokens: Tensor, on_layer: OnLayer | None = None
+    model: PreTrainedModel, plan: MergePlan, tokens: Tensor, on_layer: OnLayer | None = None, fast: bool = False
 ) -> PreTrainedModel:
     """A new model with the plan's windows merged as by `apply_plan`, each merged layer fitted to its window's output.
 
@@ -46,7 +46,7 @@ def apply_fitted_plan(
         ModelError: if nothing at the end of a merged layer can be solved.
     """
     merged = apply_plan(model, replace(plan, rule="keep_first") if plan.rule == "fit" else plan)
-    fit_merged(merged, model, plan, tokens, on_layer)
+    fit_merged(merged, model, plan, tokens, on_layer, fast)
     return merged
 
 
@@ -57,6 +57,7 @@ def fit_merged(
     plan: MergePlan,
     tokens: Tensor,
     on_layer: OnLayer | None = None,
+    fast: bool = False,
 ) -> None:
     """Solve the end of each merged layer, from the lowest up; changes `merged`, not `original`.
 
@@ -64,6 +65,7 @@ def fit_merged(
         merged: the result of `apply_plan` on `original`.
         tokens: ids, shape (texts, length), int64, no padding; about 20,000 tokens for a hidden size of 576.
         on_layer: called after each layer with (layers done, total layers); may raise to stop.
+        fast: the layers' matrix products in bfloat16; what is solved stays in float32.
 
     Memory: two hidden states of all tokens. Time: two forward passes, plus one layer for each window.
     """
@@ -71,7 +73,7 @@ def fit_merged(
     tokens = tokens.to(merged.device)
     part = max(1, PART_TOKENS // tokens.shape[1])
     rows = torch.arange(len(tokens)).split(part)
-    small, large = (Replay(model, tokens[:part]) for model in (merged, original))
+    small, large = (Replay(model, tokens[:part], fast=fast) for model in (merged, original))
     targets = torch.cat([large.embedded(tokens[part_rows]) for part_rows in rows])  # states in the original
     states, diverged = targets, False  # states in the merged model
     if plan.windows and plan.windows[0].first < 0:  # the lowest layers are dropped

@@ -57,7 +57,8 @@ def find(request: PlanRequest) -> MergePlan:
 
     def measured(some: list[MergePlan]) -> list[dict[str, Any]]:
         smaller = (
-            apply_fitted_plan(model, plan, rows[held_out:]) if fits else apply_plan(model, plan) for plan in some
+            apply_fitted_plan(model, plan, rows[held_out:], fast=request.fast) if fits else apply_plan(model, plan)
+            for plan in some
         )
         return [perplexity(each, rows[:held_out]) for each in smaller]
 

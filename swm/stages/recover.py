@@ -22,7 +22,7 @@ from swm.healing.quantized import check_quantizes
 from swm.healing.rows import training_rows
 from swm.healing.training_speed import training_speed
 from swm.merging.apply import apply_plan
-from swm.merging.fit import apply_fitted_plan, check_fits
+from swm.merging.fit import check_fits
 from swm.models.decoder import check_length
 from swm.models.load import load_tokenizer
 from swm.models.locate import load_config, model_folder, skeleton
@@ -40,7 +40,7 @@ from swm.plan import trained_layers
 from swm.progress import Progress, no_progress
 from swm.settings import FIT_TOKENS, UNSAID, RecoverySettings
 from swm.stages.loading import calibration_of, check_text, digest, load_original
-from swm.stages.merge import check_not_baseline, cut_width, fitting_progress, merged_model, save_run_model
+from swm.stages.merge import check_not_baseline, cut_width, fitted_model, merged_model, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
 from swm.texts.example import Example
 from swm.workspace.estimate import reached_rates, trained_bytes
@@ -257,7 +257,7 @@ def _repaired(
     tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
     try:
         check_fits(model)
-        merged, how = apply_fitted_plan(model, run.plan, tokens, fitting_progress(progress)), "fit"
+        merged, how = fitted_model(model, run.plan, tokens, progress), "fit"
     except ModelError as error:  # layers with an end of their own: training alone also heals
         merged, how = apply_plan(model, run.plan), f"none: {error}"
     return cut_width(run.experiment, merged, tokenizer, run.plan, progress), how

@@ -16,7 +16,7 @@ from swm.reporting.names import run_name
 from swm.settings import RecoverySettings
 from swm.stages.evaluate import evaluate_run
 from swm.stages.merge import merge_run
-from swm.stages.time import time_run
+from swm.stages.time import take_timing, time_run
 from swm.workspace.changes import limit_changes, recovery_changes, refuse
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE, Run
@@ -38,6 +38,8 @@ def run_pipeline(
     score_merged: bool = True,
 ) -> None:
     """Merge, evaluate (also the original), recover, evaluate again, time; finished steps are skipped.
+
+    A run of the same layers and parameters as a timed one takes its measurement.
 
     Args:
         recovery: None means no healing.
@@ -67,7 +69,7 @@ def run_pipeline(
 
         recover_run(run, recovery, named("recover", progress))
         evaluate_run(run, TASKS, limit, named(f"evaluate {run_name(run)}", progress))
-    if not run.timing():
+    if not take_timing(run):
         try:
             time_run(run, progress=named("time", progress))
         except NoCacheError as error:  # everything else is finished

@@ -26,7 +26,7 @@ from swm.stages.plan import plan_for
 from swm.stages.plan_by import plan_by
 from swm.stages.plan_within import smallest_within, walk_within
 from swm.stages.search import search_path
-from swm.stages.time import NEW_TOKENS, time_run
+from swm.stages.time import take_timing, time_run
 from swm.studies.cells import cells_of
 from swm.studies.grids import Cell, Grid, ThresholdGrid, parsed_grid, tasks_of
 from swm.workspace.controls import CONTROL
@@ -230,7 +230,7 @@ def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
 def _score(run: Run, grid: Grid, progress: Progress) -> None:
     if not _fits(run.scores(), grid):
         evaluate_run(run, grid.tasks, grid.limit, progress)
-    if grid.time and not _is_study_control(run) and not _take_timing(run):
+    if grid.time and not _is_study_control(run) and not take_timing(run):
         time_run(run, progress=progress)
 
 
@@ -239,31 +239,9 @@ def _is_study_control(run: Run) -> bool:
     return run.settings.get("method") == CONTROL
 
 
-def _take_timing(run: Run) -> bool:
-    """Whether the run is timed, if need be by copying from a study's run with equal layers and parameters.
-
-    Equal shapes are equally fast, and recovery does not change the speed.
-    """
-    if run.timing():
-        return True
-    original = run.experiment.run(BASELINE).timing() or {}
-    for other in [] if run.is_baseline else run.experiment.runs():
-        if "method" not in other.settings or _shape(run) != _shape(other):
-            continue
-        timing = other.timing() or other.timing_before_recovery() or {}
-        if (timing.get("new_tokens"), timing.get("device")) == (NEW_TOKENS, original.get("device")):
-            run.save("timing", {"timed_as": other.name, **timing})
-            return True
-    return False
-
-
-def _shape(run: Run) -> tuple[int, int]:
-    return run.plan.layers_left, run.settings.get("merge", {}).get("parameters", 0)
-
-
 def _is_scored(run: Run, grid: Grid) -> bool:
     """Whether it has all results that the grid requires; copies the timing of an equal run."""
-    return _fits(run.scores(), grid) and (not grid.time or _is_study_control(run) or _take_timing(run))
+    return _fits(run.scores(), grid) and (not grid.time or _is_study_control(run) or take_timing(run))
 
 
 def _fits(scores: dict[str, Any] | None, grid: Grid) -> bool:

@@ -150,7 +150,8 @@ def estimate_run(
     seconds = {}
     if cost and "forward_tokens_per_second" in cost:
         read = evaluated_tokens(tasks, limit)
-        fitting = 2 * FIT_TOKENS / cost["forward_tokens_per_second"] if plan.windows else 0  # both models read it
+        fast = cost.get("training_tokens_per_second", cost["forward_tokens_per_second"])  # the same precision
+        fitting = 2 * FIT_TOKENS / fast if plan.windows else 0  # both models read it
         seconds["merge"] = 5 + 3 * size / LOADING_BYTES_PER_SECOND
         seconds["merge"] += fitting if MERGE_RULES[plan.rule].needs_text else 0
         seconds["evaluate"] = evaluations * (EVALUATION_SECONDS + read / cost["forward_tokens_per_second"])

@@ -117,15 +117,16 @@ def test_a_window_fitted_while_searching_is_the_one_fitted_in_a_model(room, monk
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_is_fitted(family):
+def test_every_family_is_fitted_in_bfloat16_as_well(family):
     model, plan, fresh = made(family), MergePlan(LAYERS, (Window(2, 3),), "fit"), texts(6, seed=4)
-    small = [
-        apply_fitted_plan(model, plan, texts(200)),
-        apply_plan(model, MergePlan(LAYERS, plan.windows, "keep_first")),
-    ]
+    exact, fast = (apply_fitted_plan(model, plan, texts(200), fast=fast) for fast in (False, True))
+    small = [exact, fast, apply_plan(model, MergePlan(LAYERS, plan.windows, "keep_first"))]
     wanted = Replay(model, fresh).input_of(4)
-    fitted, dropped = ((Replay(m, fresh).input_of(3) - wanted)[:, 4:].norm() for m in small)
+    fitted, nearly, dropped = (float((Replay(m, fresh).input_of(3) - wanted)[:, 4:].norm()) for m in small)
     assert fitted < dropped
+    assert nearly == pytest.approx(fitted, rel=0.01)
+    assert {tensor.dtype for tensor in fast.state_dict().values()} == {torch.float32}
+    assert any(not torch.equal(one, fast.state_dict()[name]) for name, one in exact.state_dict().items())
 
 
 def test_the_widest_map_that_ends_in_the_sum_is_found_with_its_factor():

@@ -13,6 +13,7 @@ from swm.stages.loading import load_original
 from swm.stages.merge import merge_run
 from swm.stages.plan import plan_for
 from swm.stages.plan_by import plan_by
+from swm.stages.run import run_pipeline
 from swm.stages.search import search_path
 from swm.stages.time import NEW_TOKENS, time_run
 from swm.studies import run as run_module
@@ -145,6 +146,15 @@ def test_speed_is_measured_once_for_each_shape(experiment, made):
     made.clear()
     run_study(experiment, "methods", {**SMALL, "time": True})
     assert made == []
+
+
+def test_runs_of_one_shape_share_their_measurement_as_they_are_run(experiment):
+    for name, window in {"one": (0, 1), "other": (1, 2), "smaller": (0, 2)}.items():
+        run = experiment.create_run(name, MergePlan(4, (Window(*window),), "keep_first"))
+        run_pipeline(run, 2, None, lambda done, total, text: None)
+    timings = {name: experiment.run(name).timing() for name in ("one", "other", "smaller")}
+    assert timings["other"] == {**timings["one"], "timed_as": "one"}
+    assert not {"timed_as"} & ({*timings["one"]} | {*timings["smaller"]})
 
 
 def test_speed_that_a_user_measured_otherwise_is_not_taken_over(experiment, made):
