@@ -1,15 +1,16 @@
 """What plans should be judged by: perplexity of calibration text, choice log-probability on questions, or both.
 
-    python benchmarks/objectives.py [--model smollm2-135m] [--layers 24,20] [--candidates 15] [--heal 60]
+    python -m swm plan EXP --planner best --layers 24     # and 20: finds the candidates
+    python benchmarks/objectives.py EXP [--layers 24,20] [--candidates 15] [--heal 60]
 
-Candidates are plans that planner `best` tried, two thirds of them its best ones, the others spread over those up to
+Candidates are plans that the planner tried, two thirds of them its best ones, the others spread over those up to
 half a nat worse; each is fitted in full. Objectives, from what a search could look at:
 - novels: loss of held-out texts of the kind it searches and fits on (LAMBADA).
 - questions: choice log-probability on questions outside the seven tasks (COPA, MMLU, SciQ, CommonsenseQA, Social IQa).
 - both: the mean of the two ranks.
 Judges, which no objective sees: loss of Wikipedia (SQuAD) and choice log-probability over the seven tasks. Prints a
 line for each candidate, each objective's rank correlation with each judge, and what it would have chosen; with --heal,
-the choices again after that many steps of preset quick.
+the choices again after that many steps of preset quick. In bfloat16 where that is faster.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ import random
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.healing_ways import answered, heal
 from benchmarks.questions import Question, log_likelihoods, questions
 from swm.plan import MergePlan, dropped_plan
+from swm.workspace.experiments import Experiment
+from swm.workspace.tried import TriedPlans
 
-SEED, LENGTH = 1234, 128
+SEED = 1234
 SPREAD = 0.5  # nats up to which the further candidates are worse than the best one
 BEST_SHARE = 2 / 3
 OBJECTIVES, JUDGES = ("novels", "questions", "both"), ("wikipedia", "tasks")
@@ -42,6 +44,7 @@ LOWER_IS_BETTER = ("novels", "both", "wikipedia")
 class Setting:
     """What all candidates share: the model, and what it is fitted and judged on."""
 
+    experiment: Experiment
     model: Any
     tokenizer: Any
     fit_rows: Any
@@ -49,38 +52,37 @@ class Setting:
     wikipedia: Any
     questions: dict[str, list[Question]]
     documents: int
-    losses: dict[str, dict[frozenset[int], float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, each: int, documents: int) -> Setting:
         """Load the model and the texts."""
-        from swm.models.load import load_model
         from swm.settings import FIT_TOKENS
-        from swm.texts.calibration import fit_tokens, perplexity_tokens
+        from swm.stages.loading import fit_tokens_of, load_original
+        from swm.texts.calibration import perplexity_tokens
 
-        model, tokenizer = load_model(name)
-        rows = fit_tokens(tokenizer, "lambada", LENGTH, SEED, FIT_TOKENS * 4 // 3, 10)
+        experiment = Experiment.open(name)
+        model, tokenizer = load_original(experiment)
+        rows = fit_tokens_of(experiment, tokenizer, FIT_TOKENS * 4 // 3)
         held_out = len(rows) // 4
         some = {name: random.Random(0).sample(items, min(each, len(items))) for name, items in questions().items()}
         wikipedia = perplexity_tokens(tokenizer, "squad")
-        return cls(model, tokenizer, rows[held_out:], rows[:held_out], wikipedia, some, documents)
+        return cls(experiment, model, tokenizer, rows[held_out:], rows[:held_out], wikipedia, some, documents)
 
 
 def main() -> None:
     """Measure all candidates at every depth."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("experiment")
     parser.add_argument("--layers", default="24,20")
     parser.add_argument("--candidates", type=int, default=15)
-    parser.add_argument("--budget", type=int, default=300, help="plans that the search tries")
     parser.add_argument("--questions", type=int, default=100, help="of each set")
     parser.add_argument("--documents", type=int, default=100, help="of each task")
     parser.add_argument("--heal", type=int, default=0, metavar="STEPS")
     options = parser.parse_args()
-    setting = Setting.of(options.model, options.questions, options.documents)
+    setting = Setting.of(options.experiment, options.questions, options.documents)
     for layers in map(int, options.layers.split(",")):
         found: dict[str, dict[str, float]] = {}
-        for plan in candidates(setting, layers, options.budget, options.candidates):
+        for plan in candidates(setting.experiment, layers, options.candidates):
             found[named(plan)] = measured(setting, fitted(setting, plan))
             print(f"{layers} layers {named(plan):32} {told(found[named(plan)])}", flush=True)
         chosen = summary(layers, found)
@@ -89,17 +91,10 @@ def main() -> None:
             print(f"{layers} layers {name:32} {told(result)} after {options.heal} steps", flush=True)
 
 
-def candidates(setting: Setting, layers: int, budget: int, most: int) -> list[MergePlan]:
-    """Plans that the search tried, those of lowest loss first."""
-    from swm.models.decoder import layer_count
-    from swm.planners.plan_with import plan_with
-    from swm.texts.calibration import calibration_tokens, fit_tokens
-
-    count = layer_count(setting.model)
-    text = partial(fit_tokens, setting.tokenizer, "lambada", LENGTH, SEED)
-    tokens = calibration_tokens(setting.tokenizer, "lambada", 10, LENGTH, SEED)
-    losses, fit = setting.losses, lambda tokens: text(tokens, 10)
-    plan_with("best", setting.model, tokens, layers, SEED, fast=True, budget=budget, fit_tokens=fit, losses=losses)
+def candidates(experiment: Experiment, layers: int, most: int) -> list[MergePlan]:
+    """Plans that were tried in the experiment, those of lowest loss first."""
+    count = experiment.layer_count
+    losses = TriedPlans(experiment).losses
     tried = {key: loss for kind, each in losses.items() if kind.startswith("fit") for key, loss in each.items()}
     ordered = sorted((key for key in tried if len(key) == count - layers and 0 not in key), key=lambda key: tried[key])
     near = [key for key in ordered if tried[key] <= tried[ordered[0]] + SPREAD]
@@ -111,8 +106,9 @@ def candidates(setting: Setting, layers: int, budget: int, most: int) -> list[Me
 def fitted(setting: Setting, plan: MergePlan) -> Any:
     """The plan's model, fitted in full."""
     from swm.merging.fit import apply_fitted_plan
+    from swm.models.load import fast_format
 
-    return apply_fitted_plan(setting.model, plan, setting.fit_rows)
+    return apply_fitted_plan(setting.model, plan, setting.fit_rows, fast=fast_format(setting.model))
 
 
 def healed(setting: Setting, name: str, steps: int) -> Any:
@@ -120,12 +116,11 @@ def healed(setting: Setting, name: str, steps: int) -> Any:
     import torch
 
     from swm.healing.rows import training_rows
-    from swm.models.decoder import layer_count
     from swm.plan import parse_windows
     from swm.settings import preset_settings
     from swm.texts.documents import recovery_examples
 
-    plan = MergePlan(layer_count(setting.model), parse_windows(name), "fit")
+    plan = MergePlan(setting.experiment.layer_count, parse_windows(name), "fit")
     settings = preset_settings("quick", seed=SEED)
     rows = training_rows(setting.tokenizer, recovery_examples(settings.texts, SEED), settings)[settings.held_out :]
     ids = torch.tensor([row["input_ids"] for row in rows])
@@ -134,20 +129,24 @@ def healed(setting: Setting, name: str, steps: int) -> Any:
 
 def measured(setting: Setting, model: Any) -> dict[str, float]:
     """Two objectives and both judges: losses in nats per token, log-probabilities in nats."""
+    import torch
+
     from swm.evaluation.continuous import choice_logprob
     from swm.evaluation.perplexity import perplexity
+    from swm.models.load import fast_format
 
     found = log_likelihoods(model, setting.tokenizer, setting.questions)
     by_set = [
         statistics.fmean(choice_logprob(each, item[2]) for each, item in zip(found[name], items, strict=True))
         for name, items in setting.questions.items()
     ]
-    return {
-        "novels": math.log(perplexity(model, setting.novels)["value"]),
-        "questions": statistics.fmean(by_set),
-        "wikipedia": math.log(perplexity(model, setting.wikipedia)["value"]),
-        "tasks": answered(model, setting.tokenizer, setting.documents)["choice"],
-    }
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=fast_format(model)):
+        return {
+            "novels": math.log(perplexity(model, setting.novels)["value"]),
+            "questions": statistics.fmean(by_set),
+            "wikipedia": math.log(perplexity(model, setting.wikipedia)["value"]),
+            "tasks": answered(model, setting.tokenizer, setting.documents)["choice"],
+        }
 
 
 def summary(layers: int, found: Mapping[str, dict[str, float]]) -> dict[str, str]:
