@@ -163,7 +163,7 @@ def _add_showing(add: Add) -> None:
     command = add("demo", "Run every stage on the bundled model with small settings.")
     command.add_argument("--name", default="demo", help="name of the experiment (demo)")
     _add_limit(command, 30)
-    command.add_argument("--steps", type=int, default=8, help="recovery steps (8)")
+    command.add_argument("--steps", type=int, default=5, help="recovery steps (5)")
 
 
 def _add_export(add: Add) -> None:

@@ -38,6 +38,12 @@ def kept_answers(experiment: Experiment, rule: str) -> KeptAnswers:
     return kept
 
 
+def original_answers(experiment: Experiment) -> list[str]:
+    """What the original was found to write, with whichever rule; empty if that is not known."""
+    found = (kept_answers(experiment, rule).of.get((), []) for rule in MERGE_RULES)
+    return next((answers for answers in found if answers), [])
+
+
 def save_answers(experiment: Experiment, kept: KeptAnswers) -> None:
     """Write the answers to answers/<rule>.json."""
     plans = [{"windows": pairs(windows), "answers": answers} for windows, answers in kept.of.items()]

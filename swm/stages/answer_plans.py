@@ -15,7 +15,7 @@ from swm.models.offload import is_offloaded
 from swm.models.processes import agreed, is_first, shared, world_size
 from swm.plan import MergePlan, Window
 from swm.progress import Progress
-from swm.search.kept_answers import kept_answers, save_answers
+from swm.search.kept_answers import kept_answers, original_answers, save_answers
 from swm.workspace.experiments import Experiment
 from swm.workspace.units import duration
 
@@ -40,6 +40,8 @@ def answer_plans(
     """
     original = MergePlan(plans[0].layer_count, (), plans[0].rule)
     kept = agreed(kept_answers(experiment, original.rule))
+    if known := agreed(original_answers(experiment)):
+        kept.of.setdefault((), known)
     left = [plan for plan in dict.fromkeys([original, *plans]) if plan.windows not in kept.of]
     if is_offloaded(model):
         log.info("The model is not in memory as a whole, so the plans are not asked to continue prompts.")

@@ -37,9 +37,9 @@ def run_demo(name: str, limit: int | None, steps: int | None, watched: Watched) 
     """
     experiment = _experiment(name)
     with watched(experiment, "demo") as progress:
-        for measure in (Measure(skip_tokens=SKIPPED_TOKENS), Measure()):
-            if not experiment.similarity(measure.name):
-                measure_experiment(experiment, measure, named("measure", progress))
+        measure = Measure(skip_tokens=SKIPPED_TOKENS)
+        if not experiment.similarity(measure.name):
+            measure_experiment(experiment, measure, named("measure", progress))
         path = kept_path(experiment, "rdsc")
         if path is None or path.covered() < 0.999:
             search_path(experiment, "rdsc", DEMO_PATH_FROM, progress=named("search", progress), answers=True)

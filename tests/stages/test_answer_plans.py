@@ -70,10 +70,16 @@ def test_a_search_can_leave_the_answers_out(swm, searched):
     assert not (searched.folder / "answers" / "keep_first.json").exists()
 
 
-def test_windows_measured_by_hand_are_asked_too(swm, searched):
+def test_windows_measured_by_hand_are_asked_too_and_the_original_once_for_all_rules(swm, searched, monkeypatch):
+    from swm.stages import answer_plans as module
+
+    asked, ask = [], module.sample_answers
+    monkeypatch.setattr(module, "sample_answers", lambda model, *rest: asked.append(model) or ask(model, *rest))
     assert swm("plan", "e", "--windows", "0-1,2-3", "--rule", "replace")[0] == 0
     kept = kept_answers(searched, "replace").of
     assert set(kept) == {(), parse_windows("0-1,2-3")}
+    assert [model.config.num_hidden_layers for model in asked] == [2]
+    assert kept[()] == kept_answers(searched, "mean").of[()] != []
 
 
 def test_answers_of_other_prompts_are_asked_again(searched):
