@@ -3,8 +3,9 @@
     python benchmarks/pages.py [--experiment example-demo] [--others 100]
 
 Drawn means that the page's script has ended and its heading is there; charts may follow within a frame or two. Cold
-includes loading the browser's side of the app. Warm is the median of three. With --others, the home also holds as many
-experiments of ten other users (copies of the examples). Prints one JSON object: seconds by page.
+includes loading the browser's side of the app; first is the same on a server that has not drawn that page yet. Warm is
+the median of three. With --others, the home also holds as many experiments of ten other users (copies of the examples).
+Prints one JSON object: seconds by page.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ def page_seconds(home: str, experiment: str) -> dict[str, dict[str, float]]:
     executable = shutil.which("chromium") or shutil.which("google-chrome")
     with running_app(SWM_HOME=home) as (address, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
-        found: dict[str, dict[str, float]] = {}
-        for name in PAGES:
+        found: dict[str, dict[str, float]] = {name: {} for name in PAGES}
+        for kind, name in ((kind, name) for kind in ("first", "cold") for name in PAGES):
             page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
             start = time.perf_counter()
             page.goto(f"{address}/{'' if name == HOME else name.lower()}?experiment={experiment}")
             drawn(page, name)
-            found[name] = {"cold": round(time.perf_counter() - start, 2)}
+            found[name][kind] = round(time.perf_counter() - start, 2)
             page.close()
         page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
         page.goto(f"{address}/report?experiment={experiment}")
