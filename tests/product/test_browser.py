@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +111,34 @@ def until(page, condition):
     raise AssertionError("It did not happen within 10 seconds.")
 
 
+def settled_box(page, selector):
+    """Box of an element that has stayed in its place for half a second: what stands above it has been loaded."""
+    locator, seen = page.locator(selector).first, []
+
+    def still():
+        seen.append(locator.bounding_box())
+        return len(seen) > 5 and seen[-6:] == 6 * seen[-1:]
+
+    until(page, still)
+    return seen[-1]
+
+
+def grab(page, share):
+    """Press the mouse's button at a share of the slider's width; gives a function that drags to another share."""
+    box = settled_box(page, "input.slider")
+
+    def drag(share):
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2, steps=3)
+
+    def felt():
+        drag(share)
+        return page.locator("input.slider:hover").count() == 1
+
+    until(page, felt)
+    page.mouse.down()
+    return drag
+
+
 def test_every_page_opens_by_its_address(shown, page):
     for name in PAGES:
         page.goto(f"{shown}/{name}?experiment=demo")
@@ -123,13 +152,10 @@ def test_dragging_the_slider_changes_strip_numbers_and_address(shown, page):
     ready(page)
     number = page.locator(".number .value").first
     page.wait_for_selector("text=30 of 30")
-    box = page.locator("input.slider").bounding_box()
-    y = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + 0.97 * box["width"], y)
-    page.mouse.down()
+    drag = grab(page, 0.97)
     seen = []
     for share in (0.9, 0.8, 0.7):
-        page.mouse.move(box["x"] + share * box["width"], y, steps=3)
+        drag(share)
         page.wait_for_timeout(80)
         left = int(number.inner_text().split()[0])
         # one bar for each layer before, one for each after, while the button is still down
@@ -138,6 +164,26 @@ def test_dragging_the_slider_changes_strip_numbers_and_address(shown, page):
     assert len(set(seen)) > 1  # the picture follows before the button is let go
     assert max(seen) < 30
     assert "threshold=0.99" in page.url
+    page.mouse.up()
+    page.wait_for_url(re.compile(r"threshold=0\.8"))
+
+
+def test_a_held_slider_stays_where_it_is_when_the_page_has_news(app, page, home):
+    """As it has while a search runs; here the answers are taken away and the page is asked to look again."""
+    folder = home / "experiments" / "mine"
+    shutil.copytree(ROOT / "assets" / "experiments" / "example-demo", folder)
+    page.goto(f"{app}/preview?experiment=mine&threshold=0.99")
+    ready(page)
+    page.wait_for_selector("text=30 of 30")
+    drag = grab(page, 0.9)
+    drag(0.6)
+    before = page.locator(".number .value").first.inner_text()
+    assert before != "30 of 30"
+    assert page.locator(".answer.original").count() == 3
+    (folder / "answers" / "rdsc.json").unlink()
+    page.evaluate("document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'r', code: 'KeyR', bubbles: true}))")
+    until(page, lambda: page.locator(".answer.original").count() == 0)
+    assert page.locator(".number .value").first.inner_text() == before
     page.mouse.up()
     page.wait_for_url(re.compile(r"threshold=0\.8"))
 
@@ -152,13 +198,10 @@ def test_the_models_words_follow_the_slider(shown, page):
     by_depth = {}
     for windows, answers in kept.of.items():
         by_depth.setdefault(30 - sum(len(window) - 1 for window in windows), []).append(answers)
-    box = page.locator("input.slider").bounding_box()
-    y = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + 0.97 * box["width"], y)
-    page.mouse.down()
+    drag = grab(page, 0.97)
     seen = set()
     for share in (0.85, 0.6, 0.3):
-        page.mouse.move(box["x"] + share * box["width"], y, steps=3)
+        drag(share)
         page.wait_for_timeout(80)
         left = int(page.locator(".number .value").first.inner_text().split()[0])
         written = tuple(page.locator(".answer.current .words").all_text_contents())
@@ -279,8 +322,7 @@ def test_a_target_shows_its_plan_and_a_click_on_a_known_plan_shows_that_one(show
     chart.scroll_into_view_if_needed()
     points = chart.locator(".scatterlayer .trace").last.locator("path.point")
     points.first.wait_for()
-    page.wait_for_timeout(500)
-    frame = chart.locator(".nsewdrag").bounding_box()
+    frame = settled_box(page, ".st-key-preview_plans .nsewdrag")
     boxes = [point.bounding_box() for point in points.all()]
     box = next(box for box in boxes if frame["y"] < box["y"] < frame["y"] + frame["height"] - 10)  # some are too high
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
@@ -297,7 +339,7 @@ def test_a_click_on_the_staircase_and_a_pinned_plan(shown, page):
     ready(page)
     page.wait_for_selector("text=30 of 30")
     page.get_by_role("button", name="Pin").click()
-    box = page.locator(".stairs").bounding_box()
+    box = settled_box(page, ".stairs")
     page.mouse.click(box["x"] + box["width"] * 0.8, box["y"] + 40)
     page.wait_for_url(re.compile(r"threshold=0\.8"))
     values = page.locator(".number .value")
@@ -441,8 +483,7 @@ def test_a_click_on_the_heat_map_selects_the_pair(shown, page):
     ready(page)
     chart = page.locator("[data-testid=stPlotlyChart]").first
     chart.locator(".heatmaplayer").wait_for()
-    page.wait_for_timeout(500)
-    box = chart.locator(".heatmaplayer").bounding_box()
+    box = settled_box(page, "[data-testid=stPlotlyChart] .heatmaplayer")
     page.mouse.move(box["x"] + box["width"] * 20.5 / 30, box["y"] + box["height"] * (1 - 5.5 / 30), steps=4)
     page.wait_for_timeout(200)
     page.mouse.down()

@@ -251,6 +251,8 @@ class Preview {
   listen() {
     this.slider.addEventListener("input", () => this.move(() => 1 * this.slider.value));
     this.slider.addEventListener("change", () => this.commit());
+    this.slider.addEventListener("pointerdown", () => (this.sliding = true));
+    for (const end of ["pointerup", "pointercancel", "change"]) this.slider.addEventListener(end, () => (this.sliding = false));
     this.slider.addEventListener("keydown", (event) => {
       const by = { ArrowRight: 0.001, ArrowUp: 0.001, ArrowLeft: -0.001, ArrowDown: -0.001, PageUp: 0.01, PageDown: -0.01 }[event.key];
       if (!by) return;
@@ -299,7 +301,7 @@ class Preview {
     [this.data, this.send] = [data, send];
     // Ignore an answer to anything older than the last change.
     const hand = data.hand ?? null;
-    if (this.isAnswer("threshold", data.threshold) && !this.dragging) this.threshold = data.threshold;
+    if (this.isAnswer("threshold", data.threshold) && !this.dragging && !this.sliding) this.threshold = data.threshold;
     if (this.isAnswer("windows", hand && asText(hand.windows))) [this.hand, this.editing] = [hand, hand !== null];
     Object.assign(this.slider, { min: data.low, max: data.high });
     Object.assign(this.field, { min: data.low, max: data.high });
