@@ -145,6 +145,15 @@ class Planner:
     least_budget: Callable[[int, int], int] | None = None
     tokens_read: Callable[[int, int, int, int], float] | None = None
 
+    def also_halves(self, layer_count: int, layers: int) -> bool:
+        """Whether it also chooses on each half of the text, to show how much the choice depends on the text.
+
+        So it is for methods that read the text at most once for each layer.
+        """
+        if self.tokens_read is None or self.least_budget or layers == layer_count:
+            return False
+        return 0 < self.tokens_read(layer_count, layers, 0, 1) <= layer_count
+
 
 @dataclass(frozen=True)
 class Metric:

@@ -14,7 +14,7 @@ from pages.shared.live import hand_key
 from swm.errors import PlanError
 from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.registry import MERGE_RULES, PLANNERS, as_sentence
-from swm.reporting.finalists import finalists_sentence
+from swm.reporting.finalists import finalists_sentence, halves_sentence, text_matters
 from swm.reporting.preview import WITHIN
 from swm.search.kept_path import kept_path
 from swm.settings import CACHE_TOKENS
@@ -229,8 +229,11 @@ def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
         )
     saved = (experiment.planned(planner, plan.layers_left) for planner in PLANNERS)
     for data in saved:
-        if data and MergePlan.from_dict(data) == plan and (said := finalists_sentence(data.get("finalists"))):
-            st.caption(said)
+        if data and MergePlan.from_dict(data) == plan:
+            if said := finalists_sentence(data.get("finalists")):
+                st.caption(said)
+            if said := halves_sentence(data):
+                (st.warning if text_matters(data) else st.caption)(said)
     if MERGE_RULES[plan.rule].needs_text:
         st.caption(
             "Perplexity and words are of a quick fit. The merged model is fitted on more text, so its numbers differ."

@@ -127,14 +127,15 @@ def run_plan(options: argparse.Namespace) -> Result:
     experiment = Experiment.open(options.exp)
     if options.windows is not None or options.planner:
         data = measured_plan(experiment, options)
-        from swm.reporting.finalists import finalists_sentence
+        from swm.reporting.finalists import finalists_sentence, halves_sentence
 
         plan = MergePlan.from_dict(data)
-        return data, (
+        text = (
             f"{plan.layers_left} of {plan.layer_count} layers; windows {windows_text(plan)}; rule {plan.rule}; "
             f"similarity {data['similarity']:.4f}; perplexity {data['perplexity']:,.1f} on the calibration text "
-            f"(original: {data['perplexity_original']:,.1f}). {finalists_sentence(data.get('finalists'))}".strip()
+            f"(original: {data['perplexity_original']:,.1f})."
         )
+        return data, " ".join(filter(None, [text, finalists_sentence(data.get("finalists")), halves_sentence(data)]))
     step = chosen_plan(experiment, options)
     text = (
         f"{step.plan.layers_left} of {step.plan.layer_count} layers; windows {windows_text(step.plan)}; similarity "

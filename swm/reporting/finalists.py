@@ -7,6 +7,7 @@ from typing import Any
 from swm.plan import Window
 
 NAMED = 3  # plans at most
+MATTERS = 1.1  # times: from this ratio of perplexities on, it is said that another text can matter
 
 
 def finalists_sentence(finalists: dict[str, Any] | None) -> str:
@@ -26,6 +27,32 @@ def finalists_sentence(finalists: dict[str, Any] | None) -> str:
     more = f" and {len(equal) - NAMED} more" if len(equal) > NAMED else ""
     some = f"{len(equal)} other plans are" if len(equal) > 1 else "One other plan is"
     return f"{some} as good as far as {texts} can tell, before healing: {named}{more}. Any of them is a fair choice."
+
+
+def halves_sentence(data: dict[str, Any]) -> str:
+    """What a planner chose on each half of the calibration text alone; empty if it was not asked.
+
+    Args:
+        data: a saved plan.
+    """
+    halves = data.get("halves") or []
+    if not halves:
+        return ""
+    others = [half for half in halves if half["windows"] != data["windows"]]
+    if not others:
+        return "Each half of the calibration text alone leads to the same layers."
+    named = " and ".join(f"{_windows(half)} (perplexity {half['perplexity']:,.1f})" for half in others)
+    which = "one half" if len(others) == 1 else "each half"
+    said = f"On {which} of the calibration text alone, the method chooses otherwise: {named}."
+    if not text_matters(data):
+        return f"{said} That matters little here."
+    return f"{said} So another text can lead to a better or a worse plan. Take more text, or a method that tries plans."
+
+
+def text_matters(data: dict[str, Any]) -> bool:
+    """Whether plans chosen on halves of the text differ in perplexity, so that more text is worth its time."""
+    found = [data["perplexity"], *(half["perplexity"] for half in data.get("halves") or [])]
+    return bool(max(found) > MATTERS * min(found))
 
 
 def _times(other: dict[str, Any]) -> str:

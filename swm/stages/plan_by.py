@@ -18,7 +18,8 @@ from swm.progress import Progress, no_progress, share_of
 from swm.registry import PLANNERS
 from swm.settings import PLAN_BUDGET
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
-from swm.stages.measure_plan import measure_plan
+from swm.stages.measure_plan import measure_plan, measured_path
+from swm.stages.search import Loaded
 from swm.workspace.experiments import PLANS_VERSION, SEARCHED_BY, Experiment
 from swm.workspace.tried import TriedPlans
 
@@ -66,7 +67,7 @@ def plan_by(
         plan = replace(MergePlan.from_dict(data), rule=rule)
         if plan.out_of_place(kinds):
             raise PlanError(f"Rule {rule} keeps other layers than {planner} chose for their kinds. Leave out --rule.")
-        return {**data, **measure_plan(experiment, plan, progress)}
+        return {**data, **measure_plan(experiment, plan, progress), "halves": []}  # their perplexity is of its own rule
     return data
 
 
@@ -82,25 +83,25 @@ def _found_plan(
     progress(0, 0, "loading the model")
     model, tokenizer = load_original(experiment, offload=not method.whole_model)
     fast = fast_format(model, precision)
-    tried, minutes = TriedPlans(experiment), how.get("minutes")
+    tokens, tried, minutes = calibration_of(experiment, tokenizer), TriedPlans(experiment), how.get("minutes")
     tried.losses = agreed(tried.losses)
     finalists: dict[str, Any] = {}
     named = share_of(lambda done, total, text: progress(done, total, f"{planner}: {text}"), 0, SEARCHING)
+    choose = partial(
+        plan_with,
+        planner,
+        model,
+        layers=layers,
+        seed=experiment.settings.seed,
+        fast=fast,
+        budget=how.get("budget", PLAN_BUDGET),
+        fit_tokens=partial(fit_tokens_of, experiment, tokenizer),
+        keep_period="keep_period" in how,
+        seconds=60 * minutes if minutes else None,
+    )
     try:
-        plan = plan_with(
-            planner,
-            model,
-            calibration_of(experiment, tokenizer),
-            layers,
-            experiment.settings.seed,
-            fast=fast,
-            budget=how.get("budget", PLAN_BUDGET),
-            fit_tokens=partial(fit_tokens_of, experiment, tokenizer),
-            keep_period="keep_period" in how,
-            losses=tried.losses,
-            seconds=60 * minutes if minutes else None,
-            finalists=finalists,
-            progress=tried.saving(named) if is_first() else named,
+        plan = choose(
+            tokens, losses=tried.losses, finalists=finalists, progress=tried.saving(named) if is_first() else named
         )
     finally:
         if is_first():
@@ -110,6 +111,16 @@ def _found_plan(
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
     data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact", **how}
     data |= {"finalists": finalists} if finalists else {}
+    if method.also_halves(experiment.layer_count, layers) and len(tokens) > 1:
+        progress(0, 0, f"{planner}: choosing on each half of the text")
+        halves = [choose(half) for half in (tokens[::2], tokens[1::2])]
+        data["halves"] = [_half(experiment, half, (model, tokenizer)) for half in halves]
     if not experiment.read_only and is_first():
         experiment.save_planned(planner, layers, data)
     return data
+
+
+def _half(experiment: Experiment, plan: MergePlan, loaded: Loaded) -> dict[str, Any]:
+    """A plan chosen on half of the text, with its perplexity on all of it."""
+    windows = plan.to_dict()["windows"]
+    return {"windows": windows, "perplexity": measured_path(experiment, plan, loaded=loaded).perplexities[plan.windows]}

@@ -26,6 +26,13 @@ class Finalists(Record):
     others: list[Finalist]
 
 
+class HalfChoice(Record):
+    """What a planner chose on half of the calibration text: its perplexity on all of it."""
+
+    windows: list[Pair]
+    perplexity: float
+
+
 class PlannedFile(Record):
     """plans/<planner>-<layers>.json."""
 
@@ -44,6 +51,7 @@ class PlannedFile(Record):
     text_hash: str = ""
     scoring: str = ""
     finalists: Finalists | None = None
+    halves: list[HalfChoice] = Field(default_factory=list)
 
 
 class TriedFile(Record):

@@ -6,17 +6,22 @@ import pytest
 import torch
 from scipy import stats
 
+from swm.cli.main import main
 from swm.evaluation.perplexity import perplexity
+from swm.merging.apply import apply_plan
 from swm.merging.fit import apply_fitted_plan
 from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
-from swm.reporting.finalists import finalists_sentence
+from swm.registry import PLANNERS
+from swm.reporting.finalists import finalists_sentence, halves_sentence, text_matters
 from swm.settings import FIT_TOKENS, ExperimentSettings
 from swm.stages.create import create_experiment
+from swm.stages.loading import calibration_of, load_original
 from swm.stages.plan_by import plan_by
 from swm.workspace.experiments import Experiment
 from tests.conftest import tiny_model
 from tests.pages.test_pages import opened
+from tests.planners.planners_cases import own_loss
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -90,3 +95,72 @@ def test_the_plan_keeps_it_and_the_page_shows_it(model_folder, text_file):
     test = opened("pages/preview.py", experiment="e", preview_door="target", target_method="best")
     test.number_input(key="target_layers_e").set_value(2).run()
     assert said in [caption.value for caption in test.caption]
+
+
+@pytest.mark.parametrize("planner", ["angular", "shortgpt", "perplexity"])
+def test_quick_methods_choose_on_halves_too(planner, model_folder, text_file):
+    """Each half's choice is that for an experiment with these texts alone; perplexity is transformers' own."""
+    experiment = create_experiment("e", ExperimentSettings(str(model_folder), str(text_file), 5, 32))
+    model, tokenizer = load_original(experiment)
+    tokens = calibration_of(experiment, tokenizer)
+    data = plan_by(experiment, planner, 2)
+    for half, texts in zip(data["halves"], ([0, 2, 4], [1, 3]), strict=True):
+        plan = plan_with(planner, model, tokens[texts], 2)
+        assert half["windows"] == plan.to_dict()["windows"]
+        assert math.log(half["perplexity"]) == pytest.approx(own_loss(apply_plan(model, plan), tokens), abs=1e-3)
+    assert Experiment.open("e").planned(planner, 2)["halves"] == data["halves"]
+    assert plan_by(experiment, planner, 2, rule="mean")["halves"] == []
+
+
+def test_slow_methods_and_chance_do_not():
+    assert {name for name in PLANNERS if not PLANNERS[name].also_halves(30, 24)} == {"best", "sleb", "laco", "random"}
+    assert not PLANNERS["angular"].also_halves(30, 30)
+
+
+def half(perplexity, *windows):
+    return {"windows": [list(pair) for pair in windows], "perplexity": perplexity}
+
+
+@pytest.mark.parametrize(
+    ("halves", "said", "matters"),
+    [
+        ([], "", False),
+        (
+            [half(90.0, (3, 5)), half(90.0, (3, 5))],
+            "Each half of the calibration text alone leads to the same layers.",
+            False,
+        ),
+        (
+            [half(90.0, (3, 5)), half(98.9, (3, 4), (7, 8))],
+            "On one half of the calibration text alone, the method chooses otherwise: 3-4 7-8 (perplexity 98.9). That "
+            "matters little here.",
+            False,
+        ),
+        (
+            [half(1500.0, (4, 6)), half(80.0, (5, 7))],
+            "On each half of the calibration text alone, the method chooses otherwise: 4-6 (perplexity 1,500.0) and "
+            "5-7 (perplexity 80.0). So another text can lead to a better or a worse plan. Take more text, or a method "
+            "that tries plans.",
+            True,
+        ),
+    ],
+)
+def test_the_sentence_says_whether_the_text_settles_the_choice(halves, said, matters):
+    data = {"windows": [[3, 5]], "perplexity": 90.0, "halves": halves}
+    assert halves_sentence(data) == said
+    assert text_matters(data) == matters
+
+
+def test_page_and_command_line_say_that_the_text_is_too_little(model_folder, text_file, capsys):
+    experiment = create_experiment("e", ExperimentSettings(str(model_folder), str(text_file), 4, 32))
+    data = plan_by(experiment, "angular", 2)
+    other = half(2 * data["perplexity"], (0, 2))
+    assert data["windows"] != other["windows"]
+    data["halves"] = [half(data["perplexity"], *data["windows"]), other]
+    experiment.save_planned("angular", 2, data)
+    said = halves_sentence(data)
+    main(["plan", "e", "--planner", "angular", "--layers", "2"])
+    assert said in capsys.readouterr().out
+    test = opened("pages/preview.py", experiment="e", preview_door="target", target_method="angular")
+    test.number_input(key="target_layers_e").set_value(2).run()
+    assert said in [warning.value for warning in test.warning]
