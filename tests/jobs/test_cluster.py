@@ -6,11 +6,9 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -26,51 +24,12 @@ from swm.workspace.experiments import Experiment
 from tests.conftest import need
 from tests.jobs.sweep_cases import ROOT
 from tests.jobs.test_child import wait_for
+from tools.cluster import Nodes, free_port
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("aiohttp_cors") is None, reason="ray[default] is not installed"
 )
-NODE = Path(__file__).with_name("cluster_node.py")
 QUICK = ("--batch", "2", "--length", "32", "--held-out", "2", "--rank", "2", "--repair", "none", "--save-every", "1000")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Nodes:
-    """The cluster's process: `tell("worker")` kills the second node, `tell("head")` the head."""
-
-    def __init__(self, *ports):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-        environment |= {"RAY_enable_metrics_collection": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(NODE), str(free_port()), *map(str, ports)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-        self.address = next((line.strip() for line in self.process.stdout if line.startswith("http")), "")
-
-    def tell(self, what):
-        self.process.stdin.write(f"{what}\n")
-        self.process.stdin.flush()
-        assert any(line.strip() == f"done {what}" for line in self.process.stdout)
-
-    def end(self):
-        with contextlib.suppress(OSError, ValueError, AssertionError):
-            self.tell("end")
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(20)
-        with contextlib.suppress(OSError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.stdin.close()
-        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")

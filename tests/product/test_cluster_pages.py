@@ -7,7 +7,7 @@ import pytest
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from tests.conftest import need
-from tests.jobs.test_cluster import Nodes
+from tools.cluster import Nodes
 from tools.running import running_app
 
 pytestmark = [
