@@ -1,6 +1,6 @@
 """A sweep and a study on a Ray cluster of two nodes, started from their pages; the second node is killed on the way.
 
-    python benchmarks/cluster.py [--sweep assets/sweeps/smollm2-135m.yaml] [--home FOLDER]
+    python benchmarks/cluster.py [--sweep assets/sweeps/smollm2-135m.yaml] [--home FOLDER] [--only study]
 
 The sweep is started by a click, its node is killed while a run is active there, and a new node takes its place. What
 ends as interrupted is resumed by a click. Then a study of three models (two methods, the original) is started from its
@@ -21,6 +21,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -49,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweep", default=str(ROOT / "assets" / "sweeps" / "smollm2-135m.yaml"))
     parser.add_argument("--home", default="")
+    parser.add_argument("--only", choices=["sweep", "study"])
     options = parser.parse_args()
     folder = options.home or tempfile.mkdtemp()
     os.environ |= {"SWM_HOME": folder, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -57,8 +60,10 @@ def main() -> None:
         with running_app(SWM_EXECUTOR=nodes.address) as (address, _), sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM_FLAGS)
             page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
-            the_sweep(page, address, nodes, Path(options.sweep))
-            the_study(page, address, nodes)
+            if options.only != "study":
+                the_sweep(page, address, nodes, Path(options.sweep))
+            if options.only != "sweep":
+                the_study(page, address, nodes)
             browser.close()
     finally:
         nodes.end()
@@ -101,7 +106,7 @@ def the_study(page: Any, address: str, nodes: Nodes) -> None:
     wait_for(lambda: scored(experiment), 1800)
     say(f"study: scored: {', '.join(scored(experiment))}")
     time.sleep(20)
-    lose(nodes, [experiment.state().pid], experiment.folder)
+    lose(nodes, [experiment.state().pid], experiment.folder)  # it needs more memory than the head has
     finish(page, url, experiment)
     say(f"study: scored: {', '.join(scored(experiment))}; failed: {experiment.study('methods')['failed']}")
 
@@ -113,8 +118,9 @@ def scored(experiment: Any) -> list[str]:
 def lose(nodes: Nodes, processes: list[int], folder: Path) -> None:
     """Kill the second node and what ran on it, add another, and look whether results of before are still there."""
     before = {file: file.read_bytes() for file in folder.rglob("scores.json")}
+    nodes_of = {pid: node_of(pid) for pid in processes}
     nodes.tell("worker")
-    killed = [pid for pid in processes if not of_living_node(pid)]
+    killed = [pid for pid, node in nodes_of.items() if not psutil.pid_exists(node)]
     for pid in killed:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)  # a lost machine takes its work along, not only Ray's part of it
@@ -124,14 +130,9 @@ def lose(nodes: Nodes, processes: list[int], folder: Path) -> None:
     say(f"a new node has come; of {len(before)} results of before, {same} are the same")
 
 
-def of_living_node(pid: int) -> bool:
-    """Whether the Ray node that started a process still runs."""
-    try:
-        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    raylet = next(value for name, _, value in (each.partition(b"=") for each in variables) if name == b"RAY_RAYLET_PID")
-    return Path(f"/proc/{raylet.decode()}").exists()
+def node_of(pid: int) -> int:
+    """The Ray process of the node that started a process."""
+    return next(parent.pid for parent in psutil.Process(pid).parents() if parent.name() == "raylet")
 
 
 def finish(page: Any, url: str, target: Any) -> None:
