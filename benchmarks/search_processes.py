@@ -1,6 +1,7 @@
 """What a second process gains in a search, and whether it finds the same.
 
-    python benchmarks/search_processes.py [--model smollm2-135m] [--from 0.85] [--layers 24] [--budget 200]
+    python benchmarks/search_processes.py [--model smollm2-135m] [--only path] [--from 0.85] [--focus 0.9]
+        [--layers 24] [--budget 200]
 
 Searches the threshold path and a plan of `best` in one and in two processes with one thread each, in an experiment of
 their own each time, and compares all files that hold what was found. Prints seconds, starting
@@ -31,16 +32,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--from", dest="low", default="0.85")
+    parser.add_argument("--focus", default="0.9", help="threshold that the path begins with")
     parser.add_argument("--layers", default="24")
     parser.add_argument("--budget", default="200")
+    parser.add_argument("--only", choices=["path", "best"])
     options = parser.parse_args()
     searches = {
-        "path": ["search", "--from", options.low],
+        "path": ["search", "--from", options.low, "--focus", options.focus],
         "best": ["plan", "--planner", "best", "--layers", options.layers, "--budget", options.budget],
     }
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"SWM_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        for name, (command, *rest) in searches.items():
+        for name in [options.only] if options.only else searches:
+            command, *rest = searches[name]
             seconds, found = {}, {}
             for processes in (1, 2):
                 experiment = f"{name}-{processes}"

@@ -63,7 +63,8 @@ def threshold_path(
         on_step: called after each batch of similarities with the path and the share of [low, high] that is covered.
         score_together, at_once: score up to `at_once` windows below the same merged ones together: those waiting to be
             tried, and those that follow if they fail. This scores a few windows that the path does not need.
-        score_apart, apart: instead, score up to `apart` windows of different branches, all of which the path needs.
+        score_apart, apart: instead, score up to `apart` windows that can be scored apart: those that branches wait for,
+            then those that follow if these fail. Scores that the path turns out not to need are dropped at the end.
         layers: compute only the plans that leave this many layers; a walk stops once it cannot leave that many.
 
     Cost: one call of `score` for each branch of the walk (about 800 for SmolLM2-135M from 0.5).
@@ -73,6 +74,7 @@ def threshold_path(
     focus = high if focus is None else min(max(focus, low), high)
     branches = whole_range(path)
     covered = 0.0
+    ahead: dict[Key, float | None] = {}  # scored before it was known whether they are needed; the bound known before
     while branches:
         position, a, b = branches.pop(_nearest(branches, focus))
         if position.at_bottom or not (layers is None or position.can_leave(layers, layer_count)):
@@ -82,7 +84,8 @@ def threshold_path(
         if not path.knows(*key):
             windows = _batch(path, position, branches, at_once, layers) if score_together else []
             if score_apart:
-                keys = _waiting(path, key, branches, focus, apart, layers)
+                keys = _waiting(path, position, branches, focus, apart, layers)
+                ahead |= {other: path.similarities.get(other) for other in keys}
                 for (above, window), similarity in zip(keys, score_apart(keys), strict=True):
                     path.keep(above, window, similarity)
             elif score_together and len(windows) > 1:
@@ -92,8 +95,20 @@ def threshold_path(
                 path.keep(*key, score(*key))
             if on_step:
                 on_step(path, covered / (path.high - path.low))
+        ahead.pop(key, None)
         branches += next_branches(position, a, b, path.similarities[key])
+    _forget(path, ahead)
     return path
+
+
+def _forget(path: ThresholdPath, bounds: dict[Key, float | None]) -> None:
+    """Drop similarities that no walk of the path needs; where a bound was known before, it comes back."""
+    for key, bound in bounds.items():
+        if bound is None:
+            del path.similarities[key]
+        else:
+            path.similarities[key] = bound
+            path.bounds.add(key)
 
 
 def _batch(
@@ -112,15 +127,20 @@ def _batch(
 
 
 def _waiting(
-    path: ThresholdPath, key: Key, branches: list[Branch], focus: float, most: int, layers: int | None
+    path: ThresholdPath, position: Position, branches: list[Branch], focus: float, most: int, layers: int | None
 ) -> list[Key]:
-    """The window to try and those that other branches wait for, the nearest to the focus first; at most so many."""
-    positions = [
-        branches[place][0] for place in sorted(range(len(branches)), key=lambda place: _far(branches, place, focus))
-    ]
-    positions = [place for place in positions if layers is None or place.can_leave(layers, path.layer_count)]
-    keys = dict.fromkeys((place.committed, place.window) for place in positions if not place.at_bottom)
-    return [key, *(other for other in keys if other != key and not path.knows(*other))][:most]
+    """The window to try, those that other branches wait for, the nearest to the focus first, and those that follow on
+    each branch if the ones before fail, as nine in ten do; at most so many."""
+    nearest = sorted(range(len(branches)), key=lambda place: _far(branches, place, focus))
+    positions = [position, *(branches[place][0] for place in nearest)]
+    keys: dict[Key, None] = {}
+    while positions and len(keys) < most:
+        positions = [place for place in positions if not place.at_bottom]
+        positions = [place for place in positions if layers is None or place.can_leave(layers, path.layer_count)]
+        keys |= {(place.committed, place.window): None for place in positions}
+        keys = {key: None for key in keys if not path.knows(*key)}
+        positions = [place.rejected() for place in positions]
+    return list(keys)[:most]
 
 
 def confirmed_plan(

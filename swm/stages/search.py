@@ -83,11 +83,17 @@ def search_path(
             saved = time.monotonic()
         progress(round(1000 * covered), 1000, f"{len(path.similarities)} windows tried")
 
-    try:
+    def confirm() -> ThresholdPath:
         exact_plan(path, bench, scorer, focus, lambda layer: step(path, 0.0))
-        path = agreed(path)
+        return agreed(path)
+
+    # One walk leaves several processes nothing to share out: its windows are then scored with the path's.
+    last = world_size() > 1 and path.low <= focus <= path.high and layers is None
+    try:
+        path = path if last else confirm()
         save()
         _fill(path, scorer, focus, layers, step)
+        path = confirm() if last else path
         runs_before += sum(gathered([scorer.layer_runs])) - scorer.layer_runs  # of the other processes
         save()
         selected = _plans_of(path, layers)

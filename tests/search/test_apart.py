@@ -1,0 +1,60 @@
+"""Several processes score windows ahead of the walk: the path must not show it, and the rounds must become few."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from swm.search.find import threshold_path
+from swm.search.threshold_path import ThresholdPath
+from tests.search.test_find import bounded, seeded_score
+
+
+def recorded(score, rounds):
+    """Scores keys in rounds and writes the rounds down."""
+
+    def apart(keys):
+        assert len(set(keys)) == len(keys)
+        rounds.append(keys)
+        return [score(*key) for key in keys]
+
+    return apart
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    layer_count=st.integers(3, 9),
+    low=st.floats(0.3, 0.95),
+    most=st.integers(1, 9),
+    focus=st.floats(0.3, 1.0),
+    quick=st.booleans(),
+    layers=st.none() | st.integers(2, 8),
+)
+def test_the_table_is_that_of_one_window_after_the_other(seed, layer_count, low, most, focus, quick, layers):
+    """Including the bounds that a quick walk left before."""
+    score, rounds, found = seeded_score(seed), [], []
+    for how in ({}, {"score_apart": recorded(score, rounds), "apart": most}):
+        path = ThresholdPath(layer_count, "rdsc", low)
+        if quick:
+            path.extend_quickly(focus, bounded(score))
+        threshold_path(layer_count, score, low, path=path, focus=focus, layers=layers, **how)
+        found.append((path.similarities, path.bounds))
+    assert found[0] == found[1]
+    assert all(len(keys) <= most for keys in rounds)
+
+
+def test_a_walk_on_which_all_fail_takes_an_eighth_of_the_rounds():
+    """Windows 28-27, 27-26 and so on to 1-0: each is tried because the one before failed."""
+    rounds = []
+    score = recorded(lambda above, window: 0.1, rounds)
+    path = threshold_path(30, None, 0.9, score_apart=score, apart=8)
+    assert len(path.similarities) == 28
+    assert [len(keys) for keys in rounds] == [8, 8, 8, 4]
+
+
+def test_scores_that_were_not_needed_are_dropped():
+    """All windows pass: only those that grow from the top are needed, and each round scored others as well."""
+    rounds = []
+    score = recorded(lambda above, window: 1.0, rounds)
+    path = threshold_path(6, None, 0.9, score_apart=score, apart=3)
+    assert [str(window) for _, window in path.similarities] == ["3-4", "2-4", "1-4", "0-4"]
+    assert sum(map(len, rounds)) > 4
