@@ -209,7 +209,7 @@ MACHINE = {  # assumed, not measured: an H100 at 40 % of its peak in bfloat16
     "disk": 2e9,  # bytes per second
     "dollars": 2.5,  # for one GPU and hour
 }
-SPLIT = 0.85  # of the gain that each further process could bring to a search: assumed
+SPLIT = 0.88  # share of what each process could bring to a search that it brings: 1.77 times with two (LOG.md)
 DEQUANTIZED = 1.5  # times as long with weights of four bits: assumed
 MODELS = {  # layers, hidden size, parameters per layer, vocabulary
     "7B": (32, 4096, 202_383_360, 32_000),
