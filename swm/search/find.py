@@ -82,23 +82,28 @@ def threshold_path(
             continue
         key = (position.committed, position.window)
         if not path.knows(*key):
-            windows = _batch(path, position, branches, at_once, layers) if score_together else []
             if score_apart:
                 keys = _waiting(path, position, branches, focus, apart, layers)
                 ahead |= {other: path.similarities.get(other) for other in keys}
-                for (above, window), similarity in zip(keys, score_apart(keys), strict=True):
-                    path.keep(above, window, similarity)
-            elif score_together and len(windows) > 1:
-                for window, similarity in zip(windows, score_together(position.committed, windows), strict=True):
-                    path.keep(position.committed, window, similarity)
+                similarities = score_apart(keys)
             else:
-                path.keep(*key, score(*key))
+                keys = _batch(path, position, branches, at_once, layers) if score_together else [key]
+                similarities = _scored(keys, score, score_together)
+            for (above, window), similarity in zip(keys, similarities, strict=True):
+                path.keep(above, window, similarity)
             if on_step:
                 on_step(path, covered / (path.high - path.low))
         ahead.pop(key, None)
         branches += next_branches(position, a, b, path.similarities[key])
     _forget(path, ahead)
     return path
+
+
+def _scored(keys: list[Key], score: Score, score_together: ScoreTogether | None) -> list[float]:
+    """Similarities of windows below the same merged ones."""
+    if score_together and len(keys) > 1:
+        return score_together(keys[0][0], [window for _, window in keys])
+    return [score(*key) for key in keys]
 
 
 def _forget(path: ThresholdPath, bounds: dict[Key, float | None]) -> None:
@@ -113,7 +118,7 @@ def _forget(path: ThresholdPath, bounds: dict[Key, float | None]) -> None:
 
 def _batch(
     path: ThresholdPath, position: Position, branches: list[Branch], at_once: int, layers: int | None
-) -> list[Window]:
+) -> list[Key]:
     """The window to try, with others below the same merged ones: those waiting, and those that follow if each fails.
 
     Nine in ten windows fail, so few scores are wasted.
@@ -122,8 +127,8 @@ def _batch(
     while (position := position.rejected()).committed == positions[0].committed and not position.at_bottom:
         positions.append(position)
     positions = [place for place in positions if layers is None or place.can_leave(layers, path.layer_count)]
-    windows = dict.fromkeys(place.window for place in positions if not place.at_bottom)
-    return [window for window in windows if not path.knows(positions[0].committed, window)][:at_once]
+    keys = dict.fromkeys((place.committed, place.window) for place in positions if not place.at_bottom)
+    return [key for key in keys if not path.knows(*key)][:at_once]
 
 
 def _waiting(
