@@ -100,7 +100,7 @@ with shown_errors():
     judged_shown = [row for name in experiments for row in judged_rows(by_name[name], list(labels.values()))]
 labels = dict(zip(labels, judged_shown, strict=True))
 flat = list(labels.values())
-if not any(row["scores"] for row in flat):
+if not any(row["scores"] or row["perplexities"] for row in flat):
     message = "Nothing has been evaluated yet. Evaluate a run and the original." if shown else "Choose a run."
     st.info(message, icon=":material/science:")
     next_step("pages/run.py", "Evaluate a run")
@@ -166,6 +166,10 @@ st.caption(
     "relative speeds are medians over turns, so they can differ a little from the quotient of two speeds."
 )
 scored = {label: row for label, row in labels.items() if row["scores"]}
+if not scored:
+    st.info("No task has been scored yet, so the differences above are of perplexity alone.", icon=":material/science:")
+    next_step("pages/run.py", "Evaluate a run")
+    st.stop()
 many = len(scored) > MOST_BARS
 with st.container(key="wrap_charts_scores"):
     left, right = (st.container(), st.container()) if many else st.columns(2, gap="large")

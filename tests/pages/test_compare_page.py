@@ -184,3 +184,19 @@ def test_a_model_has_one_colour_on_all_charts():
         healed_later = row["stage"] == "merged"
         expected = f"rgba({red},{green},{blue},0.45)" if healed_later else whole[row["run"]]
         assert bars[name] == dots[name] == expected
+
+
+def test_a_study_of_perplexity_alone_is_compared():
+    """Each factor is the quotient of the two perplexities in the runs' own files."""
+    experiment = Experiment.open("example-gemma")
+    test = opened("pages/compare.py", experiment="example-gemma")
+    assert not test.exception
+    assert any("No task has been scored yet" in info.value for info in test.info)
+    factors = table_with(test, "perplexity, lambada", "perplexity, squad")
+    original = experiment.run("baseline").scores()["perplexity"]
+    assert len(factors) == len(experiment.runs()) - 1
+    for run in experiment.runs():
+        for text, entry in run.scores()["perplexity"].items() if run.plan.windows else ():
+            factor = entry["value"] / original[text]["value"]
+            shown = factors.loc[f"{run.name} (merged)", f"perplexity, {text}"].replace("\u00a0", " ")
+            assert float(shown.split()[1].replace(",", "")) == pytest.approx(factor, abs=0.006)
