@@ -64,6 +64,26 @@ def guessed(scored: dict[str, dict[str, Any]]) -> str:
     return f" On {', '.join(only)} the original is not above chance: changes there say little." if only else ""
 
 
+def show_numbers() -> None:
+    """All numbers as one table and file, and the command that gives them."""
+    st.subheader("All numbers", anchor=False)
+    figures = runs_figures(flat)
+    number = st.column_config.NumberColumn(format="%.1f")
+    columns = {name: number for name in figures.columns if name not in ("experiment", "layers", "scored on")}
+    st.dataframe(figures, column_config={"run": st.column_config.Column(pinned=True), **columns})
+    st.caption("Click a column header to sort or pin it. Use the magnifying glass to find a run.")
+    st.download_button(
+        "Download as CSV",
+        lambda: csv_text(judged(rows)),
+        f"{experiment.name}.csv",
+        "text/csv",
+        key="compare_csv",
+        icon=":material/download:",
+    )
+    command_line("compare", experiment.name, "--json")
+    next_step("pages/playground.py", "Try the models on a prompt")
+
+
 experiment = require_experiment(
     start_page("Compare", "The original and the merged models: what merging saves and what it costs.")
 )
@@ -167,7 +187,8 @@ st.caption(
 )
 scored = {label: row for label, row in labels.items() if row["scores"]}
 if not scored:
-    st.info("No task has been scored yet, so the differences above are of perplexity alone.", icon=":material/science:")
+    st.info("None of these models has scores of tasks: only perplexity is compared.", icon=":material/science:")
+    show_numbers()
     next_step("pages/run.py", "Evaluate a run")
     st.stop()
 many = len(scored) > MOST_BARS
@@ -269,19 +290,4 @@ if len(scored) > 1:
             "of documents."
         )
 
-st.subheader("All numbers", anchor=False)
-figures = runs_figures(flat)
-number = st.column_config.NumberColumn(format="%.1f")
-columns = {name: number for name in figures.columns if name not in ("experiment", "layers", "scored on")}
-st.dataframe(figures, column_config={"run": st.column_config.Column(pinned=True), **columns})
-st.caption("Click a column header to sort or pin it. Use the magnifying glass to find a run.")
-st.download_button(
-    "Download as CSV",
-    lambda: csv_text(judged(rows)),
-    f"{experiment.name}.csv",
-    "text/csv",
-    key="compare_csv",
-    icon=":material/download:",
-)
-command_line("compare", experiment.name, "--json")
-next_step("pages/playground.py", "Try the models on a prompt")
+show_numbers()

@@ -134,6 +134,7 @@ class Planner:
         least_budget: fewest plans it must try, given (layers of the model, layers left); None if it takes no budget.
         tokens_read: how many tokens the whole model reads at most, given (layers of the model, layers left, budget,
             tokens of the calibration text), from which the time is estimated; None if that depends on the model.
+        halves: so quick that it also chooses on each half of the text, which shows how much depends on the text.
     """
 
     name: str
@@ -144,15 +145,7 @@ class Planner:
     whole_model: bool = False
     least_budget: Callable[[int, int], int] | None = None
     tokens_read: Callable[[int, int, int, int], float] | None = None
-
-    def also_halves(self, layer_count: int, layers: int) -> bool:
-        """Whether it also chooses on each half of the text, to show how much the choice depends on the text.
-
-        So it is for methods that read the text at most once for each layer.
-        """
-        if self.tokens_read is None or self.least_budget or layers == layer_count:
-            return False
-        return 0 < self.tokens_read(layer_count, layers, 0, 1) <= layer_count
+    halves: bool = False
 
 
 @dataclass(frozen=True)

@@ -70,5 +70,6 @@ PLANNERS.register(
         "The Unreasonable Ineffectiveness of the Deeper Layers, arXiv:2403.17887",
         find,
         tokens_read=lambda layer_count, layers, budget, tokens: tokens,
+        halves=True,
     )
 )

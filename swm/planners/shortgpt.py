@@ -24,5 +24,6 @@ PLANNERS.register(
         "ShortGPT, arXiv:2403.03853",
         find,
         tokens_read=lambda layer_count, layers, budget, tokens: tokens,
+        halves=True,
     )
 )

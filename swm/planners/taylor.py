@@ -60,6 +60,7 @@ PLANNERS.register(
         "Shortened LLaMA by Taylor importance, arXiv:2402.02834",
         find,
         whole_model=True,
+        halves=True,
         tokens_read=lambda layer_count, layers, budget, tokens: (
             4 * tokens
         ),  # a backward pass takes two or three forward

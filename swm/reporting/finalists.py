@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from swm.plan import Window
+from swm.registry import PLANNERS
 
 NAMED = 3  # plans at most
 MATTERS = 1.1  # times: from this ratio of perplexities on, it is said that another text can matter
@@ -38,15 +39,16 @@ def halves_sentence(data: dict[str, Any]) -> str:
     halves = data.get("halves") or []
     if not halves:
         return ""
+    title = PLANNERS[data["planner"]].title
     others = [half for half in halves if half["windows"] != data["windows"]]
     if not others:
-        return "Each half of the calibration text alone leads to the same layers."
+        return f"On each half of the calibration text alone, {title} chooses the same layers."
     named = " and ".join(f"{_windows(half)} (perplexity {half['perplexity']:,.1f})" for half in others)
     which = "one half" if len(others) == 1 else "each half"
-    said = f"On {which} of the calibration text alone, the method chooses otherwise: {named}."
+    said = f"On {which} of the calibration text alone, {title} chooses otherwise: {named}."
     if not text_matters(data):
         return f"{said} That matters little here."
-    return f"{said} So another text can lead to a better or a worse plan. Take more text, or a method that tries plans."
+    return f"{said} So another text can lead to a better or a worse plan. Take more text, or best, which tries plans."
 
 
 def text_matters(data: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ Source: Sliding-Window Merging, arXiv:2502.19159, Fig. 2; `swm.search.walk` list
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from swm.plan import DEFAULT_RULE, MergePlan, Window
@@ -54,7 +55,7 @@ def threshold_path(
     apart: int = 1,
     layers: int | None = None,
 ) -> ThresholdPath:
-    """The exact plan for every threshold in [low, high]; computes each similarity once.
+    """The exact plan for every threshold in [low, high]; computes each similarity once (800 for SmolLM2-135M from 0.5).
 
     Args:
         low, high: range of thresholds, in (0, 1], for a new path; a given `path` has its own.
@@ -63,11 +64,9 @@ def threshold_path(
         on_step: called after each batch of similarities with the path and the share of [low, high] that is covered.
         score_together, at_once: score up to `at_once` windows below the same merged ones together: those waiting to be
             tried, and those that follow if they fail. This scores a few windows that the path does not need.
-        score_apart, apart: instead, score up to `apart` windows that can be scored apart: those that branches wait for,
-            then those that follow if these fail. Scores that the path turns out not to need are dropped at the end.
+        score_apart, apart: instead, score up to `apart` windows that branches wait for, then those that follow if these
+            fail. What no walk needs is dropped at the end, but not from a search that was interrupted.
         layers: compute only the plans that leave this many layers; a walk stops once it cannot leave that many.
-
-    Cost: one call of `score` for each branch of the walk (about 800 for SmolLM2-135M from 0.5).
     """
     check_range(low, high)
     path = path or ThresholdPath(layer_count, rule, low, high, protect_last)
@@ -89,8 +88,9 @@ def threshold_path(
             else:
                 keys = _batch(path, position, branches, at_once, layers) if score_together else [key]
                 similarities = _scored(keys, score, score_together)
-            for (above, window), similarity in zip(keys, similarities, strict=True):
-                path.keep(above, window, similarity)
+            for tried, similarity in zip(keys, similarities, strict=True):
+                if tried == key or not math.isnan(similarity):  # one that is not needed must not end the search
+                    path.keep(*tried, similarity)
             if on_step:
                 on_step(path, covered / (path.high - path.low))
         ahead.pop(key, None)
@@ -110,7 +110,7 @@ def _forget(path: ThresholdPath, bounds: dict[Key, float | None]) -> None:
     """Drop similarities that no walk of the path needs; where a bound was known before, it comes back."""
     for key, bound in bounds.items():
         if bound is None:
-            del path.similarities[key]
+            path.similarities.pop(key, None)
         else:
             path.similarities[key] = bound
             path.bounds.add(key)

@@ -18,8 +18,8 @@ from swm.progress import Progress, no_progress, share_of
 from swm.registry import PLANNERS
 from swm.settings import PLAN_BUDGET
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
-from swm.stages.measure_plan import measure_plan, measured_path
-from swm.stages.search import Loaded
+from swm.stages.measure_plan import measure_plan
+from swm.stages.search import Loaded, bench_for, measure_perplexities, path_to_extend
 from swm.workspace.experiments import PLANS_VERSION, SEARCHED_BY, Experiment
 from swm.workspace.tried import TriedPlans
 
@@ -111,16 +111,23 @@ def _found_plan(
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
     data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact", **how}
     data |= {"finalists": finalists} if finalists else {}
-    if method.also_halves(experiment.layer_count, layers) and len(tokens) > 1:
-        progress(0, 0, f"{planner}: choosing on each half of the text")
-        halves = [choose(half) for half in (tokens[::2], tokens[1::2])]
-        data["halves"] = [_half(experiment, half, (model, tokenizer)) for half in halves]
-    if not experiment.read_only and is_first():
-        experiment.save_planned(planner, layers, data)
+    _keep(experiment, planner, layers, data)
+    if method.halves and layers < experiment.layer_count and len(tokens) > 1:
+        halves = [choose(half, progress=progress) for half in (tokens[::2], tokens[1::2])]
+        data["halves"] = _with_perplexity(experiment, halves, (model, tokenizer), progress)
+        _keep(experiment, planner, layers, data)
     return data
 
 
-def _half(experiment: Experiment, plan: MergePlan, loaded: Loaded) -> dict[str, Any]:
-    """A plan chosen on half of the text, with its perplexity on all of it."""
-    windows = plan.to_dict()["windows"]
-    return {"windows": windows, "perplexity": measured_path(experiment, plan, loaded=loaded).perplexities[plan.windows]}
+def _keep(experiment: Experiment, planner: str, layers: int, data: dict[str, Any]) -> None:
+    if not experiment.read_only and is_first():
+        experiment.save_planned(planner, layers, data)
+
+
+def _with_perplexity(
+    experiment: Experiment, plans: list[MergePlan], loaded: Loaded, progress: Progress
+) -> list[dict[str, Any]]:
+    """Plans chosen on a part of the text, with their perplexity on all of it."""
+    path = agreed(path_to_extend(experiment, loaded[0], plans[0].rule))
+    measure_perplexities(path, plans, bench_for(experiment, plans[0].rule, loaded), progress)
+    return [{"windows": plan.to_dict()["windows"], "perplexity": path.perplexities[plan.windows]} for plan in plans]

@@ -83,17 +83,15 @@ def search_path(
             saved = time.monotonic()
         progress(round(1000 * covered), 1000, f"{len(path.similarities)} windows tried")
 
-    def confirm() -> ThresholdPath:
-        exact_plan(path, bench, scorer, focus, lambda layer: step(path, 0.0))
-        return agreed(path)
-
     # One walk leaves several processes nothing to share out: its windows are then scored with the path's.
     last = world_size() > 1 and path.low <= focus <= path.high and layers is None
     try:
-        path = path if last else confirm()
+        path = path if last else _confirmed(path, bench, scorer, focus, step)
         save()
         _fill(path, scorer, focus, layers, step)
-        path = confirm() if last else path
+        if last:  # what was confirmed can lead to windows that were not tried yet
+            path = _confirmed(path, bench, scorer, focus, step)
+            _fill(path, scorer, focus, layers, step)
         runs_before += sum(gathered([scorer.layer_runs])) - scorer.layer_runs  # of the other processes
         save()
         selected = _plans_of(path, layers)
@@ -103,6 +101,18 @@ def search_path(
     finally:
         save()
     return path
+
+
+def _confirmed(
+    path: ThresholdPath,
+    bench: Bench,
+    scorer: WindowScorer,
+    focus: float,
+    on_step: Callable[[ThresholdPath, float], None],
+) -> ThresholdPath:
+    """The path with the plan at the focus confirmed, the same in all processes."""
+    exact_plan(path, bench, scorer, focus, lambda layer: on_step(path, 0.0))
+    return agreed(path)
 
 
 def _fill(

@@ -251,7 +251,7 @@ def planner_seconds(
     read = PLANNERS[planner].tokens_read
     if read is None or not cost or "forward_tokens_per_second" not in cost:
         return None
-    times = 2 if PLANNERS[planner].also_halves(facts["layers"], layers) else 1
+    times = 2 if PLANNERS[planner].halves and layers < facts["layers"] else 1
     measured = times * read(facts["layers"], layers, PLAN_BUDGET, tokens)
     measured += (1 + 2 * (2 * times - 1)) * tokens  # perplexity of the original; it and similarity of one plan or three
     seconds = facts["size_bytes"] / LOADING_BYTES_PER_SECOND + measured / cost["forward_tokens_per_second"]

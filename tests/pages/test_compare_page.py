@@ -191,8 +191,8 @@ def test_a_study_of_perplexity_alone_is_compared():
     experiment = Experiment.open("example-gemma")
     test = opened("pages/compare.py", experiment="example-gemma")
     assert not test.exception
-    assert any("No task has been scored yet" in info.value for info in test.info)
-    factors = table_with(test, "perplexity, lambada", "perplexity, squad")
+    assert any("None of these models has scores of tasks" in info.value for info in test.info)
+    factors = table_with(test, "compared with", "perplexity, squad")
     original = experiment.run("baseline").scores()["perplexity"]
     assert len(factors) == len(experiment.runs()) - 1
     for run in experiment.runs():

@@ -1,8 +1,10 @@
 """Several processes score windows ahead of the walk: the path must not show it, and the rounds must become few."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swm.errors import PlanError
 from swm.search.find import threshold_path
 from swm.search.threshold_path import ThresholdPath
 from tests.search.test_find import bounded, seeded_score
@@ -58,3 +60,19 @@ def test_scores_that_were_not_needed_are_dropped():
     path = threshold_path(6, None, 0.9, score_apart=score, apart=3)
     assert [str(window) for _, window in path.similarities] == ["3-4", "2-4", "1-4", "0-4"]
     assert sum(map(len, rounds)) > 4
+
+
+def test_a_window_that_overflows_ends_the_search_only_if_a_walk_needs_it():
+    """Layers 1-2 are never tried alone, because all windows above pass."""
+
+    def score(above, window):
+        return float("nan") if str(window) == "1-2" else similarity
+
+    similarity = 1.0
+    rounds = []
+    path = threshold_path(6, None, 0.9, score_apart=recorded(score, rounds), apart=8)
+    assert "1-2" in [str(window) for _, window in rounds[0]]
+    assert [str(window) for _, window in path.similarities] == ["3-4", "2-4", "1-4", "0-4"]
+    similarity = 0.1
+    with pytest.raises(PlanError, match="layers 1-2 merged"):
+        threshold_path(6, None, 0.9, score_apart=recorded(score, []), apart=8)

@@ -251,7 +251,7 @@ class Preview {
   listen() {
     this.slider.addEventListener("input", () => this.move(() => 1 * this.slider.value));
     this.slider.addEventListener("change", () => this.commit());
-    this.slider.addEventListener("pointerdown", () => (this.sliding = true));
+    this.slider.addEventListener("pointerdown", (event) => (this.sliding = event.button === 0));
     for (const end of ["pointerup", "pointercancel", "change"]) this.slider.addEventListener(end, () => (this.sliding = false));
     this.slider.addEventListener("keydown", (event) => {
       const by = { ArrowRight: 0.001, ArrowUp: 0.001, ArrowLeft: -0.001, ArrowDown: -0.001, PageUp: 0.01, PageDown: -0.01 }[event.key];
