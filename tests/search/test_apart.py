@@ -1,11 +1,13 @@
 """Several processes score windows ahead of the walk: the path must not show it, and the rounds must become few."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swm.errors import PlanError
-from swm.search.find import threshold_path
+from swm.search.find import confirmed_plan, find_plan, threshold_path
 from swm.search.threshold_path import ThresholdPath
 from tests.search.test_find import bounded, seeded_score
 
@@ -76,3 +78,18 @@ def test_a_window_that_overflows_ends_the_search_only_if_a_walk_needs_it():
     similarity = 0.1
     with pytest.raises(PlanError, match="layers 1-2 merged"):
         threshold_path(6, None, 0.9, score_apart=recorded(score, []), apart=8)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), focus=st.floats(0.4, 1.0))
+def test_a_path_confirmed_last_has_no_holes_once_it_is_filled_again(seed, focus):
+    """Exact similarities near the focus can lead to windows that the approximate ones did not."""
+    exact = seeded_score(seed)
+    fast = lambda above, window: exact(above, window) + 0.001 * math.sin(hash((above, window)))  # noqa: E731
+    path = ThresholdPath(8, "rdsc", 0.4, scoring="bfloat16")
+    threshold_path(8, None, 0.4, path=path, score_apart=recorded(fast, []), apart=8)
+    step = confirmed_plan(path, focus, lambda above, window, needed: fast(above, window), exact)
+    threshold_path(8, None, 0.4, path=path, score_apart=recorded(fast, []), apart=8)
+    assert path.covered() == pytest.approx(1, abs=1e-9)
+    assert step.plan == find_plan(8, exact, focus, rule="rdsc")
+    assert path.plan_at(focus).plan == step.plan
