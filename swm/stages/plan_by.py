@@ -86,7 +86,9 @@ def _found_plan(
     tokens, tried, minutes = calibration_of(experiment, tokenizer), TriedPlans(experiment), how.get("minutes")
     tried.losses = agreed(tried.losses)
     finalists: dict[str, Any] = {}
-    named = share_of(lambda done, total, text: progress(done, total, f"{planner}: {text}"), 0, SEARCHING)
+    halves = method.halves and layers < experiment.layer_count and len(tokens) > 1
+    first = share_of(progress, 0, 0.5) if halves else progress
+    named = share_of(lambda done, total, text: first(done, total, f"{planner}: {text}"), 0, SEARCHING)
     choose = partial(
         plan_with,
         planner,
@@ -107,14 +109,15 @@ def _found_plan(
         if is_first():
             tried.save()
     seconds = round(time.time() - start, 1)
-    measured = measure_plan(experiment, plan, share_of(progress, SEARCHING, 1), (model, tokenizer))
+    measured = measure_plan(experiment, plan, share_of(first, SEARCHING, 1), (model, tokenizer))
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
     data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact", **how}
     data |= {"finalists": finalists} if finalists else {}
     _keep(experiment, planner, layers, data)
-    if method.halves and layers < experiment.layer_count and len(tokens) > 1:
-        halves = [choose(half, progress=progress) for half in (tokens[::2], tokens[1::2])]
-        data["halves"] = _with_perplexity(experiment, halves, (model, tokenizer), progress)
+    if halves:
+        parts = ((tokens[::2], 0.5), (tokens[1::2], 0.7))
+        chosen = [choose(half, progress=share_of(progress, begin, begin + 0.2)) for half, begin in parts]
+        data["halves"] = _with_perplexity(experiment, chosen, (model, tokenizer), share_of(progress, 0.9, 1))
         _keep(experiment, planner, layers, data)
     return data
 

@@ -253,7 +253,7 @@ def planner_seconds(
         return None
     times = 2 if PLANNERS[planner].halves and layers < facts["layers"] else 1
     measured = times * read(facts["layers"], layers, PLAN_BUDGET, tokens)
-    measured += (1 + 2 * (2 * times - 1)) * tokens  # perplexity of the original; it and similarity of one plan or three
+    measured += (1 + 2 * times) * tokens  # similarity and two perplexities, and two more of the choices on halves
     seconds = facts["size_bytes"] / LOADING_BYTES_PER_SECOND + measured / cost["forward_tokens_per_second"]
     return float(seconds + EVALUATION_SECONDS)
 
