@@ -200,3 +200,4 @@ def test_a_study_of_perplexity_alone_is_compared():
             factor = entry["value"] / original[text]["value"]
             shown = factors.loc[f"{run.name} (merged)", f"perplexity, {text}"].replace("\u00a0", " ")
             assert float(shown.split()[1].replace(",", "")) == pytest.approx(factor, abs=0.006)
+    assert [button.proto.label for button in test.get("download_button")] == ["Download as CSV"]
