@@ -134,6 +134,7 @@ class Planner:
         least_budget: fewest plans it must try, given (layers of the model, layers left); None if it takes no budget.
         tokens_read: how many tokens the whole model reads at most, given (layers of the model, layers left, budget,
             tokens of the calibration text), from which the time is estimated; None if that depends on the model.
+        samples: its losses are estimated from a sample of a large vocabulary, see `search.vocabulary`.
         halves: so quick that it also chooses on each half of the text, which shows how much depends on the text.
     """
 
@@ -145,6 +146,7 @@ class Planner:
     whole_model: bool = False
     least_budget: Callable[[int, int], int] | None = None
     tokens_read: Callable[[int, int, int, int], float] | None = None
+    samples: bool = False
     halves: bool = False
 
 

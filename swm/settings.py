@@ -10,6 +10,8 @@ from swm.errors import SettingsError
 
 FIT_TOKENS = 24_576  # text for fitting merged layers: 43 times SmolLM2-135M's width; doubling it made no difference
 WINDOW_FIT_TOKENS = 4096  # text for fitting a window during a search; the merge itself uses FIT_TOKENS
+VOCABULARY_SAMPLE = 16_384  # tokens of a vocabulary that losses of a search are estimated from
+LARGE_VOCABULARY = 4 * VOCABULARY_SAMPLE  # tokens from which on it is sampled
 PLAN_BUDGET = 400  # number of plans that a planner with a budget tries
 CACHE_TOKENS = 4096  # of which a memory target counts the keys and values
 PRECISIONS = ("auto", "exact", "bfloat16")  # of a search; exact is the model's own dtype

@@ -98,6 +98,7 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
         "architecture": type(model).__name__,
         "layers": len(decoder.layers),
         "width": config.get_text_config().hidden_size,
+        "vocabulary": config.get_text_config().vocab_size,
         "parameters": parameter_count(model),
         "parameters_per_layer": parameter_count(decoder.layers[0]),
         "dtype": str(saved).removeprefix("torch.") if saved else "float32",

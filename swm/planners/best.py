@@ -133,5 +133,6 @@ PLANNERS.register(
         whole_model=True,
         least_budget=least_budget,
         tokens_read=tokens_read,
+        samples=True,
     )
 )

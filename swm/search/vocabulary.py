@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-LIKELY, DRAWN = 8192, 8192  # tokens: the likeliest ones, and those drawn from all others
-LARGE = 4 * (LIKELY + DRAWN)  # tokens from which on a vocabulary is sampled
+from swm.settings import LARGE_VOCABULARY, VOCABULARY_SAMPLE
+
+LIKELY = VOCABULARY_SAMPLE // 2  # tokens of the sample that are the likeliest ones
+DRAWN = VOCABULARY_SAMPLE - LIKELY  # those drawn from all others
 PART_TOKENS = 1024  # in one forward pass
 
 
@@ -71,7 +73,7 @@ def sample_for(model: PreTrainedModel, tokens: Tensor) -> VocabularySample | Non
         tokens: ids, shape (texts, length), int64, no padding.
     """
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or head.out_features < LARGE or head.weight.is_meta:
+    if not isinstance(head, nn.Linear) or head.out_features < LARGE_VOCABULARY or head.weight.is_meta:
         return None
     tokens = tokens.to(model.device)
     total = torch.zeros(head.out_features, device=model.device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from swm.plan import MergePlan, trained_layers
 from swm.registry import MERGE_RULES, PLANNERS
-from swm.settings import FIT_TOKENS, PLAN_BUDGET, RecoverySettings
+from swm.settings import FIT_TOKENS, LARGE_VOCABULARY, PLAN_BUDGET, VOCABULARY_SAMPLE, RecoverySettings
 from swm.workspace.files import free_bytes
 from swm.workspace.machine import free_memory_bytes
 from swm.workspace.units import duration_range, gib
@@ -24,14 +24,8 @@ PERPLEXITY_TOKENS = 2 * 32 * 256
 
 
 SCORED_TOKENS = 4096  # tokens whose logits an evaluation holds at once
-
-
 LOADING_BYTES_PER_SECOND = 150 * 2**20
-
-
 GRAM_TOKENS = 512  # tokens in the Gram matrix that a measurement holds for each layer
-
-
 ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search per layer of the model
 
 
@@ -135,7 +129,7 @@ def estimate_run(
     """
     free = free_memory_bytes()
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
-    vocabulary = max(0, facts["parameters"] - layers * facts["parameters_per_layer"]) / width
+    vocabulary = facts.get("vocabulary") or (facts["parameters"] - layers * facts["parameters_per_layer"]) / width
     small = size * (1 - (layers - plan.worth_layers) * facts["parameters_per_layer"] / facts["parameters"])
     memory = {"merge": 2.2 * size, "evaluate": size + SCORED_TOKENS * 4 * (3 * vocabulary + 12 * width)}
     disk = small
@@ -254,8 +248,18 @@ def planner_seconds(
     times = 2 if PLANNERS[planner].halves and layers < facts["layers"] else 1
     measured = times * read(facts["layers"], layers, PLAN_BUDGET, tokens)
     measured += (1 + 2 * times) * tokens  # similarity and two perplexities, and two more of the choices on halves
+    measured *= _sampled_share(facts) if PLANNERS[planner].samples else 1
     seconds = facts["size_bytes"] / LOADING_BYTES_PER_SECOND + measured / cost["forward_tokens_per_second"]
     return float(seconds + EVALUATION_SECONDS)
+
+
+def _sampled_share(facts: dict[str, Any]) -> float:
+    """What a forward pass with a sample of the vocabulary costs, of one with all of it."""
+    vocabulary = facts.get("vocabulary", 0)
+    if vocabulary < LARGE_VOCABULARY:
+        return 1.0
+    layers = facts["layers"] * facts["parameters_per_layer"]
+    return float((layers + VOCABULARY_SAMPLE * facts["width"]) / (layers + vocabulary * facts["width"]))
 
 
 def _healing_seconds(recovery: RecoverySettings, cost: dict[str, Any]) -> float:

@@ -51,6 +51,7 @@ class ModelFacts(Record):
     parameters_per_layer: Positive
     size_bytes: Positive
     architecture: str = ""
+    vocabulary: Annotated[int, Field(ge=0)] = 0  # 0 in older files
     cache_bytes_per_token: Annotated[int, Field(ge=0)] = 0
     layer_kinds: list[str] = Field(default_factory=list)
 

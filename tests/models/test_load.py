@@ -172,6 +172,7 @@ def test_config_facts_equal_the_loaded_model(model, model_folder):
     assert facts["parameters"] == sum(p.numel() for p in model.parameters())
     assert facts["parameters_per_layer"] == sum(p.numel() for p in model.model.layers[0].parameters())
     assert (facts["layers"], facts["width"], facts["dtype"]) == (4, 32, "float32")
+    assert facts["vocabulary"] == model.get_output_embeddings().out_features
     assert config_facts(str(model_folder), "bfloat16")["size_bytes"] == 2 * facts["parameters"]
 
 

@@ -94,7 +94,7 @@ def test_the_head_is_whole_again_after_an_error():
 def small_samples(monkeypatch):
     """Samples as if 200 tokens were a large vocabulary."""
     plain = VocabularySample.of
-    monkeypatch.setattr(vocabulary, "LARGE", 200)
+    monkeypatch.setattr(vocabulary, "LARGE_VOCABULARY", 200)
     monkeypatch.setattr(VocabularySample, "of", lambda shares, text: plain(shares, text, likely=150, drawn=60))
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from swm.cli.main import main
@@ -14,6 +15,8 @@ from swm.models.load import config_facts
 from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
 from swm.registry import PLANNERS
+from swm.search.plan_loss import PlanLoss
+from swm.search.vocabulary import sample_for
 from swm.settings import PLAN_BUDGET, PRESETS, ExperimentSettings, preset_settings
 from swm.workspace.estimate import (
     PROCESS_BYTES,
@@ -253,3 +256,23 @@ def test_a_planner_reads_no_more_than_it_says(planner, monkeypatch):
     seconds = planner_seconds(facts, cost, tokens.numel(), planner, layers)
     assert seconds > (PLANNERS[planner].tokens_read(count, layers, PLAN_BUDGET, tokens.numel()) + tokens.numel()) / 10
     assert planner_seconds(facts, None, tokens.numel(), planner, layers) is None
+
+
+def test_a_search_in_a_large_vocabulary_costs_what_its_sample_does(tmp_path):
+    """Held against PyTorch's own count of multiplications, of a plan tried with the sample and with all tokens."""
+    model = tiny_model(layers=10, vocab_size=70_000).eval()
+    model.save_pretrained(tmp_path)
+    facts, tokens = config_facts(str(tmp_path)), torch.randint(0, 300, (4, 16))
+    flops = []
+    for sample in (None, sample_for(model, tokens)):
+        loss = PlanLoss(model, tokens, sample=sample)
+        with FlopCounterMode(display=False) as counter:
+            loss(MergePlan(10, (Window(0, 1),)))
+        flops.append(counter.get_total_flops())
+    seconds = [
+        planner_seconds(facts | size, COST, tokens.numel(), "best", 7)
+        - planner_seconds(facts | size, COST | {"forward_tokens_per_second": 1e12}, tokens.numel(), "best", 7)
+        for size in ({"vocabulary": 0}, {})
+    ]
+    assert seconds[1] / seconds[0] == pytest.approx(flops[1] / flops[0], rel=0.1)
+    assert flops[1] / flops[0] < 0.5
