@@ -16,7 +16,7 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.known import offer_smaller, show_known_plans, windows_of
-from pages.shared.live import DEFAULT_THRESHOLD, hand_key, live_preview, path_and_view
+from pages.shared.live import hand_key, live_preview, path_and_view
 from pages.shared.navigation import next_step, number_from_address
 from pages.shared.tables import trace_table
 from pages.shared.target import DOORS, Found, forget_edits, plan_notes, target_plan
@@ -25,11 +25,12 @@ from swm.registry import MERGE_RULES
 from swm.reporting.arguments import windows_arguments
 from swm.reporting.charts import trace_chart
 from swm.reporting.heatmaps import similarity_heatmap
+from swm.reporting.names import text_name
 from swm.reporting.preview import plan_view
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import outdated_path
 from swm.search.threshold_path import PlanAt, ThresholdPath, known_similarity
-from swm.settings import SAMPLE_PROMPTS, SAMPLE_TOKENS
+from swm.settings import DEFAULT_THRESHOLD, SAMPLE_PROMPTS, SAMPLE_TOKENS
 from swm.workspace.estimate import about, path_seconds
 from swm.workspace.experiments import Experiment
 
@@ -197,6 +198,7 @@ with shown_errors():
         found = Found(plan, known_similarity(path, plan), path.perplexities)
     empty = plan_view(MergePlan(experiment.layer_count, (), rule), experiment.model_facts, experiment.cost())
     view = {**view, "name": f"{experiment.name} {rule}", "threshold": threshold, "empty": empty}
+    view = {**view, "text": text_name(experiment.settings.texts)}
     view = {**view, "fixed": door == "target", "edited": by_hand is not None}
     if door == "threshold" or found:
         hand = plan_shown(experiment, found) if found else None

@@ -23,7 +23,7 @@ from swm.registry import METRICS
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS, TITLES, help_for, method_name
 from swm.reporting.heatmaps import similarity_heatmap
-from swm.reporting.names import row_name
+from swm.reporting.names import row_name, text_name
 from swm.reporting.study_charts import depths_chart, ranks_chart, staircase_chart, threshold_scores_chart
 from swm.reporting.table import conditions_of
 from swm.search.kept_path import kept_path
@@ -207,7 +207,10 @@ def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[di
     if not paths:
         return False
     st.plotly_chart(staircase_chart(paths, "layers", grid.scored_at), key="studies_layers")
-    st.plotly_chart(staircase_chart(paths, "perplexity", grid.scored_at), key="studies_perplexity")
+    st.plotly_chart(
+        staircase_chart(paths, "perplexity", grid.scored_at, text_name(experiment.settings.texts)),
+        key="studies_perplexity",
+    )
     if partial := [
         f"{method_name(path.rule)}, {100 * path.covered():.0f} %" for path in paths if path.covered() < 0.999
     ]:

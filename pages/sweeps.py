@@ -11,6 +11,7 @@ from swm.jobs.sweep import ENDED, sweep_rows, sweeps
 from swm.reporting.compare import percent_interval
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS
+from swm.reporting.names import text_name
 from swm.workspace.files import demo_experiment
 
 start_page("Sweeps", "Many runs from one file: the state of each, and the best so far.")
@@ -40,6 +41,7 @@ ended = sum(row["state"] in ENDED for row in rows)
 scored = [row for row in rows if row.get("average") is not None]
 best_score = max(scored, key=lambda row: row["average"], default=None)
 best_perplexity = min((r for r in rows if r.get("perplexity")), key=lambda row: row["perplexity"], default=None)
+measured_on = f", {text_name(best_perplexity['perplexity_text'])}" if best_perplexity else ""
 left, middle, right = st.columns([1, 2, 2])
 left.metric("Runs done or failed", f"{ended} of {len(rows)}")
 with middle:
@@ -53,7 +55,7 @@ with middle:
         st.caption(f"95 % interval {low:.1f} to {high:.1f} %; {best_score['run']}, {best_score['layers']} layers")
 with right:
     st.metric(
-        "Lowest perplexity so far",
+        f"Lowest perplexity so far{measured_on}",
         f"{best_perplexity['perplexity']:,.1f}" if best_perplexity else "–",
         help=f"{TERMS['perplexity']} Fewer layers usually mean a higher perplexity: compare runs of the same depth.",
     )

@@ -14,6 +14,7 @@ VOCABULARY_SAMPLE = 16_384  # tokens of a vocabulary that losses of a search are
 LARGE_VOCABULARY = 4 * VOCABULARY_SAMPLE  # tokens from which on it is sampled
 PLAN_BUDGET = 400  # number of plans that a planner with a budget tries
 CACHE_TOKENS = 4096  # of which a memory target counts the keys and values
+DEFAULT_THRESHOLD = 0.9  # that a search begins with
 PRECISIONS = ("auto", "exact", "bfloat16")  # of a search; exact is the model's own dtype
 SKIPPED_TOKENS = 4  # first tokens of each text that similarity leaves out: their huge norms drown all others
 SAMPLE_PROMPTS = (

@@ -20,6 +20,7 @@ from swm.reporting.known_plans import (
     plans_chart,
     with_front,
 )
+from swm.reporting.names import text_name
 from swm.reporting.preview import WITHIN
 from swm.workspace.experiments import Experiment
 
@@ -81,7 +82,7 @@ def show_known_plans(experiment: Experiment) -> None:
     st.subheader("All plans known so far", anchor=False)
     axes = [BY_MEMORY, BY_SPEED] if any(plan.speed for plan in plans) else [BY_MEMORY]
     by = st.segmented_control("Against", axes, default=axes[0], required=True, key="preview_against")
-    figure = plans_chart(with_front(plans, by), by, WITHIN)
+    figure = plans_chart(with_front(plans, by), by, WITHIN, text_name(experiment.settings.texts))
     st.plotly_chart(figure, key="preview_plans", on_select=partial(take_point, experiment), selection_mode="points")
     tried = (
         "A search by best for few layers passes through all depths above: the best plan that it tried at each is there "

@@ -12,9 +12,8 @@ from swm.reporting.preview import HELP, TEMPLATES, path_view, plan_view
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import kept_path
 from swm.search.threshold_path import ThresholdPath
+from swm.settings import DEFAULT_THRESHOLD
 from swm.workspace.experiments import Experiment
-
-DEFAULT_THRESHOLD = 0.9
 
 
 def path_and_view(experiment: Experiment, rule: str) -> tuple[ThresholdPath, dict[str, Any]]:
@@ -60,7 +59,8 @@ def live_preview(
 
     Args:
         view: from `path_and_view`, plus `name` (experiment and rule; a pinned plan is dropped when it changes),
-            `threshold`, `hand` (the plan set by hand, or None) and `empty` (the plan without windows).
+            `text` (that perplexities are of), `threshold`, `hand` (the plan set by hand, or None) and `empty` (the plan
+            without windows).
         on_threshold, on_windows: called after the user's choice, which is then in `st.session_state[key]`: `threshold`,
             or `windows` with the text under `by_hand`.
     """

@@ -15,6 +15,7 @@ from swm.errors import PlanError
 from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.registry import MERGE_RULES, PLANNERS, as_sentence
 from swm.reporting.finalists import finalists_sentence, halves_sentence, text_matters
+from swm.reporting.names import text_name
 from swm.reporting.preview import WITHIN
 from swm.search.kept_path import kept_path
 from swm.settings import CACHE_TOKENS
@@ -54,7 +55,7 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
         "target_kind",
         on_change=forget_edits,
         args=(experiment,),
-        help="Perplexity is measured on the calibration text, before healing.",
+        help=f"Perplexity is of the calibration text ({text_name(experiment.settings.texts)}), before healing.",
     )
     value = _value(inputs[1], experiment, kind)
     method = named_choice(

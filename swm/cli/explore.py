@@ -52,7 +52,10 @@ def run_create(options: argparse.Namespace) -> Result:
 
     experiment = create_experiment(options.exp, settings)
     if options.measure:
-        _measured(experiment, _measures(Measure()))
+        from swm.stages.first_look import first_look
+
+        with watched(experiment, "measure") as progress:
+            first_look(experiment, _measures(Measure()), progress)
     facts = experiment.model_facts
     text = (
         f"Created {experiment.name}: {facts['architecture']}, {facts['layers']} layers, "

@@ -11,7 +11,15 @@ from swm import __version__
 from swm.checked import choices
 from swm.plan import DEFAULT_RULE, WIDTH_METHODS
 from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS
-from swm.settings import CACHE_TOKENS, GGUF_TYPES, PRECISIONS, PRESET_HELP, SKIPPED_TOKENS, RecoverySettings
+from swm.settings import (
+    CACHE_TOKENS,
+    DEFAULT_THRESHOLD,
+    GGUF_TYPES,
+    PRECISIONS,
+    PRESET_HELP,
+    SKIPPED_TOKENS,
+    RecoverySettings,
+)
 from swm.similarity.measure import PARTS, SAMPLES
 from swm.studies.grids import KINDS
 
@@ -65,7 +73,7 @@ def _add_exploring(add: Add) -> None:
     command.add_argument(
         "--exact", action="store_const", dest="precision", const="exact", help="short for --precision exact"
     )
-    command.add_argument("--focus", type=float, default=0.9, help="threshold to compute first (0.9)")
+    command.add_argument("--focus", type=float, default=DEFAULT_THRESHOLD, help="threshold to compute first (0.9)")
     command.add_argument(
         "--no-answers",
         dest="answers",

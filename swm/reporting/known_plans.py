@@ -101,7 +101,7 @@ def _x(plan: KnownPlan, by: str) -> float:
     return plan.memory / 2**20 if by == BY_MEMORY else float(plan.speed or 0.0)
 
 
-def plans_chart(plans: Sequence[KnownPlan], by: str, within: float) -> go.Figure:
+def plans_chart(plans: Sequence[KnownPlan], by: str, within: float, text: str) -> go.Figure:
     """Perplexity (logarithmic) against memory or speed: a point for each plan, a line through those no other beats.
 
     Args:
@@ -147,6 +147,6 @@ def plans_chart(plans: Sequence[KnownPlan], by: str, within: float) -> go.Figure
         figure.add_hline(y=allowed, line={"color": LINE, "width": 1, "dash": "dash"})
         place = {"x": 0.0, "xref": "paper", "xanchor": "left", "y": math.log10(allowed), "yanchor": "bottom"}
         figure.add_annotation(text=f"× {within:g}", showarrow=False, **place)  # a logarithmic axis wants the logarithm
-    plain_axes(figure, by, "perplexity of the calibration text, before healing", 420, legend=True)
+    plain_axes(figure, by, f"perplexity, {text}, before healing", 420, legend=True)
     log_axis(figure, min((plan.perplexity for plan in plans), default=None))
     return figure.update_layout(clickmode="event+select", dragmode=False)

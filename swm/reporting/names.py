@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
+from swm.registry import TEXTS
 from swm.workspace.runs import BASELINE, Run
 
 ORIGINAL = "original"
+
+
+def text_name(texts: str) -> str:
+    """Display name of a text: its title, or the name of its file or data set."""
+    return TEXTS[texts].title if texts in TEXTS else PurePath(texts).name
 
 
 def row_name(row: dict[str, Any]) -> str:

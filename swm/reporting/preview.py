@@ -17,14 +17,14 @@ from swm.workspace.units import gib
 WITHIN = 1.2  # times the original's perplexity: the loss that the slider's mark allows
 LOWEST = 0.5  # start of the slider, also if not computed that far
 TEMPLATES = Path(__file__).parent / "templates"
-PERPLEXITY = "Perplexity, calibration"
+PERPLEXITY = "Perplexity"
 HELP = {
     "Layers": "Decoder layers after merging.",
     "Parameters": "Of the merged model, including embeddings.",
     "Weights": "Their size, at the experiment's precision. Generation adds its cache.",
     "Expected speed": "Expected generation speed relative to the original, estimated from its time per layer.",
     "Similarity": f"{TERMS['similarity']} Here: cosine of the last hidden states, mean over the calibration texts.",
-    PERPLEXITY: f"{TERMS['perplexity']} Here: before healing, and relative to the original.",
+    PERPLEXITY: f"{TERMS['perplexity']} Here: of the calibration text, before healing, and relative to the original.",
 }
 
 

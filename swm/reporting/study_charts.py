@@ -147,11 +147,14 @@ def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] 
     return entry and (entry["value"], entry["low"], entry["high"])
 
 
-def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Sequence[float] = ()) -> go.Figure:
+def staircase_chart(
+    paths: Sequence[ThresholdPath], figure_of: str, below: Sequence[float] = (), text: str = "calibration text"
+) -> go.Figure:
     """Layers left, or perplexity on the calibration text, against threshold: one line for each merge rule.
 
     Args:
         below: thresholds below a path's range whose plans are drawn too, if they are known.
+        text: that perplexities are of.
     """
     figure, lowest = go.Figure(), min([path.low for path in paths] + [*below], default=0.0)
     for path in paths:
@@ -178,7 +181,7 @@ def staircase_chart(paths: Sequence[ThresholdPath], figure_of: str, below: Seque
             line={"color": method_colour(path.rule), "width": 2},
             hovertemplate="%{x:.3f}: %{y:,.1f}<extra>" + method_name(path.rule) + "</extra>",
         )
-    title = "layers left" if figure_of == "layers" else "perplexity on the calibration text"
+    title = "layers left" if figure_of == "layers" else f"perplexity, {text}"
     figure = plain_axes(figure, "threshold", title, 380, legend=True)
     figure.update_xaxes(range=[lowest - 0.01, 1.01])
     if figure_of == "perplexity":

@@ -5,6 +5,7 @@
 - create: creates an experiment after checking its model and text
 - demo: the demo: the whole pipeline on the bundled model
 - evaluate: scores a run: perplexity, zero-shot tasks, samples
+- first_look: what a new experiment shows first: its map, a plan, then all else
 - known_plan: the plan at a threshold or depth, if the path on disk already has it
 - loading: what several stages share: models, texts, measurement conditions
 - measure: measures the similarity of an experiment's layers

@@ -26,11 +26,14 @@ def measure_experiment(
     how: Measure | str = "cka",
     progress: Progress = no_progress,
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    *,
+    cost: bool = True,
 ) -> dict[str, Any]:
     """Similarity of all layer pairs, written to similarity/<name of the measure>.json.
 
     Args:
         loaded: model and tokenizer, for callers that measure several times.
+        cost: also time a token of the original, unless that is known.
     """
     how = Measure(how) if isinstance(how, str) else how
     progress(0, 0, "loading the model")
@@ -56,7 +59,7 @@ def measure_experiment(
     if not is_first():
         return data
     experiment.save_similarity(how.name, data)
-    if not experiment.cost():
+    if cost and not experiment.cost():
         measure_cost(experiment, (model, tokenizer), progress)
     return data
 

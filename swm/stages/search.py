@@ -28,7 +28,7 @@ from swm.search.plan_loss import PlanLoss
 from swm.search.threshold_path import PlanAt, ThresholdPath
 from swm.search.walk import check_range, check_threshold
 from swm.search.window_score import WindowScorer
-from swm.settings import WINDOW_FIT_TOKENS
+from swm.settings import DEFAULT_THRESHOLD, WINDOW_FIT_TOKENS
 from swm.stages.answer_plans import SAVE_SECONDS, answer_plans
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
 from swm.workspace.experiments import Experiment
@@ -47,7 +47,7 @@ def search_path(
     experiment: Experiment,
     rule: str = DEFAULT_RULE,
     low: float = 0.5,
-    focus: float = 0.9,
+    focus: float = DEFAULT_THRESHOLD,
     progress: Progress = no_progress,
     precision: str = "auto",
     layers: int | None = None,

@@ -73,11 +73,11 @@ def test_numbers_of_a_plan_are_as_people_read_them():
         "Weights": "85 MiB",
         "Expected speed": "× 1.32",  # 10 / (8 * 0.7 + 2)
         "Similarity": "0.9100",
-        "Perplexity, calibration": "50",
+        "Perplexity": "50",
     }
-    assert view["more"] == {"Parameters": "−15.0%", "Perplexity, calibration": "× 2.50"}
+    assert view["more"] == {"Parameters": "−15.0%", "Perplexity": "× 2.50"}
     unknown = plan_view(plan, FACTS)["numbers"]
-    assert [unknown[name] for name in ("Expected speed", "Similarity", "Perplexity, calibration")] == ["–"] * 3
+    assert [unknown[name] for name in ("Expected speed", "Similarity", "Perplexity")] == ["–"] * 3
 
 
 def test_similarity_of_windows_by_hand_is_known_when_the_search_came_by_them():

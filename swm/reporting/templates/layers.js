@@ -105,13 +105,13 @@ function editable(root, plan, onWindows) {
   return root;
 }
 
-function numbers(plan, similarity, help) {
+function numbers(plan, similarity, help, text) {
   const row = html("div", "numbers");
   for (const [label, value] of Object.entries(plan?.numbers ?? help)) {
     const shown = !plan ? "–" : label === "Similarity" && similarity ? similarity : value;
     const tile = html("div", "number");
     tile.title = help[label] ?? "";
-    tile.append(html("div", "label", label), html("div", "value", shown));
+    tile.append(html("div", "label", label === "Perplexity" && text ? `${label}, ${text}` : label), html("div", "value", shown));
     if (plan?.more[label]) tile.lastChild.append(html("span", "more", plan.more[label]));
     row.append(tile);
   }
@@ -377,7 +377,7 @@ class Preview {
     this.slider.value = this.threshold;
     if (this.root.getRootNode().activeElement !== this.field) this.field.value = +this.threshold.toFixed(4);
     this.stairs.replaceChildren(curves(this.data, this.threshold, width, this.editing ? null : step));
-    this.shown.replaceChildren(numbers(plan, this.similarity(), this.data.help));
+    this.shown.replaceChildren(numbers(plan, this.similarity(), this.data.help, this.data.text));
     if (plan) {
       const picture = strip(plan, width);
       this.shown.append(this.editing ? editable(picture, plan, (windows) => this.edited(windows)) : picture);
@@ -404,7 +404,7 @@ class Preview {
     }
     if (this.pin) {
       const name = this.pin.byHand ? "windows by hand" : `threshold ${this.pin.threshold.toFixed(4)}`;
-      this.pinned.append(html("div", "note", `Pinned: ${name}`), numbers(this.pin.plan, this.pin.similarity, this.data.help), strip(this.pin.plan, width));
+      this.pinned.append(html("div", "note", `Pinned: ${name}`), numbers(this.pin.plan, this.pin.similarity, this.data.help, this.data.text), strip(this.pin.plan, width));
     }
   }
 }
