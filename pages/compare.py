@@ -70,7 +70,7 @@ def show_numbers() -> None:
     figures = runs_figures(flat)
     number = st.column_config.NumberColumn(format="%.1f")
     columns = {name: number for name in figures.columns if name not in ("experiment", "layers", "scored on")}
-    st.dataframe(figures, column_config={"run": st.column_config.Column(pinned=True), **columns})
+    st.dataframe(figures, column_config={"run": st.column_config.Column(pinned=True), **columns}, placeholder="–")
     st.caption("Click a column header to sort or pin it. Use the magnifying glass to find a run.")
     st.download_button(
         "Download as CSV",

@@ -122,6 +122,7 @@ else:
                 )
                 upload()
             model = typed.strip() or model
+            about_model = st.container()  # beside the field that an error is about
             dtype = st.selectbox(
                 "Precision (dtype)",
                 ("auto", "float32", "bfloat16", "float16"),
@@ -144,7 +145,7 @@ else:
             texts = own_texts.strip() or texts
             text_preview(texts)
             count, length, seed = how_much()
-        with left:
+        with about_model:
             model_facts(model or "", dtype, count * length)
         ready = bool(name and model)
         arguments = ["create", name or "NAME", "--model", model or "MODEL", "--texts", texts]

@@ -87,6 +87,8 @@ def show_live(experiment: Experiment, usable: list[str]) -> None:
     if len(names) != 2:
         st.caption("Choose exactly two models to compare them without names and vote.")
     clicked = st.button("Answer", type="primary", disabled=not (prompt.strip() and names), key="playground_go")
+    if not (prompt.strip() and names):
+        st.caption("Write a prompt and choose a model first.")
     if blind:
         answer_blind(experiment, names, prompt, int(tokens), clicked)
     elif clicked:

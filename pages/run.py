@@ -25,6 +25,7 @@ from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthC
 from swm.registry import MERGE_RULES
 from swm.reporting.arguments import width_arguments, windows_arguments
 from swm.reporting.commands import run_commands
+from swm.reporting.glossary import title_of
 from swm.search.kept_path import kept_path
 from swm.settings import RecoverySettings
 from swm.workspace.estimate import about, estimate_run
@@ -113,7 +114,13 @@ def which_windows(place: Any, initial: Any) -> tuple[float, str, str]:
         help="First and last layer of each, both included. Overrides the threshold.",
     )
     rule = place.selectbox(
-        "Merge rule", rules, index=rules.index(initial_rule), key="run_rule", persist_state="session", help=RULE
+        "Merge rule",
+        rules,
+        index=rules.index(initial_rule),
+        key="run_rule",
+        persist_state="session",
+        help=RULE,
+        format_func=lambda name: title_of(MERGE_RULES[name]),
     )
     return threshold, windows, rule
 

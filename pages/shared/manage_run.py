@@ -100,6 +100,10 @@ def offer_weights(run: Run, form: ExportFormat, label: str, name: str, key: str)
             disabled=not (run.has_model and form.fits(run)),
             help=as_sentence(form.help),
         )
+    if not run.has_model:
+        st.caption("Merge the run first: there are no weights to write yet.")
+    elif not form.fits(run):
+        st.caption(f"{form.title} cannot describe this run's plan.")
     if clicked:
         write(run, form, name, *options)
 

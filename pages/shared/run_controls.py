@@ -51,6 +51,8 @@ def controls(run: Run) -> None:
         if run.stage == "planned"
         else f"Merged already.{' No steps remain.' if finished else ''}"
     )
+    if missing := client_missing() if run.stage != "planned" else "":
+        st.caption(f"{IN_LLAMA_CPP} is off. {missing}")
     offer_control(run, usual_limit(run))
 
 

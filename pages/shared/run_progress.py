@@ -12,6 +12,7 @@ from pages.shared.plain import plain
 from swm.healing.training_speed import training_speed
 from swm.registry import MERGE_RULES, as_sentence
 from swm.reporting.charts import loss_chart
+from swm.reporting.glossary import title_of
 from swm.reporting.names import stage_name
 from swm.workspace.runs import Run
 from swm.workspace.state import State
@@ -32,21 +33,37 @@ def show_stages(run: Run) -> None:
     """The run's stages: which are done and how long they took, which runs now, and what a closed tab keeps."""
     recovery, scores, timing = run.settings.get("recovery", {}), run.scores(), run.timing()
     conditions = (scores or {}).get("conditions") or {}
+    merging, measuring = run.settings.get("merge") or {}, (timing or {}).get("conditions") or {}
     took = {
-        "Merge": "" if run.stage == "planned" else "done",
+        "Merge": "" if run.stage == "planned" else _took(merging),
         "Heal with LoRA": duration(recovery["seconds"]) if run.stage == "recovered" and "seconds" in recovery else "",
-        "Evaluate": duration(seconds) if (seconds := conditions.get("seconds")) else "done" if scores else "",
-        "Measure speed": "done" if timing else "",
+        "Evaluate": _took(conditions) if scores else "",
+        "Measure speed": _took(measuring) if timing else "",
     }
     state = run.state()
     now = stage_now(state) if state.active else None
     with st.container(horizontal=True):
         for stage, time in took.items():
             icon = RUNNING if stage == now else DONE if time else OPEN
-            said = "running" if stage == now else time
+            said = " · ".join(["running", *time_left(run, state, stage)]) if stage == now else time
             st.markdown(f"{icon} {stage}" + (f" :gray[{said}]" if said and said != "done" else ""))
     if state.active:
         st.caption("You can close this page: the job goes on by itself, and every finished step is kept.")
+
+
+def _took(record: dict[str, Any]) -> str:
+    return duration(record["seconds"]) if record.get("seconds") else "done"
+
+
+def time_left(run: Run, state: State, stage: str) -> list[str]:
+    """How long the stage that runs will take, in words; none if that cannot be told yet."""
+    left = None
+    if stage == "Heal with LoRA":
+        events = [event for event in run.events() if event.get("stage") == "recover" and not event.get("begun")]
+        left = training_speed(events, run.settings.get("recovery_started") or {})[1] if events else None
+    elif state.stage == "evaluate" and 0 < state.done < state.total and "perplexity" not in state.text:  # last part
+        left = state.seconds * (state.total - state.done) / state.done
+    return [f"{duration(left)} left"] if left else []
 
 
 def follow(run: Run, state: State) -> None:
@@ -55,7 +72,12 @@ def follow(run: Run, state: State) -> None:
     st.caption(plain(f"Windows chosen by {run.source}."))
     with st.container(horizontal=True, gap="large"):  # wraps where the page is narrow
         st.metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}", width="content")
-        st.metric("Rule", run.plan.rule, help=as_sentence(MERGE_RULES[run.plan.rule].help), width="content")
+        st.metric(
+            "Rule",
+            title_of(MERGE_RULES[run.plan.rule]),
+            help=as_sentence(MERGE_RULES[run.plan.rule].help),
+            width="content",
+        )
         st.metric("Stage", stage_name(run), width="content")
         if state.memory_bytes:
             used = meters(state) if state.active else None

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, Paired
+from swm.registry import MERGE_RULES
 from swm.reporting.compare import percent_interval
-from swm.reporting.glossary import FORMS, TITLES, UNITS, method_name
+from swm.reporting.glossary import FORMS, TITLES, UNITS, method_name, title_of
 from swm.reporting.names import row_name, stage_name, stage_of
 from swm.reporting.table import MISSING, interval, lines, number, percent, points, ratio, speedup
 from swm.search.threshold_path import PlanAt
@@ -80,7 +81,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         {
             "layers": row["layers"],
             "method": method_name(row["method"]),
-            "rule": row["rule"] or "",
+            "rule": title_of(MERGE_RULES[row["rule"]]) if row["rule"] else "",
             "stage": stage_of(row).replace(" + ", " + fit + ") if row["fitted_first"] else stage_of(row),
             **({"LoRA seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
@@ -215,7 +216,7 @@ def runs_table(experiments: list[Experiment]) -> pd.DataFrame:
             "experiment": experiment.name,
             "run": run.name,
             "layers": f"{plan.layers_left} of {plan.layer_count}",
-            "rule": plan.rule if plan.windows else "–",
+            "rule": title_of(MERGE_RULES[plan.rule]) if plan.windows else "–",
             "stage": stage_name(run),
             "job": run.state().status or "–",
         }

@@ -23,6 +23,8 @@ def upload() -> None:
         )
         name = st.text_input("Folder name", "uploaded-model", max_chars=64, key=f"experiment_folder_{done}")
         st.button("Use this model", type="primary", disabled=not files, on_click=_keep, args=[name, files])
+        if not files:
+            st.caption("Choose the files first.")
         if problem := st.session_state.pop("experiment_upload_problem", ""):
             st.error(plain(problem), icon=":material/error:")
 

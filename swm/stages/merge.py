@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def merge_run(
     plan = MergePlan.from_dict(entries["plan"]) if entries else run.plan
     if _streams(run, plan, stream) and _streamed(run, plan, entries, progress, stream is True):
         return
+    start = time.time()
     progress(0, 3, "loading the model")
     model, tokenizer = load_original(run.experiment)
     check_space(run.folder, size_bytes(model))
@@ -57,8 +59,9 @@ def merge_run(
     merged = merged_model(run.experiment, model, tokenizer, plan, progress)
     check_generates(merged, ids[:1, :8])
     facts = {"parameters": parameter_count(merged), "size_bytes": size_bytes(merged)}
+    took = {"seconds": round(time.time() - start, 1)}
     progress(2, 3, "saving and reloading")
-    save_run_model(run, merged, tokenizer, ids, {**entries, "merge": facts}, "forget")
+    save_run_model(run, merged, tokenizer, ids, {**entries, "merge": facts | took}, "forget")
 
 
 def _streams(run: Run, plan: MergePlan, requested: bool | None) -> bool:
@@ -124,13 +127,13 @@ def cut_width(
     """The merged model after the plan's width cut."""
     if not plan.width.ratio:
         return merged
-    report = lambda done, total: progress(0, 0, f"cutting width, text {done} of {total}")  # noqa: E731
+    report = lambda done, total: progress(done, total, f"cutting width, text {done} of {total}")  # noqa: E731
     return prune_width(merged, plan.width, fit_tokens_of(experiment, tokenizer), report)
 
 
 def fitted_model(model: PreTrainedModel, plan: MergePlan, tokens: Tensor, progress: Progress) -> PreTrainedModel:
     """The model after the plan, each merged layer fitted; in bfloat16 where that is faster (see `fit_merged`)."""
-    report = lambda done, total: progress(0, 0, f"fitting merged layers, {done} of {total}")  # noqa: E731
+    report = lambda done, total: progress(done, total, f"fitting merged layers, {done} of {total}")  # noqa: E731
     return apply_fitted_plan(model, plan, tokens, report, fast_format(model))
 
 
