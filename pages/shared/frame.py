@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -16,7 +17,8 @@ from pages.shared.login import require_login
 from pages.shared.plain import plain
 from pages.shared.tour import show_tour
 from swm.errors import SwmError
-from swm.jobs.child import active_targets, cancel, start
+from swm.jobs.child import active_targets, all_targets, cancel, start
+from swm.jobs.cluster import watch_again
 from swm.jobs.tracking import Target
 from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.files import demo_experiment
@@ -246,7 +248,17 @@ def _done(experiment: Experiment) -> dict[str, bool]:
 
 def _running(experiments: list[Experiment]) -> None:
     """The jobs that run, redrawn while there are any."""
+    _watch_again_once()
     st.fragment(run_every=2.0 if active_targets(experiments) else None)(_show_running)(experiments)
+
+
+@st.cache_resource(show_spinner=False)
+def _watch_again_once() -> None:
+    """Once in the life of the app, so that jobs sent to a cluster before it was restarted are not taken for ended."""
+    try:
+        watch_again(all_targets(list_experiments()[0]))
+    except SwmError as error:  # whoever starts a job is told as well
+        logging.getLogger("swm").warning("%s", error)
 
 
 def _show_running(experiments: list[Experiment]) -> None:
@@ -254,5 +266,5 @@ def _show_running(experiments: list[Experiment]) -> None:
     if jobs:
         st.caption("Running now")
     for target, state in jobs:
-        whose = f", of {target.owner}" if target.owner else ""
+        whose = f", of {by}" if (by := state.person or target.owner) else ""
         job_bar(state, f"{plain(target.full_name + whose)}, ")

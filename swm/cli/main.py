@@ -42,7 +42,10 @@ from swm.jobs.cluster import FOLDER, LOG, cluster, run_there
 from swm.models.processes import is_first, world_size
 
 # Commands that a cluster runs, if there is one.
-SENT = ("measure", "search", "plan", "merge", "recover", "evaluate", "time", "run", "control", "study", "sweep")
+SENT = (
+    *("measure", "search", "plan", "merge", "recover", "evaluate", "time", "run", "control", "study", "sweep"),
+    *("repeat", "export", "demo"),
+)
 SHARED = ("measure", "search", "plan", "recover", "evaluate")  # commands that several processes can run together
 
 

@@ -20,14 +20,16 @@ import psutil
 
 from swm.errors import JobError, SwmError
 from swm.jobs.cluster import cluster, stop, submit
+from swm.jobs.sweep import FILE, Sweep
 from swm.jobs.tracking import Target, log
 from swm.workspace.audit import record
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import (
     APP_FOLDER,
     child_environment,
+    home,
 )
-from swm.workspace.names import check_new, experiments_folder
+from swm.workspace.names import NAME, check_new, experiments_folder
 from swm.workspace.people import person
 from swm.workspace.state import State, this_process
 from swm.workspace.tracked import job_lock
@@ -54,9 +56,9 @@ def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
         identity = this_process(psutil.Process(child.pid))
         command = tuple(arguments)
         first = State(stage, "queued", text="starting", started=now, heartbeat=now, command=command, **identity)
+        first = replace(first, person=person().name)
         target.write_state(first)  # until the child writes its own
-    who = person().name  # a thread of the app's has no session to ask
-    threading.Thread(target=_wait_for, args=(child, target, first, who), daemon=True).start()
+    threading.Thread(target=_wait_for, args=(child, target, first), daemon=True).start()
     return child.pid
 
 
@@ -96,13 +98,13 @@ def create(name: str, arguments: Sequence[str]) -> None:
             raise JobError(lines[-1] if lines else f"Exit code {child.returncode}, no message.")
 
 
-def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State, who: str = "") -> None:
+def _wait_for(child: subprocess.Popen[bytes], target: Target, first: State) -> None:
     """Reap the child; record its end if it could not write a state of its own."""
     code = child.wait()
     try:
         state = target.state()
         if code < 0 and code != -signal.SIGTERM:
-            record(first.stage, target.full_name, "interrupted", first.command, who)
+            record(first.stage, target.full_name, "interrupted", first.command, first.person)
         silent = (state.pid, state.started) == (first.pid, first.started)  # it never wrote a state of its own
         if silent and code == -signal.SIGTERM:  # cancelled before it could shut down cleanly
             target.write_state(replace(first, status="cancelled"))
@@ -194,9 +196,14 @@ def cancel(target: Target) -> None:
 
 
 def active_targets(experiments: Sequence[Experiment]) -> list[tuple[Target, State]]:
-    """Every experiment and run that has a job queued or running."""
-    active: list[tuple[Target, State]] = []
+    """Every experiment, run and sweep that has a job queued or running."""
+    return [(target, state) for target in all_targets(experiments) if (state := target.state()).active]
+
+
+def all_targets(experiments: Sequence[Experiment]) -> list[Target]:
+    """Everything that can have a job: experiments, their runs, and sweeps."""
+    names = [file.parent.name for file in (home() / "sweeps").glob(f"*/{FILE}")]
+    targets: list[Target] = [Sweep(name) for name in names if NAME.fullmatch(name)]
     for experiment in experiments:
-        targets: list[Target] = [] if experiment.fixed else [experiment, *experiment.runs()]
-        active += [(target, state) for target in targets if (state := target.state()).active]
-    return active
+        targets += [] if experiment.fixed else [experiment, *experiment.runs()]
+    return targets

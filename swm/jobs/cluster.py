@@ -11,17 +11,15 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from swm.errors import JobError, SwmError
+from swm.jobs.needs import check_room, needed_bytes
 from swm.jobs.tracking import Target, log
-from swm.plan import MergePlan, Window
-from swm.settings import preset_settings
 from swm.workspace.audit import record
-from swm.workspace.estimate import stage_needs
 from swm.workspace.files import APP_FOLDER, child_environment
 from swm.workspace.people import person
 from swm.workspace.state import State
@@ -36,8 +34,20 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 def cluster() -> str:
     """Address of the cluster that jobs are sent to; empty if they run here, as they do inside one of its jobs."""
-    address = os.environ.get(SETTING, "").strip()
+    address = (os.environ.get(SETTING) or _in_secrets()).strip()
     return "" if address in ("", "local") or os.environ.get(CLUSTER_JOB) else address
+
+
+def _in_secrets() -> str:
+    """What the app's secrets file says, which Streamlit puts into the environment only for the app itself."""
+    if sys.version_info < (3, 11):
+        return ""
+    import tomllib
+
+    try:
+        return str(tomllib.loads((APP_FOLDER / ".streamlit" / "secrets.toml").read_text("utf-8")).get(SETTING, ""))
+    except (OSError, ValueError):  # there is none, or the app says what is wrong with it
+        return ""
 
 
 def submit(target: Target, stage: str, arguments: Sequence[str]) -> State:
@@ -52,16 +62,33 @@ def submit(target: Target, stage: str, arguments: Sequence[str]) -> State:
     log_file = target.folder / "job.log"
     log_file.unlink(missing_ok=True)
     now = time.time()
-    first = State(stage, "queued", text=PENDING, started=now, heartbeat=now, command=tuple(arguments), cluster_job=name)
+    first = State(stage, "queued", text=PENDING, started=now, heartbeat=now, command=tuple(arguments))
+    first = replace(first, cluster_job=name, person=person().name)
     target.write_state(first)  # before the job can write its own
     try:
-        _send(client, name, _with_executor(arguments), _needed_bytes(target, stage), {LOG: str(log_file)})
+        _send(client, name, _with_executor(arguments), needed_bytes(target, arguments), {LOG: str(log_file)})
     except SwmError as error:
         target.write_state(replace(first, status="failed", error=str(error)))
+        record(stage, target.full_name, "failed", arguments)
         raise
-    watcher = threading.Thread(target=_watch, args=(client, target, first, person().name), daemon=True)
-    watcher.start()
+    _start_watching(client, target, first)
     return first
+
+
+def watch_again(targets: Iterable[Target]) -> None:
+    """Watch the jobs that wait on the cluster since before this process began, as after a restart of the app."""
+    if not cluster():
+        return
+    waiting = [(target, state) for target in targets if (state := target.state()).cluster_job and not state.pid]
+    waiting = [(target, state) for target, state in waiting if state.status in ("queued", "interrupted")]
+    if waiting:
+        client = _client(cluster())
+        for target, state in waiting:
+            _start_watching(client, target, replace(state, status="queued", text=PENDING, error=""))
+
+
+def _start_watching(client: Any, target: Target, first: State) -> None:
+    threading.Thread(target=_watch, args=(client, target, first), daemon=True).start()
 
 
 def run_there(arguments: Sequence[str]) -> Iterator[str]:
@@ -71,7 +98,7 @@ def run_there(arguments: Sequence[str]) -> Iterator[str]:
         JobError: if the cluster does not answer, or the command fails; without a message if it said why itself.
     """
     client, name = _client(cluster()), f"swm-{os.urandom(6).hex()}"
-    _send(client, name, _with_executor(arguments), 0, {})
+    _send(client, name, _with_executor(arguments), needed_bytes(None, arguments), {})
     said, status = "", ""
     try:
         while status not in ENDED:
@@ -92,6 +119,7 @@ def stop(target: Target, state: State) -> None:
     if state.status == "queued" and not state.pid:
         _client(cluster() or os.environ.get(SETTING, "")).stop_job(state.cluster_job)
         target.write_state(replace(state, status="cancelled"))
+        record(state.stage, target.full_name, "cancelled", state.command)
 
 
 def _client(address: str) -> Any:
@@ -111,13 +139,9 @@ def _client(address: str) -> Any:
         ) from None
 
 
-def _send(client: Any, name: str, arguments: Sequence[str], needed_bytes: int, more: dict[str, str]) -> None:
+def _send(client: Any, name: str, arguments: Sequence[str], memory: int, more: dict[str, str]) -> None:
     gpus, most = _nodes(client)
-    if most and needed_bytes > most:
-        raise JobError(
-            f"The stage needs about {needed_bytes / 2**30:,.1f} GiB of memory, but the cluster's largest node offers "
-            f"{most / 2**30:,.1f} GiB. Choose --dtype bfloat16, a smaller batch or shorter texts, or add a larger node."
-        )
+    check_room(memory, most)
     mine = {key: value for key, value in child_environment().items() if key.startswith(("SWM_", "HF_")) and value}
     mine |= {CLUSTER_JOB: name, "SWM_DEVICE": name, "PYTHONPATH": str(APP_FOLDER), "PYTHONUNBUFFERED": "1"}
     mine |= {FOLDER: str(Path.cwd() if not more else APP_FOLDER), **more}
@@ -130,7 +154,7 @@ def _send(client: Any, name: str, arguments: Sequence[str], needed_bytes: int, m
             runtime_env={"env_vars": mine},
             entrypoint_num_cpus=0 if only_starts else float(os.environ.get(CPUS, "1")),
             entrypoint_num_gpus=1 if gpus and not only_starts else 0,
-            entrypoint_memory=needed_bytes or None,
+            entrypoint_memory=memory or None,
         )
     except Exception as error:  # Ray passes on whatever its server says as RuntimeError, ConnectionError and others
         reason = " ".join(str(error).split())[:300]
@@ -155,20 +179,7 @@ def _nodes(client: Any) -> tuple[float, float]:
     return sum(node.get("GPU", 0.0) for node in nodes), max((node.get("memory", 0.0) for node in nodes), default=0.0)
 
 
-def _needed_bytes(target: Target, stage: str) -> int:
-    """About the memory that a stage needs: that of its own, or of the largest where it runs several."""
-    experiment: Any = getattr(target, "experiment", target)
-    facts = getattr(experiment, "model_facts", None)
-    if facts is None:  # a sweep only starts other jobs
-        return 0
-    plan = getattr(target, "plan", None) or MergePlan(facts["layers"], (Window(0, max(1, facts["layers"] // 5)),))
-    tokens = experiment.settings.token_count
-    needs = stage_needs(facts, None, plan, preset_settings("quick"), None, tokens)
-    own = [need.memory_bytes for need in needs if need.stage.partition(",")[0] == stage]
-    return max(own or [need.memory_bytes for need in needs])
-
-
-def _watch(client: Any, target: Target, first: State, who: str) -> None:
+def _watch(client: Any, target: Target, first: State) -> None:
     """Keep the state of a job true while it waits, and once it has ended without saying so."""
     last_answer = time.monotonic()
     while time.monotonic() - last_answer < PATIENCE_SECONDS:
@@ -187,7 +198,7 @@ def _watch(client: Any, target: Target, first: State, who: str) -> None:
             if status == "PENDING" and not state.pid:
                 target.write_state(replace(first, heartbeat=time.time()))
             elif status in ENDED:
-                _write_end(target, replace(state, heartbeat=time.time()), status, str(info.message or ""), who)
+                _write_end(target, replace(state, heartbeat=time.time()), status, str(info.message or ""), first.person)
                 return
         except SwmError as error:
             log.warning("%s", error)

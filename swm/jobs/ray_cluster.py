@@ -9,6 +9,8 @@ from typing import Any
 
 from swm.errors import Cancelled, JobError, SettingsError
 from swm.jobs.cells import POLL_SECONDS, report_progress, run_cell
+from swm.jobs.cluster import FOLDER, LOG
+from swm.jobs.needs import check_room, needed_bytes
 from swm.jobs.sweep_file import Cell, SweepFile
 from swm.progress import Progress
 from swm.workspace.experiments import Experiment
@@ -33,8 +35,18 @@ def run_on_ray(file: SweepFile, left: list[Cell], progress: Progress, address: s
             raise JobError(f"The Ray cluster {address} does not answer: {str(error)[:200]}. Check --address.") from None
     try:
         environment = {"SWM_HOME": str(home()), "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "")}
-        task = ray.remote(_ray_cell).options(num_cpus=file.cpus, num_gpus=file.gpus, max_retries=file.retries)
-        refs = {task.remote(c.run_command, c.experiment, c.run, file.retries, environment): c for c in left}
+        largest = max(node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"])
+        refs = {}
+        for cell in left:
+            memory = needed_bytes(Experiment.open(cell.experiment), cell.run_command)
+            try:
+                check_room(memory, largest)
+            except JobError as error:  # it would wait for ever
+                failed[cell.name] = str(error)
+                continue
+            placed = {"num_cpus": file.cpus, "num_gpus": file.gpus, "memory": memory}
+            task = ray.remote(_ray_cell).options(max_retries=file.retries, **placed)
+            refs[task.remote(cell.run_command, cell.experiment, cell.run, file.retries, environment)] = cell
         while refs:
             report_progress(file, len(refs), progress)
             ended, _ = ray.wait(list(refs), num_returns=1, timeout=POLL_SECONDS)
@@ -64,6 +76,8 @@ def _reason(ref: Any) -> str:
 def _ray_cell(command: list[str], experiment: str, run: str, retries: int, environment: dict[str, str]) -> str:
     """Run a cell on a node of the cluster; returns as `run_cell`."""
     os.environ.update({name: value for name, value in environment.items() if value})
+    for name in (LOG, FOLDER):  # of the job that sends the runs, which Ray hands on
+        os.environ.pop(name, None)
     target = Run(Experiment.open(experiment), run)
     while target.state().active:  # the first attempt on a lost node still counts as active for a while
         time.sleep(POLL_SECONDS)

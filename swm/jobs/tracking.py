@@ -29,6 +29,7 @@ from swm.workspace.files import (
     replace_file,
 )
 from swm.workspace.machine import is_out_of_memory, memory_kills
+from swm.workspace.people import person
 from swm.workspace.reading import state_in
 from swm.workspace.shared_home import check_held, check_machine
 from swm.workspace.state import HEARTBEAT_SECONDS, State, this_process
@@ -154,7 +155,7 @@ def _tracked(target: Target, stage: str, command: Sequence[str], computes: bool)
     device = device_lock()
     now = time.time()
     state = State(stage, "queued", started=now, heartbeat=now, command=tuple(command), **this_process())
-    state = replace(state, cluster_job=os.environ.get(CLUSTER_JOB, ""))
+    state = replace(state, cluster_job=os.environ.get(CLUSTER_JOB, ""), person=person().name)
     tracker = Tracker(target, state)
     restore = _on_signals(tracker)
     try:

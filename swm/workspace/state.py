@@ -23,6 +23,7 @@ class State:
 
     Times are seconds since the epoch. `pid` and `process_started` identify the process on `host`. `memory_kills` is the
     value of `machine.memory_kills` when the stage began; -1 if unknown. `cluster_job` is its name on a Ray cluster.
+    `person` started it, where people log in.
     """
 
     stage: str = ""
@@ -42,6 +43,7 @@ class State:
     memory_kills: int = -1
     command: Many[str] = ()
     cluster_job: str = ""
+    person: str = ""
 
     @property
     def active(self) -> bool:

@@ -13,14 +13,18 @@ import time
 import pytest
 import yaml
 
+from swm.cli.main import main
 from swm.errors import JobError
-from swm.jobs.child import cancel, create, start
-from swm.jobs.cluster import cluster
+from swm.jobs.child import all_targets, cancel, create, start
+from swm.jobs.cluster import cluster, watch_again
 from swm.jobs.sweep import Sweep
 from swm.jobs.sweep_file import load_grid
 from swm.plan import MergePlan, Window
 from swm.stages.merge import merge_run
+from swm.workspace.audit import audit_file, entries
 from swm.workspace.experiments import Experiment
+from swm.workspace.files import read_json, write_json
+from swm.workspace.runs import Run
 from tests.conftest import need
 from tests.jobs.sweep_cases import ROOT
 from tests.jobs.test_child import wait_for
@@ -108,8 +112,10 @@ def test_what_no_node_can_hold_is_refused_and_what_waits_can_be_cancelled(there,
     time.sleep(3)
     waiting = experiment.state()
     assert (waiting.status, waiting.text) == ("queued", "waits for the cluster")
+    audit_file().touch()  # as if somebody had logged in here before
     cancel(experiment)
     assert ended(experiment).status == "cancelled"
+    assert [entry["outcome"] for entry in entries("study")] == ["cancelled"]
     monkeypatch.setenv("SWM_JOB_CPUS", "1")
     experiment.model_facts |= {"size_bytes": 2**45}
     with pytest.raises(
@@ -117,6 +123,36 @@ def test_what_no_node_can_hold_is_refused_and_what_waits_can_be_cancelled(there,
     ):
         start(experiment, "measure", ["measure", "study"])
     assert experiment.state().status == "failed"
+    assert [entry["outcome"] for entry in entries("study")] == ["failed", "cancelled"]
+
+
+def test_a_job_that_waits_is_watched_again_after_the_app_was_restarted(there, experiment, monkeypatch):
+    code = "from swm.jobs.child import start; from swm.workspace.experiments import Experiment; "
+    code += "start(Experiment.open('study'), 'measure', ['measure', 'study'])"
+    app = {**os.environ, "SWM_JOB_CPUS": "64", "SWM_PERSON": "ann@example.org"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=app, check=True, timeout=60)
+    assert experiment.state().person == "ann@example.org"
+    monkeypatch.setattr("swm.workspace.state.STALE_SECONDS", 8.0)
+    assert wait_for(lambda: experiment.state().status == "interrupted", 20)
+    watch_again(all_targets([experiment]))
+    assert wait_for(lambda: experiment.state().status == "queued", 20)
+    time.sleep(10)
+    assert experiment.state().status == "queued"
+    cancel(experiment)
+    assert ended(experiment).status == "cancelled"
+
+
+def test_the_cluster_of_the_secrets_file_counts_in_the_terminal_too(monkeypatch, tmp_path):
+    monkeypatch.setattr("swm.jobs.cluster.APP_FOLDER", tmp_path)
+    assert cluster() == ""
+    (tmp_path / ".streamlit").mkdir()
+    file = tmp_path / ".streamlit" / "secrets.toml"
+    for text, address in (('SWM_EXECUTOR = "http://head:8265"', "http://head:8265"), ("broken =", ""), ("a = 1", "")):
+        file.write_text(text)
+        assert cluster() == (address if sys.version_info >= (3, 11) else "")
+    file.write_text('SWM_EXECUTOR = "http://head:8265"')
+    monkeypatch.setenv("SWM_EXECUTOR", "local")
+    assert cluster() == ""
 
 
 @pytest.mark.long
@@ -146,6 +182,27 @@ def test_a_sweep_sends_its_runs_to_the_nodes(there, grid, tmp_path):
     start(sweep, "sweep", ["sweep", str(file)])
     assert ended(sweep, 200).status == "done", sweep.log_tail()
     assert {cell.state() for cell in sweep.file.cells} == {"done"}
+    for cell in sweep.file.cells:  # what a run says stands in its own log, not in that of the sweep
+        run = Run(Experiment.open(cell.experiment), cell.run)
+        assert run.log_tail()
+        assert run.log_tail() not in sweep.log_tail(100)
+
+
+@pytest.mark.long
+def test_a_run_of_a_sweep_that_no_node_can_hold_fails_and_does_not_wait_for_ever(there, grid, tmp_path, monkeypatch):
+    file = tmp_path / "large.yaml"
+    file.write_text(yaml.safe_dump({**grid, "recovery": "none", "plans": {"planner": "random", "ratio": [0.25]}}))
+    sweep = Sweep.create(load_grid(file))
+    for cell in sweep.file.cells:
+        main([*cell.create_command])
+        record = Experiment.open(cell.experiment).folder / "experiment.json"
+        data = read_json(record)
+        data["model_facts"]["size_bytes"] = 2**45
+        write_json(record, data)
+    start(sweep, "sweep", ["sweep", str(file)])
+    ended(sweep, 120)
+    assert all("largest node offers" in reason for reason in sweep.failures().values())
+    assert len(sweep.failures()) == len(sweep.file.cells)
 
 
 def test_a_cluster_that_does_not_answer_is_told(experiment, monkeypatch):

@@ -1,0 +1,55 @@
+"""The memory that a command needs, for engines that place jobs by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any
+
+from swm.errors import JobError, SwmError
+from swm.plan import MergePlan, Window
+from swm.settings import RecoverySettings, preset_settings
+from swm.workspace.estimate import stage_needs
+from swm.workspace.experiments import Experiment
+from swm.workspace.tracked import Tracked
+
+
+def needed_bytes(target: Tracked | None, arguments: Sequence[str]) -> int:
+    """About the memory that `python -m swm ARGUMENTS` needs: its stage's, or the largest of those that it runs.
+
+    Args:
+        target: that the command works on; None finds it by the arguments. 0 for a sweep, which only starts others.
+    """
+    experiment: Any = getattr(target, "experiment", target)
+    if target is None and len(arguments) > 1:
+        with suppress(SwmError):  # then the command says why
+            experiment = Experiment.open(arguments[1])
+    facts = getattr(experiment, "model_facts", None)
+    if facts is None:
+        return 0
+    plan = getattr(target, "plan", None) or MergePlan(facts["layers"], (Window(0, max(1, facts["layers"] // 5)),))
+    needs = stage_needs(facts, None, plan, recovery_in(arguments), None, experiment.settings.token_count)
+    own = [need.memory_bytes for need in needs if need.stage.partition(",")[0] == arguments[0]]
+    return max(own or [need.memory_bytes for need in needs])
+
+
+def recovery_in(arguments: Sequence[str]) -> RecoverySettings:
+    """The recovery that a command's options ask for; the usual one if they are wrong, which the command says."""
+    options = {flag[2:].replace("-", "_"): value for flag, value in pairwise(arguments) if flag[:2] == "--"}
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(RecoverySettings)}
+    preset = options.pop("preset", "quick")
+    with suppress(SwmError, ValueError):
+        return preset_settings(preset, **{name: kinds[name](options[name]) for name in options.keys() & kinds.keys()})
+    return preset_settings("quick")
+
+
+def check_room(needed: int, largest: float) -> None:
+    """Raise JobError if the largest node of a cluster, in bytes of memory, cannot hold a job; 0 is not known."""
+    if largest and needed > largest:
+        raise JobError(
+            f"The stage needs about {needed / 2**30:,.1f} GiB of memory, but the cluster's largest node offers "
+            f"{largest / 2**30:,.1f} GiB. Choose --dtype bfloat16, a smaller batch or shorter texts, or add a larger "
+            "node."
+        )

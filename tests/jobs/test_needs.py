@@ -1,0 +1,49 @@
+"""The memory that commands are placed by, against the estimate of their stages."""
+
+import pytest
+
+from swm.errors import JobError
+from swm.jobs.needs import check_room, needed_bytes, recovery_in
+from swm.jobs.sweep import Sweep
+from swm.plan import MergePlan, Window
+from swm.settings import preset_settings
+from swm.workspace.estimate import stage_needs
+
+
+def needs_of(experiment, plan, recovery):
+    needs = stage_needs(experiment.model_facts, None, plan, recovery, None, experiment.settings.token_count)
+    return {need.stage: need.memory_bytes for need in needs}
+
+
+def test_a_command_needs_what_its_stage_does(experiment):
+    run = experiment.create_run("a", MergePlan(4, (Window(1, 3),)))
+    quick = needs_of(experiment, run.plan, preset_settings("quick"))
+    assert needed_bytes(experiment, ["measure", "study"]) == quick["measure"]
+    assert needed_bytes(run, ["merge", "study", "a"]) == quick["merge"]
+    assert needed_bytes(run, ["recover", "study", "a"]) == quick["recover"]
+    assert needed_bytes(run, ["run", "study", "a"]) == max(quick.values())
+    options = ["--preset", "paper", "--batch", "512", "--train", "weights", "--adapt", "last", "--length", "256"]
+    asked = preset_settings("paper", batch=512, train="weights", adapt="last", length=256)
+    assert recovery_in(["recover", "study", "a", *options]) == asked
+    found = needed_bytes(run, ["recover", "study", "a", *options])
+    assert found == needs_of(experiment, run.plan, asked)["recover"] > 2 * quick["recover"]
+
+
+def test_a_command_of_the_terminal_is_found_by_its_experiment(experiment, home):
+    guess = needs_of(experiment, MergePlan(4, (Window(0, 1),)), preset_settings("quick"))
+    assert needed_bytes(None, ["measure", "study", "--json"]) == guess["measure"]
+    for nothing in (["measure", "none"], ["repeat", "/tmp/recipe.json"], ["demo"], ["measure"]):
+        assert needed_bytes(None, nothing) == 0
+    assert needed_bytes(Sweep("grid"), ["sweep", "grid.yaml"]) == 0
+
+
+@pytest.mark.parametrize("wrong", [("--batch", "many"), ("--batch", "0"), ("--preset", "none"), ("--adapt", "some")])
+def test_wrong_options_are_left_to_the_command(wrong):
+    assert recovery_in(["recover", "study", "a", *wrong]) == preset_settings("quick")
+
+
+def test_what_no_node_holds_is_refused_with_both_numbers():
+    check_room(2**30, 2**30)
+    check_room(2**40, 0)  # a cluster that does not tell
+    with pytest.raises(JobError, match=r"needs about 3.0 GiB of memory.*largest node offers 2.0 GiB"):
+        check_room(3 * 2**30, 2.0 * 2**30)
