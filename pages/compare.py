@@ -132,6 +132,7 @@ judged_label = ends[0].selectbox(
     list(labels),
     index=headline(flat),
     key=f"compare_verdict_{'_'.join(experiments)}",
+    bind="query-params",
     help="The run that the sentence and the numbers below it describe.",
 )
 if st.session_state.get("compare_with") not in (None, AUTOMATIC, *everything):  # of another experiment
@@ -242,20 +243,25 @@ if len(scored) > 1:
         list(scored),
         index=reference(scored),
         key="compare_first",
+        bind="query-params",
         help="The original, or for a healed model its control.",
     )
     second = ends[1].selectbox(
-        "To", list(scored), index=headline(list(scored.values())), key="compare_second", help="A merged model."
+        "To",
+        list(scored),
+        index=headline(list(scored.values())),
+        key="compare_second",
+        bind="query-params",
+        help="A merged model.",
     )
     ends = st.columns(2, gap="large", vertical_alignment="bottom")
-    titles = {score: TITLES[score] for score in SCORES}
-    score = named_choice(
-        ends[0].segmented_control, "Score", titles, "compare_score", required=True, help=help_for(*SCORES)
-    )
+    titles, meanings = {score: TITLES[score] for score in SCORES}, help_for(*SCORES)
+    score = named_choice(ends[0].segmented_control, "Score", titles, "compare_score", required=True, help=meanings)
     above = scored[first]["tasks_above_chance"]
     only_above = ends[1].toggle(
         f"Only the {len(above)} tasks above chance" if above else "Only tasks above chance: none",
         key="compare_above",
+        bind="query-params",
         disabled=not above,
         help=f"{', '.join(above) or 'None'}: tasks whose accuracy interval, for the original, lies above that of "
         "guessing. On the others, differences between models are mostly noise. They were chosen by the original's own "

@@ -82,7 +82,16 @@ def show_live(experiment: Experiment, usable: list[str]) -> None:
         key="playground_models",
         help=f"Up to {MAX_MODELS}. They answer one after another, so that each is timed alone.",
     )
-    tokens = number("Max. new tokens", 1, 1000, 48, place=right, key="playground_tokens", help="Decoding is greedy.")
+    tokens = number(
+        "Max. new tokens",
+        1,
+        1000,
+        48,
+        place=right,
+        key="playground_tokens",
+        bind="query-params",
+        help="Decoding is greedy.",
+    )
     blind = len(names) == 2 and st.toggle("Without names, then vote", key="playground_blind_live")
     if len(names) != 2:
         st.caption("Choose exactly two models to compare them without names and vote.")

@@ -151,6 +151,7 @@ with shown_errors():
         step=0.005,
         format="%.3f",
         key="redundancy_level",
+        bind="query-params",
         help="Dotted outlines: blocks of neighbouring layers in which every pair is at least this similar.",
     )
     others = [NONE, *([WHOLE] if skip else []), *maps]

@@ -94,6 +94,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         default=next((name for name in measured if name != experiment.settings.texts), measured[0]),
         required=True,
         key="studies_figure",
+        bind="query-params",
         help=help_for("perplexity", *SCORES),
     )
     st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")

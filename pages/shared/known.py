@@ -81,7 +81,9 @@ def show_known_plans(experiment: Experiment) -> None:
         return
     st.subheader("All plans known so far", anchor=False)
     axes = [BY_MEMORY, BY_SPEED] if any(plan.speed for plan in plans) else [BY_MEMORY]
-    by = st.segmented_control("Against", axes, default=axes[0], required=True, key="preview_against")
+    by = st.segmented_control(
+        "Against", axes, default=axes[0], required=True, key="preview_against", bind="query-params"
+    )
     figure = plans_chart(with_front(plans, by), by, WITHIN, text_name(experiment.settings.texts))
     st.plotly_chart(figure, key="preview_plans", on_select=partial(take_point, experiment), selection_mode="points")
     tried = (

@@ -145,6 +145,7 @@ def _value(place: Any, experiment: Experiment, kind: str) -> float:
         **settings[kind],
         place=place,
         key=key,
+        bind="query-params",
         persist_state="session",
         on_change=forget_edits,
         args=(experiment,),
@@ -180,6 +181,7 @@ def _keeps_period(experiment: Experiment) -> bool:
     return st.checkbox(
         KEEP,
         key="target_keep",
+        bind="query-params",
         on_change=forget_edits,
         args=(experiment,),
         help="llama.cpp takes each layer's kind of attention or positions from its place, so only some layers can go.",

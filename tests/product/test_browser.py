@@ -147,6 +147,52 @@ def test_every_page_opens_by_its_address(shown, page):
         assert page.locator("[data-testid=stAlertContentError]").count() == 0
 
 
+@pytest.mark.parametrize("experiment", ["example-demo", "example-study"])
+def test_no_page_scrolls_sideways_on_a_small_screen(experiment, shown, page):
+    page.set_viewport_size({"width": 1024, "height": 768})
+    wide = """() => {
+        const main = document.querySelector('[data-testid=stMain]');
+        return [main.scrollWidth - main.clientWidth, document.documentElement.scrollWidth - innerWidth];
+    }"""
+    for name in PAGES:
+        page.goto(f"{shown}/{name}?experiment={experiment}")
+        ready(page)
+        assert max(page.evaluate(wide)) <= 0, name
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "value", "more"),
+    [
+        ("compare", "From", "best-24 (merged)", "compare_first=best-24+(merged)"),
+        ("compare", "To", "walk-28 (merged)", "compare_second=walk-28+(merged)"),
+        ("redundancy", "Mark blocks from", "0.950", "redundancy_level=0.95"),
+        ("preview", "At most", "21", "preview_door=target&target_kind=layers&target_layers_example-demo=21"),
+    ],
+)
+def test_a_control_comes_back_from_the_address(name, label, value, more, shown, page):
+    page.goto(f"{shown}/{name}?experiment=example-demo&{more}")
+    ready(page)
+    field = page.locator("[data-testid=stSelectbox], [data-testid=stNumberInput]").filter(
+        has=page.get_by_text(label, exact=True)
+    )
+    until(page, lambda: value in (field.inner_text().split("\n")[-1], field.locator("input").input_value()))
+
+
+def test_the_playground_of_an_example_answers_from_what_was_kept(shown, page):
+    page.goto(f"{shown}/playground?experiment=example-demo")
+    ready(page)
+    run = Experiment.open("example-demo").run("best-24")
+    samples = run.scores()["samples"]
+    assert len(samples) > 1
+    for sample in samples[:2]:
+        page.locator("[data-testid=stButtonGroup] button", has_text=sample["prompt"]).click()
+        words = sample["answer"].split()[:3]
+        until(
+            page, lambda words=words: all(word in page.locator("[data-testid=stMain]").inner_text() for word in words)
+        )
+    assert page.get_by_role("button", name="Answer", exact=True).count() == 0  # there is no model to ask
+
+
 def test_dragging_the_slider_changes_strip_numbers_and_address(shown, page):
     page.goto(f"{shown}/preview?experiment=demo&threshold=0.99")
     ready(page)
