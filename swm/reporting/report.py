@@ -27,7 +27,7 @@ from swm.reporting.table import cost_lines, lines
 from swm.reporting.verdict import gain_and_cost, reference_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import disk_errors, replace_file
-from swm.workspace.runs import Run
+from swm.workspace.runs import BASELINE, Run
 from swm.workspace.units import gib
 
 MOST_COLUMNS = 8  # more models than this are the lines of the table, not its columns
@@ -100,8 +100,9 @@ def _charts(experiment: Experiment, flat: list[dict[str, Any]]) -> list[Charts]:
     runs = [run for run in experiment.runs() if not run.is_baseline]
     charts: list[Charts] = []
     if similarity:
-        windows = runs[0].plan.windows if runs else ()
-        title = f"Similarity of all layer pairs ({metric}), windows of the first run outlined"
+        shown = flat[headline(flat)]["run"] if len(flat) > 1 else BASELINE  # the same as on the first screen
+        windows = experiment.run(shown).plan.windows
+        title = f"Similarity of all layer pairs ({metric}){f', windows of {shown} outlined' if windows else ''}"
         charts.append((title, [similarity_heatmap(similarity["matrix"], str(metric), windows)]))
     if measured:
         names = [row_name(row) for row in measured]

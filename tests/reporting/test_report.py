@@ -66,3 +66,12 @@ def test_report_is_never_written_over_what_is_no_file_and_follows_links(experime
     assert (tmp_path / "real.html").read_text().startswith("<!doctype html>")
     with pytest.raises(ExperimentError, match="cannot be written"):
         write_report(experiment, tmp_path / ("a" * 300))
+
+
+def test_the_map_outlines_the_windows_of_the_run_on_the_first_screen():
+    experiment = Experiment.open("example-study")
+    flat = flat_rows(judged(compare(experiment)))
+    name = flat[headline(flat)]["run"]
+    first = next(run.name for run in experiment.runs() if not run.is_baseline)
+    assert name != first
+    assert f"windows of {name} outlined" in report_html(experiment)
