@@ -32,9 +32,9 @@ from swm.similarity.measure import Measure
 from swm.studies.cells import cells_of
 from swm.studies.findings import pairs_decided
 from swm.studies.grid_files import grid_of, grid_text, grid_yaml
-from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid
+from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, parsed_grid
 from swm.studies.rows import study_rows
-from swm.studies.times import study_seconds
+from swm.studies.times import whole_study_seconds
 from swm.workspace.estimate import about
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE
@@ -250,10 +250,10 @@ def show_texts(experiment: Experiment, metric: str, texts: list[str]) -> bool:
 
 def offer(kind: str, grid: dict[str, Any], again: bool) -> None:
     """How long the study takes, and the button that runs it."""
-    if kind in OF_RUNS:
-        seconds = study_seconds(experiment.model_facts, experiment.cost(), Grid(**grid), experiment.folder)
-        if seconds:
-            st.caption(f"Takes {about(seconds)} from scratch, plus the time of each method's own search.")
+    facts, cost, tokens = experiment.model_facts, experiment.cost(), experiment.settings.token_count
+    seconds, unknown = whole_study_seconds(facts, cost, parsed_grid(kind, grid), experiment.folder, tokens)
+    more = f", without the search by {', '.join(map(method_name, unknown))}" if unknown else ""
+    st.caption(f"Takes {about(seconds)} from scratch{more}." if seconds else "Measure similarity to know how long.")
     if not experiment.state().active:
         label = "Resume this study" if again else "Run this study"
         start_button(label, experiment, "study", ["study", experiment.name, kind], "studies_start")

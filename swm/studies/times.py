@@ -6,9 +6,31 @@ from pathlib import Path
 from typing import Any
 
 from swm.plan import MergePlan, WidthCut, Window
-from swm.studies.grids import Grid
+from swm.registry import PLANNERS
+from swm.settings import preset_settings
+from swm.studies.grids import Grid, TextsGrid, ThresholdGrid
 from swm.workspace.controls import CONTROL
-from swm.workspace.estimate import estimate_run
+from swm.workspace.estimate import estimate_run, path_seconds, planner_seconds, stage_needs
+
+
+def whole_study_seconds(
+    facts: dict[str, Any],
+    cost: dict[str, Any] | None,
+    grid: Grid | ThresholdGrid | TextsGrid,
+    folder: Path,
+    tokens: int,
+) -> tuple[float, list[str]]:
+    """Seconds of a new study of any kind, and the methods whose search cannot be foretold; 0 if nothing was timed.
+
+    Args:
+        tokens: of the calibration text.
+    """
+    if isinstance(grid, ThresholdGrid):
+        return thresholds_seconds(facts, cost, grid, folder, tokens), []
+    if isinstance(grid, TextsGrid):
+        return texts_seconds(facts, cost, grid, tokens), []
+    searching, unknown = search_seconds(facts, cost, grid, tokens)
+    return searching + study_seconds(facts, cost, grid, folder), unknown
 
 
 def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid, folder: Path) -> float:
@@ -27,3 +49,39 @@ def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid
             timed.add(shape)
         total += needs.total_seconds
     return total
+
+
+def search_seconds(
+    facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid, tokens: int
+) -> tuple[float, list[str]]:
+    """Seconds of the searches of a new study, and the methods whose search cannot be foretold.
+
+    Args:
+        tokens: of the calibration text.
+    """
+    total, unknown = 0.0, list[str]()
+    cells = dict.fromkeys((cell.method, cell.layers) for cell in grid.cells(facts, cost) if cell.method != CONTROL)
+    for method, layers in cells:
+        if method in PLANNERS and layers < facts["layers"]:
+            seconds = planner_seconds(facts, cost, tokens, method, layers)
+            total += seconds or 0
+            unknown += [] if seconds or method in unknown else [method]
+    rules = {method for method, _ in cells if method not in PLANNERS}
+    return total + len(rules) * (path_seconds(facts, cost, tokens) or 0), unknown
+
+
+def thresholds_seconds(
+    facts: dict[str, Any], cost: dict[str, Any] | None, grid: ThresholdGrid, folder: Path, tokens: int
+) -> float:
+    """Seconds of a new study of thresholds; 0 if unknown. Without `from`, searches are short, and are left out."""
+    plan = MergePlan(facts["layers"], (Window(0, 1),))
+    needs = estimate_run(facts, cost, plan, None, grid.limit, folder, tasks=1, evaluations=1)
+    scored = len(grid.rules) * len(grid.scored_at) * needs.seconds.get("evaluate", 0)
+    return scored + (len(grid.rules) * (path_seconds(facts, cost, tokens) or 0) if grid.low else 0)
+
+
+def texts_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: TextsGrid, tokens: int) -> float:
+    """Seconds of a new study of texts; 0 if unknown."""
+    plan = MergePlan(facts["layers"], (Window(0, 1),))
+    measure = stage_needs(facts, cost, plan, preset_settings("quick"), None, tokens)[0]
+    return len(grid.texts) * (measure.seconds or 0)

@@ -3,9 +3,9 @@
 import pytest
 
 from swm.plan import MergePlan
-from swm.studies.grids import Grid
-from swm.studies.times import study_seconds
-from swm.workspace.estimate import estimate_run
+from swm.studies.grids import Grid, TextsGrid, ThresholdGrid
+from swm.studies.times import study_seconds, whole_study_seconds
+from swm.workspace.estimate import estimate_run, path_seconds, planner_seconds
 from tests.reporting.test_compare import FACTS
 from tests.studies.run_cases import SMALL
 
@@ -33,3 +33,33 @@ def test_each_shape_is_timed_once(tmp_path):
 
 def test_without_rates_the_time_is_unknown(tmp_path):
     assert study_seconds(FACTS, None, Grid(**SMALL), tmp_path) == 0
+    assert whole_study_seconds(FACTS, None, Grid(**SMALL), tmp_path, 1280)[0] == 0
+
+
+def test_a_study_searches_once_for_each_planner_and_depth_and_once_for_each_rule(tmp_path):
+    grid = Grid(**{**SMALL, "planners": ["sleb", "laco"], "rules": ["rdsc", "mean"]})
+    total, unknown = whole_study_seconds(FACTS, COST, grid, tmp_path, 1280)
+    depths = {cell.layers for cell in grid.cells(FACTS, COST) if cell.method == "sleb"}
+    assert len(depths) == 2
+    searches = sum(planner_seconds(FACTS, COST, 1280, "sleb", layers) for layers in depths)
+    searches += 2 * path_seconds(FACTS, COST, 1280)
+    assert total - study_seconds(FACTS, COST, grid, tmp_path) == pytest.approx(searches)
+    assert unknown == ["laco"]
+
+
+def test_studies_of_thresholds_and_texts_are_foretold_as_well(tmp_path):
+    scored = {"rules": ["rdsc", "mean"], "scored_at": [0.9, 0.8, 0.7], "limit": 10}
+    shorter, longer = (
+        whole_study_seconds(FACTS, COST, ThresholdGrid(**scored, **low), tmp_path, 1280)[0]
+        for low in ({}, {"from": 0.5})
+    )
+    evaluation = estimate_run(FACTS, COST, MergePlan(10), None, 10, tmp_path, tasks=1, evaluations=1).seconds[
+        "evaluate"
+    ]
+    assert shorter == pytest.approx(6 * evaluation)
+    assert longer - shorter == pytest.approx(2 * path_seconds(FACTS, COST, 1280))
+    one, two = (
+        whole_study_seconds(FACTS, COST, TextsGrid("cka", texts), tmp_path, 1280)[0]
+        for texts in (["task:boolq"], ["task:boolq", "task:piqa"])
+    )
+    assert two == 2 * one > 2 * 1280 / COST["forward_tokens_per_second"]
