@@ -253,7 +253,7 @@ def offer(kind: str, grid: dict[str, Any], again: bool) -> None:
     facts, cost, tokens = experiment.model_facts, experiment.cost(), experiment.settings.token_count
     seconds, unknown = whole_study_seconds(facts, cost, parsed_grid(kind, grid), experiment.folder, tokens)
     more = f", without the search by {', '.join(map(method_name, unknown))}" if unknown else ""
-    st.caption(f"Takes {about(seconds)} from scratch{more}." if seconds else "Measure similarity to know how long.")
+    st.caption(f"Takes {about(seconds)} from scratch{more}." if seconds else "")
     if not experiment.state().active:
         label = "Resume this study" if again else "Run this study"
         start_button(label, experiment, "study", ["study", experiment.name, kind], "studies_start")

@@ -13,6 +13,7 @@ from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.reporting.charts import LINE, error_bars, log_axis, plain_axes
 from swm.reporting.compare import percent_interval
 from swm.reporting.glossary import method_name
+from swm.reporting.names import text_name
 from swm.reporting.palette import method_colour
 from swm.search.threshold_path import ThresholdPath
 
@@ -68,7 +69,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
             x=0.5, xref="paper", xanchor="center", yanchor="top", text="original", font={"color": LINE},
             showarrow=False, y=level[0] if figure_of in SCORES else math.log10(level[0]),
         )  # fmt: skip
-    title = AXES.get(figure_of, f"perplexity, {figure_of}")
+    title = AXES.get(figure_of, f"perplexity, {text_name(figure_of)}")
     figure = plain_axes(figure, "layers left", title, 420, legend=True)
     figure.update_xaxes(autorange="reversed", tickvals=sorted({row["layers"] for row in rows if row is not original}))
     if figure_of not in SCORES:

@@ -9,7 +9,7 @@ import pytest
 from pages.shared.filters import GROUPS
 from swm.reporting.compare import compare, documents_of, flat_rows
 from swm.reporting.compare_charts import parallel_chart, relative_speed, score_against_speed, scores_chart, scores_grid
-from swm.reporting.names import row_name
+from swm.reporting.names import row_name, text_name
 from swm.reporting.palette import MODEL_COLOURS, ORIGINAL, method_colour, model_colours, row_colours
 from swm.workspace.experiments import Experiment
 from tests.pages.test_pages import opened
@@ -62,7 +62,7 @@ def test_a_pinned_model_is_what_all_others_are_compared_with(rows):
     by_name = {row_name(row): row for row in rows}
     pinned, best = by_name["sleb-24 (merged)"], by_name["best-24 (merged)"]
     ratio = best["perplexities"]["squad"]["value"] / pinned["perplexities"]["squad"]["value"]
-    assert costs.loc["best-24 (merged)", "perplexity, squad"].startswith(f"× {ratio:.2f} [")
+    assert costs.loc["best-24 (merged)", "perplexity, SQuAD"].startswith(f"× {ratio:.2f} [")
     answers = [documents_of(row)["tasks"] for row in (pinned, best)]
     means = [
         statistics.fmean(statistics.fmean(a["correct"] for a in task) for task in tasks.values()) for tasks in answers
@@ -192,12 +192,12 @@ def test_a_study_of_perplexity_alone_is_compared():
     test = opened("pages/compare.py", experiment="example-gemma")
     assert not test.exception
     assert any("None of these models has scores of tasks" in info.value for info in test.info)
-    factors = table_with(test, "compared with", "perplexity, squad")
+    factors = table_with(test, "compared with", "perplexity, SQuAD")
     original = experiment.run("baseline").scores()["perplexity"]
     assert len(factors) == len(experiment.runs()) - 1
     for run in experiment.runs():
         for text, entry in run.scores()["perplexity"].items() if run.plan.windows else ():
             factor = entry["value"] / original[text]["value"]
-            shown = factors.loc[f"{run.name} (merged)", f"perplexity, {text}"].replace("\u00a0", " ")
+            shown = factors.loc[f"{run.name} (merged)", f"perplexity, {text_name(text)}"].replace("\u00a0", " ")
             assert float(shown.split()[1].replace(",", "")) == pytest.approx(factor, abs=0.006)
     assert [button.proto.label for button in test.get("download_button")] == ["Download as CSV"]

@@ -106,7 +106,7 @@ def test_table_shows_values_with_errors_and_dashes_for_what_is_missing(experimen
     printed = table(compare(experiment)).splitlines()
     width = max(line.index("  ", 3) for line in printed[1:])
     found = {line[:width].strip(): line[width:] for line in printed}
-    assert "20.0 [19.0, 21.0]" in found["perplexity, lambada"]
+    assert "20.0 [19.0, 21.0]" in found["perplexity, LAMBADA"]
     assert "50.0 [44.1, 55.9]" in found["boolq, % (acc, 40 documents)"]
     assert found["tokens per second"].split() == ["10.0", "–"]
     assert len({len(line) for line in printed}) == 1
