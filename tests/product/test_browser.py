@@ -102,13 +102,13 @@ def ready(page):
     page.wait_for_function("!document.querySelector('[data-testid=stStatusWidget]')", timeout=20_000)
 
 
-def until(page, condition):
+def until(page, condition, seconds=10):
     """Wait until a condition holds, while the page goes on."""
-    for _ in range(100):
+    for _ in range(10 * seconds):
         if condition():
             return
         page.wait_for_timeout(100)
-    raise AssertionError("It did not happen within 10 seconds.")
+    raise AssertionError(f"It did not happen within {seconds} seconds.")
 
 
 def settled_box(page, selector):
@@ -620,6 +620,21 @@ def test_what_one_tab_renames_or_deletes_the_other_hears_of(app, chromium, model
     ready(other)
     assert other.locator("[data-testid=stException]").count() == 0
     assert not (experiment.folder / "runs" / "second").exists()
+    until(page, lambda: not any(run.state().active for run in experiment.runs()), 60)  # the other tab's merge
+    page.goto(f"{app}/experiment?experiment=mine")
+    ready(page)
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_label("New name").fill("ours")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Rename").last.click()
+    renamed = experiment.folder.parent / "ours"
+    until(page, lambda: renamed.is_dir() and not experiment.folder.exists())
+    until(page, lambda: page.get_by_role("combobox").first.input_value() == "ours")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Delete for good").click()
+    until(page, lambda: not renamed.exists())
+    ready(page)
+    assert page.locator("[data-testid=stException]").count() == 0
     browser.close()
 
 
