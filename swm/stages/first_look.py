@@ -18,7 +18,7 @@ from swm.workspace.estimate import ONE_PLAN_RUNS
 from swm.workspace.experiments import Experiment
 
 log = logging.getLogger(__name__)
-PLAN_SECONDS = 60.0  # longest that the first plan may be expected to take
+PLAN_SECONDS = 120.0  # longest that the first plan may be expected to take, if each pass takes as long as the map
 
 
 def first_look(experiment: Experiment, measures: Sequence[Measure], progress: Progress) -> dict[str, Any]:
