@@ -9,7 +9,7 @@ from pages.shared.live import layers_picture
 from pages.shared.navigation import next_step
 from pages.shared.plain import plain
 from pages.shared.tables import runs_table
-from pages.shared.tour import DEMO, start_tour
+from pages.shared.tour import offer_tour
 from pages.shared.verdict import judged_rows, show_verdict
 from pages.shared.words import show_words
 from swm.reporting.compare import compare, flat_rows
@@ -17,6 +17,7 @@ from swm.reporting.headline import headline
 from swm.reporting.names import row_name
 from swm.reporting.preview import WITHIN
 from swm.workspace.experiments import list_experiments
+from swm.workspace.names import is_shipped
 
 DOORS = (
     (
@@ -50,7 +51,12 @@ experiment = start_page(
     "See which layers of a language model are redundant, merge them, heal the smaller model and compare both.",
 )
 
+experiments, first_visit = [], False
 with shown_errors():
+    experiments, _ = list_experiments()
+    first_visit = all(is_shipped(listed.folder) for listed in experiments)  # nothing of one's own yet
+    if first_visit:
+        offer_tour(experiments, "New here? ")
     rows = flat_rows(compare(experiment)) if experiment else []
     if experiment and len(rows) > 1:
         best = rows[headline(rows)]
@@ -66,7 +72,6 @@ with shown_errors():
                     f"Shown: the smallest model whose perplexity stays within {WITHIN} times the original's, or else "
                     "the one that loses least. All runs are in the table below."
                 )
-    experiments, _ = list_experiments()
 
 with st.container(key="doors"):
     for column, (icon, title, text, page, label, query) in zip(st.columns(3, gap="medium"), DOORS, strict=True):
@@ -74,11 +79,8 @@ with st.container(key="doors"):
             st.markdown(f"##### {icon} {title}")
             st.markdown(text)
             next_step(page, label, **query)
-if DEMO in {listed.name for listed in experiments} and not st.session_state.get("tour"):
-    with st.container(horizontal=True, vertical_alignment="center"):
-        if st.button("Take the tour", icon=":material/tour:", key="home_tour"):
-            start_tour()
-        st.markdown(":gray[Five steps over a finished example, about a minute.]")
+if not first_visit:
+    offer_tour(experiments)
 
 with shown_errors():
     st.subheader("Runs", anchor=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import streamlit as st
 
@@ -68,6 +69,20 @@ TOUR = (
         "Experiment: a folder, a GGUF file or a name on the Hugging Face hub.",
     ),
 )
+
+
+def offer_tour(experiments: list[Experiment], greeting: str = "") -> None:
+    """The button that starts the tour, unless it is on or its experiment is not there.
+
+    Args:
+        greeting: before its description; makes the button stand out.
+    """
+    if DEMO in {experiment.name for experiment in experiments} and not st.session_state.get("tour"):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            kind: Literal["primary", "secondary"] = "primary" if greeting else "secondary"
+            if st.button("Take the tour", icon=":material/tour:", type=kind, key="home_tour"):
+                start_tour()
+            st.markdown(f":gray[{greeting}Five steps over a finished example, about a minute.]")
 
 
 def start_tour() -> None:

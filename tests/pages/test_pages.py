@@ -18,6 +18,7 @@ from swm.search.find import threshold_path
 from swm.search.kept_path import kept_path, save_path
 from swm.search.threshold_path import ThresholdPath
 from swm.settings import PRESETS, ExperimentSettings
+from swm.stages.create import create_experiment
 from swm.studies.grids import KINDS
 from swm.workspace.experiments import Experiment
 from swm.workspace.state import State, this_process
@@ -757,3 +758,13 @@ def test_errors_in_what_follows_a_job_are_shown_kindly(study, no_demo):
     next(button for button in test.button if button.label == "Cancel").click().run()
     assert not test.exception
     assert "Cancel it there" in texts(test)
+
+
+def test_the_tour_greets_only_those_who_have_nothing_of_their_own(home, model_folder, text_file):
+    test = opened("app.py")
+    assert test.button(key="home_tour").proto.type == "primary"
+    assert any("New here?" in text.value for text in test.markdown)
+    create_experiment("mine", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
+    test = opened("app.py")
+    assert test.button(key="home_tour").proto.type == "secondary"
+    assert not any("New here?" in text.value for text in test.markdown)
