@@ -251,12 +251,12 @@ def show_texts(experiment: Experiment, metric: str, texts: list[str]) -> bool:
 def offer(kind: str, grid: dict[str, Any], again: bool) -> None:
     """How long the study takes, and the button that runs it."""
     facts, cost, tokens = experiment.model_facts, experiment.cost(), experiment.settings.token_count
-    seconds, unknown = whole_study_seconds(facts, cost, parsed_grid(kind, grid), experiment.folder, tokens)
-    more = f", without the search by {', '.join(map(method_name, unknown))}" if unknown else ""
+    seconds, missing = whole_study_seconds(facts, cost, parsed_grid(kind, grid), experiment.folder, tokens)
+    more = f", not counting {', '.join(missing)}" if missing else ""
     st.caption(f"Takes {about(seconds)} from scratch{more}." if seconds else "")
     if not experiment.state().active:
-        label = "Resume this study" if again else "Run this study"
-        start_button(label, experiment, "study", ["study", experiment.name, kind], "studies_start")
+        command, label = ["study", experiment.name, kind], "Resume this study" if again else "Run this study"
+        start_button(label, experiment, "study", command, "studies_start")
     job_panel(experiment)
 
 

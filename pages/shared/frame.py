@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
 import sys
@@ -255,10 +254,7 @@ def _running(experiments: list[Experiment]) -> None:
 @st.cache_resource(show_spinner=False)
 def _watch_again_once() -> None:
     """Once in the life of the app, so that jobs sent to a cluster before it was restarted are not taken for ended."""
-    try:
-        watch_again(all_targets(list_experiments()[0]))
-    except SwmError as error:  # whoever starts a job is told as well
-        logging.getLogger("swm").warning("%s", error)
+    watch_again(lambda: all_targets(list_experiments()[0]))
 
 
 def _show_running(experiments: list[Experiment]) -> None:

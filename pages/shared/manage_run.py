@@ -100,9 +100,7 @@ def offer_weights(run: Run, form: ExportFormat, label: str, name: str, key: str)
             disabled=not (run.has_model and form.fits(run)),
             help=as_sentence(form.help),
         )
-    if not run.has_model:
-        st.caption("Merge the run first: there are no weights to write yet.")
-    elif not form.fits(run):
+    if run.has_model and not form.fits(run):
         st.caption(f"{form.title} cannot describe this run's plan.")
     if clicked:
         write(run, form, name, *options)
@@ -129,6 +127,13 @@ def export(run: Run) -> None:
             offer_download(run, form, f"{form.title} ({form.suffix})", name, "run_export")
         elif form.write:
             offer_weights(run, form, form.title, name, "run_export")
+    if not run.has_model:
+        merged = run.stage != "planned"
+        st.caption(
+            "This run's weights were not kept. Duplicate the run to merge it again."
+            if merged
+            else "There are no weights to write yet: merge the run first."
+        )
     st.caption(
         f"The model as it is now: {stage_name(run)}. Models are written to the folder `exports` of the studio's home "
         "on the machine that runs it."

@@ -45,7 +45,7 @@ def show_stages(run: Run) -> None:
     with st.container(horizontal=True):
         for stage, time in took.items():
             icon = RUNNING if stage == now else DONE if time else OPEN
-            said = " · ".join(["running", *time_left(run, state, stage)]) if stage == now else time
+            said = " · ".join(["running", *time_left(run, stage)]) if stage == now else time
             st.markdown(f"{icon} {stage}" + (f" :gray[{said}]" if said and said != "done" else ""))
     if state.active:
         st.caption("You can close this page: the job goes on by itself, and every finished step is kept.")
@@ -55,14 +55,12 @@ def _took(record: dict[str, Any]) -> str:
     return duration(record["seconds"]) if record.get("seconds") else "done"
 
 
-def time_left(run: Run, state: State, stage: str) -> list[str]:
+def time_left(run: Run, stage: str) -> list[str]:
     """How long the stage that runs will take, in words; none if that cannot be told yet."""
-    left = None
-    if stage == "Heal with LoRA":
-        events = [event for event in run.events() if event.get("stage") == "recover" and not event.get("begun")]
-        left = training_speed(events, run.settings.get("recovery_started") or {})[1] if events else None
-    elif state.stage == "evaluate" and 0 < state.done < state.total and "perplexity" not in state.text:  # last part
-        left = state.seconds * (state.total - state.done) / state.done
+    events = [event for event in run.events() if event.get("stage") == "recover" and not event.get("begun")]
+    if stage != "Heal with LoRA" or not events:
+        return []
+    left = training_speed(events, run.settings.get("recovery_started") or {})[1]
     return [f"{duration(left)} left"] if left else []
 
 

@@ -12,7 +12,7 @@ from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, Paired
 from swm.registry import MERGE_RULES
 from swm.reporting.compare import percent_interval
 from swm.reporting.glossary import FORMS, TITLES, UNITS, method_name, title_of
-from swm.reporting.names import row_name, stage_name, stage_of, text_name
+from swm.reporting.names import row_name, stage_name, stage_of, text_title
 from swm.reporting.table import MISSING, interval, lines, number, percent, points, ratio, speedup
 from swm.search.threshold_path import PlanAt
 from swm.studies.findings import NEAR
@@ -48,7 +48,7 @@ def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "average, %": None if row["average"] is None else 100 * row["average"],
             "scored on": _scored_on(row),
             **_average_ends(row),
-            **{f"perplexity, {text_name(text)}": entry["value"] for text, entry in row["perplexities"].items()},
+            **{f"perplexity, {text_title(text)}": entry["value"] for text, entry in row["perplexities"].items()},
             "tokens per second": row["tokens_per_second"],
             "latency, ms": row["latency_ms"],
             "peak memory, MiB": row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20,
@@ -85,7 +85,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "stage": stage_of(row).replace(" + ", " + fit + ") if row["fitted_first"] else stage_of(row),
             **({"LoRA seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
-            **{f"perplexity, {text_name(text)}": interval(row["perplexities"].get(text)) for text in texts},
+            **{f"perplexity, {text_title(text)}": interval(row["perplexities"].get(text)) for text in texts},
             "average, %": percent(row["average"], row["average_stderr"]),
             **({"difference (points)": points(row["against"])} if against else {}),
             **{task: percent(score["value"], score["stderr"]) for task, score in row["scores"].items()},
@@ -114,7 +114,7 @@ def survival_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "after": points(_choice(row["against"]), *FORMS[CHOICE_LOGPROB]),
             **{f"after, {label}": _part(_choice(row["against"]), name) for label, name in parts},
             **{
-                f"perplexity, {text_name(text)}, {when}": ratio(against["perplexity"].get(text) if against else None)
+                f"perplexity, {text_title(text)}, {when}": ratio(against["perplexity"].get(text) if against else None)
                 for text in texts
                 for when, against in (("before", before.get((row["method"], row["layers"]))), ("after", row["against"]))
             },
@@ -175,7 +175,7 @@ def sweep_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
             "state": row["state"],
             "layers": str(row.get("layers") or "–"),
             **{
-                f"perplexity, {text_name(text)}": interval(row.get("perplexities", {}).get(text))
+                f"perplexity, {text_title(text)}": interval(row.get("perplexities", {}).get(text))
                 for text in dict.fromkeys(text for cell in rows for text in cell.get("perplexities", {}))
             },
             "average, %": percent(row.get("average"), row.get("average_stderr")),

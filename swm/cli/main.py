@@ -44,7 +44,7 @@ from swm.models.processes import is_first, world_size
 # Commands that a cluster runs, if there is one.
 SENT = (
     *("measure", "search", "plan", "merge", "recover", "evaluate", "time", "run", "control", "study", "sweep"),
-    *("repeat", "export", "demo"),
+    "demo",
 )
 SHARED = ("measure", "search", "plan", "recover", "evaluate")  # commands that several processes can run together
 

@@ -27,6 +27,7 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.files import (
     APP_FOLDER,
     child_environment,
+    demo_experiment,
     home,
 )
 from swm.workspace.names import NAME, check_new, experiments_folder
@@ -203,7 +204,7 @@ def active_targets(experiments: Sequence[Experiment]) -> list[tuple[Target, Stat
 def all_targets(experiments: Sequence[Experiment]) -> list[Target]:
     """Everything that can have a job: experiments, their runs, and sweeps."""
     names = [file.parent.name for file in (home() / "sweeps").glob(f"*/{FILE}")]
-    targets: list[Target] = [Sweep(name) for name in names if NAME.fullmatch(name)]
+    targets: list[Target] = [Sweep(name) for name in names if NAME.fullmatch(name) and not demo_experiment()]
     for experiment in experiments:
         targets += [] if experiment.fixed else [experiment, *experiment.runs()]
     return targets

@@ -11,7 +11,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 def cluster() -> str:
     """Address of the cluster that jobs are sent to; empty if they run here, as they do inside one of its jobs."""
-    address = (os.environ.get(SETTING) or _in_secrets()).strip()
+    address = (os.environ[SETTING] if SETTING in os.environ else _in_secrets()).strip()
     return "" if address in ("", "local") or os.environ.get(CLUSTER_JOB) else address
 
 
@@ -75,16 +75,28 @@ def submit(target: Target, stage: str, arguments: Sequence[str]) -> State:
     return first
 
 
-def watch_again(targets: Iterable[Target]) -> None:
-    """Watch the jobs that wait on the cluster since before this process began, as after a restart of the app."""
-    if not cluster():
-        return
-    waiting = [(target, state) for target in targets if (state := target.state()).cluster_job and not state.pid]
-    waiting = [(target, state) for target, state in waiting if state.status in ("queued", "interrupted")]
-    if waiting:
-        client = _client(cluster())
+def watch_again(targets: Callable[[], Iterable[Target]]) -> None:
+    """Watch the jobs that wait on the cluster since before this process began, as after a restart of the app.
+
+    Returns at once: a cluster that does not answer is asked again and again.
+    """
+    if cluster():
+        threading.Thread(target=_watch_waiting, args=(targets,), daemon=True).start()
+
+
+def _watch_waiting(targets: Callable[[], Iterable[Target]]) -> None:
+    while True:
+        try:
+            sent = [(target, state) for target in targets() if (state := target.state()).cluster_job]
+            waiting = [one for one in sent if not one[1].pid and one[1].status in ("queued", "interrupted")]
+            client = _client(cluster()) if waiting else None
+        except SwmError as error:
+            log.info("%s", error)
+            time.sleep(PATIENCE_SECONDS)
+            continue
         for target, state in waiting:
             _start_watching(client, target, replace(state, status="queued", text=PENDING, error=""))
+        return
 
 
 def _start_watching(client: Any, target: Target, first: State) -> None:
@@ -128,7 +140,7 @@ def _client(address: str) -> Any:
     except ImportError:
         raise JobError(
             f"{SETTING} names a Ray cluster, but Ray's job client is not installed. Run: pip install 'ray[default]', "
-            f"or unset {SETTING}."
+            f"or set {SETTING}=local."
         ) from None
     try:
         return JobSubmissionClient(address)

@@ -15,6 +15,13 @@ from swm.workspace.estimate import stage_needs
 from swm.workspace.experiments import Experiment
 from swm.workspace.tracked import Tracked
 
+STAGES = {  # that a command runs, where it is none itself
+    "run": ("merge", "recover", "evaluate"),
+    "plan": ("search",),
+    "export": ("merge",),
+    "time": ("merge",),
+}
+
 
 def needed_bytes(target: Tracked | None, arguments: Sequence[str]) -> int:
     """About the memory that `python -m swm ARGUMENTS` needs: its stage's, or the largest of those that it runs.
@@ -31,7 +38,10 @@ def needed_bytes(target: Tracked | None, arguments: Sequence[str]) -> int:
         return 0
     plan = getattr(target, "plan", None) or MergePlan(facts["layers"], (Window(0, max(1, facts["layers"] // 5)),))
     needs = stage_needs(facts, None, plan, recovery_in(arguments), None, experiment.settings.token_count)
-    own = [need.memory_bytes for need in needs if need.stage.partition(",")[0] == arguments[0]]
+    stages = STAGES.get(arguments[0], (arguments[0],))
+    if "--no-recovery" in arguments:
+        stages = tuple(stage for stage in stages if stage != "recover")
+    own = [need.memory_bytes for need in needs if need.stage.partition(",")[0] in stages]
     return max(own or [need.memory_bytes for need in needs])
 
 

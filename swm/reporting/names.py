@@ -11,9 +11,14 @@ from swm.workspace.runs import BASELINE, Run
 ORIGINAL = "original"
 
 
+def text_title(texts: str) -> str:
+    """A text's title, or all of the path or name that it was given by, so that no two are called the same."""
+    return TEXTS[texts].title if texts in TEXTS else texts
+
+
 def text_name(texts: str) -> str:
-    """Display name of a text: its title, or the name of its file or data set."""
-    return TEXTS[texts].title if texts in TEXTS else PurePath(texts).name
+    """Display name of a text where space is short: without its folder."""
+    return PurePath(text_title(texts)).name
 
 
 def row_name(row: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from swm.evaluation.paired import SCORES, TOO_FEW
 from swm.reporting.compare import average_of, documents_key, flat_rows, percent_interval, same_text
 from swm.reporting.glossary import FORMS, TITLES, UNITS
-from swm.reporting.names import row_name, text_name
+from swm.reporting.names import row_name, text_title
 from swm.reporting.verdict import digits_for
 from swm.workspace.runs import BASELINE
 
@@ -67,7 +67,7 @@ def lines(flat: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
         if not all(same_text(entries[0], entry) for entry in entries):
             note += " (different versions or lengths: not comparable)"
         table_lines.append(
-            (f"perplexity, {text_name(text)}{note}", [interval(row["perplexities"].get(text)) for row in flat])
+            (f"perplexity, {text_title(text)}{note}", [interval(row["perplexities"].get(text)) for row in flat])
         )
     for task in dict.fromkeys(task for row in flat for task in row["scores"]):
         scored = [row["scores"][task] for row in flat if task in row["scores"]]
@@ -154,7 +154,7 @@ def cost_lines(flat: list[dict[str, Any]]) -> list[dict[str, str]]:
         {
             "run": f"{row['experiment']}: {row_name(row)}" if several else row_name(row),
             "compared with": against["from"],
-            **{f"perplexity, {text_name(text)}": ratio(against["perplexity"].get(text)) for text in texts},
+            **{f"perplexity, {text_title(text)}": ratio(against["perplexity"].get(text)) for text in texts},
             **{_with_unit(score): points(against["scores"].get(score), *FORMS[score]) for score in SCORES},
             "accuracy, tasks above chance (points)": points(against.get("above_chance")),
         }

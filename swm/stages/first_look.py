@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from swm.errors import SwmError
+from swm.errors import ModelError, PlanError
 from swm.progress import Progress
 from swm.settings import DEFAULT_THRESHOLD
 from swm.similarity.measure import Measure
@@ -16,6 +16,7 @@ from swm.stages.measure_plan import measured_path
 from swm.stages.plan import plan_for
 from swm.workspace.estimate import ONE_PLAN_RUNS
 from swm.workspace.experiments import Experiment
+from swm.workspace.machine import is_out_of_memory
 
 log = logging.getLogger(__name__)
 PLAN_SECONDS = 120.0  # longest that the first plan may be expected to take, if each pass takes as long as the map
@@ -33,7 +34,9 @@ def first_look(experiment: Experiment, measures: Sequence[Measure], progress: Pr
         try:
             step = plan_for(experiment, threshold=DEFAULT_THRESHOLD, progress=progress, load=lambda: loaded)
             measured_path(experiment, step.plan, progress, loaded, answers=True)
-        except SwmError as error:  # windows of this model cannot merge, or overflow: Preview says so when asked
+        except Exception as error:  # windows that cannot merge, or need more memory: Preview says so when asked
+            if not isinstance(error, (PlanError, ModelError)) and not is_out_of_memory(error):
+                raise
             log.info("No first plan: %s", error)
     for measure in measures[1:]:
         measure_experiment(experiment, measure, progress, loaded)

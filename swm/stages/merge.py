@@ -19,7 +19,7 @@ from swm.merging.width import prune_width
 from swm.models.decoder import parameter_count, size_bytes
 from swm.models.load import fast_format, save_model
 from swm.plan import MergePlan
-from swm.progress import Progress, no_progress
+from swm.progress import Progress, no_progress, share_of
 from swm.registry import MERGE_RULES
 from swm.stages.loading import calibration_of, check_text, fit_tokens_of, load_original
 from swm.workspace.experiments import Experiment
@@ -56,7 +56,7 @@ def merge_run(
     check_space(run.folder, size_bytes(model))
     progress(1, 3, "merging")
     ids = calibration_of(run.experiment, tokenizer)
-    merged = merged_model(run.experiment, model, tokenizer, plan, progress)
+    merged = merged_model(run.experiment, model, tokenizer, plan, share_of(progress, 1 / 3, 2 / 3))
     check_generates(merged, ids[:1, :8])
     facts = {"parameters": parameter_count(merged), "size_bytes": size_bytes(merged)}
     took = {"seconds": round(time.time() - start, 1)}

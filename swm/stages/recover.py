@@ -216,7 +216,7 @@ def _answered(
     store = home() / "cache" / "answers" / f"{key}.jsonl"
 
     def on_batch(done: int, total: int) -> None:
-        progress(done, total, f"the original model answers, {done:,} of {total:,}")
+        progress(0, 0, f"the original model answers, {done:,} of {total:,}")
 
     with first_alone():  # the others find the answers kept
         answered = own_answers(model, tokenizer, examples, settings, store, on_batch)

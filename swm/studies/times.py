@@ -7,6 +7,7 @@ from typing import Any
 
 from swm.plan import MergePlan, WidthCut, Window
 from swm.registry import PLANNERS
+from swm.reporting.glossary import method_name
 from swm.settings import preset_settings
 from swm.studies.grids import Grid, TextsGrid, ThresholdGrid
 from swm.workspace.controls import CONTROL
@@ -20,7 +21,7 @@ def whole_study_seconds(
     folder: Path,
     tokens: int,
 ) -> tuple[float, list[str]]:
-    """Seconds of a new study of any kind, and the methods whose search cannot be foretold; 0 if nothing was timed.
+    """Seconds of a new study of any kind, 0 if nothing was timed; and in words what is not counted.
 
     Args:
         tokens: of the calibration text.
@@ -30,7 +31,9 @@ def whole_study_seconds(
     if isinstance(grid, TextsGrid):
         return texts_seconds(facts, cost, grid, tokens), []
     searching, unknown = search_seconds(facts, cost, grid, tokens)
-    return searching + study_seconds(facts, cost, grid, folder), unknown
+    missing = [f"the search by {method_name(name)}" for name in unknown]
+    missing += ["the plans within a loss"] if grid.loss else []
+    return searching + study_seconds(facts, cost, grid, folder), missing
 
 
 def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid, folder: Path) -> float:

@@ -134,7 +134,7 @@ def test_a_job_that_waits_is_watched_again_after_the_app_was_restarted(there, ex
     assert experiment.state().person == "ann@example.org"
     monkeypatch.setattr("swm.workspace.state.STALE_SECONDS", 8.0)
     assert wait_for(lambda: experiment.state().status == "interrupted", 20)
-    watch_again(all_targets([experiment]))
+    watch_again(lambda: all_targets([experiment]))
     assert wait_for(lambda: experiment.state().status == "queued", 20)
     time.sleep(10)
     assert experiment.state().status == "queued"
@@ -151,8 +151,9 @@ def test_the_cluster_of_the_secrets_file_counts_in_the_terminal_too(monkeypatch,
         file.write_text(text)
         assert cluster() == (address if sys.version_info >= (3, 11) else "")
     file.write_text('SWM_EXECUTOR = "http://head:8265"')
-    monkeypatch.setenv("SWM_EXECUTOR", "local")
-    assert cluster() == ""
+    for here in ("local", ""):
+        monkeypatch.setenv("SWM_EXECUTOR", here)
+        assert cluster() == ""
 
 
 @pytest.mark.long
@@ -189,7 +190,7 @@ def test_a_sweep_sends_its_runs_to_the_nodes(there, grid, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_of_a_sweep_that_no_node_can_hold_fails_and_does_not_wait_for_ever(there, grid, tmp_path, monkeypatch):
+def test_a_run_of_a_sweep_that_no_node_seems_to_hold_does_not_wait_for_ever(there, grid, tmp_path, monkeypatch):
     file = tmp_path / "large.yaml"
     file.write_text(yaml.safe_dump({**grid, "recovery": "none", "plans": {"planner": "random", "ratio": [0.25]}}))
     sweep = Sweep.create(load_grid(file))
@@ -200,9 +201,7 @@ def test_a_run_of_a_sweep_that_no_node_can_hold_fails_and_does_not_wait_for_ever
         data["model_facts"]["size_bytes"] = 2**45
         write_json(record, data)
     start(sweep, "sweep", ["sweep", str(file)])
-    ended(sweep, 120)
-    assert all("largest node offers" in reason for reason in sweep.failures().values())
-    assert len(sweep.failures()) == len(sweep.file.cells)
+    assert ended(sweep, 120).status == "done"  # each run had a node to itself; whether it fits is seen there
 
 
 def test_a_cluster_that_does_not_answer_is_told(experiment, monkeypatch):

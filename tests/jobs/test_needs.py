@@ -21,7 +21,12 @@ def test_a_command_needs_what_its_stage_does(experiment):
     assert needed_bytes(experiment, ["measure", "study"]) == quick["measure"]
     assert needed_bytes(run, ["merge", "study", "a"]) == quick["merge"]
     assert needed_bytes(run, ["recover", "study", "a"]) == quick["recover"]
-    assert needed_bytes(run, ["run", "study", "a"]) == max(quick.values())
+    whole = ("merge", "recover", "evaluate")
+    assert needed_bytes(run, ["run", "study", "a"]) == max(quick[stage] for stage in whole)
+    assert needed_bytes(run, ["run", "study", "a", "--no-recovery"]) == max(quick["merge"], quick["evaluate"])
+    assert needed_bytes(run, ["export", "study", "a", "a.gguf"]) == quick["merge"]
+    assert needed_bytes(experiment, ["plan", "study"]) == quick["search, whole path"] >= quick["search, one threshold"]
+    assert needed_bytes(run, ["control", "study", "a"]) == max(quick.values())
     options = ["--preset", "paper", "--batch", "512", "--train", "weights", "--adapt", "last", "--length", "256"]
     asked = preset_settings("paper", batch=512, train="weights", adapt="last", length=256)
     assert recovery_in(["recover", "study", "a", *options]) == asked

@@ -38,13 +38,15 @@ def test_without_rates_the_time_is_unknown(tmp_path):
 
 def test_a_study_searches_once_for_each_planner_and_depth_and_once_for_each_rule(tmp_path):
     grid = Grid(**{**SMALL, "planners": ["sleb", "laco"], "rules": ["rdsc", "mean"]})
-    total, unknown = whole_study_seconds(FACTS, COST, grid, tmp_path, 1280)
+    total, missing = whole_study_seconds(FACTS, COST, grid, tmp_path, 1280)
     depths = {cell.layers for cell in grid.cells(FACTS, COST) if cell.method == "sleb"}
     assert len(depths) == 2
     searches = sum(planner_seconds(FACTS, COST, 1280, "sleb", layers) for layers in depths)
     searches += 2 * path_seconds(FACTS, COST, 1280)
     assert total - study_seconds(FACTS, COST, grid, tmp_path) == pytest.approx(searches)
-    assert unknown == ["laco"]
+    assert missing == ["the search by LaCo"]
+    grid = Grid(**{**SMALL, "planners": ["sleb"], "rules": [], "loss": ["5%"]})
+    assert whole_study_seconds(FACTS, COST, grid, tmp_path, 1280)[1] == ["the plans within a loss"]
 
 
 def test_studies_of_thresholds_and_texts_are_foretold_as_well(tmp_path):
