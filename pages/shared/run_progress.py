@@ -33,9 +33,9 @@ def show_stages(run: Run) -> None:
     """The run's stages: which are done and how long they took, which runs now, and what a closed tab keeps."""
     recovery, scores, timing = run.settings.get("recovery", {}), run.scores(), run.timing()
     conditions = (scores or {}).get("conditions") or {}
-    merging, measuring = run.settings.get("merge") or {}, (timing or {}).get("conditions") or {}
+    measuring = (timing or {}).get("conditions") or {}
     took = {
-        "Merge": "" if run.stage == "planned" else _took(merging),
+        "Merge": "" if run.stage == "planned" else "done",
         "Heal with LoRA": duration(recovery["seconds"]) if run.stage == "recovered" and "seconds" in recovery else "",
         "Evaluate": _took(conditions) if scores else "",
         "Measure speed": _took(measuring) if timing else "",

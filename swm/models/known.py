@@ -57,6 +57,7 @@ BUNDLED = {
             "architecture": "LlamaForCausalLM",
             "layers": 30,
             "width": 576,
+            "vocabulary": 49152,
             "parameters": 134_515_008,
             "parameters_per_layer": 3_540_096,
         },

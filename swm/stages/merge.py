@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,6 @@ def merge_run(
     plan = MergePlan.from_dict(entries["plan"]) if entries else run.plan
     if _streams(run, plan, stream) and _streamed(run, plan, entries, progress, stream is True):
         return
-    start = time.time()
     progress(0, 3, "loading the model")
     model, tokenizer = load_original(run.experiment)
     check_space(run.folder, size_bytes(model))
@@ -59,9 +57,8 @@ def merge_run(
     merged = merged_model(run.experiment, model, tokenizer, plan, share_of(progress, 1 / 3, 2 / 3))
     check_generates(merged, ids[:1, :8])
     facts = {"parameters": parameter_count(merged), "size_bytes": size_bytes(merged)}
-    took = {"seconds": round(time.time() - start, 1)}
     progress(2, 3, "saving and reloading")
-    save_run_model(run, merged, tokenizer, ids, {**entries, "merge": facts | took}, "forget")
+    save_run_model(run, merged, tokenizer, ids, {**entries, "merge": facts}, "forget")
 
 
 def _streams(run: Run, plan: MergePlan, requested: bool | None) -> bool:

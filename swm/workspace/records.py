@@ -93,11 +93,10 @@ class Origin(Record):
 
 
 class MergeFacts(Record):
-    """The merged model's size, and how long it took until it was there; 0 in older files and from disk to disk."""
+    """The merged model's size."""
 
     parameters: int = 0
     size_bytes: int = 0
-    seconds: float = 0.0
 
 
 class Pending(Record):
