@@ -176,6 +176,7 @@ def test_a_control_comes_back_from_the_address(name, label, value, more, shown, 
         has=page.get_by_text(label, exact=True)
     )
     until(page, lambda: value in (field.inner_text().split("\n")[-1], field.locator("input").input_value()))
+    assert page.locator("[data-testid=stException]").count() == 0
 
 
 def test_the_playground_of_an_example_answers_from_what_was_kept(shown, page):
