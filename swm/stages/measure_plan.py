@@ -51,7 +51,7 @@ def measured_path(
 
     With `answers`, the plan's model also continues the sample prompts; see `answer_plans`.
     """
-    progress(0, 2, "loading the model")
+    progress(0, 2, "similarity" if loaded else "loading the model")
     bench = bench_for(experiment, plan.rule, loaded)
     check_plan(bench.model, plan)
     path = agreed(path_to_extend(experiment, bench.model, plan.rule))

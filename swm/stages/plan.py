@@ -66,7 +66,7 @@ def _searched_plan(
     experiment: Experiment, threshold: float, rule: str, progress: Progress, loaded: Loaded | None, precision: str
 ) -> PlanAt:
     """The plan at one threshold, searched; the measured similarities are saved in the path."""
-    progress(0, 0, "loading the model")
+    progress(0, 0, "searching the plan" if loaded else "loading the model")
     bench = bench_for(experiment, rule, loaded)
     asked = "auto" if kept_path(experiment, rule) else precision
     path = agreed(path_to_extend(experiment, bench.model, rule, precision=asked))
