@@ -23,7 +23,7 @@ from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.files import demo_experiment
 from swm.workspace.names import EXAMPLE, is_shipped
 from swm.workspace.state import State
-from swm.workspace.units import duration
+from swm.workspace.units import duration, duration_range
 
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS = (
@@ -171,11 +171,17 @@ def start_button(
 
 def job_bar(state: State, name: str = "") -> None:
     """How far a running job is: a bar that is full only once it has ended, or a line while the total is unknown."""
-    text = f"{name}{state.stage}: {plain(state.text or state.status)} · {duration(state.seconds)}"
+    doing = f"{name}{state.stage}: {plain(state.text or state.status)}"
+    text = " · ".join([doing, duration(state.seconds), *time_left(state)])
     if state.total:
         st.progress(min(0.99, state.done / state.total), text=text)
     else:
         st.caption(f":material/hourglass_top: {text}")
+
+
+def time_left(state: State) -> list[str]:
+    """How long the step that runs will still take, in words; none if that cannot be foretold yet."""
+    return [f"about {duration_range(state.seconds_left, state.seconds_left)} left"] if state.seconds_left else []
 
 
 def job_status(state: State) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.frame import duration
+from pages.shared.frame import duration, time_left
 from pages.shared.plain import plain
 from swm.healing.training_speed import training_speed
 from swm.registry import MERGE_RULES, as_sentence
@@ -32,10 +32,11 @@ def stage_now(state: State) -> str | None:
 def show_stages(run: Run) -> None:
     """The run's stages: which are done and how long they took, which runs now, and what a closed tab keeps."""
     recovery, scores, timing = run.settings.get("recovery", {}), run.scores(), run.timing()
+    merged = run.settings.get("merge", {})
     conditions = (scores or {}).get("conditions") or {}
     measuring = (timing or {}).get("conditions") or {}
     took = {
-        "Merge": "" if run.stage == "planned" else "done",
+        "Merge": "" if run.stage == "planned" else _took(merged),
         "Heal with LoRA": duration(recovery["seconds"]) if run.stage == "recovered" and "seconds" in recovery else "",
         "Evaluate": _took(conditions) if scores else "",
         "Measure speed": _took(measuring) if timing else "",
@@ -45,7 +46,7 @@ def show_stages(run: Run) -> None:
     with st.container(horizontal=True):
         for stage, time in took.items():
             icon = RUNNING if stage == now else DONE if time else OPEN
-            said = " · ".join(["running", *time_left(run, stage)]) if stage == now else time
+            said = " · ".join(["running", *time_left(state)]) if stage == now else time
             st.markdown(f"{icon} {stage}" + (f" :gray[{said}]" if said and said != "done" else ""))
     if state.active:
         st.caption("You can close this page: the job goes on by itself, and every finished step is kept.")
@@ -53,15 +54,6 @@ def show_stages(run: Run) -> None:
 
 def _took(record: dict[str, Any]) -> str:
     return duration(record["seconds"]) if record.get("seconds") else "done"
-
-
-def time_left(run: Run, stage: str) -> list[str]:
-    """How long the stage that runs will take, in words; none if that cannot be told yet."""
-    events = [event for event in run.events() if event.get("stage") == "recover" and not event.get("begun")]
-    if stage != "Heal with LoRA" or not events:
-        return []
-    left = training_speed(events, run.settings.get("recovery_started") or {})[1]
-    return [f"{duration(left)} left"] if left else []
 
 
 def follow(run: Run, state: State) -> None:
@@ -106,10 +98,10 @@ def meters(state: State) -> str:
 
 
 def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> None:
-    """Progress of the training: step, loss, learning rate, speed, time left."""
+    """Progress of the training: step, loss, learning rate, speed."""
     last = next((event for event in reversed(events) if "loss" in event), events[-1])
     held_out = next((event["held_out_loss"] for event in reversed(events) if "held_out_loss" in event), None)
-    speed, left = training_speed(events, settings)
+    speed = training_speed(events, settings)
     with st.container(horizontal=True, gap="medium"):
         st.metric("Step", f"{last['step']:,} of {last['steps']:,}", width="content")
         losses = [event["loss"] for event in events if "loss" in event][-SMOOTHED:]
@@ -117,9 +109,8 @@ def healing_numbers(events: list[dict[str, Any]], settings: dict[str, Any]) -> N
         st.metric("Held-out loss", "–" if held_out is None else f"{held_out:.3f}", width="content")
         highest = max(event.get("learning_rate", 0) for event in events)
         st.metric("Highest learning rate", f"{highest:.3g}", width="content")
-        remaining = f"{duration(left)} left" if left else None
         shown_speed = "–" if speed is None else f"{speed:,.0f}"
-        st.metric("Tokens per second", shown_speed, remaining, "off", delta_arrow="off", width="content")
+        st.metric("Tokens per second", shown_speed, width="content")
 
 
 def partial_checkpoint(run: Run, started: dict[str, Any]) -> str:

@@ -6,5 +6,5 @@
 - quantized: frozen weights in four bits (QLoRA)
 - rows: a recovery text as sequences of token ids with labels
 - trainer: transformers' Trainer for a recovery: settings, checkpoints, stopping
-- training_speed: how fast a recovery trains, and the time left
+- training_speed: how fast a recovery trains
 """

@@ -17,6 +17,7 @@ import psutil
 
 from swm.errors import Cancelled, ExperimentError, JobError, SwmError
 from swm.jobs.device import acquire, device_lock, release
+from swm.jobs.pace import Pace
 from swm.models.processes import rank, world_size
 from swm.workspace.audit import record
 from swm.workspace.files import (
@@ -54,7 +55,7 @@ class Tracker:
         self._target, self.state = target, state
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._written = 0.0
+        self._written, self._pace = 0.0, Pace()
         self._process = psutil.Process()
         self.cancelled = False
         self._failure: SwmError | None = None
@@ -66,6 +67,7 @@ class Tracker:
             raise Cancelled
         if self._failure:
             raise self._failure
+        self._pace.report(done, total, time.monotonic())
         self.state = replace(self.state, done=done, total=total, text=text)
         if time.monotonic() - self._written > 0.5:
             self.write()
@@ -83,6 +85,7 @@ class Tracker:
                 "memory_bytes": self._process.memory_info().rss,
                 "cpu_percent": self._process.cpu_percent(),
                 "gpu_memory_bytes": _gpu_memory_bytes(),
+                "seconds_left": round(self._pace.seconds_left(time.monotonic()), 1),
             }
             self.state = replace(self.state, heartbeat=time.time(), **usage, **changes)  # type: ignore[arg-type]
             self._target.write_state(self.state)

@@ -95,8 +95,15 @@ def _accuracy(row: Row, task: str) -> str:
     return f"{100 * row['scores'][task]['value']:.1f}" if task in row["scores"] else ""
 
 
-def score_against_speed(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
-    """Average score against relative speed, with the Pareto front: the rows that no other beats in both."""
+def score_against_speed(
+    rows: Sequence[Row], names: Sequence[str], groups: Sequence[str] = (), colours: Sequence[str] = ()
+) -> go.Figure:
+    """Average score against relative speed, with the Pareto front: the rows that no other beats in both.
+
+    Args:
+        groups, colours: one for each row; by default each model has its own colour.
+    """
+    colours = colours or row_colours(rows)
     points = [
         (
             speed,
@@ -106,7 +113,7 @@ def score_against_speed(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
             colour,
             _side(row),
         )
-        for row, name, colour in zip(rows, names, row_colours(rows), strict=True)
+        for row, name, colour in zip(rows, names, colours, strict=True)
         if (speed := relative_speed(row)) and row["average"] is not None
     ]
     front = [p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)]
@@ -135,6 +142,8 @@ def score_against_speed(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
         showlegend=False,
         cliponaxis=False,
     )
+    for group, colour in dict(zip(groups, colours, strict=False)).items():  # of the legend alone
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=group, marker={"color": colour, "size": 10})
     return plain_axes(
         figure, "speed relative to the original, measured in turn", "average accuracy, %", 340, legend=True
     )

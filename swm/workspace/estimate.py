@@ -14,24 +14,14 @@ from swm.workspace.machine import free_memory_bytes
 from swm.workspace.units import duration_range, gib
 
 PROCESS_BYTES = 700 * 2**20  # Python with torch and transformers, before any model
-
-
 TASKS = 7
 TASK_TOKENS = 97  # per document; mean of the seven tasks with SmolLM2's tokenizer
-
-
 PERPLEXITY_TOKENS = 2 * 32 * 256
-
-
 SCORED_TOKENS = 4096  # tokens whose logits an evaluation holds at once
 LOADING_BYTES_PER_SECOND = 150 * 2**20
 GRAM_TOKENS = 512  # tokens in the Gram matrix that a measurement holds for each layer
 ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search per layer of the model
-
-
 EVALUATION_SECONDS = 8  # of an evaluation, beside reading: loading, writing the sample answers
-
-
 BACKWARD = 4  # cost of a training step in forward passes; 3.8 measured with LoRA
 ANSWERED_TOGETHER = 8  # prompts that take about as long as one when answers are written 16 at a time on a CPU
 
@@ -83,7 +73,12 @@ def about(seconds: float) -> str:
 
 def evaluated_tokens(tasks: int, limit: int | None) -> int:
     """About how many tokens a model reads while it is evaluated."""
-    return PERPLEXITY_TOKENS + TASK_TOKENS * tasks * (limit or 2000)
+    return PERPLEXITY_TOKENS + task_tokens(tasks, limit)
+
+
+def task_tokens(tasks: int, limit: int | None) -> int:
+    """About how many tokens of the tasks' documents a model reads."""
+    return TASK_TOKENS * tasks * (limit or 2000)
 
 
 def reached_rates(

@@ -23,7 +23,7 @@ class State:
 
     Times are seconds since the epoch. `pid` and `process_started` identify the process on `host`. `memory_kills` is the
     value of `machine.memory_kills` when the stage began; -1 if unknown. `cluster_job` is its name on a Ray cluster.
-    `person` started it, where people log in.
+    `person` started it, where people log in. `seconds_left`: of the step that runs; 0 if it cannot be foretold.
     """
 
     stage: str = ""
@@ -44,6 +44,7 @@ class State:
     command: Many[str] = ()
     cluster_job: str = ""
     person: str = ""
+    seconds_left: float = 0.0
 
     @property
     def active(self) -> bool:

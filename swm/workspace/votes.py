@@ -1,13 +1,16 @@
-"""Votes between two models' answers that were shown without names, kept with the experiment."""
+"""Votes between two models' answers that were shown without names, kept with the experiment; of examples, in home."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from swm.errors import ExperimentError
 from swm.workspace.experiments import Experiment
+from swm.workspace.files import demo_experiment, home
+from swm.workspace.names import is_shipped
 from swm.workspace.records import is_record
 
 FILE = "votes.jsonl"
@@ -43,19 +46,32 @@ def add_vote(experiment: Experiment, prompt: str, models: tuple[str, str], winne
     """Append a vote.
 
     Raises:
-        ExperimentError: if the experiment is read-only, or the winner is none of the models.
+        ExperimentError: if the experiment takes no votes, or the winner is none of the models.
     """
-    experiment.check_writable()
+    if not takes_votes(experiment):
+        experiment.check_writable()
     if winner not in (*models, TIE):
         raise ExperimentError(f"{winner} is none of the models that were compared: {', '.join(models)}.")
     line = json.dumps(asdict(Vote(prompt, models, winner, time.time())))
-    with (experiment.folder / FILE).open("a", encoding="utf-8") as file:
-        file.write(line + "\n")  # one write, so that the lines of two pages do not mix
+    file = _file(experiment)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(line + "\n")  # one write, so that the lines of two pages do not mix
+
+
+def takes_votes(experiment: Experiment) -> bool:
+    """Whether who looks at it may vote: on what they may change, and on the shipped examples."""
+    return not experiment.read_only or (is_shipped(experiment.folder) and not demo_experiment())
+
+
+def _file(experiment: Experiment) -> Path:
+    """Where an experiment's votes are; those on a shipped example are this home's own."""
+    return home() / "votes" / f"{experiment.name}.jsonl" if is_shipped(experiment.folder) else experiment.folder / FILE
 
 
 def votes(experiment: Experiment) -> list[Vote]:
     """All readable votes, oldest first; a damaged line is left out."""
-    file = experiment.folder / FILE
+    file = _file(experiment)
     if not file.is_file():
         return []
     found = []
