@@ -9,14 +9,13 @@ from pages.shared.choices import named_choice
 from pages.shared.filters import GROUPS, OWN, filtered, group_colours, group_of
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
 from pages.shared.navigation import next_step
+from pages.shared.paired import show_paired
 from pages.shared.plain import plain
-from pages.shared.tables import comparison_table, paired_table, runs_figures, unbroken
+from pages.shared.tables import comparison_table, runs_figures, unbroken
 from pages.shared.verdict import judged_rows, show_verdict
-from swm.evaluation.paired import SCORES, flipped, paired
-from swm.reporting.compare import comparable, compare, documents_of, flat_rows, reference_rows
+from swm.reporting.compare import comparable, compare, flat_rows, reference_rows
 from swm.reporting.compare_charts import (
     MOST_BARS,
-    differences_chart,
     parallel_chart,
     relative_speed,
     score_against_speed,
@@ -24,19 +23,15 @@ from swm.reporting.compare_charts import (
     scores_grid,
 )
 from swm.reporting.csv_table import csv_text
-from swm.reporting.glossary import TERMS, TITLES, help_for
+from swm.reporting.glossary import TERMS
 from swm.reporting.headline import headline
-from swm.reporting.judged import judged, pin
+from swm.reporting.judged import judged, key_of, pin
 from swm.reporting.names import row_name
 from swm.reporting.table import cost_lines
 from swm.workspace.experiments import list_experiments
 
-TESTS = {
-    "accuracy": "exact McNemar test, which takes the number of changed answers as given",
-    "choice_logprob": "t test",
-    "bits_per_byte": "t test",
-}
 MOST_COLUMNS = 8  # more models than this are the lines of a table, not its columns
+TALL = 560  # pixels of a table with many models
 MANY = 12  # from this many models on, filters are offered
 AUTOMATIC = "Control and original of each run"
 
@@ -46,14 +41,6 @@ def selection(name: str, options: list[str], default: list[str]) -> list[str]:
     if "compare_opened" in st.session_state:
         return default
     return [value for value in st.query_params.get_all(name) if value in options] or default
-
-
-def reference(scored: dict[str, dict[str, Any]]) -> int:
-    """The place of the control of the headline run, if it is shown; otherwise the first row, usually the original."""
-    rows = list(scored.values())
-    best = rows[headline(rows)]
-    control = (best["experiment"], best["control_run"])
-    return next((i for i, row in enumerate(rows) if (row["experiment"], row["run"]) == control), 0)
 
 
 def guessed(scored: dict[str, dict[str, Any]]) -> str:
@@ -114,11 +101,13 @@ shown = chosen[1].multiselect(
 st.query_params["experiments"], st.query_params["runs"] = experiments, shown  # so that the address can be shared
 st.session_state["compare_opened"] = True
 everything, labels = labels, {label: row for label, row in labels.items() if label in shown}
+by = OWN
 if len(everything) > MANY:
-    labels = filtered(labels, "compare")
+    labels, by = filtered(labels, "compare")
 with shown_errors():
     judged_shown = [row for name in experiments for row in judged_rows(by_name[name], list(labels.values()))]
-labels = dict(zip(labels, judged_shown, strict=True))
+    by_key = {key_of(row): row for row in judged_shown}
+labels = {label: by_key[key_of(row)] for label, row in labels.items()}
 flat = list(labels.values())
 if not any(row["scores"] or row["perplexities"] for row in flat):
     message = "Nothing has been evaluated yet. Evaluate a run and the original." if shown else "Choose a run."
@@ -155,7 +144,7 @@ if costs := cost_lines(flat):
     st.subheader("What merging cost", anchor=False, help=TERMS["control"])
     cost_table = pd.DataFrame(costs).set_index("run")
     if len(costs) > MANY:
-        st.dataframe(cost_table, column_config={"run": st.column_config.Column(pinned=True)})
+        st.dataframe(cost_table, height=TALL, column_config={"run": st.column_config.Column(pinned=True)})
     else:
         st.table(unbroken(cost_table))
     against = (
@@ -178,7 +167,10 @@ differing = st.toggle(
 )
 measurements = comparison_table(list(labels), flat, differing)
 if len(flat) > MOST_COLUMNS:
-    st.dataframe(measurements.T, column_config={"_index": st.column_config.Column("model", pinned=True, width=190)})
+    table = measurements.T
+    if by not in (OWN, "layers"):  # which is a column already
+        table.insert(0, GROUPS[by].lower(), [group_of(row, by) for row in flat])
+    st.dataframe(table, height=TALL, column_config={"_index": st.column_config.Column("model", pinned=True, width=190)})
 else:
     st.table(unbroken(measurements))
 st.caption(
@@ -212,7 +204,10 @@ with right:
     st.subheader("Score against speed", anchor=False)
     charted, excluded = comparable(scored)
     if any(relative_speed(row) and row["average"] is not None for row in charted.values()):
-        st.plotly_chart(score_against_speed(list(charted.values()), list(charted)), key="compare_pareto")
+        models = list(charted.values())
+        groups = [group_of(row, by) for row in models] if by != OWN else []
+        colours = group_colours(models, groups, by) if groups else []
+        st.plotly_chart(score_against_speed(models, list(charted), groups, colours), key="compare_pareto")
     else:
         st.caption("No speed has been measured yet. Click “Measure speed” on the Run page.")
     if excluded:
@@ -223,7 +218,8 @@ if len(scored) > 2:
     tradeoffs = st.expander(title, key="compare_tradeoffs", on_change="rerun", bind="query-params")
     if tradeoffs.open:  # drawing it takes a second where there is no GPU
         with tradeoffs:
-            by = named_choice(st.segmented_control, "Colours", GROUPS, "compare_colours", required=True)
+            if len(everything) <= MANY:
+                by = named_choice(st.segmented_control, "Colours", GROUPS, "compare_colours", required=True)
             groups = [label if by == OWN else group_of(row, by) for label, row in scored.items()]
             colours = group_colours(list(scored.values()), groups, by)
             lines, without = parallel_chart(list(scored.values()), list(scored), groups, colours)
@@ -236,64 +232,5 @@ if len(scored) > 2:
             )
 
 if len(scored) > 1:
-    st.subheader("Is the difference significant?", anchor=False)
-    ends = st.columns(2, gap="large")
-    first = ends[0].selectbox(
-        "From",
-        list(scored),
-        index=reference(scored),
-        key="compare_first",
-        bind="query-params",
-        help="The original, or for a healed model its control.",
-    )
-    second = ends[1].selectbox(
-        "To",
-        list(scored),
-        index=headline(list(scored.values())),
-        key="compare_second",
-        bind="query-params",
-        help="A merged model.",
-    )
-    ends = st.columns(2, gap="large", vertical_alignment="bottom")
-    titles, meanings = {score: TITLES[score] for score in SCORES}, help_for(*SCORES)
-    score = named_choice(ends[0].segmented_control, "Score", titles, "compare_score", required=True, help=meanings)
-    above = scored[first]["tasks_above_chance"]
-    only_above = ends[1].toggle(
-        f"Only the {len(above)} tasks above chance" if above else "Only tasks above chance: none",
-        key="compare_above",
-        bind="query-params",
-        disabled=not above,
-        help=f"{', '.join(above) or 'None'}: tasks whose accuracy interval, for the original, lies above that of "
-        "guessing. On the others, differences between models are mostly noise. They were chosen by the original's own "
-        "answers, which favours it slightly.",
-    )
-    with shown_errors():
-        before, after = documents_of(scored[first]), documents_of(scored[second])
-    compared = paired(before, after, score, above if only_above and above else None)
-    if compared:
-        left, right = st.columns([2, 5], gap="large", vertical_alignment="center")
-        left.plotly_chart(differences_chart(compared), key="compare_differences")
-        right.dataframe(paired_table(compared), hide_index=True)
-        st.caption(
-            "Both models answered the same documents. p is the probability of a difference at least this large if the "
-            f"models were equally good ({TESTS[score]}; normal approximation for the average). The interval comes "
-            "from the same test. One comparison in twenty falls below p = 0.05 by chance alone."
-        )
-        changed = flipped(before, after)
-        with st.expander(f"Documents that only one of the two models answers correctly ({len(changed)})"):
-            st.dataframe(
-                changed,
-                hide_index=True,
-                column_config={
-                    "first": first,
-                    "second": second,
-                    "question": st.column_config.TextColumn(width="large"),
-                },
-            )
-    else:
-        st.info(
-            "These two have no evaluated documents with this score in common. Evaluate both again with the same number "
-            "of documents."
-        )
-
+    show_paired(scored)
 show_numbers()

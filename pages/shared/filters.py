@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.choices import named_choice
 from swm.reporting.glossary import method_name
 from swm.reporting.names import stage_of
 from swm.reporting.palette import MODEL_COLOURS, method_colour, row_colours
@@ -14,6 +15,10 @@ Labelled = dict[str, dict[str, Any]]
 
 OWN = "model"
 GROUPS = {OWN: "Model", "layers": "Layers", "method": "Method", "stage": "Stage"}
+ORDERS = {name: GROUPS[name] for name in ("method", "layers", "stage")} | {OWN: "none: one colour each"}
+GROUPED = (
+    "Order of the tables, and colours of the charts. More than ten models on one page repeat colours, groups do not."
+)
 
 
 def group_of(row: dict[str, Any], by: str) -> str:
@@ -33,13 +38,22 @@ def group_colours(rows: list[dict[str, Any]], groups: list[str], by: str) -> lis
     return [MODEL_COLOURS[order.index(group) % len(MODEL_COLOURS)] for group in groups]
 
 
-def filtered(labels: Labelled, key: str) -> Labelled:
-    """The rows that the user's filters leave; each filter offers what the rows have, and nothing chosen keeps all."""
+def filtered(labels: Labelled, key: str) -> tuple[Labelled, str]:
+    """The rows that the user's filters leave, ordered by group, and what they are grouped by.
+
+    Each filter offers what the rows have, and nothing chosen keeps all.
+    """
     names = [name for name in GROUPS if name != OWN]
-    for column, by in zip(st.columns(len(names), gap="large"), names, strict=True):
+    *places, last = st.columns(len(names) + 1, gap="large")
+    for column, by in zip(places, names, strict=True):
         groups = list(dict.fromkeys(group_of(row, by) for row in labels.values()))
         if not {*st.session_state.get(f"{key}_{by}", [])} <= {*groups}:  # of other models
             del st.session_state[f"{key}_{by}"]
         chosen = column.multiselect(GROUPS[by], groups, key=f"{key}_{by}", placeholder="All", bind="query-params")
         labels = {label: row for label, row in labels.items() if not chosen or group_of(row, by) in chosen}
-    return labels
+    grouping = named_choice(last.selectbox, "Group by", ORDERS, f"{key}_group", help=GROUPED)
+    order = list(dict.fromkeys(group_of(row, grouping) for row in labels.values())) if grouping != OWN else []
+    if grouping == "layers":
+        order.sort(key=lambda group: -int(group.split()[0]))
+    place = (lambda label: order.index(group_of(labels[label], grouping))) if order else (lambda label: 0)
+    return {label: labels[label] for label in sorted(labels, key=place)}, grouping

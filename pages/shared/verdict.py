@@ -19,7 +19,8 @@ from swm.workspace.experiments import Experiment
 
 
 def judged_rows(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of an experiment as from `judged`, cached until one of its files changes; other rows are not computed."""
+    """Rows of an experiment as from `judged`, in its own order, cached until one of its files
+    changes; other rows are not computed."""
     keys = tuple(key_of(row) for row in rows if row["experiment"] == experiment.name)
     return _judged(str(experiment.folder), experiment.results_changed(), keys) if keys else []
 

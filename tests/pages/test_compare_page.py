@@ -1,5 +1,6 @@
 """Compare with many models, on the shipped study of methods: filters, a baseline of one's own, differences only."""
 
+import itertools
 import json
 import math
 import statistics
@@ -41,7 +42,7 @@ def figure(test, key):
 
 
 def test_filters_leave_the_models_of_all_chosen_groups(rows):
-    test = compared()
+    test = compared(compare_group="model")
     assert list(table_with(test, "layers", "size, MiB").index) == [row_name(row) for row in rows]
     test.multiselect(key="compare_layers").select("24 layers").run()
     left = [row_name(row) for row in rows if row["layers"] == 24]
@@ -54,7 +55,7 @@ def test_filters_leave_the_models_of_all_chosen_groups(rows):
 
 
 def test_a_pinned_model_is_what_all_others_are_compared_with(rows):
-    test = compared()
+    test = compared(compare_group="model")
     test.selectbox(key="compare_with").select("sleb-24 (merged)").run()
     costs = table_with(test, "compared with")
     assert {*costs["compared with"]} == {"sleb-24 (merged)"}
@@ -154,7 +155,7 @@ def test_a_model_that_lacks_a_number_has_no_line_and_is_named(rows):
 
 @pytest.mark.parametrize("by", GROUPS)
 def test_lines_can_be_coloured_by_each_grouping(by):
-    test = compared(compare_colours=by)
+    test = compared(compare_group=by)
     assert not [chart for chart in test.get("plotly_chart") if chart.proto.id.endswith("compare_parallel")]
     test.session_state["compare_tradeoffs"] = True  # opened
     test.run()
@@ -164,6 +165,27 @@ def test_lines_can_be_coloured_by_each_grouping(by):
     scale = figure(test, "compare_parallel")["data"][0]["line"]["colorscale"]
     if by == "method":
         assert scale[2 * first["ticktext"].index("SLEB")][1] == method_colour("sleb")  # as on all pages
+
+
+@pytest.mark.parametrize("by", ["method", "layers", "stage"])
+def test_many_models_stand_in_groups(by):
+    test = compared(compare_group=by)
+    table = next(frame.value for frame in test.dataframe if by in frame.value and "average of tasks, %" in frame.value)
+    groups = list(table[by])
+    assert [group for group, _ in itertools.groupby(groups)] == list(dict.fromkeys(groups))  # each in one piece
+    experiment = Experiment.open(STUDY)
+    for name, group in zip(table.index, groups, strict=True):
+        plan = experiment.run("baseline" if name == "original" else name.split(" (")[0]).plan
+        assert by != "layers" or group == f"{plan.layers_left}"
+    if by == "layers":
+        assert groups == sorted(groups, key=int, reverse=True)
+    chart = figure(test, "compare_pareto")["data"]
+    named = {trace["name"]: trace["marker"]["color"] for trace in chart[2:]}
+    dots = dict(zip(chart[1]["customdata"], chart[1]["marker"]["color"], strict=True))
+    words = " layers" if by == "layers" else ""
+    expected = {name: named[group + words] for name, group in zip(table.index, groups, strict=True) if name in dots}
+    assert dots == expected
+    assert len({*named.values()}) == len({name.split(" + ")[0] for name in named})  # a width cut keeps the colour
 
 
 def test_a_model_has_one_colour_on_all_charts():
