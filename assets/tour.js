@@ -1,4 +1,6 @@
-// Draws a ring around the part of the page that a step of the tour speaks of, and scrolls there.
+// Draws a ring around the part of the page that a step of the tour speaks of, scrolls there, and keeps the place.
+
+const KEPT = "swm-tour";
 
 const found = (path) =>
   path.split(" >>> ").reduce((roots, selector) => {
@@ -8,8 +10,19 @@ const found = (path) =>
 
 let stop = () => {};
 
-export default function ({ data }) {
+// The browser keeps the step for other tabs and later days: `place` sets it (0 forgets it), without it it is told.
+const keepPlace = (place, tell) => {
+  try {
+    const kept = Number(localStorage.getItem(KEPT));
+    if (place === undefined && kept) tell("place", kept);
+    else if (place) localStorage.setItem(KEPT, place);
+    else if (place === 0) localStorage.removeItem(KEPT);
+  } catch {} // storage can be forbidden: the tour then starts over
+};
+
+export default function ({ data, setStateValue }) {
   stop();
+  keepPlace(data.place, setStateValue);
   if (!data.part) return stop;
   let target = null;
   const look = setInterval(() => {

@@ -20,12 +20,14 @@ from swm.reporting.palette import model_colours, row_colours
 from swm.settings import SAMPLE_PROMPTS
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE
+from swm.workspace.votes import takes_votes
 
 PROMPTS = (
     *SAMPLE_PROMPTS,
     "The three most important inventions of the last century are",
 )
 MAX_MODELS = 3
+UNNAMED = "Without names, then vote"
 MODES = {"live": "live", "recorded": "recorded"}
 
 
@@ -35,7 +37,14 @@ def show_recorded(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
     layers = {row_name(row): row["layers"] for row in rows}
     colours = {row_name(row): colour for row, colour in zip(rows, row_colours(rows, paler=False), strict=True)}
     prompts = list(dict.fromkeys(prompt for known in answers.values() for prompt in known))
-    prompt = st.pills("Prompt", prompts, default=prompts[0], required=True, key=f"playground_pill_{experiment.name}")
+    prompt = st.pills(
+        "Prompt",
+        prompts,
+        default=prompts[0],
+        required=True,
+        key=f"playground_pill_{experiment.name}",
+        bind="query-params",
+    )
     names = list(answers)
     control = next((row_name(row) for row in rows if row["control"]), names[0])
     usual = list(dict.fromkeys([names[0], row_name(rows[headline(rows)]), control]))
@@ -45,13 +54,14 @@ def show_recorded(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
         default=usual[:MAX_MODELS],
         max_selections=MAX_MODELS,
         key=f"playground_recorded_{experiment.name}",
+        bind="query-params",
     )
     original = answers[names[0]].get(prompt)
     known = {name: answers[name][prompt] for name in chosen if prompt in answers[name]}
-    if not experiment.read_only and len(known) == 2 and st.toggle("Without names, then vote", key="playground_blind"):
+    if takes_votes(experiment) and len(known) == 2 and st.toggle(UNNAMED, key="playground_blind", bind="query-params"):
         blind_vote(experiment, prompt, known)
         return
-    if not experiment.read_only:
+    if takes_votes(experiment) and len(known) != 2:
         st.caption("Choose exactly two models to compare them without names and vote.")
     for column, name in zip(st.columns(max(1, len(chosen)), gap="medium"), chosen, strict=False):
         with column.container(border=True, height="stretch"):
@@ -80,6 +90,7 @@ def show_live(experiment: Experiment, usable: list[str]) -> None:
         max_selections=MAX_MODELS,
         format_func=lambda name: model_title(experiment, name),
         key="playground_models",
+        bind="query-params",
         help=f"Up to {MAX_MODELS}. They answer one after another, so that each is timed alone.",
     )
     tokens = number(
@@ -92,7 +103,7 @@ def show_live(experiment: Experiment, usable: list[str]) -> None:
         bind="query-params",
         help="Decoding is greedy.",
     )
-    blind = len(names) == 2 and st.toggle("Without names, then vote", key="playground_blind_live")
+    blind = len(names) == 2 and st.toggle(UNNAMED, key="playground_blind_live", bind="query-params")
     if len(names) != 2:
         st.caption("Choose exactly two models to compare them without names and vote.")
     clicked = st.button("Answer", type="primary", disabled=not (prompt.strip() and names), key="playground_go")

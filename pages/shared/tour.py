@@ -1,10 +1,10 @@
-"""A tour of five steps over the pages of a shipped experiment; the address (?tour=2) and the session keep the place."""
+"""A tour of five steps over the pages of a shipped experiment; its place is in address (?tour=2) and browser."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import streamlit as st
 
@@ -78,17 +78,30 @@ def offer_tour(experiments: list[Experiment], greeting: str = "") -> None:
         greeting: before its description; makes the button stand out.
     """
     if DEMO in {experiment.name for experiment in experiments} and not st.session_state.get("tour"):
+        ended = "tour_ended" in st.session_state
+        told = _browser({"place": 0} if ended else {}, "tour_place").get("place")
+        kept = 0 if ended else told
+        left_at = kept if isinstance(kept, int) and 1 < kept <= len(TOUR) else 0
         with st.container(horizontal=True, vertical_alignment="center"):
             kind: Literal["primary", "secondary"] = "primary" if greeting else "secondary"
-            if st.button("Take the tour", icon=":material/tour:", type=kind, key="home_tour"):
+            if left_at and st.button(
+                f"Go on with the tour, step {left_at}", icon=":material/tour:", type=kind, key="home_tour_on"
+            ):
+                start_tour(left_at)
+            if st.button(
+                "Take the tour again" if left_at else "Take the tour",
+                icon=None if left_at else ":material/tour:",
+                type="secondary" if left_at else kind,
+                key="home_tour",
+            ):
                 start_tour()
             st.markdown(f":gray[{greeting}Five steps over a finished example, about a minute.]")
 
 
-def start_tour() -> None:
-    """Begin with the first step, on the shipped experiment."""
+def start_tour(step: int = 1) -> None:
+    """Begin with a step, on the shipped experiment."""
     st.session_state["tour_before"] = st.session_state.get("experiment")
-    _go(1)
+    _go(step)
 
 
 def show_tour(page_title: str, experiments: list[Experiment]) -> None:
@@ -120,18 +133,26 @@ def show_tour(page_title: str, experiments: list[Experiment]) -> None:
             if st.button("Done" if number == len(TOUR) else "End the tour", key="tour_end"):
                 _end()
     part = step.part if page_title == step.page_title else ""
-    ring = st.components.v2.component("tour", html="<div></div>", js=SCRIPT.read_text(encoding="utf-8"))
-    ring(data={"part": part}, key="tour_ring")
+    _browser({"part": part, "place": number}, "tour_ring")
+
+
+def _browser(data: dict[str, Any], key: str) -> Any:
+    """What draws the ring, and keeps the place in the browser: `place` in `data` is kept, without it it is told."""
+    script = SCRIPT.read_text(encoding="utf-8")
+    component = st.components.v2.component("tour", html="<div></div>", js=script)
+    return component(data=data, key=key, on_place_change=lambda: None)
 
 
 def _go(number: int) -> None:
     st.session_state["tour"] = number
+    st.session_state.pop("tour_ended", None)
     st.session_state["next_experiment"] = DEMO
     st.switch_page(TOUR[number - 1].page, query_params={"tour": str(number), "experiment": DEMO})
 
 
 def _end() -> None:
     st.session_state.pop("tour", None)
+    st.session_state["tour_ended"] = True
     if before := st.session_state.pop("tour_before", None):
         st.session_state["next_experiment"] = before
     st.switch_page("app.py")

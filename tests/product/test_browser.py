@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from swm.jobs.child import active_targets
 from swm.jobs.sweep import Sweep
@@ -18,7 +19,9 @@ from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
+from swm.stages.merge import merge_run
 from swm.workspace.experiments import Experiment, list_experiments
+from swm.workspace.votes import votes
 from tests.conftest import need, tiny_model
 from tools.running import running_app
 
@@ -194,6 +197,60 @@ def test_the_playground_of_an_example_answers_from_what_was_kept(shown, page):
     assert page.get_by_role("button", name="Answer", exact=True).count() == 0  # there is no model to ask
 
 
+def greedy(folder, prompt, tokens):
+    """What a model's files continue a prompt with, by transformers alone."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    written = model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    return tokenizer.decode(written, skip_special_tokens=True)
+
+
+def letters(text):
+    return re.sub(r"[^A-Za-z]", "", text)
+
+
+def test_the_live_playground_streams_colours_and_takes_a_blind_vote(app, page, model_folder, text_file):
+    """Two models answer on the page as transformers lets them; the smaller one's words are marked where they differ."""
+    experiment = create_experiment("mine", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
+    run = experiment.create_run("small", MergePlan(4, (Window(1, 2),)))
+    merge_run(run)
+    prompt, tokens = "The three most", 24
+    folders = {"original": model_folder, "small": run.model_folder}
+    expected = {name: greedy(folder, prompt, tokens) for name, folder in folders.items()}
+    assert letters(expected["original"]) != letters(expected["small"])
+    page.goto(f"{app}/playground?experiment=mine&playground_tokens={tokens}")
+    ready(page)
+    page.get_by_role("textbox", name="Prompt").fill(prompt)
+    page.keyboard.press("Control+Enter")
+    ready(page)
+    page.get_by_role("button", name="Answer", exact=True).click()
+    until(page, lambda: page.get_by_text("the first after").count() == 2, 90)  # both have ended: each with its speed
+    cards = page.locator("[data-testid=stVerticalBlock]").filter(has_text="the first after")
+    said = {name: cards.filter(has_text=f"{name}: ").last.inner_text() for name in expected}
+    assert "4 of 4 layers" in said["original"]
+    assert "3 of 4 layers, not healed" in said["small"]
+    for name, text in expected.items():
+        assert letters(text) in letters(said[name]), name
+    marks = "[style*='background-color']"
+    assert cards.filter(has_text="small: ").last.locator(marks).count() >= 1
+    assert cards.filter(has_text="original: ").last.locator(marks).count() == 0
+    page.get_by_text("Without names, then vote").click()
+    page.get_by_role("button", name="Answer", exact=True).click()
+    vote = page.get_by_role("button", name="A is better")
+    vote.wait_for(timeout=90_000)
+    shown = page.locator("[data-testid=stMain]").inner_text()
+    assert "small (merged)" not in shown.split("A is better")[0].split("Without names")[1]
+    assert all(letters(text) in letters(shown) for text in expected.values())
+    vote.click()
+    page.wait_for_selector("text=Voted: ")
+    (kept,) = votes(experiment)
+    assert kept.prompt == prompt
+    answers = page.locator("[data-testid=stMain]").inner_text()
+    first = answers[answers.index("A: ") : answers.index("B: ")]
+    assert kept.winner in first
+    assert letters(expected["original" if kept.winner == "original" else "small"]) in letters(first)
+
+
 def test_dragging_the_slider_changes_strip_numbers_and_address(shown, page):
     page.goto(f"{shown}/preview?experiment=demo&threshold=0.99")
     ready(page)
@@ -332,12 +389,21 @@ def test_the_tour_leads_over_five_pages_and_keeps_its_place(shown, page):
             page.reload()
             page.wait_for_selector("text=Tour, step 3 of 5")
             assert ringed(page) == [ring]
+            tab = page.context.new_page()
+            tab.goto(shown)
+            tab.get_by_role("button", name="Go on with the tour, step 3").click()
+            tab.wait_for_selector("text=Tour, step 3 of 5")
+            tab.close()
         if number < 5:
             page.get_by_role("button", name="Next", exact=True).click()
     assert len(set(seen)) == 5
     page.get_by_role("button", name="Done").click()
     page.wait_for_selector("text=Take the tour")
     assert ringed(page, 500) == []
+    page.goto(shown)  # a tour that was ended is not offered to be gone on with
+    page.wait_for_selector("text=Take the tour")
+    page.wait_for_timeout(1000)
+    assert page.get_by_text("Go on with the tour").count() == 0
 
 
 def test_the_tour_can_be_linked_left_and_taken_up_again(shown, page):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from swm.errors import ExperimentError
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment
-from swm.workspace.votes import FILE, TIE, Vote, add_vote, tallies, votes
+from swm.workspace.votes import FILE, TIE, Vote, add_vote, takes_votes, tallies, votes
 from tests.reporting.test_compare import FACTS
 
 
@@ -30,12 +30,23 @@ def test_votes_are_kept_in_their_order_and_damaged_lines_left_out(study):
     ]
 
 
-def test_who_was_not_compared_cannot_win_and_examples_take_no_votes(study):
+def test_who_was_not_compared_cannot_win(study):
     with pytest.raises(ExperimentError, match="none of the models"):
         add_vote(study, "p", ("a", "b"), "c")
-    with pytest.raises(ExperimentError):
-        add_vote(Experiment.open("example-demo"), "p", ("a", "b"), "a")
     assert votes(study) == []
+
+
+def test_votes_on_an_example_are_kept_in_this_home_and_a_demo_takes_none(home, monkeypatch):
+    example = Experiment.open("example-demo")
+    shipped = {file: file.stat().st_mtime_ns for file in example.folder.rglob("*")}
+    add_vote(example, "p", ("a", "b"), "a")
+    assert [vote.winner for vote in votes(example)] == ["a"]
+    assert (home / "votes" / "example-demo.jsonl").is_file()
+    assert {file: file.stat().st_mtime_ns for file in example.folder.rglob("*")} == shipped
+    monkeypatch.setenv("SWM_DEMO", "demo")
+    assert not takes_votes(example)
+    with pytest.raises(ExperimentError, match="read-only"):
+        add_vote(example, "p", ("a", "b"), "a")
 
 
 @given(st.lists(st.sampled_from(["a", "b", TIE]), max_size=40), st.booleans())
