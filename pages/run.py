@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.fields import number
+from pages.shared.fields import Form, number
 from pages.shared.frame import (
     caption,
     command_line,
@@ -27,7 +27,7 @@ from swm.reporting.arguments import width_arguments, windows_arguments
 from swm.reporting.commands import run_commands
 from swm.reporting.glossary import title_of
 from swm.search.kept_path import kept_path
-from swm.settings import RecoverySettings
+from swm.settings import DEFAULT_THRESHOLD, RecoverySettings
 from swm.workspace.estimate import about, estimate_run
 from swm.workspace.experiments import Experiment
 from swm.workspace.names import check_name
@@ -43,23 +43,20 @@ RULE = "How the layers of a window become one layer. rdsc is the paper's formula
 def new_run(experiment: Experiment, count: int) -> None:
     """The form of a new run: its settings, what it will need, and the button that starts it."""
     forget_old_entries(experiment)
-    template = st.session_state.get("run_template", {})
+    template, form = st.session_state.get("run_template", {}), Form("run")
     with st.container(border=True):
         left, right = st.columns(2, gap="large")
-        name = left.text_input(
-            "Name",
-            f"run-{count + 1}",
-            max_chars=64,
-            key="run_name",
-            persist_state="session",
-            help="Use a-z, 0-9 and -.",
+        name = form.text(
+            "Name", f"run-{count + 1}", place=left, max_chars=64, key="run_name", help="Use a-z, 0-9 and -."
         )
-        threshold, windows, rule = which_windows(left, template or st.query_params)
+        threshold, windows, rule = which_windows(form, left, template or st.query_params)
         with left:
-            width = width_cut(template.get("width", WHOLE_WIDTH))
-        limit = document_limit(left, experiment, template.get("limit"))
+            width = width_cut(form, template.get("width", WHOLE_WIDTH))
+        limit = document_limit(form, left, experiment, template.get("limit"))
         with right:
-            recovery, healing = healing_settings(template)
+            recovery, healing = healing_settings(form, template)
+    form.drawn()
+    st.session_state["run_origin"] = origin(experiment)
     plan_options = windows_arguments(windows) if windows.strip() else ["--threshold", str(threshold)]
     plan = planned(experiment, windows, threshold, rule, width)
     if plan is None:
@@ -84,7 +81,7 @@ def new_run(experiment: Experiment, count: int) -> None:
     command_line("run", experiment.name, name, *plan_options, *healing, *limit_arguments(limit))
 
 
-def which_windows(place: Any, initial: Any) -> tuple[float, str, str]:
+def which_windows(form: Form, place: Any, initial: Any) -> tuple[float, str, str]:
     """Threshold, windows by hand, and merge rule.
 
     Args:
@@ -92,7 +89,7 @@ def which_windows(place: Any, initial: Any) -> tuple[float, str, str]:
     """
     rules = list(MERGE_RULES)
     initial_rule = initial.get("merge_by") if initial.get("merge_by") in MERGE_RULES else DEFAULT_RULE
-    tuned = number_from_address("merge_at", 0.9, 0.01, 1.0)
+    tuned = number_from_address("merge_at", DEFAULT_THRESHOLD, 0.01, 1.0)
     threshold = number(
         "Threshold",
         0.01,
@@ -122,41 +119,47 @@ def which_windows(place: Any, initial: Any) -> tuple[float, str, str]:
         help=RULE,
         format_func=lambda name: title_of(MERGE_RULES[name]),
     )
+    form.kept("merge_at", threshold, DEFAULT_THRESHOLD)
+    form.kept("windows", windows, "")
+    form.kept("merge_by", rule, DEFAULT_RULE)
     return threshold, windows, rule
+
+
+def origin(experiment: Experiment) -> tuple[str, ...]:
+    """The experiment, and the plan in the address."""
+    return (experiment.name, *(st.query_params.get(name, "") for name in ("merge_at", "windows", "merge_by")))
 
 
 def forget_old_entries(experiment: Experiment) -> None:
     """What was entered stays when the page is left; another experiment, or a plan in the address, starts afresh."""
-    linked = [st.query_params.get(name, "") for name in ("merge_at", "windows", "merge_by")]
-    last_experiment, *last_linked = st.session_state.get("run_origin", ("", ""))
-    if experiment.name != last_experiment or (any(linked) and linked != last_linked):
-        st.session_state["run_origin"] = (experiment.name, *linked)
+    name, *linked = origin(experiment)
+    last_name, *last_linked = st.session_state.get("run_origin", ("",))
+    if name != last_name or (any(linked) and linked != last_linked):
         for key in ENTRIES:
             st.session_state.pop(key, None)
 
 
-def document_limit(place: Any, experiment: Experiment, copied: int | None) -> int | None:
+def document_limit(form: Form, place: Any, experiment: Experiment, copied: int | None) -> int | None:
     """Documents per task, by default as many as for the original, to keep runs comparable; None for all."""
     usual = usual_limit(experiment.run(BASELINE))
     if usual is None and copied is None:
         place.caption("Evaluates all documents of each task, as for the original.")
         return None
-    return number(
+    return form.number(
         "Documents per task",
         1,
         20_000,
         min(copied or usual or 100, 20_000),
         place=place,
         key="run_limit",
-        persist_state="session",
         help="More documents: smaller error bars, longer runs. Must match the original's for a comparison.",
     )
 
 
-def width_cut(copied: WidthCut) -> WidthCut:
+def width_cut(form: Form, copied: WidthCut) -> WidthCut:
     """How much width to prune, and by which method."""
     columns, methods = st.columns([2, 3], gap="small"), list(WIDTH_METHODS)
-    percent = number(
+    percent = form.number(
         "Prune width by, %",
         0.0,
         90.0,
@@ -165,17 +168,16 @@ def width_cut(copied: WidthCut) -> WidthCut:
         step=5.0,
         format="%.1f",
         key="run_width",
-        persist_state="session",
         help=WIDTH,
     )
-    method = columns[1].selectbox(
+    method = form.choice(
         "Method",
         methods,
-        index=methods.index(copied.method),
+        copied.method,
+        place=columns[1],
         disabled=not percent,
         help=" ".join(f"{name}: {text}" for name, text in WIDTH_METHODS.items()),
         key="run_width_by",
-        persist_state="session",
     )
     return WidthCut(percent / 100, method) if percent else WHOLE_WIDTH
 

@@ -106,14 +106,14 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         "the table."
         f"{speed if any(row['latency_ms'] for row in rows) else ''}{seeds_note(rows)}"
     )
-    scored = list(dict.fromkeys(row["method"] for row in rows if row["scores"] and not row["control"]))
-    scored = [method for method in scored if method != "original"]
-    if len(scored) > 1:
+    judged = [row["method"] for row in rows if row["scores"] and not row["control"]]
+    if len(methods := dict.fromkeys(name for name in judged if name != "original")) > 1:
         against = st.selectbox(
             "Compare averages with",
-            sorted(scored, key=lambda method: method != "best"),
+            sorted(methods, key=lambda method: method != "best"),
             format_func=method_name,
             key=f"studies_against_{experiment.name}_{kind}",
+            bind="query-params",
             width=240,
             help="The table shows how far each average is from this method's at the same size and stage: the mean "
             "difference over the same documents, with its 95 % interval. If the interval contains 0, the difference is "

@@ -1,12 +1,14 @@
-"""Number fields that say what is wrong with a number, and which one counts instead."""
+"""Fields that the address carries, and number fields that say what is wrong with a number."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import streamlit as st
 
 N = TypeVar("N", int, float)
+T = TypeVar("T")
 
 
 def number(label: str, low: N, high: N, default: N, *, place: Any = st, **settings: Any) -> N:
@@ -23,3 +25,60 @@ def number(label: str, low: N, high: N, default: N, *, place: Any = st, **settin
     if used != typed:
         problem.error(f"{typed:,} is out of range: {low:,} to {high:,}. {used:,} is used.", icon=":material/error:")
     return used
+
+
+class Form:
+    """The fields of a form of which the address carries whatever differs from the defaults.
+
+    The address is read when the form is first drawn in a session. Later the session counts, so that a form that is
+    filled in anew (for another experiment, or with the settings of a run) is not overruled by its own old address.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._opened = f"opened_{name}"
+
+    def drawn(self) -> None:
+        """Note that the form has been drawn, at its end."""
+        st.session_state[self._opened] = True
+
+    def number(self, label: str, low: N, high: N, default: N, *, key: str, **settings: Any) -> N:
+        """As `number`, kept in the session."""
+        first = self._first(key, default, lambda text: type(default)(float(text)))
+        first = first if low <= first <= high else default
+        entered = number(label, low, high, first, key=key, persist_state="session", **settings)
+        return self.kept(key, entered, default)
+
+    def text(self, label: str, default: str, *, key: str, place: Any = st, **settings: Any) -> str:
+        """As `st.text_input`, kept in the session."""
+        first = self._first(key, default, lambda text: text[:400])
+        return self.kept(key, place.text_input(label, first, key=key, persist_state="session", **settings), default)
+
+    def toggle(self, label: str, default: bool, *, key: str, **settings: Any) -> bool:
+        """As `st.toggle`, kept in the session."""
+        first = self._first(key, default, lambda text: text == "True")
+        return self.kept(key, st.toggle(label, first, key=key, persist_state="session", **settings), default)
+
+    def choice(
+        self, label: str, options: Sequence[str], default: str, *, key: str, place: Any = st, **settings: Any
+    ) -> str:
+        """As `st.selectbox`, kept in the session."""
+        first = self._first(key, default, str)
+        first = options.index(first if first in options else default)
+        chosen = place.selectbox(label, options, index=first, key=key, persist_state="session", **settings)
+        return self.kept(key, chosen, default)
+
+    def _first(self, key: str, default: T, read: Callable[[str], T]) -> T:
+        if self._opened in st.session_state or key not in st.query_params:
+            return default
+        try:
+            return read(st.query_params[key])
+        except (ValueError, OverflowError):
+            return default
+
+    def kept(self, key: str, value: T, default: T) -> T:
+        """The value, kept in the address unless it is the default."""
+        if value != default:
+            st.query_params[key] = f"{value}"
+        else:
+            st.query_params.pop(key, None)
+        return value

@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.fields import number
+from pages.shared.fields import Form
 from swm.checked import choices, limits
 from swm.reporting.arguments import recovery_arguments
 from swm.settings import PRESET_HELP, PRESETS, RecoverySettings
@@ -53,7 +53,7 @@ CHOICES = {
 }
 
 
-def healing_settings(template: dict[str, Any]) -> tuple[RecoverySettings | None, list[str]]:
+def healing_settings(form: Form, template: dict[str, Any]) -> tuple[RecoverySettings | None, list[str]]:
     """The LoRA settings from the form, and the same as command-line arguments; None without healing.
 
     Args:
@@ -61,65 +61,61 @@ def healing_settings(template: dict[str, Any]) -> tuple[RecoverySettings | None,
     """
     copied = template.get("recovery") or {}
     copied_preset, presets = copied.get("preset"), list(PRESETS)
-    heal = st.toggle(
+    heal = form.toggle(
         "Heal with LoRA",
         bool(copied) or not template,
         key="run_recover",
-        persist_state="session",
         help="A short training of low-rank matrices, which are then folded into the weights.",
     )
-    preset = st.selectbox(
+    preset = form.choice(
         "Preset",
         presets,
-        index=presets.index(copied_preset) if copied_preset in presets else 0,
+        copied_preset if copied_preset in presets else presets[0],
         format_func=lambda preset: f"{preset}: {PRESET_HELP[preset]}",
         key="run_preset",
-        persist_state="session",
         help="LoRA settings to start from.",
     )
     base = PRESETS[preset]
     if preset == copied_preset:
         base = RecoverySettings(**{name: copied.get(name, value) for name, value in vars(base).items()})
     with st.expander("Change settings", expanded=True):
-        settings = edited(base, preset)
+        settings = edited(form, base, preset)
     return (settings, recovery_arguments(vars(settings))) if heal else (None, ["--no-recovery"])
 
 
-def edited(base: RecoverySettings, preset: str) -> RecoverySettings:
+def edited(form: Form, base: RecoverySettings, preset: str) -> RecoverySettings:
     """The preset's settings as edited in the form, which has an input for each common one."""
     columns = st.columns(2)
     values: dict[str, Any] = {}
     for place, (name, (label, help_text)) in enumerate(NUMBERS.items()):
         low, high = limits(RecoverySettings, name)
-        values[name] = number(
+        values[name] = form.number(
             label,
             low,
             high,
             getattr(base, name),
             place=columns[place % 2],
             key=f"run_{name}_{preset}",
-            persist_state="session",
             help=help_text,
         )
-    values["learning_rate"] = number(
+    values["learning_rate"] = form.number(
         "Learning rate",
         *limits(RecoverySettings, "learning_rate"),
         base.learning_rate,
         place=columns[0],
         format="%.1e",
         key=f"run_learning_rate_{preset}",
-        persist_state="session",
         help="Lower it if the loss jumps.",
     )
     for place, (name, (label, help_text)) in enumerate(CHOICES.items(), 1):
         options = choices(RecoverySettings, name)
-        values[name] = columns[place % 2].selectbox(
+        values[name] = form.choice(
             label,
             options,
-            index=options.index(getattr(base, name)),
+            getattr(base, name),
+            place=columns[place % 2],
             format_func=lambda value: WORDS.get(value, value),
             key=f"run_{name}_{preset}",
-            persist_state="session",
             help=help_text,
         )
     alpha = base.alpha * values["rank"] // base.rank  # keeps alpha / rank, the scale of the adapters

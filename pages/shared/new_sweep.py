@@ -81,16 +81,17 @@ def _grid() -> dict[str, Any]:
     here, texts = model_choices(), [name for name, text in TEXTS.items() if "calibration" in text.purposes]
     left, right = st.columns(2, gap="large")
     with left:
-        name = st.text_input("Name", "my-sweep", max_chars=64, key="sweep_name")
+        name = st.text_input("Name", "my-sweep", max_chars=64, key="sweep_name", bind="query-params")
         models = st.multiselect(
             "Models",
             list(here),
             default=list(here)[:1],
             key="sweep_models",
+            bind="query-params",
             help="The models that are on this machine.",
         )
         models += _lines("Other models, one per line", "sweep_other_models", "Folders, .gguf files or hub ids.")
-        chosen = st.multiselect("Texts", texts, default=texts[:1], key="sweep_texts")
+        chosen = st.multiselect("Texts", texts, default=texts[:1], key="sweep_texts", bind="query-params")
         chosen += _lines("Other texts, one per line", "sweep_other_texts", ".txt or .jsonl files, or hub data sets.")
     with right:
         methods = st.multiselect(
@@ -99,9 +100,12 @@ def _grid() -> dict[str, Any]:
             default=["rdsc", "best"],
             format_func=method_name,
             key="sweep_methods",
+            bind="query-params",
             help="Sliding-window searches with a merge rule, and planners.",
         )
-        target = st.selectbox("Target", list(TARGETS), format_func=lambda kind: TARGETS[kind][0], key="sweep_target")
+        target = st.selectbox(
+            "Target", list(TARGETS), format_func=lambda kind: TARGETS[kind][0], key="sweep_target", bind="query-params"
+        )
         title, amounts, help_text = TARGETS[target]
         chosen_amounts = st.multiselect(
             f"{title}, one model each",
@@ -111,12 +115,18 @@ def _grid() -> dict[str, Any]:
             placeholder="Type an amount",
             help=help_text,
             key=f"sweep_amounts_{target}",
+            bind="query-params",
         )
         recovery = st.multiselect(
-            "Healing", [NONE, *PRESETS], default=[NONE, "quick"], key="sweep_recovery", help="LoRA presets, or none."
+            "Healing",
+            [NONE, *PRESETS],
+            default=[NONE, "quick"],
+            key="sweep_recovery",
+            bind="query-params",
+            help="LoRA presets, or none.",
         )
-        seeds = st.multiselect("Seeds", [1234, 1, 2, 3, 4], default=[1234], key="sweep_seeds")
-        limit = number("Documents per task", 1, 20_000, 100, key="sweep_limit")
+        seeds = st.multiselect("Seeds", [1234, 1, 2, 3, 4], default=[1234], key="sweep_seeds", bind="query-params")
+        limit = number("Documents per task", 1, 20_000, 100, key="sweep_limit", bind="query-params")
     plans = [
         {"planner" if method in PLANNERS else "rule": method, target: [_amount(target, one) for one in chosen_amounts]}
         for method in methods
@@ -143,5 +153,5 @@ def _amount(target: str, text: str) -> float | int | str:
 
 def _lines(label: str, key: str, help_text: str) -> list[str]:
     """What is typed into a field of several lines."""
-    typed = st.text_area(label, height=68, key=key, help=help_text)
+    typed = st.text_area(label, height=68, key=key, bind="query-params", help=help_text)
     return [line.strip() for line in typed.splitlines() if line.strip()]

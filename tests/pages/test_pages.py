@@ -588,6 +588,43 @@ def test_what_is_entered_for_a_run_stays_when_the_page_is_left(study, no_demo):
     assert test.number_input(key="run_steps_quick").value == 77
 
 
+def test_the_address_carries_the_form_of_a_run(study, no_demo):
+    test = opened("pages/run.py", run="new run")
+    test.number_input(key="run_steps_quick").set_value(77)
+    test.toggle(key="run_recover").set_value(False)
+    test.number_input(key="run_width").set_value(20.0)
+    test.selectbox(key="run_rule").set_value("mean")
+    test.text_input(key="run_windows").set_value("2-3").run()
+    link = {name: value if isinstance(value, str) else value[0] for name, value in test.query_params.items()}
+    fields = {"run_steps_quick": "77", "run_recover": "False", "run_width": "20.0"}
+    fields |= {"windows": "2-3", "merge_by": "mean"}
+    assert fields.items() <= link.items()
+    assert {name for name in link if name.startswith("run_")} <= set(fields)  # defaults are not in it
+    other = opened("pages/run.py", **link)
+    assert not other.exception
+    assert (other.number_input(key="run_steps_quick").value, other.toggle(key="run_recover").value) == (77, False)
+    assert (other.number_input(key="run_width").value, other.selectbox(key="run_rule").value) == (20.0, "mean")
+    assert other.text_input(key="run_windows").value == "2-3"
+
+
+@pytest.mark.parametrize("name", ["run_steps_quick", "run_width", "run_recover", "run_repair_quick", "merge_by"])
+@pytest.mark.parametrize("value", ["", "x", "-1e999", "nan", "\u0000"])
+def test_nonsense_in_the_address_of_a_form_does_not_break_it(name, value, study, no_demo):
+    test = opened("pages/run.py", run="new run", windows="1-3", **{name: value})
+    assert not test.exception
+    assert test.button(key="run_start")
+
+
+def test_a_duplicated_run_is_not_overruled_by_the_form_s_old_address(study, no_demo):
+    recovery = {**asdict(PRESETS["quick"]), "steps": 77}
+    study.run("first").remember(recovery={**recovery, "trained_parameters": 1, "seconds": 1})
+    test = opened("pages/run.py", run="new run", run_steps_quick="5")
+    assert test.number_input(key="run_steps_quick").value == 5
+    test.selectbox(key="run").set_value("first").run()
+    test.button(key="run_duplicate").click().run()
+    assert test.number_input(key="run_steps_quick").value == 77
+
+
 def test_new_run_with_windows_that_do_not_fit_is_told(study, no_demo):
     test = opened("pages/run.py", run="new run")
     test.text_input(key="run_windows").set_value("4-9")

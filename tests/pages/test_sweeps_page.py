@@ -53,3 +53,13 @@ def test_a_target_without_amounts_has_no_runs():
     test = opened("pages/sweeps.py")
     test.selectbox(key="sweep_target").set_value("layers").run()
     assert "The sweep has 0 runs" in texts(test)
+
+
+def test_the_address_carries_the_pickers():
+    address = {"sweep_name": "linked", "sweep_methods": "LaCo", "sweep_target": "Layers left", "sweep_limit": "7"}
+    test = opened("pages/sweeps.py", **address, sweep_other_texts="a.txt")
+    test.multiselect(key="sweep_amounts_layers").set_value(["24"]).run()
+    assert not test.exception
+    linked = file_of(test)
+    assert (linked["name"], linked["limit"], linked["plans"]) == ("linked", 7, [{"planner": "laco", "layers": [24]}])
+    assert linked["texts"][1].endswith("a.txt")
