@@ -81,18 +81,7 @@ def _grid() -> dict[str, Any]:
     here, texts = model_choices(), [name for name, text in TEXTS.items() if "calibration" in text.purposes]
     left, right = st.columns(2, gap="large")
     with left:
-        name = st.text_input("Name", "my-sweep", max_chars=64, key="sweep_name", bind="query-params")
-        models = st.multiselect(
-            "Models",
-            list(here),
-            default=list(here)[:1],
-            key="sweep_models",
-            bind="query-params",
-            help="The models that are on this machine.",
-        )
-        models += _lines("Other models, one per line", "sweep_other_models", "Folders, .gguf files or hub ids.")
-        chosen = st.multiselect("Texts", texts, default=texts[:1], key="sweep_texts", bind="query-params")
-        chosen += _lines("Other texts, one per line", "sweep_other_texts", ".txt or .jsonl files, or hub data sets.")
+        name, models, chosen = _models_and_texts(list(here), texts)
     with right:
         methods = st.multiselect(
             "Methods",
@@ -141,6 +130,23 @@ def _grid() -> dict[str, Any]:
         "seeds": sorted(seeds),
         "limit": int(limit),
     }
+
+
+def _models_and_texts(here: list[str], texts: list[str]) -> tuple[str, list[str], list[str]]:
+    """The sweep's name, and what its experiments are of."""
+    name = st.text_input("Name", "my-sweep", max_chars=64, key="sweep_name", bind="query-params")
+    models = st.multiselect(
+        "Models",
+        here,
+        default=here[:1],
+        key="sweep_models",
+        bind="query-params",
+        help="The models that are on this machine.",
+    )
+    models += _lines("Other models, one per line", "sweep_other_models", "Folders, .gguf files or hub ids.")
+    chosen = st.multiselect("Texts", texts, default=texts[:1], key="sweep_texts", bind="query-params")
+    chosen += _lines("Other texts, one per line", "sweep_other_texts", ".txt or .jsonl files, or hub data sets.")
+    return name, models, chosen
 
 
 def _amount(target: str, text: str) -> float | int | str:
