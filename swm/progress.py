@@ -10,6 +10,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """`progress(done, total, text)`; total is 0 if unknown. May raise Cancelled: finished work is kept."""
 
+UNLIKE = 10_000  # total of progress in shares of a whole whose parts take unlike times: they foretell no time
+
 
 def no_progress(done: int, total: int, text: str) -> None:
     """Ignores progress."""
@@ -22,20 +24,20 @@ def named(stage: str, progress: Progress) -> Progress:
 
 
 def part_of(progress: Progress, place: int, parts: int, name: str) -> Progress:
-    """Progress of part `place` (from 0) of `parts`, in thousandths of the whole; it never decreases."""
+    """Progress of part `place` (from 0) of `parts`, in shares of the whole; it never decreases."""
     numbered = f"{name} ({place + 1} of {parts}): "
     return share_of(
         lambda done, total, text: progress(done, total, numbered + text), place / parts, (place + 1) / parts
     )
 
 
-def share_of(progress: Progress, first: float, last: float) -> Progress:
-    """Progress of the part from `first` to `last` of a whole (0 to 1), in thousandths; it never decreases."""
+def share_of(progress: Progress, first: float, last: float, whole: int = UNLIKE) -> Progress:
+    """Progress of the part from `first` to `last` of a whole (0 to 1), out of `whole`; it never decreases."""
     share = 0.0
 
     def report(done: int, total: int, text: str) -> None:
         nonlocal share
         share = max(share, min(1.0, done / total) if total else 0.0)
-        progress(round(1000 * (first + (last - first) * share)), 1000, text)
+        progress(round(whole * (first + (last - first) * share)), whole, text)
 
     return report

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 
+from swm.progress import UNLIKE
+
 SURE_SECONDS, SURE_SHARE = 10.0, 0.05  # before that, a step foretells nothing
-FEWEST = 5  # steps with fewer parts have parts of several kinds, as loading, merging and saving
+UNTOLD = (*range(5), UNLIKE)  # totals of steps with parts of several kinds, as loading, merging and saving
 
 
 class Pace:
@@ -35,6 +37,6 @@ class Pace:
         """Seconds until the step ends, if it goes on as it did; 0 if that cannot be foretold yet."""
         (start, before), (reported, done) = self._reports[0], self._reports[-1]
         whole, took = self._total - self._first, reported - self._began
-        if self._total < FEWEST or took < SURE_SECONDS or not done - self._first >= SURE_SHARE * whole > 0:
+        if self._total in UNTOLD or took < SURE_SECONDS or not done - self._first >= SURE_SHARE * whole > 0:
             return 0.0
         return max(1.0, (reported - start) * (self._total - done) / (done - before) - (now - reported))

@@ -34,6 +34,7 @@ from swm.workspace.runs import Run
 
 log = logging.getLogger(__name__)
 
+PARTS = 1000  # of an evaluation's progress, each about as many tokens
 SCORES_VERSION = 2  # raised when scoring or its data change, so that older cached scores are not used
 
 
@@ -57,12 +58,14 @@ def evaluate_run(
     shares = [part / (read[-1] + task_tokens(len(missing), limit) or 1) for part in read]  # of the progress
     perplexities = {
         text: {
-            **perplexity(model, ids, on_progress=share_of(progress, first, last)),
+            **perplexity(model, ids, on_progress=share_of(progress, first, last, PARTS)),
             "text_hash": text_hash(text, "perplexity"),
         }
         for (text, ids), (first, last) in zip(tokens.items(), pairwise(shares), strict=True)
     }
-    for score in zero_shot(model, tokenizer, missing, limit, share_of(progress, shares[-1], 1.0)) if missing else []:
+    for score in (
+        zero_shot(model, tokenizer, missing, limit, share_of(progress, shares[-1], 1.0, PARTS)) if missing else []
+    ):
         if is_first():
             write_json(files[score.task], asdict(score))
         cached[score.task] = score

@@ -20,7 +20,7 @@ from swm.plan import (
     MergePlan,
     Window,
 )
-from swm.progress import Progress, no_progress
+from swm.progress import UNLIKE, Progress, no_progress
 from swm.registry import MERGE_RULES
 from swm.search.find import Key, confirmed_plan, threshold_path
 from swm.search.kept_path import kept_path, outdated_path, save_path
@@ -81,7 +81,7 @@ def search_path(
         if time.monotonic() - saved > SAVE_SECONDS:
             save()
             saved = time.monotonic()
-        progress(round(1000 * covered), 1000, f"{len(path.similarities)} windows tried")
+        progress(round(UNLIKE * covered), UNLIKE, f"{len(path.similarities)} windows tried")
 
     # One walk leaves several processes nothing to share out: its windows are then scored with the path's.
     last = world_size() > 1 and path.low <= focus <= path.high and layers is None

@@ -59,9 +59,10 @@ def time_in_llama_cpp(
             part = share_of(progress, 0.15 * place, 0.15 * (place + 1))
             export_gguf(folder, file, kind, source=source, progress=part)
         results = _speeds(client, files, {"tokens": prompt, "count": new_tokens}, threads, share_of(progress, 0.3, 0.8))
+        last = share_of(progress, 0.8, 1)
         text = rows[: max(1, PERPLEXITY_TOKENS // rows.shape[1]), :PERPLEXITY_TOKENS]
         for place, (file, result) in enumerate(zip(files, results, strict=True)):
-            progress(800 + 100 * place, 1000, "perplexity")
+            last(place, 2, "perplexity")
             loaded = load_original(run.experiment)[0] if not place else load_run(run)[0]
             result |= _quality(client, file, loaded, text, threads)
             conditions = conditions_for(run.experiment, loaded, start)

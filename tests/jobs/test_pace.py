@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swm.jobs.pace import Pace
+from swm.progress import UNLIKE
 
 
 def told(reports, now):
@@ -48,3 +49,4 @@ def test_nothing_is_foretold_without_a_total_or_from_few_uneven_parts():
     assert told([(0, 0, 0), (500, 0, 0)], 600) == 0
     assert told([(0, 0, 3), (500, 1, 3)], 600) == 0
     assert told([(0, 0, 100)], 600) == 0
+    assert told([(0, 0, UNLIKE), (500, 4000, UNLIKE)], 600) == 0  # shares of unlike parts
