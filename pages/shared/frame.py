@@ -19,11 +19,12 @@ from swm.errors import SwmError
 from swm.jobs.child import active_targets, all_targets, cancel, start
 from swm.jobs.cluster import watch_again
 from swm.jobs.tracking import Target
+from swm.workspace.estimate import about
 from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.files import demo_experiment
 from swm.workspace.names import EXAMPLE, is_shipped
 from swm.workspace.state import State
-from swm.workspace.units import duration, duration_range
+from swm.workspace.units import duration
 
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS = (
@@ -181,7 +182,7 @@ def job_bar(state: State, name: str = "") -> None:
 
 def time_left(state: State) -> list[str]:
     """How long the step that runs will still take, in words; none if that cannot be foretold yet."""
-    return [f"about {duration_range(state.seconds_left, state.seconds_left)} left"] if state.seconds_left else []
+    return [f"{about(state.seconds_left)} left"] if state.seconds_left else []
 
 
 def job_status(state: State) -> None:

@@ -7,9 +7,11 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from swm.cli.check import check_options
 from swm.cli.explore import run_create, run_estimate, run_list, run_measure, run_models, run_plan, run_search
@@ -44,8 +46,9 @@ from swm.models.processes import is_first, world_size
 # Commands that a cluster runs, if there is one.
 SENT = (
     *("measure", "search", "plan", "merge", "recover", "evaluate", "time", "run", "control", "study", "sweep"),
-    "demo",
+    *("demo", "export", "repeat", "answer"),
 )
+SPEED = re.compile(r"\n\d+ tokens: the first after [^\n]*\s*\Z")
 SHARED = ("measure", "search", "plan", "recover", "evaluate")  # commands that several processes can run together
 
 
@@ -64,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     options = build_parser().parse_args(arguments)
-    if cluster() and options.command in SENT and world_size() == 1:
-        sys.exit(_sent(sys.argv[1:] if arguments is None else arguments, options.json))
+    long = options.command in SENT or getattr(options, "measure", False)  # as in create --measure
+    if cluster() and long and world_size() == 1:
+        sys.exit(_sent(sys.argv[1:] if arguments is None else arguments, options))
     _take_job_settings()
     if world_size() > 1 and options.command not in SHARED:
         sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch or torchrun."))
@@ -84,17 +88,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(result, allow_nan=False) if options.json else printable(text))
 
 
-def _sent(arguments: Sequence[str], as_json: bool) -> int:
+def _sent(arguments: Sequence[str], options: argparse.Namespace) -> int:
     """Run the command on the cluster, say what it says, and return its exit code; with JSON, only that on stdout."""
-    said = ""
+    said, shown, output = "", 0, sys.stderr if options.json else sys.stdout
     try:
         for piece in run_there(arguments):
             said += piece
-            print(printable(piece), end="", file=sys.stderr if as_json else sys.stdout, flush=True)
+            speed = SPEED.search(said)  # of an answer: a node's log has both streams in one
+            end = speed.start() if speed else len(said)
+            print(printable(said[shown:end]), end="", file=output, flush=True)
+            shown = max(shown, end)
+        print(printable(said[shown:]), end="", file=sys.stderr)
     except SwmError as error:
         return _failed(str(error)) if str(error) else 1
-    if as_json:
+    if options.json:
         print(next((line for line in reversed(said.splitlines()) if line.startswith("{")), "{}"))
+    if options.command == "export" and not Path(options.folder).exists():
+        return _failed(
+            f"{options.folder} is on the node that wrote it. Choose a folder that all machines see, as SWM_HOME."
+        )
     return 0
 
 

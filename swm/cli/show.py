@@ -82,7 +82,7 @@ def run_answer(options: argparse.Namespace) -> Result:
         if not options.json:
             print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     if not options.json:
-        print(answer.speed, file=sys.stderr)
+        print(f"\n{answer.speed}", file=sys.stderr)
     return {"run": run.name, "prompt": options.prompt, "answer": "".join(pieces), "speed": answer.speed}, ""
 
 

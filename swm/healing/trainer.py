@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,13 @@ from swm.models.processes import any_of, first_alone, is_sharded, world_size
 from swm.settings import RecoverySettings
 from swm.workspace.estimate import activation_bytes
 from swm.workspace.files import replace_file
+from swm.workspace.tracked import CLUSTER_JOB
 
 log = logging.getLogger(__name__)
 
 
 OnStep = Callable[[int, int, dict[str, float]], None]
+SAVING_SHARE = 0.05  # of the training's time that checkpoints may take, beside those after each look at held-out text
 
 
 def train(trainer: Trainer, folder: Path) -> None:
@@ -169,11 +173,36 @@ def _printer() -> type[TrainerCallback]:
 
 
 class _Watch(TrainerCallback):
-    """Reports numbers after each step, and stops training cleanly: with a checkpoint if the user cancelled."""
+    """Reports numbers after each step, and stops training cleanly: with a checkpoint if the user cancelled.
+
+    Checkpoints between those that the Trainer writes itself are as frequent as they are cheap, so that little is lost
+    with a process that is killed; a job on a cluster, whose nodes come and go, writes one after each step.
+    """
 
     def __init__(self, steps: int, on_step: OnStep | None) -> None:
         self.failure: BaseException | None = None
         self._steps, self._on_step = steps, on_step or (lambda step, steps, numbers: None)
+        self._saved = self._ready = time.monotonic()  # of the last checkpoint, and when the next one could begin
+        self._took = 0.0  # seconds that the last checkpoint took
+        self._every_step = bool(os.environ.get(CLUSTER_JOB))
+
+    def on_step_end(  # type: ignore[override]
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._ready = time.monotonic()
+        if any_of(self._every_step or self._took <= SAVING_SHARE * (self._ready - self._saved)):
+            control.should_save = True
+
+    def on_evaluate(  # type: ignore[override]
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._ready = time.monotonic()
+
+    def on_save(  # type: ignore[override]
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._saved = time.monotonic()
+        self._took = self._saved - self._ready
 
     def on_log(  # type: ignore[override]
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any

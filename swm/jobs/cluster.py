@@ -22,6 +22,7 @@ from swm.jobs.tracking import Target, log
 from swm.workspace.audit import record
 from swm.workspace.files import APP_FOLDER, child_environment
 from swm.workspace.people import person
+from swm.workspace.reading import state_in
 from swm.workspace.state import State
 from swm.workspace.tracked import CLUSTER_JOB, STOP_FILE
 
@@ -30,6 +31,7 @@ LOG, FOLDER = "SWM_JOB_LOG", "SWM_JOB_FOLDER"  # what a job writes its output to
 POLL_SECONDS, PATIENCE_SECONDS = 2.0, 60.0
 PENDING = "waits for the cluster"
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+BEGUN = "The job begins."  # line before what a job says; what stands above it is the cluster's own
 
 
 def cluster() -> str:
@@ -116,7 +118,7 @@ def run_there(arguments: Sequence[str]) -> Iterator[str]:
         while status not in ENDED:
             time.sleep(POLL_SECONDS / 2)
             status = str(client.get_job_status(name).value)
-            before, said = said, client.get_job_logs(name)
+            before, said = said, client.get_job_logs(name).partition(f"{BEGUN}\n")[2]
             yield said[len(before) :]
     finally:
         if status not in ENDED:
@@ -161,7 +163,7 @@ def _send(client: Any, name: str, arguments: Sequence[str], memory: int, more: d
     only_starts = arguments[:1] == ["sweep"]  # its runs are tasks, which ask for what they need
     try:
         client.submit_job(
-            entrypoint=shlex.join([sys.executable, "-m", "swm", *arguments]),
+            entrypoint=shlex.join([sys.executable, "-m", "swm.jobs.on_node", sys.executable, "-m", "swm", *arguments]),
             submission_id=name,
             runtime_env={"env_vars": mine},
             entrypoint_num_cpus=0 if only_starts else float(os.environ.get(CPUS, "1")),
@@ -209,6 +211,9 @@ def _watch(client: Any, target: Target, first: State) -> None:
             status = str(info.status.value)
             if status == "PENDING" and not state.pid:
                 target.write_state(replace(first, heartbeat=time.time()))
+            elif state.pid and state_in(target.folder / "state.json").status == "interrupted":  # its node said so
+                record(state.stage, target.full_name, "interrupted", state.command, first.person)
+                return
             elif status in ENDED:
                 _write_end(target, replace(state, heartbeat=time.time()), status, str(info.message or ""), first.person)
                 return

@@ -20,6 +20,7 @@ STAGES = {  # that a command runs, where it is none itself
     "plan": ("search",),
     "export": ("merge",),
     "time": ("merge",),
+    "answer": ("evaluate",),
 }
 
 

@@ -34,7 +34,8 @@ from swm.workspace.runs import Run
 
 log = logging.getLogger(__name__)
 
-PARTS = 1000  # of an evaluation's progress, each about as many tokens
+PARTS = 1000  # of an evaluation's progress, each of about the same time
+WHOLE_TEXT = 1.5  # time of a token of a text whose every token is scored, in those of the tasks' (1.2 to 2)
 SCORES_VERSION = 2  # raised when scoring or its data change, so that older cached scores are not used
 
 
@@ -54,7 +55,7 @@ def evaluate_run(
     files = _score_files(run, model, tasks, limit)
     cached = gathered([{task: score for task, file in files.items() if (score := _kept_score(file))}])[0]
     missing = [task for task in tasks if task not in cached]
-    read = list(accumulate((ids.numel() for ids in tokens.values()), initial=0))
+    read = list(accumulate((WHOLE_TEXT * ids.numel() for ids in tokens.values()), initial=0.0))
     shares = [part / (read[-1] + task_tokens(len(missing), limit) or 1) for part in read]  # of the progress
     perplexities = {
         text: {

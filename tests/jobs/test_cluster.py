@@ -126,6 +126,22 @@ def test_what_no_node_can_hold_is_refused_and_what_waits_can_be_cancelled(there,
     assert [entry["outcome"] for entry in entries("study")] == ["failed", "cancelled"]
 
 
+@pytest.mark.long
+def test_a_job_runs_on_the_node_that_has_its_memory(there, experiment):
+    """The head offers 4 GiB, the other node 12."""
+    from ray.job_submission import JobSubmissionClient
+    from ray.util.state import list_nodes
+
+    experiment.model_facts |= {"size_bytes": 7 * 2**30}
+    large = {node.node_id for node in list_nodes(address=cluster()) if node.resources_total.get("worker")}
+    assert len(large) == 1
+    for _ in range(3):
+        start(experiment, "measure", ["measure", "study"])
+        assert ended(experiment).status == "done"
+        job = JobSubmissionClient(cluster()).get_job_info(experiment.state().cluster_job)
+        assert {job.driver_node_id} == large
+
+
 def test_a_job_that_waits_is_watched_again_after_the_app_was_restarted(there, experiment, monkeypatch):
     code = "from swm.jobs.child import start; from swm.workspace.experiments import Experiment; "
     code += "start(Experiment.open('study'), 'measure', ['measure', 'study'])"
@@ -174,6 +190,38 @@ def test_a_command_in_a_terminal_runs_there_and_gives_its_result_here(there, exp
 
 
 @pytest.mark.long
+def test_answers_exports_and_new_experiments_of_a_terminal_come_from_there(there, experiment, tmp_path, text_file):
+    """The same words, with their speed on stderr, as from this machine; files where they were asked for."""
+    run = merged(experiment)
+
+    def said(*words, **environment):
+        done = subprocess.run(
+            [sys.executable, "-m", "swm", *words],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip(), done.stderr.strip().splitlines()
+
+    asked = ("answer", "study", "a", "--prompt", "the number", "--tokens", "9")
+    (words, speed), (expected, _) = said(*asked), said(*asked, SWM_EXECUTOR="local")
+    assert words == expected
+    assert re.fullmatch(r"\d tokens: the first after .*", speed[-1])
+    said("export", "study", "a", str(tmp_path / "out"))
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        run.model_folder / "model.safetensors"
+    ).read_bytes()
+    model = experiment.settings.model
+    said("create", "second", "--model", model, "--texts", str(text_file), "--count", "3", "--length", "32", "--measure")
+    second = Experiment.open("second")
+    assert second.state().cluster_job.startswith("swm-")
+    assert second.similarity("cka_skip4")
+
+
+@pytest.mark.long
 @pytest.mark.data
 def test_a_sweep_sends_its_runs_to_the_nodes(there, grid, tmp_path):
     need("olmo_eval")
@@ -218,7 +266,7 @@ def two_jobs(experiment, text_file, monkeypatch, home):
     try:
         monkeypatch.setenv("SWM_EXECUTOR", nodes.address)
         runs = [merged(experiment, name) for name in ("a", "b")]
-        rest = ["--steps", "100000", "--texts", str(text_file), *QUICK[:-1], "1"]
+        rest = ["--steps", "100000", "--texts", str(text_file), *QUICK]  # --save-every is far off
         for run in runs:
             start(run, "recover", ["recover", "study", run.name, *rest])
             assert wait_for(lambda run=run: trained(run) > 3, 90), run.state()
@@ -257,7 +305,7 @@ def test_a_lost_node_means_interrupted_and_one_step_is_lost_at_most(two_jobs):
 
 
 @pytest.mark.long
-def test_when_the_head_is_lost_a_job_is_interrupted_or_goes_on_and_can_be_cancelled(two_jobs):
+def test_when_the_head_is_lost_a_job_goes_on_or_is_gone_on_with_on_another_cluster(two_jobs, monkeypatch):
     nodes, runs = two_jobs
     nodes.tell("head")
     time.sleep(10)
@@ -270,3 +318,16 @@ def test_when_the_head_is_lost_a_job_is_interrupted_or_goes_on_and_can_be_cancel
             assert ended(run).status in ("cancelled", "interrupted")
         else:
             check_lost(run)
+    others = Nodes()  # the cluster is set up anew
+    try:
+        monkeypatch.setenv("SWM_EXECUTOR", others.address)
+        lost = runs[0]
+        step = lost.checkpoint_step()
+        assert step > 3
+        start(lost, "recover", list(lost.state().command))
+        assert wait_for(lambda: trained(lost) > step, 90), lost.state()
+        cancel(lost)
+        assert ended(lost).status == "cancelled"
+        assert [event["step"] for event in lost.events() if "loss" in event][: step + 1] == list(range(1, step + 2))
+    finally:
+        others.end()
