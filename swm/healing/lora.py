@@ -10,11 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Trainer,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.pytorch_utils import Conv1D
 
 from swm.errors import ModelError, SettingsError, first_line
@@ -42,6 +38,8 @@ def recover(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Train LoRA adapters on the linear layers, or the layers' own weights, and fold the result in.
 
+    See `recover_in_four_bits` for quantized weights.
+
     Several processes (`accelerate launch`) share each batch: a step sees the same sequences for any number of
     processes. The first one writes.
 
@@ -62,13 +60,62 @@ def recover(
         TextError: if there are too few examples. ModelError: if the loss is not finite. SettingsError: if the
             processes cannot share a batch.
     """
-    check_shared(settings)
-    check_quantizes(settings)
     teacher = _teacher(model, original, settings, behind)
-    rows = training_rows(tokenizer, examples, settings)
-    model, whole, quantized = _trained_and_folded(model, settings)
+    model, whole = _trained_and_folded(model)
     uses_cache = getattr(model.config, "use_cache", None)  # training turns it off; saved like that, the model is slow
     dtypes = {name: parameter.dtype for name, parameter in whole.named_parameters()}
+    trainer, adapted, summary = _trained(model, tokenizer, examples, settings, folder, on_step, layers, teacher)
+    folded = _folded(trainer, adapted, whole, dtypes, folder / "adapter")
+    if uses_cache is not None:
+        folded.config.use_cache = uses_cache
+    return folded.eval(), summary
+
+
+def recover_in_four_bits(
+    base: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    folder: Path,
+    on_step: OnStep | None = None,
+    *,
+    device: torch.device,
+    layers: Sequence[int] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Train LoRA adapters over the weights of a saved model in four bits; the model is never in memory whole.
+
+    Args:
+        base: folder of the merged model. Others: as of `recover`.
+
+    Returns:
+        peft's model with the adapters, for `fold_adapter`, and the summary, with the bytes of the quantized weights.
+    """
+    check_quantizes(settings)
+    config = AutoConfig.from_pretrained(base)
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(config)
+    names = linear_maps(bare, None)
+    check_plain(bare, names)
+    small = in_four_bits(base, names, device)
+    quantized_bytes = four_bit_bytes(small)
+    _, adapted, summary = _trained(small, tokenizer, examples, settings, folder, on_step, layers, None)
+    adapted.save_pretrained(folder / "adapter")
+    return adapted, {**summary, "quantized_bytes": quantized_bytes}
+
+
+def _trained(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    folder: Path,
+    on_step: OnStep | None,
+    layers: Sequence[int] | None,
+    teacher: Teacher | None,
+) -> tuple[Trainer, Any, dict[str, Any]]:
+    """The trainer and peft's model, after training, and a summary."""
+    check_shared(settings)
+    rows = training_rows(tokenizer, examples, settings)
     adapted = _with_adapters(model, settings, layers)
     _allocate_trained(adapted)
     trainer, watch = make_trainer(adapted, rows, settings, folder, on_step, teacher)
@@ -81,12 +128,8 @@ def recover(
         "training_tokens": settings.steps * settings.batch * settings.accumulate * settings.length,  # padding included
         "sequences": len(rows) - settings.held_out,
         "held_out_losses": [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row],
-        **quantized,
     }
-    folded = _folded(trainer, adapted, whole, dtypes, folder / "adapter")
-    if uses_cache is not None:
-        folded.config.use_cache = uses_cache
-    return folded.eval(), summary
+    return trainer, adapted, summary
 
 
 def _teacher(
@@ -103,27 +146,20 @@ def _teacher(
     return Teacher(original, layer_pairs(model, original, behind if settings.target == "hidden" else ()))
 
 
-def _trained_and_folded(
-    model: PreTrainedModel, settings: RecoverySettings
-) -> tuple[PreTrainedModel, PreTrainedModel, dict[str, int]]:
-    """The model to train over, the one to fold the adapters into, and the size of the first if it is quantized."""
-    if settings.quantization == "nf4":
-        names = linear_maps(model, None)
-        check_plain(model, names)
-        small = in_four_bits(model, names)
-        return small, model, {"quantized_bytes": four_bit_bytes(small)}
+def _trained_and_folded(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The model to train over, and the one to fold the adapters into."""
     if not is_sharded():
-        return model, model, {}
+        return model, model
     whole = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})  # FSDP replaces those of model
     for module in model.modules():  # accelerate fails on buffers among what is saved: each process has them
         module._non_persistent_buffers_set.update(module._buffers)
-    return model, whole, {}
+    return model, whole
 
 
 def _folded(
     trainer: Trainer, adapted: Any, whole: PreTrainedModel, dtypes: dict[str, torch.dtype], folder: Path
 ) -> PreTrainedModel:
-    """Save the adapters and fold them in; into the whole model if the trained one was sharded or quantized.
+    """Save the adapters and fold them in; into the whole model if the trained one was sharded.
 
     Args:
         dtypes: of the whole model's parameters by name, which those that were trained in float32 get back.

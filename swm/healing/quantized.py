@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from swm.errors import ModelError, SettingsError
+from swm.models.locate import weight_files
 from swm.models.processes import is_sharded
+from swm.models.save import quiet_transformers
 from swm.settings import RecoverySettings
-
-BLOCK = 64  # numbers that share a scale
 
 
 def check_quantizes(settings: RecoverySettings) -> None:
@@ -49,34 +53,77 @@ def check_plain(model: PreTrainedModel, names: Sequence[str]) -> None:
         )
 
 
-def in_four_bits(model: PreTrainedModel, names: Sequence[str]) -> PreTrainedModel:
-    """A copy of the model with these linear maps in NF4 and everything else as it is; for training adapters on.
+def in_four_bits(folder: Path, names: Sequence[str], device: torch.device) -> PreTrainedModel:
+    """A saved model with these linear maps in NF4 and everything else as it is, for training adapters on.
 
-    The model itself moves to the CPU, to fold the adapters into: its weights keep all their digits. Products are
-    computed in its precision.
+    transformers quantizes each weight as it reads it, so memory never holds the model with all its digits.
 
     Args:
         names: of plain linear maps, see `check_plain`.
     """
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn import Linear4bit
 
-    device, dtype = model.device, model.dtype
-    model.to("cpu")  # type: ignore[arg-type]
-    maps: dict[str, Any] = {name: model.get_submodule(name) for name in names}
-    shared: dict[int, Any] = {id(module.weight): module.weight for module in maps.values()}  # not copied
-    small: PreTrainedModel = copy.deepcopy(model, shared)
-    for name, module in maps.items():
-        bias: Any = small.get_submodule(name).bias
-        four: Any = Linear4bit(
-            module.in_features, module.out_features, bias is not None, dtype, quant_type="nf4", device="meta"
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(config)
+    others = [name for name, module in bare.named_modules() if type(module) is nn.Linear and name not in names]
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=config.dtype,
+        llm_int8_skip_modules=others,
+    )
+    with quiet_transformers():
+        small: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=config.dtype, quantization_config=four_bits, device_map={"": device}
         )
-        four.weight = Params4bit(module.weight.detach().clone(), requires_grad=False, quant_type="nf4", blocksize=BLOCK)
-        four.bias = bias
-        four.support_avx512bf16_for_cpu = False  # evaluating would repack weights in a form that passes no gradient
-        parent, _, child = name.rpartition(".")
-        setattr(small.get_submodule(parent), child, four.to(device))
-    small.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft asks for it
-    return small.to(device)  # type: ignore[arg-type]
+    for module in small.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False  # evaluating would repack weights so that no gradient passes
+    if left := [name for name in names if not isinstance(small.get_submodule(name), Linear4bit)]:
+        raise ModelError(f"{left[0]} could not be stored in four bits. Choose --quantization none.")
+    return small
+
+
+def fold_adapter(base: Path, adapted: Any, folder: Path) -> None:
+    """Write the base model's files to a folder, its weights with the adapters added, one tensor at a time.
+
+    Memory holds one file of weights: 5 GB in what is saved here, and in most of what is on the hub.
+
+    Args:
+        base: folder with the weights that the adapters were trained over, with all their digits.
+        adapted: peft's model; its linear maps may be quantized.
+
+    Raises:
+        ModelError: if the files name an adapted weight otherwise than the model does.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    layers: dict[str, Any] = {
+        f"{name}.weight": module
+        for name, module in adapted.base_model.model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    files, folded = weight_files(base), 0
+    for file in base.iterdir():
+        if file not in files and file.is_file() and not file.name.startswith("."):
+            shutil.copy2(file, folder / file.name)
+    for file in files:
+        tensors = {}
+        with safe_open(file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118  no dict
+                tensors[name] = stored.get_tensor(name)
+                if name in layers:
+                    delta = layers[name].get_delta_weight("default").to("cpu", torch.float32)
+                    tensors[name] = (tensors[name].float() + delta).to(tensors[name].dtype)
+                    folded += 1
+        save_file(tensors, folder / file.name, metadata={"format": "pt"})
+    if folded != len(layers):
+        raise ModelError(
+            f"{len(layers) - folded} of {len(layers)} adapters found no weight of their name in {base}, so they cannot "
+            "be folded in. Choose --quantization none."
+        )
 
 
 def four_bit_bytes(model: nn.Module) -> int:

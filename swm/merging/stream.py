@@ -27,12 +27,11 @@ from swm.merging.stored import FLOATS, Stored, copy_bytes, flushed, read_header,
 from swm.models.decoder import find_decoder, parameter_count
 from swm.models.load import load_tokenizer
 from swm.models.locate import load_config, model_folder, skeleton, weight_files
-from swm.models.save import check_complete, generation_config
+from swm.models.save import SHARD_BYTES, check_complete, generation_config
 from swm.plan import MergePlan, Window, base_layer
 from swm.registry import MERGE_RULES
 from swm.workspace.files import check_space, disk_errors, replaced_folder
 
-SHARD_BYTES = 5 * 10**9  # transformers' own default
 OnBytes = Callable[[int, int], None]
 
 

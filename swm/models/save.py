@@ -18,6 +18,8 @@ from swm.models.decoder import size_bytes
 from swm.workspace.files import check_space, disk_errors, full_disk_message, is_full_disk, replaced_folder
 from swm.workspace.machine import is_out_of_memory
 
+SHARD_BYTES = 5 * 10**9  # of weights in one file: what works on one file at a time needs as much memory
+
 
 def save_model(
     model: PreTrainedModel,
@@ -42,7 +44,7 @@ def save_model(
         try:
             if getattr(model, "generation_config", None) is not None:
                 model.generation_config = generation_config(model.generation_config)
-            model.save_pretrained(new)
+            model.save_pretrained(new, max_shard_size=SHARD_BYTES)
             tokenizer.save_pretrained(new)
         except safetensors_error() as error:
             if is_full_disk(error):

@@ -6,48 +6,38 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm.errors import ExperimentError, ModelError, TextError
-from swm.evaluation.generation import check_generates
-from swm.healing.lora import check_adapts, check_shared, recover
-from swm.healing.own_answers import check_prompts, own_answers
-from swm.healing.quantized import check_quantizes
+from swm.errors import ExperimentError, TextError
+from swm.healing.lora import check_adapts, check_shared, recover, recover_in_four_bits
+from swm.healing.own_answers import check_prompts
+from swm.healing.quantized import check_quantizes, fold_adapter
 from swm.healing.rows import training_rows
+from swm.healing.trainer import OnStep
 from swm.healing.training_speed import training_speed
-from swm.merging.apply import apply_plan
-from swm.merging.fit import check_fits
 from swm.models.decoder import check_length
-from swm.models.load import load_tokenizer
-from swm.models.locate import load_config, model_folder, skeleton
-from swm.models.processes import (
-    agreed,
-    check_sharding,
-    first_alone,
-    handed_out,
-    is_first,
-    is_sharded,
-    on_its_own,
-    world_size,
-)
+from swm.models.load import load_tokenizer, pick_device, save_model
+from swm.models.locate import load_config, skeleton
+from swm.models.processes import check_sharding, first_alone, is_first, world_size
+from swm.models.save import check_complete
 from swm.plan import trained_layers
 from swm.progress import Progress, no_progress
-from swm.settings import FIT_TOKENS, UNSAID, RecoverySettings
-from swm.stages.loading import calibration_of, check_text, digest, load_original
-from swm.stages.merge import check_not_baseline, cut_width, fitted_model, merged_model, save_run_model
+from swm.settings import UNSAID, RecoverySettings
+from swm.stages.healing_start import original_of, start_of
+from swm.stages.loading import calibration_of, check_text, digest
+from swm.stages.merge import check_not_baseline, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
 from swm.texts.example import Example
 from swm.workspace.estimate import reached_rates, trained_bytes
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import check_space, content_hash, home
+from swm.workspace.files import check_space, disk_errors, replaced_folder
 from swm.workspace.runs import Run
 
+BASE, REPAIRED = "base", "repaired.txt"  # the merged model that four-bit weights are read from; how it was fitted
 log = logging.getLogger(__name__)
 
 
@@ -99,18 +89,104 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     examples = check_recovery(run.experiment, settings)
     tokenizer = load_tokenizer(run.experiment.settings.model)
     trained = trained_bytes(settings, run.plan, run.experiment.model_facts)
-    check_space(run.folder, run.settings["merge"]["size_bytes"] + 3 * trained)  # two checkpoints and one being written
+    models = 1 if settings.quantization == "none" else 2  # and two checkpoints and one being written
+    check_space(run.folder, models * run.settings["merge"]["size_bytes"] + 3 * trained)
     ids = calibration_of(run.experiment, tokenizer)  # read now: the text may change during training
     requested = {**asdict(settings), "text_hash": text_hash(settings.texts, "recovery")}
     requested["examples_hash"] = _examples_hash(examples)
-    model = _original(run, settings, progress)
-    with first_alone():
-        _begin(run, settings, requested)
-    loss_text = ""
+    if settings.quantization == "none":
+        healed, summary = _healed(run, tokenizer, examples, settings, requested, progress)
+        if is_first():
+            save_run_model(run, healed, tokenizer, ids, *_outcome(run, requested, summary))
+        return summary
+    adapted, base, summary = _healed_in_four_bits(run, tokenizer, examples, settings, requested, progress)
     if is_first():
-        run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
-    start = _start(run, model, tokenizer, examples, settings, progress)
+        with disk_errors(run.folder, 0), replaced_folder(run.model_folder) as new:
+            fold_adapter(base, adapted, new)
+            check_complete(new)
+            run.promise(new, *_outcome(run, requested, summary))
+        run.settle()
+        shutil.rmtree(folder / BASE, ignore_errors=True)
+    return summary
+
+
+def _healed(
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    requested: dict[str, Any],
+    progress: Progress,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The healed model, and a summary of the training."""
+    model = original_of(run, settings, progress)
+    _begin(run, settings, requested)
+    start = start_of(run, model, tokenizer, examples, settings, progress)
     del model  # training needs the merged one alone
+    behind = [(own, window.last) for own, window in enumerate(run.plan.kept_layers()) if len(window) > 1]
+    healed, summary = recover(
+        start.merged,
+        tokenizer,
+        start.examples,
+        settings,
+        run.folder / "recovery",
+        _told(run, progress),
+        original=start.original,
+        layers=trained_layers(run.plan, settings.adapt),
+        behind=behind,
+    )
+    return healed, {**summary, "repaired": start.repaired}
+
+
+def _healed_in_four_bits(
+    run: Run,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    requested: dict[str, Any],
+    progress: Progress,
+) -> tuple[Any, Path, dict[str, Any]]:
+    """The trained adapters, the folder of the model that they belong to, and a summary.
+
+    That folder is the run's own, if it holds the merged model and nothing is fitted; then the model is never in memory
+    with all its digits. Otherwise it is made first, and kept for a resume.
+    """
+    as_it_is = run.stage == "merged" and (settings.repair == "none" or not run.plan.windows)
+    base = run.model_folder if as_it_is else run.folder / "recovery" / BASE
+    with first_alone():
+        made = as_it_is or (_continues(run, requested) and (base / REPAIRED).is_file())
+    needed = not made or settings.answers == "original"
+    model = original_of(run, settings, progress) if needed else None
+    _begin(run, settings, requested)
+    repaired = "none" if as_it_is else (base / REPAIRED).read_text(encoding="utf-8") if made else ""
+    if model:
+        start = start_of(run, model, tokenizer, examples, settings, progress)
+        examples, repaired = start.examples, repaired or start.repaired
+        with first_alone():
+            if not made and is_first():
+                save_model(start.merged, tokenizer, base, on_written=lambda new: _write_repaired(new, repaired))
+        del model, start  # training needs none of them
+    progress(0, 0, "loading the model in four bits")
+    adapted, summary = recover_in_four_bits(
+        base,
+        tokenizer,
+        examples,
+        settings,
+        run.folder / "recovery",
+        _told(run, progress),
+        device=pick_device("auto"),
+        layers=trained_layers(run.plan, settings.adapt),
+    )
+    return adapted, base, {**summary, "repaired": repaired}
+
+
+def _write_repaired(folder: Path, repaired: str) -> None:
+    (folder / REPAIRED).write_text(repaired, encoding="utf-8")
+
+
+def _told(run: Run, progress: Progress) -> OnStep:
+    """What reports each step of a training."""
+    loss_text = ""
 
     def step(done: int, steps: int, numbers: dict[str, float]) -> None:
         nonlocal loss_text
@@ -120,107 +196,37 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
         loss_text = f"loss {numbers['loss']:.3f}" if "loss" in numbers else loss_text
         progress(done, steps, loss_text)
 
-    layers = trained_layers(run.plan, settings.adapt)
-    behind = [(own, window.last) for own, window in enumerate(run.plan.kept_layers()) if len(window) > 1]
-    healed, summary = recover(
-        start.merged,
-        tokenizer,
-        start.examples,
-        settings,
-        folder,
-        step,
-        original=start.original,
-        layers=layers,
-        behind=behind,
-    )
-    summary["repaired"] = start.repaired
-    if not is_first():
-        return summary
+    return step
+
+
+def _outcome(run: Run, requested: dict[str, Any], summary: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What a recovery adds to run.json, and what happens to the scores from before it; see `Run.promise`."""
     recovery = {**requested, **summary, "seconds": round(healing_seconds(run.events(), time.time()), 1)}
     recovery |= {"processes": world_size()} if world_size() > 1 else {}
     _keep_speed(run, recovery)
-    save_run_model(run, healed, tokenizer, ids, {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside")
-    return summary
+    return {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside"
+
+
+def _continues(run: Run, requested: dict[str, Any]) -> bool:
+    """Whether the recovery that was begun last is the one that is asked for."""
+    started = run.settings.get("recovery_started") or {}
+    started = {**UNSAID, **started} if started else {}
+    return bool(started) and all(requested.get(name) == value for name, value in started.items())
 
 
 def _begin(run: Run, settings: RecoverySettings, requested: dict[str, Any]) -> None:
     """Set aside what a recovery with other settings or another text left, and note what this one is asked for."""
-    started = run.settings.get("recovery_started") or {}
-    started = {**UNSAID, **started} if started else {}
-    if not started or any(requested.get(name) != value for name, value in started.items()):
-        if all(started.get(name) == value for name, value in asdict(settings).items()):
-            log.warning("The recovery text %s has changed since healing began: starting over.", settings.texts)
-        run.keep_adapter()
-        shutil.rmtree(run.folder / "recovery", ignore_errors=True)  # before the settings it was started with go
-        run.clear_events()
-        run.remember(recovery_started=requested)
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What training starts from; `repaired` is the outcome of the fit, and `original` whom to learn from."""
-
-    merged: PreTrainedModel
-    examples: list[Example]
-    repaired: str
-    original: PreTrainedModel | None = None
-
-
-def _original(run: Run, settings: RecoverySettings, progress: Progress) -> PreTrainedModel | None:
-    """The original, loaded before anything is deleted; with FSDP in the first process alone."""
-    progress(0, settings.steps, "loading the model")
-    if not is_sharded():
-        return load_original(run.experiment)[0]
-    if not is_first():
-        return None
-    with on_its_own():
-        return load_original(run.experiment, "cpu")[0]
-
-
-def _start(
-    run: Run,
-    model: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: list[Example],
-    settings: RecoverySettings,
-    progress: Progress,
-) -> _Start:
-    """The merged model and its examples; with FSDP, the first process makes them and hands them out."""
-    made = None
-    if model:
-        with on_its_own() if is_sharded() else nullcontext():
-            answered = _answered(run, model, tokenizer, examples, settings, progress)
-            merged, repaired = _repaired(run, model, tokenizer, answered, settings, progress)
-        made = _Start(merged, answered, repaired, model if settings.target != "text" else None)
-    if made and not is_sharded():
-        return made
-    merged = handed_out(made.merged if made else None)
-    examples, repaired = agreed((made.examples, made.repaired) if made else (examples, ""))
-    return _Start(merged, examples, repaired)
-
-
-def _answered(
-    run: Run,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: list[Example],
-    settings: RecoverySettings,
-    progress: Progress,
-) -> list[Example]:
-    """The examples to train on; with the original's own answers, which are kept by the content of its weights."""
-    if settings.answers == "given":
-        return examples
-    check_generates(model, torch.tensor([[0, 0]]))
-    weights = content_hash(model_folder(run.experiment.settings.model), ("*.safetensors", "*.json", "*.model", "*.txt"))
-    key = digest(weights, str(model.dtype), version("transformers"))
-    store = home() / "cache" / "answers" / f"{key}.jsonl"
-
-    def on_batch(done: int, total: int) -> None:
-        progress(done, total, f"the original model answers, {done:,} of {total:,}")
-
-    with first_alone():  # the others find the answers kept
-        answered = own_answers(model, tokenizer, examples, settings, store, on_batch)
-    return agreed(answered)
+    with first_alone():
+        if not _continues(run, requested):
+            started = {**UNSAID, **(run.settings.get("recovery_started") or {})}
+            if all(started.get(name) == value for name, value in asdict(settings).items()):
+                log.warning("The recovery text %s has changed since healing began: starting over.", settings.texts)
+            run.keep_adapter()
+            shutil.rmtree(run.folder / "recovery", ignore_errors=True)  # before the settings it was started with go
+            run.clear_events()
+            run.remember(recovery_started=requested)
+    if is_first():
+        run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
 
 
 def _keep_speed(run: Run, recovery: dict[str, Any]) -> None:
@@ -239,25 +245,3 @@ def healing_seconds(events: Sequence[dict[str, Any]], now: float) -> float:
                 sessions.append([])
             sessions[-1].append(event["time"])
     return sum(times[-1] - times[0] for times in sessions[:-1]) + (now - sessions[-1][0] if sessions else 0.0)
-
-
-def _repaired(
-    run: Run,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: list[Example],
-    settings: RecoverySettings,
-    progress: Progress,
-) -> tuple[PreTrainedModel, str]:
-    """The merged model to train, its layers fitted on the training text, and the outcome of the fit."""
-    if settings.repair == "none" or not run.plan.windows:
-        return merged_model(run.experiment, model, tokenizer, run.plan, progress), "none"
-    packed = training_rows(tokenizer, examples, replace(settings, loss_on="text"))[settings.held_out :]
-    count = -(-FIT_TOKENS // settings.length)
-    tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
-    try:
-        check_fits(model)
-        merged, how = fitted_model(model, run.plan, tokens, progress), "fit"
-    except ModelError as error:  # layers with an end of their own: training alone also heals
-        merged, how = apply_plan(model, run.plan), f"none: {error}"
-    return cut_width(run.experiment, merged, tokenizer, run.plan, progress), how

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 from swm.errors import ModelError, SettingsError
 from swm.healing import quantized
-from swm.healing.lora import check_adapts, linear_maps, recover
-from swm.healing.quantized import check_quantizes, four_bit_bytes, in_four_bits
+from swm.healing.lora import check_adapts, linear_maps, recover, recover_in_four_bits
+from swm.healing.quantized import check_quantizes, fold_adapter, four_bit_bytes, in_four_bits
 from swm.settings import preset_settings
 from swm.texts.example import Example
 from tests.conftest import tiny_model
@@ -48,19 +50,24 @@ EXAMPLES = [Example("", f"the number {n} follows the number {n - 1} as it always
 SETTINGS = preset_settings("qlora", steps=4, batch=4, length=32, rank=4, held_out=4, save_every=2)
 
 
+def quantized_copy(model, folder):
+    """The model, saved and read in four bits."""
+    model.save_pretrained(folder)
+    return in_four_bits(folder, linear_maps(model, None), torch.device("cpu"))
+
+
 @pytest.mark.parametrize("changes", [{}, {"attention_bias": True, "mlp_bias": True}])
-def test_the_frozen_weights_are_the_nearest_levels_of_nf4(changes):
+def test_the_frozen_weights_are_the_nearest_levels_of_nf4(changes, tmp_path):
     model = model_of(**changes)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     names = linear_maps(model, None)
-    small = in_four_bits(model, names)
+    small = quantized_copy(model, tmp_path)
     for name in names:
         expected = nearest_levels(before[f"{name}.weight"])
         assert torch.allclose(dequantized(small.get_submodule(name)), expected, rtol=0.02, atol=1e-3)
     for name, weight in small.named_parameters():
         if name.removesuffix(".weight") not in names:
             assert torch.equal(weight, before[name])
-    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
     numbers = sum(before[f"{name}.weight"].numel() for name in names)
     rest = sum(4 * weight.numel() for weight in model.parameters()) - 4 * numbers
     assert four_bit_bytes(small) == pytest.approx(rest + numbers * (0.5 + 1 / 64), rel=0.03)
@@ -68,17 +75,16 @@ def test_the_frozen_weights_are_the_nearest_levels_of_nf4(changes):
                    == torch.float32 for name in names)  # fmt: skip
 
 
-def test_a_quantized_map_computes_with_those_weights():
-    model = model_of()
-    small = in_four_bits(model, linear_maps(model, None))
+def test_a_quantized_map_computes_with_those_weights(tmp_path):
+    small = quantized_copy(model_of(), tmp_path)
     name = "model.layers.1.mlp.up_proj"
     module, states = small.get_submodule(name), torch.randn(5, 64)
     assert torch.allclose(module(states), F.linear(states, dequantized(module)), atol=1e-4)
 
 
-def test_gradients_pass_through_it_after_a_look_at_held_out_text():
+def test_gradients_pass_through_it_after_a_look_at_held_out_text(tmp_path):
     """With AVX-512 BF16, bitsandbytes repacks weights for evaluation, and no gradient passes through those."""
-    small = in_four_bits(model_of(), linear_maps(model_of(), None))
+    small = quantized_copy(model_of(), tmp_path)
     module, states = small.get_submodule("model.layers.1.mlp.up_proj"), torch.randn(5, 64)
     with torch.inference_mode():
         evaluated = module.eval()(states)
@@ -89,18 +95,29 @@ def test_gradients_pass_through_it_after_a_look_at_held_out_text():
     assert torch.allclose(states.grad, dequantized(module).sum(0).expand(5, -1), atol=1e-4)
 
 
-def test_the_adapters_are_folded_into_the_weights_with_all_their_digits(tokenizer, tmp_path):
-    model = model_of()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_adapters_are_folded_into_the_weights_with_all_their_digits(dtype, tokenizer, tmp_path):
+    model, base, out = model_of().to(dtype), tmp_path / "base", tmp_path / "out"
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    healed, summary = recover(model, tokenizer, EXAMPLES, SETTINGS, tmp_path)
+    model.save_pretrained(base, max_shard_size="100KB")
+    assert len(list(base.glob("*.safetensors"))) > 3
+    out.mkdir()
+    adapted, summary = recover_in_four_bits(base, tokenizer, EXAMPLES, SETTINGS, tmp_path, device=torch.device("cpu"))
+    fold_adapter(base, adapted, out)
+    assert sorted(file.name for file in out.iterdir()) == sorted(file.name for file in base.iterdir())
+    healed = AutoModelForCausalLM.from_pretrained(out, dtype=dtype)
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    peft_folded = PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload().state_dict()
+    close, tolerance = (1e-6, 0) if dtype == torch.float32 else (4e-3, 8e-3)
     changed = 0
     for name, weight in healed.state_dict().items():
+        assert weight.dtype == dtype
+        assert torch.allclose(weight, peft_folded[name], atol=close, rtol=tolerance)
         stem = f"base_model.model.{name.removesuffix('.weight')}"
         if f"{stem}.lora_B.weight" in adapter:
             delta = 2 * adapter[f"{stem}.lora_B.weight"] @ adapter[f"{stem}.lora_A.weight"]  # alpha 32 / rank 16
             delta = delta * (SETTINGS.alpha / SETTINGS.rank / 2)
-            assert torch.allclose(weight, before[name] + delta, atol=1e-6)
+            assert torch.allclose(weight, (before[name].float() + delta).to(dtype), atol=close, rtol=tolerance)
             changed += not torch.equal(weight, before[name])
         else:
             assert torch.equal(weight, before[name])
@@ -113,7 +130,13 @@ def test_it_learns_as_lora_does(tokenizer, tmp_path):
     losses = {}
     for quantization in ("none", "nf4"):
         settings = preset_settings("qlora", batch=4, length=32, rank=4, held_out=4, quantization=quantization, **steps)
-        _, summary = recover(model_of(seed=3), tokenizer, EXAMPLES, settings, tmp_path / quantization)
+        model, folder = model_of(seed=3), tmp_path / quantization
+        if quantization == "none":
+            _, summary = recover(model, tokenizer, EXAMPLES, settings, folder)
+        else:
+            model.save_pretrained(tmp_path / "base")
+            device = torch.device("cpu")
+            _, summary = recover_in_four_bits(tmp_path / "base", tokenizer, EXAMPLES, settings, folder, device=device)
         losses[quantization] = summary["held_out_losses"]
     assert losses["nf4"][-1] < losses["nf4"][0] - 0.5
     assert losses["nf4"][-1] == pytest.approx(losses["none"][-1], abs=0.2)
@@ -125,8 +148,9 @@ def test_what_cannot_be_quantized_is_refused(monkeypatch, tokenizer, tmp_path):
             check_quantizes(preset_settings("qlora", **changes))
     with pytest.raises(ModelError, match="not a plain linear map"):
         check_adapts(tiny_model("gpt2", n_embd=64, n_head=4), SETTINGS)  # before anything is merged
+    tiny_model("gpt2", n_embd=64, n_head=4).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="not a plain linear map"):
-        recover(tiny_model("gpt2", n_embd=64, n_head=4), tokenizer, EXAMPLES, SETTINGS, tmp_path)
+        recover_in_four_bits(tmp_path, tokenizer, EXAMPLES, SETTINGS, tmp_path, device=torch.device("cpu"))
     monkeypatch.setattr(quantized, "is_sharded", lambda: True)
     with pytest.raises(SettingsError, match="FSDP"):
         check_quantizes(SETTINGS)

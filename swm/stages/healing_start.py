@@ -1,0 +1,115 @@
+"""What a healing starts from: the merged model, its layers fitted where asked, and the examples."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from swm.errors import ModelError
+from swm.evaluation.generation import check_generates
+from swm.healing.own_answers import own_answers
+from swm.healing.rows import training_rows
+from swm.merging.apply import apply_plan
+from swm.merging.fit import check_fits
+from swm.models.locate import model_folder
+from swm.models.processes import agreed, first_alone, handed_out, is_first, is_sharded, on_its_own
+from swm.progress import Progress
+from swm.settings import FIT_TOKENS, RecoverySettings
+from swm.stages.loading import digest, load_original
+from swm.stages.merge import cut_width, fitted_model, merged_model
+from swm.texts.example import Example
+from swm.workspace.files import content_hash, home
+from swm.workspace.runs import Run
+
+
+@dataclass(frozen=True)
+class Start:
+    """What training starts from; `repaired` is the outcome of the fit, and `original` whom to learn from."""
+
+    merged: PreTrainedModel
+    examples: list[Example]
+    repaired: str
+    original: PreTrainedModel | None = None
+
+
+def original_of(run: Run, settings: RecoverySettings, progress: Progress) -> PreTrainedModel | None:
+    """The original, loaded before anything is deleted; with FSDP in the first process alone."""
+    progress(0, settings.steps, "loading the model")
+    if not is_sharded():
+        return load_original(run.experiment)[0]
+    if not is_first():
+        return None
+    with on_its_own():
+        return load_original(run.experiment, "cpu")[0]
+
+
+def start_of(
+    run: Run,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    progress: Progress,
+) -> Start:
+    """The merged model and its examples; with FSDP, the first process makes them and hands them out."""
+    made = None
+    if model:
+        with on_its_own() if is_sharded() else nullcontext():
+            answered = _answered(run, model, tokenizer, examples, settings, progress)
+            merged, repaired = _repaired(run, model, tokenizer, answered, settings, progress)
+        made = Start(merged, answered, repaired, model if settings.target != "text" else None)
+    if made and not is_sharded():
+        return made
+    merged = handed_out(made.merged if made else None)
+    examples, repaired = agreed((made.examples, made.repaired) if made else (examples, ""))
+    return Start(merged, examples, repaired)
+
+
+def _answered(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    progress: Progress,
+) -> list[Example]:
+    """The examples to train on; with the original's own answers, which are kept by the content of its weights."""
+    if settings.answers == "given":
+        return examples
+    check_generates(model, torch.tensor([[0, 0]]))
+    weights = content_hash(model_folder(run.experiment.settings.model), ("*.safetensors", "*.json", "*.model", "*.txt"))
+    key = digest(weights, str(model.dtype), version("transformers"))
+    store = home() / "cache" / "answers" / f"{key}.jsonl"
+
+    def on_batch(done: int, total: int) -> None:
+        progress(done, total, f"the original model answers, {done:,} of {total:,}")
+
+    with first_alone():  # the others find the answers kept
+        answered = own_answers(model, tokenizer, examples, settings, store, on_batch)
+    return agreed(answered)
+
+
+def _repaired(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    progress: Progress,
+) -> tuple[PreTrainedModel, str]:
+    """The merged model to train, its layers fitted on the training text, and the outcome of the fit."""
+    if settings.repair == "none" or not run.plan.windows:
+        return merged_model(run.experiment, model, tokenizer, run.plan, progress), "none"
+    packed = training_rows(tokenizer, examples, replace(settings, loss_on="text"))[settings.held_out :]
+    count = -(-FIT_TOKENS // settings.length)
+    tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
+    try:
+        check_fits(model)
+        merged, how = fitted_model(model, run.plan, tokens, progress), "fit"
+    except ModelError as error:  # layers with an end of their own: training alone also heals
+        merged, how = apply_plan(model, run.plan), f"none: {error}"
+    return cut_width(run.experiment, merged, tokenizer, run.plan, progress), how
