@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,7 @@ def main() -> None:
     """Run the command, pass on the signals that this process gets, and exit as it did."""
     sys.stdout.write(f"{BEGUN}\n")
     sys.stdout.flush()
-    kills = memory_kills()
+    kills, parent = memory_kills(), os.getppid()
     child = subprocess.Popen(sys.argv[1:], preexec_fn=_end_with_parent if sys.platform == "linux" else None)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -36,7 +37,12 @@ def main() -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pass_on)
-    code = child.wait()
+    code = None
+    while code is None:
+        with suppress(subprocess.TimeoutExpired):
+            code = child.wait(1)
+        if os.getppid() != parent:  # the node has left the cluster, which ends Ray's part of the job alone
+            child.kill()
     if code < 0:
         memory = " Its machine ran out of memory." if memory_kills() > kills else ""
         sys.stderr.write(f"The job was ended by {signal.Signals(-code).name}.{memory}\n")
@@ -45,7 +51,7 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    """Have this process killed with its parent, which ends when its node leaves the cluster."""
+    """Have this process killed with its parent."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
