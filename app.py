@@ -13,12 +13,13 @@ from pages.shared.tour import offer_tour
 from pages.shared.verdict import judged_rows, show_verdict
 from pages.shared.words import show_words
 from swm.reporting.compare import compare, flat_rows
-from swm.reporting.headline import headline
+from swm.reporting.headline import headline, perplexity_ratio
 from swm.reporting.names import row_name
 from swm.reporting.preview import WITHIN
 from swm.workspace.experiments import list_experiments
 from swm.workspace.names import is_shipped
 
+SMALL = 1000  # millions of parameters: smaller models say little that is right
 DOORS = (
     (
         ":material/grid_on:",
@@ -66,11 +67,20 @@ with shown_errors():
             plan = experiment.run(best["run"]).plan
             layers_picture(plan, experiment.model_facts, key="home_layers")
             show_words(rows[0], best)
+            millions = experiment.model_facts["parameters"] / 1e6
+            if rows[0]["samples"] and millions < SMALL:
+                st.caption(f"A model of {millions:,.0f} M parameters is often wrong before anything is removed.")
             next_step("pages/compare.py", "See all scores")
             if len(rows) > 2:
+                ratio = perplexity_ratio(best, rows[0])
+                reason = (
+                    f"the smallest model whose perplexity stays within {WITHIN} times that of the original as it is"
+                    if ratio and ratio <= WITHIN
+                    else f"the model that loses least: none stays within {WITHIN} times the original's perplexity"
+                )
                 st.caption(
-                    f"Shown: the smallest model whose perplexity stays within {WITHIN} times the original's, or else "
-                    "the one that loses least. All runs are in the table below."
+                    f"Shown: {reason}{f' ({ratio:.2f} times, over all texts)' if ratio else ''}. All runs are in the "
+                    "table below."
                 )
 
 with st.container(key="doors"):

@@ -32,6 +32,7 @@ export default function ({ data, setStateValue }) {
     target = part;
     target.style.boxShadow = "0 0 0 4px var(--st-background-color, #fff), 0 0 0 7px #2f6fde";
     target.style.borderRadius = "8px";
+    target.style.scrollMarginTop = "90px"; // below the app's header
     const tall = target.getBoundingClientRect().height > 0.5 * innerHeight;
     target.scrollIntoView({ block: tall ? "start" : "center", behavior: "smooth" });
   }, 250);

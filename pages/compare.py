@@ -119,7 +119,7 @@ ends = st.columns(2, gap="large")
 judged_label = ends[0].selectbox(
     "Verdict on",
     list(labels),
-    index=headline(flat),
+    index=headline(flat, list(everything.values())),
     key=f"compare_verdict_{'_'.join(experiments)}",
     bind="query-params",
     help="The run that the sentence and the numbers below it describe.",
@@ -232,5 +232,5 @@ if len(scored) > 2:
             )
 
 if len(scored) > 1:
-    show_paired(scored)
+    show_paired(scored, list(everything.values()))
 show_numbers()

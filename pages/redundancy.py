@@ -68,7 +68,8 @@ def show_maps(first: dict[str, Any], second: dict[str, Any], name: str, contrast
     left, middle, right = st.columns(3, gap="medium")
     for column, data, title, key in ((left, first, titles[0], "first"), (middle, second, titles[1], "second")):
         with column:
-            figure = similarity_heatmap(data["matrix"], name, contrast=contrast, title=title)
+            own = METRICS[data["metric"]].title if data.get("metric") in METRICS else name
+            figure = similarity_heatmap(data["matrix"], own, contrast=contrast, title=title)
             st.plotly_chart(figure.update_layout(height=460), key=f"redundancy_{key}")
     with right:
         figure = difference_heatmap(first["matrix"], second["matrix"], "first minus second")

@@ -68,7 +68,8 @@ def new_run(experiment: Experiment, count: int) -> None:
         blocked = experiment.read_only or not fits
         reason = read_only_reason(experiment) or ("" if fits else "It does not fit on this machine, see above.")
         with st.container(horizontal=True, vertical_alignment="center"):
-            clicked = st.button("Merge, heal and evaluate", type="primary", disabled=blocked, key="run_start")
+            label = "Merge, heal and evaluate" if recovery else "Merge and evaluate"
+            clicked = st.button(label, type="primary", disabled=blocked, key="run_start")
             st.caption(reason)
         if clicked:
             run = experiment.create_run(check_name(name), *plan)

@@ -101,7 +101,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     speed = " Speed is measured once for each combination of layer and parameter count, in turn with the original."
     st.caption(
         f"Error bars: 95 % intervals over texts or documents.{_of_calibration(experiment, figure_of)}"
-        f"{' Dotted lines: after LoRA.' if healed else ''} The five best methods by mean rank are in colour. A method "
+        f"{' Dotted lines: after LoRA.' if healed else ''} In colour: the five methods of the best mean rank. A method "
         "that finds no plan of some depth has no point there. Perplexities above 20 times the original's are only in "
         "the table."
         f"{speed if any(row['latency_ms'] for row in rows) else ''}{seeds_note(rows)}"

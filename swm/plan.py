@@ -79,6 +79,8 @@ class MergePlan:
             if not free <= window.first < window.last < self.layer_count:
                 if self.layer_count < 2:
                     raise PlanError("The model has a single layer: there is nothing to merge. Choose another model.")
+                if window.first > window.last:
+                    raise PlanError(f"Window {window} ends before it begins. Write {window.last}-{window.first}.")
                 raise PlanError(
                     f"Window {window} does not fit: it needs two or more of the layers "
                     f"{max(free, 0)}-{self.layer_count - 1}. Edit the window or choose another model."

@@ -182,7 +182,7 @@ def job_bar(state: State, name: str = "") -> None:
 
 def time_left(state: State) -> list[str]:
     """How long the step that runs will still take, in words; none if that cannot be foretold yet."""
-    return [f"{about(state.seconds_left)} left"] if state.seconds_left else []
+    return [f"{about(state.seconds_left)} left in this step"] if state.seconds_left else []
 
 
 def job_status(state: State) -> None:

@@ -67,6 +67,9 @@ def healing_settings(form: Form, template: dict[str, Any]) -> tuple[RecoverySett
         key="run_recover",
         help="A short training of low-rank matrices, which are then folded into the weights.",
     )
+    if not heal:
+        st.caption("The merged model is evaluated as it is.")
+        return None, ["--no-recovery"]
     preset = form.choice(
         "Preset",
         presets,
@@ -80,7 +83,7 @@ def healing_settings(form: Form, template: dict[str, Any]) -> tuple[RecoverySett
         base = RecoverySettings(**{name: copied.get(name, value) for name, value in vars(base).items()})
     with st.expander("Change settings", expanded=True):
         settings = edited(form, base, preset)
-    return (settings, recovery_arguments(vars(settings))) if heal else (None, ["--no-recovery"])
+    return settings, recovery_arguments(vars(settings))
 
 
 def edited(form: Form, base: RecoverySettings, preset: str) -> RecoverySettings:

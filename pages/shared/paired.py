@@ -22,14 +22,18 @@ TESTS = {
 }
 
 
-def show_paired(scored: dict[str, dict[str, Any]]) -> None:
-    """The choice of two models and a score, the differences with their intervals, and the changed answers."""
+def show_paired(scored: dict[str, dict[str, Any]], every: list[dict[str, Any]]) -> None:
+    """The choice of two models and a score, the differences with their intervals, and the changed answers.
+
+    Args:
+        every: rows that the originals are among, which filters may have left out.
+    """
     st.subheader("Is the difference significant?", anchor=False)
     ends = st.columns(2, gap="large")
     first = ends[0].selectbox(
         "From",
         list(scored),
-        index=_reference(scored),
+        index=_reference(scored, every),
         key="compare_first",
         bind="query-params",
         help="The original, or for a healed model its control.",
@@ -37,7 +41,7 @@ def show_paired(scored: dict[str, dict[str, Any]]) -> None:
     second = ends[1].selectbox(
         "To",
         list(scored),
-        index=headline(list(scored.values())),
+        index=headline(list(scored.values()), every),
         key="compare_second",
         bind="query-params",
         help="A merged model.",
@@ -78,9 +82,9 @@ def show_paired(scored: dict[str, dict[str, Any]]) -> None:
         st.dataframe(changed, hide_index=True, column_config=names)
 
 
-def _reference(scored: dict[str, dict[str, Any]]) -> int:
+def _reference(scored: dict[str, dict[str, Any]], every: list[dict[str, Any]]) -> int:
     """The place of the control of the headline run, if it is shown; otherwise the first row, usually the original."""
     rows = list(scored.values())
-    best = rows[headline(rows)]
+    best = rows[headline(rows, every)]
     control = (best["experiment"], best["control_run"])
     return next((i for i, row in enumerate(rows) if (row["experiment"], row["run"]) == control), 0)

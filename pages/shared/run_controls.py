@@ -21,6 +21,7 @@ def controls(run: Run) -> None:
     unfinished = run.settings.get("recovery_started")
     recovery = unfinished or run.settings.get("recovery")
     heal = recovery_arguments(recovery) if recovery else ["--preset", "quick"]
+    rest = ["--no-recovery"] if not recovery and "--no-recovery" in run.state().command else heal
     again = ["--again"] if run.stage == "recovered" else []
     limit = limit_arguments(usual_limit(run))
     actions = {
@@ -29,7 +30,7 @@ def controls(run: Run) -> None:
         "Evaluate": ["evaluate", *name, *limit],
         "Measure speed": ["time", *name],
         IN_LLAMA_CPP: ["time", *name, "--client", "llama.cpp"],
-        REMAINING: ["run", *name, *heal, *limit],
+        REMAINING: ["run", *name, *rest, *limit],
     }
     buttons = st.container(horizontal=True, vertical_alignment="center")
     finished = run.stage == "recovered" and not unfinished and run.is_evaluated and run.timing() is not None

@@ -42,6 +42,8 @@ def show_stages(run: Run) -> None:
         "Measure speed": _took(measuring) if timing else "",
     }
     state = run.state()
+    if not took["Heal with LoRA"] and "--no-recovery" in state.command:
+        del took["Heal with LoRA"]
     now = stage_now(state) if state.active else None
     with st.container(horizontal=True):
         for stage, time in took.items():

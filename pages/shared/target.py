@@ -58,10 +58,11 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
         help=f"Perplexity is of the calibration text ({text_name(experiment.settings.texts)}), before healing.",
     )
     value = _value(inputs[1], experiment, kind)
+    titles = {**titles_of(PLANNERS), WALK: "Sliding windows (the paper's search)"}
     method = named_choice(
         inputs[2].selectbox,
         "Method that chooses the layers",
-        {**titles_of(PLANNERS), WALK: "Sliding windows (the paper's search)"},
+        {name: f"{title}{_short_time(experiment, name)}" for name, title in titles.items()},
         "target_method",
         on_change=forget_edits,
         args=(experiment,),
@@ -77,8 +78,8 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
         st.info("The original already meets this target: nothing to merge.")
         return None, []
     if kind in (MEMORY, PARAMETERS, SPEED):
-        now = f" Now: {_memory_now(experiment):,.0f} MiB." if kind == MEMORY else ""
-        st.caption(f"That leaves {layers} of {experiment.layer_count} layers.{now}")
+        fits = _fits(experiment, layers, value) if layers and kind == MEMORY else ""
+        st.caption(f"That leaves {layers} of {experiment.layer_count} layers.{fits}")
     arguments = ["plan", experiment.name, *(["--planner", method] if method in PLANNERS else [])]
     arguments += ["--within", f"{value:g}"] if layers is None else ["--layers", str(layers)]
     arguments += ["--keep-period"] if keep else []
@@ -109,6 +110,17 @@ def _time(experiment: Experiment, method: str, layers: int | None) -> str:
     tries = 2 * (facts["layers"] // 5).bit_length()
     many = f" for each number of layers that it tries, about {tries} of them" if layers is None else ""
     return f"The search takes {about(seconds)}{many}."
+
+
+def _short_time(experiment: Experiment, method: str) -> str:
+    """How long a method takes for a plan of four fifths of the layers, as in " · 2 to 3 min", to compare methods by."""
+    facts, cost, tokens = experiment.model_facts, experiment.cost(), experiment.settings.token_count
+    seconds = (
+        planner_seconds(facts, cost, tokens, method, round(0.8 * facts["layers"]))
+        if method in PLANNERS
+        else path_seconds(facts, cost, tokens)
+    )
+    return f" · {about(seconds)}" if seconds else ""
 
 
 def forget_edits(experiment: Experiment) -> None:
@@ -166,8 +178,25 @@ def _memory_help(experiment: Experiment, mib: float) -> str:
 
 
 def _memory_now(experiment: Experiment) -> float:
-    facts, count = experiment.model_facts, experiment.layer_count
-    return (weights_bytes(facts, count) + cache_bytes(facts, count, CACHE_TOKENS)) / 2**20
+    return _mib(experiment, experiment.layer_count)
+
+
+def _mib(experiment: Experiment, layers: int) -> float:
+    """Weights and cache of a model with so many layers, in MiB."""
+    facts = experiment.model_facts
+    return (weights_bytes(facts, layers) + cache_bytes(facts, layers, CACHE_TOKENS)) / 2**20
+
+
+def _fits(experiment: Experiment, layers: int, limit: float) -> str:
+    """What the memory of that many layers is made of, beside its limit in MiB."""
+    weights = weights_bytes(experiment.model_facts, layers) / 2**20
+    cache = _mib(experiment, layers) - weights
+    cached = f" and {cache:,.0f} MiB for the keys and values of {CACHE_TOKENS:,} tokens" if cache else ""
+    return (
+        f" Their weights take {weights:,.0f} MiB{cached}: {weights + cache:,.0f} of at most {limit:,.0f} MiB. "
+        f"The original takes {_memory_now(experiment):,.0f}. `swm plan --memory` takes other lengths "
+        "(`--cache-tokens`) as well."
+    )
 
 
 def _cannot(experiment: Experiment, kind: str) -> str:

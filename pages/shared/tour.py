@@ -56,9 +56,9 @@ TOUR = (
         "Compare",
         ".st-key-verdict",
         "What it cost, in one sentence",
-        "Another plan, chosen by search and healed (retrained for some minutes with LoRA). The loss stands with its "
-        "uncertainty in brackets, against the original after the same training, so that training's own gain does not "
-        "count.",
+        "Fewer layers than before, and yet better: this plan was chosen by search, and its model healed (retrained for "
+        "some minutes with LoRA). What it lost stands with its uncertainty in brackets, against the original after the "
+        "same training, so that training's own gain does not count.",
     ),
     Step(
         "pages/report.py",

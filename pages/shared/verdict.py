@@ -14,7 +14,7 @@ from swm.reporting.glossary import FORMS, TERMS, TITLES, UNITS
 from swm.reporting.judged import judged, key_of
 from swm.reporting.key_figures import COSTS, GAINS, KeyFigure, in_llama_cpp, key_figures
 from swm.reporting.table import points, ratio
-from swm.reporting.verdict import gain_and_cost, independent_text, reference_of
+from swm.reporting.verdict import gain_and_cost, in_short, independent_text, reference_of
 from swm.workspace.experiments import Experiment
 
 
@@ -36,7 +36,8 @@ def _judged(
 def show_verdict(row: dict[str, Any]) -> None:
     """The verdict on a row of `judged` in words, then its main numbers with the differences behind it."""
     gained, cost = gain_and_cost(row["verdict"])
-    st.markdown(f"##### {plain(gained)}\n\n{plain(cost)}")
+    short = f"**{plain(said)}**\n\n" if (said := in_short(row)) else ""
+    st.markdown(f"##### {plain(gained)}\n\n{short}{plain(cost)}")
     against, figures = reference_of(row), key_figures(row)
     origins = ("original", against["from"]) if against else ("", "")
     with st.container(horizontal=True, gap="medium", key="key_figures"):  # wraps where the page is narrow

@@ -10,13 +10,16 @@ from swm.reporting.preview import WITHIN
 from swm.workspace.runs import BASELINE
 
 
-def headline(rows: Sequence[dict[str, Any]]) -> int:
+def headline(rows: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]] = ()) -> int:
     """The place of the row to lead with, among rows as from `flat_rows`.
 
     The smallest model whose perplexity is at most WITHIN times its original's (of equal ones the best); if there is
     none, the one that loses least. Controls and originals only if there is nothing else, unscored ones the same.
+
+    Args:
+        every: rows to find the originals among, where `rows` are a part of them.
     """
-    originals = {row["experiment"]: row for row in rows if row["run"] == BASELINE}
+    originals = {row["experiment"]: row for row in every or rows if row["run"] == BASELINE}
 
     def rank(place: int) -> tuple[Any, ...]:
         row = rows[place]

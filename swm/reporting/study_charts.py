@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
+from swm.plan import WIDTH_METHODS
 from swm.reporting.charts import LINE, error_bars, log_axis, plain_axes
 from swm.reporting.compare import percent_interval
 from swm.reporting.glossary import method_name
@@ -25,6 +26,7 @@ AXES = {
 SHORTEST = 0.003  # a range of thresholds below this is too short to see as a line, and gets a dot
 STAGES = ("merged", "recovered")
 UPWARDS = (ACCURACY, CHOICE_LOGPROB)  # higher is better
+SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 GREY = "rgba(138,143,152,0.55)"
 
 
@@ -59,7 +61,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
                 "dash": "dot" if healed else "solid",
                 "width": 2 if shown else 1,
             },
-            marker={"size": 8 if shown else 4},
+            marker={"size": 8 if shown else 4, "symbol": _symbol(method)},
             hovertemplate="%{x} layers: %{y:,.4~r}<extra>" + name + "</extra>",
         )
     level = original and _studied(original, figure_of)
@@ -76,6 +78,12 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
         log_axis(figure, level[0] if level else None)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
     return figure
+
+
+def _symbol(method: str) -> str:
+    """The marker of a method: its colour is that of its choice of layers, its form that of its width cut, if any."""
+    cut = method.partition(" + ")[2]
+    return SYMBOLS[1 + list(WIDTH_METHODS).index(cut)] if cut in WIDTH_METHODS else SYMBOLS[0]
 
 
 def best_methods(rows: Sequence[dict[str, Any]], figure_of: str) -> list[str]:

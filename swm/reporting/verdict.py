@@ -28,6 +28,25 @@ def verdict(row: Entry) -> str:
     return " ".join(filter(None, [f"{_gained(row)}.", said, *reasons]))
 
 
+def in_short(row: Entry) -> str:
+    """What a row of `judged` lost, in everyday words; empty if the tasks do not show it."""
+    against = reference_of(row)
+    accuracy, sureness = ((against or {"scores": {}})["scores"].get(name) for name in (ACCURACY, CHOICE_LOGPROB))
+    if not accuracy or not sureness or row["control"] or TOO_FEW in (accuracy["verdict"], sureness["verdict"]):
+        return ""
+    change, ends = 100 * accuracy["difference"], [100 * accuracy[end] for end in ("low", "high")]
+    same = accuracy["verdict"] == UNDECIDED
+    answers = f"of 100 questions it answers about {_size(change, ends)} {'more' if change > 0 else 'fewer'} right"
+    answers = "it answers about as many questions right" if same else f"{answers} [{_span(ends)}]"
+    if sureness["verdict"] == UNDECIDED:
+        doubt = "and is as sure of the answers"
+    elif sureness["difference"] > 0:
+        doubt = "and is surer of the right ones"
+    else:
+        doubt = f"{'but' if same or change > 0 else 'and'} is less sure of the right ones"
+    return f"In short: {answers}, {doubt}."
+
+
 def gain_and_cost(sentence: str) -> tuple[str, str]:
     """A verdict's first sentence, on what was removed and gained, and the rest, on what that cost; it may be empty."""
     first, found, rest = sentence.partition(". ")

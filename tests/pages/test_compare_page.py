@@ -167,6 +167,21 @@ def test_lines_can_be_coloured_by_each_grouping(by):
         assert scale[2 * first["ticktext"].index("SLEB")][1] == method_colour("sleb")  # as on all pages
 
 
+def test_filters_leave_the_verdict_on_the_best_model_that_is_left(rows):
+    """Perplexities against the original's count, also where filters leave the original out."""
+    test = compared()
+    test.multiselect(key="compare_layers").select("24 layers").run()
+    original = rows[0]["perplexities"]
+
+    def ratio(row):
+        logs = [math.log(entry["value"] / original[text]["value"]) for text, entry in row["perplexities"].items()]
+        return sum(logs) / len(logs)
+
+    least = min((row for row in rows if row["layers"] == 24), key=ratio)
+    (verdict,) = [box for box in test.selectbox if box.label == "Verdict on"]
+    assert verdict.value == row_name(least)
+
+
 @pytest.mark.parametrize("by", ["method", "layers", "stage"])
 def test_many_models_stand_in_groups(by):
     test = compared(compare_group=by)

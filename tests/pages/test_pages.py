@@ -591,20 +591,46 @@ def test_what_is_entered_for_a_run_stays_when_the_page_is_left(study, no_demo):
 def test_the_address_carries_the_form_of_a_run(study, no_demo):
     test = opened("pages/run.py", run="new run")
     test.number_input(key="run_steps_quick").set_value(77)
-    test.toggle(key="run_recover").set_value(False)
     test.number_input(key="run_width").set_value(20.0)
     test.selectbox(key="run_rule").set_value("mean")
     test.text_input(key="run_windows").set_value("2-3").run()
     link = {name: value if isinstance(value, str) else value[0] for name, value in test.query_params.items()}
-    fields = {"run_steps_quick": "77", "run_recover": "False", "run_width": "20.0"}
+    fields = {"run_steps_quick": "77", "run_width": "20.0"}
     fields |= {"windows": "2-3", "merge_by": "mean"}
     assert fields.items() <= link.items()
     assert {name for name in link if name.startswith("run_")} <= set(fields)  # defaults are not in it
     other = opened("pages/run.py", **link)
     assert not other.exception
-    assert (other.number_input(key="run_steps_quick").value, other.toggle(key="run_recover").value) == (77, False)
+    assert other.number_input(key="run_steps_quick").value == 77
     assert (other.number_input(key="run_width").value, other.selectbox(key="run_rule").value) == (20.0, "mean")
     assert other.text_input(key="run_windows").value == "2-3"
+
+
+def test_without_healing_the_form_says_so_and_offers_none_of_its_settings(study, no_demo):
+    test = opened("pages/run.py", run="new run", windows="1-3", run_recover="False")
+    assert not test.toggle(key="run_recover").value
+    assert test.button(key="run_start").label == "Merge and evaluate"
+    assert not [field for field in test.number_input if field.key.startswith("run_steps")]
+    assert any("--no-recovery" in code.value for code in test.code)
+    test.toggle(key="run_recover").set_value(True).run()
+    assert test.button(key="run_start").label == "Merge, heal and evaluate"
+    assert [field for field in test.number_input if field.key.startswith("run_steps")]
+
+
+def test_a_run_that_was_started_without_healing_is_not_healed_by_the_remaining_steps(study, no_demo, monkeypatch):
+    started = []
+    monkeypatch.setattr("pages.shared.run_controls.start", lambda run, stage, arguments: started.append(arguments))
+    run = study.run("first")
+    run.write_state(State("run", "cancelled", command=("run", "study", "first", "--no-recovery")))
+    test = opened("pages/run.py", run="first")
+    assert "Heal with LoRA" not in " ".join(m.value for m in test.markdown)
+    test.button(key="run_do_Run the remaining steps").click().run()
+    assert "--no-recovery" in started[0]
+    run.write_state(State("run", "cancelled", command=("run", "study", "first")))
+    test = opened("pages/run.py", run="first")
+    assert "Heal with LoRA" in " ".join(m.value for m in test.markdown)
+    test.button(key="run_do_Run the remaining steps").click().run()
+    assert "--no-recovery" not in started[1]
 
 
 @pytest.mark.parametrize("name", ["run_steps_quick", "run_width", "run_recover", "run_repair_quick", "merge_by"])

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from swm.reporting.verdict import verdict
+from swm.evaluation.paired import UNDECIDED
+from swm.reporting.verdict import in_short, verdict
 
 
 def score(difference, low, high, verdict, tasks=7, documents=1400, fewest=200):
@@ -200,3 +201,37 @@ def test_size_is_rounded_to_percent(change, said):
 def test_a_width_cut_is_named():
     narrow = row(width={"ratio": 0.1, "method": "flap"}, deltas={"layers": -6, "size_bytes": -100})
     assert verdict(narrow).startswith("24 of 30 layers, width cut by 10 %, 1.20 times as fast")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "sureness", "said"),
+    [
+        (
+            (-0.02, -0.037, -0.002, "worse"), (-0.4, -0.5, -0.3, "worse"),
+            "In short: of 100 questions it answers about 2.0 fewer right [0.2, 3.7], "
+            "and is less sure of the right ones.",
+        ),
+        (
+            (0.001, -0.01, 0.012, "no difference shown"), (-0.4, -0.5, -0.3, "worse"),
+            "In short: it answers about as many questions right, but is less sure of the right ones.",
+        ),
+        (
+            (0.03, 0.02, 0.04, "better"), (0.2, 0.1, 0.3, "better"),
+            "In short: of 100 questions it answers about 3.0 more right [2.0, 4.0], and is surer of the right ones.",
+        ),
+        (
+            (-0.02, -0.03, -0.01, "worse"), (0.0, -0.1, 0.1, "no difference shown"),
+            "In short: of 100 questions it answers about 2.0 fewer right [1.0, 3.0], and is as sure of the answers.",
+        ),
+    ],
+)  # fmt: skip
+def test_in_everyday_words(accuracy, sureness, said):
+    undecided = {"no difference shown": UNDECIDED}
+    scores = {
+        name: score(*numbers, undecided.get(kind, kind))
+        for name, (*numbers, kind) in (("accuracy", accuracy), ("choice_logprob", sureness))
+    }
+    assert in_short(row(against_control=against(**scores))) == said
+    assert in_short(row(against_control=against(accuracy=scores["accuracy"]))) == ""
+    assert in_short(row()) == ""
+    assert in_short(row(control=True, against_original=against(**scores))) == ""
