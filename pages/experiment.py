@@ -58,7 +58,12 @@ def history(experiment: Experiment) -> None:
 def new_name() -> str:
     """The name of the new experiment; an error below the field says why it cannot be used."""
     name = st.text_input(
-        "Name", "my-model", max_chars=64, key="experiment_name", help="Lower-case letters, digits and hyphens."
+        "Name",
+        "my-model",
+        max_chars=64,
+        key="experiment_name",
+        bind="query-params",
+        help="Lower-case letters, digits and hyphens.",
     )
     problem = st.empty()  # always there: fields below a line that comes or goes lose what is being typed
     try:
@@ -75,10 +80,17 @@ def how_much() -> tuple[int, int, int]:
     if effort != "own":
         return *EFFORTS[effort], 1234
     columns = st.columns(3, gap="small")
-    count = number("Texts", 1, 100_000, 10, place=columns[0], key="experiment_count")
-    length = number("Tokens per text", 8, 131_072, 128, place=columns[1], key="experiment_length")
+    count = number("Texts", 1, 100_000, 10, place=columns[0], key="experiment_count", bind="query-params")
+    length = number("Tokens per text", 8, 131_072, 128, place=columns[1], key="experiment_length", bind="query-params")
     seed = number(
-        "Seed", 0, 2**31 - 1, 1234, place=columns[2], key="experiment_seed", help="Determines which texts are drawn."
+        "Seed",
+        0,
+        2**31 - 1,
+        1234,
+        place=columns[2],
+        key="experiment_seed",
+        bind="query-params",
+        help="Determines which texts are drawn.",
     )
     return count, length, seed
 
@@ -111,12 +123,14 @@ else:
                 list(here),
                 format_func=lambda one: f"{one} ({here[one]})" if one in here else one,
                 key="experiment_model",
+                bind="query-params",
                 help="The models that are on this machine.",
             )
             with st.container(horizontal=True, vertical_alignment="bottom"):
                 typed = st.text_input(
                     "Or a folder, .gguf file or hub id",
                     key="experiment_typed",
+                    bind="query-params",
                     placeholder="/models/my-model or org/model",
                     help="Takes precedence over the model chosen above.",
                 )
@@ -127,6 +141,7 @@ else:
                 "Precision (dtype)",
                 ("auto", "float32", "bfloat16", "float16"),
                 key="experiment_dtype",
+                bind="query-params",
                 help="auto uses the checkpoint's. float32 is more accurate and needs twice the memory of bfloat16.",
             )
         with right:
@@ -134,11 +149,13 @@ else:
                 "Calibration text",
                 [name for name, text in TEXTS.items() if "calibration" in text.purposes],
                 key="experiment_texts",
+                bind="query-params",
                 help="The texts that come with the app.",
             )
             own_texts = st.text_input(
                 "Or a .txt or .jsonl file, or a hub data set",
                 key="experiment_own_texts",
+                bind="query-params",
                 placeholder="/data/my-text.jsonl or org/name",
                 help="Takes precedence over the text chosen above.",
             )
@@ -146,8 +163,8 @@ else:
             text_preview(texts)
             count, length, seed = how_much()
         with about_model:
-            model_facts(model or "", dtype, count * length)
-        ready = bool(name and model)
+            works = model_facts(model or "", dtype, count * length)
+        ready = bool(name and model and works)
         arguments = ["create", name or "NAME", "--model", model or "MODEL", "--texts", texts]
         arguments += ["--count", str(count), "--length", str(length), "--seed", str(seed), "--dtype", dtype]
         arguments += ["--measure"]

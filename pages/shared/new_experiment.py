@@ -59,11 +59,15 @@ def _facts(model: str, dtype: str) -> Future[dict[str, Any]]:
     return future
 
 
-def model_facts(model: str, dtype: str, tokens: int) -> None:
-    """Layers, size and whether the model fits this machine; fills in once the config is read."""
+def model_facts(model: str, dtype: str, tokens: int) -> bool:
+    """Layers, size and whether the model fits this machine; fills in once the config is read.
+
+    Returns:
+        False if the model is known not to work.
+    """
     if not model.strip():
         st.error("Choose a model, or type a folder, a .gguf file or a hub id.")
-        return
+        return False
     future = _facts(model, dtype)
 
     @st.fragment(run_every=None if future.done() else 0.5)
@@ -75,13 +79,14 @@ def model_facts(model: str, dtype: str, tokens: int) -> None:
             found = future.result()
         except SwmError as error:
             st.error(plain(str(error)), icon=":material/error:")
-            return
-        _show_facts(found, tokens)
+        else:
+            _show_facts(found, tokens)
         if drawn_early:
             st.rerun()
 
     drawn_early = not future.done()
     facts()
+    return drawn_early or future.exception() is None
 
 
 def _show_facts(model: dict[str, Any], tokens: int) -> None:

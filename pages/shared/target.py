@@ -91,6 +91,8 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
         st.info("Smaller plans have not been tried yet." if found else "This plan has not been searched yet.")
         st.caption(_time(experiment, method, layers))
         start_button("Find the plan", experiment, "plan", arguments, "target_find")
+    elif not settled and experiment.state().stage != "plan":
+        st.caption("Another job of this experiment runs. The search can start when it has ended.")
     if active or not settled:
         job_panel(experiment, version=lambda: len(experiment.plans_found()))
     return found, arguments

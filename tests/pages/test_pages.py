@@ -23,6 +23,7 @@ from swm.studies.grids import KINDS
 from swm.workspace.experiments import Experiment
 from swm.workspace.state import State, this_process
 from swm.workspace.votes import votes
+from tests.jobs.test_child import wait_for
 from tests.pages.test_words import unmarked
 from tests.reporting.test_compare import FACTS, scores
 from tests.reporting.test_judged import scored
@@ -568,6 +569,14 @@ def test_a_number_out_of_range_says_so_and_which_one_counts(no_demo):
     test.number_input(key="experiment_count").set_value(7).run()
     assert "out of range" not in texts(test)
     assert any("--count 7 " in code.value for code in test.code)
+
+
+def test_a_model_that_does_not_work_cannot_be_created(no_demo, tmp_path, model_folder):
+    test = opened("pages/experiment.py", experiment_typed=str(tmp_path / "nothing"))
+    assert wait_for(lambda: test.run() and "nothing" in " ".join(error.value for error in test.error), 60)
+    assert test.run().button(key="experiment_create").disabled
+    test.text_input(key="experiment_typed").set_value(str(model_folder)).run()
+    assert wait_for(lambda: not test.run().button(key="experiment_create").disabled, 60)
 
 
 def test_what_is_entered_for_a_run_stays_when_the_page_is_left(study, no_demo):

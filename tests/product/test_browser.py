@@ -169,6 +169,10 @@ def test_no_page_scrolls_sideways_on_a_small_screen(experiment, shown, page):
         ("compare", "From", "best-24 (merged)", "compare_first=best-24+(merged)"),
         ("compare", "To", "walk-28 (merged)", "compare_second=walk-28+(merged)"),
         ("redundancy", "Mark blocks from", "0.950", "redundancy_level=0.95"),
+        ("run", "Steps", "77", "run=new+run&windows=22-23&run_steps_quick=77"),
+        ("run", "Prune width by, %", "20.0", "run=new+run&windows=22-23&run_width=20.0"),
+        ("sweeps", "Documents per task", "7", "sweep_limit=7"),
+        ("experiment", "Tokens per text", "64", "experiment_effort=own&experiment_length=64"),
         ("preview", "At most", "21", "preview_door=target&target_kind=layers&target_layers_example-demo=21"),
     ],
 )
