@@ -193,11 +193,10 @@ def _fits(experiment: Experiment, layers: int, limit: float) -> str:
     """What the memory of that many layers is made of, beside its limit in MiB."""
     weights = weights_bytes(experiment.model_facts, layers) / 2**20
     cache = _mib(experiment, layers) - weights
-    cached = f" and {cache:,.0f} MiB for the keys and values of {CACHE_TOKENS:,} tokens" if cache else ""
+    cached = f", keys and values of {CACHE_TOKENS:,} tokens {cache:,.0f} MiB" if cache else ""
     return (
         f" Their weights take {weights:,.0f} MiB{cached}: {weights + cache:,.0f} of at most {limit:,.0f} MiB. "
-        f"The original takes {_memory_now(experiment):,.0f}. `swm plan --memory` takes other lengths "
-        "(`--cache-tokens`) as well."
+        f"The original takes {_memory_now(experiment):,.0f} MiB. For other lengths: `swm plan --memory --cache-tokens`."
     )
 
 
