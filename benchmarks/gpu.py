@@ -1,11 +1,12 @@
-"""Checks a GPU against the CPU, and measures what it gains. Prints two tables, writes docs/gpu-NAME.json.
+"""Checks a GPU against the CPU, and measures what it gains. Prints one table, writes docs/gpu-NAME.json.
 
     make gpu            or: python benchmarks/gpu.py [--model smollm2-135m] [--device cuda] [--limit 50] [--steps 20]
 
 First in float32 on both, without TF32: layer similarity, the threshold path, a plan, answers to the seven tasks'
 questions and their log-likelihoods, the loss of a training step. Then, on the GPU alone: windows one by one and in one
-batch, float32 and bfloat16, kinds of attention, torch.compile, scoring, healing, generation. Without a GPU, it says so
-and ends. `--device cpu` compares the CPU with itself, to try the script.
+batch, float32 and bfloat16, kinds of attention, torch.compile, scoring, healing; with several GPUs (or --processes) a
+search that as many processes share. Without a GPU, it says so and ends. `--device cpu` compares the CPU with itself, to
+try the script.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import argparse
 import copy
 import json
 import math
+import os
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=50, help="documents of each task; 0 for no tasks")
     parser.add_argument("--steps", type=int, default=20, help="of healing")
     parser.add_argument("--recovery", default="instructions", help="recovery text")
+    parser.add_argument("--processes", type=int, help="that share a search (default: one for each GPU)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--output", type=Path, help="file for the numbers (default: docs/gpu-NAME.json)")
     options = parser.parse_args()
@@ -59,10 +63,16 @@ def main() -> None:
         return
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     name = torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device
-    same = compared(options)
-    show("The same on both devices (float32)", same, ("number", "difference", "bound", "ok"))
-    gained = gains(options)
-    show(f"Gained on {name}", gained, ("what", "before", "after", "unit", "times"))
+    options.processes = options.processes or max(1, torch.cuda.device_count())
+    same, gained = compared(options), gains(options)
+    if options.processes > 1:
+        gained += shared_rows(options)
+    checks = [
+        {"what": f"CPU and {name}: {row['number']}", "before": row["bound"], "after": row["difference"],
+         "unit": "at most, is", "times": "as it should" if row["ok"] else "NOT THE SAME"}
+        for row in same
+    ]  # fmt: skip
+    show(f"{name} beside the CPU", [*checks, *gained], ("what", "before", "after", "unit", "times"))
     file = options.output or ROOT / "docs" / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
     conditions = {"torch": torch.__version__, "cuda": torch.version.cuda, "threads": torch.get_num_threads()}
     asked = {key: str(value) for key, value in vars(options).items()}
@@ -292,6 +302,30 @@ def forward_rows(model: Any, tokens: Any, options: argparse.Namespace) -> list[d
     except Exception as error:  # needs a C compiler and Triton
         rows.append({"what": "torch.compile", "before": "", "after": str(error).split(". ")[0][:60]})
     return rows
+
+
+def shared_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds of a search from 0.92 by one process and by several, each with a GPU of its own where there are some."""
+    from torch.distributed import run as torchrun
+
+    def searched(processes: int) -> tuple[float, dict[str, Any]]:
+        with tempfile.TemporaryDirectory() as home:
+            environment = {**os.environ, "SWM_HOME": home, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            text = ["--texts", options.texts, "--count", str(options.count), "--length", str(options.length)]
+            one = [sys.executable, "-m", "swm"]
+            many = [sys.executable, "-m", torchrun.__name__, f"--nproc-per-node={processes}", "-m", "swm"]
+            create = [*one, "create", "e", "--model", options.model, "--dtype", "float32", *text]
+            search = [*(many if processes > 1 else one), "search", "e", "--from", "0.92", "--no-answers"]
+            subprocess.run(create, check=True, env=environment, stdout=subprocess.DEVNULL)
+            start = time.perf_counter()
+            subprocess.run(search, check=True, env=environment, stdout=subprocess.DEVNULL)
+            took = time.perf_counter() - start
+            path = json.loads((Path(home) / "experiments" / "e" / "path" / "rdsc.json").read_text())
+            return took, {name: path[name] for name in ("similarities", "perplexities")}
+
+    (alone, path), (together, other) = searched(1), searched(options.processes)
+    same = "the same path" if path == other else "ANOTHER PATH"
+    return [gain(f"search by 1 and {options.processes} processes: {same}", alone, together, "s")]
 
 
 def score_rows(model: Any, tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:

