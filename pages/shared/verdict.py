@@ -13,6 +13,7 @@ from swm.reporting.compare import compare, flat_rows
 from swm.reporting.glossary import FORMS, TERMS, TITLES, UNITS
 from swm.reporting.judged import judged, key_of
 from swm.reporting.key_figures import COSTS, GAINS, KeyFigure, in_llama_cpp, key_figures
+from swm.reporting.names import text_name
 from swm.reporting.table import points, ratio
 from swm.reporting.verdict import gain_and_cost, in_short, independent_text, reference_of
 from swm.workspace.experiments import Experiment
@@ -69,7 +70,7 @@ def _against_original(row: dict[str, Any]) -> str:
     if not original or not original["scores"]:
         return ""
     text = independent_text(row, list(original["perplexity"]))
-    changes = [f"perplexity on {text} {ratio(original['perplexity'][text])}"] if text else []
+    changes = [f"perplexity on {text_name(text)} {ratio(original['perplexity'][text])}"] if text else []
     changes += [
         f"{TITLES[name].lower()} {points(original['scores'].get(name), *FORMS[name])} {UNITS[name]}"
         for name in (CHOICE_LOGPROB, ACCURACY)

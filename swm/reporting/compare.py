@@ -10,7 +10,7 @@ from typing import Any
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES
 from swm.evaluation.task_names import CHANCE
 from swm.registry import MERGE_RULES
-from swm.reporting.names import ORIGINAL, healed_by, row_name
+from swm.reporting.names import ORIGINAL, healed_by, row_name, text_name
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.origin import BY_THRESHOLD
@@ -66,7 +66,7 @@ def _deltas(row: dict[str, Any], baseline: dict[str, Any]) -> tuple[dict[str, An
     if text := row["perplexity_text"]:
         original = baseline["perplexities"].get(text)
         if original is None:
-            reasons.append(f"The original's perplexity on {text} was not measured.")
+            reasons.append(f"The original's perplexity on {text_name(text)} was not measured.")
         elif not same_text(original, row["perplexities"][text]):
             reasons.append(f"The original's perplexity was measured on another version or length of {text}.")
         else:

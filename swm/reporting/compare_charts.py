@@ -12,6 +12,7 @@ from swm.evaluation.paired import ACCURACY, BITS_PER_BYTE, CHOICE_LOGPROB, VERDI
 from swm.reporting.charts import LINE, TALLEST, error_bars, plain_axes
 from swm.reporting.compare import documents_key, percent_interval
 from swm.reporting.glossary import FORMS, TITLES, UNITS
+from swm.reporting.names import text_name
 from swm.reporting.palette import BETTER, WORSE, row_colours
 
 Row = dict[str, Any]
@@ -235,7 +236,10 @@ def _axes(rows: Sequence[Row]) -> list[Axis]:
         Axis("layers", lambda row: row["layers"], low_is_better=True),
         Axis("parameters,<br>million", lambda row: row["parameters"] / 1e6, low_is_better=True),
         Axis("relative<br>speed", relative_speed, low_is_better=False),
-        *(Axis(f"perplexity,<br>{text}", perplexity(text), low_is_better=True, is_log=True) for text in texts),
+        *(
+            Axis(f"perplexity,<br>{text_name(text)}", perplexity(text), low_is_better=True, is_log=True)
+            for text in texts
+        ),
         Axis(
             "average<br>accuracy, %",
             lambda row: None if row["average"] is None else 100 * row["average"],

@@ -8,6 +8,7 @@ from typing import Any
 
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
 from swm.reporting.glossary import FORMS, TERMS, TITLES
+from swm.reporting.names import text_name
 from swm.reporting.table import MISSING, number, points, speedup
 from swm.reporting.verdict import digits_for, independent_text, reference_of
 
@@ -85,7 +86,7 @@ def _perplexity(row: dict[str, Any], against: dict[str, Any] | None) -> KeyFigur
         ends = [100 * (ratios[text][name] - 1) for name in ("ratio", "low", "high")]
         digits = digits_for(ends[1:], 0 if max(map(abs, ends)) >= 10 else 1)
         change = "{:+,.{d}f} % [{:+,.{d}f}, {:+,.{d}f}]".format(*ends, d=digits)
-    return KeyFigure(f"Perplexity, {text} (lower is better)", shown, change, TERMS["perplexity"])
+    return KeyFigure(f"Perplexity, {text_name(text)} (lower is better)", shown, change, TERMS["perplexity"])
 
 
 def _choice_probability(row: dict[str, Any], against: dict[str, Any] | None) -> KeyFigure:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, FEWEST_DOCUMENTS, TOO_FEW, UNDECIDED
+from swm.reporting.names import text_name
 
 Entry = dict[str, Any]
 MOST_TIMES = 1000  # larger ratios are broken models, whose exact number means nothing
@@ -108,7 +109,7 @@ def independent_text(row: Entry, texts: Sequence[str]) -> str | None:
 
 def _perplexity(text: str, entry: Entry) -> str:
     ratio, low, high = entry["ratio"], entry["low"], entry["high"]
-    name = f"perplexity on {text}"
+    name = f"perplexity on {text_name(text)}"
     ends = (100 * (low - 1), 100 * (high - 1))
     if low <= 1 <= high:
         return f"{name}: no difference shown [{_signed(ends)} %]"

@@ -160,7 +160,7 @@ def test_only_like_is_compared_with_like(experiment):
     run.save("scores", {**scores(50.0, 0.5, 0.6), "perplexity": {"lambada": value}})  # of before hashes were kept
     assert compare(experiment)[-1]["deltas"]["perplexity"] == 0.0
     cases = {
-        "another text": ({"squad": value}, "The original's perplexity on squad was not measured."),
+        "another text": ({"squad": value}, "The original's perplexity on SQuAD was not measured."),
         "another length": ({"lambada": {**value, "length_tokens": 9}}, "another version or length of lambada"),
         "another version": ({"lambada": {**value, "text_hash": "x"}}, "another version or length of lambada"),
     }

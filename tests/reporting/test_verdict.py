@@ -5,6 +5,7 @@ import math
 import pytest
 
 from swm.evaluation.paired import UNDECIDED
+from swm.reporting.names import text_name
 from swm.reporting.verdict import in_short, verdict
 
 
@@ -48,7 +49,7 @@ def test_worse():
         )
     )
     assert found == (
-        f"{HEAD} {SAME} perplexity on squad 9 % higher [4, 14]; 0.8 % less sure of the right answer [0.1, 1.5]; "
+        f"{HEAD} {SAME} perplexity on SQuAD 9 % higher [4, 14]; 0.8 % less sure of the right answer [0.1, 1.5]; "
         "accuracy 1.3 points lower [0.4, 2.2]."
     )
 
@@ -64,7 +65,7 @@ def test_better():
         )
     )
     assert found == (
-        f"{HEAD} {SAME} perplexity on squad 5.0 % lower [3.0, 7.0]; 30 % surer of the right answer [20, 40]; "
+        f"{HEAD} {SAME} perplexity on SQuAD 5.0 % lower [3.0, 7.0]; 30 % surer of the right answer [20, 40]; "
         "accuracy 2.0 points higher [1.0, 3.0]."
     )
 
@@ -80,7 +81,7 @@ def test_undecided():
         )
     )
     assert found == (
-        f"{HEAD} {SAME} perplexity on squad: no difference shown [-2.0, +4.0 %]; certainty of the right answer: no "
+        f"{HEAD} {SAME} perplexity on SQuAD: no difference shown [-2.0, +4.0 %]; certainty of the right answer: no "
         "difference shown [-1.0, +1.2 %]; accuracy: no difference that 1,400 questions in 7 tasks could show."
     )
 
@@ -102,9 +103,9 @@ def test_too_few_questions():
 
 def test_a_broken_model_is_so_many_times_worse():
     broken = against({"squad": ratio(1234.5, 1100.0, 1400.0)})
-    assert verdict(row(against_control=broken)).endswith("perplexity on squad more than 1,000 times as high.")
+    assert verdict(row(against_control=broken)).endswith("perplexity on SQuAD more than 1,000 times as high.")
     broken = against({"squad": ratio(12.34, 11.0, 14.0)})
-    assert verdict(row(against_control=broken)).endswith("perplexity on squad 12.3 times as high [11.0, 14.0].")
+    assert verdict(row(against_control=broken)).endswith("perplexity on SQuAD 12.3 times as high [11.0, 14.0].")
 
 
 def test_tasks_above_chance_are_named_where_they_say_something_else():
@@ -137,7 +138,7 @@ def test_several_seeds_are_counted():
 def test_an_unhealed_model_is_compared_with_the_original():
     loss = against({"squad": ratio(2.0, 1.9, 2.1)})
     assert verdict(row(stage="merged", recovery_text=None, against_original=loss)) == (
-        f"{HEAD} Compared with the original: perplexity on squad 2.0 times as high [1.9, 2.1]."
+        f"{HEAD} Compared with the original: perplexity on SQuAD 2.0 times as high [1.9, 2.1]."
     )
 
 
@@ -167,11 +168,11 @@ def test_not_comparable():
     # the original was scored on other documents, the control on the same
     assert (
         verdict(row(not_compared=[reason], against_control=half))
-        == f"{HEAD} {SAME} perplexity on squad 20 % higher [10, 30]."
+        == f"{HEAD} {SAME} perplexity on SQuAD 20 % higher [10, 30]."
     )
     other = "Scores are not compared with those of control: they are of other tasks or documents."
     half["not_compared"] = [other]
-    assert verdict(row(against_control=half)) == f"{HEAD} {SAME} perplexity on squad 20 % higher [10, 30]. {other}"
+    assert verdict(row(against_control=half)) == f"{HEAD} {SAME} perplexity on SQuAD 20 % higher [10, 30]. {other}"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_not_comparable():
 def test_perplexity_is_judged_on_text_of_another_kind_where_there_is_one(calibration, recovery, shared, expected):
     same = {"lambada": ratio(1.2, 1.1, 1.3), "squad": ratio(1.2, 1.1, 1.3)}
     changes = {"conditions": {"texts": calibration}, "recovery_text": recovery, "shared_texts": shared}
-    assert f"perplexity on {expected} " in verdict(row(against_control=against(same), **changes))
+    assert f"perplexity on {text_name(expected)} " in verdict(row(against_control=against(same), **changes))
 
 
 @pytest.mark.parametrize(
