@@ -216,3 +216,15 @@ def test_full_disk_while_saving_leaves_the_old_folder_and_says_how_much_is_neede
             save_model(model, tokenizer, folder)
         assert [p.name for p in small_disk.iterdir()] == ["saved"]
         assert (folder / "old").read_text() == "old"
+
+
+def test_each_of_several_processes_takes_the_gpu_of_its_rank(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert pick_device("auto") == torch.device("cuda")
+    for rank in ("0", "3"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert pick_device("auto") == torch.device(f"cuda:{rank}")
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")

@@ -122,7 +122,7 @@ def test_on_every_axis_of_parallel_coordinates_better_is_up(rows):
     assert list(first.ticktext) == names
     values = {
         "layers": ([row["layers"] for row in rows], False),
-        "perplexity,<br>SQuAD (Wikipedia)": ([row["perplexities"]["squad"]["value"] for row in rows], False),
+        "perplexity,<br>SQuAD": ([row["perplexities"]["squad"]["value"] for row in rows], False),
         "average<br>accuracy, %": ([100 * row["average"] for row in rows], True),
         "relative<br>speed": ([relative_speed(row) for row in rows], True),
     }
