@@ -35,6 +35,7 @@ from swm.workspace.runs import BASELINE, Run
 from swm.workspace.units import gib
 
 ENTRIES = ("run_name", "run_threshold", "run_windows", "run_rule", "run_limit", "run_width", "run_width_by")
+PLAN = ("merge_at", "windows", "merge_by")  # of the address
 THRESHOLD = "As set on the Preview page. A window grows while the similarity is at least this."
 WIDTH = "Also prunes this share of the remaining layers' weights: groups of attention heads and MLP channels."
 RULE = "How the layers of a window become one layer. rdsc is the paper's formula."
@@ -128,13 +129,16 @@ def which_windows(form: Form, place: Any, initial: Any) -> tuple[float, str, str
 
 def origin(experiment: Experiment) -> tuple[str, ...]:
     """The experiment, and the plan in the address."""
-    return (experiment.name, *(st.query_params.get(name, "") for name in ("merge_at", "windows", "merge_by")))
+    return (experiment.name, *(st.query_params.get(name, "") for name in PLAN))
 
 
 def forget_old_entries(experiment: Experiment) -> None:
     """What was entered stays when the page is left; another experiment, or a plan in the address, starts afresh."""
     name, *linked = origin(experiment)
     last_name, *last_linked = st.session_state.get("run_origin", ("",))
+    if last_name not in ("", name) and linked == last_linked:  # a plan that was entered for the other experiment
+        for parameter in PLAN:
+            st.query_params.pop(parameter, None)
     if name != last_name or (any(linked) and linked != last_linked):
         for key in ENTRIES:
             st.session_state.pop(key, None)

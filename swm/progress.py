@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 """`progress(done, total, text)`; total is 0 if unknown. May raise Cancelled: finished work is kept."""
 
-UNLIKE = 10_000  # total of progress in shares of a whole whose parts take unlike times: they foretell no time
+UNLIKE = 10_007  # total of progress in shares of a whole whose parts take unlike times; no count of steps has it
 
 
 def no_progress(done: int, total: int, text: str) -> None:

@@ -23,7 +23,7 @@ def test_the_second_half_of_a_part_is_that_share_of_the_whole():
     report = part_of(lambda *told: seen.append(told), 1, 4, "merge")
     report(0, 0, "loading")
     report(1, 2, "half")
-    assert [done for done, _, _ in seen] == [UNLIKE // 4, 3 * UNLIKE // 8]
+    assert [done for done, _, _ in seen] == [round(UNLIKE / 4), round(3 * UNLIKE / 8)]
 
 
 def test_a_named_stage_says_its_name_first():

@@ -21,7 +21,8 @@ def controls(run: Run) -> None:
     unfinished = run.settings.get("recovery_started")
     recovery = unfinished or run.settings.get("recovery")
     heal = recovery_arguments(recovery) if recovery else ["--preset", "quick"]
-    rest = ["--no-recovery"] if not recovery and "--no-recovery" in run.state().command else heal
+    unhealed = bool(run.settings.get("unhealed")) and not recovery
+    rest = ["--no-recovery"] if unhealed else heal
     again = ["--again"] if run.stage == "recovered" else []
     limit = limit_arguments(usual_limit(run))
     actions = {
@@ -33,7 +34,8 @@ def controls(run: Run) -> None:
         REMAINING: ["run", *name, *rest, *limit],
     }
     buttons = st.container(horizontal=True, vertical_alignment="center")
-    finished = run.stage == "recovered" and not unfinished and run.is_evaluated and run.timing() is not None
+    last = "merged" if unhealed else "recovered"
+    finished = run.stage == last and not unfinished and run.is_evaluated and run.timing() is not None
     for label, arguments in actions.items():
         allowed = run.stage == "planned" if label == "Merge" else run.stage != "planned"
         if label == REMAINING:

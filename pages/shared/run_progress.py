@@ -42,7 +42,7 @@ def show_stages(run: Run) -> None:
         "Measure speed": _took(measuring) if timing else "",
     }
     state = run.state()
-    if not took["Heal with LoRA"] and "--no-recovery" in state.command:
+    if not took["Heal with LoRA"] and run.settings.get("unhealed"):
         del took["Heal with LoRA"]
     now = stage_now(state) if state.active else None
     with st.container(horizontal=True):

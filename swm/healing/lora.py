@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.pytorch_utils import Conv1D
 
 from swm.errors import ModelError, SettingsError, first_line
 from swm.healing.distillation import Teacher, layer_pairs
-from swm.healing.quantized import check_plain, check_quantizes, four_bit_bytes, in_four_bits
+from swm.healing.quantized import check_plain, check_quantizes, four_bit_bytes, in_four_bits, skeleton_of
 from swm.healing.rows import training_rows
 from swm.healing.trainer import OnStep, make_trainer, train
 from swm.models.decoder import find_decoder
@@ -91,15 +91,14 @@ def recover_in_four_bits(
         peft's model with the adapters, for `fold_adapter`, and the summary, with the bytes of the quantized weights.
     """
     check_quantizes(settings)
-    config = AutoConfig.from_pretrained(base)
-    with torch.device("meta"):
-        bare = AutoModelForCausalLM.from_config(config)
+    bare = skeleton_of(base)
     names = linear_maps(bare, None)
     check_plain(bare, names)
     small = in_four_bits(base, names, device)
     quantized_bytes = four_bit_bytes(small)
     _, adapted, summary = _trained(small, tokenizer, examples, settings, folder, on_step, layers, None)
-    adapted.save_pretrained(folder / "adapter")
+    if is_first():
+        adapted.save_pretrained(folder / "adapter")
     return adapted, {**summary, "quantized_bytes": quantized_bytes}
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from swm.errors import ModelError, SettingsError
+from swm.merging.stored import read_header
 from swm.models.locate import weight_files
 from swm.models.processes import is_sharded
 from swm.models.save import quiet_transformers
@@ -53,6 +54,13 @@ def check_plain(model: PreTrainedModel, names: Sequence[str]) -> None:
         )
 
 
+def skeleton_of(folder: Path) -> PreTrainedModel:
+    """The saved model without weights."""
+    with torch.device("meta"):
+        bare: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return bare
+
+
 def in_four_bits(folder: Path, names: Sequence[str], device: torch.device) -> PreTrainedModel:
     """A saved model with these linear maps in NF4 and everything else as it is, for training adapters on.
 
@@ -63,9 +71,13 @@ def in_four_bits(folder: Path, names: Sequence[str], device: torch.device) -> Pr
     """
     from bitsandbytes.nn import Linear4bit
 
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        bare = AutoModelForCausalLM.from_config(config)
+    config, bare = AutoConfig.from_pretrained(folder), skeleton_of(folder)
+    stored = {name for file in weight_files(folder) for name in read_header(file)}
+    if unknown := [name for name in names if f"{name}.weight" not in stored]:
+        raise ModelError(
+            f"The files in {folder} name the weights of {unknown[0]} otherwise than the model does, so adapters could "
+            "not be folded into them. Choose --quantization none."
+        )
     others = [name for name, module in bare.named_modules() if type(module) is nn.Linear and name not in names]
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -94,9 +106,6 @@ def fold_adapter(base: Path, adapted: Any, folder: Path) -> None:
     Args:
         base: folder with the weights that the adapters were trained over, with all their digits.
         adapted: peft's model; its linear maps may be quantized.
-
-    Raises:
-        ModelError: if the files name an adapted weight otherwise than the model does.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -105,7 +114,7 @@ def fold_adapter(base: Path, adapted: Any, folder: Path) -> None:
         for name, module in adapted.base_model.model.named_modules()
         if isinstance(module, LoraLayer)
     }
-    files, folded = weight_files(base), 0
+    files = weight_files(base)
     for file in base.iterdir():
         if file not in files and file.is_file() and not file.name.startswith("."):
             shutil.copy2(file, folder / file.name)
@@ -117,13 +126,7 @@ def fold_adapter(base: Path, adapted: Any, folder: Path) -> None:
                 if name in layers:
                     delta = layers[name].get_delta_weight("default").to("cpu", torch.float32)
                     tensors[name] = (tensors[name].float() + delta).to(tensors[name].dtype)
-                    folded += 1
         save_file(tensors, folder / file.name, metadata={"format": "pt"})
-    if folded != len(layers):
-        raise ModelError(
-            f"{len(layers) - folded} of {len(layers)} adapters found no weight of their name in {base}, so they cannot "
-            "be folded in. Choose --quantization none."
-        )
 
 
 def four_bit_bytes(model: nn.Module) -> int:

@@ -133,7 +133,7 @@ def make_trainer(
         enable = getattr(adapted, "activation_checkpointing_enable", None) or adapted.gradient_checkpointing_enable
         enable()
         adapted.enable_input_require_grads()
-    watch = _Watch(settings.steps, on_step)
+    watch = _Watch(settings.steps, on_step, small=settings.train == "adapters")
     held_out, train = rows[: settings.held_out], rows[settings.held_out :]
     train = train[: len(train) // settings.batch * settings.batch]  # processes cannot share an incomplete batch
     data: dict[str, Any] = {"train_dataset": train, "eval_dataset": held_out, "callbacks": [watch]}
@@ -176,15 +176,15 @@ class _Watch(TrainerCallback):
     """Reports numbers after each step, and stops training cleanly: with a checkpoint if the user cancelled.
 
     Checkpoints between those that the Trainer writes itself are as frequent as they are cheap, so that little is lost
-    with a process that is killed; a job on a cluster, whose nodes come and go, writes one after each step.
+    with a process that is killed; a job on a cluster, whose nodes come and go, writes one of adapters after each step.
     """
 
-    def __init__(self, steps: int, on_step: OnStep | None) -> None:
+    def __init__(self, steps: int, on_step: OnStep | None, small: bool = True) -> None:
         self.failure: BaseException | None = None
         self._steps, self._on_step = steps, on_step or (lambda step, steps, numbers: None)
         self._saved = self._ready = time.monotonic()  # of the last checkpoint, and when the next one could begin
         self._took = 0.0  # seconds that the last checkpoint took
-        self._every_step = bool(os.environ.get(CLUSTER_JOB))
+        self._every_step = small and bool(os.environ.get(CLUSTER_JOB))
 
     def on_step_end(  # type: ignore[override]
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any

@@ -26,8 +26,8 @@ class Pace:
         reports = self._reports
         if total != self._total or done < reports[-1][1]:
             self._total, self._first, self._began = total, done, now
-            reports.clear()
-        if not reports or done > reports[-1][1]:
+            self._reports = reports = deque([(now, done)])  # never empty: the heartbeat reads it in its own thread
+        if done > reports[-1][1]:
             reports.append((now, done))
         middle = (self._began + now) / 2
         while len(reports) > 2 and reports[1][0] <= middle:
@@ -35,8 +35,11 @@ class Pace:
 
     def seconds_left(self, now: float) -> float:
         """Seconds until the step ends, if it goes on as it did; 0 if that cannot be foretold yet."""
-        (start, before), (reported, done) = self._reports[0], self._reports[-1]
+        reports = self._reports
+        (start, before), (reported, done) = reports[0], reports[-1]
         whole, took = self._total - self._first, reported - self._began
-        if self._total in UNTOLD or took < SURE_SECONDS or not done - self._first >= SURE_SHARE * whole > 0:
+        if self._total in UNTOLD or took < SURE_SECONDS or not whole > done - self._first >= SURE_SHARE * whole:
+            return 0.0
+        if before >= done:
             return 0.0
         return max(1.0, (reported - start) * (self._total - done) / (done - before) - (now - reported))

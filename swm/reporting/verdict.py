@@ -36,15 +36,18 @@ def in_short(row: Entry) -> str:
     if not accuracy or not sureness or row["control"] or TOO_FEW in (accuracy["verdict"], sureness["verdict"]):
         return ""
     change, ends = 100 * accuracy["difference"], [100 * accuracy[end] for end in ("low", "high")]
-    same = accuracy["verdict"] == UNDECIDED
-    answers = f"of 100 questions it answers about {_size(change, ends)} {'more' if change > 0 else 'fewer'} right"
-    answers = "it answers about as many questions right" if same else f"{answers} [{_span(ends)}]"
-    if sureness["verdict"] == UNDECIDED:
-        doubt = "and is as sure of the answers"
-    elif sureness["difference"] > 0:
-        doubt = "and is surer of the right ones"
-    else:
-        doubt = f"{'but' if same or change > 0 else 'and'} is less sure of the right ones"
+    rights, sure = (
+        0 if one["verdict"] == UNDECIDED else math.copysign(1, one["difference"]) for one in (accuracy, sureness)
+    )
+    answers = (
+        f"of 100 questions it answers about {_size(change, ends)} {'more' if rights > 0 else 'fewer'} right [{_span(ends)}]"
+        if rights
+        else "as far as these questions tell, it answers as many right"
+    )
+    doubt = (
+        f"is {'surer' if sure > 0 else 'less sure'} of the right ones" if sure else "is as sure, as far as they tell"
+    )
+    doubt = f"{'and' if sure in (0, rights) else 'but'} {doubt}"
     return f"In short: {answers}, {doubt}."
 
 

@@ -38,7 +38,7 @@ class Start:
 
 def original_of(run: Run, settings: RecoverySettings, progress: Progress) -> PreTrainedModel | None:
     """The original, loaded before anything is deleted; with FSDP in the first process alone."""
-    progress(0, settings.steps, "loading the model")
+    progress(0, 0, "loading the model")
     if not is_sharded():
         return load_original(run.experiment)[0]
     if not is_first():
@@ -59,9 +59,9 @@ def start_of(
     made = None
     if model:
         with on_its_own() if is_sharded() else nullcontext():
-            answered = _answered(run, model, tokenizer, examples, settings, progress)
-            merged, repaired = _repaired(run, model, tokenizer, answered, settings, progress)
-        made = Start(merged, answered, repaired, model if settings.target != "text" else None)
+            own = answered(run, model, tokenizer, examples, settings, progress)
+            merged, repaired = _repaired(run, model, tokenizer, own, settings, progress)
+        made = Start(merged, own, repaired, model if settings.target != "text" else None)
     if made and not is_sharded():
         return made
     merged = handed_out(made.merged if made else None)
@@ -69,7 +69,7 @@ def start_of(
     return Start(merged, examples, repaired)
 
 
-def _answered(
+def answered(
     run: Run,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -89,8 +89,8 @@ def _answered(
         progress(done, total, f"the original model answers, {done:,} of {total:,}")
 
     with first_alone():  # the others find the answers kept
-        answered = own_answers(model, tokenizer, examples, settings, store, on_batch)
-    return agreed(answered)
+        written = own_answers(model, tokenizer, examples, settings, store, on_batch)
+    return agreed(written)
 
 
 def _repaired(

@@ -27,7 +27,7 @@ from swm.models.save import check_complete
 from swm.plan import trained_layers
 from swm.progress import Progress, no_progress
 from swm.settings import UNSAID, RecoverySettings
-from swm.stages.healing_start import original_of, start_of
+from swm.stages.healing_start import answered, original_of, start_of
 from swm.stages.loading import calibration_of, check_text, digest
 from swm.stages.merge import check_not_baseline, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
@@ -37,7 +37,8 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.files import check_space, disk_errors, replaced_folder
 from swm.workspace.runs import Run
 
-BASE, REPAIRED = "base", "repaired.txt"  # the merged model that four-bit weights are read from; how it was fitted
+BASE = "base"  # folder of the merged model that four-bit weights are read from
+REPAIRED = "recovery_base_repaired"  # in run.json: how that model was fitted
 log = logging.getLogger(__name__)
 
 
@@ -151,21 +152,25 @@ def _healed_in_four_bits(
     That folder is the run's own, if it holds the merged model and nothing is fitted; then the model is never in memory
     with all its digits. Otherwise it is made first, and kept for a resume.
     """
-    as_it_is = run.stage == "merged" and (settings.repair == "none" or not run.plan.windows)
+    as_it_is = run.stage == "merged" and run.has_model and (settings.repair == "none" or not run.plan.windows)
     base = run.model_folder if as_it_is else run.folder / "recovery" / BASE
     with first_alone():
-        made = as_it_is or (_continues(run, requested) and (base / REPAIRED).is_file())
+        made = as_it_is or (_continues(run, requested) and base.is_dir())
     needed = not made or settings.answers == "original"
     model = original_of(run, settings, progress) if needed else None
     _begin(run, settings, requested)
-    repaired = "none" if as_it_is else (base / REPAIRED).read_text(encoding="utf-8") if made else ""
-    if model:
+    repaired = "none" if as_it_is else run.settings.get(REPAIRED, "") if made else ""
+    if model and made:
+        examples = answered(run, model, tokenizer, examples, settings, progress)
+    elif model:
         start = start_of(run, model, tokenizer, examples, settings, progress)
-        examples, repaired = start.examples, repaired or start.repaired
+        examples, repaired = start.examples, start.repaired
         with first_alone():
-            if not made and is_first():
-                save_model(start.merged, tokenizer, base, on_written=lambda new: _write_repaired(new, repaired))
-        del model, start  # training needs none of them
+            if is_first():
+                run.remember(**{REPAIRED: repaired})
+                save_model(start.merged, tokenizer, base)
+        del start
+    del model  # training needs neither it nor the merged one
     progress(0, 0, "loading the model in four bits")
     adapted, summary = recover_in_four_bits(
         base,
@@ -178,10 +183,6 @@ def _healed_in_four_bits(
         layers=trained_layers(run.plan, settings.adapt),
     )
     return adapted, base, {**summary, "repaired": repaired}
-
-
-def _write_repaired(folder: Path, repaired: str) -> None:
-    (folder / REPAIRED).write_text(repaired, encoding="utf-8")
 
 
 def _told(run: Run, progress: Progress) -> OnStep:

@@ -59,6 +59,8 @@ def run_pipeline(
         from swm.stages.recover import check_recovery  # peft and the Trainer take seconds to import
 
         check_recovery(run.experiment, recovery)  # reports all errors before anything is replaced
+    if bool(run.settings.get("unhealed")) != (recovery is None):
+        run.remember(unhealed=recovery is None)  # so that the page offers the steps that were asked for
     if again or run.stage == "planned":
         merge_run(run, named("merge", progress), entries=entries)
     for target in (baseline, run) if score_merged or not recovery else (baseline,):

@@ -93,10 +93,11 @@ class Origin(Record):
 
 
 class MergeFacts(Record):
-    """The merged model's size."""
+    """The merged model's size, and the seconds that merging took."""
 
     parameters: int = 0
     size_bytes: int = 0
+    seconds: float = 0.0
 
 
 class Pending(Record):
@@ -119,6 +120,8 @@ class RunFile(Record):
     merge: MergeFacts = MergeFacts()
     recovery: Recovery = Recovery.model_construct()  # type: ignore[valid-type]
     recovery_started: Recovery | None = None  # type: ignore[valid-type]
+    recovery_base_repaired: str = ""
+    unhealed: bool = False
     pending: Pending = Pending.model_construct()
 
 

@@ -245,6 +245,7 @@ class Run(Tracked):
         if self.read_only:
             return
         clean_up(self.folder)
+        clean_up(self.folder / "recovery")
         self.settle()
 
     def add_event(self, **event: Any) -> None:

@@ -630,12 +630,13 @@ def test_a_run_that_was_started_without_healing_is_not_healed_by_the_remaining_s
     started = []
     monkeypatch.setattr("pages.shared.run_controls.start", lambda run, stage, arguments: started.append(arguments))
     run = study.run("first")
-    run.write_state(State("run", "cancelled", command=("run", "study", "first", "--no-recovery")))
+    run.remember(unhealed=True)
+    run.write_state(State("evaluate", "cancelled", command=("evaluate", "study", "first")))  # the wish outlives it
     test = opened("pages/run.py", run="first")
     assert "Heal with LoRA" not in " ".join(m.value for m in test.markdown)
     test.button(key="run_do_Run the remaining steps").click().run()
     assert "--no-recovery" in started[0]
-    run.write_state(State("run", "cancelled", command=("run", "study", "first")))
+    run.remember(unhealed=False)
     test = opened("pages/run.py", run="first")
     assert "Heal with LoRA" in " ".join(m.value for m in test.markdown)
     test.button(key="run_do_Run the remaining steps").click().run()

@@ -77,7 +77,7 @@ def test_a_fitted_model_is_kept_for_the_resume_in_four_bits(quantizable, text_fi
     with pytest.raises(Cancelled):
         recover_run(run, settings, stopped)
     base = run.folder / "recovery" / "base"
-    assert (base / "repaired.txt").read_text() == "fit"
+    assert (base / "config.json").is_file()
     merged = load_file(run.model_folder / "model.safetensors")
     fitted = load_file(base / "model.safetensors")
     assert sum(not torch.equal(merged[name], fitted[name]) for name in merged) >= 1  # the repair's own change
