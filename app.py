@@ -71,14 +71,13 @@ with shown_errors():
             if rows[0]["samples"] and millions < SMALL:
                 st.caption(f"A model of {millions:,.0f} M parameters is often wrong before anything is removed.")
             next_step("pages/compare.py", "See all scores")
-            if len(rows) > 2:
-                if ratio := perplexity_ratio(best, rows[0]):
-                    reason = (
-                        f"the smallest model whose perplexity stays within {WITHIN} times that of the original as it is"
-                        if ratio <= WITHIN
-                        else f"the model that loses least: none stays within {WITHIN} times the original's perplexity"
-                    )
-                    st.caption(f"Shown: {reason} ({ratio:.2f} times, over all texts). All runs are in the table below.")
+            if len(rows) > 2 and (ratio := perplexity_ratio(best, rows[0])):
+                reason = (
+                    f"the smallest model whose perplexity stays within {WITHIN} times that of the original as it is"
+                    if ratio <= WITHIN
+                    else f"the model that loses least: none stays within {WITHIN} times the original's perplexity"
+                )
+                st.caption(f"Shown: {reason} ({ratio:.2f} times, over all texts). All runs are in the table below.")
 
 with st.container(key="doors"):
     for column, (icon, title, text, page, label, query) in zip(st.columns(3, gap="medium"), DOORS, strict=True):

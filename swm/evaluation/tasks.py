@@ -33,7 +33,7 @@ TASK_FOLDERS = {
 }
 
 # Time that a document takes, in hundredths of the seven tasks' mean: for even progress.
-LENGTHS = {
+TASK_TIMES = {
     "boolq": 240,
     "piqa": 100,
     "hellaswag": 135,
@@ -71,7 +71,7 @@ def zero_shot(
     report = on_progress or (lambda done, total, text: None)
     lm: Any = SharedContextLM(model, tokenizer)
     scores = []
-    ends = list(accumulate((LENGTHS.get(name, 100) for name in tasks), initial=0))
+    ends = list(accumulate((TASK_TIMES.get(name, 100) for name in tasks), initial=0))
     for name, (start, end) in zip(tasks, pairwise(ends), strict=True):
 
         def requests_done(done: int, total: int, name: str = name, start: int = start, end: int = end) -> None:

@@ -36,19 +36,22 @@ def in_short(row: Entry) -> str:
     if not accuracy or not sureness or row["control"] or TOO_FEW in (accuracy["verdict"], sureness["verdict"]):
         return ""
     change, ends = 100 * accuracy["difference"], [100 * accuracy[end] for end in ("low", "high")]
-    rights, sure = (
-        0 if one["verdict"] == UNDECIDED else math.copysign(1, one["difference"]) for one in (accuracy, sureness)
-    )
+    rights, sure = (_direction(one) for one in (accuracy, sureness))
+    fewer = "more" if rights > 0 else "fewer"
     answers = (
-        f"of 100 questions it answers about {_size(change, ends)} {'more' if rights > 0 else 'fewer'} right [{_span(ends)}]"
+        f"of 100 questions it answers about {_size(change, ends)} {fewer} right [{_span(ends)}]"
         if rights
         else "as far as these questions tell, it answers as many right"
     )
-    doubt = (
-        f"is {'surer' if sure > 0 else 'less sure'} of the right ones" if sure else "is as sure, as far as they tell"
-    )
+    less = "surer" if sure > 0 else "less sure"
+    doubt = f"is {less} of the right ones" if sure else "is as sure, as far as they tell"
     doubt = f"{'and' if sure in (0, rights) else 'but'} {doubt}"
     return f"In short: {answers}, {doubt}."
+
+
+def _direction(entry: Entry) -> int:
+    """1 for a rise that is shown, -1 for a fall, 0 for neither."""
+    return 0 if entry["verdict"] == UNDECIDED else 1 if entry["difference"] > 0 else -1
 
 
 def gain_and_cost(sentence: str) -> tuple[str, str]:

@@ -222,7 +222,8 @@ def test_a_width_cut_is_named():
         ),
         (
             (-0.02, -0.03, -0.01, "worse"), (0.0, -0.1, 0.1, "no difference shown"),
-            "In short: of 100 questions it answers about 2.0 fewer right [1.0, 3.0], and is as sure, as far as they tell.",
+            "In short: of 100 questions it answers about 2.0 fewer right [1.0, 3.0], "
+            "and is as sure, as far as they tell.",
         ),
     ],
 )  # fmt: skip
