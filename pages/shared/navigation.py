@@ -6,7 +6,8 @@ import streamlit as st
 def go_to(page: str, experiment: str) -> None:
     """Open a page with another experiment; the frame selects it before it draws the sidebar."""
     st.session_state["next_experiment"] = experiment
-    st.switch_page(page)
+    # With parameters of its own: without any, Streamlit refuses to leave a page whose fields are in the address.
+    st.switch_page(page, query_params={"experiment": experiment})
 
 
 def number_from_address(name: str, default: float, low: float, high: float) -> float:

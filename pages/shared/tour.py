@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
+from pages.shared.navigation import go_to
 from swm.workspace.experiments import Experiment
 from swm.workspace.names import EXAMPLE
 
@@ -153,6 +154,4 @@ def _go(number: int) -> None:
 def _end() -> None:
     st.session_state.pop("tour", None)
     st.session_state["tour_ended"] = True
-    if before := st.session_state.pop("tour_before", None):
-        st.session_state["next_experiment"] = before
-    st.switch_page("app.py")
+    go_to("app.py", st.session_state.pop("tour_before", None) or DEMO)

@@ -1,6 +1,7 @@
 """Marked answers: nothing of an answer is lost or read as markup, and the mark is on the first word that differs."""
 
 import re
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +9,8 @@ from hypothesis import strategies as st
 from pages.shared.words import marked
 
 WORDS = st.lists(st.sampled_from(["a", "b", "cat", "[x]", "*y*", "$z$", "`q`", "\n", "\n\n", "c\\d"]), max_size=12)
+
+PAGES = Path(__file__).parents[2] / "pages"
 
 
 def unmarked(markdown):
@@ -41,3 +44,10 @@ def test_examples_from_pencil():
     assert marked("one\n\ntwo [three]", "one") == "one  \n:orange-background[two] :orange[\\[three\\]]"
     assert marked("same words", None) == "same words"
     assert marked("", "x") == marked(" \n", None) == "*ends here*"
+
+
+def test_a_page_is_left_with_parameters_of_its_own():
+    """Without any, Streamlit refuses to leave a page of which a field is in the address."""
+    calls = re.findall(r"switch_page\([^\n]*", "\n".join(file.read_text() for file in PAGES.rglob("*.py")))
+    assert len(calls) >= 2
+    assert all("query_params=" in call for call in calls), calls
