@@ -698,6 +698,7 @@ def test_what_one_tab_renames_or_deletes_the_other_hears_of(app, chromium, model
     assert not (experiment.folder / "runs" / "second").exists()
     until(page, lambda: not any(run.state().active for run in experiment.runs()), 60)  # the other tab's merge
     page.goto(f"{app}/experiment?experiment=mine")
+    page.wait_for_selector("text=M parameters", timeout=60_000)  # the page is drawn anew when it knows them
     ready(page)
     page.get_by_role("button", name="Rename").click()
     page.get_by_label("New name").fill("ours")
