@@ -25,7 +25,7 @@ from swm.plan import Window
 from swm.registry import METRICS
 from swm.reporting.charts import influence_lines, neighbour_line, norm_line
 from swm.reporting.glossary import TERMS, TITLES
-from swm.reporting.heatmaps import CONTRASTS, difference_heatmap, similarity_heatmap
+from swm.reporting.heatmaps import CONTRASTS, beside, difference_heatmap, similarity_heatmap
 from swm.settings import SKIPPED_TOKENS
 from swm.similarity.blocks import (
     band_sentence,
@@ -70,10 +70,10 @@ def show_maps(first: dict[str, Any], second: dict[str, Any], name: str, contrast
         with column:
             own = METRICS[data["metric"]].title if data.get("metric") in METRICS else name
             figure = similarity_heatmap(data["matrix"], own, contrast=contrast, title=title)
-            st.plotly_chart(figure.update_layout(height=460), key=f"redundancy_{key}")
+            st.plotly_chart(beside(figure), key=f"redundancy_{key}")
     with right:
         figure = difference_heatmap(first["matrix"], second["matrix"], "first minus second")
-        st.plotly_chart(figure.update_layout(height=460), key="redundancy_difference")
+        st.plotly_chart(beside(figure), key="redundancy_difference")
 
 
 experiment = require_experiment(start_page("Redundancy", "See how similar each pair of layers is."))

@@ -30,8 +30,8 @@ def number(label: str, low: N, high: N, default: N, *, place: Any = st, **settin
 class Form:
     """The fields of a form of which the address carries whatever differs from the defaults.
 
-    The address is read when the form is first drawn in a session. Later the session counts, so that a form that is
-    filled in anew (for another experiment, or with the settings of a run) is not overruled by its own old address.
+    The address is read when the form is first drawn in a session. Later the session counts: another experiment, or a
+    duplicated run, changes the form, and its old address must not change it back.
     """
 
     def __init__(self, name: str) -> None:

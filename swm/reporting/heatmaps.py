@@ -126,6 +126,12 @@ def difference_heatmap(first: Sequence[Sequence[float]], second: Sequence[Sequen
     return _square(figure, len(values), title)
 
 
+def beside(figure: go.Figure) -> go.Figure:
+    """A map for one of several columns: its colour bar below, so that the maps are equally large."""
+    bar = {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top", "len": 1, "lenmode": "fraction"}
+    return figure.update_traces(colorbar=bar, selector={"type": "heatmap"}).update_layout(height=430)
+
+
 def _square(figure: go.Figure, count: int, title: str, small: bool = False) -> go.Figure:
     name = "" if small else "layer"
     axis = {"title": {"text": name}, "range": [-0.5, count - 0.5], "showgrid": False, "zeroline": False}

@@ -318,7 +318,7 @@ def test_when_the_head_is_lost_a_job_goes_on_or_is_gone_on_with_on_another_clust
             assert ended(run).status in ("cancelled", "interrupted")
         else:
             check_lost(run)
-    others = Nodes()  # the cluster is set up anew
+    others = Nodes()  # another cluster
     try:
         monkeypatch.setenv("SWM_EXECUTOR", others.address)
         lost = runs[0]

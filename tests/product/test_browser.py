@@ -404,7 +404,7 @@ def test_the_tour_leads_over_five_pages_and_keeps_its_place(shown, page):
     page.get_by_role("button", name="Done").click()
     page.wait_for_selector("text=Take the tour")
     assert ringed(page, 500) == []
-    page.goto(shown)  # a tour that was ended is not offered to be gone on with
+    page.goto(shown)  # nobody is asked to continue a tour that has ended
     page.wait_for_selector("text=Take the tour")
     page.wait_for_timeout(1000)
     assert page.get_by_text("Go on with the tour").count() == 0
@@ -698,7 +698,7 @@ def test_what_one_tab_renames_or_deletes_the_other_hears_of(app, chromium, model
     assert not (experiment.folder / "runs" / "second").exists()
     until(page, lambda: not any(run.state().active for run in experiment.runs()), 60)  # the other tab's merge
     page.goto(f"{app}/experiment?experiment=mine")
-    page.wait_for_selector("text=M parameters", timeout=60_000)  # the page is drawn anew when it knows them
+    page.wait_for_selector("text=M parameters", timeout=60_000)  # then the page is redrawn
     ready(page)
     page.get_by_role("button", name="Rename").click()
     page.get_by_label("New name").fill("ours")

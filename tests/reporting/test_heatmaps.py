@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swm.reporting.heatmaps import CONTRASTS, FULL, LOGARITHMIC, STRETCHED, nines, similarity_heatmap
+from swm.reporting.heatmaps import (
+    CONTRASTS,
+    FULL,
+    LOGARITHMIC,
+    STRETCHED,
+    beside,
+    difference_heatmap,
+    nines,
+    similarity_heatmap,
+)
 
 MATRIX = [[1.0, 0.99, 0.2], [0.99, 1.0, 0.5], [0.2, 0.5, 1.0]]
 
@@ -47,3 +56,13 @@ def test_one_layer_and_equal_layers_can_be_drawn():
     for matrix in ([[1.0]], [[1.0, 1.0], [1.0, 1.0]]):
         for contrast in CONTRASTS:
             assert map_of(contrast, matrix).zmin < map_of(contrast, matrix).zmax
+
+
+def test_maps_beside_each_other_have_their_bars_below_with_their_own_names():
+    values = [[1.0, 0.5], [0.5, 1.0]]
+    maps = [similarity_heatmap(values, name) for name in ("CKA", "Cosine")]
+    maps.append(difference_heatmap(values, values, ""))
+    bars = [beside(figure).data[0].colorbar for figure in maps]
+    assert [bar.title.text for bar in bars] == ["CKA", "Cosine", "difference"]
+    assert {bar.orientation for bar in bars} == {"h"}  # beside a map, its labels' width would take from the map's
+    assert len({(figure.layout.height, figure.layout.margin.r) for figure in maps}) == 1
