@@ -12,7 +12,7 @@ COMPILE = $(RUN) -m compileall -qq -j 0 -x '/tests?/|/ray/|/transformers/models/
 .PHONY: app test demo gpu lint chaos audit llama-cpp check clean
 
 app: $(VENV)/installed
-	@$(RUN) -m streamlit run app.py
+	@$(RUN) -m swm app
 
 demo: $(VENV)/installed
 	@$(RUN) -m swm demo

@@ -33,15 +33,21 @@ def running_app(
 
     Args:
         log: receives the app's output.
-        arguments: for the app itself, such as ("--demo", "demo").
+        arguments: of `swm app`, such as ("--demo", "demo").
         environment: variables added to the process's own, such as SWM_HOME.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless", "true"]
-    command += ["--server.port", str(port), "--", *arguments]
-    app = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **environment})
+    command = [sys.executable, "-m", "swm", "app"]
+    command += ["--port", str(port), *arguments]
+    app = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=log,
+        stderr=log,
+        env={**os.environ, "STREAMLIT_SERVER_HEADLESS": "true", **environment},
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for_answer(f"{address}/_stcore/health")

@@ -22,6 +22,7 @@ from swm.settings import (
 )
 from swm.similarity.measure import PARTS, SAMPLES
 from swm.studies.grids import KINDS
+from swm.workspace.names import EXAMPLE
 
 Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, help, names of its arguments
 
@@ -168,6 +169,9 @@ def _add_showing(add: Add) -> None:
     command.add_argument("--to", required=True, metavar="NAME", help="new name: lower-case letters, digits, hyphens")
     command = add("app", "Open the app in a browser.")
     command.add_argument("--port", type=int, default=8501, help="port of the app (8501)")
+    command.add_argument(
+        "--demo", nargs="?", const=f"{EXAMPLE}demo", metavar="EXP", help="show one experiment, read-only (example-demo)"
+    )
     command = add("demo", "Run every stage on the bundled model with small settings.")
     command.add_argument("--name", default="demo", help="name of the experiment (demo)")
     _add_limit(command, 30)

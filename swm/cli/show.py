@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -87,16 +88,28 @@ def run_answer(options: argparse.Namespace) -> Result:
 
 
 def run_app(options: argparse.Namespace) -> Result:
-    """Start the app: streamlit replaces this process."""
+    """Start the app in this process, which ends with it."""
     app = APP_FOLDER / "app.py"
     if not app.is_file():
         raise ExperimentError(f"There is no {app}: the app is only in the source folder. Run `make app` there.")
     if not 1 <= options.port <= 65_535:
         raise SettingsError(f"--port {options.port} is out of range. Choose 1 to 65,535.")
-    environment = child_environment()
+    os.environ |= child_environment(**({"SWM_DEMO": options.demo} if options.demo else {}))
     os.chdir(app.parent)  # streamlit looks for its settings here
-    command = [sys.executable, "-m", "streamlit", "run", str(app), "--server.port", str(options.port)]
-    os.execve(sys.executable, command, environment)  # noqa: S606 - an argument list, no shell
+    _load_first()
+    sys.argv = ["streamlit", "run", str(app), "--server.port", str(options.port)]
+    runpy.run_module("streamlit", run_name="__main__", alter_sys=True)
+    raise AssertionError("streamlit ends the process")
+
+
+def _load_first() -> None:
+    """Load libraries that the first page needs before there is an address to open; otherwise that page is slow.
+
+    Not in a thread beside streamlit's start: two threads that load libraries at once can wait for each other forever.
+    """
+    import pandas  # noqa: F401
+    import plotly.graph_objects  # noqa: F401
+    import scipy.special  # noqa: F401
 
 
 def run_cancel(options: argparse.Namespace) -> Result:

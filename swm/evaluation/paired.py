@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,12 +71,7 @@ def paired(
     and Price 2012), so that it is never 0.
     """
     comparisons, errors = [], []
-    for task, rows in first.get("tasks", {}).items():
-        if tasks is not None and task not in tasks:
-            continue
-        changes = _changes(_pairs(rows, second.get("tasks", {}).get(task, [])), score)
-        if not changes or (score != ACCURACY and len(changes) < 2):
-            continue
+    for task, changes in _changes_by_task(first, second, score, tasks):
         gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
         n, mean = len(changes), math.fsum(changes) / len(changes)
         if score != ACCURACY:
@@ -99,10 +94,33 @@ def _average(comparisons: Sequence[Paired], error: float) -> Paired:
     return Paired(AVERAGE, documents, mean, low, high, p_value, gained, lost, fewest, comparisons[0].score)
 
 
-def _changes(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], score: str) -> list[float]:
-    values = [(value_of(a, score), value_of(b, score)) for a, b in pairs]
-    # means over runs carry rounding errors
-    return [round(b - a, 9) for a, b in values if a is not None and b is not None]
+def mean_difference(
+    first: dict[str, Any], second: dict[str, Any], score: str = ACCURACY, tasks: Collection[str] | None = None
+) -> float:
+    """The difference of the last comparison of `paired`: of the tasks' average, or of the only task.
+
+    Raises:
+        ValueError: if no task can be compared.
+    """
+    means = [math.fsum(changes) / len(changes) for _, changes in _changes_by_task(first, second, score, tasks)]
+    if not means:
+        raise ValueError("no task was answered by both models")
+    return math.fsum(means) / len(means)
+
+
+def _changes_by_task(
+    first: dict[str, Any], second: dict[str, Any], score: str, tasks: Collection[str] | None
+) -> Iterator[tuple[str, list[float]]]:
+    """Each task with the changes of its documents' scores; without tasks that have too few of them."""
+    for task, rows in first.get("tasks", {}).items():
+        if tasks is not None and task not in tasks:
+            continue
+        pairs = _pairs(rows, second.get("tasks", {}).get(task, []))
+        values = [(value_of(a, score), value_of(b, score)) for a, b in pairs]
+        # means over runs carry rounding errors
+        changes = [round(b - a, 9) for a, b in values if a is not None and b is not None]
+        if len(changes) > (score != ACCURACY):
+            yield task, changes
 
 
 def value_of(row: dict[str, Any], score: str) -> float | None:
@@ -114,6 +132,17 @@ def value_of(row: dict[str, Any], score: str) -> float | None:
     if score == CHOICE_LOGPROB:
         return choice_logprob(row["log_likelihoods"], row["answer"])
     return bits_per_byte(row["log_likelihoods"][row["answer"]], row["bytes"]) if row.get("bytes") else None
+
+
+def scored(answers: dict[str, Any]) -> dict[str, Any]:
+    """The same answers as documents and their scores alone, for `paired` and `mean_answers`: so that answers which are
+    compared many times are scored once."""
+    return {"tasks": {task: [_scores(row) for row in rows] for task, rows in answers.get("tasks", {}).items()}}
+
+
+def _scores(row: dict[str, Any]) -> dict[str, Any]:
+    scores = {score: value_of(row, score) for score in SCORES[1:]}
+    return {"id": row["id"], "correct": row["correct"], **{name: v for name, v in scores.items() if v is not None}}
 
 
 def log_perplexity_ratio(first: dict[str, Any], second: dict[str, Any]) -> tuple[float, float, float]:

@@ -17,8 +17,10 @@ from swm.evaluation.paired import (
     has_losses,
     log_perplexity_ratio,
     mean_answers,
+    mean_difference,
     mean_perplexity,
     paired,
+    scored,
 )
 from swm.reporting.compare import documents_key, documents_of, same_text
 from swm.reporting.names import row_name
@@ -32,7 +34,7 @@ class Measured:
 
     Attributes:
         name: display name.
-        answers: for each seed, the answers as from `Run.documents`.
+        answers: for each seed, the scores of its answers, as from `scored`.
         perplexities: for each seed, the perplexities by text, as in scores.json.
         seeds: the seeds; empty for a model that is not healed.
         rows: the rows of `compare` behind it.
@@ -59,7 +61,7 @@ def measured(rows: Sequence[Entry]) -> Measured | None:
     if not any(row["scores"] or row["perplexities"] for row in rows):
         return None
     seeds = tuple(row["seed"] for row in rows if row["seed"] is not None)
-    answers = tuple(documents_of(row) for row in rows)
+    answers = tuple(scored(documents_of(row)) for row in rows)
     return Measured(row_name(rows[0]), answers, tuple(row["perplexities"] for row in rows), seeds, tuple(rows))
 
 
@@ -119,7 +121,7 @@ def _score(reference: Measured, other: Measured, score: str, tasks: Collection[s
         (reference.answers, other.answers),
         means,
         reference.seeds == other.seeds,
-        lambda first, second: paired(first, second, score, tasks)[-1].difference,
+        lambda first, second: mean_difference(first, second, score, tasks),
     )
     entry = _interval(last.difference, last.low, last.high, spreads)
     decided = entry["low"] > 0 or entry["high"] < 0

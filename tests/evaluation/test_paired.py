@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binomtest, norm, t
 
-from swm.evaluation.paired import VERDICTS, Paired, flipped, mean_answers, paired
+from swm.evaluation.paired import VERDICTS, Paired, flipped, mean_answers, mean_difference, paired, scored
 
 
 def documents(**tasks):
@@ -182,6 +183,24 @@ def test_an_average_has_the_fewest_documents_of_its_tasks_and_there_is_none_of_o
     ]
     assert len(paired(first, answers(boolq={0: 1.0}))) == 1
     assert paired(first, {}) == paired({}, first) == []
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_mean_difference_is_numpys_mean_over_tasks_of_the_means_over_documents(data):
+    scores = st.lists(st.sampled_from([0.0, 1 / 3, 1.0]), min_size=3, max_size=9)
+    before = {task: data.draw(scores) for task in ("boolq", "piqa", "arc")[: data.draw(st.integers(1, 3))]}
+    after = {task: [data.draw(st.sampled_from([0.0, 0.5, 1.0])) for _ in values] for task, values in before.items()}
+    one, other = ({"tasks": {t: [{"id": i, "correct": c} for i, c in enumerate(v)] for t, v in side.items()}}
+                  for side in (before, after))  # fmt: skip
+    wanted = np.mean([np.mean(np.subtract(after[task], before[task])) for task in before])
+    assert mean_difference(one, other) == pytest.approx(wanted, abs=1e-8)
+    assert mean_difference(one, other, tasks=["boolq"]) == pytest.approx(
+        np.mean(np.subtract(after["boolq"], before["boolq"])), abs=1e-8
+    )
+    assert mean_difference(scored(one), scored(other)) == mean_difference(one, other)
+    with pytest.raises(ValueError, match="no task"):
+        mean_difference(one, {})
 
 
 @pytest.mark.parametrize(
