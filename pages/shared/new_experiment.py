@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from swm.workspace.machine import free_memory_bytes
 from swm.workspace.units import gib
 
 SHOWN_CHARACTERS = 280
+CONFIG_SECONDS = 3.0  # to wait for a model's config before the page goes on without it; on this machine it takes 1 s
 EFFORTS = {"quick": (5, 64), "standard": (10, 128), "thorough": (50, 256)}
 EFFORT_TITLES = {
     "standard": "standard: 10 × 128 tokens, as in the paper's code",
@@ -60,7 +62,7 @@ def _facts(model: str, dtype: str) -> Future[dict[str, Any]]:
 
 
 def model_facts(model: str, dtype: str, tokens: int) -> bool:
-    """Layers, size and whether the model fits this machine; fills in once the config is read.
+    """Layers, size and whether the model fits this machine; fills in later if its config takes long to read.
 
     Returns:
         False if the model is known not to work.
@@ -69,6 +71,9 @@ def model_facts(model: str, dtype: str, tokens: int) -> bool:
         st.error("Choose a model, or type a folder, a .gguf file or a hub id.")
         return False
     future = _facts(model, dtype)
+    if not future.done():
+        with st.spinner("Reading the model's config"), suppress(TimeoutError):
+            future.exception(CONFIG_SECONDS)
 
     @st.fragment(run_every=None if future.done() else 0.5)
     def facts() -> None:
@@ -79,10 +84,10 @@ def model_facts(model: str, dtype: str, tokens: int) -> bool:
             found = future.result()
         except SwmError as error:
             st.error(plain(str(error)), icon=":material/error:")
+            if drawn_early:  # the page's button must go; otherwise no redrawing, in which a click could get lost
+                st.rerun()
         else:
             _show_facts(found, tokens)
-        if drawn_early:
-            st.rerun()
 
     drawn_early = not future.done()
     facts()

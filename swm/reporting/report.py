@@ -24,7 +24,7 @@ from swm.reporting.key_figures import key_figures, timed_in
 from swm.reporting.names import row_name
 from swm.reporting.preview import plan_view
 from swm.reporting.table import cost_lines, lines
-from swm.reporting.verdict import gain_and_cost, reference_of
+from swm.reporting.verdict import gain_and_cost, in_short, reference_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import disk_errors, replace_file
 from swm.workspace.runs import BASELINE, Run
@@ -129,6 +129,7 @@ def _slide(experiment: Experiment, flat: list[dict[str, Any]]) -> dict[str, Any]
     return {
         "name": row_name(row),
         "gained": gained,
+        "short": in_short(row),
         "cost": cost,
         "plan": plan,
         "figures": figures,

@@ -12,11 +12,22 @@ from swm.reporting.headline import headline
 from swm.reporting.judged import judged
 from swm.reporting.key_figures import key_figures
 from swm.reporting.report import report_html, write_report
-from swm.reporting.verdict import gain_and_cost
+from swm.reporting.verdict import gain_and_cost, in_short
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment
 from tests.reporting.report_cases import EVIL
 from tests.reporting.test_compare import FACTS
+
+
+def test_the_first_screen_says_in_everyday_words_what_was_lost():
+    example = Experiment.open("example-demo")
+    slide = unescape(re.search(r'<section class="slide">.*?</section>', report_html(example), re.DOTALL)[0])
+    short = re.search(r'class="short">In short: of 100 questions it answers about ([\d.]+) fewer right', slide)
+    rows = flat_rows(judged(compare(example)))
+    row = rows[headline(rows)]
+    lost = -100 * row["against_control"]["scores"]["accuracy"]["difference"]
+    assert float(short[1]) == pytest.approx(lost, abs=0.05)
+    assert in_short(row) in slide
 
 
 def test_report_needs_no_network(experiment):
