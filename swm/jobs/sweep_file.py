@@ -188,9 +188,13 @@ def read_sweep(grid: dict[str, Any]) -> SweepFile:
 def _cells(grid: SweepGrid) -> Iterator[Cell]:
     plans = [plan for entry in grid.plans for plan in _plans(entry)]
     recoveries = [_recovery(entry) for entry in grid.recovery]
-    combinations = list(itertools.product(grid.models, grid.texts, grid.seeds, plans, recoveries))
-    if not 1 <= len(combinations) <= MOST_CELLS:
-        raise SettingsError(f"The sweep has {len(combinations):,} runs. Choose 1 to {MOST_CELLS:,}.")
+    parts_of = {"models": grid.models, "texts": grid.texts, "seeds": grid.seeds, "plans": plans, "recovery": recoveries}
+    for name, entries in parts_of.items():
+        if not entries:
+            raise SettingsError(f"{name} has no entry, so the sweep has no runs. Choose one or more.")
+    combinations = list(itertools.product(*parts_of.values()))
+    if len(combinations) > MOST_CELLS:
+        raise SettingsError(f"The sweep has {len(combinations):,} runs. Choose at most {MOST_CELLS:,}.")
     seen: dict[str, Cell] = {}
     for model, text, seed, (plan_name, plan), (recovery_name, recovery) in combinations:
         settings = ExperimentSettings(model, text, grid.count, grid.length, seed, grid.dtype)

@@ -59,7 +59,7 @@ def test_plans_can_be_for_targets(grid):
         ({"plans": [{"planner": "sleb", "memory": "lots"}]}, "'lots' is not a size"),
         ({"plans": [{"planner": "sleb", "loss": 5}]}, "'5' is not a loss"),
         ({"plans": [{"planner": "sleb", "speedup": 1.0}]}, "speedup.0 is out of range|Cannot read the sweep"),
-        ({"plans": []}, "has 0 runs"),
+        ({"plans": []}, "plans has no entry"),
         ({"plans": 3}, "Cannot read the sweep"),
         ({"recovery": {"preset": "quick", "steps": -1}}, "steps -1 is out of range"),
         ({"recovery": "chess"}, "not a recovery preset"),

@@ -615,7 +615,6 @@ def test_a_click_on_the_heat_map_selects_the_pair(shown, page):
     assert page.locator("text=rank").count() == 1
 
 
-@pytest.mark.long
 @pytest.mark.data
 def test_a_sweep_from_the_page(app, page, tokenizer, text_file, home, tmp_path, no_job_left):
     """Put together by clicks, run, and the file on disk is the one that was shown."""
@@ -626,17 +625,27 @@ def test_a_sweep_from_the_page(app, page, tokenizer, text_file, home, tmp_path, 
     page.goto(f"{app}/sweeps")
     ready(page)
 
-    def choose(picker, value, instead_of):
+    def clear(picker, chosen):
         box = page.locator(f".st-key-sweep_{picker}")
-        for _ in range(instead_of):
-            box.locator("button[aria-label^='Remove']").first.click()
-            page.wait_for_timeout(700)
-        box.locator("input").fill(str(value))
+        remove = f".st-key-sweep_{picker} button[aria-label^='Remove']"
+        for left in reversed(range(chosen)):
+            page.locator(remove).first.click()
+            page.wait_for_function(
+                "([what, left]) => document.querySelectorAll(what).length === left", arg=[remove, left]
+            )
+            ready(page)
+        return box
+
+    def choose(picker, value, instead_of):
+        clear(picker, instead_of).locator("input").fill(str(value))
         page.keyboard.press("Enter")
         page.keyboard.press("Escape")
 
-    choose("models", folder, 1)
-    choose("texts", text_file, 1)
+    for name, value in (("models", folder), ("texts", text_file)):
+        clear(name, 1)
+        page.wait_for_selector(f"text={name} has no entry")
+        page.get_by_role("textbox", name=f"Other {name}, one per line").fill(str(value))
+        page.keyboard.press("Tab")
     choose("methods", "random", 2)
     choose("recovery", "none", 2)
     page.get_by_label("Documents per task").fill("1")
