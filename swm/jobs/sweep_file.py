@@ -192,7 +192,7 @@ def _cells(grid: SweepGrid) -> Iterator[Cell]:
     for name, entries in parts_of.items():
         if not entries:
             raise SettingsError(f"{name} has no entry, so the sweep has no runs. Choose one or more.")
-    combinations = list(itertools.product(*parts_of.values()))
+    combinations = list(itertools.product(grid.models, grid.texts, grid.seeds, plans, recoveries))
     if len(combinations) > MOST_CELLS:
         raise SettingsError(f"The sweep has {len(combinations):,} runs. Choose at most {MOST_CELLS:,}.")
     seen: dict[str, Cell] = {}

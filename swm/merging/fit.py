@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import lru_cache, partial
 from typing import cast
 
@@ -21,12 +20,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from swm.errors import NoFitError
-from swm.merging.apply import MergedLayer, apply_plan
+from swm.merging.apply import MergedLayer, apply_plan, merge_window
 from swm.merging.projection import ending_of
 from swm.merging.solve import Wanted, solved
 from swm.models.decoder import find_decoder, size_bytes
 from swm.models.layer_outputs import check_tokens
 from swm.models.offload import free_bytes_on
+from swm.models.one_layer import OneLayer
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window
 
@@ -40,63 +40,70 @@ def apply_fitted_plan(
 ) -> PreTrainedModel:
     """A new model with the plan's windows merged as by `apply_plan`, each merged layer fitted to its window's output.
 
-    Rule `fit` starts from the window's first layer; for another rule, its merged layer is repaired.
-
-    Raises:
-        ModelError: if nothing at the end of a merged layer can be solved.
+    Arguments, errors and time: as of `fitted_layers`.
     """
-    merged = apply_plan(model, replace(plan, rule="keep_first") if plan.rule == "fit" else plan)
-    fit_merged(merged, model, plan, tokens, on_layer, fast)
-    return merged
+    return apply_plan(model, plan, fitted_layers(model, plan, tokens, on_layer, fast).__getitem__)
 
 
 @torch.no_grad()  # not inference mode: these weights may be trained later
-def fit_merged(
-    merged: PreTrainedModel,
-    original: PreTrainedModel,
-    plan: MergePlan,
-    tokens: Tensor,
-    on_layer: OnLayer | None = None,
-    fast: bool = False,
-) -> None:
-    """Solve the end of each merged layer, from the lowest up; changes `merged`, not `original`.
+def fitted_layers(
+    model: PreTrainedModel, plan: MergePlan, tokens: Tensor, on_layer: OnLayer | None = None, fast: bool = False
+) -> dict[Window, MergedLayer]:
+    """The merged layer of each window, its end solved to reproduce the window's output, from the lowest window up.
+
+    Rule `fit` starts from the window's first layer; for another rule, its merged layer is repaired.
 
     Args:
-        merged: the result of `apply_plan` on `original`.
+        model: not changed; its weights may be spread over devices or disk.
         tokens: ids, shape (texts, length), int64, no padding; about 20,000 tokens for a hidden size of 576.
         on_layer: called after each layer with (layers done, total layers); may raise to stop.
         fast: the layers' matrix products in bfloat16; what is solved stays in float32.
 
-    Memory: two hidden states of all tokens. Time: two forward passes, plus one layer for each window.
+    Raises:
+        NoFitError: if nothing at the end of a merged layer can be solved.
+
+    Memory: two hidden states of all tokens; a layer for each window. Time: two forward passes, and three runs of a
+    layer for each window.
     """
     check_tokens(tokens)
-    tokens = tokens.to(merged.device)
+    tokens = tokens.to(model.device)
     part = max(1, PART_TOKENS // tokens.shape[1])
     rows = torch.arange(len(tokens)).split(part)
-    small, large = (Replay(model, tokens[:part], fast=fast) for model in (merged, original))
-    targets = torch.cat([large.embedded(tokens[part_rows]) for part_rows in rows])  # states in the original
+    replay, made = Replay(model, tokens[:part], keep_every=4, fast=fast), dict[Window, MergedLayer]()
+    targets = torch.cat([replay.embedded(tokens[part_rows]) for part_rows in rows])  # states in the original
     states, diverged = targets, False  # states in the merged model
+    rule = "keep_first" if plan.rule == "fit" else plan.rule
+
+    def advance(states: Tensor, run: Callable[[Tensor], Tensor]) -> None:
+        for part_rows in rows:
+            states[part_rows] = run(states[part_rows]).to(states.device)
+
+    def original(layer: int) -> Callable[[Tensor], Tensor]:
+        return lambda hidden: replay.run(hidden, layer)
+
     if plan.windows and plan.windows[0].first < 0:  # the lowest layers are dropped
         states, diverged = targets.clone(), True
         for below in range(plan.windows[0].last + 1):
-            _advance(large, below, targets, rows)
-    for layer, window in enumerate(plan.kept_layers()):
-        fits = len(window) > 1
-        if fits and not diverged:  # up to here both models have the same states
+            advance(targets, original(below))
+    for index, window in enumerate(plan.kept_layers()):
+        merges = len(window) > 1
+        if merges and not diverged:  # up to here both models have the same states
             states, diverged = targets.clone(), True
         for below in range(window.first, window.last + 1):
-            _advance(large, below, targets, rows)
-        if fits:
-            ending = ending_of(small, layer, states[:1])
-            wanted = Wanted(small, layer, len(rows), partial(_pair, states, targets, rows))
-            for name, tensor in solved(ending, wanted).items():
-                module, _, attribute = name.rpartition(".")
-                owner = small.layers[layer].get_submodule(module)
-                setattr(owner, attribute, nn.Parameter(tensor, requires_grad=False))
-        if diverged:
-            _advance(small, layer, states, rows)
+            advance(targets, original(below))
+        if merges:
+            start = merge_window(replay.layers, window, rule)
+            layer = OneLayer(replay, start.base, states.device, start.parameters)
+            wanted = Wanted(layer, len(rows), partial(_pair, states, targets, rows))
+            change = solved(ending_of(layer, states[:1]), wanted)
+            layer.replace(change)
+            made[window] = MergedLayer(start.base, start.parameters | change)
+            advance(states, layer.run)
+        elif diverged:
+            advance(states, original(window.first))
         if on_layer:
-            on_layer(layer + 1, plan.layers_left)
+            on_layer(index + 1, plan.layers_left)
+    return made
 
 
 def _pair(states: Tensor, targets: Tensor, rows: Sequence[Tensor], part: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +116,8 @@ def check_fits(model: PreTrainedModel) -> None:
     size = int(model.config.get_text_config().vocab_size)
     replay = Replay(model, (torch.arange(8)[None] % size).to(model.device), keep_every=4)
     for index in {_kind(layer): index for index, layer in enumerate(layers)}.values():
-        ending_of(replay, index, replay.input_of(index))
+        hidden = replay.input_of(index)
+        ending_of(OneLayer(replay, index, hidden.device), hidden)
 
 
 def can_fit(model: PreTrainedModel) -> bool:
@@ -153,20 +161,13 @@ class WindowFitter:
     def merged(self, window: Window) -> MergedLayer:
         """The window's first layer, its end solved to reproduce the window's output."""
         replay, first, rows = self._replay, window.first, self._rows
-        ending = ending_of(replay, first, replay.input_of(first)[:1])
         targets = self._output_of(window.last)
-        wanted = Wanted(
-            replay, first, len(rows), lambda part: (replay.input_of(first, rows[part]), targets[rows[part]])
-        )
-        return MergedLayer(first, solved(ending, wanted))
+        layer = OneLayer(replay, first, targets.device)
+        wanted = Wanted(layer, len(rows), lambda part: (replay.input_of(first, rows[part]), targets[rows[part]]))
+        return MergedLayer(first, solved(ending_of(layer, replay.input_of(first)[:1]), wanted))
 
     def _output_of(self, layer: int) -> Tensor:
         if layer + 1 < len(self._replay.layers):
             return self._replay.input_of(layer + 1)
         replay = self._replay
         return torch.cat([replay.run(replay.input_of(layer, part_rows), layer) for part_rows in self._rows])
-
-
-def _advance(replay: Replay, layer: int, states: Tensor, rows: Sequence[Tensor]) -> None:
-    for part_rows in rows:
-        states[part_rows] = replay.run(states[part_rows], layer)

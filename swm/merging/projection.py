@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from swm.errors import NoFitError
 from swm.models.hooks import hooked
-from swm.models.replay import Replay
+from swm.models.one_layer import OneLayer
 
 CLOSE = 1e-2  # relative difference up to which a module is taken to compute what it should
 
@@ -92,7 +92,7 @@ class Experts:
 Ending = Projection | NormedProjection | Experts
 
 
-def ending_of(replay: Replay, layer: int, hidden: Tensor) -> Ending:
+def ending_of(layer: OneLayer, hidden: Tensor) -> Ending:
     """What can be solved at the end of a layer.
 
     Args:
@@ -101,41 +101,41 @@ def ending_of(replay: Replay, layer: int, hidden: Tensor) -> Ending:
     Raises:
         NoFitError: if nothing can.
     """
-    before = replay.run(hidden, layer).float()
+    before = layer.run(hidden).float()
     for find in (_projection, _experts, _normed_projection):
-        if found := find(replay, layer, hidden, before):
+        if found := find(layer, hidden, before):
             return found
     raise NoFitError(
-        f"Cannot fit layers of {type(replay.layers[layer]).__name__}: they end neither in a sum with a linear map "
+        f"Cannot fit layers of {type(layer.module).__name__}: they end neither in a sum with a linear map "
         "(also with a norm after it) nor in experts of the usual form. Choose another merge rule, or no repair."
     )
 
 
-def _projection(replay: Replay, layer: int, hidden: Tensor, before: Tensor) -> Projection | None:
+def _projection(layer: OneLayer, hidden: Tensor, before: Tensor) -> Projection | None:
     """The widest linear map whose output is a term of the layer's output; None if there is none."""
-    modules = replay.layers[layer].named_modules()
+    modules = layer.module.named_modules()
     linear = [(name, module) for name, module in modules if _shape(module)[1] == hidden.shape[-1]]
     for name, module in sorted(linear, key=lambda item: -_shape(item[1])[0]):
-        if scale := _scale_as_term(replay, layer, hidden, before, module):
+        if scale := _scale_as_term(layer, hidden, before, module):
             return Projection(name, module, scale)
     return None
 
 
-def _normed_projection(replay: Replay, layer: int, hidden: Tensor, before: Tensor) -> NormedProjection | None:
+def _normed_projection(layer: OneLayer, hidden: Tensor, before: Tensor) -> NormedProjection | None:
     """The widest linear map with a norm after it that is a term of the layer's output; None if there is none."""
     found: list[tuple[int, NormedProjection]] = []
     width = hidden.shape[-1]
-    modules = dict(replay.layers[layer].named_modules())
+    modules = dict(layer.module.named_modules())
     norms = {name: m for name, m in modules.items() if getattr(getattr(m, "weight", None), "shape", None) == (width,)}
     for name, norm in norms.items():
-        scale = _scale_as_term(replay, layer, hidden, before, norm)
+        scale = _scale_as_term(layer, hidden, before, norm)
         if not scale:
             continue
         seen: dict[str, tuple[Tensor, Tensor]] = {}
         linear = {n: m for n, m in modules.items() if _shape(m)[1] == width}
         watched = {name: norm, **linear}
         with hooked([m.register_forward_hook(_kept(seen, n)) for n, m in watched.items()]):
-            replay.run(hidden, layer)
+            layer.run(hidden)
         given, output = seen[name]
         source = next((n for n in linear if n in seen and _same(seen[n][1], given)), None)
         if source is None:
@@ -148,9 +148,9 @@ def _normed_projection(replay: Replay, layer: int, hidden: Tensor, before: Tenso
     return max(found, key=lambda one: one[0])[1] if found else None
 
 
-def _experts(replay: Replay, layer: int, hidden: Tensor, before: Tensor) -> Experts | None:
+def _experts(layer: OneLayer, hidden: Tensor, before: Tensor) -> Experts | None:
     """Stacked experts of the usual form whose output is a term of the layer's output; None if there are none."""
-    for name, module in replay.layers[layer].named_modules():
+    for name, module in layer.module.named_modules():
         down, stacked = getattr(module, "down_proj", None), getattr(module, "gate_up_proj", None)
         if not (isinstance(down, Tensor) and isinstance(stacked, Tensor) and down.ndim == stacked.ndim == 3):
             continue
@@ -158,17 +158,17 @@ def _experts(replay: Replay, layer: int, hidden: Tensor, before: Tensor) -> Expe
         biases = any(name.endswith("bias") for name, _ in module.named_parameters())
         if stacked.shape != (count, 2 * inner, width) or biases or not hasattr(module, "act_fn"):
             continue
-        scale = _scale_as_term(replay, layer, hidden, before, module)
-        if scale and _are_gated_maps(replay, layer, hidden, found := Experts(name, module, scale)):
+        scale = _scale_as_term(layer, hidden, before, module)
+        if scale and _are_gated_maps(layer, hidden, found := Experts(name, module, scale)):
             return found
     return None
 
 
-def _are_gated_maps(replay: Replay, layer: int, hidden: Tensor, experts: Experts) -> bool:
+def _are_gated_maps(layer: OneLayer, hidden: Tensor, experts: Experts) -> bool:
     """Whether the experts' output is the weighted sum of their last linear maps."""
     calls: list[tuple[Any, ...]] = []
     with hooked([experts.module.register_forward_hook(lambda module, args, output: calls.append((*args, output)))]):
-        replay.run(hidden, layer)
+        layer.run(hidden)
     if len(calls) != 1 or len(calls[0]) != 4:
         return False
     tokens, chosen, weights, output = calls[0]
@@ -216,13 +216,13 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return 0, 0
 
 
-def _scale_as_term(replay: Replay, layer: int, hidden: Tensor, before: Tensor, module: nn.Module) -> float:
+def _scale_as_term(layer: OneLayer, hidden: Tensor, before: Tensor, module: nn.Module) -> float:
     """The factor with which a module's output is a term of the layer's output; 0 if it is none.
 
     Noise added to the module's output must appear in the layer's output, unchanged up to that factor.
     """
     with _bumped(module) as bumps:
-        change = replay.run(hidden, layer).float() - before
+        change = layer.run(hidden).float() - before
     if len(bumps) != 1 or bumps[0].numel() != change.numel():
         return 0.0
     bump = bumps[0].float().view_as(change)  # some families flatten all tokens into one row

@@ -22,7 +22,7 @@ from swm.merging.least_squares import (
 )
 from swm.merging.projection import Ending, Experts, NormedProjection, Projection
 from swm.models.hooks import hooked
-from swm.models.replay import Replay
+from swm.models.one_layer import OneLayer
 
 SKIP_TOKENS = 4  # first tokens of each text: their norms are unusual, and they have little context
 TURNS = 2  # at most: how often a projection and the norm after it are solved in turn
@@ -42,8 +42,7 @@ class Wanted:
         pair: the layer's input and the wanted output of one part, each of shape (rows, length, width).
     """
 
-    replay: Replay
-    layer: int
+    layer: OneLayer
     parts: int
     pair: Callable[[int], tuple[Tensor, Tensor]]
 
@@ -89,7 +88,7 @@ def _rows(wanted: Wanted, part: int, module: nn.Module) -> _Rows:
     hidden, targets = wanted.pair(part)
     calls: list[tuple[Tensor, ...]] = []
     with hooked([module.register_forward_pre_hook(lambda module, args: calls.append(args))]):
-        output = wanted.replay.run(hidden, wanted.layer)
+        output = wanted.layer.run(hidden)
     target, result = (states[:, SKIP_TOKENS:].flatten(0, 1).float() for states in (targets, output))
     given = tuple(one.view(*hidden.shape[:2], -1)[:, SKIP_TOKENS:].flatten(0, 1) for one in calls[0])
     return _Rows(given, target - result, 1 / target.norm(dim=1, keepdim=True).clamp(min=1e-6))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -54,15 +54,17 @@ def stream_merge(
     dtype: str = "auto",
     on_bytes: OnBytes | None = None,
     on_written: Callable[[Path, dict[str, int]], None] | None = None,
+    made: Mapping[Window, MergedLayer] | None = None,
 ) -> dict[str, int]:
     """Write the merged model as a folder that plain `AutoModelForCausalLM.from_pretrained` loads.
 
     Args:
         name, dtype: a model as in `load_model`; its files must already have that dtype.
-        plan: its rule must work on weights alone.
+        plan: its rule must work on weights alone, unless the merged layers are given.
         folder: appears complete or not at all.
         on_bytes: called with (bytes written, total bytes); may raise to stop.
         on_written: called with the finished folder and the returned facts, just before it is moved into place.
+        made: the merged layer of each window, as from `fit.fitted_layers`; otherwise computed by the plan's rule.
 
     Returns:
         `parameters` and `size_bytes` of the new model.
@@ -73,13 +75,11 @@ def stream_merge(
 
     Memory: the largest parameter of a layer, once for each layer of the window and once merged.
     """
-    source, config = model_folder(name), load_config(name)
-    original = skeleton(config, name)
+    source = model_folder(name)
+    original, stored = check_streams(name, dtype)
     layers = find_decoder(original).layers
     small = apply_plan(original, plan, lambda window: _unfilled(layers, window, plan.rule))
-    stored = _stored(source, original, name)
-    _check_format(stored, config.dtype if dtype == "auto" else getattr(torch, dtype), name)
-    pieces = list(_pieces(plan, stored, _prefix(original), layers))
+    pieces = list(_pieces(plan, stored, _prefix(original), layers, made or {}))
     total = sum(piece.size for piece in pieces)
     check_space(folder, total)
     with disk_errors(folder, total), replaced_folder(folder) as new:
@@ -94,6 +94,19 @@ def stream_merge(
         if on_written:
             on_written(new, facts)
     return facts
+
+
+def check_streams(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, dict[str, Stored]]:
+    """The model without weights, and where they are stored.
+
+    Raises:
+        ModelError: if the files store the weights in a different form than the loaded model has.
+    """
+    config = load_config(name)
+    original = skeleton(config, name)
+    stored = _stored(model_folder(name), original, name)
+    _check_format(stored, config.dtype if dtype == "auto" else getattr(torch, dtype), name)
+    return original, stored
 
 
 def _unfilled(layers: Sequence[nn.Module], window: Window, rule: str) -> MergedLayer:
@@ -150,7 +163,13 @@ def _prefix(model: PreTrainedModel) -> str:
     return next(path for path, module in model.named_modules() if module is decoder.layers) + "."
 
 
-def _pieces(plan: MergePlan, stored: dict[str, Stored], prefix: str, layers: Sequence[nn.Module]) -> Iterator[Piece]:
+def _pieces(
+    plan: MergePlan,
+    stored: dict[str, Stored],
+    prefix: str,
+    layers: Sequence[nn.Module],
+    made: Mapping[Window, MergedLayer],
+) -> Iterator[Piece]:
     """The tensors of the new model in the order they are written: the source's order, layer by layer."""
     by_layer: dict[int, list[str]] = {}
     for name in stored:
@@ -159,7 +178,8 @@ def _pieces(plan: MergePlan, stored: dict[str, Stored], prefix: str, layers: Seq
         else:
             yield _copied(name, stored[name])
     for new, (window, base) in enumerate(zip(plan.kept_layers(), plan.base_layers(), strict=True)):
-        combined = len(window) > 1 and MERGE_RULES[plan.rule].combine is not None
+        given = made[window].parameters if window in made else {}
+        combined = len(window) > 1 and window not in made and MERGE_RULES[plan.rule].combine is not None
         computed = projection_names(layers[base]) if combined else []
         for name in by_layer[base]:
             own = name.removeprefix(f"{prefix}{base}.")
@@ -167,6 +187,8 @@ def _pieces(plan: MergePlan, stored: dict[str, Stored], prefix: str, layers: Seq
             if own in computed:
                 sources = [f"{prefix}{layer}.{own}" for layer in range(window.first, window.last + 1)]
                 piece = replace(piece, stored=None, made=partial(_merged, stored, sources, plan.rule))
+            elif own in given:
+                piece = replace(piece, stored=None, made=given[own].cpu)
             yield piece
 
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from swm.errors import ModelError
 from swm.models.decoder import find_decoder
-from swm.models.hooks import hooked
+from swm.models.hooks import forward_replaced, hooked
 from swm.models.layer_outputs import (
     Call,
     check_finite,
@@ -87,12 +88,26 @@ class Replay:
         self._check()
 
     @torch.inference_mode()
-    def run(self, hidden: Tensor, layer: int, parameters: dict[str, Tensor] | None = None) -> Tensor:
-        """Output of one layer for `hidden`, shape (rows, length, width), with `parameters` in place of its own."""
+    def run(
+        self,
+        hidden: Tensor,
+        layer: int,
+        parameters: dict[str, Tensor] | None = None,
+        module: nn.Module | None = None,
+    ) -> Tensor:
+        """Output of one layer for `hidden`, shape (rows, length, width).
+
+        Args:
+            parameters: in place of the layer's own.
+            module: in place of the layer, with its weights where `hidden` is; see `OneLayer`.
+        """
         args, kwargs = self._calls_for(len(hidden))[layer]
-        module = self.layers[layer]
         self.layer_runs += len(hidden) / len(self._tokens)
         with self._precision():
+            if module:
+                hidden, args, kwargs = send_to_device((hidden, args, kwargs), hidden.device)
+                return hidden_of(module(hidden, *args, **kwargs))
+            module = self.layers[layer]
             if not parameters:
                 return hidden_of(module(hidden, *args, **kwargs))
             if self._offloaded:
@@ -226,7 +241,7 @@ class Replay:
         def pass_on(*args: Any, **kwargs: Any) -> Any:
             return self._as_layer_result(hidden)
 
-        with _forward_replaced(self.layers, pass_on), self._precision(), self._head_cut(vocabulary):
+        with forward_replaced(self.layers, pass_on), self._precision(), self._head_cut(vocabulary):
             tokens = self._tokens[torch.arange(len(hidden)) % len(self._tokens)]
             logits: Tensor = self._model(input_ids=tokens, use_cache=False).logits
         return logits
@@ -264,7 +279,7 @@ class Replay:
             calls.append(call)
             return self._as_layer_result(hidden)
 
-        with _forward_replaced(self.layers, pass_on), self._precision():
+        with forward_replaced(self.layers, pass_on), self._precision():
             run_decoder(self._model, tokens)
         return inputs[0], calls
 
@@ -282,18 +297,3 @@ class Replay:
                 "Re-running the last layer on its recorded input gives a different result. This architecture keeps "
                 "state between calls, or calls its layers differently for each text, and is not supported."
             )
-
-
-@contextmanager
-def _forward_replaced(layers: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    originals = [(layer, layer.__dict__.get("forward")) for layer in layers]
-    try:
-        for layer, _ in originals:
-            layer.__dict__["forward"] = forward
-        yield
-    finally:
-        for layer, original in originals:
-            if original is None:
-                del layer.__dict__["forward"]
-            else:
-                layer.__dict__["forward"] = original

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,14 +14,17 @@ from swm.errors import ModelError
 from swm.evaluation.generation import check_generates
 from swm.healing.own_answers import own_answers
 from swm.healing.rows import training_rows
-from swm.merging.apply import apply_plan
-from swm.merging.fit import check_fits
+from swm.merging.apply import MergedLayer, apply_plan
+from swm.models.load import save_model
 from swm.models.locate import model_folder
+from swm.models.offload import is_offloaded
 from swm.models.processes import agreed, first_alone, handed_out, is_first, is_sharded, on_its_own
+from swm.plan import Window
 from swm.progress import Progress
+from swm.registry import MERGE_RULES
 from swm.settings import FIT_TOKENS, RecoverySettings
-from swm.stages.loading import digest, load_original
-from swm.stages.merge import cut_width, fitted_model, merged_model
+from swm.stages.loading import digest, fit_tokens_of, load_original
+from swm.stages.merge import cut_width, fitted, merged_model, streamed
 from swm.texts.example import Example
 from swm.workspace.files import content_hash, home
 from swm.workspace.runs import Run
@@ -102,14 +106,56 @@ def _repaired(
     progress: Progress,
 ) -> tuple[PreTrainedModel, str]:
     """The merged model to train, its layers fitted on the training text, and the outcome of the fit."""
+    made, how = _repairs(run, model, tokenizer, examples, settings, progress)
+    if not made:
+        return merged_model(run.experiment, model, tokenizer, run.plan, progress), how
+    merged = apply_plan(model, run.plan, made.__getitem__)
+    return cut_width(run.experiment, merged, tokenizer, run.plan, progress), how
+
+
+def _repairs(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    progress: Progress,
+) -> tuple[dict[Window, MergedLayer] | None, str]:
+    """The merged layers, fitted on the training text, and the outcome; None if they are not fitted."""
     if settings.repair == "none" or not run.plan.windows:
-        return merged_model(run.experiment, model, tokenizer, run.plan, progress), "none"
+        return None, "none"
     packed = training_rows(tokenizer, examples, replace(settings, loss_on="text"))[settings.held_out :]
     count = -(-FIT_TOKENS // settings.length)
     tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
     try:
-        check_fits(model)
-        merged, how = fitted_model(model, run.plan, tokens, progress), "fit"
+        return fitted(model, run.plan, tokens, progress), "fit"
     except ModelError as error:  # layers with an end of their own: training alone also heals
-        merged, how = apply_plan(model, run.plan), f"none: {error}"
-    return cut_width(run.experiment, merged, tokenizer, run.plan, progress), how
+        return None, f"none: {error}"
+
+
+def write_start(
+    run: Run,
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    settings: RecoverySettings,
+    progress: Progress,
+) -> str:
+    """Write the merged model, its layers fitted on the training text, to a folder; returns the outcome of the fit.
+
+    From disk to disk, so the merged model is never in memory, unless the model's files or a width cut do not allow it.
+
+    Args:
+        model: the original; its weights may be spread over devices and disk.
+    """
+    if not run.plan.width.ratio:
+        made, how = _repairs(run, model, tokenizer, examples, settings, progress)
+        if made is None and MERGE_RULES[run.plan.rule].needs_text and run.plan.windows:
+            made = fitted(model, run.plan, fit_tokens_of(run.experiment, tokenizer), progress)
+        if streamed(run, run.plan, folder, progress, made=made):
+            return how
+    whole = load_original(run.experiment)[0] if is_offloaded(model) else model
+    merged, how = _repaired(run, whole, tokenizer, examples, settings, progress)
+    save_model(merged, tokenizer, folder)
+    return how

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ExperimentError, ModelError, SettingsError
 from swm.evaluation.generation import check_generates
-from swm.merging.apply import apply_plan
-from swm.merging.fit import apply_fitted_plan, check_fits
-from swm.merging.stream import stream_merge
+from swm.merging.apply import MergedLayer, apply_plan
+from swm.merging.fit import check_fits, fitted_layers
+from swm.merging.stream import check_streams, stream_merge
 from swm.merging.width import prune_width
 from swm.models.decoder import parameter_count, size_bytes
 from swm.models.load import fast_format, save_model
-from swm.plan import MergePlan
+from swm.plan import MergePlan, Window
 from swm.progress import Progress, no_progress
 from swm.registry import MERGE_RULES
 from swm.stages.loading import calibration_of, check_text, fit_tokens_of, load_original
@@ -50,7 +50,8 @@ def merge_run(
     entries = entries or {}
     plan = MergePlan.from_dict(entries["plan"]) if entries else run.plan
     promise = partial(_promise_merge, run, entries, time.time())
-    if _streams(run, plan, stream) and _streamed(run, plan, promise, progress, stream is True):
+    if _streams(run, plan, stream) and streamed(run, plan, run.model_folder, progress, promise, None, stream is True):
+        run.settle()
         return
     progress(0, 0, "loading the model")
     model, tokenizer = load_original(run.experiment)
@@ -71,31 +72,42 @@ def _streams(run: Run, plan: MergePlan, requested: bool | None) -> bool:
     Raises:
         SettingsError: if `requested`, but the plan needs the model's outputs.
     """
-    streamable = not MERGE_RULES[plan.rule].needs_text and not plan.width.ratio
-    if requested and not streamable:
-        reason = "a width cut" if plan.width.ratio else f"rule {plan.rule}"
-        rules = ", ".join(name for name, rule in MERGE_RULES.items() if not rule.needs_text)
+    if requested and plan.width.ratio:
         raise SettingsError(
-            f"--stream works on weights alone, but {reason} needs the model in memory. Omit --stream, or choose one of "
-            f"the rules {rules} without a width cut."
+            "--stream works layer by layer, but a width cut needs the model in memory. Omit --stream, or the width cut."
         )
     needed = 2.2 * run.experiment.model_facts["size_bytes"]  # the model, and the merged one reloaded
-    return streamable and (needed > free_memory_bytes() if requested is None else requested)
+    return not plan.width.ratio and (needed > free_memory_bytes() if requested is None else requested)
 
 
-def _streamed(
-    run: Run, plan: MergePlan, promise: Callable[[Path, dict[str, int]], None], progress: Progress, required: bool
+def streamed(
+    run: Run,
+    plan: MergePlan,
+    folder: Path,
+    progress: Progress,
+    on_written: Callable[[Path, dict[str, int]], None] | None = None,
+    made: Mapping[Window, MergedLayer] | None = None,
+    required: bool = False,
 ) -> bool:
-    """Merge from disk to disk; False if the model's files do not allow it and it is not `required`."""
+    """Merge from disk to disk; False if the model's files do not allow it and it is not `required`.
+
+    Args:
+        made: the merged layers, see `stream_merge`; rule `fit` otherwise makes them on the experiment's kind of text.
+    """
     report = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
     settings = run.experiment.settings
     try:
-        stream_merge(settings.model, plan, run.model_folder, settings.dtype, report, promise)
+        check_streams(settings.model, settings.dtype)
     except ModelError:
         if required:
             raise
         return False
-    run.settle()
+    if made is None and plan.windows and MERGE_RULES[plan.rule].needs_text:
+        progress(0, 0, "loading the model")
+        model, tokenizer = load_original(run.experiment, offload=True)
+        made = fitted(model, plan, fit_tokens_of(run.experiment, tokenizer), progress)
+        del model
+    stream_merge(settings.model, plan, folder, settings.dtype, report, on_written, made)
     return True
 
 
@@ -115,8 +127,8 @@ def merged_model(
     if not MERGE_RULES[plan.rule].needs_text or not plan.windows:
         merged = apply_plan(model, plan)
     else:
-        check_fits(model)
-        merged = fitted_model(model, plan, fit_tokens_of(experiment, tokenizer), progress)
+        made = fitted(model, plan, fit_tokens_of(experiment, tokenizer), progress)
+        merged = apply_plan(model, plan, made.__getitem__)
     return cut_width(experiment, merged, tokenizer, plan, progress)
 
 
@@ -134,10 +146,15 @@ def cut_width(
     return prune_width(merged, plan.width, fit_tokens_of(experiment, tokenizer), report)
 
 
-def fitted_model(model: PreTrainedModel, plan: MergePlan, tokens: Tensor, progress: Progress) -> PreTrainedModel:
-    """The model after the plan, each merged layer fitted; in bfloat16 where that is faster (see `fit_merged`)."""
+def fitted(model: PreTrainedModel, plan: MergePlan, tokens: Tensor, progress: Progress) -> dict[Window, MergedLayer]:
+    """The merged layers of a plan, fitted on a text; in bfloat16 where that is faster (see `fitted_layers`).
+
+    Raises:
+        NoFitError: at once, if the model's layers cannot be fitted.
+    """
+    check_fits(model)
     report = lambda done, total: progress(done, total, f"fitting merged layers, {done} of {total}")  # noqa: E731
-    return apply_fitted_plan(model, plan, tokens, report, fast_format(model))
+    return fitted_layers(model, plan, tokens, report, fast_format(model))
 
 
 def save_run_model(

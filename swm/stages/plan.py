@@ -10,7 +10,6 @@ from swm.plan import (
     DEFAULT_RULE,
 )
 from swm.progress import Progress, no_progress
-from swm.registry import MERGE_RULES
 from swm.search.kept_path import kept_path, save_path
 from swm.search.threshold_path import PlanAt
 from swm.stages.known_plan import known_plan
@@ -56,7 +55,7 @@ def plan_for(
     for _ in range(SETTLING):  # an exact similarity can put another plan first
         if path.is_exact(step.plan):
             break
-        loaded = loaded or (load() if load else load_original(experiment, offload=not MERGE_RULES[rule].needs_text))
+        loaded = loaded or (load() if load else load_original(experiment, offload=True))
         path = measured_path(experiment, step.plan, progress, loaded)
         step = path.plan_with_layers(layers)
     return step

@@ -20,15 +20,15 @@ from swm.healing.rows import training_rows
 from swm.healing.trainer import OnStep
 from swm.healing.training_speed import training_speed
 from swm.models.decoder import check_length
-from swm.models.load import load_tokenizer, pick_device, save_model
+from swm.models.load import load_tokenizer, pick_device
 from swm.models.locate import load_config, skeleton
-from swm.models.processes import check_sharding, first_alone, is_first, world_size
+from swm.models.processes import agreed, check_sharding, first_alone, is_first, world_size
 from swm.models.save import check_complete
 from swm.plan import trained_layers
 from swm.progress import Progress, no_progress
 from swm.settings import UNSAID, RecoverySettings
-from swm.stages.healing_start import answered, original_of, start_of
-from swm.stages.loading import calibration_of, check_text, digest
+from swm.stages.healing_start import answered, original_of, start_of, write_start
+from swm.stages.loading import calibration_of, check_text, digest, load_original
 from swm.stages.merge import check_not_baseline, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
 from swm.texts.example import Example
@@ -157,20 +157,19 @@ def _healed_in_four_bits(
     with first_alone():
         made = as_it_is or (_continues(run, requested) and base.is_dir())
     needed = not made or settings.answers == "original"
-    model = original_of(run, settings, progress) if needed else None
+    progress(0, 0, "loading the model")
+    model = load_original(run.experiment, offload=True)[0] if needed else None
     _begin(run, settings, requested)
     repaired = "none" if as_it_is else run.settings.get(REPAIRED, "") if made else ""
-    if model and made:
+    if model:
         examples = answered(run, model, tokenizer, examples, settings, progress)
-    elif model:
-        start = start_of(run, model, tokenizer, examples, settings, progress)
-        examples, repaired = start.examples, start.repaired
+    if model and not made:
         with first_alone():
             if is_first():
+                repaired = write_start(run, base, model, tokenizer, examples, settings, progress)
                 run.remember(**{REPAIRED: repaired})
-                save_model(start.merged, tokenizer, base)
-        del start
-    del model  # training needs neither it nor the merged one
+        repaired = agreed(repaired)
+    del model  # training does not need it
     progress(0, 0, "loading the model in four bits")
     adapted, summary = recover_in_four_bits(
         base,

@@ -191,7 +191,7 @@ class Bench:
 def bench_for(experiment: Experiment, rule: str, loaded: Loaded | None = None) -> Bench:
     """The model and text for trying an experiment's windows with a rule."""
     needs_text = MERGE_RULES[rule].needs_text
-    model, tokenizer = loaded or load_original(experiment, offload=not needs_text)
+    model, tokenizer = loaded or load_original(experiment, offload=True)
     if needs_text:
         check_fits(model)
     tokens = calibration_of(experiment, tokenizer)

@@ -20,6 +20,7 @@ from swm.jobs.cluster import cluster, watch_again
 from swm.jobs.sweep import Sweep
 from swm.jobs.sweep_file import load_grid
 from swm.plan import MergePlan, Window
+from swm.reporting.formats.recipe import recipe_json
 from swm.stages.merge import merge_run
 from swm.workspace.audit import audit_file, entries
 from swm.workspace.experiments import Experiment
@@ -190,7 +191,8 @@ def test_a_command_in_a_terminal_runs_there_and_gives_its_result_here(there, exp
 
 
 @pytest.mark.long
-def test_answers_exports_and_new_experiments_of_a_terminal_come_from_there(there, experiment, tmp_path, text_file):
+@pytest.mark.data
+def test_answers_exports_repeats_and_experiments_of_a_terminal_come_from_there(there, experiment, tmp_path, text_file):
     """The same words, with their speed on stderr, as from this machine; files where they were asked for."""
     run = merged(experiment)
 
@@ -212,6 +214,15 @@ def test_answers_exports_and_new_experiments_of_a_terminal_come_from_there(there
     assert re.fullmatch(r"\d tokens: the first after .*", speed[-1])
     said("export", "study", "a", str(tmp_path / "out"))
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        run.model_folder / "model.safetensors"
+    ).read_bytes()
+    need("olmo_eval")
+    (tmp_path / "recipe.json").write_text(json.dumps({**json.loads(recipe_json(run)), "limit": 2}))
+    said("repeat", str(tmp_path / "recipe.json"), "--name", "again")
+    again = Experiment.open("again").run("a")
+    assert again.state().cluster_job.startswith("swm-")
+    assert again.scores()["tasks"]
+    assert (again.model_folder / "model.safetensors").read_bytes() == (
         run.model_folder / "model.safetensors"
     ).read_bytes()
     model = experiment.settings.model

@@ -9,6 +9,7 @@ from swm.merging.fit import WindowFitter, apply_fitted_plan
 from swm.merging.least_squares import RIDGES
 from swm.merging.projection import ending_of
 from swm.models.decoder import find_decoder
+from swm.models.one_layer import OneLayer
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window
 from swm.search.window_score import WindowScorer
@@ -131,10 +132,10 @@ def test_every_family_is_fitted_in_bfloat16_as_well(family):
 
 def test_the_widest_map_that_ends_in_the_sum_is_found_with_its_factor():
     replay = Replay(made("granite"), texts(2))
-    assert ending_of(replay, 1, replay.input_of(1)).scale == pytest.approx(1.0, abs=1e-3)
+    assert ending_of(OneLayer(replay, 1, torch.device("cpu")), replay.input_of(1)).scale == pytest.approx(1.0, abs=1e-3)
     model = tiny_model("granite", layers=3, residual_multiplier=0.25)
     replay = Replay(model, texts(2))
-    found = ending_of(replay, 1, replay.input_of(1))
+    found = ending_of(OneLayer(replay, 1, torch.device("cpu")), replay.input_of(1))
     assert (found.name, found.scale) == ("mlp.down_proj", pytest.approx(0.25, abs=1e-3))
 
 

@@ -11,6 +11,7 @@ from swm.merging.projection import Experts, NormedProjection, Projection, ending
 from swm.merging.solve import GAIN_RIDGE, nearest_before_gain
 from swm.models.decoder import find_decoder
 from swm.models.hooks import hooked
+from swm.models.one_layer import OneLayer
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window
 from tests.conftest import tiny_model
@@ -42,7 +43,7 @@ def lively(family, **changes):
 
 def ending(model, layer=1):
     replay = Replay(model, texts(2))
-    return ending_of(replay, layer, replay.input_of(layer))
+    return ending_of(OneLayer(replay, layer, torch.device("cpu")), replay.input_of(layer))
 
 
 @pytest.mark.parametrize("family", NORMED)

@@ -17,7 +17,7 @@ from swm.errors import ExperimentError, ModelError, PlanError, SettingsError
 from swm.merging.apply import apply_plan
 from swm.merging.stream import stream_merge
 from swm.models.load import load_model, save_model
-from swm.plan import MergePlan, Window
+from swm.plan import MergePlan, WidthCut, Window
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.stages.merge import merge_run
@@ -108,8 +108,8 @@ def test_what_cannot_be_streamed_is_refused_and_leaves_nothing(model_folder, tex
     assert not target.exists()
     assert not [path for path in tmp_path.iterdir() if "streamed" in path.name]
     experiment = create_experiment("e", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
-    run = experiment.create_run("fitted", MergePlan(4, (Window(1, 2),), "fit"))
-    with pytest.raises(SettingsError, match="--stream works on weights alone"):
+    run = experiment.create_run("narrow", MergePlan(4, (Window(1, 2),), width=WidthCut(0.2)))
+    with pytest.raises(SettingsError, match="--stream works layer by layer"):
         merge_run(run, stream=True)
 
 
@@ -154,6 +154,14 @@ def test_the_stage_streams_when_asked_or_when_memory_would_not_do(model_folder, 
         same(run.model_folder, runs[0].model_folder)
         assert run.settings["merge"] == runs[0].settings["merge"]
         assert "pending" not in run.settings
+
+
+def test_fitted_layers_are_streamed_as_they_are_saved_from_memory(model_folder, text_file):
+    experiment = create_experiment("e", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
+    runs = [experiment.create_run(name, MergePlan(4, (Window(1, 2),), "fit")) for name in ("plain", "asked")]
+    merge_run(runs[0])
+    merge_run(runs[1], stream=True)
+    same(runs[1].model_folder, runs[0].model_folder)
 
 
 PEAK = """

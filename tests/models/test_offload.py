@@ -6,14 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from swm.errors import ModelError
 from swm.merging.apply import projections
+from swm.merging.fit import fitted_layers, window_fitter
 from swm.models.decoder import find_decoder, size_bytes
 from swm.models.load import load_model
 from swm.models.offload import bare, is_offloaded, weights_of
@@ -21,13 +22,15 @@ from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
 from swm.search.plan_loss import PlanLoss
 from swm.search.window_score import WindowScorer
-from swm.settings import ExperimentSettings
+from swm.settings import ExperimentSettings, preset_settings
 from swm.similarity.layers import measure_similarity
+from swm.stages import loading
 from swm.stages.create import create_experiment
 from swm.stages.evaluate import evaluate_run
 from swm.stages.measure import measure_experiment
-from swm.stages.measure_plan import measure_plan
+from swm.stages.merge import merge_run
 from swm.stages.plan_by import plan_by
+from swm.stages.recover import recover_run
 from swm.stages.search import search_path
 from swm.workspace.files import home
 from tests.conftest import need, tiny_model
@@ -97,6 +100,63 @@ def test_windows_score_as_in_memory(rule, pair, tokens):
         assert found.score(above, window) == pytest.approx(expected.score(above, window), abs=1e-9)
 
 
+@pytest.mark.parametrize("rule", ["fit", "rdsc", "keep_last"])
+def test_merged_layers_are_fitted_as_in_memory(rule, pair, tokens):
+    plan = MergePlan(8, (Window(1, 3), Window(5, 6)), rule)
+    expected, found = (fitted_layers(model, plan, tokens) for model in pair)
+    assert expected.keys() == found.keys()
+    for window, layer in expected.items():
+        assert (layer.base, layer.parameters.keys()) == (found[window].base, found[window].parameters.keys())
+        for name, weight in layer.parameters.items():
+            assert torch.equal(weight, found[window].parameters[name])
+    own = find_decoder(pair[0]).layers[expected[Window(1, 3)].base].mlp.down_proj.weight
+    assert not torch.equal(expected[Window(1, 3)].parameters["mlp.down_proj.weight"], own)  # it was fitted
+
+
+def test_windows_are_fitted_and_scored_as_in_memory(pair, tokens):
+    other = tokens.flip(0)
+    expected, found = (
+        WindowScorer(model, tokens, "fit", merged=window_fitter(model, other)).score((Window(6, 7),), Window(3, 5))
+        for model in pair
+    )
+    assert found == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("repair", ["fit", "none"])
+def test_a_run_without_room_is_merged_and_healed_in_four_bits_as_with_room(
+    repair, tmp_path, tokenizer, text_file, monkeypatch
+):
+    """Its layers are fitted while they are read from disk, and no merged model is ever loaded with all its digits."""
+    pytest.importorskip("bitsandbytes")
+    folder = tmp_path / "wide"
+    tiny_model(layers=8, hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    small = {"steps": 2, "batch": 1, "length": 16, "held_out": 1, "texts": str(text_file), "repair": repair}
+    weights, loaded, load = [], [], loading.load_model
+
+    def noted(*given):
+        loaded.append(load(*given))
+        return loaded[-1]
+
+    for name, room in (("in-memory", 10**9), ("on-disk", 600_000)):
+        monkeypatch.setattr("swm.models.load.room_here", lambda room=room: {"cpu": room})
+        study = create_experiment(name, ExperimentSettings(str(folder), str(text_file), 3, 32))
+        run = study.create_run("a", MergePlan(8, (Window(1, 3), Window(5, 6)), "fit"))
+        if name == "on-disk":
+            monkeypatch.setattr("swm.stages.merge.free_memory_bytes", lambda: 1000)
+            monkeypatch.setattr(loading, "load_model", noted)
+        merge_run(run)
+        weights.append([load_file(run.model_folder / "model.safetensors")])
+        recover_run(run, preset_settings("qlora", **small))
+        assert run.settings["recovery"]["repaired"] == repair
+        weights[-1].append(load_file(run.model_folder / "model.safetensors"))
+    assert loaded
+    assert all(is_offloaded(model) for model, _ in loaded)
+    for one, other in zip(*weights, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_similarity_losses_and_plans_are_those_of_the_model_in_memory(pair, tokens):
     whole, spread = pair
     torch.testing.assert_close(measure_similarity(spread, tokens).matrix, measure_similarity(whole, tokens).matrix)
@@ -143,8 +203,6 @@ def test_what_needs_the_whole_model_loads_it_or_says_what_is_missing(folder, tex
     for planner in ("best", "taylor"):
         with pytest.raises(ModelError, match="of memory, but 0.0 GiB are free"):
             plan_by(study, planner, 6)
-    with pytest.raises(ModelError, match="of memory, but 0.0 GiB are free"):
-        measure_plan(study, replace(MergePlan(8, (Window(1, 2),)), rule="fit"))
 
 
 def test_no_room_for_the_embedding_is_told_and_nothing_stays_on_disk(folder, home, monkeypatch):

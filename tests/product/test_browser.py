@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from swm.jobs.child import active_targets
 from swm.jobs.sweep import Sweep
@@ -23,6 +22,7 @@ from swm.stages.merge import merge_run
 from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.votes import votes
 from tests.conftest import need, tiny_model
+from tests.product.plain_words import greedy, letters
 from tools.running import running_app
 
 ROOT = Path(__file__).parents[2]
@@ -199,18 +199,6 @@ def test_the_playground_of_an_example_answers_from_what_was_kept(shown, page):
             page, lambda words=words: all(word in page.locator("[data-testid=stMain]").inner_text() for word in words)
         )
     assert page.get_by_role("button", name="Answer", exact=True).count() == 0  # there is no model to ask
-
-
-def greedy(folder, prompt, tokens):
-    """What a model's files continue a prompt with, by transformers alone."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(prompt, return_tensors="pt").input_ids
-    written = model.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-    return tokenizer.decode(written, skip_special_tokens=True)
-
-
-def letters(text):
-    return re.sub(r"[^A-Za-z]", "", text)
 
 
 def test_the_live_playground_streams_colours_and_takes_a_blind_vote(app, page, model_folder, text_file):

@@ -1,12 +1,17 @@
-"""Healing on a Ray cluster of two nodes, cancelled and resumed from its page in a real browser."""
+"""A Ray cluster of two nodes works for the pages of a real browser: heals, is cancelled, goes on, answers."""
 
 import importlib.util
+import json
+import urllib.request
 
 import pytest
 
+from swm.plan import MergePlan, Window
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
+from swm.stages.merge import merge_run
 from tests.conftest import need
+from tests.product.plain_words import greedy, letters
 from tools.cluster import Nodes
 from tools.running import running_app
 
@@ -19,15 +24,18 @@ WAIT = {"timeout": 180_000}  # milliseconds; two nodes, a browser and an app on 
 
 
 @pytest.fixture
-def app(monkeypatch):
-    """Address of an app that sends its jobs to a cluster."""
-    nodes = Nodes()
+def nodes(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    try:
-        with running_app(SWM_EXECUTOR=nodes.address) as (address, _):
-            yield address
-    finally:
-        nodes.end()
+    nodes = Nodes()
+    yield nodes
+    nodes.end()
+
+
+@pytest.fixture
+def app(nodes):
+    """Address of an app that sends its jobs to a cluster."""
+    with running_app(SWM_EXECUTOR=nodes.address) as (address, _):
+        yield address
 
 
 def test_a_run_on_the_cluster_is_cancelled_and_resumed_from_its_page(app, chromium, model_folder, text_file):
@@ -60,4 +68,26 @@ def test_a_run_on_the_cluster_is_cancelled_and_resumed_from_its_page(app, chromi
     steps = [event["step"] for event in run.events() if "loss" in event]
     assert steps == list(range(1, max(steps) + 1))  # nothing was trained twice, nothing left out
     assert max(steps) > done
+    page.context.close()
+
+
+def test_the_playground_asks_models_on_the_cluster(app, nodes, chromium, model_folder, text_file):
+    """Two of them, on whichever nodes; each continues the prompt as transformers lets it here."""
+    experiment = create_experiment("mine", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
+    run = experiment.create_run("small", MergePlan(4, (Window(1, 2),)))
+    merge_run(run)
+    prompt, tokens = "The three most", 24
+    page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.goto(f"{app}/playground?experiment=mine&playground_tokens={tokens}")
+    page.get_by_role("textbox", name="Prompt").fill(prompt, **WAIT)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_timeout(3000)
+    page.get_by_role("button", name="Answer", exact=True).click()
+    page.wait_for_function("document.body.innerText.split('the first after').length === 3", **WAIT)
+    shown = page.locator("[data-testid=stMain]").inner_text()
+    for folder in (model_folder, run.model_folder):
+        assert letters(greedy(folder, prompt, tokens)) in letters(shown)
+    with urllib.request.urlopen(f"{nodes.address}/api/jobs/", timeout=30) as jobs:
+        asked = [job["entrypoint"] for job in json.load(jobs) if " answer " in job["entrypoint"]]
+    assert len(asked) == 2
     page.context.close()

@@ -398,8 +398,8 @@ def test_again_with_what_cannot_be_loses_nothing(swm, healed, tmp_path):
     before = state_of(healed)
     for command, message in (
         (
-            ("merge", "mine", "a", "--windows", "0-1", "--rule", "fit", "--stream", "--again"),
-            "--stream works on weights",
+            ("merge", "mine", "a", "--windows", "0-1", "--width", "0.2", "--stream", "--again"),
+            "--stream works layer by layer",
         ),
         (("merge", "mine", "a", "--windows", "2-9", "--again"), "does not fit"),
         (("run", "mine", "a", "--windows", "1-2", "--again", "--texts", tmp_path / "none.txt"), "no file"),

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from swm.errors import Cancelled, ModelError
 from swm.plan import MergePlan, Window
 from swm.settings import ExperimentSettings, preset_settings
-from swm.stages import healing_start
+from swm.stages import healing_start, recover
 from swm.stages.create import create_experiment
 from swm.stages.loading import load_run
 from swm.stages.merge import merge_run
@@ -55,7 +55,7 @@ def qlora(text_file, **changes):
 def test_in_four_bits_a_merged_model_is_healed_without_the_original_in_memory(quantizable, text_file, monkeypatch):
     run = quantizable
     before = load_file(run.model_folder / "model.safetensors")
-    monkeypatch.setattr(healing_start, "load_original", None)  # calling it would fail
+    monkeypatch.setattr(recover, "load_original", None)  # calling it would fail
     summary = recover_run(run, qlora(text_file, repair="none"))
     after = load_file(run.model_folder / "model.safetensors")
     assert run.stage == "recovered"
@@ -81,7 +81,7 @@ def test_a_fitted_model_is_kept_for_the_resume_in_four_bits(quantizable, text_fi
     merged = load_file(run.model_folder / "model.safetensors")
     fitted = load_file(base / "model.safetensors")
     assert sum(not torch.equal(merged[name], fitted[name]) for name in merged) >= 1  # the repair's own change
-    monkeypatch.setattr(healing_start, "load_original", None)
+    monkeypatch.setattr(recover, "load_original", None)
     assert recover_run(run, settings)["repaired"] == "fit"
     assert [event["step"] for event in run.events() if "loss" in event] == [1, 2, 3, 4]
     assert not base.exists()
