@@ -68,7 +68,7 @@ def submit(target: Target, stage: str, arguments: Sequence[str]) -> State:
     first = replace(first, cluster_job=name, person=person().name)
     target.write_state(first)  # before the job can write its own
     try:
-        _send(client, name, _with_executor(arguments), needed_bytes(target, arguments), {LOG: str(log_file)})
+        _send(client, name, target, _with_executor(arguments), {LOG: str(log_file)})
     except SwmError as error:
         target.write_state(replace(first, status="failed", error=str(error)))
         record(stage, target.full_name, "failed", arguments)
@@ -112,7 +112,7 @@ def run_there(arguments: Sequence[str]) -> Iterator[str]:
         JobError: if the cluster does not answer, or the command fails; without a message if it said why itself.
     """
     client, name = _client(cluster()), f"swm-{os.urandom(6).hex()}"
-    _send(client, name, _with_executor(arguments), needed_bytes(None, arguments), {})
+    _send(client, name, None, _with_executor(arguments), {})
     said, status = "", ""
     try:
         while status not in ENDED:
@@ -153,8 +153,9 @@ def _client(address: str) -> Any:
         ) from None
 
 
-def _send(client: Any, name: str, arguments: Sequence[str], memory: int, more: dict[str, str]) -> None:
+def _send(client: Any, name: str, target: Target | None, arguments: Sequence[str], more: dict[str, str]) -> None:
     gpus, most = _nodes(client)
+    memory = needed_bytes(target, arguments, most)
     check_room(memory, most)
     mine = {key: value for key, value in child_environment().items() if key.startswith(("SWM_", "HF_")) and value}
     mine |= {CLUSTER_JOB: name, "SWM_DEVICE": name, "PYTHONPATH": str(APP_FOLDER), "PYTHONUNBUFFERED": "1"}

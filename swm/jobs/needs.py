@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from itertools import pairwise
@@ -15,6 +15,8 @@ from swm.workspace.estimate import stage_needs
 from swm.workspace.experiments import Experiment
 from swm.workspace.tracked import Tracked
 
+WHOLE = ("export", "time", "answer", "control", "repeat", "study")
+WHOLE_PLANNERS = ("best", "taylor")
 STAGES = {  # that a command runs, where it is none itself
     "run": ("merge", "recover", "evaluate"),
     "plan": ("search",),
@@ -24,11 +26,13 @@ STAGES = {  # that a command runs, where it is none itself
 }
 
 
-def needed_bytes(target: Tracked | None, arguments: Sequence[str]) -> int:
+def needed_bytes(target: Tracked | None, arguments: Sequence[str], largest: float = 0.0) -> int:
     """About the memory that `python -m swm ARGUMENTS` needs: its stage's, or the largest of those that it runs.
 
     Args:
         target: that the command works on; None finds it by the arguments. 0 for a sweep, which only starts others.
+        largest: memory of the largest place where it could run, in bytes; 0 is not known. What can read a model's
+            layers from disk as they run asks for no more than that.
     """
     experiment: Any = getattr(target, "experiment", target)
     if target is None and len(arguments) > 1:
@@ -38,12 +42,28 @@ def needed_bytes(target: Tracked | None, arguments: Sequence[str]) -> int:
     if facts is None:
         return 0
     plan = getattr(target, "plan", None) or MergePlan(facts["layers"], (Window(0, max(1, facts["layers"] // 5)),))
-    needs = stage_needs(facts, None, plan, recovery_in(arguments), None, experiment.settings.token_count)
+    recovery = recovery_in(arguments)
+    needs = stage_needs(facts, None, plan, recovery, None, experiment.settings.token_count)
     stages = STAGES.get(arguments[0], (arguments[0],))
     if "--no-recovery" in arguments:
         stages = tuple(stage for stage in stages if stage != "recover")
-    own = [need.memory_bytes for need in needs if need.stage.partition(",")[0] in stages]
-    return max(own or [need.memory_bytes for need in needs])
+    own = [need for need in needs if need.stage.partition(",")[0] in stages] or needs
+    whole = needs_all_weights(arguments, plan, recovery)
+    return max(
+        need.memory_bytes if whole(need.stage) or not largest else min(need.memory_bytes, int(largest)) for need in own
+    )
+
+
+def needs_all_weights(arguments: Sequence[str], plan: MergePlan, recovery: RecoverySettings) -> Callable[[str], bool]:
+    """Whether a stage of a command needs all the model's weights in memory at once."""
+    planner = dict(pairwise(arguments)).get("--planner", "")
+
+    def whole(stage: str) -> bool:
+        if arguments[0] in WHOLE or planner in WHOLE_PLANNERS or plan.width.ratio:
+            return True
+        return stage == "recover" and recovery.quantization == "none"
+
+    return whole
 
 
 def recovery_in(arguments: Sequence[str]) -> RecoverySettings:

@@ -22,6 +22,7 @@ LOADING_BYTES_PER_SECOND = 150 * 2**20
 GRAM_TOKENS = 512  # tokens in the Gram matrix that a measurement holds for each layer
 ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search per layer of the model
 EVALUATION_SECONDS = 8  # of an evaluation, beside reading: loading, writing the sample answers
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # of a number, with its share of scales, which are quantized as well
 BACKWARD = 4  # cost of a training step in forward passes; 3.8 measured with LoRA
 ANSWERED_TOGETHER = 8  # prompts that take about as long as one when answers are written 16 at a time on a CPU
 
@@ -120,7 +121,8 @@ def estimate_run(
 
     Source of the memory: weights of both models, and of the reloaded one while saving; for training also the trained
     weights with gradients and two moments, a batch's activations (about 24 * width numbers per layer and token) and
-    three times its logits.
+    three times its logits. With four-bit weights, these instead of the model's own; the layers are fitted before with
+    the original in memory if there is room for it, otherwise from disk.
     """
     free = free_memory_bytes()
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
@@ -133,8 +135,12 @@ def estimate_run(
         trained, kept = trained_bytes(recovery, plan, facts), activation_bytes(tokens, plan.layers_left, width)
         if recovery.checkpointing == "on" or (recovery.checkpointing == "auto" and kept > free / 2):
             kept = activation_bytes(tokens, 1, width) + 4 * tokens * width * plan.layers_left
-        training = 1.3 * size + trained + kept + 4 * tokens * 3 * vocabulary
-        memory["heal"] = max(training, memory["merge"])  # saved as well
+        training = trained + kept + 4 * tokens * 3 * vocabulary
+        if recovery.quantization == "none":
+            memory["heal"] = max(1.3 * size + training, memory["merge"])  # saved as well
+        else:  # read and saved tensor by tensor; the merged model lies beside the run's own while it is trained
+            memory["heal"] = four_bit_bytes(facts, plan.worth_layers) + training
+            disk += small
         disk += small + 3 * trained
     seconds = {}
     if cost and "forward_tokens_per_second" in cost:
@@ -280,6 +286,17 @@ def trained_bytes(recovery: RecoverySettings, plan: MergePlan, facts: dict[str, 
     if recovery.adapt == "last":  # the head, if it has weights of its own: at most half of what is not in the layers
         numbers += max(0, facts["parameters"] - facts["layers"] * facts["parameters_per_layer"]) // 2
     return int(16 * numbers)
+
+
+def four_bit_bytes(facts: dict[str, Any], layers: float) -> float:
+    """Size of a model whose layers are stored as NF4 and everything else as it is.
+
+    Args:
+        facts: of the original model. layers: how many the model has.
+    """
+    in_layers = facts["layers"] * facts["parameters_per_layer"]
+    rest = facts["size_bytes"] * (1 - in_layers / facts["parameters"])
+    return float(rest + NF4_BYTES * layers * facts["parameters_per_layer"])
 
 
 def adapter_bytes(rank: int, layers: int, width: int) -> int:

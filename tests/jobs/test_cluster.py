@@ -122,7 +122,7 @@ def test_what_no_node_can_hold_is_refused_and_what_waits_can_be_cancelled(there,
     with pytest.raises(
         JobError, match=r"needs about [\d,.]+ GiB of memory, but the cluster's largest node offers 12.0"
     ):
-        start(experiment, "measure", ["measure", "study"])
+        start(experiment, "plan", ["plan", "study", "--planner", "best", "--layers", "3"])
     assert experiment.state().status == "failed"
     assert [entry["outcome"] for entry in entries("study")] == ["failed", "cancelled"]
 

@@ -5,7 +5,7 @@ import pytest
 from swm.errors import JobError
 from swm.jobs.needs import check_room, needed_bytes, recovery_in
 from swm.jobs.sweep import Sweep
-from swm.plan import MergePlan, Window
+from swm.plan import MergePlan, WidthCut, Window
 from swm.settings import preset_settings
 from swm.workspace.estimate import stage_needs
 
@@ -32,6 +32,41 @@ def test_a_command_needs_what_its_stage_does(experiment):
     assert recovery_in(["recover", "study", "a", *options]) == asked
     found = needed_bytes(run, ["recover", "study", "a", *options])
     assert found == needs_of(experiment, run.plan, asked)["recover"] > 2 * quick["recover"]
+
+
+def test_what_reads_layers_from_disk_asks_for_no_more_than_the_largest_node_has(experiment):
+    experiment.model_facts |= {"size_bytes": 2**40}
+    run = experiment.create_run("a", MergePlan(4, (Window(1, 3),)))
+    room = 2.0**34
+    for command in (
+        ["measure", "study"],
+        ["search", "study"],
+        ["plan", "study", "--planner", "sleb"],
+        ["merge", "study", "a"],
+        ["evaluate", "study", "a"],
+        ["run", "study", "a", "--no-recovery"],
+    ):
+        assert needed_bytes(run, command, room) == room
+        assert needed_bytes(run, command) >= 2**40
+    for command in (
+        ["plan", "study", "--planner", "best"],
+        ["recover", "study", "a"],
+        ["run", "study", "a"],
+        ["export", "study", "a", "there"],
+    ):
+        assert needed_bytes(run, command, room) == needed_bytes(run, command) >= 2**40
+    narrow = experiment.create_run("b", MergePlan(4, (Window(1, 3),), width=WidthCut(0.2)))
+    assert needed_bytes(narrow, ["merge", "study", "b"], room) >= 2**40
+    experiment.model_facts |= {"size_bytes": 2**34}
+    assert needed_bytes(run, ["measure", "study"], 2.0**40) == needed_bytes(run, ["measure", "study"]) < 2**40
+
+
+def test_four_bits_need_a_part_of_the_weights(experiment):
+    run = experiment.create_run("a", MergePlan(4, (Window(1, 3),)))
+    experiment.model_facts |= {"size_bytes": 2**36, "parameters": 2**35, "parameters_per_layer": 2**33 - 2**20}
+    found = needed_bytes(run, ["recover", "study", "a", "--preset", "qlora"], 2.0**40)
+    assert 2 * 2**33 / 2 < found < 0.6 * 2**34  # the two layers that are left, a half byte each, and some more
+    assert found < needed_bytes(run, ["recover", "study", "a"], 2.0**40) / 10
 
 
 def test_a_command_of_the_terminal_is_found_by_its_experiment(experiment, home):

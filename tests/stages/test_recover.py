@@ -12,6 +12,7 @@ from swm.stages.create import create_experiment
 from swm.stages.loading import load_run
 from swm.stages.merge import merge_run
 from swm.stages.recover import recover_run
+from swm.workspace.estimate import four_bit_bytes
 from tests.conftest import tiny_model
 
 
@@ -60,6 +61,7 @@ def test_in_four_bits_a_merged_model_is_healed_without_the_original_in_memory(qu
     after = load_file(run.model_folder / "model.safetensors")
     assert run.stage == "recovered"
     assert summary["repaired"] == "none"
+    assert summary["quantized_bytes"] == pytest.approx(four_bit_bytes(run.experiment.model_facts, 3), rel=0.02)
     assert before.keys() == after.keys()
     assert sum(not torch.equal(before[name], after[name]) for name in before) == 3 * 7  # each linear map
     model, _ = load_run(run)

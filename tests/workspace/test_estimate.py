@@ -187,6 +187,12 @@ def test_needs_of_large_models_follow_from_their_configs(name, tmp_path):
     assert needs["merge --stream"].memory_bytes < 0.12 * needs["merge"].memory_bytes * 32 / layers
     assert needs["merge"].disk_bytes == pytest.approx(2 * (parameters - layers // 5 * layer), rel=1e-6)
     assert needs["recover"].memory_bytes > 2 * parameters
+    four = {need.stage: need for need in stage_needs(facts, None, plan, preset_settings("qlora"), 100, 1280)}
+    bits = 4 + 8 / 64 + 32 / 64 / 256  # NF4 with double quantization, arXiv:2305.14314 section 3
+    weights = 2 * (parameters - layers * layer) + (layers - layers // 5) * layer * bits / 8
+    training = needs["recover"].memory_bytes - weights
+    assert weights < four["recover"].memory_bytes < min(weights + training, 1.3 * weights + 2**32)
+    assert four["recover"].disk_bytes > needs["recover"].disk_bytes + needs["merge"].disk_bytes * 0.9
 
 
 def test_needs_of_the_bundled_model_hold_what_was_measured():
