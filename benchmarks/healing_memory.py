@@ -1,11 +1,11 @@
 """Main memory that merging by rule `fit` and healing with QLoRA need, with room for the model and without.
 
 A Llama of 250 million random weights in bfloat16 is merged by rule `fit`, then healed for one step with preset qlora and
-its default repair, twice: with all of this machine's memory, and with less than the weights take. Counted: the most
+its default repair, twice: with all of this machine's memory, and with too little for the weights. Counted: the most
 memory of each process that is its own (without pages of files, which the system can drop), minus that of a process
 that does the same with a tiny model. Prints one JSON object.
 
-    python benchmarks/healing_memory.py [--width 1024] [--layers 12] [--room 0.3]
+    python benchmarks/healing_memory.py [--width 1024] [--layers 12] [--room 0.9]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--room", default="0.3", help="GiB, less than the weights take")
+    parser.add_argument("--room", default="0.9", help="GiB for the whole process, of which libraries take some 0.5")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"SWM_HOME": home, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
