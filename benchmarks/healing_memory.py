@@ -1,9 +1,9 @@
 """Main memory that merging by rule `fit` and healing with QLoRA need, with room for the model and without.
 
-A Llama of 250 million random weights in bfloat16 is merged by rule `fit`, then healed for one step with preset qlora and
-its default repair, twice: with all of this machine's memory, and with too little for the weights. Counted: the most
-memory of each process that is its own (without pages of files, which the system can drop), minus that of a process
-that does the same with a tiny model. Prints one JSON object.
+A Llama of 250 million random weights in bfloat16 is merged by rule `fit`, then healed for one step with preset qlora
+and its default repair, twice: with all of this machine's memory, and with too little for the weights. Counted: the most
+memory of each process that is its own (without pages of files, which the system can drop), minus that of a process that
+does the same with a tiny model. Prints one JSON object.
 
     python benchmarks/healing_memory.py [--width 1024] [--layers 12] [--room 0.9]
 """
