@@ -90,7 +90,7 @@ def _add_running(add: Add) -> None:
     command = add("merge", "Merge the windows of a plan into a smaller model.", "EXP", "RUN")
     _add_plan(command)
     _add_width(command)
-    stream = "merge from disk to disk without loading the model; automatic when it does not fit into memory"
+    stream = "merge from disk to disk, without the model in memory; automatic when it does not fit there"
     command.add_argument("--stream", action="store_true", help=stream)
     _add_again(command)
     command = add("recover", "Heal a merged model with LoRA.", "EXP", "RUN")

@@ -12,6 +12,7 @@
 - load: loads models and tokenizers; facts about a model before it is loaded
 - locate: from a name to a local folder with safetensors and a checked config
 - offload: models larger than one device (accelerate)
+- one_layer: one layer in memory, of a model that may be on disk, with other weights in its place
 - processes: several processes working on one stage: shares, sums, who writes
 - replay: records each layer's call, then re-runs any part of the model
 - save: saves a model as a folder that plain transformers loads, and checks it by reloading
