@@ -33,9 +33,8 @@ from swm.workspace.estimate import (
     PATH_RUNS,
     PERPLEXITY_TOKENS,
     TASK_TOKENS,
-    activation_bytes,
-    adapter_bytes,
 )
+from swm.workspace.training_memory import activation_bytes, adapter_bytes
 
 ROUNDS, COUNT, LENGTH, STEPS, DOCUMENTS = 3, 32, 256, 4, 40
 TASKS = ("piqa", "arc_easy")

@@ -32,10 +32,11 @@ from swm.stages.loading import calibration_of, check_text, digest, load_original
 from swm.stages.merge import check_not_baseline, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
 from swm.texts.example import Example
-from swm.workspace.estimate import reached_rates, trained_bytes
+from swm.workspace.estimate import reached_rates
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import check_space, disk_errors, replaced_folder
 from swm.workspace.runs import Run
+from swm.workspace.training_memory import trained_bytes
 
 BASE = "base"  # folder of the merged model that four-bit weights are read from
 REPAIRED = "recovery_base_repaired"  # in run.json: how that model was fitted

@@ -24,6 +24,7 @@
 - votes: votes between two models' answers shown without names
 - units: bytes and seconds in readable units
 - targets: how many layers meet a memory, a speed or a number of parameters
+- training_memory: what a training keeps in memory, from sizes and settings
 - tried: losses of plans that planners tried, kept so that a search goes on where it stopped
 - uploads: model files that came through the browser
 """

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swm.plan import MergePlan, trained_layers
+from swm.plan import MergePlan
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import FIT_TOKENS, LARGE_VOCABULARY, PLAN_BUDGET, VOCABULARY_SAMPLE, RecoverySettings
 from swm.workspace.files import free_bytes
 from swm.workspace.machine import free_memory_bytes
+from swm.workspace.training_memory import activation_bytes, four_bit_bytes, trained_bytes
 from swm.workspace.units import duration_range, gib
 
 PROCESS_BYTES = 700 * 2**20  # Python with torch and transformers, before any model
@@ -22,7 +23,6 @@ LOADING_BYTES_PER_SECOND = 150 * 2**20
 GRAM_TOKENS = 512  # tokens in the Gram matrix that a measurement holds for each layer
 ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search per layer of the model
 EVALUATION_SECONDS = 8  # of an evaluation, beside reading: loading, writing the sample answers
-NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # of a number, with its share of scales, which are quantized as well
 BACKWARD = 4  # cost of a training step in forward passes; 3.8 measured with LoRA
 ANSWERED_TOGETHER = 8  # prompts that take about as long as one when answers are written 16 at a time on a CPU
 
@@ -272,38 +272,3 @@ def _healing_seconds(recovery: RecoverySettings, cost: dict[str, Any]) -> float:
         token = (cost["layers_ms"] + cost["rest_ms"]) / 1000
         seconds += trained / cost["forward_tokens_per_second"] + trained / 10 * token / ANSWERED_TOGETHER
     return float(seconds)
-
-
-def trained_bytes(recovery: RecoverySettings, plan: MergePlan, facts: dict[str, Any]) -> int:
-    """About the size of the trained weights, gradients and two moments; a checkpoint is no larger.
-
-    Args:
-        facts: of the original model.
-    """
-    if recovery.train == "adapters":
-        return adapter_bytes(recovery.rank, plan.layers_left, facts["width"])
-    numbers = len(trained_layers(plan, recovery.adapt)) * facts["parameters_per_layer"]
-    if recovery.adapt == "last":  # the head, if it has weights of its own: at most half of what is not in the layers
-        numbers += max(0, facts["parameters"] - facts["layers"] * facts["parameters_per_layer"]) // 2
-    return int(16 * numbers)
-
-
-def four_bit_bytes(facts: dict[str, Any], layers: float) -> float:
-    """Size of a model whose layers are stored as NF4 and everything else as it is.
-
-    Args:
-        facts: of the original model. layers: how many the model has.
-    """
-    in_layers = facts["layers"] * facts["parameters_per_layer"]
-    rest = facts["size_bytes"] * (1 - in_layers / facts["parameters"])
-    return float(rest + NF4_BYTES * layers * facts["parameters_per_layer"])
-
-
-def adapter_bytes(rank: int, layers: int, width: int) -> int:
-    """About the size of LoRA's weights, gradients and two moments, in all linear maps; a checkpoint is no larger."""
-    return 16 * rank * layers * 16 * width
-
-
-def activation_bytes(tokens: int, layers: int, width: int) -> int:
-    """About what a training step keeps from its forward pass; the factor 24 was measured on SmolLM2-135M."""
-    return 4 * tokens * 24 * width * layers

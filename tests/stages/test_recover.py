@@ -12,7 +12,7 @@ from swm.stages.create import create_experiment
 from swm.stages.loading import load_run
 from swm.stages.merge import merge_run
 from swm.stages.recover import recover_run
-from swm.workspace.estimate import four_bit_bytes
+from swm.workspace.training_memory import four_bit_bytes
 from tests.conftest import tiny_model
 
 
