@@ -11,7 +11,7 @@ from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import FIT_TOKENS, LARGE_VOCABULARY, PLAN_BUDGET, VOCABULARY_SAMPLE, RecoverySettings
 from swm.workspace.files import free_bytes
 from swm.workspace.machine import free_memory_bytes
-from swm.workspace.training_memory import activation_bytes, four_bit_bytes, trained_bytes
+from swm.workspace.training_memory import healing_bytes, trained_bytes, vocabulary_of
 from swm.workspace.units import duration_range, gib
 
 PROCESS_BYTES = 700 * 2**20  # Python with torch and transformers, before any model
@@ -126,22 +126,16 @@ def estimate_run(
     """
     free = free_memory_bytes()
     size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
-    vocabulary = facts.get("vocabulary") or (facts["parameters"] - layers * facts["parameters_per_layer"]) / width
     small = size * (1 - (layers - plan.worth_layers) * facts["parameters_per_layer"] / facts["parameters"])
-    memory = {"merge": 2.2 * size, "evaluate": size + SCORED_TOKENS * 4 * (3 * vocabulary + 12 * width)}
+    memory = {"merge": 2.2 * size, "evaluate": size + SCORED_TOKENS * 4 * (3 * vocabulary_of(facts) + 12 * width)}
     disk = small
     if recovery:
-        tokens = recovery.batch * recovery.length
-        trained, kept = trained_bytes(recovery, plan, facts), activation_bytes(tokens, plan.layers_left, width)
-        if recovery.checkpointing == "on" or (recovery.checkpointing == "auto" and kept > free / 2):
-            kept = activation_bytes(tokens, 1, width) + 4 * tokens * width * plan.layers_left
-        training = trained + kept + 4 * tokens * 3 * vocabulary
+        memory["heal"] = healing_bytes(recovery, plan, facts, free)
+        disk += small + 3 * trained_bytes(recovery, plan, facts)
         if recovery.quantization == "none":
-            memory["heal"] = max(1.3 * size + training, memory["merge"])  # saved as well
-        else:  # read and saved tensor by tensor; the merged model lies beside the run's own while it is trained
-            memory["heal"] = four_bit_bytes(facts, plan.worth_layers) + training
+            memory["heal"] = max(memory["heal"], memory["merge"])  # saved as well
+        else:  # saved tensor by tensor; the merged model lies beside the run's own while it is trained
             disk += small
-        disk += small + 3 * trained
     seconds = {}
     if cost and "forward_tokens_per_second" in cost:
         read = evaluated_tokens(tasks, limit)

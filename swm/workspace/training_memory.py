@@ -10,6 +10,27 @@ from swm.settings import RecoverySettings
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # of a number, with its share of scales, which are quantized as well
 
 
+def healing_bytes(recovery: RecoverySettings, plan: MergePlan, facts: dict[str, Any], free: float) -> float:
+    """What a training keeps: weights, trained ones with gradients and moments, a batch's activations and logits.
+
+    Args:
+        facts: of the original model. free: memory in bytes, which decides whether activations are computed again.
+    """
+    tokens, width = recovery.batch * recovery.length, facts["width"]
+    kept = activation_bytes(tokens, plan.layers_left, width)
+    if recovery.checkpointing == "on" or (recovery.checkpointing == "auto" and kept > free / 2):
+        kept = activation_bytes(tokens, 1, width) + 4 * tokens * width * plan.layers_left
+    plain = recovery.quantization == "none"
+    weights = 1.3 * facts["size_bytes"] if plain else four_bit_bytes(facts, plan.worth_layers)
+    return float(weights + trained_bytes(recovery, plan, facts) + kept + 4 * tokens * 3 * vocabulary_of(facts))
+
+
+def vocabulary_of(facts: dict[str, Any]) -> float:
+    """Tokens of a model's vocabulary; of older facts about as many."""
+    in_layers = facts["layers"] * facts["parameters_per_layer"]
+    return float(facts.get("vocabulary") or (facts["parameters"] - in_layers) / facts["width"])
+
+
 def trained_bytes(recovery: RecoverySettings, plan: MergePlan, facts: dict[str, Any]) -> int:
     """About the size of the trained weights, gradients and two moments; a checkpoint is no larger.
 
