@@ -50,7 +50,11 @@ def new_sweep() -> None:
         with left:
             st.code(text, language="yaml", wrap_lines=True)
             st.download_button(
-                "Download this file", text, f"{grid['name'] or 'sweep'}.yaml", "application/yaml", key="sweep_file"
+                "Download this file",
+                lambda: text,
+                f"{grid['name'] or 'sweep'}.yaml",
+                "application/yaml",
+                key="sweep_file",
             )
         with right:
             if problem:

@@ -222,7 +222,7 @@ def test_rule_fit_is_refused_at_once_where_layers_end_otherwise(swm, create, tok
     assert create("mine", saved("gemma3_text", tmp_path / "model", tokenizer, head_dim=8))[0] == 0
     monkeypatch.setattr("swm.merging.projection._normed_projection", lambda *layer: None)  # a family of another kind
     monkeypatch.setattr("swm.merging.fit.WindowFitter", None)
-    monkeypatch.setattr("swm.stages.merge.apply_fitted_plan", None)
+    monkeypatch.setattr("swm.stages.merge.fitted_layers", None)
     code, _, told = swm(command[0], "mine", *command[1:])
     assert code == 1
     assert "they end neither in a sum with a linear map" in told
