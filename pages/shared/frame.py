@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +50,8 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
     st.html(ASSETS / "style.css")
     st.logo(ASSETS / "logo.svg", icon_image=ASSETS / "icon.svg", size="large")
     require_login()
+    if "--demo" in sys.argv[1:]:  # streamlit run app.py -- --demo [EXPERIMENT]
+        os.environ.setdefault("SWM_DEMO", (sys.argv[sys.argv.index("--demo") + 1 :] or [f"{EXAMPLE}demo"])[0])
     experiments, broken = [], []
     with shown_errors():
         experiments, broken = list_experiments()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future, TimeoutError
 from contextlib import suppress
 from pathlib import Path
@@ -42,14 +43,14 @@ def model_choices() -> dict[str, str]:
 
 
 @st.cache_resource(ttl=120, max_entries=32, show_spinner=False)
-def _facts(model: str, dtype: str) -> Future[dict[str, Any]]:
-    """What `swm estimate` says of a model, read in a child process; of a bundled one, which is known, at once."""
+def _facts(model: str, dtype: str) -> tuple[Future[dict[str, Any]], float]:
+    """What `swm estimate` says of a model, read in a child process, and when it was asked; of a bundled one at once."""
     future: Future[dict[str, Any]] = Future()
     if model in BUNDLED:
         stored = "float32" if dtype == "auto" else dtype
         known = {**BUNDLED[model].facts, "dtype": stored}
         future.set_result({**known, "size_bytes": known["parameters"] * (4 if stored == "float32" else 2)})
-        return future
+        return future, time.monotonic()
 
     def ask() -> None:
         try:
@@ -58,7 +59,7 @@ def _facts(model: str, dtype: str) -> Future[dict[str, Any]]:
             future.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()  # of a pool, the app would wait for the child when it ends
-    return future
+    return future, time.monotonic()
 
 
 def model_facts(model: str, dtype: str, tokens: int) -> bool:
@@ -70,12 +71,12 @@ def model_facts(model: str, dtype: str, tokens: int) -> bool:
     if not model.strip():
         st.error("Choose a model, or type a folder, a .gguf file or a hub id.")
         return False
-    future = _facts(model, dtype)
-    if not future.done():
+    future, asked = _facts(model, dtype)
+    if (left := asked + CONFIG_SECONDS - time.monotonic()) > 0 and not future.done():
         with st.spinner("Reading the model's config"), suppress(TimeoutError):
-            future.exception(CONFIG_SECONDS)
+            future.exception(left)
 
-    @st.fragment(run_every=None if future.done() else 0.5)
+    @st.fragment(run_every=None if future.done() else 2)
     def facts() -> None:
         if not future.done():
             st.caption(":material/hourglass_top: Reading the model's config.")

@@ -168,7 +168,7 @@ def _add_showing(add: Add) -> None:
     command.add_argument("run", nargs="?", metavar="RUN")
     command.add_argument("--to", required=True, metavar="NAME", help="new name: lower-case letters, digits, hyphens")
     command = add("app", "Open the app in a browser.")
-    command.add_argument("--port", type=int, default=8501, help="port of the app (8501)")
+    command.add_argument("--port", type=int, help="port of the app (8501)")
     command.add_argument(
         "--demo", nargs="?", const=f"{EXAMPLE}demo", metavar="EXP", help="show one experiment, read-only (example-demo)"
     )

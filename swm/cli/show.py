@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import runpy
 import sys
@@ -92,12 +93,14 @@ def run_app(options: argparse.Namespace) -> Result:
     app = APP_FOLDER / "app.py"
     if not app.is_file():
         raise ExperimentError(f"There is no {app}: the app is only in the source folder. Run `make app` there.")
-    if not 1 <= options.port <= 65_535:
+    if options.port is not None and not 1 <= options.port <= 65_535:
         raise SettingsError(f"--port {options.port} is out of range. Choose 1 to 65,535.")
     os.environ |= child_environment(**({"SWM_DEMO": options.demo} if options.demo else {}))
     os.chdir(app.parent)  # streamlit looks for its settings here
     _load_first()
-    sys.argv = ["streamlit", "run", str(app), "--server.port", str(options.port)]
+    logging.getLogger("swm").setLevel(logging.WARNING)  # a cluster that does not answer would be told each time
+    port = ["--server.port", str(options.port)] if options.port else []  # otherwise as streamlit is told elsewhere
+    sys.argv = ["streamlit", "run", str(app), *port]
     runpy.run_module("streamlit", run_name="__main__", alter_sys=True)
     raise AssertionError("streamlit ends the process")
 

@@ -42,28 +42,23 @@ def needed_bytes(target: Tracked | None, arguments: Sequence[str], largest: floa
     if facts is None:
         return 0
     plan = getattr(target, "plan", None) or MergePlan(facts["layers"], (Window(0, max(1, facts["layers"] // 5)),))
-    recovery = recovery_in(arguments)
-    needs = stage_needs(facts, None, plan, recovery, None, experiment.settings.token_count)
+    needs = stage_needs(facts, None, plan, recovery_in(arguments), None, experiment.settings.token_count)
     stages = STAGES.get(arguments[0], (arguments[0],))
     if "--no-recovery" in arguments:
         stages = tuple(stage for stage in stages if stage != "recover")
     own = [need for need in needs if need.stage.partition(",")[0] in stages] or needs
-    whole = needs_all_weights(arguments, plan, recovery)
+    whole = needs_all_at_once(arguments, plan)
     return max(
         need.memory_bytes if whole(need.stage) or not largest else min(need.memory_bytes, int(largest)) for need in own
     )
 
 
-def needs_all_weights(arguments: Sequence[str], plan: MergePlan, recovery: RecoverySettings) -> Callable[[str], bool]:
-    """Whether a stage of a command needs all the model's weights in memory at once."""
-    planner = dict(pairwise(arguments)).get("--planner", "")
-
-    def whole(stage: str) -> bool:
-        if arguments[0] in WHOLE or planner in WHOLE_PLANNERS or plan.width.ratio:
-            return True
-        return stage == "recover" and recovery.quantization == "none"
-
-    return whole
+def needs_all_at_once(arguments: Sequence[str], plan: MergePlan) -> Callable[[str], bool]:
+    """Whether a stage of a command needs its memory at once, since it cannot read layers from disk as they run."""
+    options = dict(pairwise(arguments))
+    narrows = bool(plan.width.ratio) or options.get("--width", "0") != "0"
+    whole = narrows or arguments[0] in WHOLE or options.get("--planner", "") in WHOLE_PLANNERS
+    return lambda stage: whole or stage == "recover"
 
 
 def recovery_in(arguments: Sequence[str]) -> RecoverySettings:

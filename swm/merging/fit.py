@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from swm.errors import NoFitError
-from swm.merging.apply import MergedLayer, apply_plan, merge_window
+from swm.merging.apply import MergedLayer, apply_plan, check_plan, merge_window
 from swm.merging.projection import ending_of
 from swm.merging.solve import Wanted, solved
 from swm.models.decoder import find_decoder, size_bytes
@@ -60,12 +60,13 @@ def fitted_layers(
         fast: the layers' matrix products in bfloat16; what is solved stays in float32.
 
     Raises:
-        NoFitError: if nothing at the end of a merged layer can be solved.
+        NoFitError: if nothing at the end of a merged layer can be solved. PlanError: as of `apply_plan`.
 
-    Memory: two hidden states of all tokens; a layer for each window. Time: two forward passes, and three runs of a
-    layer for each window.
+    Memory: two hidden states of all tokens; a layer for each window; what `solving_bytes` says. Time: two forward
+    passes, and three runs of a layer for each window; weights on disk are read some three times.
     """
     check_tokens(tokens)
+    check_plan(model, plan)
     tokens = tokens.to(model.device)
     part = max(1, PART_TOKENS // tokens.shape[1])
     rows = torch.arange(len(tokens)).split(part)
@@ -74,33 +75,31 @@ def fitted_layers(
     states, diverged = targets, False  # states in the merged model
     rule = "keep_first" if plan.rule == "fit" else plan.rule
 
-    def advance(states: Tensor, run: Callable[[Tensor], Tensor]) -> None:
+    def advance(states: Tensor, layer: OneLayer) -> None:
         for part_rows in rows:
-            states[part_rows] = run(states[part_rows]).to(states.device)
+            states[part_rows] = layer.run(states[part_rows])
 
-    def original(layer: int) -> Callable[[Tensor], Tensor]:
-        return lambda hidden: replay.run(hidden, layer)
-
-    if plan.windows and plan.windows[0].first < 0:  # the lowest layers are dropped
-        states, diverged = targets.clone(), True
-        for below in range(plan.windows[0].last + 1):
-            advance(targets, original(below))
+    for below in range(plan.windows[0].last + 1 if plan.windows and plan.windows[0].first < 0 else 0):
+        states, diverged = (states if diverged else targets.clone()), True  # the lowest layers are dropped
+        made[plan.windows[0]] = MergedLayer(-1)
+        advance(targets, OneLayer(replay, below, targets.device))
     for index, window in enumerate(plan.kept_layers()):
         merges = len(window) > 1
         if merges and not diverged:  # up to here both models have the same states
             states, diverged = targets.clone(), True
         for below in range(window.first, window.last + 1):
-            advance(targets, original(below))
+            layer = OneLayer(replay, below, targets.device)  # read once for both models and all parts of the text
+            advance(targets, layer)
+            if diverged and not merges:
+                advance(states, layer)
         if merges:
             start = merge_window(replay.layers, window, rule)
-            layer = OneLayer(replay, start.base, states.device, start.parameters)
+            layer = OneLayer(replay, start.base, targets.device, start.parameters)
             wanted = Wanted(layer, len(rows), partial(_pair, states, targets, rows))
             change = solved(ending_of(layer, states[:1]), wanted)
             layer.replace(change)
             made[window] = MergedLayer(start.base, start.parameters | change)
-            advance(states, layer.run)
-        elif diverged:
-            advance(states, original(window.first))
+            advance(states, layer)
         if on_layer:
             on_layer(index + 1, plan.layers_left)
     return made
@@ -108,6 +107,13 @@ def fitted_layers(
 
 def _pair(states: Tensor, targets: Tensor, rows: Sequence[Tensor], part: int) -> tuple[Tensor, Tensor]:
     return states[rows[part]], targets[rows[part]]
+
+
+def solving_bytes(model: PreTrainedModel) -> int:
+    """Memory of solving one linear map: four square matrices of its inputs in float64. Reads no weights."""
+    layers = find_decoder(model).layers
+    inputs = [int(part.in_features) for layer in layers for part in layer.modules() if isinstance(part, nn.Linear)]
+    return 4 * 8 * max(inputs, default=0) ** 2
 
 
 def check_fits(model: PreTrainedModel) -> None:
@@ -146,7 +152,7 @@ class WindowFitter:
 
     Args:
         model: not changed.
-        tokens: as for `fit_merged`; not the texts that windows are scored on.
+        tokens: as for `fitted_layers`; not the texts that windows are scored on.
     """
 
     def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
@@ -161,8 +167,8 @@ class WindowFitter:
     def merged(self, window: Window) -> MergedLayer:
         """The window's first layer, its end solved to reproduce the window's output."""
         replay, first, rows = self._replay, window.first, self._rows
-        targets = self._output_of(window.last)
-        layer = OneLayer(replay, first, targets.device)
+        device = replay.input_of(first).device
+        targets, layer = self._output_of(window.last).to(device), OneLayer(replay, first, device)
         wanted = Wanted(layer, len(rows), lambda part: (replay.input_of(first, rows[part]), targets[rows[part]]))
         return MergedLayer(first, solved(ending_of(layer, replay.input_of(first)[:1]), wanted))
 

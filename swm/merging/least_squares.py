@@ -15,9 +15,9 @@ Sums = tuple[Tensor, Tensor]
 
 
 def added(sums: Sums | None, features: Tensor, residual: Tensor) -> Sums:
-    """The sums with those of some more rows, shapes (rows, in) and (rows, out)."""
-    gram, cross = (features.T @ features).double(), (features.T @ residual).double()
-    return (gram, cross) if sums is None else (sums[0] + gram, sums[1] + cross)
+    """The sums with those of some more rows, shapes (rows, in) and (rows, out); changes `sums` in place."""
+    gram, cross = features.T @ features, features.T @ residual
+    return (gram.double(), cross.double()) if sums is None else (sums[0].add_(gram), sums[1].add_(cross))
 
 
 def best_ridge(fitted: Sums, held_out: Sums | None, ridges: Sequence[float] = RIDGES) -> float:
@@ -38,7 +38,9 @@ def ridge_solution(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
 
     Args:
         ridge: relative to the mean of the gram matrix's diagonal.
+
+    Memory: the gram matrix twice.
     """
-    diagonal = ridge * gram.diagonal().mean().clamp(min=1e-12)
-    factor = torch.linalg.cholesky(gram + diagonal * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-    return torch.cholesky_solve(cross, factor)
+    ridged = gram.clone()
+    ridged.diagonal().add_(ridge * gram.diagonal().mean().clamp(min=1e-12))
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(ridged, out=ridged))

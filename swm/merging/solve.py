@@ -79,8 +79,11 @@ def _solved_projection(projection: Projection, wanted: Wanted) -> Parameters:
     fitted, held_out = sums
     assert fitted is not None  # the last part is never held out
     ridge = best_ridge(fitted, held_out)
-    both = fitted if held_out is None else (fitted[0] + held_out[0], fitted[1] + held_out[1])
-    change = ridge_solution(*both, ridge) / projection.scale
+    if held_out is not None:
+        fitted[0].add_(held_out[0])
+        fitted[1].add_(held_out[1])
+    sums[1] = held_out = None
+    change = ridge_solution(*fitted, ridge) / projection.scale
     return projection.parameters_for(projection.matrix() + change.float())
 
 

@@ -1,7 +1,8 @@
 """Merge a model from disk to disk: unchanged tensors are copied as bytes, merged ones are computed one at a time.
 
 The result equals that of `apply_plan` on the loaded model bit for bit. It works for models of any size: memory holds
-one parameter of a window's layers. Refuses weights that transformers converts while loading.
+one parameter of a window's layers, and merged layers that were made before (rule `fit`). Refuses weights that
+transformers converts while loading.
 """
 
 from __future__ import annotations
@@ -73,12 +74,14 @@ def stream_merge(
         ModelError: if the files store the weights in a different form than the loaded model has.
         PlanError: if a window combines layers of different shapes. ExperimentError: if the disk is full.
 
-    Memory: the largest parameter of a layer, once for each layer of the window and once merged.
+    Memory: the largest parameter of a layer, once for each layer of the window and once merged; and what is given.
     """
     source = model_folder(name)
     original, stored = check_streams(name, dtype)
+    formats = [FLOATS[where.dtype] for where in sorted(stored.values(), key=lambda where: where.size)]
     layers = find_decoder(original).layers
     small = apply_plan(original, plan, lambda window: _unfilled(layers, window, plan.rule))
+    small.config.dtype = formats[-1]  # that of the largest weight, as when a model is loaded and saved
     pieces = list(_pieces(plan, stored, _prefix(original), layers, made or {}))
     total = sum(piece.size for piece in pieces)
     check_space(folder, total)

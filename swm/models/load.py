@@ -41,7 +41,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def load_model(
-    name: str, dtype: str = "auto", device: str = "auto", offload: bool = False
+    name: str, dtype: str = "auto", device: str = "auto", offload: bool = False, spare: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A decoder-only language model in eval mode, and its tokenizer.
 
@@ -51,6 +51,7 @@ def load_model(
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
         offload: spread a model that does not fit on the device over several devices and disk; see
             `swm.models.offload`.
+        spare: with `offload`, bytes of the first device that weights leave free.
 
     Raises:
         ModelError: if the model is missing, not decoder-only, damaged, or needs pickle or remote code.
@@ -62,7 +63,7 @@ def load_model(
     refuse_pickle(folder, name)
     stored = sum(file.stat().st_size for file in weight_files(folder))
     check_size(config, name, stored)
-    if offload and device == "auto" and (places := _places(config, name, dtype)):
+    if offload and device == "auto" and (places := _places(config, name, dtype, spare)):
         return _offloaded(folder, name, dtype, config, places), load_tokenizer(name)
     check_memory(f"Loading {name}", _bytes_in_memory(stored, config, dtype))
     model = _load_weights(folder, name, dtype, config)
@@ -203,12 +204,15 @@ def _offloaded(folder: Path, name: str, dtype: str, config: Any, places: dict[st
     return model.eval()
 
 
-def _places(config: Any, name: str, dtype: str) -> dict[str, Any] | None:
+def _places(config: Any, name: str, dtype: str, spare: int) -> dict[str, Any] | None:
     if world_size() > 1:
         return None  # each process has its own device
     model = skeleton(config, name)
     precision = model.dtype if dtype == "auto" else getattr(torch, dtype)
-    return device_map(model, list(find_decoder(model).layers), precision, room_here())
+    room = room_here()
+    first = next(iter(room))
+    room[first] = max(0, room[first] - spare)
+    return device_map(model, list(find_decoder(model).layers), precision, room)
 
 
 def _bytes_in_memory(stored: int, config: Any, dtype: str) -> int:

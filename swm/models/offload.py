@@ -7,6 +7,7 @@ while loading (experts stored one by one) are written to a temporary folder, del
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -47,6 +48,13 @@ def device_map(skeleton: nn.Module, layers: list[nn.Module], dtype: torch.dtype,
         return None
     kinds = sorted({type(layer).__name__ for layer in layers})
     return dict(infer_auto_device_map(skeleton, dict(room), kinds, dtype=dtype))  # type: ignore[arg-type]
+
+
+def let_go() -> None:
+    """Free the memory of models that nothing names any more: accelerate's hooks and their modules name each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_offloaded(model: nn.Module) -> bool:

@@ -27,7 +27,8 @@ class OneLayer:
         own = weights_of(replay.layers[index])
         self.index, self.module = index, bare(replay.layers[index])
         self._replay, self._device = replay, device
-        self.replace({name: (parameters or {}).get(name, own[name]) for name in own})
+        given = parameters or {}
+        self.replace({name: given[name] if name in given else own[name] for name in own})
         self.module.to(device)  # buffers
 
     def replace(self, parameters: dict[str, Tensor]) -> None:

@@ -15,9 +15,9 @@ from swm.evaluation.generation import check_generates
 from swm.healing.own_answers import own_answers
 from swm.healing.rows import training_rows
 from swm.merging.apply import MergedLayer, apply_plan
+from swm.merging.stream import check_streams
 from swm.models.load import save_model
 from swm.models.locate import model_folder
-from swm.models.offload import is_offloaded
 from swm.models.processes import agreed, first_alone, handed_out, is_first, is_sharded, on_its_own
 from swm.plan import Window
 from swm.progress import Progress
@@ -28,6 +28,8 @@ from swm.stages.merge import cut_width, fitted, merged_model, streamed
 from swm.texts.example import Example
 from swm.workspace.files import content_hash, home
 from swm.workspace.runs import Run
+
+REPAIRED = "recovery_base_repaired"  # in run.json: how the model that four-bit weights are made from was fitted
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _repaired(
 ) -> tuple[PreTrainedModel, str]:
     """The merged model to train, its layers fitted on the training text, and the outcome of the fit."""
     made, how = _repairs(run, model, tokenizer, examples, settings, progress)
-    if not made:
+    if made is None:
         return merged_model(run.experiment, model, tokenizer, run.plan, progress), how
     merged = apply_plan(model, run.plan, made.__getitem__)
     return cut_width(run.experiment, merged, tokenizer, run.plan, progress), how
@@ -144,18 +146,34 @@ def write_start(
 ) -> str:
     """Write the merged model, its layers fitted on the training text, to a folder; returns the outcome of the fit.
 
-    From disk to disk, so the merged model is never in memory, unless the model's files or a width cut do not allow it.
+    From disk to disk if possible (`starts_from_disk`): then the merged model is never in memory. The outcome is noted
+    in run.json before the folder appears.
 
     Args:
-        model: the original; its weights may be spread over devices and disk.
+        model: the original; its weights may be spread over devices and disk if it starts from there.
     """
-    if not run.plan.width.ratio:
+
+    def note(how: str) -> None:
+        run.remember(**{REPAIRED: how})
+
+    if starts_from_disk(run):
         made, how = _repairs(run, model, tokenizer, examples, settings, progress)
         if made is None and MERGE_RULES[run.plan.rule].needs_text and run.plan.windows:
             made = fitted(model, run.plan, fit_tokens_of(run.experiment, tokenizer), progress)
-        if streamed(run, run.plan, folder, progress, made=made):
-            return how
-    whole = load_original(run.experiment)[0] if is_offloaded(model) else model
-    merged, how = _repaired(run, whole, tokenizer, examples, settings, progress)
+        streamed(run, run.plan, folder, progress, lambda *written: note(how), made, required=True)
+        return how
+    merged, how = _repaired(run, model, tokenizer, examples, settings, progress)
+    note(how)
     save_model(merged, tokenizer, folder)
     return how
+
+
+def starts_from_disk(run: Run) -> bool:
+    """Whether the merged model can be written without having been in memory."""
+    if run.plan.width.ratio:
+        return False
+    try:
+        check_streams(run.experiment.settings.model, run.experiment.settings.dtype)
+    except ModelError:
+        return False
+    return True

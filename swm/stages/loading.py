@@ -38,14 +38,17 @@ def fit_tokens_of(experiment: Experiment, tokenizer: PreTrainedTokenizerBase, to
 
 
 def load_original(
-    experiment: Experiment, device: str = "auto", offload: bool = False
+    experiment: Experiment, device: str = "auto", offload: bool = False, spare: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The experiment's model and tokenizer.
+
+    Args:
+        device, offload, spare: as for `load_model`.
 
     Raises:
         ExperimentError: if its number of layers has changed. ModelError: if it cannot be loaded, or its code fails.
     """
-    model, tokenizer = load_model(experiment.settings.model, experiment.settings.dtype, device, offload)
+    model, tokenizer = load_model(experiment.settings.model, experiment.settings.dtype, device, offload, spare)
     if (layers := layer_count(model)) != experiment.layer_count:
         raise ExperimentError(
             f"{experiment.settings.model} now has {layers} layers, but had {experiment.layer_count} when "

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from swm.errors import ExperimentError, ModelError, SettingsError
 from swm.evaluation.generation import check_generates
 from swm.merging.apply import MergedLayer, apply_plan
-from swm.merging.fit import check_fits, fitted_layers
+from swm.merging.fit import check_fits, fitted_layers, solving_bytes
 from swm.merging.stream import check_streams, stream_merge
 from swm.merging.width import prune_width
 from swm.models.decoder import parameter_count, size_bytes
 from swm.models.load import fast_format, save_model
+from swm.models.offload import let_go
 from swm.plan import MergePlan, Window
 from swm.progress import Progress, no_progress
 from swm.registry import MERGE_RULES
@@ -41,8 +42,8 @@ def merge_run(
     the old one.
 
     Args:
-        stream: merge from disk to disk without loading the model, see `swm.merging.stream`; None does so only if the
-            model and its merged copy would not fit into memory.
+        stream: merge from disk to disk, see `swm.merging.stream`; rule `fit` then reads layers from disk for which
+            there is no room. None does so only if the model and its merged copy would not fit into memory.
         entries: of another plan to replace the run's, as from `Experiment.plan_entries`.
     """
     check_not_baseline(run, "merged")
@@ -70,7 +71,7 @@ def _streams(run: Run, plan: MergePlan, requested: bool | None) -> bool:
     """Whether to merge from disk to disk.
 
     Raises:
-        SettingsError: if `requested`, but the plan needs the model's outputs.
+        SettingsError: if `requested`, but the plan cuts width.
     """
     if requested and plan.width.ratio:
         raise SettingsError(
@@ -97,16 +98,17 @@ def streamed(
     report = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
     settings = run.experiment.settings
     try:
-        check_streams(settings.model, settings.dtype)
+        skeleton, _ = check_streams(settings.model, settings.dtype)
     except ModelError:
         if required:
             raise
         return False
     if made is None and plan.windows and MERGE_RULES[plan.rule].needs_text:
         progress(0, 0, "loading the model")
-        model, tokenizer = load_original(run.experiment, offload=True)
+        model, tokenizer = load_original(run.experiment, offload=True, spare=solving_bytes(skeleton))
         made = fitted(model, plan, fit_tokens_of(run.experiment, tokenizer), progress)
         del model
+        let_go()
     stream_merge(settings.model, plan, folder, settings.dtype, report, on_written, made)
     return True
 

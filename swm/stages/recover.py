@@ -19,15 +19,17 @@ from swm.healing.quantized import check_quantizes, fold_adapter
 from swm.healing.rows import training_rows
 from swm.healing.trainer import OnStep
 from swm.healing.training_speed import training_speed
+from swm.merging.fit import solving_bytes
 from swm.models.decoder import check_length
 from swm.models.load import load_tokenizer, pick_device
 from swm.models.locate import load_config, skeleton
-from swm.models.processes import agreed, check_sharding, first_alone, is_first, world_size
+from swm.models.offload import let_go
+from swm.models.processes import agreed, check_sharding, first_alone, is_first, on_its_own, world_size
 from swm.models.save import check_complete
 from swm.plan import trained_layers
 from swm.progress import Progress, no_progress
 from swm.settings import UNSAID, RecoverySettings
-from swm.stages.healing_start import answered, original_of, start_of, write_start
+from swm.stages.healing_start import REPAIRED, answered, original_of, start_of, starts_from_disk, write_start
 from swm.stages.loading import calibration_of, check_text, digest, load_original
 from swm.stages.merge import check_not_baseline, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
@@ -39,7 +41,6 @@ from swm.workspace.runs import Run
 from swm.workspace.training_memory import trained_bytes
 
 BASE = "base"  # folder of the merged model that four-bit weights are read from
-REPAIRED = "recovery_base_repaired"  # in run.json: how that model was fitted
 log = logging.getLogger(__name__)
 
 
@@ -153,24 +154,29 @@ def _healed_in_four_bits(
     That folder is the run's own, if it holds the merged model and nothing is fitted; then the model is never in memory
     with all its digits. Otherwise it is made first, and kept for a resume.
     """
+    name = run.experiment.settings.model
     as_it_is = run.stage == "merged" and run.has_model and (settings.repair == "none" or not run.plan.windows)
     base = run.model_folder if as_it_is else run.folder / "recovery" / BASE
     with first_alone():
         made = as_it_is or (_continues(run, requested) and base.is_dir())
     needed = not made or settings.answers == "original"
     progress(0, 0, "loading the model")
-    model = load_original(run.experiment, offload=True)[0] if needed else None
+    model = None
+    if needed and is_first():
+        with on_its_own():
+            from_disk = settings.answers == "given" and starts_from_disk(run)
+            spare = solving_bytes(skeleton(load_config(name), name)) if from_disk else 0
+            model = load_original(run.experiment, offload=from_disk, spare=spare)[0]
     _begin(run, settings, requested)
     repaired = "none" if as_it_is else run.settings.get(REPAIRED, "") if made else ""
     if model:
-        examples = answered(run, model, tokenizer, examples, settings, progress)
-    if model and not made:
-        with first_alone():
-            if is_first():
+        with on_its_own():
+            examples = answered(run, model, tokenizer, examples, settings, progress)
+            if not made:
                 repaired = write_start(run, base, model, tokenizer, examples, settings, progress)
-                run.remember(**{REPAIRED: repaired})
-        repaired = agreed(repaired)
     del model  # training does not need it
+    let_go()
+    examples, repaired = agreed((examples, repaired))
     progress(0, 0, "loading the model in four bits")
     adapted, summary = recover_in_four_bits(
         base,

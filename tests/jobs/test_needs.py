@@ -53,6 +53,7 @@ def test_what_reads_layers_from_disk_asks_for_no_more_than_the_largest_node_has(
         ["recover", "study", "a"],
         ["run", "study", "a"],
         ["export", "study", "a", "there"],
+        ["merge", "study", "a", "--width", "0.2"],
     ):
         assert needed_bytes(run, command, room) == needed_bytes(run, command) >= 2**40
     narrow = experiment.create_run("b", MergePlan(4, (Window(1, 3),), width=WidthCut(0.2)))

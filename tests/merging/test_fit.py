@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from swm.errors import PlanError
 from swm.merging.apply import apply_plan
 from swm.merging.fit import WindowFitter, apply_fitted_plan
-from swm.merging.least_squares import RIDGES
+from swm.merging.least_squares import RIDGES, ridge_solution
 from swm.merging.projection import ending_of
 from swm.models.decoder import find_decoder
 from swm.models.one_layer import OneLayer
 from swm.models.replay import Replay
-from swm.plan import MergePlan, Window
+from swm.plan import MergePlan, Window, dropped_plan
 from swm.search.window_score import WindowScorer
 from tests.conftest import tiny_model
 from tests.product.test_families import FAMILIES, LAYERS, made
@@ -128,6 +129,39 @@ def test_every_family_is_fitted_in_bfloat16_as_well(family):
     assert nearly == pytest.approx(fitted, rel=0.01)
     assert {tensor.dtype for tensor in fast.state_dict().values()} == {torch.float32}
     assert any(not torch.equal(one, fast.state_dict()[name]) for name, one in exact.state_dict().items())
+
+
+def test_a_model_without_its_lowest_layers_is_fitted_above_them():
+    model, plan = tiny_model(layers=6), dropped_plan(6, {0, 5})
+    assert plan.windows[0].first < 0
+    fitted, plain = apply_fitted_plan(model, plan, texts(200)), apply_plan(model, plan)
+    assert len(find_decoder(fitted).layers) == 4
+    changed = [n for n, weight in plain.state_dict().items() if not torch.equal(weight, fitted.state_dict()[n])]
+    assert changed == ["model.layers.3.mlp.down_proj.weight"]
+    with torch.inference_mode():
+        losses = [float(m(texts(40, seed=9), labels=texts(40, seed=9)).loss) for m in (fitted, plain)]
+    assert losses[0] != losses[1]
+
+
+def test_what_cannot_be_built_is_refused_before_anything_is_fitted(monkeypatch):
+    monkeypatch.setattr("swm.merging.fit.Replay", None)
+    with pytest.raises(PlanError, match="The plan is for 5 layers"):
+        apply_fitted_plan(tiny_model(layers=4), MergePlan(5, (Window(1, 2),), "fit"), texts(16))
+
+
+def test_solving_takes_no_more_memory_than_it_says():
+    peaks = {}
+    for width in (256, 1024):
+        gram = torch.eye(width, dtype=torch.float64)
+        with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            ridge_solution(gram, gram[:, :8], 0.1)
+        held = most = 0
+        for event in profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                most = max(most, held)
+        peaks[width] = most / (8 * width**2)
+    assert peaks[1024] < 2.3  # beside the gram matrix itself, and one more that is held out
 
 
 def test_the_widest_map_that_ends_in_the_sum_is_found_with_its_factor():

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import OffloadedWeightsLoader
 from safetensors.torch import load_file
 
 from swm.errors import ModelError
@@ -17,7 +19,7 @@ from swm.merging.apply import projections
 from swm.merging.fit import fitted_layers, window_fitter
 from swm.models.decoder import find_decoder, size_bytes
 from swm.models.load import load_model
-from swm.models.offload import bare, is_offloaded, weights_of
+from swm.models.offload import bare, is_offloaded, let_go, weights_of
 from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
 from swm.search.plan_loss import PlanLoss
@@ -101,9 +103,16 @@ def test_windows_score_as_in_memory(rule, pair, tokens):
 
 
 @pytest.mark.parametrize("rule", ["fit", "rdsc", "keep_last"])
-def test_merged_layers_are_fitted_as_in_memory(rule, pair, tokens):
-    plan = MergePlan(8, (Window(1, 3), Window(5, 6)), rule)
+def test_merged_layers_are_fitted_as_in_memory(rule, pair, tokens, monkeypatch):
+    plan, read = MergePlan(8, (Window(1, 3), Window(5, 6)), rule), []
+    tokens = torch.cat([tokens.roll(shift, 1) for shift in range(4)])
+    fetch = OffloadedWeightsLoader.__getitem__
+    monkeypatch.setattr(OffloadedWeightsLoader, "__getitem__", lambda self, key: read.append(key) or fetch(self, key))
+    monkeypatch.setattr("swm.merging.fit.PART_TOKENS", tokens.shape[1])  # each text is a part of its own
     expected, found = (fitted_layers(model, plan, tokens) for model in pair)
+    assert (
+        1 <= max(read.count(key) for key in read if ".layers." in key) <= 5 < len(tokens)
+    )  # not once for each part of the text
     assert expected.keys() == found.keys()
     for window, layer in expected.items():
         assert (layer.base, layer.parameters.keys()) == (found[window].base, found[window].parameters.keys())
@@ -138,7 +147,7 @@ def test_a_run_without_room_is_merged_and_healed_in_four_bits_as_with_room(
         loaded.append(load(*given))
         return loaded[-1]
 
-    for name, room in (("in-memory", 10**9), ("on-disk", 600_000)):
+    for name, room in (("in-memory", 10**9), ("on-disk", 1_100_000)):
         monkeypatch.setattr("swm.models.load.room_here", lambda room=room: {"cpu": room})
         study = create_experiment(name, ExperimentSettings(str(folder), str(text_file), 3, 32))
         run = study.create_run("a", MergePlan(8, (Window(1, 3), Window(5, 6)), "fit"))
@@ -152,6 +161,10 @@ def test_a_run_without_room_is_merged_and_healed_in_four_bits_as_with_room(
         weights[-1].append(load_file(run.model_folder / "model.safetensors"))
     assert loaded
     assert all(is_offloaded(model) for model, _ in loaded)
+    left = weakref.ref(loaded.pop()[0])
+    loaded.clear()
+    let_go()
+    assert left() is None
     for one, other in zip(*weights, strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
