@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import urllib.request
 
 import pytest
@@ -79,12 +80,17 @@ def test_the_playground_asks_models_on_the_cluster(app, nodes, chromium, model_f
     prompt, tokens = "The three most", 24
     page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
     page.goto(f"{app}/playground?experiment=mine&playground_tokens={tokens}")
-    page.get_by_role("textbox", name="Prompt").fill(prompt, **WAIT)
+    idle = "!!document.querySelector('h1') && !document.querySelector('[data-testid=stStatusWidget]')"
+    page.wait_for_function(idle, **WAIT)
+    page.get_by_role("textbox", name="Prompt").fill(prompt)
     page.keyboard.press("Control+Enter")
-    page.wait_for_timeout(3000)
+    page.wait_for_timeout(1000)
+    page.wait_for_function(idle, **WAIT)
+    assert page.get_by_role("textbox", name="Prompt").input_value() == prompt
     page.get_by_role("button", name="Answer", exact=True).click()
     page.wait_for_function("document.body.innerText.split('the first after').length === 3", **WAIT)
     shown = page.locator("[data-testid=stMain]").inner_text()
+    shown = re.sub(r"\\x[0-9a-f]{2}|\\u[0-9a-f]{4}", "", shown)  # control characters arrive spelled out
     for folder in (model_folder, run.model_folder):
         assert letters(greedy(folder, prompt, tokens)) in letters(shown)
     with urllib.request.urlopen(f"{nodes.address}/api/jobs/", timeout=30) as jobs:
