@@ -5,7 +5,7 @@ and its default repair, twice: with all of this machine's memory, and with too l
 memory of each process that is its own (without pages of files, which the system can drop), minus that of a process that
 does the same with a tiny model. Prints one JSON object.
 
-    python benchmarks/healing_memory.py [--width 1024] [--layers 12] [--room 0.9]
+    python benchmarks/healing_memory.py [--width 1024] [--layers 12] [--room 1.5]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--room", default="0.9", help="GiB for the whole process, of which libraries take some 0.5")
+    parser.add_argument("--room", default="1.5", help="GiB for a process; libraries and solving take 0.5 each")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ |= {"SWM_HOME": home, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -39,6 +39,7 @@ def main() -> None:
             size, own = peaks(name.replace(" ", "-"), Path(home), options.width, options.layers, room)
             found[name] = {stage: round((own[stage][0] - libraries[stage][0]) / size, 2) for stage in own}
             found[name] |= {f"{stage}_seconds": own[stage][1] for stage in own}
+            print(name, found[name], file=sys.stderr, flush=True)
     print(json.dumps({"weight_bytes": size, "times the weights": found}, indent=1))
 
 
