@@ -15,8 +15,8 @@ from swm.workspace.estimate import stage_needs
 from swm.workspace.experiments import Experiment
 from swm.workspace.tracked import Tracked
 
-WHOLE = ("export", "time", "answer", "control", "repeat", "study")
-WHOLE_PLANNERS = ("best", "taylor")
+WHOLE = ("export", "time", "answer", "control", "repeat", "study")  # commands that need all weights at once
+WHOLE_PLANNERS = ("best", "taylor")  # planners that do
 STAGES = {  # that a command runs, where it is none itself
     "run": ("merge", "recover", "evaluate"),
     "plan": ("search",),

@@ -79,10 +79,11 @@ def fitted_layers(
         for part_rows in rows:
             states[part_rows] = layer.run(states[part_rows])
 
-    for below in range(plan.windows[0].last + 1 if plan.windows and plan.windows[0].first < 0 else 0):
-        states, diverged = (states if diverged else targets.clone()), True  # the lowest layers are dropped
+    if plan.windows and plan.windows[0].first < 0:  # the lowest layers are dropped
+        states, diverged = targets.clone(), True
         made[plan.windows[0]] = MergedLayer(-1)
-        advance(targets, OneLayer(replay, below, targets.device))
+        for below in range(plan.windows[0].last + 1):
+            advance(targets, OneLayer(replay, below, targets.device))
     for index, window in enumerate(plan.kept_layers()):
         merges = len(window) > 1
         if merges and not diverged:  # up to here both models have the same states

@@ -162,6 +162,7 @@ def test_fitted_layers_are_streamed_as_they_are_saved_from_memory(model_folder, 
     merge_run(runs[0])
     merge_run(runs[1], stream=True)
     same(runs[1].model_folder, runs[0].model_folder)
+    assert runs[1].settings["merge"] | {"seconds": 0} == runs[0].settings["merge"] | {"seconds": 0}
 
 
 PEAK = """
