@@ -45,22 +45,10 @@ def main() -> None:
 
 def peaks(name: str, home: Path, width: int, layers: int, room: str = "") -> tuple[int, dict[str, tuple[int, float]]]:
     """Bytes of a model's weights; for merging and healing the most memory and the seconds."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from benchmarks.random_llama import write_random_llama
 
-    from swm.models.locate import model_folder
-
-    tokenizer = AutoTokenizer.from_pretrained(model_folder("smollm2-135m"))
-    config = AutoConfig.for_model(
-        "llama", vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=width // 32, num_key_value_heads=width // 32, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model, folder = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16), home / f"{name}-model"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    del model
+    folder = home / f"{name}-model"
+    size = write_random_llama(folder, width, layers)
     peak(["create", name, "--model", str(folder)])
     found = {}
     commands = {"merge": ["merge", name, "run", "--windows", "1-2", "--rule", "fit"]}

@@ -40,27 +40,13 @@ def main() -> None:
 
 def healed(name: str, home: Path, width: int, layers: int) -> tuple[int, list[int]]:
     """Bytes of a model's weights, and the peaks of the two processes that heal it without one of its layers."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    from swm.models.decoder import size_bytes
-    from swm.models.locate import model_folder
+    from benchmarks.random_llama import write_random_llama
     from swm.plan import MergePlan, Window
     from swm.settings import ExperimentSettings
     from swm.stages.create import create_experiment
     from swm.stages.merge import merge_run
 
-    tokenizer = AutoTokenizer.from_pretrained(model_folder("smollm2-135m"))
-    config = AutoConfig.for_model(
-        "llama", vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=width // 32, num_key_value_heads=width // 32, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(home / f"{name}-model")
-    tokenizer.save_pretrained(home / f"{name}-model")
-    size = size_bytes(model)
-    del model
+    size = write_random_llama(home / f"{name}-model", width, layers)
     experiment = create_experiment(name, ExperimentSettings(str(home / f"{name}-model"), "lambada", 2, 32))
     merge_run(experiment.create_run("run", MergePlan(layers, (Window(0, 1),), "keep_first")))
     command = [sys.executable, *LAUNCH, str(ROOT / "tests" / "fsdp_on_cpu.py"), "recover", name, "run", *HOW.split()]
