@@ -5,7 +5,8 @@ SwmError
 ├── PlanError         a window that does not fit the model
 ├── ModelError        a model that cannot be loaded, understood, merged or saved
 │   ├── NoCacheError  a model without a key-value cache: its generation cannot be timed
-│   └── NoFitError    layers that end in nothing that rule `fit` can solve
+│   ├── NoFitError    layers that end in nothing that rule `fit` can solve
+│   └── NoScaleError  layers that rule `scale` cannot be made for
 ├── TextError         a text that is missing, empty or too short
 ├── ExperimentError   a name, folder or file of an experiment or run
 └── JobError          a job that cannot start or continue
@@ -36,6 +37,10 @@ class NoCacheError(ModelError):
 
 class NoFitError(ModelError):
     """Layers that end in nothing that rule `fit` can solve."""
+
+
+class NoScaleError(ModelError):
+    """Layers that rule `scale` cannot be made for."""
 
 
 class TextError(SwmError):

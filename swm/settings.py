@@ -64,7 +64,8 @@ class RecoverySettings:
         checkpointing: "on" recomputes activations in the backward pass instead of storing them: a third slower, much
             less memory; "auto" does so when they would take more than half of the free memory.
         repair: "fit" solves the last projection of each merged layer by least squares before training, see
-            `swm.merging.fit`: takes a minute and makes up for most of the quality loss.
+            `swm.merging.fit`: takes a minute and makes up for most of the quality loss; "scale" only gives the hidden
+            state its former size, see `swm.merging.scale`.
         quantization: "nf4" keeps the frozen weights in four bits while adapters are trained (QLoRA), which are then
             folded into the weights with all their digits.
         held_out: sequences set aside; the checkpoint with the lowest loss on them is the result.
@@ -78,7 +79,7 @@ class RecoverySettings:
     train: Literal["adapters", "weights"] = "adapters"
     adapt: Literal["all", "above", "near", "last"] = "all"
     checkpointing: Literal["auto", "on", "off"] = "auto"
-    repair: Literal["fit", "none"] = "fit"
+    repair: Literal["fit", "scale", "none"] = "fit"
     quantization: Literal["none", "nf4"] = "none"
     steps: Annotated[int, Between(1, 1_000_000)] = 120
     batch: Annotated[int, Between(1, 4096)] = 8

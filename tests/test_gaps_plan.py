@@ -144,9 +144,10 @@ def test_sources_of_methods_are_papers_by_their_number():
     assert all(source_of(name).endswith(f"arXiv:{number}") for name, number in numbers.items())
 
 
-def test_only_the_fitted_rule_needs_text():
+def test_only_fitted_rules_need_text():
     kinds = {name: (rule.needs_text, bool(rule.combine), rule.base) for name, rule in MERGE_RULES.items()}
-    ours = {"fit": (True, False, "first"), "keep_first": (False, False, "first"), "keep_last": (False, False, "last")}
+    ours = dict.fromkeys(("fit", "scale"), (True, False, "first"))
+    ours |= {"keep_first": (False, False, "first"), "keep_last": (False, False, "last")}
     ours |= dict.fromkeys(("rdsc", "mean", "replace"), (False, True, "first"))
     assert ours.items() <= kinds.items()
     assert next(iter(MERGE_RULES)) == "rdsc"

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from swm.evaluation.generation import check_keeps_cache, generated_tokens, keeps_cache, wait_for_device
-from swm.merging.apply import MergedLayer, apply_plan
+from swm.merging.apply import apply_plan
+from swm.merging.merged_layer import MergedLayer
 from swm.models.decoder import find_decoder, parameter_count
 from swm.models.hooks import hooked
 from swm.models.load import bfloat16_is_faster, pick_device

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,22 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from swm.errors import ModelError, PlanError
+from swm.merging.merged_layer import MergedLayer, Parameters
+from swm.merging.scale import folded
 from swm.models.decoder import find_decoder, renumber_layers
 from swm.models.layer_facts import facts_for, set_facts
 from swm.models.offload import weights_of
 from swm.plan import MergePlan, Window, base_layer
 from swm.registry import MERGE_RULES
 
-Parameters = dict[str, Tensor]
 BLOCK_NUMBERS = 2**20  # elements of a matrix that are summed at a time, in float32
-
-
-@dataclass(frozen=True)
-class MergedLayer:
-    """One layer made from a window: its base layer, and the parameters that differ from it."""
-
-    base: int
-    parameters: Parameters = field(default_factory=dict)
 
 
 def merge_window(layers: Sequence[nn.Module], window: Window, rule: str) -> MergedLayer:
@@ -156,12 +148,12 @@ def apply_plan(
             config cannot describe the smaller model.
         ValueError: for rule `fit`, which needs text: see `swm.merging.fit.apply_fitted_plan`.
 
-    Memory: one layer for each window.
+    Memory: one layer for each window; for rule `scale`, the last maps of all layers above.
     """
     layers = find_decoder(model).layers
     facts = check_plan(model, plan)
     make = make or (lambda window: merge_window(layers, window, plan.rule))
-    merged = {window: make(window) for window in plan.windows}
+    merged = folded(model, plan, {window: make(window) for window in plan.windows})
     kept = plan.base_layers()
     tensors = [*model.parameters(), *model.buffers()]
     small = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
@@ -171,7 +163,8 @@ def apply_plan(
     renumber_layers(small)
     for layer, window in zip(find_decoder(small).layers, plan.kept_layers(), strict=True):
         if window in merged:
-            _set_parameters(layer, merged[window].parameters)
+            own = weights_of(layers[merged[window].base]) if merged[window].divided else {}
+            _set_parameters(layer, merged[window].changed(own))
     return small
 
 

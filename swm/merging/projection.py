@@ -116,7 +116,7 @@ def _projection(layer: OneLayer, hidden: Tensor, before: Tensor) -> Projection |
     modules = layer.module.named_modules()
     linear = [(name, module) for name, module in modules if _shape(module)[1] == hidden.shape[-1]]
     for name, module in sorted(linear, key=lambda item: -_shape(item[1])[0]):
-        if scale := _scale_as_term(layer, hidden, before, module):
+        if scale := scale_as_term(layer, hidden, before, module):
             return Projection(name, module, scale)
     return None
 
@@ -128,7 +128,7 @@ def _normed_projection(layer: OneLayer, hidden: Tensor, before: Tensor) -> Norme
     modules = dict(layer.module.named_modules())
     norms = {name: m for name, m in modules.items() if getattr(getattr(m, "weight", None), "shape", None) == (width,)}
     for name, norm in norms.items():
-        scale = _scale_as_term(layer, hidden, before, norm)
+        scale = scale_as_term(layer, hidden, before, norm)
         if not scale:
             continue
         seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -140,7 +140,7 @@ def _normed_projection(layer: OneLayer, hidden: Tensor, before: Tensor) -> Norme
         source = next((n for n in linear if n in seen and _same(seen[n][1], given)), None)
         if source is None:
             continue
-        eps = float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or 0.0)
+        eps = _eps(norm)
         offset = _offset(norm, given.float(), output.float(), eps)
         if offset is not None:
             projection = Projection(source, linear[source], 1.0)
@@ -158,7 +158,7 @@ def _experts(layer: OneLayer, hidden: Tensor, before: Tensor) -> Experts | None:
         biases = any(name.endswith("bias") for name, _ in module.named_parameters())
         if stacked.shape != (count, 2 * inner, width) or biases or not hasattr(module, "act_fn"):
             continue
-        scale = _scale_as_term(layer, hidden, before, module)
+        scale = scale_as_term(layer, hidden, before, module)
         if scale and _are_gated_maps(layer, hidden, found := Experts(name, module, scale)):
             return found
     return None
@@ -181,6 +181,21 @@ def _are_gated_maps(layer: OneLayer, hidden: Tensor, experts: Experts) -> bool:
         maps = nn.functional.linear(experts.features(tokens[rows], expert), down[expert])
         expected.index_add_(0, rows, (maps * weights[rows, places, None]).to(expected.dtype))
     return bool((expected - output).float().norm() <= CLOSE * output.float().norm())
+
+
+def norm_offset(layer: OneLayer, hidden: Tensor, module: nn.Module) -> float:
+    """What a module of the layer adds to its weight before it multiplies by it: 1 if it is such a norm, else 0."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    with hooked([module.register_forward_hook(_kept(seen, ""))]):
+        layer.run(hidden)
+    if "" not in seen or getattr(getattr(module, "weight", None), "ndim", 0) != 1:
+        return 0.0
+    given, output = seen[""]
+    return _offset(module, given.float(), output.float(), _eps(module)) or 0.0
+
+
+def _eps(norm: nn.Module) -> float:
+    return float(getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", None) or 0.0)
 
 
 def _offset(norm: nn.Module, given: Tensor, output: Tensor, eps: float) -> float | None:
@@ -207,6 +222,11 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return first.numel() == second.numel() and torch.equal(first.flatten(), second.flatten())
 
 
+def is_linear_map(module: nn.Module, width: int) -> bool:
+    """Whether it is a linear map with so many outputs."""
+    return _shape(module)[1] == width
+
+
 def _shape(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear map; (0, 0) for anything else."""
     if isinstance(module, nn.Linear):
@@ -216,7 +236,7 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return 0, 0
 
 
-def _scale_as_term(layer: OneLayer, hidden: Tensor, before: Tensor, module: nn.Module) -> float:
+def scale_as_term(layer: OneLayer, hidden: Tensor, before: Tensor, module: nn.Module) -> float:
     """The factor with which a module's output is a term of the layer's output; 0 if it is none.
 
     Noise added to the module's output must appear in the layer's output, unchanged up to that factor.

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from swm.errors import ModelError
-from swm.merging.apply import MergedLayer, apply_plan, check_window, merged_tensor, projection_names
+from swm.merging.apply import apply_plan, check_window, merged_tensor, projection_names
+from swm.merging.merged_layer import MergedLayer
 from swm.merging.stored import FLOATS, Stored, copy_bytes, flushed, read_header, read_tensor
 from swm.models.decoder import find_decoder, parameter_count
 from swm.models.load import load_tokenizer
@@ -65,7 +66,8 @@ def stream_merge(
         folder: appears complete or not at all.
         on_bytes: called with (bytes written, total bytes); may raise to stop.
         on_written: called with the finished folder and the returned facts, just before it is moved into place.
-        made: the merged layer of each window, as from `fit.fitted_layers`; otherwise computed by the plan's rule.
+        made: the merged layer of each window, as from `fit.fitted_layers`, and others that change, as from
+            `scale.folded`; windows without are computed by the plan's rule.
 
     Returns:
         `parameters` and `size_bytes` of the new model.
@@ -181,7 +183,7 @@ def _pieces(
         else:
             yield _copied(name, stored[name])
     for new, (window, base) in enumerate(zip(plan.kept_layers(), plan.base_layers(), strict=True)):
-        given = made[window].parameters if window in made else {}
+        changed = made.get(window, MergedLayer(base))
         combined = len(window) > 1 and window not in made and MERGE_RULES[plan.rule].combine is not None
         computed = projection_names(layers[base]) if combined else []
         for name in by_layer[base]:
@@ -190,13 +192,18 @@ def _pieces(
             if own in computed:
                 sources = [f"{prefix}{layer}.{own}" for layer in range(window.first, window.last + 1)]
                 piece = replace(piece, stored=None, made=partial(_merged, stored, sources, plan.rule))
-            elif own in given:
-                piece = replace(piece, stored=None, made=given[own].cpu)
+            elif own in {*changed.parameters, *changed.divided}:
+                piece = replace(piece, stored=None, made=partial(_changed, changed, own, stored[name], name))
             yield piece
 
 
 def _merged(stored: dict[str, Stored], names: list[str], rule: str) -> Tensor:
     return merged_tensor([read_tensor(stored[name], name) for name in names], rule)
+
+
+def _changed(layer: MergedLayer, own: str, stored: Stored, name: str) -> Tensor:
+    value = layer.parameters[own].cpu() if own in layer.parameters else read_tensor(stored, name)
+    return layer.divided[own].of(value) if own in layer.divided else value
 
 
 def _copied(name: str, stored: Stored) -> Piece:

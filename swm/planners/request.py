@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from swm.merging.apply import MergedLayer
+    from swm.merging.merged_layer import MergedLayer
     from swm.plan import Window
     from swm.search.vocabulary import VocabularySample
 

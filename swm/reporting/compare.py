@@ -9,7 +9,6 @@ from typing import Any
 
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES
 from swm.evaluation.task_names import CHANCE
-from swm.registry import MERGE_RULES
 from swm.reporting.names import ORIGINAL, healed_by, row_name, text_name
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
@@ -216,7 +215,9 @@ def _shared_texts(run: Run, stage: str, perplexities: dict[str, Any]) -> dict[st
 
 
 def _fitted_first(run: Run) -> bool:
-    return MERGE_RULES[run.plan.rule].needs_text or run.settings["recovery"].get("repaired") == "fit"
+    """Whether least squares solved the merged layers that were trained: by the repair, or when they were merged."""
+    repaired = run.settings["recovery"].get("repaired") or ""
+    return repaired == "fit" or (run.plan.rule == "fit" and repaired != "scale")
 
 
 def _method(run: Run) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from swm.errors import ModelError
-from swm.merging.apply import MergedLayer
+from swm.merging.merged_layer import MergedLayer
 from swm.models.decoder import find_decoder
 from swm.progress import Progress, no_progress
 from swm.search.plan_loss import PlanLoss

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from swm.merging.apply import MergedLayer, can_merge, merge_window
+from swm.merging.apply import can_merge, merge_window
+from swm.merging.merged_layer import MergedLayer
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window
 from swm.search.vocabulary import VocabularySample
@@ -66,7 +67,7 @@ class PlanLoss:
         """The loss of the model that runs these layers from what the original's layer `lowest` receives."""
         states = [self._replay.input_of(lowest, rows) for rows in self._rows]
         for merged in layers:
-            states = [self._replay.run(hidden, merged.base, merged.parameters) for hidden in states]
+            states = [merged.run(self._replay, hidden) for hidden in states]
         total = 0.0
         for rows, hidden in zip(self._rows, states, strict=True):
             total += float(self._losses(hidden, self._tokens[rows, 1:].flatten()).sum())

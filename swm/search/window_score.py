@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from swm.merging.apply import MergedLayer, can_merge, merge_window
+from swm.merging.apply import can_merge, merge_window
+from swm.merging.merged_layer import MergedLayer
 from swm.models.decoder import find_decoder, size_bytes
 from swm.models.layer_outputs import check_tokens
 from swm.models.offload import free_bytes_on
@@ -160,8 +161,7 @@ class WindowScorer:
             return hidden
         if len(window) == 1:
             return self._replay.run(hidden, window.first)
-        merged = self._merged(window)
-        return self._replay.run(hidden, merged.base, merged.parameters)
+        return self._merged(window).run(self._replay, hidden)
 
     def _merged(self, window: Window) -> MergedLayer:
         """The window's merged layer, from a cache of the most recently used ones."""

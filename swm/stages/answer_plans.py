@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ModelError, PlanError
 from swm.evaluation.answers import sample_answers
-from swm.merging.apply import MergedLayer, apply_plan
+from swm.merging.apply import apply_plan
+from swm.merging.merged_layer import MergedLayer
 from swm.models.offload import is_offloaded
 from swm.models.processes import agreed, is_first, shared, world_size
 from swm.plan import MergePlan, Window

@@ -14,7 +14,9 @@ from swm.errors import ModelError
 from swm.evaluation.generation import check_generates
 from swm.healing.own_answers import own_answers
 from swm.healing.rows import training_rows
-from swm.merging.apply import MergedLayer, apply_plan
+from swm.merging.apply import apply_plan
+from swm.merging.merged_layer import MergedLayer
+from swm.merging.scale import folded
 from swm.merging.stream import check_streams
 from swm.models.load import save_model
 from swm.models.locate import model_folder
@@ -130,8 +132,8 @@ def _repairs(
     count = -(-FIT_TOKENS // settings.length)
     tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
     try:
-        return fitted(model, run.plan, tokens, progress), "fit"
-    except ModelError as error:  # layers with an end of their own: training alone also heals
+        return fitted(model, run.plan, tokens, progress, settings.repair), settings.repair
+    except ModelError as error:  # layers of a form of their own: training alone also heals
         return None, f"none: {error}"
 
 
@@ -159,8 +161,9 @@ def write_start(
     if starts_from_disk(run):
         made, how = _repairs(run, model, tokenizer, examples, settings, progress)
         if made is None and MERGE_RULES[run.plan.rule].needs_text and run.plan.windows:
-            made = fitted(model, run.plan, fit_tokens_of(run.experiment, tokenizer), progress)
-        streamed(run, run.plan, folder, progress, lambda *written: note(how), made, required=True)
+            made = fitted(model, run.plan, fit_tokens_of(run.experiment, tokenizer), progress, run.plan.rule)
+        changed = made and folded(model, run.plan, made)
+        streamed(run, run.plan, folder, progress, lambda *written: note(how), changed, required=True)
         return how
     merged, how = _repaired(run, model, tokenizer, examples, settings, progress)
     note(how)

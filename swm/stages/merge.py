@@ -13,8 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ExperimentError, ModelError, SettingsError
 from swm.evaluation.generation import check_generates
-from swm.merging.apply import MergedLayer, apply_plan
-from swm.merging.fit import check_fits, fitted_layers, solving_bytes
+from swm.merging.apply import apply_plan
+from swm.merging.fit import check_how, fitted_layers, solving_bytes
+from swm.merging.merged_layer import MergedLayer
+from swm.merging.scale import folded
 from swm.merging.stream import check_streams, stream_merge
 from swm.merging.width import prune_width
 from swm.models.decoder import parameter_count, size_bytes
@@ -93,7 +95,7 @@ def streamed(
     """Merge from disk to disk; False if the model's files do not allow it and it is not `required`.
 
     Args:
-        made: the merged layers, see `stream_merge`; rule `fit` otherwise makes them on the experiment's kind of text.
+        made: the merged layers, see `stream_merge`; rules that need text otherwise make them on the experiment's kind.
     """
     report = lambda done, total: progress(done, total, "merging from disk to disk")  # noqa: E731
     settings = run.experiment.settings
@@ -106,7 +108,8 @@ def streamed(
     if made is None and plan.windows and MERGE_RULES[plan.rule].needs_text:
         progress(0, 0, "loading the model")
         model, tokenizer = load_original(run.experiment, offload=True, spare=solving_bytes(skeleton))
-        made = fitted(model, plan, fit_tokens_of(run.experiment, tokenizer), progress)
+        layers = fitted(model, plan, fit_tokens_of(run.experiment, tokenizer), progress, plan.rule)
+        made = folded(model, plan, layers)
         del model
         let_go()
     stream_merge(settings.model, plan, folder, settings.dtype, report, on_written, made)
@@ -125,11 +128,11 @@ def merged_model(
     plan: MergePlan,
     progress: Progress = no_progress,
 ) -> PreTrainedModel:
-    """The model after the plan; rule `fit` uses the experiment's kind of text."""
+    """The model after the plan; rules `fit` and `scale` use the experiment's kind of text."""
     if not MERGE_RULES[plan.rule].needs_text or not plan.windows:
         merged = apply_plan(model, plan)
     else:
-        made = fitted(model, plan, fit_tokens_of(experiment, tokenizer), progress)
+        made = fitted(model, plan, fit_tokens_of(experiment, tokenizer), progress, plan.rule)
         merged = apply_plan(model, plan, made.__getitem__)
     return cut_width(experiment, merged, tokenizer, plan, progress)
 
@@ -148,15 +151,20 @@ def cut_width(
     return prune_width(merged, plan.width, fit_tokens_of(experiment, tokenizer), report)
 
 
-def fitted(model: PreTrainedModel, plan: MergePlan, tokens: Tensor, progress: Progress) -> dict[Window, MergedLayer]:
+def fitted(
+    model: PreTrainedModel, plan: MergePlan, tokens: Tensor, progress: Progress, how: str
+) -> dict[Window, MergedLayer]:
     """The merged layers of a plan, fitted on a text; in bfloat16 where that is faster (see `fitted_layers`).
 
+    Args:
+        how: "fit" or "scale".
+
     Raises:
-        NoFitError: at once, if the model's layers cannot be fitted.
+        NoFitError, NoScaleError: at once, if that cannot be done with the model's layers.
     """
-    check_fits(model)
+    check_how(model, how)
     report = lambda done, total: progress(done, total, f"fitting merged layers, {done} of {total}")  # noqa: E731
-    return fitted_layers(model, plan, tokens, report, fast_format(model))
+    return fitted_layers(model, plan, tokens, report, fast_format(model), how)
 
 
 def save_run_model(

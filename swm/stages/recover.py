@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm.errors import ExperimentError, TextError
+from swm.errors import ExperimentError, SettingsError, TextError
 from swm.healing.lora import check_adapts, check_shared, recover, recover_in_four_bits
 from swm.healing.own_answers import check_prompts
 from swm.healing.quantized import check_quantizes, fold_adapter
@@ -26,7 +26,7 @@ from swm.models.locate import load_config, skeleton
 from swm.models.offload import let_go
 from swm.models.processes import agreed, check_sharding, first_alone, is_first, on_its_own, world_size
 from swm.models.save import check_complete
-from swm.plan import trained_layers
+from swm.plan import MergePlan, trained_layers
 from swm.progress import Progress, no_progress
 from swm.settings import UNSAID, RecoverySettings
 from swm.stages.healing_start import REPAIRED, answered, original_of, start_of, starts_from_disk, write_start
@@ -63,6 +63,15 @@ def check_recovery(experiment: Experiment, settings: RecoverySettings) -> list[E
     return examples
 
 
+def check_target(plan: MergePlan, settings: RecoverySettings) -> None:
+    """Raise SettingsError if the target is hidden states whose size the merged model does not share."""
+    if settings.target == "hidden" and "scale" in (settings.repair, plan.rule) and settings.repair != "fit":
+        raise SettingsError(
+            "--target hidden compares hidden states with the original's, but scale leaves those above a merged layer "
+            "smaller by a factor, which only the final norm takes away. Choose --target original, or --repair fit."
+        )
+
+
 def check_recovery_text(run: Run, settings: RecoverySettings) -> None:
     """Raise TextError if the text of a finished recovery has changed."""
     old_hash = run.settings.get("recovery", {}).get("examples_hash")
@@ -86,6 +95,7 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     check_not_baseline(run, "recovered")
     if run.stage == "planned":
         raise ExperimentError(f"Run {run.name} is not merged yet. Merge it first.")
+    check_target(run.plan, settings)
     folder = run.folder / "recovery"
     check_sharding()
     check_shared(settings)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm.merging.apply import MergedLayer
-from swm.merging.fit import check_fits, window_fitter
+from swm.merging.fit import check_how, window_fitter
+from swm.merging.merged_layer import MergedLayer
 from swm.models.load import fast_format
 from swm.models.processes import agreed, gathered, is_first, shared, world_size
 from swm.plan import (
@@ -193,11 +193,11 @@ def bench_for(experiment: Experiment, rule: str, loaded: Loaded | None = None) -
     needs_text = MERGE_RULES[rule].needs_text
     model, tokenizer = loaded or load_original(experiment, offload=True)
     if needs_text:
-        check_fits(model)
+        check_how(model, rule)
     tokens = calibration_of(experiment, tokenizer)
     if not needs_text:
         return Bench(model, tokenizer, tokens, None)
-    fitter = window_fitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS))
+    fitter = window_fitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS), rule)
     return Bench(model, tokenizer, tokens, fitter)
 
 

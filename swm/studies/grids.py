@@ -122,7 +122,7 @@ class Grid:
             raise SettingsError(
                 f"The grid heals {', '.join(unknown)}, but does not plan it. Add it to planners or rules."
             )
-        if fitted := sorted({*self.lora_alone} & {"best", "fit"}):
+        if fitted := sorted({*self.lora_alone} & {"best", "fit", "scale"}):
             raise SettingsError(
                 f"The grid names {fitted[0]} under lora_alone, but its merge rule fits the layers. Remove it there."
             )

@@ -145,7 +145,7 @@ def estimate_run(
         seconds["merge"] += fitting if MERGE_RULES[plan.rule].needs_text else 0
         seconds["evaluate"] = evaluations * (EVALUATION_SECONDS + read / cost["forward_tokens_per_second"])
         if recovery:
-            seconds["heal"] = _healing_seconds(recovery, cost) + (fitting if recovery.repair == "fit" else 0)
+            seconds["heal"] = _healing_seconds(recovery, cost) + (fitting if recovery.repair != "none" else 0)
         token = (cost["layers_ms"] + cost["rest_ms"]) / 1000
         seconds["time"] = 10 + 2 * 9 * 33 * token
     return Estimate(

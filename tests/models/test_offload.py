@@ -130,9 +130,9 @@ def test_windows_are_fitted_and_scored_as_in_memory(pair, tokens):
     assert found == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("repair", ["fit", "none"])
+@pytest.mark.parametrize(("rule", "repair"), [("fit", "fit"), ("fit", "none"), ("scale", "none"), ("fit", "scale")])
 def test_a_run_without_room_is_merged_and_healed_in_four_bits_as_with_room(
-    repair, tmp_path, tokenizer, text_file, monkeypatch
+    rule, repair, tmp_path, tokenizer, text_file, monkeypatch
 ):
     """Its layers are fitted while they are read from disk, and no merged model is ever loaded with all its digits."""
     pytest.importorskip("bitsandbytes")
@@ -149,7 +149,7 @@ def test_a_run_without_room_is_merged_and_healed_in_four_bits_as_with_room(
     for name, room in (("in-memory", 10**9), ("on-disk", 1_100_000)):
         monkeypatch.setattr("swm.models.load.room_here", lambda room=room: {"cpu": room})
         study = create_experiment(name, ExperimentSettings(str(folder), str(text_file), 3, 32))
-        run = study.create_run("a", MergePlan(8, (Window(1, 3), Window(5, 6)), "fit"))
+        run = study.create_run("a", MergePlan(8, (Window(1, 3), Window(5, 6)), rule))
         if name == "on-disk":
             monkeypatch.setattr("swm.stages.merge.free_memory_bytes", lambda: 1000)
             monkeypatch.setattr(loading, "load_model", noted)

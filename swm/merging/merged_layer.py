@@ -1,0 +1,54 @@
+"""A layer of a merged model, as what it has in common with the original's layer that it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from swm.models.replay import Replay
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Divided:
+    """What happens to a parameter so that what the layer adds to the hidden state is divided.
+
+    Attributes:
+        by: the divisor.
+        offset: what the layer adds to the parameter before it multiplies by it: 1 for Gemma's norms.
+    """
+
+    by: float
+    offset: float = 0.0
+
+    def of(self, value: Tensor) -> Tensor:
+        """The new parameter, computed in float32."""
+        return ((value.detach().float() + self.offset) / self.by - self.offset).to(value.dtype)
+
+
+@dataclass(frozen=True)
+class MergedLayer:
+    """One layer made from a window: its base layer, and the parameters that differ from it.
+
+    Attributes:
+        factor: that the state after the layer is multiplied by; see `swm.merging.scale.folded`.
+        divided: parameters by name that are divided, after those that differ have been set.
+    """
+
+    base: int
+    parameters: Parameters = field(default_factory=dict)
+    factor: float = 1.0
+    divided: Mapping[str, Divided] = field(default_factory=dict)
+
+    def run(self, replay: Replay, hidden: Tensor) -> Tensor:
+        """The state after the layer for `hidden`, shape (rows, length, width); of a layer that is not folded."""
+        after = replay.run(hidden, self.base, self.parameters)
+        return after if self.factor == 1 else after * self.factor
+
+    def changed(self, own: Mapping[str, Tensor]) -> Parameters:
+        """The parameters that differ from the base layer's, which are `own`."""
+        divided = {name: how.of(self.parameters.get(name, own[name])) for name, how in self.divided.items()}
+        return {**self.parameters, **divided}
