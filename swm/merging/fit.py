@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swm.errors import NoFitError
+from swm.errors import ModelError
 from swm.merging.apply import apply_plan, check_plan, merge_window
 from swm.merging.merged_layer import MergedLayer
 from swm.merging.projection import ending_of
@@ -163,19 +163,21 @@ def check_fits(model: PreTrainedModel) -> None:
         ending_of(OneLayer(replay, index, hidden.device), hidden)
 
 
+def repair_of(model: PreTrainedModel) -> str | None:
+    """The better one of "fit" and "scale" that can be done with the model's layers; None if neither can."""
+    for how in ("fit", "scale"):
+        try:
+            check_how(model, how)
+        except ModelError as error:
+            log.warning("%s", error)
+        else:
+            return how
+    return None
+
+
 def check_how(model: PreTrainedModel, how: str) -> None:
     """Raise NoFitError or NoScaleError if layers cannot be made by rule `fit` or `scale`."""
     check_fits(model) if how == "fit" else check_scales(model)
-
-
-def can_fit(model: PreTrainedModel) -> bool:
-    """Whether the model's layers can be fitted: see `check_fits`."""
-    try:
-        check_fits(model)
-    except NoFitError as error:
-        log.warning("%s", error)
-        return False
-    return True
 
 
 def window_fitter(model: PreTrainedModel, tokens: Tensor, how: str = "fit") -> Callable[[Window], MergedLayer]:

@@ -29,19 +29,19 @@ def find(request: PlanRequest) -> MergePlan:
 
     With a large vocabulary, the search estimates losses from a sample of it. The final candidates are fitted in full
     and compared by perplexity on text that they were not fitted on. Plans of other methods become candidates by the
-    same loss as its own. Where a family's layers cannot be fitted, they are dropped and nothing else changes.
+    same loss as its own. Where a family's layers cannot be fitted, the state after them is rescaled instead.
     """
     start = time.monotonic()
     from swm.evaluation.perplexity import perplexity
     from swm.merging.apply import apply_plan
-    from swm.merging.fit import apply_fitted_plan, can_fit, window_fitter
+    from swm.merging.fit import apply_fitted_plan, repair_of, window_fitter
     from swm.search.vocabulary import sample_for
 
-    model, count, fits = request.model, request.layer_count, can_fit(request.model)
+    model, count, how = request.model, request.layer_count, repair_of(request.model)
     request = replace(request, sample=sample_for(model, request.tokens))  # the rivals' searches use it, too
-    fitter = window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS)) if fits else None
-    loss = request.loss("fit" if fits else "dropped", fitter)
-    rivals = [layers for layers in agreed(_rival_drops(request)) if not (fits and 0 in layers)]  # fits begin below
+    fitter = window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS), how) if how else None
+    loss = request.loss(how or "dropped", fitter)
+    rivals = [layers for layers in agreed(_rival_drops(request)) if not (how and 0 in layers)]  # repairs begin below
     searching = replace(request, progress=share_of(request.progress, RIVALS_DONE, SEARCHED))
     budget = _by_time(start + SEARCHED * request.seconds) if request.seconds else request.budget
     dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, budget, searching.tried, request.kinds)
@@ -50,14 +50,14 @@ def find(request: PlanRequest) -> MergePlan:
     near = [layers for layers in ordered if loss(layers) <= loss(ordered[0]) + NEAR]
     dropped = ordered[: max(WIDTH, len(near))]
     plans = [dropped_plan(count, layers) for layers in dropped]
-    plans = [replace(plan, rule="fit") for plan in plans] if fits else plans
+    plans = [replace(plan, rule=how) for plan in plans] if how else plans
     rows = request.fit_tokens(FIT_TOKENS * 4 // 3)
     held_out = max(1, len(rows) // 4)  # texts for the comparison: not those a plan is fitted on
     fitting, perplexities = share_of(request.progress, SEARCHED, 1), []
 
     def measured(some: list[MergePlan]) -> list[dict[str, Any]]:
         smaller = (
-            apply_fitted_plan(model, plan, rows[held_out:], fast=request.fast) if fits else apply_plan(model, plan)
+            apply_fitted_plan(model, plan, rows[held_out:], None, request.fast, how) if how else apply_plan(model, plan)
             for plan in some
         )
         return [perplexity(each, rows[:held_out]) for each in smaller]

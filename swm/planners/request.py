@@ -67,16 +67,16 @@ class PlanRequest:
         """The loss on the calibration text of the model without some layers, with those that are known already.
 
         Args:
-            kind: `dropped`, or `fit` if `make` fits the merged layers: in bfloat16 then, if `fast`.
+            kind: `dropped`, or the rule that `make` makes merged layers by, `fit` or `scale`: in bfloat16, if `fast`.
         """
         from swm.search.plan_loss import PlanLoss
 
-        fast = self.fast and kind == "fit"
+        fast = self.fast and kind != "dropped"
         conditions = f"{kind} in bfloat16" if fast else kind
         if self.sample:
             conditions += f", {len(self.sample.tokens)} {SAMPLED}"
         compute = PlanLoss(self.model, self.tokens, make, fast, self.sample)
-        rule = "fit" if kind == "fit" else None
+        rule = None if kind == "dropped" else kind
         return DropLoss(compute, self.layer_count, rule, self.losses.setdefault(conditions, {}))
 
     def tried(self, done: int, total: int) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import plotly.graph_objects as go
 
 from swm.plan import MergePlan, Window, dropped_plan
+from swm.registry import MERGE_RULES
 from swm.reporting.charts import LINE, log_axis, plain_axes
 from swm.reporting.glossary import method_name
 from swm.reporting.palette import method_colour
@@ -74,15 +75,16 @@ def best_tried(experiment: Experiment) -> list[tuple[MergePlan, float, bool]]:
 
     Estimated losses count only where nothing else is known of that number of layers.
     """
-    found: dict[int, tuple[bool, float, list[int]]] = {}
+    found: dict[int, tuple[bool, float, list[int], str]] = {}
     for kind, losses in TriedPlans(experiment).losses.items():
-        for layers, loss in losses.items() if kind.startswith("fit") else ():
+        rule = kind.split(" ")[0].rstrip(",")
+        for layers, loss in losses.items() if rule in MERGE_RULES else ():
             if layers <= {*range(1, experiment.layer_count)}:
-                one = (SAMPLED in kind, loss, sorted(layers))
+                one = (SAMPLED in kind, loss, sorted(layers), rule)
                 found[len(layers)] = min(found.get(len(layers), one), one)
     return [
-        (replace(dropped_plan(experiment.layer_count, layers), rule="fit"), loss, estimated)
-        for estimated, loss, layers in found.values()
+        (replace(dropped_plan(experiment.layer_count, layers), rule=rule), loss, estimated)
+        for estimated, loss, layers, rule in found.values()
     ]
 
 

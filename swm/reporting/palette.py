@@ -26,7 +26,7 @@ MODEL_COLOURS = (
 )  # legible as thin lines on white and on black
 METHOD_COLOURS = (
     "#2f6fde", "#d9730d", "#12a37a", "#cf6aa6", "#c08a2d", "#9280d6", "#1fb5b5", "#6b7280", "#d94a4a", "#7f9131",
-    "#5bb8ee", "#e0a30b", "#7bb661", "#a8567a",
+    "#5bb8ee", "#e0a30b", "#7bb661", "#a8567a", "#8c6d5a",
 )  # fmt: skip
 UNHEALED = 0.45  # opacity of a model that was healed later, beside the healed one of the same colour
 

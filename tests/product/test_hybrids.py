@@ -58,7 +58,7 @@ def test_every_planners_plan_loads_again_with_the_layers_it_kept(kind, planner, 
             plan_of(planner)
         return
     plan = plan_of(planner)
-    small = apply_plan(model, replace(plan, rule="keep_first") if plan.rule == "fit" else plan)
+    small = apply_plan(model, replace(plan, rule="keep_first") if plan.rule in ("fit", "scale") else plan)
     save_model(small, tokenizer, tmp_path / "small", tokens)
     again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "small", output_loading_info=True)
     assert not info["missing_keys"]
@@ -100,14 +100,14 @@ def test_kinds_are_free_where_the_config_lists_them(kind):
         facts_for(made(kind), [layer for layer in range(LAYERS) if layer != removed])
 
 
-def test_a_family_without_a_fit_still_gets_its_best_layers():
+def test_a_family_without_a_fit_gets_its_best_layers_rescaled():
     model, tokens, losses = made("gpt_oss"), text_of(4, 12), {}
     plan = plan_with("best", model, tokens, 6, budget=40, fit_tokens=lambda count: text_of(20, 12, 3), losses=losses)
-    assert plan.rule == "keep_first"
-    assert set(losses) == {"dropped"}
+    assert plan.rule == "scale"
+    assert set(losses) == {"dropped", "scale"}
     for name in ("sleb", "perplexity"):
         found, rival = (
-            losses["dropped"][frozenset(range(LAYERS)) - {*one.base_layers()}]
+            losses["scale"][frozenset(range(LAYERS)) - {*one.base_layers()}]
             for one in (plan, plan_with(name, model, tokens, 6))
         )
         assert found <= rival + NEAR  # nearer ones are compared on other text
