@@ -7,6 +7,7 @@ parameters: the final norm takes away what is left. What a layer adds is found b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -78,14 +79,19 @@ class Writes:
         size = int(model.config.get_text_config().vocab_size)
         self._replay = Replay(model, (torch.arange(8)[None] % size).to(model.device), keep_every=4)
         self._known: dict[Any, dict[str, float]] = {}
+        self._uses = Counter(id(weight) for layer in self._replay.layers for weight in layer.parameters())
 
     @torch.no_grad()
     def of(self, index: int) -> dict[str, float]:
         """Names of the parameters of a layer, and what the layer adds to each before it multiplies by it."""
-        kind = layer_kind(self._replay.layers[index])
+        layer = self._replay.layers[index]
+        kind = layer_kind(layer)
         if kind not in self._known:
             hidden = self._replay.input_of(index)
             self._known[kind] = _found(OneLayer(self._replay, index, hidden.device), hidden)
+        own = dict(layer.named_parameters())
+        if any(self._uses[id(own[name])] > 1 for name in self._known[kind]):
+            raise _refused(layer, "they share weights")
         return self._known[kind]
 
 
@@ -110,20 +116,20 @@ def _found(layer: OneLayer, hidden: Tensor) -> dict[str, float]:
                 (n for n in candidates if n not in terms and scale_as_term(layer, hidden, rest, modules[n])), None
             )
         if term is None:
-            raise _refused(layer, "what they add to it is not a sum of linear maps, experts and norms")
+            raise _refused(layer.module, "what they add to it is not a sum of linear maps, experts and norms")
         offset = norm_offset(layer, hidden, modules[term])
         divided |= {f"{term}.{name}": offset if name == "weight" else 0.0 for name in candidates[term]}
         terms.append(term)
     own = dict(layer.module.named_parameters())
     layer.replace({name: Divided(TRIED, offset).of(own[name]) for name, offset in divided.items()})
     if not (TRIED * layer.run(hidden).float() - doubled).norm() <= NEAR * (doubled - TRIED * hidden).norm():
-        raise _refused(layer, "they read it without a norm")
+        raise _refused(layer.module, "they read it without a norm")
     return divided
 
 
-def _refused(layer: OneLayer, reason: str) -> NoScaleError:
+def _refused(layer: nn.Module, reason: str) -> NoScaleError:
     return NoScaleError(
-        f"Cannot rescale the hidden state between layers of {type(layer.module).__name__}: {reason}. Choose another "
+        f"Cannot rescale the hidden state between layers of {type(layer).__name__}: {reason}. Choose another "
         "merge rule, or another repair."
     )
 

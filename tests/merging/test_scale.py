@@ -117,6 +117,14 @@ def test_layers_with_something_else_in_their_sum_are_refused(monkeypatch):
         check_scales(model)
 
 
+def test_layers_that_share_weights_are_refused():
+    model = made("llama")
+    layers = find_decoder(model).layers
+    layers[4].self_attn.o_proj = layers[1].self_attn.o_proj
+    with pytest.raises(NoScaleError, match="they share weights"):
+        check_scales(model)
+
+
 def test_the_factor_is_the_ratio_of_mean_lengths_without_the_first_tokens():
     targets, states = torch.randn(3, 9, 16, generator=torch.Generator().manual_seed(0)).split(8, dim=-1)
     targets = targets.clone()
