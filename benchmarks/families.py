@@ -1,11 +1,11 @@
-"""What rule fit gains in every family, on small models that are first trained: random weights have no redundancy.
+"""What rules fit and scale gain in every family, on small trained models: random weights have no redundancy.
 
     python benchmarks/families.py [--families llama,mixtral] [--steps 1500] [--drop 2]
 
 For each family a model of 6 layers and width 128 is trained on the bundled texts (novels, children's stories, questions
-with answers), loses the layers that raise perplexity least, and is fitted. Perplexity is that of held-out novels, in
-tokens of a vocabulary of 512 that is learnt from the same texts: with a larger one, a model learns little more than how
-frequent each token is in so short a time, and layers hardly matter. Prints a table.
+with answers), loses the layers that raise perplexity least, and is rescaled or fitted. Perplexity is that of held-out
+novels, in tokens of a vocabulary of 512 that is learnt from the same texts: with a larger one, a model learns little
+more than how frequent each token is in so short a time, and layers hardly matter. Prints a table.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def main() -> None:
     parser.add_argument("--drop", type=int, default=2, help="layers to drop")
     options = parser.parse_args()
     tokenizer, rows = texts()
-    print("| family | trained | without layers | fitted | layers | regained |")
-    print("|---|---|---|---|---|---|")
+    print("| family | trained | without layers | rescaled | fitted | layers | regained |")
+    print("|---|---|---|---|---|---|---|")
     for family in options.families.split(","):
         print(measured(family, tokenizer, rows, options.steps, options.drop), flush=True)
 
@@ -106,7 +106,8 @@ def trained(family: str, rows: Any, steps: int) -> Any:
 
 
 def measured(family: str, tokenizer: Any, rows: Any, steps: int, drop: int) -> str:
-    """A line of the table: perplexities, the layers dropped, and the share of the loss that the fit regains."""
+    """A line of the table: perplexities, the layers dropped, and the share of the loss that each rule regains."""
+    from swm.errors import NoScaleError
     from swm.evaluation.perplexity import perplexity
     from swm.merging.apply import apply_plan
     from swm.merging.fit import apply_fitted_plan
@@ -116,12 +117,18 @@ def measured(family: str, tokenizer: Any, rows: Any, steps: int, drop: int) -> s
     model = trained(family, rows, steps)
     held_out = perplexity_tokens(tokenizer, "lambada", 40, LENGTH, SEED)
     plan = plan_with("sleb", model, calibration_tokens(tokenizer, "lambada", 20, LENGTH, SEED), LAYERS - drop)
-    smaller = apply_plan(model, plan)
-    fitted = apply_fitted_plan(model, replace(plan, rule="fit"), fit_tokens(tokenizer, "lambada", LENGTH, SEED))
-    whole, cut, repaired = (perplexity(one, held_out)["value"] for one in (model, smaller, fitted))
-    regained = (math.log(cut) - math.log(repaired)) / (math.log(cut) - math.log(whole))
+    whole, cut = (perplexity(one, held_out)["value"] for one in (model, apply_plan(model, plan)))
+    rows, values, regained = fit_tokens(tokenizer, "lambada", LENGTH, SEED), [], []
+    for how in ("scale", "fit"):
+        try:
+            value = perplexity(apply_fitted_plan(model, replace(plan, rule=how), rows, how=how), held_out)["value"]
+        except NoScaleError:
+            values.append("refused")
+            continue
+        values.append(f"{value:.1f}")
+        regained.append(f"{math.log(cut / value) / math.log(cut / whole):.0%}")
     dropped = ", ".join(map(str, sorted({*range(LAYERS)} - {*plan.base_layers()})))
-    return f"| {family} | {whole:.1f} | {cut:.1f} | {repaired:.1f} | {dropped} | {regained:.0%} |"
+    return f"| {family} | {whole:.1f} | {cut:.1f} | {' | '.join(values)} | {dropped} | {' and '.join(regained)} |"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""What rule fit recovers after layers are dropped, on text that it does not see: perplexity of each stage.
+"""What rules fit and scale recover after layers are dropped, on text that they do not see: perplexity of each stage.
 
     python benchmarks/fit.py --model FOLDER_OR_FILE --drop 8,9,16 [--drop 2,8,9,14,16] [--tokens 24576]
 
 Held-out text: 60 texts of LAMBADA and of SQuAD's passages. Prints a line for the original, and for every set of layers
-one for the model that only drops them and one for the fitted model, with the seconds that fitting took.
+one for the model that only drops them, one with the hidden state rescaled, and one for the fitted model; with the
+seconds that each took.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ def main() -> None:
     for layers in options.drop:
         plan = dropped_plan(count, map(int, layers.split(",")))
         line(f"without {layers}", apply_plan(model, plan))
-        start = time.perf_counter()
-        fitted = apply_fitted_plan(model, replace(plan, rule="fit"), rows)
-        line(f"without {layers}, fitted", fitted, f"{time.perf_counter() - start:.0f} s")
+        for rule, name in (("scale", "rescaled"), ("fit", "fitted")):
+            start = time.perf_counter()
+            repaired = apply_fitted_plan(model, replace(plan, rule=rule), rows, how=rule)
+            line(f"without {layers}, {name}", repaired, f"{time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":
