@@ -116,7 +116,7 @@ def _projection(layer: OneLayer, hidden: Tensor, before: Tensor) -> Projection |
     modules = layer.module.named_modules()
     linear = [(name, module) for name, module in modules if _shape(module)[1] == hidden.shape[-1]]
     for name, module in sorted(linear, key=lambda item: -_shape(item[1])[0]):
-        if scale := scale_as_term(layer, hidden, before, module):
+        if scale := _scale_as_term(layer, hidden, before, module):
             return Projection(name, module, scale)
     return None
 
@@ -128,7 +128,7 @@ def _normed_projection(layer: OneLayer, hidden: Tensor, before: Tensor) -> Norme
     modules = dict(layer.module.named_modules())
     norms = {name: m for name, m in modules.items() if getattr(getattr(m, "weight", None), "shape", None) == (width,)}
     for name, norm in norms.items():
-        scale = scale_as_term(layer, hidden, before, norm)
+        scale = _scale_as_term(layer, hidden, before, norm)
         if not scale:
             continue
         seen: dict[str, tuple[Tensor, Tensor]] = {}
@@ -158,7 +158,7 @@ def _experts(layer: OneLayer, hidden: Tensor, before: Tensor) -> Experts | None:
         biases = any(name.endswith("bias") for name, _ in module.named_parameters())
         if stacked.shape != (count, 2 * inner, width) or biases or not hasattr(module, "act_fn"):
             continue
-        scale = scale_as_term(layer, hidden, before, module)
+        scale = _scale_as_term(layer, hidden, before, module)
         if scale and _are_gated_maps(layer, hidden, found := Experts(name, module, scale)):
             return found
     return None
@@ -236,12 +236,12 @@ def _shape(module: nn.Module) -> tuple[int, int]:
     return 0, 0
 
 
-def scale_as_term(layer: OneLayer, hidden: Tensor, before: Tensor, module: nn.Module) -> float:
+def _scale_as_term(layer: OneLayer, hidden: Tensor, before: Tensor, module: nn.Module) -> float:
     """The factor with which a module's output is a term of the layer's output; 0 if it is none.
 
     Noise added to the module's output must appear in the layer's output, unchanged up to that factor.
     """
-    with _bumped(module) as bumps:
+    with bumped(module) as bumps:
         change = layer.run(hidden).float() - before
     if len(bumps) != 1 or bumps[0].numel() != change.numel():
         return 0.0
@@ -251,7 +251,7 @@ def scale_as_term(layer: OneLayer, hidden: Tensor, before: Tensor, module: nn.Mo
 
 
 @contextmanager
-def _bumped(module: nn.Module) -> Iterator[list[Tensor]]:
+def bumped(module: nn.Module) -> Iterator[list[Tensor]]:
     """Adds noise of the output's own size to the module's output; gives the noise of each call."""
     bumps: list[Tensor] = []
 

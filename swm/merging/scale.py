@@ -14,12 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from swm.errors import NoScaleError
 from swm.merging.merged_layer import Divided, MergedLayer
-from swm.merging.projection import CLOSE, is_linear_map, norm_offset, scale_as_term
+from swm.merging.projection import bumped, is_linear_map, norm_offset
 from swm.models.decoder import find_decoder
 from swm.models.hooks import hooked
 from swm.models.one_layer import OneLayer
@@ -28,7 +29,8 @@ from swm.plan import MergePlan, Window
 from swm.settings import SKIPPED_TOKENS
 
 TRIED = 2.0  # factor that is tried out
-NEAR = 0.1  # relative difference up to which doing so in two ways is the same, also in bfloat16
+LARGE = 100.0  # states over what a layer adds: what norms add to the mean square is nothing then
+SAME, NEAR = 1e-3, 0.1  # relative difference up to which two layers are the same, with such states and with usual ones
 
 
 def magnitude_factor(targets: Tensor, states: Tensor) -> float:
@@ -66,33 +68,73 @@ def folded(model: PreTrainedModel, plan: MergePlan, made: Mapping[Window, Merged
 
 
 def check_scales(model: PreTrainedModel) -> None:
-    """Raise NoScaleError if a layer of the model cannot be scaled; fast, since it tries one layer of each kind."""
+    """Raise NoScaleError if a layer of the model cannot be scaled; takes some runs of every layer for a few tokens."""
     writes = Writes(model)
     for index in range(len(find_decoder(model).layers)):
         writes.of(index)
 
 
 class Writes:
-    """The parameters of each layer that must be divided to divide all that the layer adds to the hidden state."""
+    """The parameters of each layer that must be divided to divide all that the layer adds to the hidden state.
+
+    Layers are tried out on noise, in float32: in a model's own states a few tokens are so long that nothing else would
+    be seen. What was found for one layer is tried first for the next.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         size = int(model.config.get_text_config().vocab_size)
         self._replay = Replay(model, (torch.arange(8)[None] % size).to(model.device), keep_every=4)
-        self._known: dict[Any, dict[str, float]] = {}
-        self._uses = Counter(id(weight) for layer in self._replay.layers for weight in layer.parameters())
+        self._known: dict[str, float] = {}
+        layers, reference = self._replay.layers, self._replay.reference
+        self._uses = Counter(id(weight) for layer in layers for weight in layer.parameters())
+        self._noise = torch.randn(reference.shape, generator=torch.Generator().manual_seed(0)).to(reference.device)
+        final, doubled = (self._replay.finish(times * self._noise.to(reference)).float() for times in (1.0, TRIED))
+        if not (doubled - final).norm() <= NEAR * final.norm():
+            raise _refused(layers[-1], "no norm follows the last one")
 
     @torch.no_grad()
     def of(self, index: int) -> dict[str, float]:
         """Names of the parameters of a layer, and what the layer adds to each before it multiplies by it."""
-        layer = self._replay.layers[index]
-        kind = layer_kind(layer)
-        if kind not in self._known:
-            hidden = self._replay.input_of(index)
-            self._known[kind] = _found(OneLayer(self._replay, index, hidden.device), hidden)
-        own = dict(layer.named_parameters())
-        if any(self._uses[id(own[name])] > 1 for name in self._known[kind]):
-            raise _refused(layer, "they share weights")
-        return self._known[kind]
+        layer = OneLayer(self._replay, index, self._noise.device)
+        layer.module.float().register_forward_pre_hook(_in_float32, with_kwargs=True)
+        added = (layer.run(self._noise) - self._noise).pow(2).mean().sqrt()
+        if not added:
+            return {}
+        large = LARGE * added * self._noise
+        if not _divides(layer, large, self._known, SAME):
+            self._known = _found(layer, large)
+        usual = self._replay.input_of(index).float().pow(2).mean(-1).sqrt().median() * self._noise
+        if not (_divides(layer, large, self._known, SAME) and _divides(layer, usual, self._known, NEAR)):
+            raise _refused(layer.module, "they read it without a norm")
+        own = dict(self._replay.layers[index].named_parameters())
+        if any(self._uses[id(own[name])] > 1 for name in self._known):
+            raise _refused(layer.module, "they share weights")
+        return self._known
+
+
+def _in_float32(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a layer is called with, its numbers in float32."""
+    return recursively_apply(lambda numbers: numbers.float(), (args, kwargs), test_type=_has_fractions)
+
+
+def _has_fractions(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _divides(layer: OneLayer, hidden: Tensor, divided: Mapping[str, float], same: float) -> bool:
+    """Whether the layer with these parameters divided gives a part of what it gives for states as much larger.
+
+    Args:
+        same: relative difference that counts as none.
+    """
+    own = {name: weight.detach() for name, weight in layer.module.named_parameters()}
+    if not divided.keys() <= own.keys():
+        return False
+    whole = layer.run(TRIED * hidden)
+    layer.replace({name: Divided(TRIED, offset).of(own[name]) for name, offset in divided.items()})
+    part = layer.run(hidden)
+    layer.replace({name: own[name] for name in divided})
+    return bool((TRIED * part - whole).norm() <= same * (whole - TRIED * hidden).norm())
 
 
 def layer_kind(layer: nn.Module) -> tuple[type, frozenset[tuple[str, torch.Size]]]:
@@ -101,36 +143,42 @@ def layer_kind(layer: nn.Module) -> tuple[type, frozenset[tuple[str, torch.Size]
 
 
 def _found(layer: OneLayer, hidden: Tensor) -> dict[str, float]:
-    """What to divide in a layer; its weights are divided when this returns."""
-    added = (layer.run(hidden).float() - hidden).norm()
-    hidden = hidden * (added / hidden.float().norm()).to(hidden.dtype)  # as large: rounding then hides neither
-    doubled, terms = layer.run(TRIED * hidden).float(), list[str]()
-    candidates, divided = _candidates(layer.module, hidden.shape[-1]), dict[str, float]()
+    """What to divide in a layer; raises NoScaleError where that is not all that it adds."""
+    added = (layer.run(hidden) - hidden).norm()
+    candidates, divided, terms = _candidates(layer.module, hidden.shape[-1]), dict[str, float](), list[str]()
     modules = dict(layer.module.named_modules())
     while True:
         with _silent([modules[name] for name in terms]):
-            rest = layer.run(hidden).float()
-            if (rest - hidden).norm() <= CLOSE * added:
-                break
-            term = next(
-                (n for n in candidates if n not in terms and scale_as_term(layer, hidden, rest, modules[n])), None
-            )
+            rest = layer.run(hidden)
+            if (rest - hidden).norm() <= SAME * added:
+                return divided
+            left = (name for name in candidates if name not in terms)
+            term = next((name for name in left if _is_term(layer, hidden, rest, modules[name])), None)
         if term is None:
             raise _refused(layer.module, "what they add to it is not a sum of linear maps, experts and norms")
         offset = norm_offset(layer, hidden, modules[term])
         divided |= {f"{term}.{name}": offset if name == "weight" else 0.0 for name in candidates[term]}
         terms.append(term)
-    own = dict(layer.module.named_parameters())
-    layer.replace({name: Divided(TRIED, offset).of(own[name]) for name, offset in divided.items()})
-    if not (TRIED * layer.run(hidden).float() - doubled).norm() <= NEAR * (doubled - TRIED * hidden).norm():
-        raise _refused(layer.module, "they read it without a norm")
-    return divided
+
+
+def _is_term(layer: OneLayer, hidden: Tensor, before: Tensor, module: nn.Module) -> bool:
+    """Whether a module's output is a term of the layer's output, up to a factor of each token (a gate's).
+
+    Noise added to the module's output must appear in the layer's output, unchanged up to that.
+    """
+    with bumped(module) as bumps:
+        change = layer.run(hidden) - before
+    if len(bumps) != 1 or bumps[0].numel() != change.numel():
+        return False
+    bump = bumps[0].view_as(change)
+    factor = (change * bump).sum(-1, keepdim=True) / (bump * bump).sum(-1, keepdim=True)
+    return bool(change.any()) and bool((change - factor * bump).norm() <= 0.1 * change.norm())
 
 
 def _refused(layer: nn.Module, reason: str) -> NoScaleError:
     return NoScaleError(
-        f"Cannot rescale the hidden state between layers of {type(layer).__name__}: {reason}. Choose another "
-        "merge rule, or another repair."
+        f"Cannot rescale the hidden state between layers of {type(layer).__name__}: {reason}. Choose "
+        "rule or repair fit, or --repair none."
     )
 
 

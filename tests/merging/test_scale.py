@@ -88,9 +88,76 @@ def test_folded_factors_do_what_multiplied_states_do(family):
     assert [*folded.state_dict()] == [*dropped.state_dict()]  # no new parameters: plain transformers loads it
 
 
+def noisy(model, by=0.3):
+    """Random models have attention that adds little, norms of ones and no biases: change them all."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(by * weight.std().nan_to_num(0.1).clamp(min=0.05) * torch.randn_like(weight))
+    return model
+
+
+def relative_error(model, windows=None):
+    """How far the folded model is from one with multiplied states, over what multiplying changes."""
+    plan, tokens = MergePlan(LAYERS, windows or tuple(FACTORS), "scale"), texts()
+    factors = dict(zip(plan.windows, (1.7, 0.6), strict=False))
+    folded = apply_plan(model, plan, lambda window: MergedLayer(window.first, factor=factors[window]))
+    dropped = apply_plan(model, replace(plan, rule="keep_first"))
+    places = {place: factors[window] for place, window in enumerate(plan.kept_layers()) if window in factors}
+    expected = logits_with_factors(dropped, tokens, places)
+    with torch.no_grad():
+        found = folded(tokens, use_cache=False).logits
+    return float((found - expected).norm() / (expected - logits_with_factors(dropped, tokens, {})).norm())
+
+
+@pytest.mark.parametrize("silent", [("self_attn.o_proj", "mlp.down_proj"), ("self_attn.o_proj",), ("mlp.down_proj",)])
+@pytest.mark.parametrize("layer", [0, 2, 5])
+def test_layers_that_add_nothing_do_not_hide_what_others_add(silent, layer):
+    model = larger_embedding(made("llama"))
+    for name in silent:
+        find_decoder(model).layers[layer].get_submodule(name).weight.data.zero_()
+    assert relative_error(model) < 2e-3
+
+
+def test_a_first_token_with_a_huge_state_hides_nothing():
+    model = made("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:8] *= torch.tensor([3000.0, 9, 9, 9, 9, 9, 9, 9])[:, None]
+        for layer in find_decoder(model).layers:
+            layer.self_attn.o_proj.weight *= 0.3
+    for index in range(LAYERS):
+        assert Writes(model).of(index) == {"self_attn.o_proj.weight": 0, "mlp.down_proj.weight": 0}
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - WITHOUT_NORM_BEFORE))
+def test_what_is_found_does_not_depend_on_weights_being_fresh(family):
+    assert relative_error(noisy(larger_embedding(made(family)))) < 2e-3
+
+
+def test_gated_experts_are_divided_as_well():
+    model = tiny_model("qwen2_moe", layers=LAYERS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+                       shared_expert_intermediate_size=32)  # fmt: skip
+    assert "mlp.shared_expert.down_proj.weight" in Writes(model).of(1)
+    assert relative_error(larger_embedding(model)) < 2e-3
+
+
+def test_a_model_without_a_norm_at_the_end_is_refused():
+    options = {"ffn_dim": 64, "word_embed_proj_dim": 32, "_remove_final_layer_norm": True}
+    with pytest.raises(NoScaleError, match="no norm follows the last one"):
+        check_scales(tiny_model("opt", layers=LAYERS, **options))
+
+
+@pytest.mark.bundled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_layer_of_the_bundled_model_adds_the_outputs_of_two_maps(dtype):
+    writes = Writes(load_model("smollm2-135m")[0].to(dtype))
+    for index in range(30):
+        assert writes.of(index) == {"self_attn.o_proj.weight": 0, "mlp.down_proj.weight": 0}
+
+
 @pytest.mark.parametrize("family", sorted(WITHOUT_NORM_BEFORE))
 def test_layers_that_read_the_state_without_a_norm_are_refused(family):
-    with pytest.raises(NoScaleError, match="they read it without a norm. Choose another merge rule"):
+    with pytest.raises(NoScaleError, match="they read it without a norm. Choose rule or repair fit"):
         check_scales(made(family))
 
 
