@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 def main() -> None:
     from swm.models.load import load_model
+    from swm.registry import MERGE_RULES
     from swm.search.kept_path import kept_path
     from swm.search.threshold_path import DOUBT
     from swm.search.window_score import WindowScorer
@@ -31,7 +32,7 @@ def main() -> None:
     tokens, rng, result = calibration_tokens(tokenizer), random.Random(1), {}
     for rule in experiment.rules_searched():
         path = kept_path(experiment, rule)
-        if path is None or path.scoring != "bfloat16" or rule == "fit":
+        if path is None or path.scoring != "bfloat16" or MERGE_RULES[rule].needs_text:
             continue
         scorer = WindowScorer(model, tokens, rule)
         exact = [key for key in sorted(path.similarities) if key not in path.bounds]

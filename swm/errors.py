@@ -6,7 +6,7 @@ SwmError
 ├── ModelError        a model that cannot be loaded, understood, merged or saved
 │   ├── NoCacheError  a model without a key-value cache: its generation cannot be timed
 │   ├── NoFitError    layers that end in nothing that rule `fit` can solve
-│   └── NoScaleError  layers that rule `scale` cannot be made for
+│   └── NoScaleError  layers whose states rule `scale` cannot rescale
 ├── TextError         a text that is missing, empty or too short
 ├── ExperimentError   a name, folder or file of an experiment or run
 └── JobError          a job that cannot start or continue
@@ -40,7 +40,7 @@ class NoFitError(ModelError):
 
 
 class NoScaleError(ModelError):
-    """Layers that rule `scale` cannot be made for."""
+    """Layers whose states rule `scale` cannot rescale."""
 
 
 class TextError(SwmError):

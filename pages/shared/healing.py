@@ -29,8 +29,9 @@ NUMBERS = {
 }
 CHOICES = {
     "repair": (
-        "Fit first",
-        "Least-squares fit of the merged layers' last projection before training. Takes about a minute.",
+        "Repair first",
+        "Before training: fit solves the merged layers' last projection by least squares, which takes about a minute; "
+        "scale only gives the hidden state its former size.",
     ),
     "target": (
         "Training target",

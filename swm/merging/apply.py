@@ -146,7 +146,8 @@ def apply_plan(
     Raises:
         PlanError: if the plan was made for another layer count, a window combines layers of different shapes, or the
             config cannot describe the smaller model.
-        ValueError: for rule `fit`, which needs text: see `swm.merging.fit.apply_fitted_plan`.
+        ValueError: for rules that need text: see `swm.merging.fit.apply_fitted_plan`.
+        NoScaleError: if a layer that was made has a factor that cannot be folded into the layers above.
 
     Memory: one layer for each window; for rule `scale`, the last maps of all layers above.
     """

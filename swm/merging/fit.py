@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swm.errors import ModelError
+from swm.errors import NoFitError, NoScaleError
 from swm.merging.apply import apply_plan, check_plan, merge_window
 from swm.merging.merged_layer import MergedLayer
 from swm.merging.projection import ending_of
@@ -76,7 +76,7 @@ def fitted_layers(
             original; `apply_plan` folds that into the layers above.
 
     Raises:
-        NoFitError: if nothing at the end of a merged layer can be solved. PlanError: as of `apply_plan`.
+        NoFitError: if nothing at the end of a merged layer can be solved. PlanError, NoScaleError: as of `apply_plan`.
 
     Memory: two hidden states of all tokens; a layer for each window; what `solving_bytes` says. Time: two forward
     passes, and three runs of a layer for each window; weights on disk are read some three times.
@@ -168,8 +168,8 @@ def repair_of(model: PreTrainedModel) -> str | None:
     for how in ("fit", "scale"):
         try:
             check_how(model, how)
-        except ModelError as error:
-            log.warning("%s", error)
+        except (NoFitError, NoScaleError) as error:
+            log.warning("Not by %s: %s", how, error)
         else:
             return how
     return None
@@ -177,7 +177,10 @@ def repair_of(model: PreTrainedModel) -> str | None:
 
 def check_how(model: PreTrainedModel, how: str) -> None:
     """Raise NoFitError or NoScaleError if layers cannot be made by rule `fit` or `scale`."""
-    check_fits(model) if how == "fit" else check_scales(model)
+    if how == "fit":
+        check_fits(model)
+    else:
+        check_scales(model)
 
 
 def window_fitter(model: PreTrainedModel, tokens: Tensor, how: str = "fit") -> Callable[[Window], MergedLayer]:

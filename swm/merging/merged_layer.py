@@ -1,4 +1,4 @@
-"""A layer of a merged model, as what it has in common with the original's layer that it is made from."""
+"""A layer of a merged model: the original's layer that it starts from, and what differs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class MergedLayer:
     """One layer made from a window: its base layer, and the parameters that differ from it.
 
     Attributes:
-        factor: that the state after the layer is multiplied by; see `swm.merging.scale.folded`.
-        divided: parameters by name that are divided, after those that differ have been set.
+        factor: multiplies the state after the layer; see `swm.merging.scale.folded`.
+        divided: divisors of parameters by name, applied after `parameters`.
     """
 
     base: int

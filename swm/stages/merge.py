@@ -44,8 +44,8 @@ def merge_run(
     the old one.
 
     Args:
-        stream: merge from disk to disk, see `swm.merging.stream`; rule `fit` then reads layers from disk for which
-            there is no room. None does so only if the model and its merged copy would not fit into memory.
+        stream: merge from disk to disk, see `swm.merging.stream`; rules that need text then read layers from disk for
+            which there is no room. None does so only if the model and its merged copy would not fit into memory.
         entries: of another plan to replace the run's, as from `Experiment.plan_entries`.
     """
     check_not_baseline(run, "merged")
@@ -107,7 +107,8 @@ def streamed(
         return False
     if made is None and plan.windows and MERGE_RULES[plan.rule].needs_text:
         progress(0, 0, "loading the model")
-        model, tokenizer = load_original(run.experiment, offload=True, spare=solving_bytes(skeleton))
+        spare = solving_bytes(skeleton) if plan.rule == "fit" else 0
+        model, tokenizer = load_original(run.experiment, offload=True, spare=spare)
         layers = fitted(model, plan, fit_tokens_of(run.experiment, tokenizer), progress, plan.rule)
         made = folded(model, plan, layers)
         del model
@@ -163,7 +164,8 @@ def fitted(
         NoFitError, NoScaleError: at once, if that cannot be done with the model's layers.
     """
     check_how(model, how)
-    report = lambda done, total: progress(done, total, f"fitting merged layers, {done} of {total}")  # noqa: E731
+    doing = "fitting" if how == "fit" else "rescaling"
+    report = lambda done, total: progress(done, total, f"{doing} merged layers, {done} of {total}")  # noqa: E731
     return fitted_layers(model, plan, tokens, report, fast_format(model), how)
 
 

@@ -44,13 +44,14 @@ BASE = "base"  # folder of the merged model that four-bit weights are read from
 log = logging.getLogger(__name__)
 
 
-def check_recovery(experiment: Experiment, settings: RecoverySettings) -> list[Example]:
+def check_recovery(experiment: Experiment, settings: RecoverySettings, plan: MergePlan) -> list[Example]:
     """Raise the errors that a recovery with these settings would raise, before anything is merged, loaded or deleted.
 
     Returns:
         The recovery examples.
     """
     check_text(experiment)
+    check_target(settings, plan)
     name = experiment.settings.model
     config, tokenizer = load_config(name), load_tokenizer(name)
     check_length(config, settings.length)
@@ -63,12 +64,12 @@ def check_recovery(experiment: Experiment, settings: RecoverySettings) -> list[E
     return examples
 
 
-def check_target(plan: MergePlan, settings: RecoverySettings) -> None:
+def check_target(settings: RecoverySettings, plan: MergePlan) -> None:
     """Raise SettingsError if the target is hidden states whose size the merged model does not share."""
-    if settings.target == "hidden" and "scale" in (settings.repair, plan.rule) and settings.repair != "fit":
+    if settings.target == "hidden" and plan.windows and "scale" in (settings.repair, plan.rule):
         raise SettingsError(
-            "--target hidden compares hidden states with the original's, but scale leaves those above a merged layer "
-            "smaller by a factor, which only the final norm takes away. Choose --target original, or --repair fit."
+            "--target hidden compares hidden states with the original's, but rule and repair scale leave them in "
+            "another size, which only the final norm takes away. Choose --target original, or another rule and repair."
         )
 
 
@@ -95,11 +96,10 @@ def recover_run(run: Run, settings: RecoverySettings, progress: Progress = no_pr
     check_not_baseline(run, "recovered")
     if run.stage == "planned":
         raise ExperimentError(f"Run {run.name} is not merged yet. Merge it first.")
-    check_target(run.plan, settings)
     folder = run.folder / "recovery"
     check_sharding()
     check_shared(settings)
-    examples = check_recovery(run.experiment, settings)
+    examples = check_recovery(run.experiment, settings, run.plan)
     tokenizer = load_tokenizer(run.experiment.settings.model)
     trained = trained_bytes(settings, run.plan, run.experiment.model_facts)
     models = 1 if settings.quantization == "none" else 2  # and two checkpoints and one being written
@@ -175,7 +175,8 @@ def _healed_in_four_bits(
     if needed and is_first():
         with on_its_own():
             from_disk = settings.answers == "given" and starts_from_disk(run)
-            spare = solving_bytes(skeleton(load_config(name), name)) if from_disk else 0
+            solves = from_disk and "fit" in (settings.repair, run.plan.rule)
+            spare = solving_bytes(skeleton(load_config(name), name)) if solves else 0
             model = load_original(run.experiment, offload=from_disk, spare=spare)[0]
     _begin(run, settings, requested)
     repaired = "none" if as_it_is else run.settings.get(REPAIRED, "") if made else ""

@@ -11,6 +11,7 @@ from swm.errors import ExperimentError, NoCacheError
 from swm.evaluation.task_names import TASKS
 from swm.evaluation.tasks import check_limit, check_request
 from swm.jobs.tracking import Target
+from swm.plan import MergePlan
 from swm.progress import Progress, named
 from swm.reporting.names import run_name
 from swm.settings import RecoverySettings
@@ -58,7 +59,8 @@ def run_pipeline(
     if recovery and (again or run.stage != "recovered"):
         from swm.stages.recover import check_recovery  # peft and the Trainer take seconds to import
 
-        check_recovery(run.experiment, recovery)  # reports all errors before anything is replaced
+        plan = MergePlan.from_dict(entries["plan"]) if entries else run.plan
+        check_recovery(run.experiment, recovery, plan)  # reports all errors before anything is replaced
     if bool(run.settings.get("unhealed")) != (recovery is None):
         run.remember(unhealed=recovery is None)  # so that the page offers the steps that were asked for
     if again or run.stage == "planned":

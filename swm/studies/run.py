@@ -185,13 +185,15 @@ def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress
     begin = _has_to_begin(run, grid, recovery, cell.method != CONTROL)
     if not begin and _is_scored(run, grid) and (run.stage == "recovered" or not recovery):
         return
+    if recovery:
+        from swm.stages.recover import check_target, recover_run  # peft and the Trainer take seconds to import
+
+        check_target(recovery, run.plan)
     if begin:
         merge_run(run, progress)
     if run.stage == "merged" and not run.settings.get("recovery_started") and cell.method != CONTROL:
         _score(run, grid, progress)
     if recovery and (run.stage == "merged" or not (run.has_model or _is_scored(run, grid))):
-        from swm.stages.recover import recover_run  # peft and the Trainer take seconds to import
-
         recover_run(run, recovery, progress)
     _score(run, grid, progress)
     if not grid.keep_models:

@@ -1,6 +1,6 @@
 """Rule `scale`: the folded model is held against plain transformers with the state multiplied between its layers."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,12 +16,15 @@ from swm.merging.stream import stream_merge
 from swm.models.decoder import find_decoder
 from swm.models.load import load_model, save_model
 from swm.plan import MergePlan, Window, dropped_plan, parse_windows
+from swm.progress import no_progress
+from swm.reporting.formats.card import model_card
 from swm.search.plan_loss import PlanLoss
 from swm.search.window_score import WindowScorer, text_cosines
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings, preset_settings
 from swm.stages.create import create_experiment
 from swm.stages.merge import merge_run
 from swm.stages.recover import recover_run
+from swm.stages.run import run_pipeline
 from tests.conftest import tiny_model
 from tests.product.test_families import FAMILIES, LAYERS, made
 
@@ -282,7 +285,7 @@ def test_a_run_is_merged_by_the_rule_and_repaired_with_it(model_folder, text_fil
         if rule == "scale":
             factor = own.flatten()[0] / before.flatten()[0]
             assert torch.allclose(before * factor, own, rtol=1e-5)
-        with pytest.raises(SettingsError, match="Choose --target original, or --repair fit"):
+        with pytest.raises(SettingsError, match="Choose --target original, or another rule and repair"):
             recover_run(run, preset_settings("quick", **small, repair="scale", target="hidden"))
         recover_run(run, preset_settings("quick", **{**small, "learning_rate": 1e-8}, repair="scale"))
         assert run.settings["recovery"]["repaired"] == "scale"
@@ -290,3 +293,34 @@ def test_a_run_is_merged_by_the_rule_and_repaired_with_it(model_folder, text_fil
         ratio = after / own
         assert ratio.std() < 1e-3  # one factor for all, and next to nothing learnt
         assert abs(float(ratio.mean()) - 1) > 1e-3
+
+
+def test_hidden_states_of_another_size_are_no_target_and_nothing_is_lost(model_folder, text_file):
+    study = create_experiment("study", ExperimentSettings(str(model_folder), str(text_file), 4, 16))
+    run = study.create_run("one", MergePlan(4, (Window(1, 2),), "scale"))
+    settings = preset_settings("quick", target="hidden", texts=str(text_file), length=16, batch=1, held_out=1)
+    with pytest.raises(SettingsError, match="leave them in another size"):
+        run_pipeline(run, 2, settings, no_progress)
+    assert run.stage == "planned"
+
+
+@pytest.mark.parametrize(
+    ("rule", "repaired", "says"),
+    [
+        ("fit", "fit", "least squares"),
+        ("fit", "scale", "the size that it has"),
+        ("scale", "fit", "least squares"),
+        ("rdsc", "scale", "the size that it has"),
+        ("scale", None, "the size that it has"),
+        ("fit", "none", "least squares"),
+        ("keep_first", "none", ""),
+    ],
+)
+def test_the_card_says_what_was_done(rule, repaired, says, model_folder, text_file):
+    study = create_experiment("study", ExperimentSettings(str(model_folder), str(text_file), 4, 16))
+    run = study.create_run("one", MergePlan(4, (Window(1, 2),), rule))
+    recovery = preset_settings("quick")
+    if repaired is not None:
+        run.remember(recovery={**asdict(recovery), "repaired": repaired})
+    told = model_card(run)
+    assert ("least squares" in told, "the size that it has" in told) == ("least" in says, "the size" in says)
