@@ -18,7 +18,7 @@ from swm.reporting.finalists import finalists_sentence, halves_sentence, text_ma
 from swm.reporting.names import text_name
 from swm.reporting.preview import WITHIN
 from swm.search.kept_path import kept_path
-from swm.settings import CACHE_TOKENS
+from swm.settings import CACHE_TOKENS, FIT_TOKENS
 from swm.workspace.estimate import about, path_seconds, planner_seconds
 from swm.workspace.experiments import Experiment
 from swm.workspace.targets import LAYERS, MEMORY, PARAMETERS, SPEED, cache_bytes, most_layers, weights_bytes
@@ -269,5 +269,6 @@ def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
                 (st.warning if text_matters(data) else st.caption)(said)
     if MERGE_RULES[plan.rule].needs_text:
         st.caption(
-            "Perplexity and words are of a quick fit. The merged model is fitted on more text, so its numbers differ."
+            f"Perplexity and words are of merged layers made from little text. The merged model takes {FIT_TOKENS:,} "
+            "tokens, so its numbers differ."
         )
