@@ -211,7 +211,8 @@ def _watch(client: Any, target: Target, first: State) -> None:
                 return
             status = str(info.status.value)
             if status == "PENDING" and not state.pid:
-                target.write_state(replace(first, heartbeat=time.time()))
+                stopped = target.asked_to_stop(first.cluster_job)  # and this thread may have written over the end
+                target.write_state(replace(first, heartbeat=time.time(), status="cancelled" if stopped else "queued"))
             elif state.pid and state_in(target.folder / "state.json").status == "interrupted":  # its node said so
                 record(state.stage, target.full_name, "interrupted", state.command, first.person)
                 return

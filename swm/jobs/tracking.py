@@ -34,7 +34,7 @@ from swm.workspace.people import person
 from swm.workspace.reading import state_in
 from swm.workspace.shared_home import check_held, check_machine
 from swm.workspace.state import HEARTBEAT_SECONDS, State, this_process
-from swm.workspace.tracked import CLUSTER_JOB, STOP_FILE, Tracked, job_lock
+from swm.workspace.tracked import CLUSTER_JOB, Tracked, job_lock
 
 log = logging.getLogger(__name__)
 
@@ -115,21 +115,13 @@ class Tracker:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                self.cancelled |= self._is_asked_to_stop()
+                self.cancelled |= self._target.asked_to_stop(self.state.cluster_job)
                 self.write()
                 check_machine()
             except JobError as error:  # its folder is gone or another's: the next progress report ends the stage
                 self._failure = error
             except (SwmError, OSError) as error:  # a full or distant disk must not end the stage's own error handling
                 log.warning("%s", error)
-
-    def _is_asked_to_stop(self) -> bool:
-        """Whether somebody asked this job to stop from another machine."""
-        try:
-            name = (self._target.folder / STOP_FILE).read_text(encoding="utf-8")
-        except OSError:
-            return False
-        return bool(name) and name == self.state.cluster_job
 
 
 @contextmanager

@@ -66,6 +66,13 @@ class Tracked(ABC):
         self.check_there()
         write_json(self.folder / "state.json", asdict(state))
 
+    def asked_to_stop(self, cluster_job: str) -> bool:
+        """Whether the job of that name on a cluster was asked to stop; False without a name."""
+        try:
+            return bool(cluster_job) and (self.folder / STOP_FILE).read_text(encoding="utf-8") == cluster_job
+        except OSError:
+            return False
+
     def check_there(self) -> None:
         """Raise JobError if the folder was deleted or renamed, so that nothing is created in its place."""
         if not self.is_there():

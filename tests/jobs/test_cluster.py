@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,7 +18,7 @@ import yaml
 from swm.cli.main import main
 from swm.errors import JobError
 from swm.jobs.child import all_targets, cancel, create, start
-from swm.jobs.cluster import cluster, watch_again
+from swm.jobs.cluster import _watch, cluster, watch_again
 from swm.jobs.sweep import Sweep
 from swm.jobs.sweep_file import load_grid
 from swm.plan import MergePlan, Window
@@ -26,6 +28,8 @@ from swm.workspace.audit import audit_file, entries
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import read_json, write_json
 from swm.workspace.runs import Run
+from swm.workspace.state import State
+from swm.workspace.tracked import STOP_FILE
 from tests.conftest import need
 from tests.jobs.sweep_cases import ROOT
 from tests.jobs.test_child import wait_for
@@ -157,6 +161,27 @@ def test_a_job_that_waits_is_watched_again_after_the_app_was_restarted(there, ex
     assert experiment.state().status == "queued"
     cancel(experiment)
     assert ended(experiment).status == "cancelled"
+
+
+def test_a_stopped_job_that_still_waits_is_cancelled_whoever_wrote_last(experiment, monkeypatch):
+    """The thread that watches it may ask the cluster before a stop, and write "queued" after it."""
+
+    class Waiting:
+        def get_job_info(self, name):
+            return SimpleNamespace(status=SimpleNamespace(value="PENDING"), message="")
+
+    monkeypatch.setattr("swm.jobs.cluster.POLL_SECONDS", 0.05)
+    first = State("measure", "queued", heartbeat=time.time(), cluster_job="swm-1")
+    experiment.write_state(first)
+    watching = threading.Thread(target=_watch, args=(Waiting(), experiment, first), daemon=True)
+    watching.start()
+    time.sleep(0.3)
+    assert experiment.state().status == "queued"
+    (experiment.folder / STOP_FILE).write_text("swm-1")
+    experiment.write_state(first)
+    assert wait_for(lambda: experiment.state().status == "cancelled", 10)
+    watching.join(10)
+    assert not watching.is_alive()
 
 
 def test_the_cluster_of_the_secrets_file_counts_in_the_terminal_too(monkeypatch, tmp_path):
