@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -164,8 +165,7 @@ def apply_plan(
     renumber_layers(small)
     for layer, window in zip(find_decoder(small).layers, plan.kept_layers(), strict=True):
         if window in merged:
-            own = weights_of(layers[merged[window].base]) if merged[window].divided else {}
-            _set_parameters(layer, merged[window].changed(own))
+            _set_parameters(layer, merged[window], layers[merged[window].base])
     return small
 
 
@@ -186,7 +186,9 @@ def check_plan(model: PreTrainedModel, plan: MergePlan) -> dict[str, Any]:
     return facts_for(model, list(plan.base_layers())) if plan.windows else {}
 
 
-def _set_parameters(layer: nn.Module, parameters: Parameters) -> None:
-    for name, tensor in parameters.items():
+def _set_parameters(layer: nn.Module, merged: MergedLayer, base: nn.Module) -> None:
+    own = weights_of(base) if merged.divided else {}
+    for name in merged.differs():
+        tensor = merged.parameter(name, partial(own.__getitem__, name))
         path, _, attribute = name.rpartition(".")
         setattr(layer.get_submodule(path), attribute, nn.Parameter(tensor, requires_grad=False))

@@ -24,7 +24,7 @@ from swm.errors import NoFitError, NoScaleError
 from swm.merging.apply import apply_plan, check_plan, merge_window
 from swm.merging.merged_layer import MergedLayer
 from swm.merging.projection import ending_of
-from swm.merging.scale import check_scales, layer_kind, magnitude_factor
+from swm.merging.scale import check_scales, magnitude_factor
 from swm.merging.solve import Wanted, solved
 from swm.models.decoder import find_decoder, size_bytes
 from swm.models.layer_outputs import check_tokens
@@ -158,7 +158,7 @@ def check_fits(model: PreTrainedModel) -> None:
     layers = find_decoder(model).layers
     size = int(model.config.get_text_config().vocab_size)
     replay = Replay(model, (torch.arange(8)[None] % size).to(model.device), keep_every=4)
-    for index in {layer_kind(layer): index for index, layer in enumerate(layers)}.values():
+    for index in {_kind(layer): index for index, layer in enumerate(layers)}.values():
         hidden = replay.input_of(index)
         ending_of(OneLayer(replay, index, hidden.device), hidden)
 
@@ -181,6 +181,11 @@ def check_how(model: PreTrainedModel, how: str) -> None:
         check_fits(model)
     else:
         check_scales(model)
+
+
+def _kind(layer: nn.Module) -> tuple[type, frozenset[tuple[str, torch.Size]]]:
+    """Layers of one kind have the same class and weights: those with experts may share their class with others."""
+    return type(layer), frozenset((name, weight.shape) for name, weight in layer.named_parameters())
 
 
 def window_fitter(model: PreTrainedModel, tokens: Tensor, how: str = "fit") -> Callable[[Window], MergedLayer]:

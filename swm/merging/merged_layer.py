@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -48,7 +48,11 @@ class MergedLayer:
         after = replay.run(hidden, self.base, self.parameters)
         return after if self.factor == 1 else after * self.factor
 
-    def changed(self, own: Mapping[str, Tensor]) -> Parameters:
-        """The parameters that differ from the base layer's, which are `own`."""
-        divided = {name: how.of(self.parameters.get(name, own[name])) for name, how in self.divided.items()}
-        return {**self.parameters, **divided}
+    def differs(self) -> set[str]:
+        """Names of the parameters that differ from the base layer's."""
+        return {*self.parameters, *self.divided}
+
+    def parameter(self, name: str, own: Callable[[], Tensor]) -> Tensor:
+        """One of these parameters; `own` gives the base layer's where it is needed."""
+        value = self.parameters[name] if name in self.parameters else own()
+        return self.divided[name].of(value) if name in self.divided else value

@@ -137,11 +137,6 @@ def _divides(layer: OneLayer, hidden: Tensor, divided: Mapping[str, float], same
     return bool((TRIED * part - whole).norm() <= same * (whole - TRIED * hidden).norm())
 
 
-def layer_kind(layer: nn.Module) -> tuple[type, frozenset[tuple[str, torch.Size]]]:
-    """Layers of one kind have the same class and weights: those with experts may share their class with others."""
-    return type(layer), frozenset((name, weight.shape) for name, weight in layer.named_parameters())
-
-
 def _found(layer: OneLayer, hidden: Tensor) -> dict[str, float]:
     """What to divide in a layer; raises NoScaleError where that is not all that it adds."""
     added = (layer.run(hidden) - hidden).norm()

@@ -192,7 +192,7 @@ def _pieces(
             if own in computed:
                 sources = [f"{prefix}{layer}.{own}" for layer in range(window.first, window.last + 1)]
                 piece = replace(piece, stored=None, made=partial(_merged, stored, sources, plan.rule))
-            elif own in {*changed.parameters, *changed.divided}:
+            elif own in changed.differs():
                 piece = replace(piece, stored=None, made=partial(_changed, changed, own, stored[name], name))
             yield piece
 
@@ -202,8 +202,7 @@ def _merged(stored: dict[str, Stored], names: list[str], rule: str) -> Tensor:
 
 
 def _changed(layer: MergedLayer, own: str, stored: Stored, name: str) -> Tensor:
-    value = layer.parameters[own].cpu() if own in layer.parameters else read_tensor(stored, name)
-    return layer.divided[own].of(value) if own in layer.divided else value
+    return layer.parameter(own, partial(read_tensor, stored, name)).cpu()
 
 
 def _copied(name: str, stored: Stored) -> Piece:
