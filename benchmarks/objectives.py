@@ -9,8 +9,8 @@ half a nat worse; each is fitted in full. Objectives, from what a search could l
 - questions: choice log-probability on questions outside the seven tasks (COPA, MMLU, SciQ, CommonsenseQA, Social IQa).
 - both: the mean of the two ranks.
 Judges, which no objective sees: loss of Wikipedia (SQuAD) and choice log-probability over the seven tasks. Prints a
-line for each candidate, each objective's rank correlation with each judge, and what it would have chosen; with --heal,
-the choices again after that many steps of preset quick. In bfloat16 where that is faster.
+line for each candidate, each objective's rank correlation with each judge, and what it would have chosen. With --heal,
+all candidates are healed by that many steps of preset quick, and judged again. In bfloat16 where that is faster.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from swm.workspace.tried import TriedPlans
 SEED = 1234
 SPREAD = 0.5  # nats up to which the further candidates are worse than the best one
 BEST_SHARE = 2 / 3
-OBJECTIVES, JUDGES = ("novels", "questions", "both"), ("wikipedia", "tasks")
-LOWER_IS_BETTER = ("novels", "both", "wikipedia")
+OBJECTIVES, JUDGES = ("novels", "questions", "both"), ("wikipedia", "tasks", "healed wikipedia", "healed tasks")
+HIGHER_IS_BETTER = ("questions", "tasks", "healed tasks")
 
 
 @dataclass
@@ -83,12 +83,14 @@ def main() -> None:
     for layers in map(int, options.layers.split(",")):
         found: dict[str, dict[str, float]] = {}
         for plan in candidates(setting.experiment, layers, options.candidates):
-            found[named(plan)] = measured(setting, fitted(setting, plan))
-            print(f"{layers} layers {named(plan):32} {told(found[named(plan)])}", flush=True)
-        chosen = summary(layers, found)
-        for name in dict.fromkeys(chosen.values() if options.heal else ()):
-            result = measured(setting, healed(setting, name, options.heal))
-            print(f"{layers} layers {name:32} {told(result)} after {options.heal} steps", flush=True)
+            smaller = fitted(setting, plan)
+            found[named(plan)] = result = objectives(setting, smaller) | judged(setting, smaller)
+            print(f"{layers} layers {named(plan):32} {told(result)}", flush=True)
+            if options.heal:
+                after = judged(setting, healed(setting, plan, smaller, options.heal))
+                result |= {f"healed {name}": value for name, value in after.items()}
+                print(f"{layers} layers {named(plan):32} {told(after)} after {options.heal} steps", flush=True)
+        summary(layers, found)
 
 
 def candidates(experiment: Experiment, layers: int, most: int) -> list[MergePlan]:
@@ -111,58 +113,62 @@ def fitted(setting: Setting, plan: MergePlan) -> Any:
     return apply_fitted_plan(setting.model, plan, setting.fit_rows, fast=fast_format(setting.model))
 
 
-def healed(setting: Setting, name: str, steps: int) -> Any:
-    """The same, healed with preset quick."""
+def healed(setting: Setting, plan: MergePlan, smaller: Any, steps: int) -> Any:
+    """The plan's model, healed with preset quick."""
     import torch
 
     from swm.healing.rows import training_rows
-    from swm.plan import parse_windows
     from swm.settings import preset_settings
     from swm.texts.documents import recovery_examples
 
-    plan = MergePlan(setting.experiment.layer_count, parse_windows(name), "fit")
     settings = preset_settings("quick", seed=SEED)
     rows = training_rows(setting.tokenizer, recovery_examples(settings.texts, SEED), settings)[settings.held_out :]
     ids = torch.tensor([row["input_ids"] for row in rows])
-    return heal(fitted(setting, plan), plan, "lora", ids, settings, steps, 0.0)
+    return heal(smaller, plan, "lora", ids, settings, steps, 0.0)
 
 
-def measured(setting: Setting, model: Any) -> dict[str, float]:
-    """Two objectives and both judges: losses in nats per token, log-probabilities in nats."""
-    import torch
-
+def objectives(setting: Setting, model: Any) -> dict[str, float]:
+    """What a search could look at: loss in nats per token, and choice log-probability in nats."""
     from swm.evaluation.continuous import choice_logprob
-    from swm.evaluation.perplexity import perplexity
-    from swm.models.load import fast_format
 
     found = log_likelihoods(model, setting.tokenizer, setting.questions)
     by_set = [
         statistics.fmean(choice_logprob(each, item[2]) for each, item in zip(found[name], items, strict=True))
         for name, items in setting.questions.items()
     ]
+    return {"novels": loss(model, setting.novels), "questions": statistics.fmean(by_set)}
+
+
+def judged(setting: Setting, model: Any) -> dict[str, float]:
+    """Both judges."""
+    tasks = answered(model, setting.tokenizer, setting.documents)["choice"]
+    return {"wikipedia": loss(model, setting.wikipedia), "tasks": tasks}
+
+
+def loss(model: Any, rows: Any) -> float:
+    """Nats per token."""
+    import torch
+
+    from swm.evaluation.perplexity import perplexity
+    from swm.models.load import fast_format
+
     with torch.autocast(model.device.type, torch.bfloat16, enabled=fast_format(model)):
-        return {
-            "novels": math.log(perplexity(model, setting.novels)["value"]),
-            "questions": statistics.fmean(by_set),
-            "wikipedia": math.log(perplexity(model, setting.wikipedia)["value"]),
-            "tasks": answered(model, setting.tokenizer, setting.documents)["choice"],
-        }
+        return math.log(perplexity(model, rows)["value"])
 
 
-def summary(layers: int, found: Mapping[str, dict[str, float]]) -> dict[str, str]:
-    """Print the correlations, and return the plan that each objective would choose."""
+def summary(layers: int, found: Mapping[str, dict[str, float]]) -> None:
+    """Print each objective's correlations and the plan that it would choose."""
     from scipy.stats import spearmanr
 
+    judges = [judge for judge in JUDGES if judge in next(iter(found.values()))]
     ranks = {name: ranked(found, name) for name in ("novels", "questions")}
     for place, values in enumerate(found.values()):
         values["both"] = statistics.fmean(rank[place] for rank in ranks.values())
-    chosen = {}
     for objective in OBJECTIVES:
-        agreement = [spearmanr(ranked(found, objective), ranked(found, judge)).statistic for judge in JUDGES]
-        chosen[objective] = min(found, key=lambda name: found[name][objective] * sign(objective))
-        agrees = ", ".join(f"{judge} {value:+.2f}" for judge, value in zip(JUDGES, agreement, strict=True))
-        print(f"{layers} layers, {objective}: agrees with {agrees}; chooses {chosen[objective]}", flush=True)
-    return chosen
+        agreement = [spearmanr(ranked(found, objective), ranked(found, judge)).statistic for judge in judges]
+        chosen = min(found, key=lambda name: found[name][objective] * sign(objective))
+        agrees = ", ".join(f"{judge} {value:+.2f}" for judge, value in zip(judges, agreement, strict=True))
+        print(f"{layers} layers, {objective}: agrees with {agrees}; chooses {chosen}", flush=True)
 
 
 def ranked(found: Mapping[str, dict[str, float]], name: str) -> Sequence[float]:
@@ -173,7 +179,7 @@ def ranked(found: Mapping[str, dict[str, float]], name: str) -> Sequence[float]:
 
 
 def sign(name: str) -> int:
-    return 1 if name in LOWER_IS_BETTER else -1
+    return -1 if name in HIGHER_IS_BETTER else 1
 
 
 def named(plan: MergePlan) -> str:
@@ -181,7 +187,7 @@ def named(plan: MergePlan) -> str:
 
 
 def told(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {values[name]:.4f}" for name in ("novels", "wikipedia", "questions", "tasks"))
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
 
 
 if __name__ == "__main__":

@@ -218,7 +218,8 @@ def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[di
         st.caption(f"Partly computed: {'; '.join(partial)}. A line has gaps where the plan is not known.")
     st.caption(
         "The same threshold gives different depths with different rules, so compare rules at equal depth. Perplexities "
-        "of rule fit are those of the quick fit used while searching; above 20 times the original's they are not drawn."
+        "of rules fit and scale are those of the quick repair used while searching; above 20 times the original's they "
+        "are not drawn."
     )
     if scores:
         st.plotly_chart(threshold_scores_chart(scores), key="studies_scores")

@@ -94,6 +94,7 @@ def show_known_plans(experiment: Experiment) -> None:
     )
     st.caption(
         f"Click a point to see its plan above, with its windows, its words and the way to merge it. {len(plans) - 1} "
-        f"plans, all measured on the same calibration text before healing; those of rule fit with a quick fit. {tried}"
+        f"plans, all measured on the same calibration text before healing; those of rules fit and scale with the quick "
+        f"repair of a search. {tried}"
         "Perplexities above 20 times the lowest are not drawn."
     )

@@ -11,7 +11,7 @@ from typing import Any
 from swm.errors import PlanError
 from swm.models.processes import agreed, shared, world_size
 from swm.plan import MergePlan, dropped_plan
-from swm.planners.drops import beam_drops, most_tried
+from swm.planners.drops import DropLoss, beam_drops, most_tried
 from swm.planners.request import PlanRequest
 from swm.progress import share_of
 from swm.registry import PLANNERS, Planner
@@ -29,7 +29,8 @@ def find(request: PlanRequest) -> MergePlan:
 
     With a large vocabulary, the search estimates losses from a sample of it. The final candidates are fitted in full
     and compared by perplexity on text that they were not fitted on. Plans of other methods become candidates by the
-    same loss as its own. Where a family's layers cannot be fitted, the state after them is rescaled instead.
+    same loss as its own. Where a family's layers cannot be fitted, the state after them is rescaled instead. A plan
+    that drops layer 0 is compared as it is: a repair needs a layer below that stays.
     """
     start = time.monotonic()
     from swm.evaluation.perplexity import perplexity
@@ -41,23 +42,24 @@ def find(request: PlanRequest) -> MergePlan:
     request = replace(request, sample=sample_for(model, request.tokens))  # the rivals' searches use it, too
     fitter = window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS), how) if how else None
     loss = request.loss(how or "dropped", fitter)
-    rivals = [layers for layers in agreed(_rival_drops(request)) if not (how and 0 in layers)]  # repairs begin below
+    rivals = agreed(_rival_drops(request))
     searching = replace(request, progress=share_of(request.progress, RIVALS_DONE, SEARCHED))
     budget = _by_time(start + SEARCHED * request.seconds) if request.seconds else request.budget
     dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, budget, searching.tried, request.kinds)
-    loss.of_all([*dropped, *rivals])
-    ordered = sorted({*dropped, *rivals}, key=lambda layers: (loss(layers), sorted(layers)))
-    near = [layers for layers in ordered if loss(layers) <= loss(ordered[0]) + NEAR]
-    dropped = ordered[: max(WIDTH, len(near))]
-    plans = [dropped_plan(count, layers) for layers in dropped]
-    plans = [replace(plan, rule=how) for plan in plans] if how else plans
+    losses = _losses(request, loss, list(dict.fromkeys([*dropped, *rivals])), how)
+    ordered = sorted(losses, key=lambda layers: (losses[layers], sorted(layers)))
+    near = [layers for layers in ordered if losses[layers] <= losses[ordered[0]] + NEAR]
+    plans = [dropped_plan(count, layers) for layers in ordered[: max(WIDTH, len(near))]]
+    plans = [replace(plan, rule=how) if how and 0 in plan.base_layers() else plan for plan in plans]
     rows = request.fit_tokens(FIT_TOKENS * 4 // 3)
     held_out = max(1, len(rows) // 4)  # texts for the comparison: not those a plan is fitted on
     fitting, perplexities = share_of(request.progress, SEARCHED, 1), []
 
     def measured(some: list[MergePlan]) -> list[dict[str, Any]]:
         smaller = (
-            apply_fitted_plan(model, plan, rows[held_out:], None, request.fast, how) if how else apply_plan(model, plan)
+            apply_fitted_plan(model, plan, rows[held_out:], None, request.fast, how)
+            if plan.rule == how
+            else apply_plan(model, plan)
             for plan in some
         )
         return [perplexity(each, rows[:held_out]) for each in smaller]
@@ -72,6 +74,18 @@ def find(request: PlanRequest) -> MergePlan:
     chosen = min(range(len(perplexities)), key=lambda place: perplexities[place]["value"])
     request.finalists.update(_against(chosen, plans, perplexities))
     return plans[chosen]
+
+
+def _losses(
+    request: PlanRequest, loss: DropLoss, sets: Sequence[frozenset[int]], how: str | None
+) -> dict[frozenset[int], float]:
+    """Each set's loss on the calibration text, repaired except where layer 0 is dropped."""
+    bare = [layers for layers in sets if how and 0 in layers]
+    repaired = [layers for layers in sets if layers not in bare]
+    found = dict(zip(repaired, loss.of_all(repaired), strict=True))
+    if bare:
+        found |= zip(bare, request.loss("dropped").of_all(bare), strict=True)
+    return found
 
 
 def _against(chosen: int, plans: Sequence[MergePlan], perplexities: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import torch
 import swm.planners.best as best
 from swm.errors import Cancelled, JobError, SettingsError
 from swm.evaluation.perplexity import perplexity
+from swm.merging.apply import apply_plan
 from swm.merging.fit import WindowFitter, apply_fitted_plan
-from swm.plan import MergePlan
+from swm.models.decoder import find_decoder
+from swm.plan import MergePlan, Window
 from swm.planners.drops import beam_drops
 from swm.planners.plan_with import plan_with
 from swm.reporting.known_plans import known_plans
@@ -34,20 +36,42 @@ def test_best_is_not_behind_any_method_whose_plans_it_tries(family, seed):
     model = tiny_model(family, layers=7, seed=seed, **settings)
     tokens, rows = texts(4, seed), texts(60, seed + 10)
     plan = plan_with("best", model, tokens, 4, budget=20, fit_tokens=lambda count: rows)
-    loss = PlanLoss(model, tokens, WindowFitter(model, rows).merged)
+    losses = {"fit": PlanLoss(model, tokens, WindowFitter(model, rows).merged), "keep_last": PlanLoss(model, tokens)}
     held = len(rows) // 4
 
+    def loss(plan):
+        return losses[plan.rule](plan)
+
     def in_full(plan):
-        return perplexity(apply_fitted_plan(model, plan, rows[held:]), rows[:held])["value"]
+        fitted = plan.rule == "fit"
+        smaller = apply_fitted_plan(model, plan, rows[held:]) if fitted else apply_plan(model, plan)
+        return perplexity(smaller, rows[:held])["value"]
 
     own, own_loss = in_full(plan), loss(plan)
     for name in best.RIVALS:
         rival = plan_with(name, model, tokens, 4)
-        if 0 in set(range(7)) - set(rival.base_layers()):
-            continue
-        rival = MergePlan(7, rival.windows, "fit")
+        if 0 in rival.base_layers():
+            rival = MergePlan(7, rival.windows, "fit")
         # it lost on calibration text, or was fitted in full and lost on held-out text
         assert own_loss <= loss(rival) + 1e-6 or own <= in_full(rival) + 1e-6
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_a_rival_that_drops_the_first_layer_wins_where_that_costs_nothing(seed):
+    model = tiny_model(layers=6, seed=seed)
+    layers = find_decoder(model).layers
+    with torch.no_grad():
+        for name, weights in layers[0].named_parameters():
+            if "o_proj" in name or "down_proj" in name:
+                weights.zero_()  # the layer adds nothing
+    written = model.generate(
+        texts(12, 5, 2), pad_token_id=0, max_new_tokens=22, do_sample=False
+    )  # the most certain text of the model
+    plan = plan_with("best", model, written, len(layers) - 1, fit_tokens=lambda count: written)
+    assert (plan.windows, plan.rule) == ((Window(0, 1),), "keep_last")
+    assert plan_with("perplexity", model, written, len(layers) - 1) == plan
+    smaller = apply_plan(model, plan)
+    assert perplexity(smaller, written)["value"] == pytest.approx(perplexity(model, written)["value"], rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
