@@ -16,6 +16,7 @@ all candidates are healed by that many steps of preset quick, and judged again. 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import random
 import statistics
@@ -114,7 +115,7 @@ def fitted(setting: Setting, plan: MergePlan) -> Any:
 
 
 def healed(setting: Setting, plan: MergePlan, smaller: Any, steps: int) -> Any:
-    """The plan's model, healed with preset quick."""
+    """A copy of the plan's model, healed with preset quick; the model itself shares weights with the original."""
     import torch
 
     from swm.healing.rows import training_rows
@@ -124,7 +125,7 @@ def healed(setting: Setting, plan: MergePlan, smaller: Any, steps: int) -> Any:
     settings = preset_settings("quick", seed=SEED)
     rows = training_rows(setting.tokenizer, recovery_examples(settings.texts, SEED), settings)[settings.held_out :]
     ids = torch.tensor([row["input_ids"] for row in rows])
-    return heal(smaller, plan, "lora", ids, settings, steps, 0.0)
+    return heal(copy.deepcopy(smaller), plan, "lora", ids, settings, steps, 0.0)
 
 
 def objectives(setting: Setting, model: Any) -> dict[str, float]:

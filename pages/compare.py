@@ -11,7 +11,7 @@ from pages.shared.frame import caption, command_line, require_experiment, shown_
 from pages.shared.navigation import next_step
 from pages.shared.paired import show_paired
 from pages.shared.plain import plain
-from pages.shared.tables import comparison_table, runs_figures, unbroken
+from pages.shared.tables import aligned, comparison_table, runs_figures, unbroken
 from pages.shared.verdict import judged_rows, show_verdict
 from swm.reporting.compare import comparable, compare, flat_rows, reference_rows
 from swm.reporting.compare_charts import (
@@ -144,7 +144,8 @@ if costs := cost_lines(flat):
     st.subheader("What merging cost", anchor=False, help=TERMS["control"])
     cost_table = pd.DataFrame(costs).set_index("run")
     if len(costs) > MANY:
-        st.dataframe(cost_table, height=TALL, column_config={"run": st.column_config.Column(pinned=True)})
+        pinned_run = st.column_config.Column(pinned=True)
+        st.dataframe(cost_table, height=TALL, column_config={"run": pinned_run, **aligned(cost_table)})
     else:
         st.table(unbroken(cost_table))
     against = (
@@ -170,7 +171,8 @@ if len(flat) > MOST_COLUMNS:
     table = measurements.T
     if by not in (OWN, "layers"):  # which is a column already
         table.insert(0, GROUPS[by].lower(), [group_of(row, by) for row in flat])
-    st.dataframe(table, height=TALL, column_config={"_index": st.column_config.Column("model", pinned=True, width=190)})
+    models = st.column_config.Column("model", pinned=True, width=190)
+    st.dataframe(table, height=TALL, column_config={"_index": models, **aligned(table)})
 else:
     st.table(unbroken(measurements))
 st.caption(

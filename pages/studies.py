@@ -17,7 +17,7 @@ from pages.shared.frame import (
 )
 from pages.shared.navigation import next_step
 from pages.shared.plain import plain
-from pages.shared.tables import decided_table, study_table, survival_table, windows_text
+from pages.shared.tables import decided_table, show_table, study_table, survival_table, windows_text
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.registry import METRICS
 from swm.reporting.csv_table import csv_text
@@ -121,10 +121,9 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         )
         rows = rows_of(experiment, names, against)
     show_findings(experiment, rows, names)
-    st.dataframe(study_table(rows), hide_index=True, column_config={"method": st.column_config.Column(width=215)})
+    show_table(study_table(rows), method=st.column_config.Column(width=215))
     with st.expander("In words"):
-        for row in rows:
-            st.markdown(f"**{plain(row_name(row))}** · {plain(row['verdict'])}")
+        st.markdown("\n\n".join(f"**{plain(row_name(row))}** · {plain(row['verdict'])}" for row in rows))
     if conditions := conditions_of(rows):
         st.caption(plain(conditions))
     st.download_button(
@@ -146,7 +145,7 @@ def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set
         st.subheader(
             f"Do differences between methods survive healing? Every method against {rows_method(rows)}", anchor=False
         )
-        st.dataframe(survival, hide_index=True)
+        show_table(survival)
         show_same_windows(rows)
         score = CHOICE_LOGPROB if any(row["averages"].get(CHOICE_LOGPROB) for row in rows) else ACCURACY
         if ranks := ranks_chart(rows, score):
@@ -162,7 +161,7 @@ def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set
     decided = cached_pairs(str(experiment.folder), experiment.results_changed(), tuple(sorted(names)))
     if decided:
         st.subheader("Which scores tell these methods apart?", anchor=False)
-        st.dataframe(decided_table(decided), hide_index=True)
+        show_table(decided_table(decided))
         st.caption(
             "Pairs of methods at the same depth whose perplexity intervals do not overlap, and how many of them each "
             "score decides: the 95 % interval of the paired difference leaves out 0. In brackets: those decided in "

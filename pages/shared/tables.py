@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
+import streamlit as st
 
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, Paired
 from swm.registry import MERGE_RULES
@@ -19,11 +20,30 @@ from swm.studies.findings import NEAR
 from swm.workspace.experiments import Experiment
 
 INTERVAL = re.compile(r"× (?=\d)|\[.*?]")
+WORDS = (
+    "method",
+    "rule",
+    "stage",
+    "LoRA seeds",
+    "windows",
+    "compared with",
+    "models",
+)  # columns of words, not of figures
 
 
 def unbroken(table: pd.DataFrame) -> pd.DataFrame:
     """The table with intervals that do not wrap: "1.20 [1.15, 1.26]" breaks before its bracket or not at all."""
     return table.map(lambda text: INTERVAL.sub(lambda part: part[0].replace(" ", "\u00a0"), text))
+
+
+def aligned(table: pd.DataFrame) -> dict[str, Any]:
+    """Column settings that set figures flush right, also those that are text since they have an interval."""
+    return {name: st.column_config.Column(alignment="right") for name in table if name not in WORDS}
+
+
+def show_table(table: pd.DataFrame, **columns: Any) -> None:
+    """Show a table without its index; `columns` are further settings of these."""
+    st.dataframe(table, hide_index=True, column_config={**aligned(table), **columns})
 
 
 def comparison_table(labels: list[str], flat: list[dict[str, Any]], only_differing: bool = False) -> pd.DataFrame:

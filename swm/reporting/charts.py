@@ -28,7 +28,7 @@ def influence_lines(influences: dict[str, Sequence[float]]) -> go.Figure:
     """How much each layer and its parts change the hidden state, by name; logarithmic, since the first layers change it
     hundreds of times as much."""
     figure = plain_axes(_depth_lines(influences), "layer", "influence", 280, legend=True)
-    return figure.update_layout(yaxis={"type": "log", "exponentformat": "none", "dtick": 1})
+    return figure.update_layout(yaxis={"type": "log", "exponentformat": "none", "dtick": 1, "tickformat": ",~g"})
 
 
 def _depth_lines(lines: dict[str, Sequence[float]]) -> go.Figure:
@@ -49,7 +49,7 @@ def _depth_lines(lines: dict[str, Sequence[float]]) -> go.Figure:
 def norm_line(norms: dict[str, Sequence[float]]) -> go.Figure:
     """Norms of the hidden states after each layer, by what they are of the tokens: mean, median, largest."""
     figure = plain_axes(_depth_lines(norms), "layer", "norm of hidden states", 260, legend=len(norms) > 1)
-    return figure.update_layout(yaxis={"type": "log", "exponentformat": "none", "dtick": 1})
+    return figure.update_layout(yaxis={"type": "log", "exponentformat": "none", "dtick": 1, "tickformat": ",~g"})
 
 
 def trace_chart(step: PlanAt) -> go.Figure:

@@ -92,7 +92,7 @@ def plan_view(
         "Similarity": "–" if similarity is None else f"{similarity:.4f}",
         PERPLEXITY: "–" if perplexity is None else f"{perplexity:,.0f}",
     }
-    more = {"Parameters": f"−{saved / facts['parameters']:.1%}"} if saved else {}
+    more = {"Parameters": f"-{100 * saved / facts['parameters']:.1f} %"} if saved else {}
     if perplexity and original:
         more[PERPLEXITY] = f"× {perplexity / original:,.2f}"
     return {

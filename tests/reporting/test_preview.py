@@ -75,7 +75,7 @@ def test_numbers_of_a_plan_are_as_people_read_them():
         "Similarity": "0.9100",
         "Perplexity": "50",
     }
-    assert view["more"] == {"Parameters": "−15.0%", "Perplexity": "× 2.50"}
+    assert view["more"] == {"Parameters": "-15.0 %", "Perplexity": "× 2.50"}
     unknown = plan_view(plan, FACTS)["numbers"]
     assert [unknown[name] for name in ("Expected speed", "Similarity", "Perplexity")] == ["–"] * 3
 
