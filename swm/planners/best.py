@@ -96,7 +96,8 @@ def _against(chosen: int, plans: Sequence[MergePlan], perplexities: Sequence[dic
     for place, (plan, entry) in enumerate(zip(plans, perplexities, strict=False)):  # time may end before the last ones
         if place != chosen:
             ratio, low, high = (math.exp(end) for end in log_perplexity_ratio(perplexities[chosen], entry))
-            others.append({"windows": plan.to_dict()["windows"], "ratio": ratio, "low": low, "high": high})
+            merged = {"windows": plan.to_dict()["windows"], "rule": plan.rule}
+            others.append({**merged, "ratio": ratio, "low": low, "high": high})
     return {"texts": perplexities[chosen]["texts"], "others": sorted(others, key=lambda other: other["ratio"])}
 
 

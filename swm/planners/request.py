@@ -38,8 +38,8 @@ class PlanRequest:
         sample: of the vocabulary, to estimate losses from: see `search.vocabulary`.
         seconds: time limit for planners that take a budget; None without one.
         finalists: filled by planners that compare their last plans on more text: `texts`, their number, and for each
-            other plan `windows` and its perplexity against the chosen one's, `ratio` with its 95 % interval `low` and
-            `high` over these texts.
+            other plan `windows`, `rule` and its perplexity against the chosen one's, `ratio` with its 95 % interval
+            `low` and `high` over these texts.
         progress: called with the plans tried so far; may raise to stop.
     """
 

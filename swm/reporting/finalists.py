@@ -62,4 +62,5 @@ def _times(other: dict[str, Any]) -> str:
 
 
 def _windows(other: dict[str, Any]) -> str:
-    return " ".join(str(Window(*pair)) for pair in other["windows"])
+    windows = " ".join(str(Window(*pair)) for pair in other["windows"])
+    return f"{windows} by rule keep_last" if other.get("rule") == "keep_last" else windows  # drops layer 0

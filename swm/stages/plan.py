@@ -6,12 +6,10 @@ from collections.abc import Callable
 
 from swm.merging.apply import check_plan
 from swm.models.processes import agreed, is_first
-from swm.plan import (
-    DEFAULT_RULE,
-)
+from swm.plan import DEFAULT_RULE
 from swm.progress import Progress, no_progress
 from swm.search.kept_path import kept_path, save_path
-from swm.search.threshold_path import PlanAt
+from swm.search.threshold_path import PlanAt, ThresholdPath
 from swm.stages.known_plan import known_plan
 from swm.stages.loading import load_original
 from swm.stages.measure_plan import measured_path
@@ -51,13 +49,26 @@ def plan_for(
     path = search_path(
         experiment, rule, path.low if path else 0.5, progress=progress, precision=precision, layers=layers
     )
-    step, loaded = path.plan_with_layers(layers), None
-    for _ in range(SETTLING):  # an exact similarity can put another plan first
-        if path.is_exact(step.plan):
+    step = settled(experiment, path, lambda path: path.plan_with_layers(layers), progress, load)
+    assert step is not None
+    return step
+
+
+def settled(
+    experiment: Experiment,
+    path: ThresholdPath,
+    choose: Callable[[ThresholdPath], PlanAt | None],
+    progress: Progress = no_progress,
+    load: Callable[[], Loaded] | None = None,
+) -> PlanAt | None:
+    """The plan that `choose` takes from a path, its similarity exact: that is measured, and can change the choice."""
+    step, loaded = choose(path), None
+    for _ in range(SETTLING):
+        if step is None or path.is_exact(step.plan):
             break
         loaded = loaded or (load() if load else load_original(experiment, offload=True))
         path = measured_path(experiment, step.plan, progress, loaded)
-        step = path.plan_with_layers(layers)
+        step = choose(path)
     return step
 
 

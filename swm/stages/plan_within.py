@@ -11,10 +11,11 @@ from swm.models.processes import agreed
 from swm.progress import Progress, named, no_progress, share_of
 from swm.search.kept_path import kept_path
 from swm.search.threshold_path import PlanAt
-from swm.stages.plan import plan_for
+from swm.stages.plan import settled
 from swm.stages.search import search_path
 from swm.workspace.experiments import Experiment
 
+GIVEN_UP = 8  # numbers of layers in a row that a method cannot leave
 Planned = Callable[[int, Progress], dict[str, Any]]
 
 
@@ -31,11 +32,11 @@ def walk_within(
     if path is None or (not known and not experiment.read_only):
         path = search_path(experiment, rule, path.low if path else 0.5, progress=progress, precision=precision)
     step = path.smallest_within(factor)
+    if step and not experiment.read_only:
+        step = settled(experiment, path, lambda path: path.smallest_within(factor), progress)
     if step is None:
         raise _nothing_within(factor, f"No plan of rule {rule}")
-    if experiment.read_only:
-        return step
-    return plan_for(experiment, threshold=step.threshold, rule=rule, progress=progress, precision=precision)
+    return step
 
 
 def smallest_within(
@@ -44,28 +45,39 @@ def smallest_within(
     """The plan with the fewest layers whose perplexity is at most `factor` times the original's.
 
     Removes 1, 2, 4, ... layers until a plan is not within, then halves the gap. So it takes for granted that a method's
-    perplexity rises with every layer it removes, which holds but for small steps.
+    perplexity rises with every layer it removes, which holds but for small steps. A number of layers that the method
+    cannot leave is passed over for the nearest one.
 
     Args:
         planned: a planner's plan with this many layers left, as from `plan_by`; reports its own progress.
 
     Raises:
-        PlanError: if not even one layer can go.
+        PlanError: if no plan is within, or the method finds none.
     """
     within, fitting, beyond, failed = 0, {}, layer_count - 1, False  # planners leave two layers at least
     searches, most = 0, max(1, 2 * math.ceil(math.log2(layer_count)))
-    while beyond - within > 1:
-        removed = (within + beyond) // 2 if failed else min(max(1, 2 * within), beyond - 1)
+    impossible: dict[int, PlanError] = {}
+    in_a_row = 0
+    while in_a_row < GIVEN_UP and (untried := sorted(set(range(within + 1, beyond)) - set(impossible))):
+        aim = (within + beyond) // 2 if failed else min(max(1, 2 * within), beyond - 1)
+        removed = min(untried, key=lambda count: abs(count - aim))
         part = share_of(progress, min(1.0, searches / most), min(1.0, (searches + 1) / most))
-        data = planned(layer_count - removed, named(f"{layer_count - removed} layers", part))
         searches += 1
+        try:
+            data = planned(layer_count - removed, named(f"{layer_count - removed} layers", part))
+        except PlanError as error:
+            impossible[removed], in_a_row = error, in_a_row + 1
+            continue
+        in_a_row = 0
         if data["perplexity"] <= factor * data["perplexity_original"]:
             within, fitting = removed, data
         else:
             beyond, failed = removed, True
-    if not fitting:
-        raise _nothing_within(factor, f"Even with {layer_count - 1} of {layer_count} layers, no plan")
-    return fitting
+    if fitting:
+        return fitting
+    if impossible and not failed:
+        raise next(iter(impossible.values()))
+    raise _nothing_within(factor, f"Even with {layer_count - beyond} of {layer_count} layers, no plan")
 
 
 def _nothing_within(factor: float, what: str) -> PlanError:

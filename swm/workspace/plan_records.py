@@ -14,6 +14,7 @@ class Finalist(Record):
     """A plan that lost against the chosen one: its perplexity against that one's, with the interval."""
 
     windows: list[Pair]
+    rule: str = ""
     ratio: float
     low: float
     high: float

@@ -37,15 +37,14 @@ def test_other_plans_are_compared_on_the_same_held_out_texts(seed):
     assert found["texts"] == 10
     assert len(found["others"]) >= 2
 
-    def losses(windows):
-        fitted = apply_fitted_plan(model, MergePlan(6, windows, "fit"), rows[10:])
+    def losses(plan):
+        fitted = apply_fitted_plan(model, plan, rows[10:]) if plan.rule == "fit" else apply_plan(model, plan)
         return perplexity(fitted, rows[:10])["losses"]
 
-    chosen = losses(plan.windows)
+    chosen = losses(plan)
     for other in found["others"]:
-        changes = [
-            b - a for a, b in zip(chosen, losses(tuple(Window(*pair) for pair in other["windows"])), strict=True)
-        ]
+        windows = tuple(Window(*pair) for pair in other["windows"])
+        changes = [b - a for a, b in zip(chosen, losses(MergePlan(6, windows, other["rule"])), strict=True)]
         assert math.log(other["ratio"]) == pytest.approx(sum(changes) / 10, abs=1e-5)
         interval = stats.ttest_1samp(changes, 0).confidence_interval(0.95)
         assert [math.log(other["low"]), math.log(other["high"])] == pytest.approx([*interval], abs=1e-5)

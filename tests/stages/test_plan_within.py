@@ -8,13 +8,17 @@ from hypothesis import strategies as st
 
 from swm.errors import PlanError
 from swm.progress import UNLIKE
-from swm.search.kept_path import kept_path
-from swm.stages.plan_within import smallest_within
+from swm.search.kept_path import kept_path, save_path
+from swm.stages.plan_within import GIVEN_UP, smallest_within
 from swm.workspace.experiments import Experiment
 
 
-@given(st.lists(st.floats(0.0, 0.3), min_size=2, max_size=40), st.floats(1.01, 4.0))
-def test_the_search_finds_what_trying_every_depth_finds(rises, factor):
+@given(
+    st.lists(st.floats(0.0, 0.3), min_size=2, max_size=40),
+    st.floats(1.01, 4.0),
+    st.sets(st.integers(1, 40), max_size=GIVEN_UP - 1),
+)
+def test_the_search_finds_what_trying_every_depth_finds(rises, factor, impossible):
     perplexity = [10.0]
     for rise in rises:
         perplexity.append(perplexity[-1] * (1 + rise))
@@ -25,17 +29,22 @@ def test_the_search_finds_what_trying_every_depth_finds(rises, factor):
         progress(0, 0, "loading")
         progress(1, 2, "halfway")
         assert 2 <= left < layers
+        if layers - left in impossible:
+            raise PlanError(f"cannot leave {left}")
         return {"left": left, "perplexity": perplexity[layers - left], "perplexity_original": 10.0}
 
-    within = [removed for removed in range(1, layers - 1) if perplexity[removed] <= factor * 10.0]
+    possible = [removed for removed in range(1, layers - 1) if removed not in impossible]
+    within = [removed for removed in possible if perplexity[removed] <= factor * 10.0]
     if within:
         assert smallest_within(factor, layers, planned, lambda *report: reports.append(report))["left"] == layers - max(
             within
         )
     else:
-        with pytest.raises(PlanError, match=r"has at most .* Allow a larger loss, or"):
+        with pytest.raises(
+            PlanError, match=r"cannot leave" if not possible and layers > 2 else r"has at most .* Allow a larger"
+        ):
             smallest_within(factor, layers, planned)
-    assert len(asked) == len(set(asked)) <= 2 * layers.bit_length()
+    assert len(asked) == len(set(asked)) <= 2 * layers.bit_length() + len(impossible)
     assert all(0 <= done <= total == UNLIKE for done, total, _ in reports)
     assert [done for done, _, _ in reports] == sorted(done for done, _, _ in reports)
 
@@ -64,6 +73,33 @@ def test_a_path_gives_its_smallest_plan_within(swm, study):
         within = [step.plan for step in path.intervals() if step.plan.windows and step.perplexity <= most]
         assert plan["layers_left"] == min(one.layers_left for one in within)
         assert plan["perplexity"] <= most
+
+
+def test_a_method_that_cannot_leave_every_number_of_layers_is_asked_for_the_next(swm, study):
+    code, out, message = swm("plan", "e", "--planner", "laco", "--within", "1e9", "--json")
+    assert code == 0, message
+    assert json.loads(out)["layers_left"] == 2  # of four; three are refused
+    assert "LaCo cannot leave 3" in swm("plan", "e", "--planner", "laco", "--layers", "3")[2]
+
+
+def test_a_path_in_bfloat16_gives_the_plan_that_it_chose(swm, study):
+    """Its similarities are measured again: the one that ends an interval would be rejected at that threshold."""
+    code, _, message = swm("search", "e", "--rule", "keep_last", "--from", "0.01", "--precision", "exact")
+    assert code == 0, message
+    path = kept_path(study, "keep_last")
+    exact, original = path.intervals(), path.perplexities[()]
+    for key, similarity in path.similarities.items():
+        path.similarities[key] = similarity + 3e-4
+    path.scoring = "bfloat16"
+    for factor in sorted({max(1.0001, 1.0001 * step.perplexity / original) for step in exact if step.plan.windows}):
+        save_path(study, path)
+        code, out, message = swm("plan", "e", "--rule", "keep_last", "--within", factor, "--json")
+        assert code == 0, message
+        plan = json.loads(out)
+        within = [step for step in exact if step.plan.windows and step.perplexity <= factor * original]
+        least = min(within, key=lambda step: (step.plan.layers_left, step.perplexity))
+        assert plan["windows"] == least.plan.to_dict()["windows"]
+        assert plan["similarity"] == pytest.approx(least.similarity, abs=1e-6)
 
 
 def test_a_planner_stays_within_and_a_smaller_plan_of_it_does_not(swm, study):
