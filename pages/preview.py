@@ -16,7 +16,7 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.known import offer_smaller, show_known_plans, windows_of
-from pages.shared.live import hand_key, live_preview, path_and_view
+from pages.shared.live import hand_key, live_preview, path_and_view, remember_shown
 from pages.shared.navigation import next_step, number_from_address
 from pages.shared.tables import trace_table
 from pages.shared.target import DOORS, Found, forget_edits, plan_notes, target_plan
@@ -70,21 +70,22 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
     """How much of the path and of its plans' answers is there, and the button to compute more; returns its command."""
     arguments = ["search", experiment.name, "--rule", rule, "--from", f"{low:g}", "--focus", str(threshold)]
     covered = path.covered()
-    if not experiment.state().active and covered == 0:
-        if doubt := outdated_path(experiment, rule):
-            st.warning(f"The saved path for this rule is not shown because {doubt}. The next search recomputes it.")
-        seconds = path_seconds(experiment.model_facts, experiment.cost(), experiment.settings.token_count)
-        st.info(
-            "This rule has not been searched yet. One search finds the plan for every threshold, starting with this "
-            "one." + (f" The search takes {about(seconds)}." if seconds else "")
-        )
-    elif not experiment.state().active and covered < 0.999:
-        st.info(f"{covered:.0%} of the thresholds from {path.low:g} up are computed. The shaded ones are not.")
-    elif not experiment.state().active:
-        st.info("Not every plan of this path has been asked yet to continue the prompts.")
     if not experiment.state().active:
+        if covered == 0:
+            if doubt := outdated_path(experiment, rule):
+                st.warning(f"The saved path for this rule is not shown because {doubt}. The next search recomputes it.")
+            seconds = path_seconds(experiment.model_facts, experiment.cost(), experiment.settings.token_count)
+            st.info(
+                "This rule has not been searched yet. One search finds the plan for every threshold, starting with "
+                "this one." + (f" The search takes {about(seconds)}." if seconds else "")
+            )
+        elif covered < 0.999:
+            st.info(f"{covered:.0%} of the thresholds from {path.low:g} up are computed. The shaded ones are not.")
+        elif not all(step.perplexity for step in path.intervals()):
+            st.info("Not every plan of this path has a perplexity yet.")
+        else:
+            st.info("Not every plan of this path has been asked yet to continue the prompts.")
         arguments += answers_controls(experiment)
-    if not experiment.state().active:
         start_button("Search", experiment, "search", arguments, "preview_search")
     files = (f"path/{rule}.json", f"answers/{rule}.json")
     job_panel(experiment, version=lambda: sum(map(experiment.changed, files)))
@@ -119,7 +120,7 @@ def threshold_door(experiment: Experiment, places: Sequence[Any]) -> tuple[str, 
         help="Instead of a threshold. Of all plans with this many layers, shows the one with the lowest perplexity.",
     )
     if depth in depths:
-        st.session_state["preview_threshold"] = path.plan_with_layers(depth).threshold
+        st.session_state["preview_threshold"] = path.plan_with_layers(depth).inside
     threshold = st.session_state["preview_threshold"]
     st.query_params["threshold"] = str(threshold)  # not rounded: an interval can end anywhere
     return rule, path, view, threshold
@@ -129,7 +130,7 @@ def measure_by_hand(experiment: Experiment, plan: MergePlan, path: ThresholdPath
     """The button that measures windows set by hand, if the search did not try them; gives the command that does."""
     arguments = ["plan", experiment.name, *windows_arguments(windows_of(plan)), "--rule", plan.rule]
     if known_similarity(path, plan) is None or plan.windows not in path.perplexities:
-        st.caption("The search did not try these windows, so their similarity or perplexity is not known yet.")
+        st.caption("The similarity or the perplexity of these windows is not known yet for this rule.")
         if not experiment.state().active:
             start_button("Measure these windows", experiment, "plan", arguments, "preview_measure", primary=False)
         job_panel(experiment)
@@ -200,6 +201,7 @@ with shown_errors():
     view = {**view, "name": f"{experiment.name} {rule}", "threshold": threshold, "empty": empty}
     view = {**view, "text": text_name(experiment.settings.texts)}
     view = {**view, "fixed": door == "target", "edited": by_hand is not None}
+    remember_shown(experiment, found or step)
     if door == "threshold" or found:
         hand = plan_shown(experiment, found) if found else None
         live_preview({**view, "hand": hand}, "preview_live", take_threshold, take_windows)

@@ -7,11 +7,12 @@ from typing import Any
 
 import streamlit as st
 
-from swm.plan import DEFAULT_RULE, MergePlan, Window, parse_windows
+from pages.shared.known_target import Found
+from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.reporting.preview import HELP, TEMPLATES, path_view, plan_view
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import kept_path
-from swm.search.threshold_path import ThresholdPath
+from swm.search.threshold_path import PlanAt, ThresholdPath
 from swm.settings import DEFAULT_THRESHOLD
 from swm.workspace.experiments import Experiment
 
@@ -37,13 +38,17 @@ def layers_picture(plan: MergePlan, facts: dict[str, Any], key: str) -> None:
     _component()(data={"plan": plan_view(plan, facts)}, key=key)
 
 
+def remember_shown(experiment: Experiment, shown: Found | PlanAt | None) -> None:
+    """Keep the windows that the Preview page shows, for other pages."""
+    st.session_state[f"preview_shown_{experiment.name}"] = shown.plan.windows if shown else ()
+
+
 def current_windows(experiment: Experiment) -> tuple[Window, ...]:
-    """The windows that the Preview page shows now; none if they are not computed yet."""
-    rule = st.session_state.get("rule", DEFAULT_RULE)
-    by_hand = st.session_state.get(hand_key(experiment))
-    if by_hand is not None:
-        return parse_windows(by_hand)
-    step = path_and_view(experiment, rule)[0].plan_at(st.session_state.get("preview_threshold", DEFAULT_THRESHOLD))
+    """The windows that the Preview page showed last, or would show first; none if they are not computed yet."""
+    windows: tuple[Window, ...] | None = st.session_state.get(f"preview_shown_{experiment.name}")
+    if windows is not None:
+        return windows
+    step = path_and_view(experiment, DEFAULT_RULE)[0].plan_at(DEFAULT_THRESHOLD)
     return step.plan.windows if step else ()
 
 

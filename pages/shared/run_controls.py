@@ -70,7 +70,7 @@ def duplicate(run: Run, windows: str) -> None:
             "windows": windows,
             "merge_by": run.plan.rule,
             "width": run.plan.width,
-            "limit": (run.scores() or {}).get("limit") or 100,
+            "limit": usual_limit(run),
             "recovery": recovery,
         },
     )

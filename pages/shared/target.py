@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
@@ -10,18 +9,26 @@ import streamlit as st
 from pages.shared.choices import named_choice, titles_of
 from pages.shared.fields import number
 from pages.shared.frame import job_panel, start_button
+from pages.shared.known_target import Found, planned_with, planned_within, walk_with, walk_within
 from pages.shared.live import hand_key
-from swm.errors import PlanError
-from swm.plan import DEFAULT_RULE, MergePlan, Window
+from swm.plan import MergePlan
 from swm.registry import MERGE_RULES, PLANNERS, as_sentence
 from swm.reporting.finalists import finalists_sentence, halves_sentence, text_matters
 from swm.reporting.names import text_name
 from swm.reporting.preview import WITHIN
-from swm.search.kept_path import kept_path
 from swm.settings import CACHE_TOKENS, FIT_TOKENS
 from swm.workspace.estimate import about, path_seconds, planner_seconds
 from swm.workspace.experiments import Experiment
-from swm.workspace.targets import LAYERS, MEMORY, PARAMETERS, SPEED, cache_bytes, most_layers, weights_bytes
+from swm.workspace.targets import (
+    LAYERS,
+    LEAST_LAYERS,
+    MEMORY,
+    PARAMETERS,
+    SPEED,
+    cache_bytes,
+    most_layers,
+    weights_bytes,
+)
 
 LOSS = "perplexity"
 KINDS = {
@@ -31,18 +38,16 @@ KINDS = {
     SPEED: "speed, times the original's",
     LOSS: "perplexity, times the original's",
 }
+OPTIONS = {  # of the command line, and the unit there
+    LAYERS: ("--layers", ""),
+    MEMORY: ("--memory", "MiB"),
+    PARAMETERS: ("--parameters", "M"),
+    SPEED: ("--speedup", ""),
+    LOSS: ("--within", ""),
+}
 WALK = "walk"
 KEEP = "Only plans that llama.cpp can run"
 DOORS = {"threshold": "by a similarity threshold", "target": "for a target"}
-
-
-@dataclass(frozen=True)
-class Found:
-    """A plan that meets a target, with its similarity and the perplexities of it and of the original, by windows."""
-
-    plan: MergePlan
-    similarity: float | None
-    perplexities: dict[tuple[Window, ...], float]
 
 
 def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
@@ -77,23 +82,31 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
     if layers == experiment.layer_count:
         st.info("The original already meets this target: nothing to merge.")
         return None, []
-    if kind in (MEMORY, PARAMETERS, SPEED):
-        fits = _fits(experiment, layers, value) if layers and kind == MEMORY else ""
-        st.caption(f"That leaves {layers} of {experiment.layer_count} layers.{fits}")
+    if layers and kind != LAYERS:
+        fits = _fits(experiment, layers, value) if kind == MEMORY else ""
+        st.caption(f"At most {layers} of {experiment.layer_count} layers meet this target.{fits}")
     arguments = ["plan", experiment.name, *(["--planner", method] if method in PLANNERS else [])]
-    arguments += ["--within", f"{value:g}"] if layers is None else ["--layers", str(layers)]
-    arguments += ["--keep-period"] if keep else []
-    found, settled = _known(experiment, method, layers, value, keep)
-    if settled and found is None:
+    arguments += [OPTIONS[kind][0], f"{value:.10g}{OPTIONS[kind][1]}", *(["--keep-period"] if keep else [])]
+    walked, state = method not in PLANNERS, experiment.state()
+    if layers is None:
+        found, missing = walk_within(experiment, value) if walked else planned_within(experiment, method, value, keep)
+    elif walked:
+        found, missing = walk_with(experiment, [layers] if kind == LAYERS else range(layers, LEAST_LAYERS - 1, -1))
+    else:
+        answered = state.status == "done" and list(state.command) == arguments  # the search that was asked for
+        fewest = LEAST_LAYERS if answered and kind != LAYERS else layers
+        found, missing = planned_with(experiment, method, range(layers, fewest - 1, -1), keep)
+    if not missing and found is None:
         st.info("This method finds no such plan. Choose another target or method.")
-    active = experiment.state().active
-    if not settled and not active:
-        st.info("Smaller plans have not been tried yet." if found else "This plan has not been searched yet.")
+    if found and layers and found.plan.layers_left < layers:
+        st.caption(f"This method has no plan with more than {found.plan.layers_left} layers that meets the target.")
+    if missing and not state.active:
+        st.info(missing)
         st.caption(_time(experiment, method, layers))
         start_button("Find the plan", experiment, "plan", arguments, "target_find")
-    elif not settled and experiment.state().stage != "plan":
+    elif missing and state.stage != "plan":
         st.caption("Another job of this experiment runs. The search can start when it has ended.")
-    if active or not settled:
+    if state.active or missing:
         job_panel(experiment, version=lambda: len(experiment.plans_found()))
     return found, arguments
 
@@ -216,40 +229,6 @@ def _keeps_period(experiment: Experiment) -> bool:
         args=(experiment,),
         help="llama.cpp takes each layer's kind of attention or positions from its place, so only some layers can go.",
     )
-
-
-def _known(
-    experiment: Experiment, method: str, layers: int | None, factor: float, keep: bool
-) -> tuple[Found | None, bool]:
-    """The plan as far as it is known, and whether no search is needed."""
-    if method == WALK:
-        path = kept_path(experiment, DEFAULT_RULE)
-        if path is None:
-            return None, False
-        settled = path.covered() > 0.999 if layers is None else path.knows_all_with(layers)
-        try:
-            step = path.smallest_within(factor) if layers is None else path.plan_with_layers(layers)
-        except PlanError:  # no threshold leaves that many
-            step = None
-        return Found(step.plan, step.similarity, path.perplexities) if step else None, settled
-    if layers is not None:
-        data = experiment.planned(method, layers)
-        data = data if data and data.get("keep_period", False) == keep else None
-        return _found(data), data is not None
-    plans = [data for data in experiment.plans_found() if data["planner"] == method]
-    plans = [data for data in plans if data.get("keep_period", False) == keep]
-    found = {MergePlan.from_dict(data).layers_left: data for data in plans}
-    within = [n for n, data in found.items() if data["perplexity"] <= factor * data["perplexity_original"]]
-    least = min(within, default=experiment.layer_count)
-    settled = (least - 1 in found or least == 2) if within else experiment.layer_count - 1 in found
-    return _found(found.get(least) if within else None), settled
-
-
-def _found(data: dict[str, Any] | None) -> Found | None:
-    if data is None:
-        return None
-    plan = MergePlan.from_dict(data)
-    return Found(plan, data["similarity"], {(): data["perplexity_original"], plan.windows: data["perplexity"]})
 
 
 def plan_notes(experiment: Experiment, plan: MergePlan) -> None:

@@ -38,6 +38,14 @@ class PlanAt:
     trace: tuple[Trial, ...]
     perplexity: float | None = None
 
+    @property
+    def inside(self) -> float:
+        """A threshold of the same walk, short and away from the interval's ends: those are similarities, and computed
+        again they differ a little."""
+        middle, far = (self.low + self.high) / 2, (self.high - self.low) / 4
+        rounded = (round(middle, digits) for digits in range(1, 16))
+        return next((short for short in rounded if abs(short - middle) <= far), middle)
+
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON, with its threshold, interval, similarity and perplexity."""
         return {

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm.errors import ModelError
+from swm.errors import ModelError, TextError
 from swm.evaluation.generation import check_generates
 from swm.healing.own_answers import own_answers
 from swm.healing.rows import training_rows
@@ -128,12 +128,12 @@ def _repairs(
     """The merged layers, fitted on the training text, and the outcome; None if they are not fitted."""
     if settings.repair == "none" or not run.plan.windows:
         return None, "none"
-    packed = training_rows(tokenizer, examples, replace(settings, loss_on="text"))[settings.held_out :]
     count = -(-FIT_TOKENS // settings.length)
-    tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
     try:
+        packed = training_rows(tokenizer, examples, replace(settings, loss_on="text"))[settings.held_out :]
+        tokens = torch.tensor([row["input_ids"] for row in packed[:count]])
         return fitted(model, run.plan, tokens, progress, settings.repair), settings.repair
-    except ModelError as error:  # layers of a form of their own: training alone also heals
+    except (ModelError, TextError) as error:  # layers of a form of their own, short answers: training alone also heals
         return None, f"none: {error}"
 
 

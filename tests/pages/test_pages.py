@@ -272,6 +272,50 @@ def test_the_papers_search_meets_a_target_too(study, no_demo):
         assert merges(target("layers", depth, "walk")) == windows
         assert merges(target("perplexity", 1.001 + (6 - depth) / 6, "walk")) == windows
     assert merges(target("layers", 5, "walk")) is None  # no threshold leaves five
+    study.save_cost({"layers_ms": 6.0, "rest_ms": 2.0})
+    fewer = target("speed", 1.14, "walk")  # 8 / (5 + 2): then one with fewer layers serves
+    assert merges(fewer) == ",".join(map(str, path.plan_with_layers(max(depths)).plan.windows))
+    assert any(f"no plan with more than {max(depths)} layers" in caption.value for caption in fewer.caption)
+    assert any("plan study --speedup 1.14" in code.value for code in fewer.code)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("layers", 4), ("perplexity", 1.2)])
+def test_a_path_without_all_perplexities_is_not_taken_for_searched(kind, value, study, no_demo):
+    """As a search leaves it that is cancelled while it measures them."""
+    path = kept_path(study, "rdsc")
+    path.perplexities = {(): 30.0}
+    save_path(study, path)
+    test = target(kind, value, "walk")
+    assert "finds no such plan" not in texts(test)
+    assert test.button(key="target_find").label == "Find the plan"
+
+
+def test_a_search_that_found_a_plan_with_fewer_layers_is_shown_with_it(study, no_demo):
+    """LaCo cannot leave every number of layers; the command took the next one that it can."""
+    planned(study, "laco", (Window(1, 3),), 40.0)
+    study.save_cost({"layers_ms": 6.0, "rest_ms": 2.0})
+    assert merges(target("speed", 1.14, "laco")) is None
+    command = ("plan", "study", "--planner", "laco", "--speedup", "1.14")
+    study.write_state(State("plan", "done", command=command, **this_process()))
+    after = target("speed", 1.14, "laco")
+    assert merges(after) == "1-3"
+    assert not [button for button in after.button if button.key == "target_find"]
+
+
+def test_redundancy_outlines_what_preview_showed_last(study, no_demo):
+    test = opened("pages/preview.py", threshold="0.7")
+    test.selectbox(key="rule").set_value("mean").run()
+    test.switch_page("pages/redundancy.py").run()
+    assert not outlined(test)  # that rule was not searched
+    test.switch_page("pages/preview.py").run()
+    test.selectbox(key="rule").set_value("rdsc").run()
+    test.switch_page("pages/redundancy.py").run()
+    assert outlined(test)
+
+
+def outlined(test):
+    """Solid outlines on the map."""
+    return "Solid outlines" in " ".join(caption.value for caption in test.caption)
 
 
 def test_every_known_plan_is_a_point_and_the_front_is_what_no_other_beats(study, no_demo):
@@ -705,6 +749,20 @@ def test_a_run_is_duplicated_with_its_settings(study, no_demo):
     assert test.selectbox(key="run_target_standard").value == "original"
     assert test.selectbox(key="run_adapt_standard").value == "near"
     assert test.number_input(key="run_limit").value == 40
+
+
+@pytest.mark.parametrize(
+    ("of_run", "of_original", "offered"), [(None, None, None), (None, 300, 300), (7, 300, 7), (7, None, 7)]
+)
+def test_a_duplicate_is_evaluated_on_as_many_documents(study, no_demo, of_run, of_original, offered):
+    for run, limit in ((study.run("first"), of_run), (study.run("baseline"), of_original)):
+        run.save("scores", {**run.scores(), "limit": limit})
+    test = opened("pages/run.py", run="first")
+    test.button(key="run_duplicate").click().run()
+    if offered is None:
+        assert "Evaluates all documents of each task" in " ".join(caption.value for caption in test.caption)
+    else:
+        assert test.number_input(key="run_limit").value == offered
 
 
 def test_a_run_without_healing_is_duplicated_without(study, no_demo):

@@ -36,6 +36,13 @@ def test_each_walk_of_the_path_is_the_one_by_pencil(path):
     assert {step.plan.rule for step in path.intervals()} == {"mean"}
 
 
+def test_a_threshold_inside_an_interval_finds_its_walk_and_is_short(path):
+    assert [step.inside for step in path.intervals()] == [0.95, 0.8, 0.65, 0.3]
+    for step in path.intervals():
+        assert path.plan_at(step.inside).plan == step.plan
+        assert min(step.high - step.inside, step.inside - step.low) >= (step.high - step.low) / 4
+
+
 def test_a_plan_at_a_threshold_is_written_down_with_what_it_was_found_by(path):
     path.perplexities[(Window(0, 1),)] = 21.5
     assert path.plan_at(0.8).to_dict() == {

@@ -1,5 +1,7 @@
 """Healing again: what is there is kept until the new healing can begin."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -33,6 +35,19 @@ def test_a_model_that_cannot_be_loaded_loses_no_earlier_healing(model_folder, te
         recover_run(run, preset_settings("quick", **{**small, "steps": 3}))
     assert (run.settings, run.events()) == (settings, events)
     assert sorted(run.folder.rglob("*")) == files
+
+
+def test_answers_too_short_to_fit_layers_on_are_trained_on_alone(model_folder, text_file, tmp_path):
+    """Twelve pairs are twelve sequences of a training on responses, but too few packed ones for the repair."""
+    study = create_experiment("study", ExperimentSettings(str(model_folder), str(text_file), 4, 16))
+    run = study.create_run("one", MergePlan(4, (Window(1, 2),)))
+    merge_run(run)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"prompt": f"{n}", "response": f"{n}"}) + "\n" for n in range(12)))
+    small = {"steps": 2, "batch": 2, "length": 32, "held_out": 8, "save_every": 1, "texts": str(pairs)}
+    summary = recover_run(run, preset_settings("quick", loss_on="response", **small))
+    assert summary["repaired"].startswith("none: The recovery text is too short")
+    assert run.stage == "recovered"
 
 
 @pytest.fixture
