@@ -43,13 +43,14 @@ def show_plan(experiment: Experiment, windows: str, rule: str) -> None:
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
-def cached_plans(folder: str, changed: list[tuple[str, int]]) -> list[KnownPlan]:
-    """The known plans of an experiment, cached until one of their files changes."""
-    return known_plans(Experiment(Path(folder)))
+def cached_plans(folder: str, changed: list[tuple[str, int]]) -> tuple[list[KnownPlan], bool]:
+    """The known plans of an experiment, and whether a search by best tried some; until one of their files changes."""
+    experiment = Experiment(Path(folder))
+    return known_plans(experiment), bool(best_tried(experiment))
 
 
-def plans_of(experiment: Experiment) -> list[KnownPlan]:
-    """The known plans of an experiment."""
+def plans_of(experiment: Experiment) -> tuple[list[KnownPlan], bool]:
+    """The known plans of an experiment, and whether a search by best tried some of them."""
     files = [file for name in ("path", "plans") for file in (experiment.folder / name).glob("*.json")]
     changed = sorted((str(file), file.stat().st_mtime_ns) for file in files)
     more = [(name, experiment.changed(name)) for name in ("cost.json", "tried.json")]
@@ -58,7 +59,7 @@ def plans_of(experiment: Experiment) -> list[KnownPlan]:
 
 def offer_smaller(experiment: Experiment, view: dict[str, Any]) -> None:
     """A button for the smallest known plan within the loss that the slider's flag allows, if it beats the flag's."""
-    plans, mark = plans_of(experiment), view["mark"]
+    (plans, _), mark = plans_of(experiment), view["mark"]
     flagged = experiment.layer_count if mark is None else view["plans"][view["steps"][mark][2]]["left"]
     original = next((plan.perplexity for plan in plans if plan.method == ORIGINAL), 0.0)
     within = [plan for plan in plans if plan.perplexity <= WITHIN * original and not plan.estimated]
@@ -76,7 +77,7 @@ def offer_smaller(experiment: Experiment, view: dict[str, Any]) -> None:
 
 def show_known_plans(experiment: Experiment) -> None:
     """Perplexity against size or speed of every plan known; a click on one shows it above."""
-    plans = plans_of(experiment)
+    plans, searched = plans_of(experiment)
     if len(plans) < 3:
         return
     st.subheader("All plans known so far", anchor=False)
@@ -89,7 +90,7 @@ def show_known_plans(experiment: Experiment) -> None:
     tried = (
         "A search by best for few layers passes through all depths above: the best plan that it tried at each is there "
         "as well. "
-        if best_tried(experiment)
+        if searched
         else ""
     )
     st.caption(

@@ -1,4 +1,4 @@
-"""Healing a merged model with LoRA, or by training some layers' weights. The only module that imports peft."""
+"""Healing a merged model with LoRA, or by training some layers' weights."""
 
 from __future__ import annotations
 
@@ -226,9 +226,8 @@ def _with_adapters(model: PreTrainedModel, settings: RecoverySettings, layers: S
 
 def check_adapts(model: PreTrainedModel, settings: RecoverySettings) -> None:
     """Raise ModelError if LoRA cannot adapt such a model; quick, since it needs no weights."""
-    config = copy.deepcopy(model.config)
     with torch.device("meta"):
-        bare: Any = type(model)(config)
+        bare: Any = type(model)(copy.deepcopy(model.config))
     if settings.quantization != "none":
         check_plain(bare, linear_maps(bare, None))
     _with_adapters(bare, settings, None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from swm.errors import ModelError, PlanError
-from swm.merging.merged_layer import MergedLayer, Parameters
+from swm.merging.merged_layer import MergedLayer
 from swm.merging.scale import folded
 from swm.models.decoder import find_decoder, renumber_layers
 from swm.models.layer_facts import facts_for, set_facts
@@ -79,14 +79,8 @@ def merged_tensor(tensors: Sequence[Tensor], rule: str) -> Tensor:
     return merged
 
 
-def projections(layer: nn.Module) -> Parameters:
-    """The layer's parameters that rules combine, by name: all parameters of modules that own a matrix."""
-    weights = weights_of(layer)
-    return {name: weights[name].detach() for name in projection_names(layer)}
-
-
 def projection_names(layer: nn.Module) -> list[str]:
-    """Names of the layer's projections; works for offloaded weights too."""
+    """Names of the layer's parameters that rules combine: all of modules that own a matrix, offloaded or not."""
     names: list[str] = []
     for path, module in layer.named_modules():
         own = dict(module.named_parameters(recurse=False))

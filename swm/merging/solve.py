@@ -23,8 +23,8 @@ from swm.merging.least_squares import (
 from swm.merging.projection import Ending, Experts, NormedProjection, Projection
 from swm.models.hooks import hooked
 from swm.models.one_layer import OneLayer
+from swm.settings import SKIPPED_TOKENS
 
-SKIP_TOKENS = 4  # first tokens of each text: their norms are unusual, and they have little context
 TURNS = 2  # at most: how often a projection and the norm after it are solved in turn
 NORMED_RIDGES = (0.3, 0.1, 1.0)  # of a projection before a norm; the first one with too little text to choose
 GAIN_RIDGE = 0.03  # draws the norm's factors towards the former ones
@@ -92,8 +92,8 @@ def _rows(wanted: Wanted, part: int, module: nn.Module) -> _Rows:
     calls: list[tuple[Tensor, ...]] = []
     with hooked([module.register_forward_pre_hook(lambda module, args: calls.append(args))]):
         output = wanted.layer.run(hidden)
-    target, result = (states[:, SKIP_TOKENS:].flatten(0, 1).float() for states in (targets, output))
-    given = tuple(one.view(*hidden.shape[:2], -1)[:, SKIP_TOKENS:].flatten(0, 1) for one in calls[0])
+    target, result = (states[:, SKIPPED_TOKENS:].flatten(0, 1).float() for states in (targets, output))
+    given = tuple(one.view(*hidden.shape[:2], -1)[:, SKIPPED_TOKENS:].flatten(0, 1) for one in calls[0])
     return _Rows(given, target - result, 1 / target.norm(dim=1, keepdim=True).clamp(min=1e-6))
 
 
@@ -102,7 +102,7 @@ def _all_rows(wanted: Wanted, module: nn.Module) -> tuple[_Rows, Tensor]:
     found = [_rows(wanted, part, module) for part in range(wanted.parts)]
     given = tuple(torch.cat(one) for one in zip(*(rows.given for rows in found), strict=True))
     rows = _Rows(given, torch.cat([one.lacking for one in found]), torch.cat([one.weight for one in found]))
-    later = wanted.pair(0)[0].shape[1] - SKIP_TOKENS
+    later = wanted.pair(0)[0].shape[1] - SKIPPED_TOKENS
     text = torch.arange(len(rows.weight), device=rows.weight.device) // later
     return rows, text % HELD_OUT == HELD_OUT - 1
 

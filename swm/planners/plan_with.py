@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from swm.errors import PlanError, SettingsError
@@ -68,9 +67,22 @@ def plan_with(
         check_budget(planner, budget, count, layers)
     text = fit_tokens or (lambda token_count: tokens)
     kinds = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model)
-    request = PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, seconds=seconds)
-    request = replace(request, losses=request.losses if losses is None else losses, progress=progress)
-    plan = method.find(request if finalists is None else replace(request, finalists=finalists))
+    request = PlanRequest(
+        model,
+        tokens,
+        count,
+        layers,
+        seed,
+        fast,
+        budget,
+        text,
+        kinds,
+        losses={} if losses is None else losses,
+        seconds=seconds,
+        finalists={} if finalists is None else finalists,
+        progress=progress,
+    )
+    plan = method.find(request)
     if broken := plan.out_of_place(kinds):
         raise PlanError(
             f"Planner {planner} cannot keep the kinds of layers in their places (layers {broken} would change). Choose "

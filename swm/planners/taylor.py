@@ -46,9 +46,9 @@ def taylor_importances(model: PreTrainedModel, tokens: Tensor) -> list[float]:
 
 
 def _matrices(layer: nn.Module) -> list[nn.Parameter]:
-    from swm.merging.apply import projections
+    from swm.merging.apply import projection_names
 
-    names = projections(layer)
+    names = projection_names(layer)
     return [weight for name, weight in layer.named_parameters() if name in names and weight.ndim >= 2]
 
 

@@ -11,7 +11,7 @@ from swm.reporting.glossary import TERMS
 from swm.reporting.palette import WINDOW_COLOURS
 from swm.search.kept_answers import KeptAnswers
 from swm.search.threshold_path import ThresholdPath
-from swm.workspace.targets import parameters_left, speedup_with
+from swm.workspace.targets import parameters_left, speedup_with, weights_bytes
 from swm.workspace.units import gib
 
 WITHIN = 1.2  # times the original's perplexity: the loss that the slider's mark allows
@@ -81,18 +81,20 @@ def plan_view(
         answers: what plans write after the sample prompts.
     """
     perplexities = perplexities or {}
-    saved = facts["parameters"] - parameters_left({**facts, "layers": plan.layer_count}, plan.worth_layers)
+    facts = {**facts, "layers": plan.layer_count}
+    left = parameters_left(facts, plan.worth_layers)
+    saved = 1 - left / facts["parameters"]
     perplexity, original = perplexities.get(plan.windows), perplexities.get(())
     speed = expected_speedup(plan, cost)
     numbers = {
         "Layers": f"{plan.layers_left} of {plan.layer_count}",
-        "Parameters": f"{(facts['parameters'] - saved) / 1e6:,.1f} M",
-        "Weights": gib(facts["size_bytes"] * (1 - saved / facts["parameters"])),
+        "Parameters": f"{left / 1e6:,.1f} M",
+        "Weights": gib(weights_bytes(facts, plan.worth_layers)),
         "Expected speed": f"× {speed:.2f}" if speed else "–",
         "Similarity": "–" if similarity is None else f"{similarity:.4f}",
         PERPLEXITY: "–" if perplexity is None else f"{perplexity:,.0f}",
     }
-    more = {"Parameters": f"-{100 * saved / facts['parameters']:.1f} %"} if saved else {}
+    more = {"Parameters": f"-{100 * saved:.1f} %"} if saved else {}
     if perplexity and original:
         more[PERPLEXITY] = f"× {perplexity / original:,.2f}"
     return {

@@ -31,7 +31,7 @@ class WindowScorer:
     Args:
         keep_every: as for `Replay`.
         fast: scores in bfloat16, which can be off by 0.001 (LOG.md); see `search.find.confirmed_plan`.
-        merged: makes the merged layer of a window; by default `rule`, which must then be one of WEIGHT_RULES.
+        merged: makes the merged layer of a window; by default `rule`, which must then be one that needs no text.
 
     Source: arXiv:2502.19159, Fig. 2c: cosine of the final hidden states over all tokens of a text, averaged over texts.
     """

@@ -169,7 +169,7 @@ def measure_perplexities(
         plans = left[done : done + at_once]
         losses = shared(plans, lambda part: list(map(loss, part)), _layers_run)
         for plan, value in zip(plans, losses, strict=True):
-            path.perplexities[plan.windows] = min(math.exp(min(value, 50.0)), WORST)
+            path.perplexities[plan.windows] = math.exp(min(value, 50.0))
         save()
 
 

@@ -152,7 +152,7 @@ class Grid:
         """The numbers of layers to leave of a model, without repeats, and without targets that the original meets.
 
         Args:
-            facts: of the model, as from `models.config_facts`.
+            facts: of the model, as from `models.load.config_facts`.
             cost: its time per token, see `most_layers`; without it, depths of `speedup` are left out.
 
         Raises:

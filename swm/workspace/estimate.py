@@ -11,6 +11,7 @@ from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import FIT_TOKENS, LARGE_VOCABULARY, PLAN_BUDGET, VOCABULARY_SAMPLE, RecoverySettings
 from swm.workspace.files import free_bytes
 from swm.workspace.machine import free_memory_bytes
+from swm.workspace.targets import weights_bytes
 from swm.workspace.training_memory import healing_bytes, trained_bytes, vocabulary_of
 from swm.workspace.units import duration_range, gib
 
@@ -125,8 +126,8 @@ def estimate_run(
     the original in memory if there is room for it, otherwise from disk.
     """
     free = free_memory_bytes()
-    size, layers, width = facts["size_bytes"], facts["layers"], facts["width"]
-    small = size * (1 - (layers - plan.worth_layers) * facts["parameters_per_layer"] / facts["parameters"])
+    size, width = facts["size_bytes"], facts["width"]
+    small = weights_bytes(facts, plan.worth_layers)
     memory = {"merge": 2.2 * size, "evaluate": size + SCORED_TOKENS * 4 * (3 * vocabulary_of(facts) + 12 * width)}
     disk = small
     if recovery:
@@ -179,7 +180,7 @@ def stage_needs(
     """What each stage needs; the model's config is enough, its weights need not be present.
 
     Args:
-        facts: as from `models.config_facts`. cost: as from `timing.config_cost`, or `decode_cost`.
+        facts: as from `models.load.config_facts`. cost: as from `evaluation.cost.config_cost` or `decode_cost`.
         tokens: of the calibration text.
 
     Source of the memory: weights, and

@@ -59,7 +59,7 @@ class Experiment(Tracked):
         """A new folder for an experiment.
 
         Args:
-            model_facts: as from `models.config_facts`.
+            model_facts: as from `models.load.config_facts`.
             text_hash: of the calibration text, as from `texts.text_hash`; jobs refuse to continue with a changed text.
         """
         check_name(name)

@@ -49,7 +49,7 @@ def parameters_left(facts: Facts, layers: float) -> float:
     """Parameters of a model with so many layers' worth of weights.
 
     Args:
-        facts: of the original, as from `models.config_facts`.
+        facts: of the original, as from `models.load.config_facts`.
     """
     return float(facts["parameters"] - (facts["layers"] - layers) * facts["parameters_per_layer"])
 
@@ -60,7 +60,10 @@ def weights_bytes(facts: Facts, layers: float) -> float:
 
 
 def cache_bytes(facts: Facts, layers: float, tokens: int) -> float:
-    """Size of the keys and values that it keeps of so many tokens, at most; layers with a window keep fewer."""
+    """Size of the keys and values that it keeps of so many tokens, at most; layers with a window keep fewer.
+
+    `cache_bytes_per_token` is what one layer keeps.
+    """
     return float(facts.get("cache_bytes_per_token", 0) * layers * tokens)
 
 

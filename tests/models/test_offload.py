@@ -15,7 +15,7 @@ from accelerate.utils import OffloadedWeightsLoader
 from safetensors.torch import load_file
 
 from swm.errors import ModelError
-from swm.merging.apply import projections
+from swm.merging.apply import projection_names
 from swm.merging.fit import fitted_layers, window_fitter
 from swm.models.decoder import find_decoder, size_bytes
 from swm.models.load import load_model
@@ -85,7 +85,7 @@ def test_weights_are_fetched_and_a_bare_layer_takes_them(pair, tokens):
         fetched = weights_of(theirs)
         for name, weight in ours.named_parameters():
             assert torch.equal(fetched[name], weight)
-        assert projections(theirs).keys() == projections(ours).keys()
+        assert projection_names(theirs) == projection_names(ours)
         assert not any("_hf_hook" in vars(module) for module in bare(theirs).modules())
     assert torch.equal(spread(tokens).logits, whole(tokens).logits)  # and it still runs by itself
 
