@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +29,16 @@ Known = tuple[Found | None, str]
 """The plan (None: not found, or there is none) and what is missing (empty: nothing, it is sure)."""
 
 
-def walk_with(experiment: Experiment, counts: Sequence[int]) -> Known:
-    """The path's plan with the first of these numbers of layers that any threshold leaves."""
+def walk_with(experiment: Experiment, counts: Sequence[int], serves: Callable[[MergePlan], bool]) -> Known:
+    """The path's plan with the first of these numbers of layers that any threshold leaves, if its size serves."""
     path = kept_path(experiment, DEFAULT_RULE)
     if path is None:
         return None, NOT_SEARCHED
     for layers in counts:
-        if steps := [step for step in path.intervals() if step.plan.layers_left == layers]:
+        steps = [step for step in path.intervals() if step.plan.layers_left == layers]
+        if steps and serves((step := path.plan_with_layers(layers)).plan):
             sure = path.knows_all_with(layers) and _all_measured(steps)
-            return _of_path(path, path.plan_with_layers(layers)), "" if sure else NOT_MEASURED
+            return _of_path(path, step), "" if sure else NOT_MEASURED
         if not path.knows_all_with(layers):
             return None, NOT_SEARCHED
     return None, ""
@@ -53,11 +54,17 @@ def walk_within(experiment: Experiment, factor: float) -> Known:
     return _of_path(path, step) if step else None, "" if sure else NOT_SMALLER if step else NOT_SEARCHED
 
 
-def planned_with(experiment: Experiment, planner: str, counts: Sequence[int], keep_period: bool) -> Known:
-    """A planner's plan with the first of these numbers of layers that it has been found with."""
+def planned_with(
+    experiment: Experiment,
+    planner: str,
+    counts: Sequence[int],
+    keep_period: bool,
+    serves: Callable[[MergePlan], bool],
+) -> Known:
+    """A planner's plan with the first of these numbers of layers that it has been found with, if its size serves."""
     for layers in counts:
         data = experiment.planned(planner, layers)
-        if data and data.get("keep_period", False) == keep_period:
+        if data and data.get("keep_period", False) == keep_period and serves(MergePlan.from_dict(data)):
             return _planned(data), ""
     return None, NOT_SEARCHED
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -26,6 +27,7 @@ from swm.workspace.targets import (
     PARAMETERS,
     SPEED,
     cache_bytes,
+    meets,
     most_layers,
     weights_bytes,
 )
@@ -45,6 +47,7 @@ OPTIONS = {  # of the command line, and the unit there
     SPEED: ("--speedup", ""),
     LOSS: ("--within", ""),
 }
+UNITS = {MEMORY: 2.0**20, PARAMETERS: 1e6}
 WALK = "walk"
 KEEP = "Only plans that llama.cpp can run"
 DOORS = {"threshold": "by a similarity threshold", "target": "for a target"}
@@ -88,14 +91,16 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
     arguments = ["plan", experiment.name, *(["--planner", method] if method in PLANNERS else [])]
     arguments += [OPTIONS[kind][0], f"{value:.10g}{OPTIONS[kind][1]}", *(["--keep-period"] if keep else [])]
     walked, state = method not in PLANNERS, experiment.state()
+    serves = partial(meets, experiment.model_facts, kind, value * UNITS.get(kind, 1.0))
     if layers is None:
         found, missing = walk_within(experiment, value) if walked else planned_within(experiment, method, value, keep)
     elif walked:
-        found, missing = walk_with(experiment, [layers] if kind == LAYERS else range(layers, LEAST_LAYERS - 1, -1))
+        counts = [layers] if kind == LAYERS else range(layers, LEAST_LAYERS - 1, -1)
+        found, missing = walk_with(experiment, counts, serves)
     else:
         answered = state.status == "done" and list(state.command) == arguments  # the search that was asked for
         fewest = LEAST_LAYERS if answered and kind != LAYERS else layers
-        found, missing = planned_with(experiment, method, range(layers, fewest - 1, -1), keep)
+        found, missing = planned_with(experiment, method, range(layers, fewest - 1, -1), keep, serves)
     if not missing and found is None:
         st.info("This method finds no such plan. Choose another target or method.")
     if found and layers and found.plan.layers_left < layers:
@@ -183,8 +188,7 @@ def _value(place: Any, experiment: Experiment, kind: str) -> float:
 
 def layers_for(experiment: Experiment, kind: str, value: float) -> int | None:
     """The most layers that meet a target; None if two layers do not, or speed was not measured."""
-    unit = {MEMORY: 2.0**20, PARAMETERS: 1e6}.get(kind, 1.0)
-    return most_layers(experiment.model_facts, kind, value * unit, experiment.cost())
+    return most_layers(experiment.model_facts, kind, value * UNITS.get(kind, 1.0), experiment.cost())
 
 
 def _memory_help(experiment: Experiment, mib: float) -> str:
@@ -216,7 +220,7 @@ def _fits(experiment: Experiment, layers: int, limit: float) -> str:
 def _cannot(experiment: Experiment, kind: str) -> str:
     if kind == SPEED and not experiment.cost():
         return "The original's speed is not known yet. Measure the similarity of its layers first: that times it, too."
-    return "Not even two layers meet this target. Choose a smaller model, or a lower precision."
+    return f"Not even two layers meet this target. Choose a smaller model{' or a lower precision' * (kind == MEMORY)}."
 
 
 def _keeps_period(experiment: Experiment) -> bool:

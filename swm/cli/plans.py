@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -17,9 +18,10 @@ from swm.progress import Progress, no_progress
 from swm.search.threshold_path import PlanAt
 from swm.settings import CACHE_TOKENS, PLAN_BUDGET, RecoverySettings, preset_settings
 from swm.workspace.experiments import Experiment
-from swm.workspace.targets import LEAST_LAYERS, MEMORY, PARAMETERS, SPEED, count_from, most_layers, size_from
+from swm.workspace.targets import LEAST_LAYERS, MEMORY, PARAMETERS, SPEED, count_from, meets, most_layers, size_from
 
 T = TypeVar("T")
+LESS = ", a lower precision (--dtype) or fewer --cache-tokens"
 
 
 def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
@@ -45,8 +47,14 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
             keep_period=options.keep_period,
         )
         if options.within is None:
-            counts = cast("Sequence[int]", counts_to_keep(experiment, options))
-            measure = partial(_first_found, planned, counts)
+            counts = counts_to_keep(experiment, options)
+
+            def found(layers: int, **more: Any) -> dict[str, Any]:
+                data = planned(layers, **more)
+                check_target(experiment, options, MergePlan.from_dict(data))
+                return data
+
+            measure = partial(_first_found, found, cast("Sequence[int]", counts))
         else:
 
             def measure(progress: Progress = no_progress) -> dict[str, Any]:
@@ -87,20 +95,38 @@ def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int |
     if options.ratio is not None:
         return layers_at(options.ratio, experiment.layer_count)
     if options.memory is not None:
-        tokens = CACHE_TOKENS if options.cache_tokens is None else options.cache_tokens
         if "cache_bytes_per_token" not in facts and options.cache_tokens:
             raise SettingsError(
                 f"{experiment.name} does not know what the model keeps of each token: the model's config does not say "
                 "it, or the experiment is from an earlier release. Without --cache-tokens, the weights count alone."
             )
-        return _met(facts, most_layers(facts, MEMORY, size_from(options.memory), cache_tokens=tokens))
+        return _met(facts, most_layers(facts, MEMORY, _amount(options), cache_tokens=_cache_tokens(options)), LESS)
     if options.parameters is not None:
-        return _met(facts, most_layers(facts, PARAMETERS, count_from(options.parameters)))
+        return _met(facts, most_layers(facts, PARAMETERS, _amount(options)))
     if options.speedup is not None:
         return _met(facts, most_layers(facts, SPEED, options.speedup, _cost(experiment)))
     if options.planner and options.layers is None:
         raise SettingsError("--planner needs to know how many layers to keep. Add --layers, --ratio or another target.")
     return cast("int | None", options.layers)
+
+
+def _amount(options: argparse.Namespace) -> float:
+    """The number of bytes or of parameters that a target names."""
+    return size_from(options.memory) if options.memory is not None else count_from(options.parameters)
+
+
+def check_target(experiment: Experiment, options: argparse.Namespace, plan: MergePlan) -> None:
+    """Raise PlanError if a plan's model is larger than its target, as it can be where layers differ in size."""
+    kind = MEMORY if options.memory is not None else PARAMETERS if options.parameters is not None else SPEED
+    if kind != SPEED and not meets(experiment.model_facts, kind, _amount(options), plan, _cache_tokens(options)):
+        raise PlanError(
+            f"The plan with {plan.layers_left} layers ({windows_text(plan)}) does not meet the target: its layers are "
+            "larger than others. Choose another planner, or a smaller target."
+        )
+
+
+def _cache_tokens(options: argparse.Namespace) -> int:
+    return CACHE_TOKENS if options.cache_tokens is None else int(options.cache_tokens)
 
 
 def _cost(experiment: Experiment) -> dict[str, Any]:
@@ -122,12 +148,11 @@ def _cost(experiment: Experiment) -> dict[str, Any]:
     )
 
 
-def _met(facts: dict[str, Any], layers: int | None) -> int:
+def _met(facts: dict[str, Any], layers: int | None, cure: str = "") -> int:
     """The layer count; raises PlanError if no model meets the target, or the original does already."""
     if layers is None:
         raise PlanError(
-            f"Not even {LEAST_LAYERS} of {facts['layers']} layers meet this target. Choose a smaller model, or a lower "
-            "precision."
+            f"Not even {LEAST_LAYERS} of {facts['layers']} layers meet this target. Choose a smaller model{cure}."
         )
     if layers == facts["layers"]:
         raise PlanError("The original already meets this target: nothing to merge.")
@@ -154,10 +179,11 @@ def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
     def find(count: int | None) -> PlanAt:
         request = {"threshold": options.threshold, "layers": count, "rule": rule, "precision": options.precision}
         plan = agreed(known_plan(experiment, **request))
-        if plan or experiment.read_only:
-            return plan or plan_for(experiment, **request)
-        with watched(experiment, "search") as progress:
-            return plan_for(experiment, **request, progress=progress)
+        if not plan:
+            with nullcontext(no_progress) if experiment.read_only else watched(experiment, "search") as progress:
+                plan = plan_for(experiment, **request, progress=progress)
+        check_target(experiment, options, plan.plan)
+        return plan
 
     return _first_found(find, counts_to_keep(experiment, options))
 

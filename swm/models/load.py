@@ -86,13 +86,14 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
     """Facts about a model before it is loaded: architecture, layers, width, parameters, size in `dtype`.
 
     With `cache_bytes_per_token`, which one layer keeps in keys and values, if the config says it; with `layer_kinds` if
-    llama.cpp takes a layer's kind from its place: see `models.layer_pattern`. Parameters are counted on the meta
-    device: no weight is read, converted or downloaded.
+    llama.cpp takes a layer's kind from its place: see `models.layer_pattern`; with `layer_parameters` if layers are of
+    several sizes. Parameters are counted on the meta device: no weight is read, converted or downloaded.
     """
     check_dtype(dtype)
     config = config_alone(name)
     model = skeleton(config, name)
     decoder = find_decoder(model)
+    each = [parameter_count(layer) for layer in decoder.layers]
     saved = getattr(config, "dtype", None) if dtype == "auto" else getattr(torch, dtype)
     bytes_each = saved.itemsize if isinstance(saved, torch.dtype) else 4
     return {
@@ -101,11 +102,12 @@ def config_facts(name: str, dtype: str = "auto") -> dict[str, Any]:
         "width": config.get_text_config().hidden_size,
         "vocabulary": config.get_text_config().vocab_size,
         "parameters": parameter_count(model),
-        "parameters_per_layer": parameter_count(decoder.layers[0]),
+        "parameters_per_layer": round(sum(each) / len(each)),
         "dtype": str(saved).removeprefix("torch.") if saved else "float32",
         "size_bytes": parameter_count(model) * bytes_each,
         **({"cache_bytes_per_token": cached * bytes_each} if (cached := _cached_numbers(config)) else {}),
         **({"layer_kinds": kinds} if (kinds := placed_kinds(config)) else {}),
+        **({"layer_parameters": each} if len({*each}) > 1 else {}),
     }
 
 

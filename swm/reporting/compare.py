@@ -14,6 +14,7 @@ from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.origin import BY_THRESHOLD
 from swm.workspace.runs import BASELINE, Run
+from swm.workspace.targets import parameters_of
 
 SPEED = ("tokens_per_second", "latency_ms", "peak_memory_bytes")
 
@@ -150,9 +151,8 @@ def _row_of(run: Run) -> dict[str, Any]:
 def _row(run: Run, stage: str, scores: dict[str, Any] | None, timing: dict[str, Any] | None) -> dict[str, Any]:
     scores, timing = scores or {}, timing or {}
     facts = run.experiment.model_facts
-    dropped = run.experiment.layer_count - run.plan.worth_layers
     merged = run.settings.get("merge", {})
-    parameters = merged.get("parameters", round(facts["parameters"] - dropped * facts["parameters_per_layer"]))
+    parameters = merged.get("parameters", round(parameters_of(facts, run.plan)))
     tasks = {task: {"chance": CHANCE.get(task), **score} for task, score in scores.get("tasks", {}).items()}
     perplexities = scores.get("perplexity", {})
     average, stderr = average_of(tasks)

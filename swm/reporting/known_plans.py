@@ -16,7 +16,7 @@ from swm.reporting.palette import method_colour
 from swm.reporting.preview import expected_speedup
 from swm.search.kept_path import kept_path
 from swm.workspace.experiments import Experiment
-from swm.workspace.targets import weights_bytes
+from swm.workspace.targets import weights_of
 from swm.workspace.tried import SAMPLED, TriedPlans
 
 ORIGINAL = "original"
@@ -53,7 +53,7 @@ def known_plans(experiment: Experiment) -> list[KnownPlan]:
     found: dict[tuple[str, tuple[Window, ...]], KnownPlan] = {}
 
     def add(method: str, plan: MergePlan, perplexity: float, estimated: bool = False) -> None:
-        memory = weights_bytes(facts, plan.worth_layers)
+        memory = weights_of(facts, plan)
         key = (plan.rule if plan.windows else "", plan.windows)
         method = method if plan.windows else ORIGINAL  # a study's cells may leave all layers
         found.setdefault(key, KnownPlan(method, plan, memory, expected_speedup(plan, cost), perplexity, estimated))

@@ -11,7 +11,7 @@ from swm.reporting.glossary import TERMS
 from swm.reporting.palette import WINDOW_COLOURS
 from swm.search.kept_answers import KeptAnswers
 from swm.search.threshold_path import ThresholdPath
-from swm.workspace.targets import parameters_left, speedup_with, weights_bytes
+from swm.workspace.targets import parameters_of, speedup_with, weights_of
 from swm.workspace.units import gib
 
 WITHIN = 1.2  # times the original's perplexity: the loss that the slider's mark allows
@@ -82,14 +82,14 @@ def plan_view(
     """
     perplexities = perplexities or {}
     facts = {**facts, "layers": plan.layer_count}
-    left = parameters_left(facts, plan.worth_layers)
+    left = parameters_of(facts, plan)
     saved = 1 - left / facts["parameters"]
     perplexity, original = perplexities.get(plan.windows), perplexities.get(())
     speed = expected_speedup(plan, cost)
     numbers = {
         "Layers": f"{plan.layers_left} of {plan.layer_count}",
         "Parameters": f"{left / 1e6:,.1f} M",
-        "Weights": gib(weights_bytes(facts, plan.worth_layers)),
+        "Weights": gib(weights_of(facts, plan)),
         "Expected speed": f"× {speed:.2f}" if speed else "–",
         "Similarity": "–" if similarity is None else f"{similarity:.4f}",
         PERPLEXITY: "–" if perplexity is None else f"{perplexity:,.0f}",

@@ -11,7 +11,7 @@ from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import FIT_TOKENS, LARGE_VOCABULARY, PLAN_BUDGET, VOCABULARY_SAMPLE, RecoverySettings
 from swm.workspace.files import free_bytes
 from swm.workspace.machine import free_memory_bytes
-from swm.workspace.targets import weights_bytes
+from swm.workspace.targets import weights_of
 from swm.workspace.training_memory import healing_bytes, trained_bytes, vocabulary_of
 from swm.workspace.units import duration_range, gib
 
@@ -127,7 +127,7 @@ def estimate_run(
     """
     free = free_memory_bytes()
     size, width = facts["size_bytes"], facts["width"]
-    small = weights_bytes(facts, plan.worth_layers)
+    small = weights_of(facts, plan)
     memory = {"merge": 2.2 * size, "evaluate": size + SCORED_TOKENS * 4 * (3 * vocabulary_of(facts) + 12 * width)}
     disk = small
     if recovery:

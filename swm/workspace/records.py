@@ -54,6 +54,7 @@ class ModelFacts(Record):
     vocabulary: Annotated[int, Field(ge=0)] = 0  # 0 in older files
     cache_bytes_per_token: Annotated[int, Field(ge=0)] = 0
     layer_kinds: list[str] = Field(default_factory=list)
+    layer_parameters: list[Positive] = Field(default_factory=list)
 
 
 class ExperimentFile(Record):

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from swm.errors import SettingsError
+from swm.plan import MergePlan
 from swm.settings import CACHE_TOKENS
 
 LEAST_LAYERS = 2
@@ -45,16 +46,33 @@ def _scaled(text: str, units: dict[str, float], what: str, example: str) -> floa
     return float(match[1]) * scales[match[2].lower()]
 
 
-def parameters_left(facts: Facts, layers: float) -> float:
-    """Parameters of a model with so many layers' worth of weights.
+def layer_parameters(facts: Facts) -> list[float]:
+    """Parameters of each layer, lowest first.
 
     Args:
         facts: of the original, as from `models.load.config_facts`.
     """
-    return float(facts["parameters"] - (facts["layers"] - layers) * facts["parameters_per_layer"])
+    return facts.get("layer_parameters") or [float(facts["parameters_per_layer"])] * facts["layers"]
 
 
-def weights_bytes(facts: Facts, layers: float) -> float:
+def parameters_of(facts: Facts, plan: MergePlan) -> float:
+    """Parameters of a plan's model: those of the layers that give the merged ones their shapes, and all others."""
+    each = layer_parameters(facts)
+    kept = sum(each[layer] for layer in plan.base_layers())
+    return facts["parameters"] - sum(each) + kept * (1 - plan.width.ratio)
+
+
+def weights_of(facts: Facts, plan: MergePlan) -> float:
+    """Size of the weights of a plan's model in memory, in bytes."""
+    return float(facts["size_bytes"] * parameters_of(facts, plan) / facts["parameters"])
+
+
+def parameters_left(facts: Facts, layers: int) -> float:
+    """The fewest parameters that a model with so many layers can have: with the smallest ones left."""
+    return float(facts["parameters"] - sum(sorted(layer_parameters(facts))[layers:]))
+
+
+def weights_bytes(facts: Facts, layers: int) -> float:
     """Size of its weights in memory."""
     return float(facts["size_bytes"] * parameters_left(facts, layers) / facts["parameters"])
 
@@ -80,14 +98,16 @@ def speedup_with(facts: Facts, cost: Facts, layers: float) -> float:
 def most_layers(
     facts: Facts, kind: str, value: float, cost: Facts | None = None, cache_tokens: int = CACHE_TOKENS
 ) -> int | None:
-    """The most layers that meet a target; None if two layers do not.
+    """The most layers that a model which meets a target can have; None if even two layers are too many.
+
+    Where layers differ in size, it depends on the plan whether that many meet it: see `meets`.
 
     Args:
         kind: LAYERS, MEMORY (at most so many bytes for weights and cache), PARAMETERS (at most), or SPEED (at least
             so many times the original's; needs `cost`).
     """
 
-    def meets(layers: int) -> bool:
+    def possible(layers: int) -> bool:
         if kind == LAYERS:
             return layers <= value
         if kind == PARAMETERS:
@@ -96,4 +116,13 @@ def most_layers(
             return weights_bytes(facts, layers) + cache_bytes(facts, layers, cache_tokens) <= value
         return cost is not None and speedup_with(facts, cost, layers) >= value
 
-    return next((layers for layers in range(facts["layers"], LEAST_LAYERS - 1, -1) if meets(layers)), None)
+    return next((layers for layers in range(facts["layers"], LEAST_LAYERS - 1, -1) if possible(layers)), None)
+
+
+def meets(facts: Facts, kind: str, value: float, plan: MergePlan, cache_tokens: int = CACHE_TOKENS) -> bool:
+    """Whether a plan's model stays within a target of memory or parameters; with other targets, its layers say so."""
+    if kind == PARAMETERS:
+        return parameters_of(facts, plan) <= value
+    if kind == MEMORY:
+        return weights_of(facts, plan) + cache_bytes(facts, plan.layers_left, cache_tokens) <= value
+    return True

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import swm.stages.measure as measure
 from swm.errors import PlanError, SettingsError
@@ -19,9 +20,11 @@ from swm.workspace.targets import (
     loss_from,
     most_layers,
     parameters_left,
+    parameters_of,
     size_from,
     weights_bytes,
 )
+from tests.conftest import tiny_model
 from tests.product.test_families import FAMILIES, made
 
 
@@ -87,6 +90,40 @@ def test_what_is_left_is_that_of_the_merged_model(tmp_path):
     small = apply_plan(model, dropped_plan(6, {2, 4}))
     assert parameters_left(facts, 4) == parameter_count(small)
     assert weights_bytes(facts, 4) == pytest.approx(size_bytes(small))
+
+
+DENSE_FIRST = {
+    "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_group": 1,
+    "topk_group": 1, "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4,
+}  # fmt: skip
+HEAVY_FIRST = {**DENSE_FIRST, "intermediate_size": 512, "moe_intermediate_size": 8, "n_routed_experts": 2}
+
+
+@pytest.mark.parametrize("settings", [DENSE_FIRST, HEAVY_FIRST])
+def test_layers_of_several_sizes_count_as_what_they_are(settings, tmp_path, tokenizer, text_file, home, swm):
+    """Parameters of a plan's model against those of the model; a target against the one that is written."""
+    model = tiny_model("deepseek_v3", layers=6, **settings)
+    for folder in (model, tokenizer):
+        folder.save_pretrained(tmp_path)
+    facts, whole = config_facts(str(tmp_path)), parameter_count(model)
+    sizes = set()
+    for dropped in ({0}, {5}, {0, 1}, {2, 3}, {1, 2, 4}, {0, 3, 5}):
+        plan = dropped_plan(6, dropped)
+        sizes.add(parameter_count(apply_plan(model, plan)))
+        assert (
+            parameters_of(facts, plan)
+            == parameter_count(apply_plan(model, plan))
+            >= parameters_left(facts, 6 - len(dropped))
+        )
+    assert swm("create", "e", "--model", tmp_path, "--texts", text_file, "--count", 4, "--length", 32)[0] == 0
+    for target in sorted(sizes):
+        code, _, told = swm("merge", "e", f"r{target}", "--planner", "shortgpt", "--parameters", target)
+        if code:
+            assert "does not meet the target" in told
+            continue
+        merged = AutoModelForCausalLM.from_pretrained(Experiment.open("e").run(f"r{target}").model_folder)
+        assert parameter_count(merged) <= target < whole
 
 
 def test_the_most_layers_that_meet_it():
