@@ -10,7 +10,7 @@ import streamlit as st
 from pages.shared.choices import named_choice, titles_of
 from pages.shared.fields import number
 from pages.shared.frame import job_panel, start_button
-from pages.shared.known_target import Found, planned_with, planned_within, walk_with, walk_within
+from pages.shared.known_target import Found, Known, planned_with, planned_within, walk_with, walk_within
 from pages.shared.live import hand_key
 from swm.plan import MergePlan
 from swm.registry import MERGE_RULES, PLANNERS, as_sentence
@@ -90,17 +90,8 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
         st.caption(f"At most {layers} of {experiment.layer_count} layers meet this target.{fits}")
     arguments = ["plan", experiment.name, *(["--planner", method] if method in PLANNERS else [])]
     arguments += [OPTIONS[kind][0], f"{value:.10g}{OPTIONS[kind][1]}", *(["--keep-period"] if keep else [])]
-    walked, state = method not in PLANNERS, experiment.state()
-    serves = partial(meets, experiment.model_facts, kind, value * UNITS.get(kind, 1.0))
-    if layers is None:
-        found, missing = walk_within(experiment, value) if walked else planned_within(experiment, method, value, keep)
-    elif walked:
-        counts = [layers] if kind == LAYERS else range(layers, LEAST_LAYERS - 1, -1)
-        found, missing = walk_with(experiment, counts, serves)
-    else:
-        answered = state.status == "done" and list(state.command) == arguments  # the search that was asked for
-        fewest = LEAST_LAYERS if answered and kind != LAYERS else layers
-        found, missing = planned_with(experiment, method, range(layers, fewest - 1, -1), keep, serves)
+    found, missing = _known(experiment, kind, method, value, layers, arguments)
+    state = experiment.state()
     if not missing and found is None:
         st.info("This method finds no such plan. Choose another target or method.")
     if found and layers and found.plan.layers_left < layers:
@@ -114,6 +105,20 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
     if state.active or missing:
         job_panel(experiment, version=lambda: len(experiment.plans_found()))
     return found, arguments
+
+
+def _known(
+    experiment: Experiment, kind: str, method: str, value: float, layers: int | None, arguments: list[str]
+) -> Known:
+    """The target's plan as far as it is known, and what is missing; `arguments` of the command that searches it."""
+    walked, keep, state = method not in PLANNERS, "--keep-period" in arguments, experiment.state()
+    if layers is None:
+        return walk_within(experiment, value) if walked else planned_within(experiment, method, value, keep)
+    serves = partial(meets, experiment.model_facts, kind, value * UNITS.get(kind, 1.0))
+    answered = state.status == "done" and list(state.command) == arguments  # by the search that was asked for
+    fewest = LEAST_LAYERS if kind != LAYERS and (walked or answered) else layers
+    counts = range(layers, fewest - 1, -1)
+    return walk_with(experiment, counts, serves) if walked else planned_with(experiment, method, counts, keep, serves)
 
 
 def _time(experiment: Experiment, method: str, layers: int | None) -> str:
@@ -243,7 +248,7 @@ def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
             f"llama.cpp cannot run this plan: it takes a layer's kind from its place, and layers {some} of the smaller "
             f"model would be of another kind. Choose **{DOORS['target']}** and **{KEEP}** above for others."
         )
-    saved = (experiment.planned(planner, plan.layers_left) for planner in PLANNERS)
+    saved = [experiment.planned(planner, plan.layers_left) for planner in PLANNERS]
     for data in saved:
         if data and MergePlan.from_dict(data) == plan:
             if said := finalists_sentence(data.get("finalists")):
@@ -251,7 +256,8 @@ def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
             if said := halves_sentence(data):
                 (st.warning if text_matters(data) else st.caption)(said)
     if MERGE_RULES[plan.rule].needs_text:
+        full = any(data and data.get("fitted_in_full") and MergePlan.from_dict(data) == plan for data in saved)
         st.caption(
-            f"Perplexity and words are of merged layers made from little text. The merged model takes {FIT_TOKENS:,} "
-            "tokens, so its numbers differ."
+            f"{'Words' if full else 'Perplexity and words'} are of merged layers made from little text. The merged "
+            f"model takes {FIT_TOKENS:,} tokens, so {'they' if full else 'its numbers'} differ."
         )

@@ -10,6 +10,7 @@ from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows
 from swm.cli.targets import Result, own_experiment
 from swm.cli.watched import watched
 from swm.plan import MergePlan, Window, layers_at
+from swm.registry import MERGE_RULES
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings
 from swm.similarity.measure import Measure
 from swm.workspace.experiments import Experiment, list_experiments
@@ -138,6 +139,8 @@ def run_plan(options: argparse.Namespace) -> Result:
             f"similarity {data['similarity']:.4f}; perplexity {data['perplexity']:,.1f} on the calibration text "
             f"(original: {data['perplexity_original']:,.1f})."
         )
+        if MERGE_RULES[plan.rule].needs_text and plan.windows and not data.get("fitted_in_full"):
+            text += " Layers are fitted quickly for that; merging fits them on more text, so its model differs."
         return data, " ".join(filter(None, [text, finalists_sentence(data.get("finalists")), halves_sentence(data)]))
     step = chosen_plan(experiment, options)
     text = (

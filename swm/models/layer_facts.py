@@ -71,18 +71,23 @@ def check_removable(model: PreTrainedModel) -> None:
     raise ModelError(f"No layer of {type(model).__name__} can be removed: {reason}. Choose another model.")
 
 
+def kinds_of(model: PreTrainedModel) -> list[int]:
+    """The kind of each layer, lowest first: the lowest layer that is built the same way."""
+    layers = _layers_of(model, {})
+    return [next(i for i, one in enumerate(layers) if _alike(one, layer, i, n)) for n, layer in enumerate(layers)]
+
+
 def fixed_kinds(model: PreTrainedModel) -> list[str]:
     """The kind of each layer, lowest first, in a family whose config ties kinds to places (Jamba); otherwise empty.
 
     There, a layer of a smaller model must be of the kind that the original has at its place. Tried out: one layer
     before another kind is removed, at the lowest and the highest such places.
     """
-    layers = _layers_of(model, {})
-    kinds = [next(i for i, one in enumerate(layers) if _alike(one, layer, i, n)) for n, layer in enumerate(layers)]
+    kinds = kinds_of(model)
     before_another = [n for n, (kind, above) in enumerate(itertools.pairwise(kinds)) if kind != above]
     for removed in dict.fromkeys([*before_another[:2], *before_another[-2:]]):
         try:
-            facts_for(model, [layer for layer in range(len(layers)) if layer != removed])
+            facts_for(model, [layer for layer in range(len(kinds)) if layer != removed])
         except PlanError:
             return [f"kind {kind}" for kind in kinds]
     return []

@@ -9,5 +9,6 @@ and do not depend on the method.
 - chance: random layers, as a baseline
 - request: the input of every planner
 - plan_with: runs any of them
+- needed: layers of which some must stay, tried out
 - drops: searches over sets of layers to drop, and the losses that they compare
 """

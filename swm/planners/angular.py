@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from swm.errors import PlanError
 from swm.plan import MergePlan, dropped_plan
+from swm.planners.needed import Needed, loses
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 
@@ -18,15 +19,18 @@ if TYPE_CHECKING:
 
 def find(request: PlanRequest) -> MergePlan:
     """The plan without the block whose input and output have the smallest angular distance."""
-    block = most_redundant_block(request.model, request.tokens, request.drop, request.kinds)
+    block = most_redundant_block(request.model, request.tokens, request.drop, request.kinds, request.needed)
     return dropped_plan(request.layer_count, block)
 
 
-def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int, kinds: Sequence[str] = ()) -> range:
+def most_redundant_block(
+    model: PreTrainedModel, tokens: Tensor, size: int, kinds: Sequence[str] = (), needed: Needed = ()
+) -> range:
     """The `size` consecutive layers whose input and output differ least in angle at the last token of each text.
 
     Args:
         kinds: of each layer, if those left must be of the kinds that the places had.
+        needed: sets of layers of which one at least must stay.
 
     Raises:
         PlanError: if no block keeps the kinds.
@@ -48,11 +52,12 @@ def most_redundant_block(model: PreTrainedModel, tokens: Tensor, size: int, kind
         angles.append(torch.arccos(cosine_similarity(states[:-size], states[size:], dim=-1).clamp(-1, 1)) / math.pi)
     mean = torch.stack(angles).mean(0).tolist()
     count = len(mean) + size - 1
-    starts = [start for start in range(len(mean)) if not _without(count, start, size).out_of_place(kinds)]
+    plans = {start: _without(count, start, size) for start in range(len(mean))}
+    starts = [start for start, plan in plans.items() if not plan.out_of_place(kinds) and not loses(plan, needed)]
     if not starts:
         raise PlanError(
-            f"No block of {size} layers can go so that each layer left is of the kind its place had. Choose another "
-            "number of layers or another planner."
+            f"No block of {size} layers can go so that the layers left are of the kinds that the model needs. Choose "
+            "another number of layers or another planner."
         )
     start = min(starts, key=mean.__getitem__)
     return range(start, start + size)

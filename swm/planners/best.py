@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swm.errors import PlanError
 from swm.models.processes import agreed, shared, world_size
@@ -16,6 +16,10 @@ from swm.planners.request import PlanRequest
 from swm.progress import share_of
 from swm.registry import PLANNERS, Planner
 from swm.settings import FIT_TOKENS, WINDOW_FIT_TOKENS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 WIDTH = 3  # beam width: sets of layers that the search keeps after each step, and that it fits in full at the least
 RIVALS = ("angular", "shortgpt", "perplexity", "sleb")  # whose layers are tried, too
@@ -32,48 +36,80 @@ def find(request: PlanRequest) -> MergePlan:
     same loss as its own. Where a family's layers cannot be fitted, the state after them is rescaled instead. A plan
     that drops layer 0 is compared as it is: a repair needs a layer below that stays.
     """
-    start = time.monotonic()
-    from swm.evaluation.perplexity import perplexity
-    from swm.merging.apply import apply_plan
-    from swm.merging.fit import apply_fitted_plan, repair_of, window_fitter
+    from swm.merging.fit import repair_of
     from swm.search.vocabulary import sample_for
 
-    model, count, how = request.model, request.layer_count, repair_of(request.model)
-    request = replace(request, sample=sample_for(model, request.tokens))  # the rivals' searches use it, too
-    fitter = window_fitter(model, request.fit_tokens(WINDOW_FIT_TOKENS), how) if how else None
+    start, how = time.monotonic(), repair_of(request.model)
+    request = replace(request, sample=sample_for(request.model, request.tokens))  # the rivals' searches use it, too
+    return _chosen(request, _candidates(request, how, start), how, start)
+
+
+def _candidates(request: PlanRequest, how: str | None, start: float) -> list[MergePlan]:
+    """The plans to compare in full, the one of lowest loss first."""
+    from swm.merging.fit import window_fitter
+
+    count = request.layer_count
+    fitter = window_fitter(request.model, request.fit_tokens(WINDOW_FIT_TOKENS), how) if how else None
     loss = request.loss(how or "dropped", fitter)
     rivals = agreed(_rival_drops(request))
     searching = replace(request, progress=share_of(request.progress, RIVALS_DONE, SEARCHED))
     budget = _by_time(start + SEARCHED * request.seconds) if request.seconds else request.budget
     dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, budget, searching.tried, request.kinds)
     losses = _losses(request, loss, list(dict.fromkeys([*dropped, *rivals])), how)
-    ordered = sorted(losses, key=lambda layers: (losses[layers], sorted(layers)))
+    possible = [layers for layers, value in losses.items() if math.isfinite(value)]
+    ordered = sorted(possible, key=lambda layers: (losses[layers], sorted(layers)))
+    if not ordered:
+        raise PlanError(
+            f"None of the plans tried leaves {request.layers} layers that work together. Choose another number of "
+            "layers, a larger budget or another planner."
+        )
     near = [layers for layers in ordered if losses[layers] <= losses[ordered[0]] + NEAR]
     plans = [dropped_plan(count, layers) for layers in ordered[: max(WIDTH, len(near))]]
-    plans = [replace(plan, rule=how) if how and 0 in plan.base_layers() else plan for plan in plans]
-    rows = request.fit_tokens(FIT_TOKENS * 4 // 3)
-    held_out = max(1, len(rows) // 4)  # texts for the comparison: not those a plan is fitted on
-    fitting, perplexities = share_of(request.progress, SEARCHED, 1), []
+    return [replace(plan, rule=how) if how and 0 in plan.base_layers() else plan for plan in plans]
 
-    def measured(some: list[MergePlan]) -> list[dict[str, Any]]:
-        smaller = (
-            apply_fitted_plan(model, plan, rows[held_out:], None, request.fast, how)
-            if plan.rule == how
-            else apply_plan(model, plan)
-            for plan in some
-        )
-        return [perplexity(each, rows[:held_out]) for each in smaller]
+
+def _chosen(request: PlanRequest, plans: list[MergePlan], how: str | None, start: float) -> MergePlan:
+    """The plan of lowest perplexity on held-out text, each made as it will be merged; the first one out of time."""
+    from swm.evaluation.perplexity import perplexity
+    from swm.merging.apply import apply_plan
+    from swm.merging.fit import apply_fitted_plan
+
+    merged_on = request.fit_tokens(FIT_TOKENS)
+    rows, held_out = _parted(merged_on, request.fit_tokens(FIT_TOKENS * 4 // 3))
+    fitting, found = share_of(request.progress, SEARCHED, 1), []
+
+    def made(plan: MergePlan, rows: Tensor) -> PreTrainedModel:
+        if plan.rule != how:
+            return apply_plan(request.model, plan)
+        return apply_fitted_plan(request.model, plan, rows, None, request.fast, how)
+
+    def measured(some: list[MergePlan]) -> list[tuple[dict[str, Any], float]]:
+        smaller = (made(plan, rows) for plan in some)
+        return [(perplexity(each, held_out), perplexity(each, request.tokens)["value"]) for each in smaller]
 
     for done in range(0, len(plans), world_size()):
         if request.seconds and time.monotonic() - start > request.seconds:
             break
         fitting(done, len(plans), f"fitting plan {done + 1} of {len(plans)} in full")
-        perplexities += shared(plans[done : done + world_size()], measured)
-    if not perplexities:
+        found += shared(plans[done : done + world_size()], measured)
+    if not found:
         return plans[0]
-    chosen = min(range(len(perplexities)), key=lambda place: perplexities[place]["value"])
-    request.finalists.update(_against(chosen, plans, perplexities))
+    perplexities = [held for held, _ in found]
+    chosen = min(range(len(found)), key=lambda place: perplexities[place]["value"])
+    full = found[chosen][1]
+    if rows is not merged_on:
+        full = perplexity(made(plans[chosen], merged_on), request.tokens)["value"]
+    request.finalists.update(_against(chosen, plans, perplexities), perplexity=full)
     return plans[chosen]
+
+
+def _parted(rows: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    """The texts that a merge fits layers on, and others for the comparison; of a short text, a quarter of its rows."""
+    known = {tuple(row) for row in rows.tolist()}
+    others = [place for place, row in enumerate(more.tolist()) if tuple(row) not in known]
+    if 4 * len(others) < len(rows):
+        return more[max(1, len(more) // 4) :], more[: max(1, len(more) // 4)]
+    return rows, more[others]
 
 
 def _losses(

@@ -17,7 +17,7 @@ def find(request: PlanRequest) -> MergePlan:
     if not request.kinds:
         return dropped_plan(request.layer_count, numbers.sample(layers, request.drop))
     values = [math.inf, *(numbers.random() for _ in layers)]
-    return dropped_plan(request.layer_count, lowest_layers(values, request.drop, request.kinds))
+    return dropped_plan(request.layer_count, lowest_layers(values, request.drop, request.kinds, request.needed))
 
 
 PLANNERS.register(

@@ -9,16 +9,18 @@ from dataclasses import replace
 from swm.errors import PlanError
 from swm.models.processes import shared, world_size
 from swm.plan import MergePlan, dropped_plan
+from swm.planners.needed import Needed
 
 IN_A_ROUND = 4  # sets for each of several processes before they exchange losses
 OnTry = Callable[[int, int], None]
 
 
-def lowest_layers(values: Sequence[float], drop: int, kinds: Sequence[str] = ()) -> list[int]:
+def lowest_layers(values: Sequence[float], drop: int, kinds: Sequence[str] = (), needed: Needed = ()) -> list[int]:
     """The `drop` layers with the lowest values; among equal ones, the higher layer.
 
     Args:
         kinds: of each layer, if those left must be of the kinds that the places had: then the set of lowest sum.
+        needed: sets of layers of which one at least must stay: the one with the highest value then does.
 
     Raises:
         PlanError: if fewer layers have a finite value, or no set keeps the kinds.
@@ -27,6 +29,10 @@ def lowest_layers(values: Sequence[float], drop: int, kinds: Sequence[str] = ())
     if kinds:
         droppable_layers = {layer for layer, value in enumerate(values) if math.isfinite(value)}
         lowest = sorted(_lowest_in_place(values, drop, kinds, droppable_layers))
+    if lost := next((group for group in needed if group <= {*lowest}), None):
+        spared = max(lost, key=lambda layer: (values[layer], -layer))
+        values = [math.inf if layer == spared else value for layer, value in enumerate(values)]
+        return lowest_layers(values, drop, kinds, needed)
     if any(math.isinf(values[layer]) for layer in lowest):
         droppable = sum(map(math.isfinite, values))
         raise PlanError(f"This method can drop at most {droppable} of {len(values)} layers. Keep more layers.")
@@ -149,6 +155,7 @@ class DropLoss:
     Args:
         rule: merge rule for the windows, instead of keeping the other layers unchanged.
         known: losses found before; those found here are added.
+        possible: whether a plan's model can be built and used; all are by default.
     """
 
     def __init__(
@@ -157,7 +164,9 @@ class DropLoss:
         layer_count: int,
         rule: str | None = None,
         known: dict[frozenset[int], float] | None = None,
+        possible: Callable[[MergePlan], bool] = lambda plan: True,
     ) -> None:
+        self._possible = possible
         self._loss, self._layer_count, self._rule = loss, layer_count, rule
         self._known = {} if known is None else known
 
@@ -183,4 +192,4 @@ class DropLoss:
             plan = replace(plan, rule=self._rule or plan.rule)
         except PlanError:
             return math.inf
-        return self._loss(plan)
+        return self._loss(plan) if self._possible(plan) else math.inf

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from swm.errors import PlanError
 from swm.plan import MergePlan, Window
 from swm.planners.drops import OnTry
+from swm.planners.needed import Needed, loses
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 from swm.search.threshold_path import Score
@@ -20,10 +21,12 @@ def find(request: PlanRequest) -> MergePlan:
     from swm.search.window_score import WindowScorer
 
     score = WindowScorer(request.model, request.tokens, "rdsc", fast=request.fast).score
-    return laco_plan(request.layer_count, request.layers, score, request.tried, request.kinds)
+    return laco_plan(request.layer_count, request.layers, score, request.tried, request.kinds, request.needed)
 
 
-def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry, kinds: Sequence[str] = ()) -> MergePlan:
+def laco_plan(
+    layer_count: int, layers: int, similarity: Score, on_try: OnTry, kinds: Sequence[str] = (), needed: Needed = ()
+) -> MergePlan:
     """The plan that merges windows of a fixed size from the top while the final hidden state stays similar.
 
     Among all sizes and thresholds that leave `layers` layers, takes the highest threshold; the paper chooses both by
@@ -32,6 +35,7 @@ def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry, k
     Args:
         similarity: as `WindowScorer.score`: of the windows merged above and the next one.
         kinds: of each layer, if those left must be of the kinds that the places had.
+        needed: sets of layers of which one at least must stay.
 
     Raises:
         PlanError: if no size and threshold leave that many layers.
@@ -52,7 +56,7 @@ def laco_plan(layer_count: int, layers: int, similarity: Score, on_try: OnTry, k
     for size in sizes:
         for reached, windows in _laco_walks(layer_count, layers, size, score, threshold):
             fitting = MergePlan(layer_count, windows, "rdsc")
-            if not fitting.out_of_place(kinds):
+            if not fitting.out_of_place(kinds) and not loses(fitting, needed):
                 threshold, plan = reached, fitting
                 break
     if plan is None:

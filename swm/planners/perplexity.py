@@ -15,7 +15,7 @@ def find(request: PlanRequest) -> MergePlan:
     for done in range(0, count, at_once):
         losses += loss.of_all(sets[done : done + at_once])
         request.tried(len(losses), count)
-    return dropped_plan(count, lowest_layers(losses, request.drop, request.kinds))
+    return dropped_plan(count, lowest_layers(losses, request.drop, request.kinds, request.needed))
 
 
 PLANNERS.register(

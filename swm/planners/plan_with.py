@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan, check_layers
+from swm.planners.needed import loses, needed_layers
 from swm.planners.request import PlanRequest
 from swm.progress import Progress, no_progress
 from swm.registry import PLANNERS
@@ -56,7 +58,7 @@ def plan_with(
         PlanError: if the planner finds no such plan.
     """
     from swm.models.decoder import find_decoder
-    from swm.models.layer_facts import fixed_kinds
+    from swm.models.layer_facts import fixed_kinds, kinds_of
     from swm.models.layer_outputs import check_tokens
     from swm.models.layer_pattern import placed_kinds
 
@@ -66,31 +68,31 @@ def plan_with(
     if not seconds:
         check_budget(planner, budget, count, layers)
     text = fit_tokens or (lambda token_count: tokens)
-    kinds = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model)
-    request = PlanRequest(
-        model,
-        tokens,
-        count,
-        layers,
-        seed,
-        fast,
-        budget,
-        text,
-        kinds,
-        losses={} if losses is None else losses,
-        seconds=seconds,
-        finalists={} if finalists is None else finalists,
-        progress=progress,
-    )
+    kinds, built = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model), kinds_of(model)
+    needed = needed_layers(model, built)
+    several = len({*built}) > 1
+    request = PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, needed, several_kinds=several)
+    request = replace(request, seconds=seconds, progress=progress, losses={} if losses is None else losses)
+    request = replace(request, finalists={} if finalists is None else finalists)
     plan = method.find(request)
-    if broken := plan.out_of_place(kinds):
+    _check(plan, planner, request)
+    return plan
+
+
+def _check(plan: MergePlan, planner: str, request: PlanRequest) -> None:
+    """Raise PlanError if a planner's plan does not keep the layers that it must."""
+    if broken := plan.out_of_place(request.kinds):
         raise PlanError(
             f"Planner {planner} cannot keep the kinds of layers in their places (layers {broken} would change). Choose "
             "another planner."
         )
-    if plan.layers_left != layers:
-        raise ValueError(f"Planner {planner} left {plan.layers_left} layers instead of {layers}.")
-    return plan
+    if loses(plan, request.needed):
+        raise PlanError(
+            f"Planner {planner} leaves {request.layers} layers of which none is of a kind that "
+            f"{type(request.model).__name__} needs to generate text. Choose another planner or more layers."
+        )
+    if plan.layers_left != request.layers:
+        raise ValueError(f"Planner {planner} left {plan.layers_left} layers instead of {request.layers}.")
 
 
 def check_budget(planner: str, budget: int, layer_count: int, layers: int) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from swm.errors import PlanError
 from swm.planners.drops import DropLoss
+from swm.planners.needed import Needed, loses
 from swm.progress import Progress, no_progress
 from swm.workspace.tried import SAMPLED, Losses
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from swm.merging.merged_layer import MergedLayer
-    from swm.plan import Window
+    from swm.plan import MergePlan, Window
     from swm.search.vocabulary import VocabularySample
 
 
@@ -34,13 +36,15 @@ class PlanRequest:
             `tokens`.
         kinds: of each layer, if those left must be of the kinds that the places had, as llama.cpp needs for some
             families; else empty.
+        needed: sets of layers of which one at least must stay, so that the model can generate: see `planners.needed`.
         losses: of sets of dropped layers, found before, by kind (see `loss`); those found are added.
         sample: of the vocabulary, to estimate losses from: see `search.vocabulary`.
         seconds: time limit for planners that take a budget; None without one.
         finalists: filled by planners that compare their last plans on more text: `texts`, their number, and for each
             other plan `windows`, `rule` and its perplexity against the chosen one's, `ratio` with its 95 % interval
-            `low` and `high` over these texts.
+            `low` and `high` over these texts; and `perplexity`, the chosen plan's on the calibration text.
         progress: called with the plans tried so far; may raise to stop.
+        several_kinds: whether the model has layers of several kinds, so that not every plan is possible.
     """
 
     model: PreTrainedModel
@@ -52,11 +56,13 @@ class PlanRequest:
     budget: int
     fit_tokens: Callable[[int], Tensor]
     kinds: Sequence[str] = ()
+    needed: Needed = ()
     losses: Losses = field(default_factory=dict)
     sample: VocabularySample | None = None
     seconds: float | None = None
     finalists: dict[str, Any] = field(default_factory=dict)
     progress: Progress = no_progress
+    several_kinds: bool = False
 
     @property
     def drop(self) -> int:
@@ -77,7 +83,21 @@ class PlanRequest:
             conditions += f", {len(self.sample.tokens)} {SAMPLED}"
         compute = PlanLoss(self.model, self.tokens, make, fast, self.sample)
         rule = None if kind == "dropped" else kind
-        return DropLoss(compute, self.layer_count, rule, self.losses.setdefault(conditions, {}))
+        return DropLoss(compute, self.layer_count, rule, self.losses.setdefault(conditions, {}), self.possible)
+
+    def possible(self, plan: MergePlan) -> bool:
+        """Whether a config can describe the plan's model, and the model can generate."""
+        from swm.merging.apply import check_plan
+
+        if not self.several_kinds:
+            return True
+        if loses(plan, self.needed):
+            return False
+        try:
+            check_plan(self.model, plan)
+        except PlanError:
+            return False
+        return True
 
     def tried(self, done: int, total: int) -> None:
         """Report how many plans have been tried; `total` is 0 if unknown."""

@@ -13,7 +13,7 @@ def find(request: PlanRequest) -> MergePlan:
     from swm.similarity.layers import block_influence
 
     influence = block_influence(request.model, request.tokens).tolist()
-    return dropped_plan(request.layer_count, lowest_layers(influence, request.drop, request.kinds))
+    return dropped_plan(request.layer_count, lowest_layers(influence, request.drop, request.kinds, request.needed))
 
 
 PLANNERS.register(

@@ -23,7 +23,7 @@ def find(request: PlanRequest) -> MergePlan:
     protected = {*range(KEPT_BELOW), *range(count - KEPT_ABOVE, count)}
     importances = enumerate(taylor_importances(request.model, request.tokens))
     values = [math.inf if layer in protected else value for layer, value in importances]
-    return dropped_plan(count, lowest_layers(values, request.drop, request.kinds))
+    return dropped_plan(count, lowest_layers(values, request.drop, request.kinds, request.needed))
 
 
 def taylor_importances(model: PreTrainedModel, tokens: Tensor) -> list[float]:

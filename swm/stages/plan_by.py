@@ -15,7 +15,7 @@ from swm.models.processes import agreed, is_first
 from swm.plan import MergePlan, check_layers
 from swm.planners.plan_with import check_budget, plan_with
 from swm.progress import Progress, no_progress, share_of
-from swm.registry import PLANNERS
+from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import PLAN_BUDGET
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
 from swm.stages.measure_plan import measure_plan
@@ -67,7 +67,8 @@ def plan_by(
         plan = replace(MergePlan.from_dict(data), rule=rule)
         if plan.out_of_place(kinds):
             raise PlanError(f"Rule {rule} keeps other layers than {planner} chose for their kinds. Leave out --rule.")
-        return {**data, **measure_plan(experiment, plan, progress), "halves": []}  # their perplexity is of its own rule
+        measured = measure_plan(experiment, plan, progress)
+        return {**data, **measured, "fitted_in_full": False, "halves": []}  # their perplexity is of its own rule
     return data
 
 
@@ -112,6 +113,8 @@ def _found_plan(
     measured = measure_plan(experiment, plan, share_of(first, SEARCHING, 1), (model, tokenizer))
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
     data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact", **how}
+    if full := finalists.pop("perplexity", None):  # of the layers as they will be merged
+        data |= {"perplexity": full, "fitted_in_full": MERGE_RULES[plan.rule].needs_text}
     data |= {"finalists": finalists} if finalists else {}
     _keep(experiment, planner, layers, data)
     if halves:

@@ -52,6 +52,7 @@ class PlannedFile(Record):
     text_hash: str = ""
     scoring: str = ""
     finalists: Finalists | None = None
+    fitted_in_full: bool = False
     halves: list[HalfChoice] = Field(default_factory=list)
 
 

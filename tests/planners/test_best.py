@@ -1,11 +1,14 @@
 """The planner `best`: never behind the methods whose plans it tries, resumed where it stopped, held to a time."""
 
 import math
+import random
 import shutil
+import string
 import time
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import swm.planners.best as best
 from swm.errors import Cancelled, JobError, SettingsError
@@ -13,15 +16,21 @@ from swm.evaluation.perplexity import perplexity
 from swm.merging.apply import apply_plan
 from swm.merging.fit import WindowFitter, apply_fitted_plan
 from swm.models.decoder import find_decoder
+from swm.models.load import load_tokenizer
 from swm.plan import MergePlan, Window
 from swm.planners.drops import beam_drops
 from swm.planners.plan_with import plan_with
 from swm.reporting.known_plans import known_plans
 from swm.search.plan_loss import PlanLoss
+from swm.settings import ExperimentSettings
+from swm.stages.create import create_experiment
+from swm.stages.loading import calibration_of
 from swm.stages.measure_plan import measure_plan
+from swm.stages.merge import merge_run
 from swm.stages.plan_by import plan_by
 from swm.workspace.tried import TriedPlans
 from tests.conftest import tiny_model
+from tests.planners.planners_cases import own_loss
 from tests.product.test_families import FAMILIES, made
 
 
@@ -128,6 +137,24 @@ def test_losses_of_another_text_are_not_used(experiment):
     assert TriedPlans(experiment).losses["dropped"]
     experiment.text_hash = "another"
     assert TriedPlans(experiment).losses == {}
+
+
+@pytest.mark.parametrize("words", [900, 6000])
+def test_the_plan_s_perplexity_is_that_of_the_model_that_is_merged(words, model_folder, tmp_path, home):
+    """With two windows; also where the text is too short for others to compare plans on. By plain transformers."""
+    text = tmp_path / "long.txt"
+    draw = random.Random(3)
+    text.write_text("\n\n".join(" ".join(draw.choices(string.ascii_lowercase, k=40)) for _ in range(words // 40)))
+    experiment = create_experiment("long", ExperimentSettings(str(model_folder), str(text), 3, 24))
+    data = plan_by(experiment, "best", 2, 40)
+    run = experiment.create_run("r", MergePlan.from_dict(data))
+    merge_run(run)
+    merged = AutoModelForCausalLM.from_pretrained(run.model_folder)
+    tokens = calibration_of(experiment, load_tokenizer(str(model_folder)))
+    assert math.log(data["perplexity"]) == pytest.approx(own_loss(merged, tokens), abs=2e-3)
+    assert data["fitted_in_full"]
+        own_loss(merged, tokens), abs=0.5
+    )
 
 
 def test_the_best_plan_tried_at_every_depth_is_a_known_one(experiment):
