@@ -23,8 +23,12 @@ def check_options(options: argparse.Namespace) -> None:
     for name in ("budget", "minutes"):
         if planned and name in given and options.planner != "best":
             raise SettingsError(f"--{name} only applies to --planner best. Remove --{name}.")
-    if planned and "minutes" in given and ("budget" in given or not 0 < options.minutes <= 100_000):
-        raise SettingsError("--minutes needs a number above 0, and takes the place of --budget. Give one of the two.")
+    if planned and "minutes" in given and not 0 < options.minutes <= 100_000:
+        raise SettingsError(f"--minutes {options.minutes:g} is out of range. Choose more than 0, and at most 100,000.")
+    if planned and "minutes" in given and "budget" in given:
+        raise SettingsError("--minutes takes the place of --budget. Give one of the two.")
+    if planned and options.planner and (other := next((n for n in ("threshold", "windows") if n in given), None)):
+        raise SettingsError(f"--planner chooses the layers itself, as --{other} does. Give one of the two.")
     if planned and options.keep_period and not options.planner:
         raise SettingsError("--keep-period needs --planner: the threshold decides alone. Add --planner.")
     if planned and options.precision != "auto" and options.windows is not None:

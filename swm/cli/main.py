@@ -66,10 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):  # escape what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    options = build_parser().parse_args(arguments)
+    given = _with_windows(sys.argv[1:] if arguments is None else arguments)
+    options = build_parser().parse_args(given)
     long = options.command in SENT or getattr(options, "measure", False)  # as in create --measure
     if cluster() and long and world_size() == 1:
-        sys.exit(_sent(sys.argv[1:] if arguments is None else arguments, options))
+        sys.exit(_sent(given, options))
     _take_job_settings()
     if world_size() > 1 and options.command not in SHARED:
         sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch or torchrun."))
@@ -86,6 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     if is_first():
         print(json.dumps(result, allow_nan=False) if options.json else printable(text))
+
+
+def _with_windows(arguments: Sequence[str]) -> list[str]:
+    """The arguments with "--windows -1-0" as "--windows=-1-0": argparse takes a value with a minus for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] == "--windows" and argument[:1] == "-" and argument[1:2].isdigit():
+            argument = f"{joined.pop()}={argument}"
+        joined.append(argument)
+    return joined
 
 
 def _sent(arguments: Sequence[str], options: argparse.Namespace) -> int:

@@ -218,7 +218,8 @@ def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
     group.add_argument("--memory", metavar="SIZE", help="most memory for weights and cache, as in 6GiB")
     group.add_argument("--speedup", type=float, help="least expected speed relative to the original, as in 1.3")
     group.add_argument("--parameters", metavar="NUMBER", help="most parameters, as in 5.5B or 120M")
-    group.add_argument("--windows", help="windows to merge, first and last layer included, as in 27-28,25-26")
+    windows = "windows to merge, first and last layer included, as in 27-28,25-26; -1-0 drops layer 0"
+    group.add_argument("--windows", help=windows)
     cached = f"tokens whose keys and values --memory counts: length times batch ({CACHE_TOKENS:,})"
     command.add_argument("--cache-tokens", type=int, help=cached)
     command.add_argument(

@@ -12,6 +12,7 @@ from swm.settings import CACHE_TOKENS
 LEAST_LAYERS = 2
 LAYERS, MEMORY, PARAMETERS, SPEED = "layers", "memory", "parameters", "speed"
 SIZES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 Facts = dict[str, Any]
 
@@ -32,14 +33,14 @@ def count_from(text: str) -> float:
 
 def loss_from(text: str) -> float:
     """The factor of perplexity that a loss such as 5% allows; raises SettingsError if it is none."""
-    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*%", text.strip())
+    match = re.fullmatch(rf"({NUMBER})\s*%", text.strip())
     if not match or not float(match[1]):
         raise SettingsError(f"'{text[:20]}' is not a loss. Write a share above 0, such as 5%.")
     return 1 + float(match[1]) / 100
 
 
 def _scaled(text: str, units: dict[str, float], what: str, example: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([A-Za-z]*)", text.strip())
+    match = re.fullmatch(rf"({NUMBER})\s*([A-Za-z]*)", text.strip())
     scales = {unit.lower(): scale for unit, scale in units.items()}
     if not match or match[2].lower() not in scales or not float(match[1]):
         raise SettingsError(f"'{text[:20]}' is not {what}. Write it as {example}.")

@@ -26,6 +26,12 @@ except SystemExit as end:
         ("answer nope baseline --prompt x", "There is no experiment nope"),
         ("evaluate nope baseline", "There is no experiment nope"),
         ("time nope baseline", "There is no experiment nope"),
+        (
+            "plan example-demo --threshold 0.9 --planner best",
+            "--planner chooses the layers itself",
+        ),
+        ("plan example-demo --planner best --layers 9 --minutes 1e9", "--minutes 1e+09 is out of range"),
+        ("plan example-demo --windows -1-0,4-5 --rule keep_first --precision exact", "--windows needs none"),
         ("models --json", ""),
     ],
 )

@@ -153,8 +153,6 @@ def test_the_plan_s_perplexity_is_that_of_the_model_that_is_merged(words, model_
     tokens = calibration_of(experiment, load_tokenizer(str(model_folder)))
     assert math.log(data["perplexity"]) == pytest.approx(own_loss(merged, tokens), abs=2e-3)
     assert data["fitted_in_full"]
-        own_loss(merged, tokens), abs=0.5
-    )
 
 
 def test_the_best_plan_tried_at_every_depth_is_a_known_one(experiment):
@@ -227,7 +225,7 @@ def test_minutes_are_kept_with_the_plan_and_exclude_a_budget(experiment, swm):
     assert "3 of 4 layers" in out
     for arguments, message in (
         (("--planner", "best", "--minutes", 1, "--budget", 50), "takes the place of --budget"),
-        (("--planner", "best", "--minutes", -1), "needs a number above 0"),
+        (("--planner", "best", "--minutes", -1), "out of range"),
         (("--planner", "sleb", "--minutes", 1), "only applies to --planner best"),
     ):
         code, _, told = swm("plan", "e", "--layers", 3, *arguments)

@@ -39,6 +39,7 @@ from tests.product.test_families import FAMILIES, made
         (count_from, "1000", 1000),
         (loss_from, "5%", 1.05),
         (loss_from, "20 %", 1.2),
+        (size_from, ".5GiB", 2**29),
     ],
 )
 def test_amounts_as_people_write_them(read, text, value):
@@ -49,6 +50,7 @@ def test_amounts_as_people_write_them(read, text, value):
     ("read", "text"),
     [
         (size_from, "6"), (size_from, "-6GiB"), (size_from, "GiB"), (size_from, "0GiB"), (size_from, "6 bananas"),
+        (size_from, "٣GiB"), (loss_from, "٥%"),
         (count_from, "5.5GiB"), (count_from, ""), (count_from, "nan"), (count_from, "0"),
         (loss_from, "5"), (loss_from, "0%"), (loss_from, "-5%"), (loss_from, "five"),
     ],
