@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -57,18 +58,26 @@ def keeps_cache(model: PreTrainedModel, prompt: Tensor) -> bool:
 
 
 @torch.inference_mode()
-def check_generates(model: PreTrainedModel, prompt: Tensor) -> None:
-    """Raise ModelError if transformers cannot generate with the model, for example with no attention layer left."""
+def check_generates(model: PreTrainedModel, prompt: Tensor, original: PreTrainedModel | None = None) -> None:
+    """Raise ModelError if transformers cannot generate with the model, for example with no attention layer left.
+
+    Args:
+        original: that the model was merged from; if that cannot generate either, the message says so.
+    """
     try:
         with quiet_transformers():
             model.generate(prompt.to(model.device), max_new_tokens=2, do_sample=False)  # type: ignore[operator]
     except OF_MODELS as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(
-            f"The {type(model).__name__} cannot generate text: {first_line(error)} If the model mixes several types of "
-            "layers, keep at least one of each type."
-        ) from None
+        cure = "If the model mixes several types of layers, keep at least one of each type."
+        if original is not None:
+            with suppress(ModelError):
+                check_generates(original, prompt)
+                original = None
+        if original is not None:
+            cure = "Nor can the original, before anything was merged: check its config.json, or choose another model."
+        raise ModelError(f"The {type(model).__name__} cannot generate text: {first_line(error)} {cure}") from None
 
 
 def check_keeps_cache(model: PreTrainedModel, prompt: Tensor) -> None:

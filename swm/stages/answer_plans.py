@@ -80,5 +80,5 @@ def _answers(
     try:
         return sample_answers(apply_plan(model, plan, make), tokenizer)
     except (ModelError, PlanError) as error:
-        log.info("Windows %s answer nothing: %s", plan.windows, error)
+        log.info("Windows %s answer nothing: %s", ", ".join(map(str, plan.windows)), error)
         return []

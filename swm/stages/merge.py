@@ -62,7 +62,7 @@ def merge_run(
     progress(0, 0, "merging")
     ids = calibration_of(run.experiment, tokenizer)
     merged = merged_model(run.experiment, model, tokenizer, plan, progress)
-    check_generates(merged, ids[:1, :8])
+    check_generates(merged, ids[:1, :8], model)
     facts = {"parameters": parameter_count(merged), "size_bytes": size_bytes(merged)}
     progress(0, 0, "saving and reloading")
     save_model(merged, tokenizer, run.model_folder, ids, lambda new: promise(new, facts))
