@@ -24,7 +24,7 @@ def test_an_original_that_cannot_write_either_is_named_as_the_cause():
 
     merged, mute = (tiny_model() for _ in range(2))
     merged.__class__ = mute.__class__ = Mute
-    with pytest.raises(ModelError, match="no voice Nor can the original"):
+    with pytest.raises(ModelError, match=r"no voice\. Nor can the original"):
         check_generates(merged, torch.tensor([[0, 0]]), mute)
-    with pytest.raises(ModelError, match="no voice If the model mixes"):
+    with pytest.raises(ModelError, match=r"no voice\. If the model mixes"):
         check_generates(merged, torch.tensor([[0, 0]]), tiny_model())
