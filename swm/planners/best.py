@@ -58,14 +58,15 @@ def _candidates(request: PlanRequest, how: str | None, start: float) -> list[Mer
     losses = _losses(request, loss, list(dict.fromkeys([*dropped, *rivals])), how)
     possible = [layers for layers, value in losses.items() if math.isfinite(value)]
     ordered = sorted(possible, key=lambda layers: (losses[layers], sorted(layers)))
-    if not ordered:
+    near = [layers for layers in ordered if losses[layers] <= losses[ordered[0]] + NEAR]
+    plans = [dropped_plan(count, layers) for layers in ordered[: max(WIDTH, len(near))]]
+    plans = [replace(plan, rule=how) if how and 0 in plan.base_layers() else plan for plan in plans]
+    if not (plans := list(filter(request.describable, plans))):
         raise PlanError(
             f"None of the plans tried leaves {request.layers} layers that work together. Choose another number of "
             "layers, a larger budget or another planner."
         )
-    near = [layers for layers in ordered if losses[layers] <= losses[ordered[0]] + NEAR]
-    plans = [dropped_plan(count, layers) for layers in ordered[: max(WIDTH, len(near))]]
-    return [replace(plan, rule=how) if how and 0 in plan.base_layers() else plan for plan in plans]
+    return plans
 
 
 def _chosen(request: PlanRequest, plans: list[MergePlan], how: str | None, start: float) -> MergePlan:

@@ -41,6 +41,28 @@ def needed_layers(model: PreTrainedModel, kinds: Sequence[int]) -> Needed:
     return [*needed, others] if unable and others and others not in needed else needed
 
 
+def is_fragile(model: PreTrainedModel, kinds: Sequence[int]) -> bool:
+    """Whether there are layers without which no config describes the model.
+
+    Tried out: without the lowest, the highest, and all layers of each kind.
+
+    Args:
+        kinds: of each layer, as from `models.layer_facts.kinds_of`.
+    """
+    from swm.merging.apply import check_plan
+
+    each = {kind: [n for n, one in enumerate(kinds) if one == kind] for kind in kinds}
+    if len(each) < 2:
+        return False
+    try:
+        for layers in list(each.values())[:MOST_KINDS]:
+            for gone in (layers[:1], layers[-1:], layers):
+                check_plan(model, dropped_plan(len(kinds), gone))
+    except PlanError:
+        return True
+    return False
+
+
 def _generates(model: PreTrainedModel, dropped: Iterable[int]) -> bool | None:
     """Whether transformers can generate without these layers; None if no config describes such a model."""
     import torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan, check_layers
-from swm.planners.needed import loses, needed_layers
+from swm.planners.needed import is_fragile, loses, needed_layers
 from swm.planners.request import PlanRequest
 from swm.progress import Progress, no_progress
 from swm.registry import PLANNERS
@@ -70,8 +70,8 @@ def plan_with(
     text = fit_tokens or (lambda token_count: tokens)
     kinds, built = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model), kinds_of(model)
     needed = needed_layers(model, built)
-    several = len({*built}) > 1
-    request = PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, needed, several_kinds=several)
+    fragile = is_fragile(model, built)
+    request = PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, needed, fragile=fragile)
     request = replace(request, seconds=seconds, progress=progress, losses={} if losses is None else losses)
     request = replace(request, finalists={} if finalists is None else finalists)
     plan = method.find(request)

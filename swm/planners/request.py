@@ -44,7 +44,7 @@ class PlanRequest:
             other plan `windows`, `rule` and its perplexity against the chosen one's, `ratio` with its 95 % interval
             `low` and `high` over these texts; and `perplexity`, the chosen plan's on the calibration text.
         progress: called with the plans tried so far; may raise to stop.
-        several_kinds: whether the model has layers of several kinds, so that not every plan is possible.
+        fragile: whether no config may describe the model without some layers, see `planners.needed`.
     """
 
     model: PreTrainedModel
@@ -62,7 +62,7 @@ class PlanRequest:
     seconds: float | None = None
     finalists: dict[str, Any] = field(default_factory=dict)
     progress: Progress = no_progress
-    several_kinds: bool = False
+    fragile: bool = False
 
     @property
     def drop(self) -> int:
@@ -86,13 +86,13 @@ class PlanRequest:
         return DropLoss(compute, self.layer_count, rule, self.losses.setdefault(conditions, {}), self.possible)
 
     def possible(self, plan: MergePlan) -> bool:
-        """Whether a config can describe the plan's model, and the model can generate."""
+        """Whether the plan's model can generate, and, in families where that is in doubt, be described by a config."""
+        return not loses(plan, self.needed) and (not self.fragile or self.describable(plan))
+
+    def describable(self, plan: MergePlan) -> bool:
+        """Whether a config can describe the plan's model."""
         from swm.merging.apply import check_plan
 
-        if not self.several_kinds:
-            return True
-        if loses(plan, self.needed):
-            return False
         try:
             check_plan(self.model, plan)
         except PlanError:

@@ -81,7 +81,6 @@ def plan_view(
         answers: what plans write after the sample prompts.
     """
     perplexities = perplexities or {}
-    facts = {**facts, "layers": plan.layer_count}
     left = parameters_of(facts, plan)
     saved = 1 - left / facts["parameters"]
     perplexity, original = perplexities.get(plan.windows), perplexities.get(())

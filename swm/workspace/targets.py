@@ -47,18 +47,18 @@ def _scaled(text: str, units: dict[str, float], what: str, example: str) -> floa
     return float(match[1]) * scales[match[2].lower()]
 
 
-def layer_parameters(facts: Facts) -> list[float]:
-    """Parameters of each layer, lowest first.
+def layer_parameters(facts: Facts, count: int) -> list[float]:
+    """Parameters of each of the original's layers, lowest first.
 
     Args:
         facts: of the original, as from `models.load.config_facts`.
     """
-    return facts.get("layer_parameters") or [float(facts["parameters_per_layer"])] * facts["layers"]
+    return facts.get("layer_parameters") or [float(facts["parameters_per_layer"])] * count
 
 
 def parameters_of(facts: Facts, plan: MergePlan) -> float:
     """Parameters of a plan's model: those of the layers that give the merged ones their shapes, and all others."""
-    each = layer_parameters(facts)
+    each = layer_parameters(facts, plan.layer_count)
     kept = sum(each[layer] for layer in plan.base_layers())
     return facts["parameters"] - sum(each) + kept * (1 - plan.width.ratio)
 
@@ -70,7 +70,7 @@ def weights_of(facts: Facts, plan: MergePlan) -> float:
 
 def parameters_left(facts: Facts, layers: int) -> float:
     """The fewest parameters that a model with so many layers can have: with the smallest ones left."""
-    return float(facts["parameters"] - sum(sorted(layer_parameters(facts))[layers:]))
+    return float(facts["parameters"] - sum(sorted(layer_parameters(facts, facts["layers"]))[layers:]))
 
 
 def weights_bytes(facts: Facts, layers: int) -> float:

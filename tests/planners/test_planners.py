@@ -55,7 +55,7 @@ def test_planners_from_the_command_line(experiment, capsys):
     [
         (["--planner", "sleb", "--layers", "3", "--budget", "9"], "only applies to --planner best"),
         (["--planner", "best", "--layers", "2", "--budget", "5"], "needs at least 6 plans"),
-        (["--planner", "sleb", "--threshold", "0.9"], "needs to know how many layers"),
+        (["--planner", "sleb", "--threshold", "0.9"], "chooses the layers itself, as --threshold does"),
         (["--planner", "sleb", "--layers", "1"], "--layers 1 is out of range: the model has 4 layers"),
         (["--planner", "best", "--layers", "3", "--budget", "0"], "--budget 0 is out of range"),
         (["--planner", "taylor", "--layers", "3"], "can drop at most 0 of 4 layers"),
