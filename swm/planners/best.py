@@ -61,7 +61,9 @@ def _candidates(request: PlanRequest, how: str | None, start: float) -> list[Mer
     near = [layers for layers in ordered if losses[layers] <= losses[ordered[0]] + NEAR]
     plans = [dropped_plan(count, layers) for layers in ordered[: max(WIDTH, len(near))]]
     plans = [replace(plan, rule=how) if how and 0 in plan.base_layers() else plan for plan in plans]
-    if not (plans := list(filter(request.describable, plans))):
+    # known losses can be of an earlier release, which asked neither
+    plans = [plan for plan in plans if request.possible(plan) and request.describable(plan)]
+    if not plans:
         raise PlanError(
             f"None of the plans tried leaves {request.layers} layers that work together. Choose another number of "
             "layers, a larger budget or another planner."
