@@ -4,6 +4,8 @@
 
 Ways:
 - lora: adapters in all layers, preset quick.
+- own: as lora, on the original model's own answers to the prompts (self-data distillation, arXiv:2410.09982). The time
+  to write them is printed and not counted: they are written once for a model, and kept.
 - lora-above: adapters from two layers below the lowest merged one upward; all layers below need no backward pass.
 - last: all weights of the last three layers, and the head where it has weights of its own ("Reassessing Layer Pruning",
   arXiv:2411.15558).
@@ -25,6 +27,7 @@ import copy
 import math
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +36,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-WAYS = ("lora", "lora-above", "last", "near", "above")
+WAYS = ("lora", "own", "lora-above", "last", "near", "above")
+ADAPTED = WAYS[:3]
 TEXTS = ("lambada", "squad")
 WARM_UP = 0.08  # share of the steps
 TIMED_STEPS = 6
@@ -41,10 +45,7 @@ TIMED_STEPS = 6
 
 def main() -> None:
     """Heal one model in several ways and print a line for each."""
-    import torch
-
     from swm.evaluation.perplexity import perplexity
-    from swm.healing.rows import training_rows
     from swm.merging.fit import apply_fitted_plan
     from swm.models.decoder import layer_count
     from swm.models.load import load_model
@@ -65,12 +66,12 @@ def main() -> None:
     model, tokenizer = load_model(options.model)
     plan = MergePlan(layer_count(model), parse_windows(options.windows), "fit")
     held_out = {text: perplexity_tokens(tokenizer, text) for text in TEXTS}
-    ways, steps = options.ways.split(","), {}
+    ways, steps = options.ways.split(","), dict[str, int]()
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for seed in map(int, options.seeds.split(",")):
-        settings = preset_settings("quick", seed=seed)
-        rows = training_rows(tokenizer, recovery_examples(settings.texts, seed), settings)[settings.held_out :]
-        ids = torch.tensor([row["input_ids"] for row in rows])
+        settings = preset_settings("quick", seed=seed, steps=options.steps)
+        ids = rows_of(tokenizer, recovery_examples(settings.texts, seed), settings)
+        own = rows_of(tokenizer, answered_by(model, tokenizer, settings), settings) if "own" in ways else ids
         start = apply_fitted_plan(model, plan, ids[: -(-FIT_TOKENS // settings.length)])
         if not steps:
             kinds = {"lora", *(way.partition("@")[0] for way in ways)}
@@ -79,7 +80,8 @@ def main() -> None:
             print(f"seconds of a step {times}; steps {steps}", flush=True)
         for way in ways:
             kind, _, rate = way.partition("@")
-            healed = heal(copy.deepcopy(start), plan, kind, ids, settings, steps[way], float(rate or options.rate))
+            rows = own if way == "own" else ids
+            healed = heal(copy.deepcopy(start), plan, kind, rows, settings, steps[way], float(rate or options.rate))
             measured = {text: perplexity(healed, tokens)["value"] for text, tokens in held_out.items()}
             measured |= answered(healed, tokenizer, options.documents)
             found[way].append(measured)
@@ -87,6 +89,28 @@ def main() -> None:
     for way, each in found.items():
         print(f"mean {told(way, {key: mean([one[key] for one in each], key in TEXTS) for key in each[0]})}")
     compare(found)
+
+
+def rows_of(tokenizer: Any, examples: Any, settings: Any) -> Any:
+    """The token ids to train on."""
+    import torch
+
+    from swm.healing.rows import training_rows
+
+    rows = training_rows(tokenizer, examples, settings)[settings.held_out :]
+    return torch.tensor([row["input_ids"] for row in rows])
+
+
+def answered_by(model: Any, tokenizer: Any, settings: Any) -> Any:
+    """The examples that the preset needs, with answers by the model; prints how long it wrote."""
+    from swm.healing.own_answers import own_answers
+    from swm.texts.documents import recovery_examples
+
+    start, given = time.monotonic(), recovery_examples(settings.texts, settings.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        written = own_answers(model, tokenizer, given, settings, Path(folder) / "answers.jsonl", lambda *_: None)
+    print(f"{len(written)} answers written in {time.monotonic() - start:.0f} s", flush=True)
+    return written
 
 
 def told(way: str, measured: dict[str, Any]) -> str:
@@ -158,7 +182,7 @@ def heal(
 
     count = plan.layers_left
     merged = [new for new, window in enumerate(plan.kept_layers()) if len(window) > 1]
-    if way.startswith("lora"):
+    if way in ADAPTED:
         layers = trained_layers(plan, "above" if way == "lora-above" else "all")
         trained, rate = _with_adapters(model, replace(settings), layers), settings.learning_rate
     else:
@@ -190,7 +214,7 @@ def heal(
         optimizer.step()
         if seconds is not None:
             seconds.append(time.monotonic() - start)
-    return (trained.merge_and_unload() if way.startswith("lora") else trained).eval()
+    return (trained.merge_and_unload() if way in ADAPTED else trained).eval()
 
 
 if __name__ == "__main__":
