@@ -31,6 +31,10 @@ class ModelError(SwmError):
     """A model that cannot be loaded, understood, merged or saved."""
 
 
+class NotFiniteError(ModelError):
+    """Numbers of a model that overflow."""
+
+
 class NoCacheError(ModelError):
     """A model without a key-value cache, so its generation cannot be timed."""
 

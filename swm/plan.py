@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from swm.errors import PlanError, SettingsError
 from swm.registry import MERGE_RULES
 
 DEFAULT_RULE = "rdsc"
+FEW_LAYERS = 6  # that a message names
 
+Needed = Sequence[Collection[int]]  # sets of layers of which one at least must stay
 
 WIDTH_METHODS = {
     "flap": "Removes what varies least, times the weights that read it; a bias keeps its mean if possible (FLAP).",
@@ -89,6 +91,9 @@ class MergePlan:
         if self.layers_left < 1:
             raise PlanError("The plan leaves no layer. Keep at least one.")
 
+    def __str__(self) -> str:
+        return f"windows {', '.join(map(str, self.windows)) or 'none'}, rule {self.rule}"
+
     @property
     def layers_left(self) -> int:
         """Number of layers in the merged model."""
@@ -122,6 +127,26 @@ class MergePlan:
         """
         kept = [kinds[layer] for layer in self.base_layers()] if kinds else []
         return [layer for layer, kind in enumerate(kept) if kind != kinds[layer]]
+
+    def lost(self, needed: Needed) -> Collection[int]:
+        """The first of some sets of layers of which the plan leaves none; empty if there is no such set."""
+        left = set(self.base_layers())
+        return next((group for group in needed if not left.intersection(group)), ())
+
+    def check_keeps(self, needed: Needed, model: str) -> None:
+        """Raise PlanError if the plan leaves none of the layers of which one is needed.
+
+        Args:
+            needed: as from `planners.needed.needed_layers`.
+            model: what to call the model.
+        """
+        if lost := self.lost(needed):
+            few = sorted(lost)[:FEW_LAYERS]
+            more = ", …" if len(lost) > len(few) else ""
+            raise PlanError(
+                f"The smaller model could not write: {model} needs one of the layers {', '.join(map(str, few))}{more}, "
+                "and the plan leaves none of them. Take one of them out of the windows."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON: `layer_count`, `layers_left`, `windows` as [first, last], `rule`, `width` if it is cut."""

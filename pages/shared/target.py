@@ -241,7 +241,12 @@ def _keeps_period(experiment: Experiment) -> bool:
 
 
 def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
-    """What to know about a plan before it is merged: where it cannot run, and how its perplexity was measured."""
+    """What to know about a plan before it is merged: where it cannot run, and how its perplexity was measured.
+
+    Raises:
+        PlanError: if its model could not write.
+    """
+    experiment.check_keeps(plan)
     if broken := plan.out_of_place(experiment.model_facts.get("layer_kinds") or ()):
         some = ", ".join(map(str, broken[:6])) + (", …" if len(broken) > 6 else "")
         st.caption(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -57,27 +56,30 @@ def keeps_cache(model: PreTrainedModel, prompt: Tensor) -> bool:
         return _cache_name(model(prompt.to(model.device), use_cache=True)) is not None
 
 
-@torch.inference_mode()
 def check_generates(model: PreTrainedModel, prompt: Tensor, original: PreTrainedModel | None = None) -> None:
     """Raise ModelError if transformers cannot generate with the model, for example with no attention layer left.
 
     Args:
         original: that the model was merged from; if that cannot generate either, the message says so.
     """
+    if reason := generation_error(model, prompt):
+        cure = "If the model mixes several types of layers, keep at least one of each type."
+        if original is not None and generation_error(original, prompt):
+            cure = "Nor can the original, before anything was merged: check its config.json, or choose another model."
+        raise ModelError(f"The {type(model).__name__} cannot generate text: {reason} {cure}")
+
+
+@torch.inference_mode()
+def generation_error(model: PreTrainedModel, prompt: Tensor) -> str:
+    """Why transformers cannot generate with the model; empty if it can."""
     try:
         with quiet_transformers():
             model.generate(prompt.to(model.device), max_new_tokens=2, do_sample=False)  # type: ignore[operator]
     except OF_MODELS as error:
         if is_out_of_memory(error):
             raise
-        cure = "If the model mixes several types of layers, keep at least one of each type."
-        if original is not None:
-            with suppress(ModelError):
-                check_generates(original, prompt)
-                original = None
-        if original is not None:
-            cure = "Nor can the original, before anything was merged: check its config.json, or choose another model."
-        raise ModelError(f"The {type(model).__name__} cannot generate text: {first_line(error)} {cure}") from None
+        return first_line(error)
+    return ""
 
 
 def check_keeps_cache(model: PreTrainedModel, prompt: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from swm.errors import ModelError, TextError
+from swm.errors import NotFiniteError, TextError
 from swm.models.decoder import find_decoder
 from swm.models.hooks import hooked
 
@@ -76,9 +76,9 @@ def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, C
 
 
 def check_finite(hidden: Tensor, layer: int) -> None:
-    """Raise ModelError if a layer's output contains NaN or infinity."""
+    """Raise NotFiniteError if a layer's output contains NaN or infinity."""
     if not torch.isfinite(hidden).all():
-        raise ModelError(
+        raise NotFiniteError(
             f"The output of layer {layer} is not finite (NaN or infinity) in "
             f"{str(hidden.dtype).removeprefix('torch.')}. Check the model's weights; if they are correct, create the "
             "experiment with --dtype float32."

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from swm.errors import PlanError
-from swm.plan import MergePlan, dropped_plan
-from swm.planners.needed import Needed, loses
+from swm.plan import MergePlan, Needed, dropped_plan
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 
@@ -53,7 +52,7 @@ def most_redundant_block(
     mean = torch.stack(angles).mean(0).tolist()
     count = len(mean) + size - 1
     plans = {start: _without(count, start, size) for start in range(len(mean))}
-    starts = [start for start, plan in plans.items() if not plan.out_of_place(kinds) and not loses(plan, needed)]
+    starts = [start for start, plan in plans.items() if not plan.out_of_place(kinds) and not plan.lost(needed)]
     if not starts:
         raise PlanError(
             f"No block of {size} layers can go so that the layers left are of the kinds that the model needs. Choose "

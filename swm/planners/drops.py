@@ -29,7 +29,7 @@ def lowest_layers(values: Sequence[float], drop: int, kinds: Sequence[str] = (),
     if kinds:
         droppable_layers = {layer for layer, value in enumerate(values) if math.isfinite(value)}
         lowest = sorted(_lowest_in_place(values, drop, kinds, droppable_layers))
-    if lost := next((group for group in needed if group <= {*lowest}), None):
+    if lost := next((group for group in needed if {*lowest}.issuperset(group)), None):
         spared = max(lost, key=lambda layer: (values[layer], -layer))
         values = [math.inf if layer == spared else value for layer, value in enumerate(values)]
         return lowest_layers(values, drop, kinds, needed)

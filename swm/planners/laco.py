@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from swm.errors import PlanError
-from swm.plan import MergePlan, Window
+from swm.plan import MergePlan, Needed, Window
 from swm.planners.drops import OnTry
-from swm.planners.needed import Needed, loses
 from swm.planners.request import PlanRequest
 from swm.registry import PLANNERS, Planner
 from swm.search.threshold_path import Score
@@ -56,7 +55,7 @@ def laco_plan(
     for size in sizes:
         for reached, windows in _laco_walks(layer_count, layers, size, score, threshold):
             fitting = MergePlan(layer_count, windows, "rdsc")
-            if not fitting.out_of_place(kinds) and not loses(fitting, needed):
+            if not fitting.out_of_place(kinds) and not fitting.lost(needed):
                 threshold, plan = reached, fitting
                 break
     if plan is None:

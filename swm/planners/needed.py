@@ -5,40 +5,45 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from swm.errors import ModelError, PlanError
-from swm.plan import MergePlan, dropped_plan
+from swm.errors import PlanError
+from swm.plan import Needed, dropped_plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Needed = Sequence[frozenset[int]]
 MOST_KINDS = 8  # of layers: with more, nothing is tried out
 
 
-def loses(plan: MergePlan, needed: Needed) -> bool:
-    """Whether a plan leaves no layer of one of these sets."""
-    left = set(plan.base_layers())
-    return any(not group & left for group in needed)
-
-
-def needed_layers(model: PreTrainedModel, kinds: Sequence[int]) -> Needed:
+def needed_layers(model: PreTrainedModel) -> Needed:
     """Sets of layers of which one at least must stay, so that the smaller model can generate text; often none.
 
-    Tried out, with each kind of layers gone and with each kind alone.
+    Tried out on `models.trial`, with each kind of layers gone and with each kind alone.
 
     Args:
-        model: not changed. Nothing is tried out if it cannot generate itself, or has not all weights in memory.
-        kinds: of each layer, as from `models.layer_facts.kinds_of`.
+        model: not changed, no weight is read.
     """
-    each = {kind: frozenset(n for n, one in enumerate(kinds) if one == kind) for kind in kinds}
-    offloaded = any(weights.device.type == "meta" for weights in model.parameters())
-    if not 1 < len(each) <= MOST_KINDS or offloaded or not _generates(model, ()):
+    from swm.evaluation.generation import OF_MODELS
+    from swm.models.layer_facts import kinds_of
+    from swm.models.trial import trial_layers, trial_model
+
+    kinds = kinds_of(model)
+    if not 1 < len({*kinds}) <= MOST_KINDS:
         return []
-    everything = frozenset(range(len(kinds)))
-    needed = [layers for layers in each.values() if _generates(model, layers) is False]
-    unable = [layers for layers in each.values() if _generates(model, everything - layers) is False]
-    others = everything.difference(*unable)
-    return [*needed, others] if unable and others and others not in needed else needed
+    some = trial_layers(model)
+    each = {kind: {place for place, layer in enumerate(some) if kinds[layer] == kind} for kind in kinds}
+    everything = {*range(len(some))}
+    try:
+        trial = trial_model(model, some)
+        if not _generates(trial, ()):
+            return []
+        needed = [{kind} for kind, places in each.items() if _generates(trial, places) is False]
+        unable = {kind for kind, places in each.items() if _generates(trial, everything - places) is False}
+    except OF_MODELS:  # no trial can be made of it, or there is no memory for one
+        return []
+    others = each.keys() - unable
+    if unable and others and others not in needed:
+        needed.append(others)
+    return [frozenset(layer for layer, kind in enumerate(kinds) if kind in group) for group in needed]
 
 
 def is_fragile(model: PreTrainedModel, kinds: Sequence[int]) -> bool:
@@ -67,7 +72,7 @@ def _generates(model: PreTrainedModel, dropped: Iterable[int]) -> bool | None:
     """Whether transformers can generate without these layers; None if no config describes such a model."""
     import torch
 
-    from swm.evaluation.generation import check_generates
+    from swm.evaluation.generation import generation_error
     from swm.merging.apply import apply_plan
     from swm.models.decoder import find_decoder
 
@@ -76,8 +81,4 @@ def _generates(model: PreTrainedModel, dropped: Iterable[int]) -> bool | None:
         smaller = apply_plan(model, dropped_plan(count, dropped))
     except PlanError:
         return None
-    try:
-        check_generates(smaller, torch.tensor([[0, 0]]))
-    except ModelError:
-        return False
-    return True
+    return not generation_error(smaller, torch.tensor([[0, 0]]))

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from swm.errors import PlanError, SettingsError
-from swm.plan import MergePlan, check_layers
-from swm.planners.needed import is_fragile, loses, needed_layers
+from swm.plan import MergePlan, Needed, check_layers
+from swm.planners.needed import is_fragile, needed_layers
 from swm.planners.request import PlanRequest
 from swm.progress import Progress, no_progress
 from swm.registry import PLANNERS
@@ -35,6 +35,7 @@ def plan_with(
     losses: Losses | None = None,
     seconds: float | None = None,
     finalists: dict[str, Any] | None = None,
+    needed: Needed | None = None,
     progress: Progress = no_progress,
 ) -> MergePlan:
     """A planner's plan that leaves `layers` layers.
@@ -51,6 +52,7 @@ def plan_with(
         losses: of plans tried before with the same model and text; those tried now are added. So a search that was
             interrupted goes on where it stopped, and one for another number of layers starts with what it can use.
         seconds: about how long a planner with a budget may search, in place of that budget.
+        needed: as from `needed_layers`, which is asked if this is None.
         finalists: filled with how the chosen plan compares with the last others, see `PlanRequest`.
 
     Raises:
@@ -69,7 +71,7 @@ def plan_with(
         check_budget(planner, budget, count, layers)
     text = fit_tokens or (lambda token_count: tokens)
     kinds, built = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model), kinds_of(model)
-    needed = needed_layers(model, built)
+    needed = needed_layers(model) if needed is None else needed
     fragile = is_fragile(model, built)
     request = PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, needed, fragile=fragile)
     request = replace(request, seconds=seconds, progress=progress, losses={} if losses is None else losses)
@@ -86,7 +88,7 @@ def _check(plan: MergePlan, planner: str, request: PlanRequest) -> None:
             f"Planner {planner} cannot keep the kinds of layers in their places (layers {broken} would change). Choose "
             "another planner."
         )
-    if loses(plan, request.needed):
+    if plan.lost(request.needed):
         raise PlanError(
             f"Planner {planner} leaves {request.layers} layers of which none is of a kind that "
             f"{type(request.model).__name__} needs to generate text. Choose another planner or more layers."

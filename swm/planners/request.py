@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from swm.errors import PlanError
+from swm.plan import Needed
 from swm.planners.drops import DropLoss
-from swm.planners.needed import Needed, loses
 from swm.progress import Progress, no_progress
 from swm.workspace.tried import SAMPLED, Losses
 
@@ -87,7 +87,7 @@ class PlanRequest:
 
     def possible(self, plan: MergePlan) -> bool:
         """Whether the plan's model can generate, and, in families where that is in doubt, be described by a config."""
-        return not loses(plan, self.needed) and (not self.fragile or self.describable(plan))
+        return not plan.lost(self.needed) and (not self.fragile or self.describable(plan))
 
     def describable(self, plan: MergePlan) -> bool:
         """Whether a config can describe the plan's model."""

@@ -15,7 +15,7 @@ from swm.models.decoder import find_decoder, size_bytes
 from swm.models.layer_outputs import check_tokens
 from swm.models.offload import free_bytes_on
 from swm.models.replay import Replay
-from swm.plan import DEFAULT_RULE, Window
+from swm.plan import DEFAULT_RULE, MergePlan, Needed, Window
 from swm.search.walk import Windows
 
 PART_TOKENS = {"cpu": 384, "gpu": 16384}  # at most in one pass: on a CPU, more is hardly faster but needs more memory
@@ -32,6 +32,7 @@ class WindowScorer:
         keep_every: as for `Replay`.
         fast: scores in bfloat16, which can be off by 0.001 (LOG.md); see `search.find.confirmed_plan`.
         merged: makes the merged layer of a window; by default `rule`, which must then be one that needs no text.
+        needed: sets of layers of which one at least must stay, see `planners.needed`.
 
     Source: arXiv:2502.19159, Fig. 2c: cosine of the final hidden states over all tokens of a text, averaged over texts.
     """
@@ -44,9 +45,10 @@ class WindowScorer:
         keep_every: int = 4,
         fast: bool = False,
         merged: Callable[[Window], MergedLayer] | None = None,
+        needed: Needed = (),
     ) -> None:
         check_tokens(tokens)
-        self.rule, self._make = rule, merged
+        self.rule, self._make, self._needed = rule, merged, needed
         kind = "cpu" if model.device.type == "cpu" else "gpu"
         most = PART_TOKENS[kind]
         if fast:
@@ -73,9 +75,10 @@ class WindowScorer:
             needed: stop as soon as the remaining texts cannot raise the mean to this value (no cosine is above 1). A
                 result below `needed` is then an upper bound.
 
-        A window whose layers differ in shape cannot be merged: its score is 0, which every threshold rejects.
+        A window that cannot be merged scores 0, which every threshold rejects: one whose layers differ in shape, or
+        that leaves none of the needed layers.
         """
-        if not can_merge(self._layers, window, self.rule):
+        if not self._can_merge(merged_above, window):
             return 0.0
         layers = [window, *self._layers_above(merged_above, window.last + 1)]
         self._made = {key: layer for key, layer in self._made.items() if key in layers}  # the search has moved on
@@ -103,7 +106,7 @@ class WindowScorer:
         layer and the hidden states of all texts for each window.
         """
         scores = dict.fromkeys(windows, 0.0)
-        fitting = sorted((w for w in windows if can_merge(self._layers, w, self.rule)), key=lambda window: window.last)
+        fitting = sorted((w for w in windows if self._can_merge(merged_above, w)), key=lambda window: window.last)
         replay, batch = self._replay, torch.empty(0)
         for place, window in enumerate(fitting):
             for layer in range(fitting[place - 1].last + 1 if place else 0, window.last + 1 if place else 0):
@@ -116,6 +119,12 @@ class WindowScorer:
             for window, states in zip(fitting, replay.finish(batch).split(len(replay.reference)), strict=True):
                 scores[window] = float(text_cosines(states, replay.reference).clamp(max=1.0).mean())
         return [scores[window] for window in windows]
+
+    def _can_merge(self, merged_above: Windows, window: Window) -> bool:
+        if not can_merge(self._layers, window, self.rule):
+            return False
+        windows = (window, *merged_above)
+        return not self._needed or not MergePlan(len(self._layers), windows, self.rule).lost(self._needed)
 
     def score_all(self, keys: Sequence[tuple[Windows, Window]]) -> list[float]:
         """The `score` of each (windows merged above, window), several together where that is faster."""

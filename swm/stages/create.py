@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from typing import Any
 
-from swm.errors import ExperimentError, ModelError, SettingsError, TextError
-from swm.models.decoder import check_length, check_vocabulary
+import torch
+from transformers import PreTrainedModel
+
+from swm.errors import ExperimentError, ModelError, NotFiniteError, SettingsError, TextError
+from swm.evaluation.generation import OF_MODELS, check_reads, generation_error
+from swm.models.decoder import check_length, check_vocabulary, parameter_count
 from swm.models.known import BUNDLED
 from swm.models.layer_facts import check_removable
 from swm.models.load import check_dtype, check_loadable, config_facts, load_tokenizer
 from swm.models.locate import load_config, skeleton
+from swm.models.replay import Replay
+from swm.models.trial import trial_layers, trial_model
+from swm.planners.needed import needed_layers
 from swm.registry import TEXTS
 from swm.settings import ExperimentSettings
 from swm.texts.calibration import calibration_tokens
@@ -17,6 +26,10 @@ from swm.texts.documents import text_hash
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import demo_experiment, whole_path
 from swm.workspace.names import check_new, read_only_message
+
+log = logging.getLogger(__name__)
+TRIAL_TEXTS = ((1, 2, 3, 4), (9, 8, 7, 6))  # token ids; two texts, so that layers called differently for each stand out
+LARGE = 1_000_000_000  # parameters from which on trying takes some seconds and more
 
 
 def create_experiment(name: str, settings: ExperimentSettings) -> Experiment:
@@ -39,8 +52,38 @@ def create_experiment(name: str, settings: ExperimentSettings) -> Experiment:
     if facts["layers"] < 2:
         raise ModelError(f"{settings.model} has a single layer: there is nothing to merge. Choose another model.")
     config, tokenizer = load_config(settings.model), load_tokenizer(settings.model)
-    check_removable(skeleton(config, settings.model))
+    shell = skeleton(config, settings.model)
+    check_removable(shell)
     check_length(config, settings.length)
     tokens = calibration_tokens(tokenizer, settings.texts, settings.count, settings.length, settings.seed)
     check_vocabulary(config, tokens)
+    facts |= tried_out(shell)
     return Experiment.create(name, settings, facts, text_hash(settings.texts))
+
+
+def tried_out(model: PreTrainedModel) -> dict[str, Any]:
+    """The fact `needed_layers`, see `planners.needed`; empty if a trial of the model says nothing.
+
+    Raises:
+        ModelError: if the model's code cannot read or write text, or its layers cannot be run one by one.
+    """
+    if parameter_count(model) > LARGE:
+        log.info("Trying out how %s is built, without its weights", type(model).__name__)
+    try:
+        trial = trial_model(model, trial_layers(model))
+    except OF_MODELS:  # what the config describes can be built, but not so
+        return {}
+    tokens = torch.tensor(TRIAL_TEXTS)
+    try:
+        check_reads(trial)
+        Replay(trial, tokens)
+        reason = generation_error(trial, tokens[:1])
+        needed = [sorted(group) for group in needed_layers(model)]
+    except (NotFiniteError, *OF_MODELS):  # made-up numbers can overflow; a matrix can be too large for memory
+        return {}
+    if reason:
+        raise ModelError(
+            f"{type(model).__name__} cannot generate text: {reason} Check the model's config.json, or choose another "
+            "model."
+        )
+    return {"needed_layers": needed}

@@ -22,8 +22,10 @@ def measure_plan(
     """Similarity and perplexity of any plan on the calibration text, saved with the path; and its model's answers.
 
     Raises:
+        PlanError: if the merged model could not write.
         ModelError: if the merged model's numbers overflow.
     """
+    experiment.check_keeps(plan)
     path = measured_path(experiment, plan, progress, loaded, answers=not experiment.read_only)
     if path.perplexities[plan.windows] >= WORST:
         raise ModelError(

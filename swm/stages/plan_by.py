@@ -101,6 +101,7 @@ def _found_plan(
         fit_tokens=partial(fit_tokens_of, experiment, tokenizer),
         keep_period="keep_period" in how,
         seconds=60 * minutes if minutes else None,
+        needed=experiment.model_facts.get("needed_layers"),
     )
     try:
         plan = choose(

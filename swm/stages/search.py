@@ -15,11 +15,7 @@ from swm.merging.fit import check_how, window_fitter
 from swm.merging.merged_layer import MergedLayer
 from swm.models.load import fast_format
 from swm.models.processes import agreed, gathered, is_first, shared, world_size
-from swm.plan import (
-    DEFAULT_RULE,
-    MergePlan,
-    Window,
-)
+from swm.plan import DEFAULT_RULE, MergePlan, Needed, Window
 from swm.progress import UNLIKE, Progress, no_progress
 from swm.registry import MERGE_RULES
 from swm.search.find import Key, confirmed_plan, threshold_path
@@ -180,12 +176,16 @@ def _layers_run(plan: MergePlan) -> float:
 
 @dataclass(frozen=True)
 class Bench:
-    """The model and text for trying windows; `make` returns the merged layer if the rule needs more than weights."""
+    """The model and text for trying windows, of which some leave none of the `needed` layers.
+
+    `make` returns the merged layer if the rule needs more than weights.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     tokens: Tensor
     make: Callable[[Window], MergedLayer] | None
+    needed: Needed = ()
 
 
 def bench_for(experiment: Experiment, rule: str, loaded: Loaded | None = None) -> Bench:
@@ -194,11 +194,10 @@ def bench_for(experiment: Experiment, rule: str, loaded: Loaded | None = None) -
     model, tokenizer = loaded or load_original(experiment, offload=True)
     if needs_text:
         check_how(model, rule)
-    tokens = calibration_of(experiment, tokenizer)
-    if not needs_text:
-        return Bench(model, tokenizer, tokens, None)
-    fitter = window_fitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS), rule)
-    return Bench(model, tokenizer, tokens, fitter)
+    tokens, make = calibration_of(experiment, tokenizer), None
+    if needs_text:
+        make = window_fitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS), rule)
+    return Bench(model, tokenizer, tokens, make, experiment.needed_layers)
 
 
 def path_to_extend(
@@ -219,7 +218,8 @@ def path_to_extend(
 
 def scorer_for(bench: Bench, rule: str, scoring: str = "exact") -> WindowScorer:
     """The scorer of windows for a rule, in the precision of a path."""
-    return WindowScorer(bench.model, bench.tokens, rule, fast=scoring != "exact", merged=bench.make)
+    fast = scoring != "exact"
+    return WindowScorer(bench.model, bench.tokens, rule, fast=fast, merged=bench.make, needed=bench.needed)
 
 
 def exact_plan(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swm.errors import ExperimentError, JobError, SettingsError
-from swm.plan import MergePlan
+from swm.plan import MergePlan, Needed
 from swm.registry import PLANNERS
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings
 from swm.workspace.audit import record
@@ -48,6 +48,7 @@ class Experiment(Tracked):
             ) from None
         self.model_facts: dict[str, Any] = dict(data["model_facts"])
         self.layer_count: int = self.model_facts["layers"]
+        self.needed_layers: Needed = self.model_facts.get("needed_layers") or ()
         self.created: float = data["created"]
         self._owner: str = data.get("owner", "")
         self.text_hash: str = data.get("text_hash", "")  # empty in experiments of the first release
@@ -239,8 +240,8 @@ class Experiment(Tracked):
                     return run
                 if run.stage != "planned":
                     raise ExperimentError(
-                        f"Run {name} already exists with another plan ({_windows_of(run.plan)}; requested: "
-                        f"{_windows_of(plan)}). Choose another name."
+                        f"Run {name} already exists with another plan ({run.plan}; requested: {plan}). Choose another "
+                        "name."
                     )
                 if run.state().active:
                     raise JobError(f"{name} has a job running with another plan. Wait for it, or choose another name.")
@@ -255,9 +256,14 @@ class Experiment(Tracked):
         method: str | None = None,
         origin: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The entries of run.json that describe a plan."""
+        """The entries of run.json that describe a plan; raises PlanError if its model could not write."""
+        self.check_keeps(plan)
         entries = {"plan": plan.to_dict(), "threshold": threshold, "similarity": similarity}
         return {**entries, "origin": origin or self.origin_of(plan, threshold, method)}
+
+    def check_keeps(self, plan: MergePlan) -> None:
+        """Raise PlanError if a plan leaves none of the layers that its model needs to write text."""
+        plan.check_keeps(self.needed_layers, self.model_facts.get("architecture") or "the model")
 
     def origin_of(self, plan: MergePlan, threshold: float | None = None, method: str | None = None) -> dict[str, Any]:
         """What chose a plan's windows: the threshold search, a planner with this plan saved here, or the user."""
@@ -290,7 +296,3 @@ def list_experiments() -> tuple[list[Experiment], list[str]]:
         except ExperimentError as error:
             broken.append(str(error))
     return readable, broken
-
-
-def _windows_of(plan: MergePlan) -> str:
-    return f"windows {', '.join(map(str, plan.windows)) or 'none'}, rule {plan.rule}"

@@ -55,6 +55,7 @@ class ModelFacts(Record):
     cache_bytes_per_token: Annotated[int, Field(ge=0)] = 0
     layer_kinds: list[str] = Field(default_factory=list)
     layer_parameters: list[Positive] = Field(default_factory=list)
+    needed_layers: list[list[int]] | None = None  # None: not known
 
 
 class ExperimentFile(Record):

@@ -9,10 +9,14 @@ from transformers import AutoModelForCausalLM
 from swm.errors import PlanError
 from swm.merging.apply import apply_plan
 from swm.merging.fit import apply_fitted_plan
-from swm.models.layer_facts import kinds_of
+from swm.models.load import load_model
+from swm.models.offload import is_offloaded
 from swm.plan import dropped_plan
 from swm.planners.needed import needed_layers
 from swm.planners.plan_with import plan_with
+from swm.search.kept_path import kept_path
+from swm.settings import ExperimentSettings
+from swm.stages.create import create_experiment
 from tests.conftest import tiny_model
 
 HYBRIDS = {
@@ -46,7 +50,7 @@ def works(model, tmp_path):
 def test_needed_are_the_layers_without_which_transformers_cannot_write(family):
     model = tiny_model(family, layers=6, **HYBRIDS[family])
     expected = [ATTENTION[family]] if family in ATTENTION else []
-    assert [set(group) for group in needed_layers(model, kinds_of(model))] == expected
+    assert [set(group) for group in needed_layers(model)] == expected
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
@@ -67,3 +71,42 @@ def test_without_attention_it_would_not():
     model = tiny_model("bamba", layers=6, **HYBRIDS["bamba"])
     with pytest.raises(ValueError, match="Attention"):
         apply_plan(model, dropped_plan(6, {1, 4})).generate(text(0)[:1], max_new_tokens=3, pad_token_id=0)
+
+
+@pytest.fixture
+def hybrid(tmp_path, tokenizer, text_file, home):
+    """An experiment with a model of 6 layers, of which 1 and 4 are attention."""
+    tiny_model("bamba", layers=6, **HYBRIDS["bamba"]).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return create_experiment("e", ExperimentSettings(str(tmp_path / "model"), str(text_file), 4, 32))
+
+
+@pytest.mark.parametrize("command", ["plan", "merge", "run"])
+def test_windows_that_leave_no_attention_are_refused_at_once(command, hybrid, swm):
+    run = [] if command == "plan" else ["r"]
+    code, _, told = swm(command, "e", *run, "--windows", "0-1,3-4", "--rule", "keep_first")
+    assert (code, "needs one of the layers 1, 4, and the plan leaves none" in told) == (1, True), told
+    assert [run.name for run in hybrid.runs()] == ["baseline"]
+    code, _, told = swm("plan", "e", "--windows", "0-1", "--rule", "keep_first")
+    assert code == 0, told
+
+
+def test_no_threshold_leaves_a_model_that_cannot_write(hybrid, swm):
+    """Held against transformers, for every plan of the path; without knowing what is needed, some could not."""
+    code, _, told = swm("search", "e", "--rule", "keep_first", "--from", "0.1")
+    assert code == 0, told
+    model = tiny_model("bamba", layers=6, **HYBRIDS["bamba"])
+    plans = [step.plan for step in kept_path(hybrid, "keep_first").intervals()]
+    assert min(plan.layers_left for plan in plans) <= 3
+    for plan in plans:
+        apply_plan(model, plan).generate(text(0)[:1], max_new_tokens=3, pad_token_id=0)
+
+
+def test_what_is_needed_is_found_where_weights_lie_on_disk(tmp_path, tokenizer, monkeypatch):
+    model = tiny_model("bamba", layers=6, **HYBRIDS["bamba"])
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("swm.models.load.room_here", lambda: {"cpu": 160_000})
+    spread = load_model(str(tmp_path / "model"), offload=True)[0]
+    assert is_offloaded(spread)
+    assert [set(group) for group in needed_layers(spread)] == [ATTENTION["bamba"]]

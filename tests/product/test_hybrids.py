@@ -127,6 +127,9 @@ LINEAR = {**EXPERTS, "head_dim": 8, "layer_types": ["linear_attention", "full_at
 SHARED = {"mamba_d_state": 8, "n_mamba_heads": 4, "hybrid_layer_ids": [2, 6],
           "layers_block_type": ["mamba", "mamba", "hybrid", "mamba"] * 2}  # fmt: skip
 
+READ_BELOW = {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300,
+              "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 4}  # fmt: skip
+
 
 @pytest.mark.parametrize(
     ("kind", "settings", "reason"),
@@ -134,6 +137,8 @@ SHARED = {"mamba_d_state": 8, "n_mamba_heads": 4, "hybrid_layer_ids": [2, 6],
         ("minimax", LINEAR, "No layer of MiniMaxForCausalLM can be removed"),  # they decay by their depth
         ("zamba2", SHARED, "some of its layers share their weights"),
         ("rwkv", {}, "it rescales its layers by their place"),
+        ("gemma4_text", READ_BELOW, "Re-running the last layer"),  # its last layers read the keys of lower ones
+        ("xlstm", {"num_heads": 4, "num_blocks": 8, "embedding_dim": 32}, "xLSTMForCausalLM cannot generate text"),
     ],
 )
 def test_what_cannot_be_done_right_is_refused_when_it_is_created(
@@ -148,10 +153,14 @@ def test_what_cannot_be_done_right_is_refused_when_it_is_created(
     assert not (home / "experiments" / "e").exists()
 
 
-def test_a_model_whose_own_code_fails_is_told_in_one_message(tokenizer, tmp_path, text_file, home, swm):
+def test_a_model_whose_own_code_fails_is_told_in_one_message(tokenizer, tmp_path, text_file, home, swm, monkeypatch):
     tiny_model("helium").save_pretrained(tmp_path / "model")  # its head_dim does not fit its width
     tokenizer.save_pretrained(tmp_path / "model")
-    swm("create", "e", "--model", tmp_path / "model", "--texts", text_file, "--count", 4, "--length", 32)
+    create = ("create", "e", "--model", tmp_path / "model", "--texts", text_file, "--count", 4, "--length", 32)
+    code, _, told = swm(*create)
+    assert (code, "HeliumForCausalLM cannot read text" in told) == (1, True), told
+    monkeypatch.setattr("swm.stages.create.tried_out", lambda model: {})  # as by an earlier release
+    swm(*create)
     for command in (
         ("evaluate", "e", "baseline"),
         ("plan", "e", "--planner", "taylor", "--layers", 3),
