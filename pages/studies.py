@@ -32,7 +32,8 @@ from swm.similarity.measure import Measure
 from swm.studies.cells import cells_of
 from swm.studies.findings import pairs_decided
 from swm.studies.grid_files import grid_of, grid_text, grid_yaml
-from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, parsed_grid
+from swm.studies.grids import KINDS, OF_RUNS, Grid, parsed_grid
+from swm.studies.grids_of_measures import ThresholdGrid
 from swm.studies.rows import study_rows
 from swm.studies.times import whole_study_seconds
 from swm.workspace.estimate import about
@@ -133,9 +134,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
 
 
 def _has(row: dict[str, Any], figure_of: str) -> bool:
-    if figure_of == ACCURACY:
-        return row["average"] is not None
-    return figure_of in row["averages"] or figure_of in row["perplexities"]
+    return row["average"] is not None if figure_of == ACCURACY else figure_of in row["averages"] | row["perplexities"]
 
 
 def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set[str]) -> None:

@@ -23,6 +23,7 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.targets import (
     LAYERS,
     LEAST_LAYERS,
+    LOSS,
     MEMORY,
     PARAMETERS,
     SPEED,
@@ -32,7 +33,6 @@ from swm.workspace.targets import (
     weights_bytes,
 )
 
-LOSS = "perplexity"
 KINDS = {
     LAYERS: "number of layers",
     MEMORY: "memory, MiB",

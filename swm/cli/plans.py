@@ -18,7 +18,16 @@ from swm.progress import Progress, no_progress
 from swm.search.threshold_path import PlanAt
 from swm.settings import CACHE_TOKENS, PLAN_BUDGET, RecoverySettings, preset_settings
 from swm.workspace.experiments import Experiment
-from swm.workspace.targets import LEAST_LAYERS, MEMORY, PARAMETERS, SPEED, count_from, meets, most_layers, size_from
+from swm.workspace.targets import (
+    LEAST_LAYERS,
+    MEMORY,
+    PARAMETERS,
+    SPEED,
+    check_meets,
+    count_from,
+    most_layers,
+    size_from,
+)
 
 T = TypeVar("T")
 LESS = ", a lower precision (--dtype) or fewer --cache-tokens"
@@ -28,7 +37,7 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
     """The plan of `--windows` or `--planner`, with its similarity and perplexity."""
     from swm.stages.measure_plan import measure_plan
     from swm.stages.plan_by import plan_by
-    from swm.stages.plan_within import smallest_within
+    from swm.stages.plan_within import first_found, smallest_within
 
     measure: Callable[..., dict[str, Any]]
     if not options.planner:
@@ -54,7 +63,7 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
                 check_target(experiment, options, MergePlan.from_dict(data))
                 return data
 
-            measure = partial(_first_found, found, cast("Sequence[int]", counts))
+            measure = partial(first_found, found, cast("Sequence[int]", counts))
         else:
 
             def measure(progress: Progress = no_progress) -> dict[str, Any]:
@@ -76,17 +85,6 @@ def counts_to_keep(experiment: Experiment, options: argparse.Namespace) -> Seque
     layers = layers_to_keep(experiment, options)
     exact = layers is None or options.layers is not None or options.ratio is not None
     return [layers] if exact or layers is None else range(layers, LEAST_LAYERS - 1, -1)
-
-
-def _first_found(find: Callable[..., T], counts: Sequence[int | None], **more: Any) -> T:
-    """The plan for the first of the layer counts that has one; else raises the first one's PlanError."""
-    first: PlanError | None = None
-    for count in counts:
-        try:
-            return find(count, **more)
-        except PlanError as error:
-            first = first or error
-    raise first or PlanError("No number of layers meets this target.")
 
 
 def layers_to_keep(experiment: Experiment, options: argparse.Namespace) -> int | None:
@@ -118,11 +116,8 @@ def _amount(options: argparse.Namespace) -> float:
 def check_target(experiment: Experiment, options: argparse.Namespace, plan: MergePlan) -> None:
     """Raise PlanError if a plan's model is larger than its target, as it can be where layers differ in size."""
     kind = MEMORY if options.memory is not None else PARAMETERS if options.parameters is not None else SPEED
-    if kind != SPEED and not meets(experiment.model_facts, kind, _amount(options), plan, _cache_tokens(options)):
-        raise PlanError(
-            f"The plan with {plan.layers_left} layers ({windows_text(plan)}) does not meet the target: its layers are "
-            "larger than others. Choose another planner, or a smaller target."
-        )
+    if kind != SPEED:
+        check_meets(experiment.model_facts, kind, _amount(options), plan, _cache_tokens(options))
 
 
 def _cache_tokens(options: argparse.Namespace) -> int:
@@ -167,7 +162,7 @@ def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
     """
     from swm.stages.known_plan import known_plan
     from swm.stages.plan import plan_for
-    from swm.stages.plan_within import walk_within
+    from swm.stages.plan_within import first_found, walk_within
 
     rule = options.rule or DEFAULT_RULE
     if options.within is not None:
@@ -185,7 +180,7 @@ def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
         check_target(experiment, options, plan.plan)
         return plan
 
-    return _first_found(find, counts_to_keep(experiment, options))
+    return first_found(find, counts_to_keep(experiment, options))
 
 
 def windows_text(plan: MergePlan) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from swm.errors import PlanError
 from swm.models.processes import agreed
@@ -16,7 +16,19 @@ from swm.stages.search import search_path
 from swm.workspace.experiments import Experiment
 
 GIVEN_UP = 8  # numbers of layers in a row that a method cannot leave
+T = TypeVar("T")
 Planned = Callable[[int, Progress], dict[str, Any]]
+
+
+def first_found(find: Callable[..., T], counts: Iterable[int | None], **more: Any) -> T:
+    """The plan for the first of the layer counts that has one; else raises the first one's PlanError."""
+    first: PlanError | None = None
+    for count in counts:
+        try:
+            return find(count, **more)
+        except PlanError as error:
+            first = first or error
+    raise first or PlanError("No number of layers meets this target.")
 
 
 def walk_within(

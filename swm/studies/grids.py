@@ -5,17 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
-
 from swm.checked import Between, Many, checked, convert
 from swm.errors import SettingsError
 from swm.evaluation.task_names import Limit, parse_tasks
 from swm.plan import WHOLE_WIDTH, WidthCut, layers_at
 from swm.registry import MERGE_RULES, PLANNERS
-from swm.settings import CACHE_TOKENS, SKIPPED_TOKENS, RecoverySettings, preset_settings
-from swm.similarity.measure import Measure
+from swm.settings import CACHE_TOKENS, RecoverySettings, preset_settings
+from swm.studies.grids_of_measures import TextsGrid, ThresholdGrid
 from swm.workspace.controls import CONTROL
-from swm.workspace.targets import LEAST_LAYERS, MEMORY, PARAMETERS, SPEED, count_from, loss_from, most_layers, size_from
+from swm.workspace.targets import (
+    LEAST_LAYERS,
+    LOSS,
+    MEMORY,
+    PARAMETERS,
+    SPEED,
+    count_from,
+    loss_from,
+    most_layers,
+    size_from,
+)
 
 KINDS = {
     "methods": "All methods at several depths: perplexity, scores, speed (the paper's tables 1 and 2).",
@@ -32,12 +40,6 @@ def _tasks(value: Any) -> Any:
     return () if value == "none" else parse_tasks(value) if isinstance(value, str) else value
 
 
-def _not_none(value: Any) -> Any:
-    if value is None:
-        raise ValueError("must be a number (got None)")
-    return value
-
-
 def _recovery(value: Any) -> Any:
     """The recovery settings from a preset's name and the settings to change; any other value unchanged."""
     if not isinstance(value, dict) or "preset" not in value:
@@ -45,7 +47,8 @@ def _recovery(value: Any) -> Any:
     return preset_settings(**value)
 
 
-Within = dict[str, dict[str, int]]  # by method and loss, the layers of the smallest plan within it
+Within = dict[str, dict[str, int]]  # by method and target, the layers of the smallest or largest plan that meets it
+Target = tuple[str, str, float]  # what it is called, its kind and its value
 Tasks = Annotated[Many[str], convert(_tasks)]
 Recovery = Annotated[RecoverySettings, convert(_recovery)]
 
@@ -80,8 +83,9 @@ class Grid:
 
     Attributes:
         ratios: shares of the layers to remove.
-        memory: sizes such as 6GiB that weights and cache (of `cache_tokens`) must fit into: each is a depth, too.
-        parameters: numbers of parameters such as 5.5B that a model may have at most: each is a depth, too.
+        memory: sizes such as 6GiB that weights and cache (of `cache_tokens`) must fit into: each is a depth, too; where
+            layers differ in size, each method has its own.
+        parameters: numbers of parameters such as 5.5B that a model may have at most: likewise.
         speedup: speeds relative to the original's, such as 1.3, that are expected at least: each is a depth, too.
         loss: losses of perplexity on the calibration text such as 5%: each method has the depth of its smallest plan
             within it.
@@ -148,8 +152,27 @@ class Grid:
         for loss in self.loss:
             loss_from(loss)
 
+    def own_depths(self, facts: dict[str, Any]) -> list[Target]:
+        """The targets for which each method has a depth of its own, because it depends on the plan.
+
+        These are losses, and sizes of models whose layers differ in size.
+        """
+        found = [(loss, LOSS, loss_from(loss)) for loss in self.loss]
+        for name, kind, value in self._sizes() if facts.get("layer_parameters") else ():
+            if most_layers(facts, kind, value, None, self.cache_tokens) != facts["layers"]:
+                found.append((name, kind, value))
+        return found
+
+    def _sizes(self) -> list[Target]:
+        return [
+            *((f"memory: {text}", MEMORY, size_from(text)) for text in self.memory),
+            *((f"parameters: {text}", PARAMETERS, count_from(text)) for text in self.parameters),
+        ]
+
     def depths(self, facts: dict[str, Any], cost: dict[str, Any] | None = None) -> list[int]:
         """The numbers of layers to leave of a model, without repeats, and without targets that the original meets.
+
+        Those of `own_depths` are not among them.
 
         Args:
             facts: of the model, as from `models.load.config_facts`.
@@ -158,10 +181,9 @@ class Grid:
         Raises:
             SettingsError: if not even two layers of it meet a target, or nothing is left to do.
         """
-        found = [layers_at(ratio, facts["layers"]) for ratio in self.ratios]
-        targets = [(f"memory: {text}", MEMORY, size_from(text)) for text in self.memory]
-        targets += [(f"parameters: {text}", PARAMETERS, count_from(text)) for text in self.parameters]
-        targets += [(f"speedup: {speed:g}", SPEED, speed) for speed in self.speedup if cost]
+        found, later = [layers_at(ratio, facts["layers"]) for ratio in self.ratios], list[int]()
+        targets = [*self._sizes(), *((f"speedup: {speed:g}", SPEED, speed) for speed in self.speedup if cost)]
+        own = [name for name, _, _ in self.own_depths(facts)]
         for target, kind, value in targets:
             layers = most_layers(facts, kind, value, cost, self.cache_tokens)
             if layers is None:
@@ -170,8 +192,8 @@ class Grid:
                     "too many. Change it in the grid, or remove it."
                 )
             if layers < facts["layers"]:
-                found.append(layers)
-        if not (found or self.loss or (self.speedup and not cost)):
+                (later if target in own else found).append(layers)
+        if not (found or later or self.loss or (self.speedup and not cost)):
             raise SettingsError("The original already meets every target of the grid: nothing to merge. Lower them.")
         return list(dict.fromkeys(found))
 
@@ -182,13 +204,13 @@ class Grid:
 
         Args:
             facts, cost: of the model, as for `depths`.
-            within: the depths of `loss` that are known; the others are left out.
+            within: the depths of `own_depths` that are known; the others are left out.
         """
         layer_count: int = facts["layers"]
         pairs = [(method, layers) for layers in self.depths(facts, cost) for method in self.methods]
         for method in self.methods:
             known = (within or {}).get(method, {})
-            pairs += [(method, known[loss]) for loss in self.loss if loss in known]
+            pairs += [(method, known[name]) for name, _, _ in self.own_depths(facts) if name in known]
         places = [
             (method, layers, width)
             for method, layers in dict.fromkeys(pairs)
@@ -220,55 +242,6 @@ class Grid:
             return [WHOLE_WIDTH]
         ratio = round(1 - (1 - self.total) / left, 3)
         return list(dict.fromkeys(WidthCut(ratio, by) if ratio > 0 else WHOLE_WIDTH for by in self.width_by))
-
-
-@checked
-class ThresholdGrid:
-    """The grid of the study of thresholds.
-
-    Attributes:
-        low: lowest threshold of the paths; None computes no whole paths, only the walks at `scored_at`.
-        scored_at: thresholds whose plans are scored on `limit` documents of `task` (None: all documents).
-    """
-
-    rules: Many[str]
-    low: Annotated[float | None, BeforeValidator(_not_none)] = Field(default=None, alias="from")
-    scored_at: Many[float] = ()
-    task: str = "hellaswag"
-    limit: Limit = 100
-
-    def __post_init__(self) -> None:
-        for rule in self.rules:
-            MERGE_RULES.check(rule)
-        if self.low is None and not self.scored_at:
-            raise SettingsError("The grid has no thresholds. Set from (for whole paths) or scored_at.")
-        if self.low is not None and not 0 < self.low <= 1:
-            raise SettingsError(f"from: {self.low} is out of range. Use a value above 0 and at most 1.")
-        for threshold in self.scored_at:
-            if not (self.low or 0) <= threshold <= 1 or not threshold:
-                allowed = f"from {self.low} to 1" if self.low else "above 0 and at most 1"
-                raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Use a value {allowed}.")
-
-    def scores_in(self, kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The rows among a study's saved scores that belong to this grid."""
-        rows = [row for row in kept if (row["task"], row["limit"]) == (self.task, self.limit)]
-        return [row for row in rows if row["rule"] in self.rules and row["threshold"] in self.scored_at]
-
-
-@checked
-class TextsGrid:
-    """The grid of the study of texts: layer similarity is measured on each of them."""
-
-    metric: str
-    texts: Many[str]
-
-    def __post_init__(self) -> None:
-        _ = self.measures
-
-    @property
-    def measures(self) -> list[Measure]:
-        """The similarity measure for each text."""
-        return [Measure(self.metric, skip_tokens=SKIPPED_TOKENS, texts=text) for text in self.texts]
 
 
 def parsed_grid(kind: str, grid: dict[str, Any]) -> Grid | ThresholdGrid | TextsGrid:

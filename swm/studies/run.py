@@ -24,16 +24,17 @@ from swm.stages.measure_plan import measured_path
 from swm.stages.merge import merge_run, merged_model
 from swm.stages.plan import plan_for
 from swm.stages.plan_by import plan_by
-from swm.stages.plan_within import smallest_within, walk_within
+from swm.stages.plan_within import first_found, smallest_within, walk_within
 from swm.stages.search import search_path
 from swm.stages.time import take_timing, time_run
 from swm.studies.cells import cells_of
-from swm.studies.grids import Cell, Grid, ThresholdGrid, parsed_grid, tasks_of
+from swm.studies.grids import Cell, Grid, parsed_grid, tasks_of
+from swm.studies.grids_of_measures import ThresholdGrid
 from swm.workspace.controls import CONTROL
 from swm.workspace.experiments import PLANS_VERSION, Experiment
 from swm.workspace.recipe import recipe_of
 from swm.workspace.runs import BASELINE, Run
-from swm.workspace.targets import loss_from
+from swm.workspace.targets import LEAST_LAYERS, LOSS, check_meets, most_layers
 
 FOUND_BY = f"search {SEARCH_VERSION}, planners {PLANS_VERSION}"  # depths of losses found by others are found again
 CELL_ERRORS = (PlanError, ModelError, TextError, SettingsError)  # the other cells can continue
@@ -130,7 +131,7 @@ def _plan_key(score: dict[str, Any]) -> tuple[str, str]:
 
 
 def _study_runs(experiment: Experiment, kind: str, grid: Grid, progress: Progress) -> dict[str, str]:
-    failed = _find_losses(experiment, kind, grid, progress)
+    failed = _find_depths(experiment, kind, grid, progress)
     cells = cells_of(experiment, kind, grid)
     _score(experiment.run(BASELINE), grid, part_of(progress, 0, len(cells) + 1, "original"))
     for place, cell in enumerate(cells, 1):
@@ -151,20 +152,27 @@ def _measure_speed(experiment: Experiment, progress: Progress) -> None:
         )
 
 
-def _find_losses(experiment: Experiment, kind: str, grid: Grid, progress: Progress) -> dict[str, str]:
-    """Find each method's smallest plan within each loss, saving its depth with the study; returns failures."""
+def _find_depths(experiment: Experiment, kind: str, grid: Grid, progress: Progress) -> dict[str, str]:
+    """Find each method's own depth for each target that depends on the plan, saving it with the study.
+
+    Returns the failures.
+    """
     kept = experiment.study(kind) or {}
     failed, known = {}, kept.get("within", {}) if kept.get("found_by") == FOUND_BY else {}
     within = {method: {**known.get(method, {})} for method in {**known, **dict.fromkeys(grid.methods)}}
-    wanted = [(method, loss) for method in grid.methods for loss in grid.loss]
-    for place, (method, loss) in enumerate(wanted):
-        if loss in within[method]:
+    wanted = [(method, target) for method in grid.methods for target in grid.own_depths(experiment.model_facts)]
+    for place, (method, (name, kind_of, value)) in enumerate(wanted):
+        if name in within[method]:
             continue
-        report = part_of(progress, place, len(wanted), f"{method} within {loss}")
+        said = f"{method} within {name}"
+        report = part_of(progress, place, len(wanted), said)
         try:
-            within[method][loss] = _layers_within(experiment, method, loss_from(loss), report)
+            if kind_of == LOSS:
+                within[method][name] = _layers_within(experiment, method, value, report)
+            else:
+                within[method][name] = _layers_meeting(experiment, method, kind_of, value, grid.cache_tokens, report)
         except CELL_ERRORS as error:
-            failed[f"{method} within {loss}"] = str(error)
+            failed[said] = str(error)
         experiment.save_study(kind, {**(experiment.study(kind) or {}), "within": within, "found_by": FOUND_BY})
     return failed
 
@@ -176,6 +184,21 @@ def _layers_within(experiment: Experiment, method: str, factor: float, progress:
     planned = partial(plan_by, experiment, method)
     data = smallest_within(factor, experiment.layer_count, lambda n, part: planned(n, progress=part), progress)
     return MergePlan.from_dict(data).layers_left
+
+
+def _layers_meeting(
+    experiment: Experiment, method: str, kind: str, value: float, cache_tokens: int, progress: Progress
+) -> int:
+    """The most layers with which a method's plan meets a target of memory or parameters."""
+    facts = experiment.model_facts
+    most = most_layers(facts, kind, value, None, cache_tokens) or 0
+
+    def found(layers: int) -> int:
+        plan = _plan_of(experiment, method, layers, progress)[0]
+        check_meets(facts, kind, value, plan, cache_tokens)
+        return layers
+
+    return first_found(found, range(most, LEAST_LAYERS - 1, -1))
 
 
 def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress) -> None:
@@ -218,15 +241,21 @@ def _planned(experiment: Experiment, cell: Cell, progress: Progress) -> Run:
                 f"Run {cell.run} already exists, but not from a study. Delete it, or remove it from the grid."
             )
         return run
-    if cell.method == CONTROL:
-        plan, threshold, similarity = MergePlan(experiment.layer_count), None, 1.0
-    elif cell.method in PLANNERS:
-        data = plan_by(experiment, cell.method, cell.layers, progress=progress)
-        plan, threshold, similarity = MergePlan.from_dict(data), None, data["similarity"]
-    else:
-        step = plan_for(experiment, layers=cell.layers, rule=cell.method, progress=progress)
-        plan, threshold, similarity = step.plan, step.threshold, step.similarity
+    plan, threshold, similarity = _plan_of(experiment, cell.method, cell.layers, progress)
     return experiment.create_run(cell.run, replace(plan, width=cell.width), threshold, similarity, cell.method)
+
+
+def _plan_of(
+    experiment: Experiment, method: str, layers: int, progress: Progress
+) -> tuple[MergePlan, float | None, float | None]:
+    """A method's plan with so many layers, its threshold and its similarity."""
+    if method == CONTROL:
+        return MergePlan(experiment.layer_count), None, 1.0
+    if method in PLANNERS:
+        data = plan_by(experiment, method, layers, progress=progress)
+        return MergePlan.from_dict(data), None, data["similarity"]
+    step = plan_for(experiment, layers=layers, rule=method, progress=progress)
+    return step.plan, step.threshold, step.similarity
 
 
 def _score(run: Run, grid: Grid, progress: Progress) -> None:

@@ -9,7 +9,8 @@ from swm.plan import MergePlan, WidthCut, Window
 from swm.registry import PLANNERS
 from swm.reporting.glossary import method_name
 from swm.settings import preset_settings
-from swm.studies.grids import Grid, TextsGrid, ThresholdGrid
+from swm.studies.grids import Grid
+from swm.studies.grids_of_measures import TextsGrid, ThresholdGrid
 from swm.workspace.controls import CONTROL
 from swm.workspace.estimate import estimate_run, path_seconds, planner_seconds, stage_needs
 
@@ -33,6 +34,7 @@ def whole_study_seconds(
     searching, unknown = search_seconds(facts, cost, grid, tokens)
     missing = [f"the search by {method_name(name)}" for name in unknown]
     missing += ["the plans within a loss"] if grid.loss else []
+    missing += ["the plans of a size"] if len(grid.own_depths(facts)) > len(grid.loss) else []
     return searching + study_seconds(facts, cost, grid, folder), missing
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from swm.errors import SettingsError
+from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan
 from swm.settings import CACHE_TOKENS
 
 LEAST_LAYERS = 2
-LAYERS, MEMORY, PARAMETERS, SPEED = "layers", "memory", "parameters", "speed"
+LAYERS, MEMORY, PARAMETERS, SPEED, LOSS = "layers", "memory", "parameters", "speed", "perplexity"
 SIZES = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 COUNTS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -127,3 +127,13 @@ def meets(facts: Facts, kind: str, value: float, plan: MergePlan, cache_tokens: 
     if kind == MEMORY:
         return weights_of(facts, plan) + cache_bytes(facts, plan.layers_left, cache_tokens) <= value
     return True
+
+
+def check_meets(facts: Facts, kind: str, value: float, plan: MergePlan, cache_tokens: int = CACHE_TOKENS) -> None:
+    """Raise PlanError unless a plan meets a target, see `meets`."""
+    if not meets(facts, kind, value, plan, cache_tokens):
+        windows = ",".join(map(str, plan.windows))
+        raise PlanError(
+            f"The plan with {plan.layers_left} layers ({windows}) does not meet the target: its layers are larger than "
+            "others. Choose another planner, or a smaller target."
+        )

@@ -61,6 +61,30 @@ def test_a_grid_that_cannot_be_is_refused(tmp_path, change, message):
         read_grid("methods", tmp_path / "grid.yaml")
 
 
+def test_where_layers_differ_in_size_each_method_has_its_own_depth_for_a_size():
+    facts = {"layers": 4, "parameters": 100, "size_bytes": 400e3, "layer_parameters": [40, 10, 10, 10]}
+    facts["parameters_per_layer"] = 18
+    grid = Grid(
+        **{
+            **SMALL,
+            "rules": ["rdsc"],
+            "ratios": (),
+            "memory": ["240KB", "1TiB"],
+            "parameters": ["95"],
+            "cache_tokens": 0,
+        }
+    )
+    assert grid.depths(facts) == []
+    assert grid.own_depths(facts) == [("memory: 240KB", "memory", 240e3), ("parameters: 95", "parameters", 95.0)]
+    known = {"sleb": {"memory: 240KB": 2, "parameters: 95": 3}, "rdsc": {"parameters: 95": 3}}
+    found = {(cell.method, cell.layers) for cell in grid.cells(facts, None, known) if cell.layers < 4}
+    assert found == {("sleb", 2), ("sleb", 3), ("rdsc", 3)}
+    with pytest.raises(SettingsError, match="memory: 100KB cannot be met"):
+        Grid(**{**SMALL, "memory": ["100KB"], "cache_tokens": 0}).depths(facts)
+    equal = {**facts, "layer_parameters": [], "parameters_per_layer": 15}
+    assert grid.own_depths(equal) == []
+
+
 def test_depths_can_be_sizes_and_numbers_of_parameters(model_folder):
     facts = config_facts(str(model_folder))
     small = {"ratios": (), "memory": [f"{weights_bytes(facts, 3) / 2**20 + 0.001:.4f}MiB"], "cache_tokens": 0}

@@ -1,14 +1,18 @@
 """Tests of swm.studies.run."""
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from swm.errors import Cancelled, PlanError, SettingsError
 from swm.evaluation.tasks import zero_shot
 from swm.merging.apply import apply_plan
+from swm.models.decoder import find_decoder, parameter_count
 from swm.plan import MergePlan, Window
 from swm.reporting.study_charts import staircase_chart
 from swm.search.kept_path import kept_path
+from swm.settings import ExperimentSettings
 from swm.stages import recover
+from swm.stages.create import create_experiment
 from swm.stages.loading import load_original
 from swm.stages.merge import merge_run
 from swm.stages.plan import plan_for
@@ -18,9 +22,10 @@ from swm.stages.search import search_path
 from swm.stages.time import NEW_TOKENS, time_run
 from swm.studies import run as run_module
 from swm.studies.grid_files import grid_of
-from swm.studies.grids import ThresholdGrid
+from swm.studies.grids_of_measures import ThresholdGrid
 from swm.studies.rows import study_rows
 from swm.studies.run import run_study
+from tests.conftest import tiny_model
 from tests.studies.run_cases import SMALL
 
 
@@ -303,6 +308,36 @@ def test_depth_and_width_together(experiment):
     whole = experiment.model_facts["parameters"]
     assert all(row["parameters"] < 0.7 * whole for row in rows)
     assert experiment.run("sleb-3-taylor-333").stage == "recovered"
+
+
+def test_each_method_meets_a_size_in_a_model_whose_layers_differ(tmp_path, tokenizer, text_file, home):
+    """Held against the parameters of the models that the study wrote, and of each method's plans with more layers."""
+    settings = {
+        "n_routed_experts": 2, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+        "n_group": 1, "topk_group": 1, "first_k_dense_replace": 2, "q_lora_rank": 16, "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4,
+        "intermediate_size": 512,
+    }  # fmt: skip
+    model = tiny_model("deepseek_v3", layers=6, **settings)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "model")
+    experiment = create_experiment("sizes", ExperimentSettings(str(tmp_path / "model"), str(text_file), 3, 16))
+    dense, sparse = (parameter_count(find_decoder(model).layers[layer]) for layer in (0, 5))
+    most = parameter_count(model) - 2 * sparse  # without two sparse layers, or without one dense one
+    assert dense > 2 * sparse
+    grid = {**SMALL, "ratios": (), "heal": [], "tasks": (), "planners": ["shortgpt", "random"], "rules": []}
+    assert run_study(experiment, "methods", {**grid, "parameters": [str(most)], "keep_models": True}) == {}
+    runs = {run.settings["method"]: run for run in experiment.runs() if not run.is_baseline}
+    assert runs.keys() == {"shortgpt", "random"}
+    for method, run in runs.items():
+        sizes = {}
+        for layers in range(run.plan.layers_left, 5):
+            data = plan_by(experiment, method, layers)
+            sizes[layers] = parameter_count(apply_plan(model, MergePlan.from_dict(data)))
+        assert parameter_count(AutoModelForCausalLM.from_pretrained(run.model_folder)) == sizes.pop(
+            run.plan.layers_left
+        )
+        assert run.settings["merge"]["parameters"] <= most < min(sizes.values(), default=most + 1)
 
 
 def test_speeds_and_losses_are_depths_that_the_study_finds(experiment, made):
