@@ -13,7 +13,8 @@ Ways:
 - above: all weights from the lowest merged layer upward.
 
 Each way trains on the same rows in the same order, in bfloat16 where that is faster, with AdamW and a learning rate
-that falls to nothing; full weights with --rate, or as in near@1e-3. A few steps of each way are timed first; then each
+that falls to nothing; full weights with --rate, or as in near@1e-3. A way with a number of its own, as lora:80, does so
+many steps. Otherwise, a few steps of each way are timed first; then each
 does as many as fit into the time of --steps with LoRA, so that another program favours none of them. Prints the
 perplexity of held-out novels and Wikipedia, and over the seven tasks the choice log-probability (nats) and accuracy;
 at the end the means over the seeds, and the paired difference of the choice log-probability from LoRA's, over all
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import re
 import statistics
 import sys
 import tempfile
@@ -71,16 +73,23 @@ def main() -> None:
     for seed in map(int, options.seeds.split(",")):
         settings = preset_settings("quick", seed=seed, steps=options.steps)
         ids = rows_of(tokenizer, recovery_examples(settings.texts, seed), settings)
-        own = rows_of(tokenizer, answered_by(model, tokenizer, settings), settings) if "own" in ways else ids
+        own = (
+            rows_of(tokenizer, answered_by(model, tokenizer, settings), settings)
+            if any(way.startswith("own") for way in ways)
+            else ids
+        )
         start = apply_fitted_plan(model, plan, ids[: -(-FIT_TOKENS // settings.length)])
         if not steps:
-            kinds = {"lora", *(way.partition("@")[0] for way in ways)}
+            kinds = {"lora", *(re.split("[@:]", way)[0] for way in ways)}
             times = {kind: timed(copy.deepcopy(start), plan, kind, ids, settings) for kind in kinds}
-            steps = {way: round(options.steps * times["lora"] / times[way.partition("@")[0]]) for way in ways}
+            for way in ways:
+                kind, _, own_steps = way.partition("@")[0].partition(":")
+                steps[way] = int(own_steps or round(options.steps * times["lora"] / times[kind]))
             print(f"seconds of a step {times}; steps {steps}", flush=True)
         for way in ways:
-            kind, _, rate = way.partition("@")
-            rows = own if way == "own" else ids
+            name, _, rate = way.partition("@")
+            kind = name.partition(":")[0]
+            rows = own if kind == "own" else ids
             healed = heal(copy.deepcopy(start), plan, kind, rows, settings, steps[way], float(rate or options.rate))
             measured = {text: perplexity(healed, tokens)["value"] for text, tokens in held_out.items()}
             measured |= answered(healed, tokenizer, options.documents)
@@ -142,17 +151,16 @@ def answered(model: Any, tokenizer: Any, documents: int) -> dict[str, Any]:
 
 
 def compare(found: dict[str, list[dict[str, Any]]]) -> None:
-    """Print each way's paired difference from LoRA."""
+    """Print each way's paired difference from LoRA, or else from the first way."""
     from swm.evaluation.continuous import mean_interval
 
-    if "lora" not in found:
-        return
-    seeds = zip(*(one["each"] for one in found["lora"]), strict=True)
+    first = "lora" if "lora" in found else next(iter(found))
+    seeds = zip(*(one["each"] for one in found[first]), strict=True)
     lora = [statistics.fmean(document) for document in seeds]
-    for way in (way for way in found if way != "lora"):
+    for way in (way for way in found if way != first):
         documents = zip(*(one["each"] for one in found[way]), strict=True)
         differences = [statistics.fmean(document) - other for document, other in zip(documents, lora, strict=True)]
-        print(f"{way} against lora, choice: {mean_interval(differences)}")
+        print(f"{way} against {first}, choice: {mean_interval(differences)}")
 
 
 def timed(model: Any, plan: Any, way: str, rows: Any, settings: Any) -> float:
