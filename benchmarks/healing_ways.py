@@ -73,11 +73,9 @@ def main() -> None:
     for seed in map(int, options.seeds.split(",")):
         settings = preset_settings("quick", seed=seed, steps=options.steps)
         ids = rows_of(tokenizer, recovery_examples(settings.texts, seed), settings)
-        own = (
-            rows_of(tokenizer, answered_by(model, tokenizer, settings), settings)
-            if any(way.startswith("own") for way in ways)
-            else ids
-        )
+        own = ids
+        if any(way.startswith("own") for way in ways):
+            own = rows_of(tokenizer, answered_by(model, tokenizer, settings), settings)
         start = apply_fitted_plan(model, plan, ids[: -(-FIT_TOKENS // settings.length)])
         if not steps:
             kinds = {"lora", *(re.split("[@:]", way)[0] for way in ways)}
@@ -113,11 +111,13 @@ def rows_of(tokenizer: Any, examples: Any, settings: Any) -> Any:
 def answered_by(model: Any, tokenizer: Any, settings: Any) -> Any:
     """The examples that the preset needs, with answers by the model; prints how long it wrote."""
     from swm.healing.own_answers import own_answers
+    from swm.models.load import fast_format
     from swm.texts.documents import recovery_examples
 
     start, given = time.monotonic(), recovery_examples(settings.texts, settings.seed)
     with tempfile.TemporaryDirectory() as folder:
-        written = own_answers(model, tokenizer, given, settings, Path(folder) / "answers.jsonl", lambda *_: None)
+        store = Path(folder) / "answers.jsonl"
+        written = own_answers(model, tokenizer, given, settings, store, lambda *_: None, fast_format(model))
     print(f"{len(written)} answers written in {time.monotonic() - start:.0f} s", flush=True)
     return written
 

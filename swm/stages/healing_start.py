@@ -18,7 +18,7 @@ from swm.merging.apply import apply_plan
 from swm.merging.merged_layer import MergedLayer
 from swm.merging.scale import folded
 from swm.merging.stream import check_streams
-from swm.models.load import save_model
+from swm.models.load import fast_format, save_model
 from swm.models.locate import model_folder
 from swm.models.processes import agreed, first_alone, handed_out, is_first, is_sharded, on_its_own
 from swm.plan import Window
@@ -90,14 +90,15 @@ def answered(
         return examples
     check_generates(model, torch.tensor([[0, 0]]))
     weights = content_hash(model_folder(run.experiment.settings.model), ("*.safetensors", "*.json", "*.model", "*.txt"))
-    key = digest(weights, str(model.dtype), version("transformers"))
+    fast = fast_format(model)
+    key = digest(weights, "bfloat16" if fast else str(model.dtype), version("transformers"))
     store = home() / "cache" / "answers" / f"{key}.jsonl"
 
     def on_batch(done: int, total: int) -> None:
         progress(done, total, f"the original model answers, {done:,} of {total:,}")
 
     with first_alone():  # the others find the answers kept
-        written = own_answers(model, tokenizer, examples, settings, store, on_batch)
+        written = own_answers(model, tokenizer, examples, settings, store, on_batch, fast)
     return agreed(written)
 
 

@@ -58,6 +58,15 @@ def test_each_answer_is_the_models_greedy_one(tokenizer, unlike, tmp_path):
         assert example.response == alone(model, tokenizer, example.prompt, count)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_they_can_be_written_in_bfloat16(fast, tokenizer, unlike, tmp_path):
+    model, kinds = tiny_model(vocab_size=300, seed=5), set()
+    model.model.layers[0].mlp.register_forward_hook(lambda module, args, result: kinds.add(result.dtype))
+    answered = own_answers(model, tokenizer, unlike, WHOLE, tmp_path / "a.jsonl", nothing, fast)
+    assert kinds == {torch.bfloat16 if fast else torch.float32}
+    assert [example.prompt for example in answered] == [example.prompt for example in unlike]
+
+
 def test_a_cancelled_one_goes_on_and_another_run_asks_for_nothing(tokenizer, unlike, tmp_path):
     model, store, seen = tiny_model(vocab_size=300, seed=5), tmp_path / "a.jsonl", []
     whole = own_answers(model, tokenizer, unlike, WHOLE, tmp_path / "whole.jsonl", nothing)
