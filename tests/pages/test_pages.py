@@ -142,6 +142,19 @@ def test_windows_by_hand_are_carried_to_a_run(study, no_demo):
     assert test.text_input(key="run_windows").value == "0-1,3-4"
 
 
+def test_windows_by_hand_without_a_layer_that_the_model_needs_are_refused(study, no_demo):
+    data = study.read("experiment.json")
+    study.write("experiment.json", {**data, "model_facts": {**data["model_facts"], "needed_layers": [[1]]}})
+    for windows, refused in (("0-1", True), ("2-3", False)):
+        test = opened("pages/preview.py")
+        test.session_state["preview_windows_study"] = windows
+        test.run()
+        assert not test.exception
+        assert any("needs one of the layers 1, and the plan leaves none" in e.value for e in test.error) is refused
+        offered = [link.proto.label for link in test.get("page_link")]
+        assert ("Merge these windows" in offered) is not refused
+
+
 def test_a_shipped_experiment_answers_with_what_its_models_said():
     test = opened("pages/playground.py", experiment="example-demo")
     names = test.multiselect(key="playground_recorded_example-demo").value
