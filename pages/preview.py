@@ -211,7 +211,7 @@ with shown_errors():
         plan_notes(experiment, found.plan)
         if by_hand is not None:
             arguments = measure_by_hand(experiment, found.plan, path)
-        if found.plan.windows:
+        if found.plan.windows and not found.plan.lost(experiment.needed_layers):
             merge_by = {"windows": windows_of(found.plan), "merge_by": found.plan.rule}
             next_step("pages/run.py", "Merge these windows", run="new run", **merge_by)
     elif door == "threshold":

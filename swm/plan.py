@@ -142,10 +142,10 @@ class MergePlan:
         """
         if lost := self.lost(needed):
             few = sorted(lost)[:FEW_LAYERS]
-            more = ", …" if len(lost) > len(few) else ""
+            some = f"one of the layers {', '.join(map(str, few))}" if len(few) > 1 else f"layer {few[0]}"
             raise PlanError(
-                f"The smaller model could not write: {model} needs one of the layers {', '.join(map(str, few))}{more}, "
-                "and the plan leaves none of them. Take one of them out of the windows."
+                f"The smaller model could not be used: {model} needs {some}{', …' * (len(lost) > len(few))} to write "
+                "text, and the plan does not keep it. Take such a layer out of the windows."
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from pages.shared.fields import number
 from pages.shared.frame import job_panel, start_button
 from pages.shared.known_target import Found, Known, planned_with, planned_within, walk_with, walk_within
 from pages.shared.live import hand_key
+from pages.shared.plain import plain
+from swm.errors import PlanError
 from swm.plan import MergePlan
 from swm.registry import MERGE_RULES, PLANNERS, as_sentence
 from swm.reporting.finalists import finalists_sentence, halves_sentence, text_matters
@@ -241,12 +243,11 @@ def _keeps_period(experiment: Experiment) -> bool:
 
 
 def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
-    """What to know about a plan before it is merged: where it cannot run, and how its perplexity was measured.
-
-    Raises:
-        PlanError: if its model could not write.
-    """
-    experiment.check_keeps(plan)
+    """What to know about a plan before it is merged: where it cannot run, and how its perplexity was measured."""
+    try:
+        experiment.check_keeps(plan)
+    except PlanError as error:
+        st.warning(plain(str(error)))
     if broken := plan.out_of_place(experiment.model_facts.get("layer_kinds") or ()):
         some = ", ".join(map(str, broken[:6])) + (", …" if len(broken) > 6 else "")
         st.caption(

@@ -81,10 +81,11 @@ def fixed_kinds(model: PreTrainedModel) -> list[str]:
     """The kind of each layer, lowest first, in a family whose config ties kinds to places (Jamba); otherwise empty.
 
     There, a layer of a smaller model must be of the kind that the original has at its place. Tried out: one layer
-    before another kind is removed, at the lowest and the highest such places.
+    before another kind is removed, at the lowest and the highest such places; not the only one of its kind.
     """
     kinds = kinds_of(model)
-    before_another = [n for n, (kind, above) in enumerate(itertools.pairwise(kinds)) if kind != above]
+    changes = [n for n, (kind, above) in enumerate(itertools.pairwise(kinds)) if kind != above]
+    before_another = [n for n in changes if kinds.count(kinds[n]) > 1]
     for removed in dict.fromkeys([*before_another[:2], *before_another[-2:]]):
         try:
             facts_for(model, [layer for layer in range(len(kinds)) if layer != removed])

@@ -11,7 +11,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from swm.errors import PlanError
 from swm.models.layer_facts import facts_for, kinds_of, set_facts
@@ -21,6 +21,7 @@ DRAWN = 2**22  # numbers of a parameter up to which each is drawn; larger ones s
 PERIOD, SHIFTS = 1_000_003, 4096  # of the shared numbers: they repeat, and each parameter begins at another place
 SIZE = 0.02  # of the shared numbers, as models are usually initialised
 SPREAD = 0.1  # of biases around 0, and of the factors in norms around 1
+MAKERS = (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)  # of new tensors
 WORDS = 64  # tokens that are left in the output head
 
 
@@ -44,11 +45,14 @@ def trial_model(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
     """A model of the same class, of these layers, that can be run on a CPU with little memory: that of one matrix.
 
     Large matrices are views of the same numbers, each from another place on. The output head is cut to its first
-    tokens. In float32; its outputs mean nothing.
+    tokens. In float32; its outputs mean nothing. Buffers, as for positions, take the memory that they take.
 
     Args:
         model: not changed, no weight is read.
         layers: original layer indexes in their order, as from `trial_layers`.
+
+    Raises:
+        NotImplementedError: if it has a buffer of many numbers.
     """
     config = copy.deepcopy(model.config)
     made_of: Any = copy.copy(model)  # set_facts writes into its config
@@ -59,13 +63,16 @@ def trial_model(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
     head, found = made.get_output_embeddings(), []
     for module in made.modules():
         for name, weight in module.named_parameters(recurse=False):
-            shape = torch.Size([WORDS, *weight.shape[1:]]) if module is head else weight.shape
+            words = min(WORDS, len(weight))
+            shape = torch.Size([words, *weight.shape[1:]]) if module is head else weight.shape
             found.append((module, name, shape))
     numbers = _Numbers(max(shape[-2:].numel() for module, _, shape in found if not isinstance(module, nn.Embedding)))
     for module, name, shape in found:
         weight = numbers.looked_up(shape) if isinstance(module, nn.Embedding) else numbers.shaped(shape, name)
         setattr(module, name, nn.Parameter(weight, requires_grad=False))
-    made.generation_config.eos_token_id = None
+    if any(buffer.is_meta for buffer in made.buffers()):
+        raise NotImplementedError("a buffer is too large to be made")
+    made.generation_config = GenerationConfig()  # without an end, and without what only some texts need
     return cast(PreTrainedModel, made.eval())
 
 
@@ -96,11 +103,11 @@ class _Numbers:
 
 
 class _LargeWithoutMemory(TorchFunctionMode):
-    """Makes large empty tensors on the meta device: one of all experts can be larger than the machine's memory."""
+    """Makes large new tensors on the meta device: one of all experts can be larger than the machine's memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.empty:
-            on_meta = torch.empty(*args, **{**kwargs, "device": "meta"})
+        if func in MAKERS and (kwargs.get("dtype") or torch.float32).is_floating_point:
+            on_meta = func(*args, **{**kwargs, "device": "meta"})
             return on_meta if on_meta.numel() > DRAWN else func(*args, **kwargs)
         return func(*args, **kwargs)

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 from swm.errors import PlanError
 from swm.models.processes import shared, world_size
-from swm.plan import MergePlan, dropped_plan
-from swm.planners.needed import Needed
+from swm.plan import MergePlan, Needed, dropped_plan
 
 IN_A_ROUND = 4  # sets for each of several processes before they exchange losses
 OnTry = Callable[[int, int], None]

@@ -14,36 +14,53 @@ if TYPE_CHECKING:
 MOST_KINDS = 8  # of layers: with more, nothing is tried out
 
 
-def needed_layers(model: PreTrainedModel) -> Needed:
-    """Sets of layers of which one at least must stay, so that the smaller model can generate text; often none.
+def needed_layers(model: PreTrainedModel, trial: tuple[PreTrainedModel, Sequence[int]] | None = None) -> Needed:
+    """Sets of layers of which one at least must stay, so that the smaller model can be saved and write; often none.
 
     Tried out on `models.trial`, with each kind of layers gone and with each kind alone.
 
     Args:
         model: not changed, no weight is read.
+        trial: of the model, and its layers, if one has been made.
     """
     from swm.evaluation.generation import OF_MODELS
-    from swm.models.layer_facts import kinds_of
+    from swm.models.layer_facts import fixed_kinds, kinds_of
     from swm.models.trial import trial_layers, trial_model
 
     kinds = kinds_of(model)
     if not 1 < len({*kinds}) <= MOST_KINDS:
         return []
-    some = trial_layers(model)
-    each = {kind: {place for place, layer in enumerate(some) if kinds[layer] == kind} for kind in kinds}
-    everything = {*range(len(some))}
     try:
-        trial = trial_model(model, some)
-        if not _generates(trial, ()):
-            return []
-        needed = [{kind} for kind, places in each.items() if _generates(trial, places) is False]
-        unable = {kind for kind, places in each.items() if _generates(trial, everything - places) is False}
-    except OF_MODELS:  # no trial can be made of it, or there is no memory for one
+        made, some = trial or (trial_model(model, layers := trial_layers(model)), layers)
+    except OF_MODELS:  # no trial can be made of it
         return []
-    others = each.keys() - unable
-    if unable and others and others not in needed:
+    each = {kind: frozenset(place for place, layer in enumerate(some) if kinds[layer] == kind) for kind in kinds}
+    everything = frozenset(range(len(some)))
+    dropped = {frozenset[int](), *each.values(), *(everything - places for places in each.values())}
+    writes = {places: _generates(made, places) for places in dropped}
+    if not writes[frozenset()]:
+        return []
+    free = not fixed_kinds(model)  # where kinds are tied to places, a config fails for these
+    needed = [
+        {kind}
+        for kind, places in each.items()
+        if writes[places] is False or (writes[places] is None and free and not _describable(model, kinds, kind))
+    ]
+    others = {kind for kind, places in each.items() if writes[everything - places] is not False}
+    if len(others) < len(each) and others and others not in needed:
         needed.append(others)
     return [frozenset(layer for layer, kind in enumerate(kinds) if kind in group) for group in needed]
+
+
+def _describable(model: PreTrainedModel, kinds: Sequence[int], without: int) -> bool:
+    """Whether a config describes the model without the layers of a kind."""
+    from swm.models.layer_facts import facts_for
+
+    try:
+        facts_for(model, [layer for layer, kind in enumerate(kinds) if kind != without])
+    except PlanError:
+        return False
+    return True
 
 
 def is_fragile(model: PreTrainedModel, kinds: Sequence[int]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from swm.errors import ExperimentError, ModelError, NotFiniteError, SettingsError, TextError
+from swm.errors import ExperimentError, ModelError, NotFiniteError, SettingsError, TextError, first_line
 from swm.evaluation.generation import OF_MODELS, check_reads, generation_error
 from swm.models.decoder import check_length, check_vocabulary, parameter_count
 from swm.models.known import BUNDLED
@@ -25,10 +25,15 @@ from swm.texts.calibration import calibration_tokens
 from swm.texts.documents import text_hash
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import demo_experiment, whole_path
+from swm.workspace.machine import is_out_of_memory
 from swm.workspace.names import check_new, read_only_message
 
 log = logging.getLogger(__name__)
-TRIAL_TEXTS = ((1, 2, 3, 4), (9, 8, 7, 6))  # token ids; two texts, so that layers called differently for each stand out
+TRIAL_TEXTS = (
+    (1, 2, 3, 4),
+    (9, 8, 7, 6),
+    (5, 2, 9, 3),
+)  # token ids; some texts, so that layers called differently for each stand out
 LARGE = 1_000_000_000  # parameters from which on trying takes some seconds and more
 
 
@@ -62,28 +67,42 @@ def create_experiment(name: str, settings: ExperimentSettings) -> Experiment:
 
 
 def tried_out(model: PreTrainedModel) -> dict[str, Any]:
-    """The fact `needed_layers`, see `planners.needed`; empty if a trial of the model says nothing.
+    """The fact `needed_layers`, see `planners.needed`; empty if no trial of the model can be made.
 
     Raises:
         ModelError: if the model's code cannot read or write text, or its layers cannot be run one by one.
     """
     if parameter_count(model) > LARGE:
         log.info("Trying out how %s is built, without its weights", type(model).__name__)
+    layers = trial_layers(model)
     try:
-        trial = trial_model(model, trial_layers(model))
+        trial = trial_model(model, layers)
     except OF_MODELS:  # what the config describes can be built, but not so
         return {}
-    tokens = torch.tensor(TRIAL_TEXTS)
     try:
-        check_reads(trial)
-        Replay(trial, tokens)
-        reason = generation_error(trial, tokens[:1])
-        needed = [sorted(group) for group in needed_layers(model)]
-    except (NotFiniteError, *OF_MODELS):  # made-up numbers can overflow; a matrix can be too large for memory
+        _check_works(trial)
+        return {"needed_layers": [sorted(group) for group in needed_layers(model, (trial, layers))]}
+    except NotFiniteError:  # made-up numbers can overflow
         return {}
-    if reason:
+    except RuntimeError as error:
+        if is_out_of_memory(error):  # for one of its matrices
+            return {}
+        raise
+
+
+def _check_works(trial: PreTrainedModel) -> None:
+    """Raise ModelError unless the model reads and writes text, and its layers can be run one by one."""
+    name, tokens = type(trial).__name__, torch.tensor(TRIAL_TEXTS) % int(trial.config.get_text_config().vocab_size)
+    check_reads(trial)
+    try:
+        Replay(trial, tokens)
+    except OF_MODELS as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
-            f"{type(model).__name__} cannot generate text: {reason} Check the model's config.json, or choose another "
-            "model."
+            f"The layers of {name} cannot be run one by one: {first_line(error)} This architecture is not supported."
+        ) from None
+    if reason := generation_error(trial, tokens[:1]):
+        raise ModelError(
+            f"{name} cannot generate text: {reason} Check the model's config.json, or choose another model."
         )
-    return {"needed_layers": needed}

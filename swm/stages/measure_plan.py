@@ -22,10 +22,9 @@ def measure_plan(
     """Similarity and perplexity of any plan on the calibration text, saved with the path; and its model's answers.
 
     Raises:
-        PlanError: if the merged model could not write.
+        PlanError: if the merged model could not be saved, or not write.
         ModelError: if the merged model's numbers overflow.
     """
-    experiment.check_keeps(plan)
     path = measured_path(experiment, plan, progress, loaded, answers=not experiment.read_only)
     if path.perplexities[plan.windows] >= WORST:
         raise ModelError(
@@ -56,6 +55,7 @@ def measured_path(
     progress(0, 2, "similarity" if loaded else "loading the model")
     bench = bench_for(experiment, plan.rule, loaded)
     check_plan(bench.model, plan)
+    plan.check_keeps(bench.needed, type(bench.model).__name__)
     path = agreed(path_to_extend(experiment, bench.model, plan.rule))
     if not path.is_exact(plan):
         progress(0, 2, "similarity")

@@ -16,6 +16,7 @@ from swm.merging.merged_layer import MergedLayer
 from swm.models.load import fast_format
 from swm.models.processes import agreed, gathered, is_first, shared, world_size
 from swm.plan import DEFAULT_RULE, MergePlan, Needed, Window
+from swm.planners.needed import needed_layers
 from swm.progress import UNLIKE, Progress, no_progress
 from swm.registry import MERGE_RULES
 from swm.search.find import Key, confirmed_plan, threshold_path
@@ -197,7 +198,8 @@ def bench_for(experiment: Experiment, rule: str, loaded: Loaded | None = None) -
     tokens, make = calibration_of(experiment, tokenizer), None
     if needs_text:
         make = window_fitter(model, fit_tokens_of(experiment, tokenizer, WINDOW_FIT_TOKENS), rule)
-    return Bench(model, tokenizer, tokens, make, experiment.needed_layers)
+    known = experiment.model_facts.get("needed_layers")
+    return Bench(model, tokenizer, tokens, make, needed_layers(model) if known is None else known)
 
 
 def path_to_extend(

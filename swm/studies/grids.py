@@ -160,7 +160,8 @@ class Grid:
         found = [(loss, LOSS, loss_from(loss)) for loss in self.loss]
         for name, kind, value in self._sizes() if facts.get("layer_parameters") else ():
             if most_layers(facts, kind, value, None, self.cache_tokens) != facts["layers"]:
-                found.append((name, kind, value))
+                cache = f" with {self.cache_tokens:,} tokens" if kind == MEMORY else ""
+                found.append((name + cache, kind, value))
         return found
 
     def _sizes(self) -> list[Target]:
@@ -183,7 +184,7 @@ class Grid:
         """
         found, later = [layers_at(ratio, facts["layers"]) for ratio in self.ratios], list[int]()
         targets = [*self._sizes(), *((f"speedup: {speed:g}", SPEED, speed) for speed in self.speedup if cost)]
-        own = [name for name, _, _ in self.own_depths(facts)]
+        own = (MEMORY, PARAMETERS) if facts.get("layer_parameters") else ()
         for target, kind, value in targets:
             layers = most_layers(facts, kind, value, cost, self.cache_tokens)
             if layers is None:
@@ -192,7 +193,7 @@ class Grid:
                     "too many. Change it in the grid, or remove it."
                 )
             if layers < facts["layers"]:
-                (later if target in own else found).append(layers)
+                (later if kind in own else found).append(layers)
         if not (found or later or self.loss or (self.speedup and not cost)):
             raise SettingsError("The original already meets every target of the grid: nothing to merge. Lower them.")
         return list(dict.fromkeys(found))

@@ -198,7 +198,10 @@ def _layers_meeting(
         check_meets(facts, kind, value, plan, cache_tokens)
         return layers
 
-    return first_found(found, range(most, LEAST_LAYERS - 1, -1))
+    try:
+        return first_found(found, range(most, LEAST_LAYERS - 1, -1))
+    except PlanError as error:
+        raise PlanError(f"No plan with {most} layers or fewer meets it. With the most: {error}") from None
 
 
 def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress) -> None:

@@ -1,10 +1,12 @@
 """What a model with made-up weights can do, the model itself can: held against models with weights of their own."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from transformers import AutoConfig
 
-from swm.errors import SwmError
+from swm.errors import ModelError, NotFiniteError, PlanError, SwmError
 from swm.evaluation.generation import generation_error
 from swm.merging.apply import apply_plan
 from swm.models.decoder import find_decoder, parameter_count
@@ -13,6 +15,8 @@ from swm.models.locate import skeleton
 from swm.models.replay import Replay
 from swm.models.trial import trial_layers, trial_model
 from swm.plan import dropped_plan
+from swm.planners.needed import needed_layers
+from swm.stages.create import tried_out
 from tests.conftest import tiny_model
 
 TYPES = ["sliding_attention", "sliding_attention", "full_attention"] * 2
@@ -40,11 +44,16 @@ KINDS = {
         "head_dim": 8, "global_head_dim": 8, "sliding_window": 8, "hidden_size_per_layer_input": 8,
         "vocab_size_per_layer_input": 300, "num_kv_shared_layers": 2, "layer_types": TYPES,
     },
+    "gemma3n_text": {
+        "head_dim": 8, "vocab_size_per_layer_input": 300, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
+        "num_kv_shared_layers": 2, "sliding_window": 8, "layer_types": TYPES, "intermediate_size": [64] * 6,
+        "activation_sparsity_pattern": [0.0] * 6,
+    },
     "zaya": {},
     "xlstm": {"num_heads": 4, "num_blocks": 6, "embedding_dim": 32},  # a state whose size the config contradicts
     "helium": {},  # its head_dim does not fit its width
 }  # fmt: skip
-FAILS = {"gemma4_text": "runs", "zaya": "runs", "xlstm": "writes", "helium": "runs writes"}
+FAILS = {"gemma4_text": "runs", "gemma3n_text": "runs", "zaya": "runs", "xlstm": "writes", "helium": "runs writes"}
 
 
 def can(model):
@@ -97,6 +106,7 @@ def test_where_so_few_cannot_be_described_the_lowest_serve():
     [
         ("llama", {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "vocab_size": 128256}),
         ("mixtral", {"hidden_size": 6144, "intermediate_size": 16384, "num_local_experts": 64}),
+        ("llama4_text", {"hidden_size": 5120, "intermediate_size": 16384, "num_local_experts": 128}),
     ],
 )
 def test_the_largest_models_take_the_memory_of_one_matrix(kind, settings):
@@ -108,3 +118,40 @@ def test_the_largest_models_take_the_memory_of_one_matrix(kind, settings):
     assert sum(storages.values()) < max(largest, experts) + 0.2e9 < parameter_count(shell) / 20
     shapes = [{name: p.shape for name, p in find_decoder(one).layers[0].named_parameters()} for one in (made, shell)]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("vocabulary", [3, 12, 20, 63, 65])
+def test_few_tokens_are_enough(vocabulary, tmp_path):
+    model = tiny_model(vocab_size=vocabulary)
+    assert tried_out(skeleton(model.config, "m")) == {"needed_layers": []}
+
+
+def test_what_only_a_file_of_generation_settings_can_mend_is_no_reason():
+    model = tiny_model()
+    model.config.penalty_alpha = 0.6  # plain transformers then needs code from the hub
+    assert tried_out(skeleton(model.config, "m")) == {"needed_layers": []}
+
+
+def test_a_model_of_which_no_trial_can_be_made_is_taken(monkeypatch):
+    model = tiny_model("bamba", layers=6, **KINDS["bamba"])
+    shell = skeleton(model.config, "m")
+    assert tried_out(shell) == {"needed_layers": [[1, 4]]}
+    for error in (
+        NotFiniteError("inf"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 30064771072 bytes"),
+    ):
+        monkeypatch.setattr("swm.stages.create.Replay", Mock(side_effect=error))
+        assert tried_out(shell) == {}
+    monkeypatch.setattr("swm.stages.create.Replay", Mock(side_effect=RuntimeError("shape mismatch")))
+    with pytest.raises(ModelError, match="cannot be run one by one: shape mismatch"):
+        tried_out(shell)
+
+
+def test_a_kind_without_which_no_config_describes_the_model_is_needed():
+    types = ["linear_attention"] * 3 + ["full_attention"] + ["linear_attention"] * 2
+    model = tiny_model("olmo_hybrid", layers=6, **{**LINEAR, "layer_types": types})
+    linear = [0, 1, 2, 4, 5]
+    for layers in (linear, [3]):
+        with pytest.raises(PlanError):
+            facts_for(model, layers)
+    assert [sorted(group) for group in needed_layers(model)] == [linear, [3]]

@@ -150,7 +150,7 @@ def test_windows_by_hand_without_a_layer_that_the_model_needs_are_refused(study,
         test.session_state["preview_windows_study"] = windows
         test.run()
         assert not test.exception
-        assert any("needs one of the layers 1, and the plan leaves none" in e.value for e in test.error) is refused
+        assert any("needs layer 1 to write text" in e.value for e in test.warning) is refused
         offered = [link.proto.label for link in test.get("page_link")]
         assert ("Merge these windows" in offered) is not refused
 

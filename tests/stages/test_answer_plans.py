@@ -98,9 +98,10 @@ def test_answers_of_a_rule_that_needs_text_are_for_one_text(searched):
 def test_plans_that_cannot_generate_cost_nothing_else(swm, tmp_path, tokenizer, text_file, monkeypatch):
     """Where both attention layers are merged into convolutions, transformers cannot generate.
 
-    Such plans are refused, but not in an experiment that does not know yet which layers are needed.
+    Such plans are refused, but not where no trial of the model could be made.
     """
     monkeypatch.setattr("swm.stages.create.tried_out", lambda model: {})
+    monkeypatch.setattr("swm.stages.search.needed_layers", lambda model: [])
     folder = tmp_path / "hybrid"
     settings = {"full_attn_idxs": [1, 4], "block_ff_dim": 64, "conv_L_cache": 3}
     tiny_model("lfm2", layers=6, **settings).save_pretrained(folder)

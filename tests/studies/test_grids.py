@@ -75,8 +75,11 @@ def test_where_layers_differ_in_size_each_method_has_its_own_depth_for_a_size():
         }
     )
     assert grid.depths(facts) == []
-    assert grid.own_depths(facts) == [("memory: 240KB", "memory", 240e3), ("parameters: 95", "parameters", 95.0)]
-    known = {"sleb": {"memory: 240KB": 2, "parameters: 95": 3}, "rdsc": {"parameters: 95": 3}}
+    assert grid.own_depths(facts) == [
+        ("memory: 240KB with 0 tokens", "memory", 240e3),
+        ("parameters: 95", "parameters", 95.0),
+    ]
+    known = {"sleb": {"memory: 240KB with 0 tokens": 2, "parameters: 95": 3}, "rdsc": {"parameters: 95": 3}}
     found = {(cell.method, cell.layers) for cell in grid.cells(facts, None, known) if cell.layers < 4}
     assert found == {("sleb", 2), ("sleb", 3), ("rdsc", 3)}
     with pytest.raises(SettingsError, match="memory: 100KB cannot be met"):

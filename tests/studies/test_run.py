@@ -329,6 +329,8 @@ def test_each_method_meets_a_size_in_a_model_whose_layers_differ(tmp_path, token
     assert run_study(experiment, "methods", {**grid, "parameters": [str(most)], "keep_models": True}) == {}
     runs = {run.settings["method"]: run for run in experiment.runs() if not run.is_baseline}
     assert runs.keys() == {"shortgpt", "random"}
+    found = experiment.study("methods")["within"]
+    assert {method: list(each) for method, each in found.items()} == {one: [f"parameters: {most}"] for one in runs}
     for method, run in runs.items():
         sizes = {}
         for layers in range(run.plan.layers_left, 5):
