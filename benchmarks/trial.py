@@ -37,6 +37,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "hidden_size": 6144, "intermediate_size": 16384, "num_hidden_layers": 56, "num_attention_heads": 48,
         "num_key_value_heads": 8, "num_local_experts": 8,
     }),
+    "llama4-scout": ("llama4_text", {}),
     "deepseek-v3": ("deepseek_v3", {}),
 }  # fmt: skip
 

@@ -491,12 +491,18 @@ def test_a_run_whose_healing_was_cancelled_is_scored_all_the_same(swm, study, mo
     assert scored == ["baseline", "a"]
 
 
-def test_a_plan_without_attention_left_is_refused_and_never_costs_scores(swm, create, tokenizer, tmp_path):
+@pytest.mark.parametrize(("known", "reason"), [(True, "needs one of the layers 1, 4"), (False, "cannot generate text")])
+def test_a_plan_without_attention_left_is_refused_and_never_costs_scores(
+    known, reason, swm, create, tokenizer, tmp_path, monkeypatch
+):
+    """At once if a trial of the model has told what it needs, and otherwise before the merged model is saved."""
+    if not known:
+        monkeypatch.setattr("swm.stages.create.tried_out", lambda model: {})
     settings = {"full_attn_idxs": [1, 4], "block_ff_dim": 64, "conv_L_cache": 3}
     folder = saved("lfm2", tmp_path / "model", tokenizer, layers=6, **settings)
     assert create("mine", folder)[0] == 0
     code, _, told = swm("merge", "mine", "a", "--windows", "0-2,3-5", "--rule", "keep_first")
-    assert (code, "cannot generate text" in told) == (1, True), told
+    assert (code, reason in told) == (1, True), told
 
 
 @pytest.mark.parametrize("kind", ["jamba", "gpt_neo"])
