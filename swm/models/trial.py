@@ -107,7 +107,7 @@ class _LargeWithoutMemory(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in MAKERS and (kwargs.get("dtype") or torch.float32).is_floating_point:
+        if func in MAKERS and getattr(kwargs.get("dtype") or torch.float32, "is_floating_point", False):  # not bool
             on_meta = func(*args, **{**kwargs, "device": "meta"})
             return on_meta if on_meta.numel() > DRAWN else func(*args, **kwargs)
         return func(*args, **kwargs)

@@ -28,6 +28,7 @@ EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 KINDS = {
     "llama": {},
     "gpt2": {"n_embd": 32, "n_layer": 6, "n_head": 4, "n_positions": 512},
+    "gpt_neo": {"num_layers": 6, "num_heads": 4, "attention_types": [[["global", "local"], 3]], "window_size": 4},
     "mixtral": EXPERTS,
     "bamba": {
         "mamba_chunk_size": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1, 4],
