@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from swm.errors import PlanError
+from swm.errors import ModelError, PlanError
 from swm.models.layer_facts import facts_for, kinds_of, set_facts
 
+Trial = tuple[PreTrainedModel, list[int]]
 OF_A_KIND = 2  # layers of each kind that are enough, apart from the last one
 DRAWN = 2**22  # numbers of a parameter up to which each is drawn; larger ones share theirs
 PERIOD, SHIFTS = 1_000_003, 4096  # of the shared numbers: they repeat, and each parameter begins at another place
@@ -41,19 +41,22 @@ def trial_layers(model: PreTrainedModel) -> list[int]:
     return list(range(last + 1))
 
 
-def trial_model(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
-    """A model of the same class, of these layers, that can be run on a CPU with little memory: that of one matrix.
+def trial_model(model: PreTrainedModel) -> Trial:
+    """A model of the same class, of its `trial_layers`, that a CPU can run with little memory: that of one matrix.
 
     Large matrices are views of the same numbers, each from another place on. The output head is cut to its first
     tokens. In float32; its outputs mean nothing. Buffers, as for positions, take the memory that they take.
 
     Args:
         model: not changed, no weight is read.
-        layers: original layer indexes in their order, as from `trial_layers`.
+
+    Returns:
+        The model, and its layers' indexes in the original.
 
     Raises:
-        NotImplementedError: if it has a buffer of many numbers.
+        ModelError: if it has a buffer of many numbers. Whatever the model's own code raises.
     """
+    layers = trial_layers(model)
     config = copy.deepcopy(model.config)
     made_of: Any = copy.copy(model)  # set_facts writes into its config
     made_of.config = config
@@ -71,9 +74,9 @@ def trial_model(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMode
         weight = numbers.looked_up(shape) if isinstance(module, nn.Embedding) else numbers.shaped(shape, name)
         setattr(module, name, nn.Parameter(weight, requires_grad=False))
     if any(buffer.is_meta for buffer in made.buffers()):
-        raise NotImplementedError("a buffer is too large to be made")
+        raise ModelError(f"{type(model).__name__} has a buffer that is too large to be tried out.")
     made.generation_config = GenerationConfig()  # without an end, and without what only some texts need
-    return cast(PreTrainedModel, made.eval())
+    return cast(PreTrainedModel, made.eval()), layers
 
 
 class _Numbers:

@@ -5,34 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from swm.errors import PlanError
-from swm.plan import Needed, dropped_plan
+from swm.errors import ModelError, PlanError
+from swm.plan import MergePlan, Needed, dropped_plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from swm.models.trial import Trial
+
 MOST_KINDS = 8  # of layers: with more, nothing is tried out
 
 
-def needed_layers(model: PreTrainedModel, trial: tuple[PreTrainedModel, Sequence[int]] | None = None) -> Needed:
+def needed_layers(model: PreTrainedModel, trial: Trial | None = None) -> Needed:
     """Sets of layers of which one at least must stay, so that the smaller model can be saved and write; often none.
 
     Tried out on `models.trial`, with each kind of layers gone and with each kind alone.
 
     Args:
         model: not changed, no weight is read.
-        trial: of the model, and its layers, if one has been made.
+        trial: of the model, if one has been made.
     """
     from swm.evaluation.generation import OF_MODELS
     from swm.models.layer_facts import fixed_kinds, kinds_of
-    from swm.models.trial import trial_layers, trial_model
+    from swm.models.trial import trial_model
 
     kinds = kinds_of(model)
     if not 1 < len({*kinds}) <= MOST_KINDS:
         return []
     try:
-        made, some = trial or (trial_model(model, layers := trial_layers(model)), layers)
-    except OF_MODELS:  # no trial can be made of it
+        made, some = trial or trial_model(model)
+    except (ModelError, *OF_MODELS):  # no trial can be made of it
         return []
     each = {kind: frozenset(place for place, layer in enumerate(some) if kinds[layer] == kind) for kind in kinds}
     everything = frozenset(range(len(some)))
@@ -44,7 +46,7 @@ def needed_layers(model: PreTrainedModel, trial: tuple[PreTrainedModel, Sequence
     needed = [
         {kind}
         for kind, places in each.items()
-        if writes[places] is False or (writes[places] is None and free and not _describable(model, kinds, kind))
+        if writes[places] is False or (writes[places] is None and free and not _can_lose(model, kinds, kind))
     ]
     others = {kind for kind, places in each.items() if writes[everything - places] is not False}
     if len(others) < len(each) and others and others not in needed:
@@ -52,12 +54,17 @@ def needed_layers(model: PreTrainedModel, trial: tuple[PreTrainedModel, Sequence
     return [frozenset(layer for layer, kind in enumerate(kinds) if kind in group) for group in needed]
 
 
-def _describable(model: PreTrainedModel, kinds: Sequence[int], without: int) -> bool:
-    """Whether a config describes the model without the layers of a kind."""
-    from swm.models.layer_facts import facts_for
+def _can_lose(model: PreTrainedModel, kinds: Sequence[int], kind: int) -> bool:
+    gone = [layer for layer, one in enumerate(kinds) if one == kind]
+    return describable(model, dropped_plan(len(kinds), gone))
+
+
+def describable(model: PreTrainedModel, plan: MergePlan) -> bool:
+    """Whether a config can describe the plan's model."""
+    from swm.merging.apply import check_plan
 
     try:
-        facts_for(model, [layer for layer, kind in enumerate(kinds) if kind != without])
+        check_plan(model, plan)
     except PlanError:
         return False
     return True
@@ -71,18 +78,9 @@ def is_fragile(model: PreTrainedModel, kinds: Sequence[int]) -> bool:
     Args:
         kinds: of each layer, as from `models.layer_facts.kinds_of`.
     """
-    from swm.merging.apply import check_plan
-
     each = {kind: [n for n, one in enumerate(kinds) if one == kind] for kind in kinds}
-    if len(each) < 2:
-        return False
-    try:
-        for layers in list(each.values())[:MOST_KINDS]:
-            for gone in (layers[:1], layers[-1:], layers):
-                check_plan(model, dropped_plan(len(kinds), gone))
-    except PlanError:
-        return True
-    return False
+    gone = [some for layers in list(each.values())[:MOST_KINDS] for some in (layers[:1], layers[-1:], layers)]
+    return len(each) > 1 and not all(describable(model, dropped_plan(len(kinds), some)) for some in gone)
 
 
 def _generates(model: PreTrainedModel, dropped: Iterable[int]) -> bool | None:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from swm.errors import PlanError
 from swm.plan import Needed
 from swm.planners.drops import DropLoss
+from swm.planners.needed import describable
 from swm.progress import Progress, no_progress
 from swm.workspace.tried import SAMPLED, Losses
 
@@ -91,13 +91,7 @@ class PlanRequest:
 
     def describable(self, plan: MergePlan) -> bool:
         """Whether a config can describe the plan's model."""
-        from swm.merging.apply import check_plan
-
-        try:
-            check_plan(self.model, plan)
-        except PlanError:
-            return False
-        return True
+        return describable(self.model, plan)
 
     def tried(self, done: int, total: int) -> None:
         """Report how many plans have been tried; `total` is 0 if unknown."""

@@ -32,7 +32,7 @@ class WindowScorer:
         keep_every: as for `Replay`.
         fast: scores in bfloat16, which can be off by 0.001 (LOG.md); see `search.find.confirmed_plan`.
         merged: makes the merged layer of a window; by default `rule`, which must then be one that needs no text.
-        needed: sets of layers of which one at least must stay, see `planners.needed`.
+        needed_layers: sets of layers of which one at least must stay, see `planners.needed`.
 
     Source: arXiv:2502.19159, Fig. 2c: cosine of the final hidden states over all tokens of a text, averaged over texts.
     """
@@ -45,10 +45,10 @@ class WindowScorer:
         keep_every: int = 4,
         fast: bool = False,
         merged: Callable[[Window], MergedLayer] | None = None,
-        needed: Needed = (),
+        needed_layers: Needed = (),
     ) -> None:
         check_tokens(tokens)
-        self.rule, self._make, self._needed = rule, merged, needed
+        self.rule, self._make, self._needed = rule, merged, needed_layers
         kind = "cpu" if model.device.type == "cpu" else "gpu"
         most = PART_TOKENS[kind]
         if fast:

@@ -17,7 +17,7 @@ from swm.models.layer_facts import check_removable
 from swm.models.load import check_dtype, check_loadable, config_facts, load_tokenizer
 from swm.models.locate import load_config, skeleton
 from swm.models.replay import Replay
-from swm.models.trial import trial_layers, trial_model
+from swm.models.trial import trial_model
 from swm.planners.needed import needed_layers
 from swm.registry import TEXTS
 from swm.settings import ExperimentSettings
@@ -29,11 +29,7 @@ from swm.workspace.machine import is_out_of_memory
 from swm.workspace.names import check_new, read_only_message
 
 log = logging.getLogger(__name__)
-TRIAL_TEXTS = (
-    (1, 2, 3, 4),
-    (9, 8, 7, 6),
-    (5, 2, 9, 3),
-)  # token ids; some texts, so that layers called differently for each stand out
+TRIAL_TEXTS = [[1, 2, 3, 4], [9, 8, 7, 6], [5, 2, 9, 3]]  # ids; layers called differently for each text stand out
 LARGE = 1_000_000_000  # parameters from which on trying takes some seconds and more
 
 
@@ -74,14 +70,13 @@ def tried_out(model: PreTrainedModel) -> dict[str, Any]:
     """
     if parameter_count(model) > LARGE:
         log.info("Trying out how %s is built, without its weights", type(model).__name__)
-    layers = trial_layers(model)
     try:
-        trial = trial_model(model, layers)
-    except OF_MODELS:  # what the config describes can be built, but not so
+        trial = trial_model(model)
+    except (ModelError, *OF_MODELS):  # what the config describes can be built, but not so
         return {}
     try:
-        _check_works(trial)
-        return {"needed_layers": [sorted(group) for group in needed_layers(model, (trial, layers))]}
+        _check_works(trial[0])
+        return {"needed_layers": [sorted(group) for group in needed_layers(model, trial)]}
     except NotFiniteError:  # made-up numbers can overflow
         return {}
     except RuntimeError as error:

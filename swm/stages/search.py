@@ -221,7 +221,7 @@ def path_to_extend(
 def scorer_for(bench: Bench, rule: str, scoring: str = "exact") -> WindowScorer:
     """The scorer of windows for a rule, in the precision of a path."""
     fast = scoring != "exact"
-    return WindowScorer(bench.model, bench.tokens, rule, fast=fast, merged=bench.make, needed=bench.needed)
+    return WindowScorer(bench.model, bench.tokens, rule, fast=fast, merged=bench.make, needed_layers=bench.needed)
 
 
 def exact_plan(
