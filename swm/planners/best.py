@@ -13,7 +13,7 @@ from swm.models.processes import agreed, shared, world_size
 from swm.plan import MergePlan, dropped_plan
 from swm.planners.drops import DropLoss, beam_drops, most_tried
 from swm.planners.request import PlanRequest
-from swm.progress import share_of
+from swm.progress import Progress, share_of
 from swm.registry import PLANNERS, Planner
 from swm.settings import FIT_TOKENS, WINDOW_FIT_TOKENS
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH = 3  # beam width: sets of layers that the search keeps after each step, and that it fits in full at the least
 RIVALS = ("angular", "shortgpt", "perplexity", "sleb")  # whose layers are tried, too
-QUICK_RIVALS = RIVALS[:2]  # with a time limit
+QUICK_RIVALS = RIVALS[:2]  # tried under any time limit; the others if RIVALS_DONE of it is enough for them
 NEAR = 0.05  # nats: plans this near to the best one are fitted in full
 RIVALS_DONE, SEARCHED = 0.2, 0.8  # shares of the time, with the usual budget and 30 layers
 
@@ -51,7 +51,7 @@ def _candidates(request: PlanRequest, how: str | None, start: float) -> list[Mer
     count = request.layer_count
     fitter = window_fitter(request.model, request.fit_tokens(WINDOW_FIT_TOKENS), how) if how else None
     loss = request.loss(how or "dropped", fitter)
-    rivals = agreed(_rival_drops(request))
+    rivals = agreed(_rival_drops(request, start))
     searching = replace(request, progress=share_of(request.progress, RIVALS_DONE, SEARCHED))
     budget = _by_time(start + SEARCHED * request.seconds) if request.seconds else request.budget
     dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, budget, searching.tried, request.kinds)
@@ -140,17 +140,33 @@ def _against(chosen: int, plans: Sequence[MergePlan], perplexities: Sequence[dic
     return {"texts": perplexities[chosen]["texts"], "others": sorted(others, key=lambda other: other["ratio"])}
 
 
-def _rival_drops(request: PlanRequest) -> list[frozenset[int]]:
-    """The sets of layers that other methods drop; of those that find a plan."""
-    found, names = [], QUICK_RIVALS if request.seconds else RIVALS
-    for place, name in enumerate(names):
-        first, last = (RIVALS_DONE * part / len(names) for part in (place, place + 1))
+def _rival_drops(request: PlanRequest, start: float) -> list[frozenset[int]]:
+    """The sets of layers that other methods drop; of those that find a plan, in time if that is limited."""
+    found = []
+    for place, name in enumerate(RIVALS):
+        first, last = (RIVALS_DONE * part / len(RIVALS) for part in (place, place + 1))
+        progress = share_of(request.progress, first, last)
+        if request.seconds and name not in QUICK_RIVALS:
+            progress = _in_time(progress, start + RIVALS_DONE * request.seconds)
         try:
-            plan = PLANNERS[name].find(replace(request, progress=share_of(request.progress, first, last)))
-        except PlanError:
+            plan = PLANNERS[name].find(replace(request, progress=progress))
+        except (PlanError, TimeoutError):
             continue
         found.append(frozenset(range(request.layer_count)) - set(plan.base_layers()))
     return list(dict.fromkeys(found))
+
+
+def _in_time(progress: Progress, end: float) -> Progress:
+    """Progress that raises TimeoutError as soon as what is left would take until after `end`, at the pace so far."""
+    start = time.monotonic()
+
+    def report(done: int, total: int, text: str) -> None:
+        progress(done, total, text)
+        now = time.monotonic()
+        if 0 < done < total and now + (total - done) * (now - start) / done > end:
+            raise TimeoutError
+
+    return report
 
 
 def _by_time(end: float) -> Callable[[int], int]:

@@ -5,6 +5,7 @@ import random
 import shutil
 import string
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from swm.models.load import load_tokenizer
 from swm.plan import MergePlan, Window
 from swm.planners.drops import beam_drops
 from swm.planners.plan_with import plan_with
+from swm.registry import PLANNERS
 from swm.reporting.known_plans import known_plans
 from swm.search.plan_loss import PlanLoss
 from swm.settings import ExperimentSettings
@@ -239,6 +241,41 @@ def test_out_of_time_the_plan_of_lowest_loss_is_taken_without_a_full_fit(tokens,
     plan = plan_with("best", tiny_model(layers=6), tokens, 4, losses=losses, seconds=1e-6)
     dropped = frozenset(range(6)) - set(plan.base_layers())
     assert losses["fit"][dropped] == min(loss for layers, loss in losses["fit"].items() if len(layers) == 2)
+
+
+@pytest.mark.parametrize(("seconds", "searched"), [(1e-6, {"angular", "shortgpt"}), (600.0, set(best.RIVALS))])
+def test_a_time_limit_leaves_out_rivals_that_would_take_too_much_of_it(tokens, monkeypatch, seconds, searched):
+    found = {}
+    for name in best.RIVALS:
+        planner = PLANNERS[name]
+
+        def find(request, planner=planner):
+            plan = found[planner.name] = planner.find(request)
+            return plan
+
+        monkeypatch.setitem(PLANNERS._entries, name, replace(planner, find=find))
+    losses = {}
+    plan_with("best", tiny_model(layers=6), tokens, 4, losses=losses, seconds=seconds)
+    assert set(found) == searched
+    assert len(losses["dropped"]) >= (4 if "sleb" in searched else 1)
+    for plan in found.values():
+        dropped = frozenset(range(6)) - set(plan.base_layers())
+        assert dropped in losses["dropped" if 0 in dropped else "fit"]
+
+
+@pytest.mark.parametrize(("left", "stops"), [(9.0, False), (8.0, True)])
+def test_what_is_left_is_foreseen_at_the_pace_so_far(monkeypatch, left, stops):
+    now, told = [100.0], []
+    monkeypatch.setattr(best.time, "monotonic", lambda: now[0])
+    report = best._in_time(lambda *state: told.append(state), 100.0 + left)
+    now[0] = 102.0
+    if stops:
+        with pytest.raises(TimeoutError):
+            report(2, 9, "")  # a second each, so nine in all
+    else:
+        report(2, 9, "")
+    report(9, 9, "done, if late")
+    assert told == [(2, 9, ""), (9, 9, "done, if late")]
 
 
 def test_losses_are_shared_between_planners_in_memory(tokens):
