@@ -20,6 +20,7 @@ from pages.shared.live import layers_picture
 from pages.shared.navigation import next_step, number_from_address
 from pages.shared.run_controls import NEW, controls, limit_arguments, usual_limit
 from pages.shared.run_progress import follow, partial_checkpoint
+from pages.shared.target import lost_layers
 from swm.jobs.child import start
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
 from swm.registry import MERGE_RULES
@@ -65,12 +66,10 @@ def new_run(experiment: Experiment, count: int) -> None:
         next_step("pages/preview.py", "Open the Preview page")
     else:
         layers_picture(plan[0], experiment.model_facts, key="run_planned")
-        fits = show_needs(experiment, plan[0], recovery, limit)
-        blocked = experiment.read_only or not fits
-        reason = read_only_reason(experiment) or ("" if fits else "It does not fit on this machine, see above.")
+        reason = read_only_reason(experiment) or cannot_start(experiment, plan[0], recovery, limit)
         with st.container(horizontal=True, vertical_alignment="center"):
             label = "Merge, heal and evaluate" if recovery else "Merge and evaluate"
-            clicked = st.button(label, type="primary", disabled=blocked, key="run_start")
+            clicked = st.button(label, type="primary", disabled=bool(reason), key="run_start")
             st.caption(reason)
         if clicked:
             run = experiment.create_run(check_name(name), *plan)
@@ -185,6 +184,14 @@ def width_cut(form: Form, copied: WidthCut) -> WidthCut:
         key="run_width_by",
     )
     return WidthCut(percent / 100, method) if percent else WHOLE_WIDTH
+
+
+def cannot_start(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int | None) -> str:
+    """Why the run cannot start, with the details above it; empty if it can."""
+    if lost := lost_layers(experiment, plan):
+        st.error(lost)
+        return "The merged model could not write text, see above."
+    return "" if show_needs(experiment, plan, recovery, limit) else "It does not fit on this machine, see above."
 
 
 def show_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int | None) -> bool:

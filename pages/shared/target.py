@@ -242,12 +242,19 @@ def _keeps_period(experiment: Experiment) -> bool:
     )
 
 
-def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
-    """What to know about a plan before it is merged: where it cannot run, and how its perplexity was measured."""
+def lost_layers(experiment: Experiment, plan: MergePlan) -> str:
+    """What a plan takes from the model that it needs to write text, as Markdown; empty if nothing."""
     try:
         experiment.check_keeps(plan)
     except PlanError as error:
-        st.warning(plain(str(error)))
+        return plain(str(error))
+    return ""
+
+
+def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
+    """What to know about a plan before it is merged: where it cannot run, and how its perplexity was measured."""
+    if lost := lost_layers(experiment, plan):
+        st.warning(lost)
     if broken := plan.out_of_place(experiment.model_facts.get("layer_kinds") or ()):
         some = ", ".join(map(str, broken[:6])) + (", …" if len(broken) > 6 else "")
         st.caption(

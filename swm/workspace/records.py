@@ -57,6 +57,13 @@ class ModelFacts(Record):
     layer_parameters: list[Positive] = Field(default_factory=list)
     needed_layers: list[list[int]] | None = None  # None: not known
 
+    @model_validator(mode="after")
+    def _layers_that_exist(self) -> ModelFacts:
+        for group in self.needed_layers or ():
+            if not group or not set(range(self.layers)).issuperset(group):
+                raise ValueError(f"needed_layers has {group}, but the layers are 0 to {self.layers - 1}")
+        return self
+
 
 class ExperimentFile(Record):
     """experiment.json."""

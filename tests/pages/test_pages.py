@@ -153,6 +153,9 @@ def test_windows_by_hand_without_a_layer_that_the_model_needs_are_refused(study,
         assert any("needs layer 1 to write text" in e.value for e in test.warning) is refused
         offered = [link.proto.label for link in test.get("page_link")]
         assert ("Merge these windows" in offered) is not refused
+        test = opened("pages/run.py", run="new run", windows=windows)
+        assert any("needs layer 1 to write text" in e.value for e in test.error) is refused
+        assert test.button(key="run_start").disabled is refused
 
 
 def test_a_shipped_experiment_answers_with_what_its_models_said():

@@ -79,6 +79,17 @@ def test_damaged_experiment_does_not_hide_the_others(experiment, content):
     assert "experiment.json" in broken[0]
 
 
+@pytest.mark.parametrize("groups", [[[0, 6]], [[-1]], [[]], [["1"]]])
+def test_needed_layers_that_do_not_exist_are_damage(experiment, groups):
+    file = experiment.folder / "experiment.json"
+    data = json.loads(file.read_text())
+    for needed, readable in (([[0, 5]], True), (groups, False)):
+        file.write_text(json.dumps({**data, "model_facts": {**data["model_facts"], "needed_layers": needed}}))
+        assert len(list_experiments()[1]) == (not readable)
+    with pytest.raises(ExperimentError, match="needed_layers"):
+        Experiment.open("study")
+
+
 def test_damaged_run_does_not_hide_the_others(experiment):
     for name in ("a", "b"):
         experiment.create_run(name, MergePlan(6))
