@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import TextError
 from swm.models.decoder import context_length
@@ -20,7 +20,7 @@ from swm.texts.example import Example
 from swm.texts.tokens import end_token, leading_tokens, token_ids
 
 SHORTEST, LONGEST = 16, 128  # tokens of an answer; between them, as many as the given one has
-BATCH = 16
+BATCH_TOKENS = 8192  # of prompts and answers that are written together, with padding
 
 
 def own_answers(
@@ -42,7 +42,7 @@ def own_answers(
         store: a `.jsonl` file of answers that this model gave before; new ones are added as they come, so that a
             cancelled recovery and other runs go on with them.
         on_batch: called with (answers done, all) before each batch; may raise Cancelled.
-        fast: matrix products in bfloat16.
+        fast: prompts are read in bfloat16; writing a token at a time is slower in it.
 
     Raises:
         TextError: if no example has a prompt.
@@ -53,16 +53,20 @@ def own_answers(
     keys = [_key(example.prompt, length) for example, length in zip(needed, lengths, strict=True)]
     known = _read(store)
     asked = [place for place, key in enumerate(keys) if needed[place].prompt and key not in known]
-    asked.sort(key=lambda place: len(needed[place].prompt))  # a batch of like lengths has little padding
-    for done in range(0, len(asked), BATCH):
+    ids = token_ids(tokenizer, [needed[place].prompt for place in asked])
+    room = max(1, context_length(model.config) - max(lengths)) if asked else 0
+    prompts = {place: [*leading_tokens(tokenizer), *row][-room:] for place, row in zip(asked, ids, strict=True)}
+    done = 0
+    for batch in _batches(prompts, lengths):
         on_batch(done, len(asked))
-        batch = asked[done : done + BATCH]
-        prompts = [needed[place].prompt for place in batch]
         with torch.autocast(model.device.type, torch.bfloat16, enabled=fast):
-            answers = _greedy(model, tokenizer, prompts, [lengths[place] for place in batch])
+            answers = _greedy(
+                model, tokenizer, [prompts[place] for place in batch], [lengths[place] for place in batch]
+            )
         fresh = {keys[place]: answer for place, answer in zip(batch, answers, strict=True)}
         _add(store, fresh)
         known |= fresh
+        done += len(batch)
     answered = (
         Example(example.prompt, known[key]) if example.prompt else example
         for example, key in zip(needed, keys, strict=True)
@@ -96,23 +100,38 @@ def needed_examples(
         yield example
 
 
+def _batches(prompts: Mapping[int, Sequence[int]], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The places of prompts to answer together: of like lengths, for little padding."""
+    batch, longest = list[int](), 0
+    for place in sorted(prompts, key=lambda place: (len(prompts[place]), lengths[place])):
+        longest = max(longest, lengths[place])
+        if batch and (len(batch) + 1) * (len(prompts[place]) + longest) > BATCH_TOKENS:
+            yield batch
+            batch, longest = [], lengths[place]
+        batch.append(place)
+    if batch:
+        yield batch
+
+
 @torch.inference_mode()
 def _greedy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], lengths: Sequence[int]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Sequence[int]], lengths: Sequence[int]
 ) -> list[str]:
     """Greedy continuations up to the end of text, of at most so many tokens each; padded on the left."""
-    end, most = end_token(tokenizer), max(lengths)
-    room = context_length(model.config) - most
-    rows = [[*leading_tokens(tokenizer), *ids][-room:] for ids in token_ids(tokenizer, prompts)]
-    width = max(map(len, rows))
-    ids = torch.tensor([[end] * (width - len(row)) + row for row in rows])
+    end, width = end_token(tokenizer), max(map(len, rows))
+    ids = torch.tensor([[end] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     generate, usual = cast("Any", model.generate), model.generation_config
-    greedy = {"max_new_tokens": most, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
+    greedy = {"max_new_tokens": max(lengths), "do_sample": False, "eos_token_id": end, "pad_token_id": end}
     model.generation_config = GenerationConfig()  # the model's own may ask for penalties and forbidden words
     try:
         with quiet_transformers():
-            found = generate(ids.to(model.device), attention_mask=mask.to(model.device), **greedy)
+            found = generate(
+                ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                logits_processor=[_ReadThenWrite()],
+                **greedy,
+            )
     finally:
         model.generation_config = usual
     answers = []
@@ -120,6 +139,14 @@ def _greedy(
         row = row[:length]
         answers.append(str(tokenizer.decode(row[: row.index(end)] if end in row else row)))
     return answers
+
+
+class _ReadThenWrite(LogitsProcessor):
+    """Changes no logits: ends autocast once the prompts are read."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        torch.set_autocast_enabled(scores.device.type, False)
+        return scores
 
 
 def _length(response: Sequence[int]) -> int:

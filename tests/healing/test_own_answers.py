@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swm.errors import Cancelled, TextError
-from swm.healing.own_answers import BATCH, LONGEST, SHORTEST, needed_examples, own_answers
+from swm.healing.own_answers import LONGEST, SHORTEST, needed_examples, own_answers
 from swm.healing.rows import rows_of
 from swm.stages.recover import recover_run
 from swm.texts.example import Example
@@ -59,15 +59,49 @@ def test_each_answer_is_the_models_greedy_one(tokenizer, unlike, tmp_path):
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_they_can_be_written_in_bfloat16(fast, tokenizer, unlike, tmp_path):
+def test_prompts_can_be_read_in_bfloat16(fast, tokenizer, unlike, tmp_path):
     model, kinds = tiny_model(vocab_size=300, seed=5), set()
-    model.model.layers[0].mlp.register_forward_hook(lambda module, args, result: kinds.add(result.dtype))
+    model.model.layers[0].mlp.register_forward_hook(
+        lambda module, args, result: kinds.add((result.shape[1] > 1, result.dtype))
+    )
     answered = own_answers(model, tokenizer, unlike, WHOLE, tmp_path / "a.jsonl", nothing, fast)
-    assert kinds == {torch.bfloat16 if fast else torch.float32}
+    assert kinds == {(True, torch.bfloat16 if fast else torch.float32), (False, torch.float32)}
     assert [example.prompt for example in answered] == [example.prompt for example in unlike]
+    assert not torch.is_autocast_enabled("cpu")
 
 
-def test_a_cancelled_one_goes_on_and_another_run_asks_for_nothing(tokenizer, unlike, tmp_path):
+@pytest.mark.parametrize("most", [1, 60, 150, 8192])
+def test_as_many_are_answered_together_as_there_is_room_for(most, tokenizer, unlike, tmp_path, monkeypatch):
+    model, sizes, store = tiny_model(vocab_size=300, seed=5), [], tmp_path / "a.jsonl"
+    whole = own_answers(model, tokenizer, unlike, WHOLE, tmp_path / "whole.jsonl", nothing)
+    usual = model.generate
+
+    def generate(ids, **settings):
+        sizes.append((*ids.shape, settings["max_new_tokens"]))
+        return usual(ids, **settings)
+
+    monkeypatch.setattr(model, "generate", generate)
+    monkeypatch.setattr("swm.healing.own_answers.BATCH_TOKENS", most)
+    assert own_answers(model, tokenizer, unlike, WHOLE, store, nothing) == whole
+    assert all(rows == 1 or rows * (width + new) <= most for rows, width, new in sizes)
+    assert sum(rows for rows, _, _ in sizes) == store.read_text().count("answer")
+    assert (len(sizes) == 1) is (most == 8192)
+
+
+@pytest.mark.parametrize("context", [150, 136])
+def test_a_long_prompt_leaves_room_for_its_answer(context, tokenizer, unlike, tmp_path):
+    prompt = " ".join([WORDS] * 20)
+    model = tiny_model(vocab_size=300, seed=5, max_position_embeddings=context)
+    model.register_forward_pre_hook(
+        lambda module, args, given: places.append(int(given["position_ids"].max())), with_kwargs=True
+    )
+    places = []
+    own_answers(model, tokenizer, [*unlike, Example(prompt, " the")], WHOLE, tmp_path / "a.jsonl", nothing)
+    assert context - LONGEST <= max(places) < context
+
+
+def test_a_cancelled_one_goes_on_and_another_run_asks_for_nothing(tokenizer, unlike, tmp_path, monkeypatch):
+    monkeypatch.setattr("swm.healing.own_answers.BATCH_TOKENS", 150)
     model, store, seen = tiny_model(vocab_size=300, seed=5), tmp_path / "a.jsonl", []
     whole = own_answers(model, tokenizer, unlike, WHOLE, tmp_path / "whole.jsonl", nothing)
 
@@ -78,7 +112,7 @@ def test_a_cancelled_one_goes_on_and_another_run_asks_for_nothing(tokenizer, unl
 
     with pytest.raises(Cancelled):
         own_answers(model, tokenizer, unlike, WHOLE, store, impatient)
-    assert store.read_text().count("answer") == BATCH
+    assert store.read_text().count("answer") == seen[1][0]
     with store.open("a") as file:
         file.write('{"key": "cut o')  # as a killed process leaves it
     seen.clear()
