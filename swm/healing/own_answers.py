@@ -122,16 +122,17 @@ def _greedy(
     ids = torch.tensor([[end] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     generate, usual = cast("Any", model.generate), model.generation_config
-    greedy = {"max_new_tokens": max(lengths), "do_sample": False, "eos_token_id": end, "pad_token_id": end}
+    greedy: dict[str, Any] = {
+        "max_new_tokens": max(lengths),
+        "do_sample": False,
+        "eos_token_id": end,
+        "pad_token_id": end,
+    }
+    greedy |= {"attention_mask": mask.to(model.device), "logits_processor": [_ReadThenWrite()]}
     model.generation_config = GenerationConfig()  # the model's own may ask for penalties and forbidden words
     try:
         with quiet_transformers():
-            found = generate(
-                ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                logits_processor=[_ReadThenWrite()],
-                **greedy,
-            )
+            found = generate(ids.to(model.device), **greedy)
     finally:
         model.generation_config = usual
     answers = []
