@@ -14,7 +14,7 @@ from swm.registry import PLANNERS, Planner
 def find(request: PlanRequest) -> MergePlan:
     """The plan without randomly drawn layers, the same for the same seed; the first layer stays."""
     numbers, layers = random.Random(request.seed), range(1, request.layer_count)
-    if not request.kinds:
+    if not request.kinds and not request.needed:
         return dropped_plan(request.layer_count, numbers.sample(layers, request.drop))
     values = [math.inf, *(numbers.random() for _ in layers)]
     return dropped_plan(request.layer_count, lowest_layers(values, request.drop, request.kinds, request.needed))

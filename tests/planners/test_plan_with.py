@@ -107,6 +107,12 @@ def test_random_is_seeded_and_keeps_the_first_layer(model, tokens):
     assert plan_with("random", model, tokens, 3, 5) == plan_with("random", model, tokens, 3, 5)
 
 
+def test_random_keeps_what_the_model_needs():
+    model, tokens = tiny_model(layers=6), torch.randint(0, 300, (2, 8), generator=torch.Generator().manual_seed(1))
+    plans = {plan_with("random", model, tokens, 2, seed, needed=[{2, 4}]) for seed in range(40)}
+    assert {*map(frozenset, map(MergePlan.base_layers, plans))} == {frozenset({0, 2}), frozenset({0, 4})}
+
+
 def test_unknown_planner_is_refused(experiment, model, tokens):
     with pytest.raises(SettingsError, match="'chess' is not a planner. Choose one of: best, angular"):
         plan_by(experiment, "chess", 3)
