@@ -66,7 +66,8 @@ def new_run(experiment: Experiment, count: int) -> None:
         next_step("pages/preview.py", "Open the Preview page")
     else:
         layers_picture(plan[0], experiment.model_facts, key="run_planned")
-        reason = read_only_reason(experiment) or cannot_start(experiment, plan[0], recovery, limit)
+        problem = show_problem(experiment, plan[0], recovery, limit)
+        reason = read_only_reason(experiment) or problem
         with st.container(horizontal=True, vertical_alignment="center"):
             label = "Merge, heal and evaluate" if recovery else "Merge and evaluate"
             clicked = st.button(label, type="primary", disabled=bool(reason), key="run_start")
@@ -186,8 +187,8 @@ def width_cut(form: Form, copied: WidthCut) -> WidthCut:
     return WidthCut(percent / 100, method) if percent else WHOLE_WIDTH
 
 
-def cannot_start(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int | None) -> str:
-    """Why the run cannot start, with the details above it; empty if it can."""
+def show_problem(experiment: Experiment, plan: MergePlan, recovery: RecoverySettings | None, limit: int | None) -> str:
+    """Show what the run needs, or which layer its model lacks; returns why it cannot start, empty if it can."""
     if lost := lost_layers(experiment, plan):
         st.error(lost)
         return "The merged model could not write text, see above."

@@ -19,7 +19,7 @@ from swm.settings import RecoverySettings
 from swm.texts.example import Example
 from swm.texts.tokens import end_token, leading_tokens, token_ids
 
-SHORTEST, LONGEST = 16, 128  # tokens of an answer; between them, as many as the given one has
+SHORTEST, LONGEST = 16, 128  # tokens of an answer, between them as many as the given one has; half a short context
 BATCH_TOKENS = 8192  # of prompts and answers that are written together, with padding
 
 
@@ -49,16 +49,17 @@ def own_answers(
     """
     needed = list(needed_examples(tokenizer, examples, settings))
     check_prompts(needed)
-    lengths = [_length(ids) for ids in token_ids(tokenizer, [example.response for example in needed])]
+    context = context_length(model.config)
+    longest = min(LONGEST, context // 2)
+    responses = token_ids(tokenizer, [example.response for example in needed])
+    lengths = [min(max(len(ids), SHORTEST), longest) for ids in responses]
     keys = [_key(example.prompt, length) for example, length in zip(needed, lengths, strict=True)]
     known = _read(store)
-    asked = [place for place, key in enumerate(keys) if needed[place].prompt and key not in known]
-    ids = token_ids(tokenizer, [needed[place].prompt for place in asked])
-    room = max(1, context_length(model.config) - max(lengths)) if asked else 0
-    prompts = {place: [*leading_tokens(tokenizer), *row][-room:] for place, row in zip(asked, ids, strict=True)}
+    asked = {key: place for place, key in enumerate(keys) if needed[place].prompt and key not in known}
+    prompts = _prompt_ids(tokenizer, {place: needed[place].prompt for place in asked.values()}, context - longest)
     done = 0
     for batch in _batches(prompts, lengths):
-        on_batch(done, len(asked))
+        on_batch(done, len(prompts))
         with torch.autocast(model.device.type, torch.bfloat16, enabled=fast):
             answers = _greedy(
                 model, tokenizer, [prompts[place] for place in batch], [lengths[place] for place in batch]
@@ -68,7 +69,7 @@ def own_answers(
         known |= fresh
         done += len(batch)
     answered = (
-        Example(example.prompt, known[key]) if example.prompt else example
+        Example(example.prompt, known.get(key, "")) if example.prompt else example
         for example, key in zip(needed, keys, strict=True)
     )
     return [example for example in answered if example.response.strip()]
@@ -98,6 +99,13 @@ def needed_examples(
             return
         left -= len(prompt) + 1 if prompt else len(token_ids(tokenizer, [example.response])[0]) + 1
         yield example
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Mapping[int, str], most: int) -> dict[int, list[int]]:
+    """The tokens of each prompt by its place, the last ones of a long prompt; without prompts of no tokens."""
+    prefix = leading_tokens(tokenizer)
+    each = zip(prompts, token_ids(tokenizer, list(prompts.values())), strict=True)
+    return {place: [*prefix, *ids[-max(1, most - len(prefix)) :]] for place, ids in each if ids}
 
 
 def _batches(prompts: Mapping[int, Sequence[int]], lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -148,10 +156,6 @@ class _ReadThenWrite(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         torch.set_autocast_enabled(scores.device.type, False)
         return scores
-
-
-def _length(response: Sequence[int]) -> int:
-    return min(max(len(response), SHORTEST), LONGEST)
 
 
 def _key(prompt: str, length: int) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH = 3  # beam width: sets of layers that the search keeps after each step, and that it fits in full at the least
 RIVALS = ("angular", "shortgpt", "perplexity", "sleb")  # whose layers are tried, too
-QUICK_RIVALS = RIVALS[:2]  # tried under any time limit; the others if RIVALS_DONE of it is enough for them
+QUICK_RIVALS = RIVALS[:2]  # tried under any time limit; the others if they end within RIVALS_DONE of it
 NEAR = 0.05  # nats: plans this near to the best one are fitted in full
 RIVALS_DONE, SEARCHED = 0.2, 0.8  # shares of the time, with the usual budget and 30 layers
 
@@ -142,29 +142,31 @@ def _against(chosen: int, plans: Sequence[MergePlan], perplexities: Sequence[dic
 
 def _rival_drops(request: PlanRequest, start: float) -> list[frozenset[int]]:
     """The sets of layers that other methods drop; of those that find a plan, in time if that is limited."""
-    found = []
+    found, end = [], start + RIVALS_DONE * request.seconds if request.seconds else math.inf
     for place, name in enumerate(RIVALS):
         first, last = (RIVALS_DONE * part / len(RIVALS) for part in (place, place + 1))
         progress = share_of(request.progress, first, last)
-        if request.seconds and name not in QUICK_RIVALS:
-            progress = _in_time(progress, start + RIVALS_DONE * request.seconds)
+        if name not in QUICK_RIVALS:
+            progress = _until(end, progress)
         try:
             plan = PLANNERS[name].find(replace(request, progress=progress))
-        except (PlanError, TimeoutError):
+        except (PlanError, _OutOfTimeError):
             continue
         found.append(frozenset(range(request.layer_count)) - set(plan.base_layers()))
     return list(dict.fromkeys(found))
 
 
-def _in_time(progress: Progress, end: float) -> Progress:
-    """Progress that raises TimeoutError as soon as what is left would take until after `end`, at the pace so far."""
-    start = time.monotonic()
+class _OutOfTimeError(Exception):
+    """A rival takes longer than it may."""
+
+
+def _until(end: float, progress: Progress) -> Progress:
+    """Progress that raises _OutOfTimeError if there is more to do at `end`."""
 
     def report(done: int, total: int, text: str) -> None:
         progress(done, total, text)
-        now = time.monotonic()
-        if 0 < done < total and now + (total - done) * (now - start) / done > end:
-            raise TimeoutError
+        if done < total and time.monotonic() > end:
+            raise _OutOfTimeError
 
     return report
 

@@ -91,7 +91,7 @@ def answered(
     check_generates(model, torch.tensor([[0, 0]]))
     weights = content_hash(model_folder(run.experiment.settings.model), ("*.safetensors", "*.json", "*.model", "*.txt"))
     fast = fast_format(model)
-    key = digest(weights, "bfloat16" if fast else str(model.dtype), version("transformers"))
+    key = digest(weights, "read in bfloat16" if fast else str(model.dtype), version("transformers"))
     store = home() / "cache" / "answers" / f"{key}.jsonl"
 
     def on_batch(done: int, total: int) -> None:

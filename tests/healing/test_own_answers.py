@@ -1,13 +1,16 @@
 """The original model's own answers to the prompts of a recovery text."""
 
 import dataclasses
+import itertools
 import json
+import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from swm.errors import Cancelled, TextError
-from swm.healing.own_answers import LONGEST, SHORTEST, needed_examples, own_answers
+from swm.healing.own_answers import BATCH_TOKENS, LONGEST, SHORTEST, _batches, needed_examples, own_answers
 from swm.healing.rows import rows_of
 from swm.stages.recover import recover_run
 from swm.texts.example import Example
@@ -88,16 +91,57 @@ def test_as_many_are_answered_together_as_there_is_room_for(most, tokenizer, unl
     assert (len(sizes) == 1) is (most == 8192)
 
 
-@pytest.mark.parametrize("context", [150, 136])
-def test_a_long_prompt_leaves_room_for_its_answer(context, tokenizer, unlike, tmp_path):
-    prompt = " ".join([WORDS] * 20)
-    model = tiny_model(vocab_size=300, seed=5, max_position_embeddings=context)
+@pytest.mark.parametrize("seed", range(20))
+def test_batches_are_as_large_as_there_is_room_for(seed):
+    draw = random.Random(seed)
+    prompts = {place: range(draw.randint(1, 3000)) for place in draw.sample(range(300), 200)}
+    lengths = [draw.randint(SHORTEST, LONGEST) for _ in range(300)]
+
+    def tokens(batch):
+        return len(batch) * (max(len(prompts[place]) for place in batch) + max(lengths[place] for place in batch))
+
+    batches = list(_batches(prompts, lengths))
+    assert sorted(itertools.chain(*batches)) == sorted(prompts)
+    assert all(len(batch) == 1 or tokens(batch) <= BATCH_TOKENS for batch in batches)
+    assert all(tokens([*batch, following[0]]) > BATCH_TOKENS for batch, following in itertools.pairwise(batches))
+
+
+@pytest.mark.parametrize("context", [512, 200, 150, 64])
+def test_a_long_prompt_is_cut_to_leave_room_for_the_longest_answer(context, tokenizer, unlike, tmp_path):
+    """Learned positions end with an IndexError where a sequence is longer than the context."""
+    model, read = tiny_model("opt", vocab_size=300, max_position_embeddings=context), []
     model.register_forward_pre_hook(
-        lambda module, args, given: places.append(int(given["position_ids"].max())), with_kwargs=True
+        lambda module, args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True
     )
-    places = []
-    own_answers(model, tokenizer, [*unlike, Example(prompt, " the")], WHOLE, tmp_path / "a.jsonl", nothing)
-    assert context - LONGEST <= max(places) < context
+    long = Example(" ".join([WORDS] * 20), " the")
+    own_answers(model, tokenizer, [*unlike, long], WHOLE, tmp_path / "a.jsonl", nothing)
+    prefix, (ids,) = leading_tokens(tokenizer), tokenizer([long.prompt], add_special_tokens=False).input_ids
+    assert len(ids) > 200
+    assert max(read) == min(len(prefix) + len(ids), context - min(LONGEST, context // 2))
+
+
+def test_an_answer_depends_on_its_own_prompt_alone(tokenizer, unlike, tmp_path):
+    model = tiny_model(vocab_size=300, seed=5, max_position_embeddings=150)
+    example = Example(" ".join(WORDS.split()[:8] * 3), " the")
+    among = own_answers(model, tokenizer, [example, example, *unlike], WHOLE, tmp_path / "a.jsonl", nothing)
+    (single,) = own_answers(model, tokenizer, [example], WHOLE, tmp_path / "b.jsonl", nothing)
+    assert among[:2] == [single, single]
+    assert single.response == alone(model, tokenizer, example.prompt, SHORTEST)
+
+
+def test_equal_prompts_are_answered_once_and_prompts_of_no_tokens_never(tokenizer, tmp_path, monkeypatch):
+    model, seen = tiny_model(vocab_size=300, seed=5), []
+    monkeypatch.setattr(
+        "swm.healing.own_answers.token_ids",
+        lambda tokenizer, texts: [
+            [] if not text.strip() else ids
+            for text, ids in zip(texts, tokenizer(list(texts), add_special_tokens=False).input_ids, strict=True)
+        ],
+    )
+    examples = [Example("the house", " is")] * 3 + [Example(" ", " it")]
+    answered = own_answers(model, tokenizer, examples, WHOLE, tmp_path / "a.jsonl", lambda *at: seen.append(at))
+    assert seen == [(0, 1)]
+    assert answered == answered[:1] * 3
 
 
 def test_a_cancelled_one_goes_on_and_another_run_asks_for_nothing(tokenizer, unlike, tmp_path, monkeypatch):
@@ -120,7 +164,8 @@ def test_a_cancelled_one_goes_on_and_another_run_asks_for_nothing(tokenizer, unl
     asked = len({(e.prompt, len(tokenizer(e.response).input_ids)) for e in unlike if e.prompt})
     assert seen[0] == (0, seen[0][1])
     assert seen[0][1] <= asked
-    assert own_answers(None, tokenizer, unlike[::-1], WHOLE, store, nothing) == whole[::-1]
+    never = SimpleNamespace(config=model.config)
+    assert own_answers(never, tokenizer, unlike[::-1], WHOLE, store, nothing) == whole[::-1]
 
 
 def test_only_what_training_reads_is_answered(tokenizer, unlike):

@@ -751,6 +751,14 @@ def test_new_run_says_what_it_needs_and_refuses_what_cannot_fit(study, no_demo, 
     assert test.button(key="run_start").disabled
 
 
+def test_a_read_only_example_says_what_a_run_would_need():
+    test = opened("pages/run.py", experiment="example-demo", run="new run", windows="1-2")
+    said = " ".join(c.value for c in test.caption)
+    assert "of memory" in said
+    assert "read-only" in said
+    assert test.button(key="run_start").disabled
+
+
 def test_a_run_is_duplicated_with_its_settings(study, no_demo):
     recovery = {**asdict(PRESETS["standard"]), "steps": 77, "rank": 5, "target": "original", "adapt": "near"}
     study.run("first").remember(recovery={**recovery, "trained_parameters": 1, "seconds": 1})
