@@ -21,6 +21,7 @@ from swm.texts.tokens import end_token, leading_tokens, token_ids
 
 SHORTEST, LONGEST = 16, 128  # tokens of an answer, between them as many as the given one has; half a short context
 BATCH_TOKENS = 8192  # of prompts and answers that are written together, with padding
+LIKE = 96  # tokens that prompts may differ by and still be sorted by the length of their answers
 
 
 def own_answers(
@@ -109,14 +110,15 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompts: Mapping[int, str], 
 
 
 def _batches(prompts: Mapping[int, Sequence[int]], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """The places of prompts to answer together: of like lengths, for little padding."""
-    batch, longest = list[int](), 0
-    for place in sorted(prompts, key=lambda place: (len(prompts[place]), lengths[place])):
-        longest = max(longest, lengths[place])
-        if batch and (len(batch) + 1) * (len(prompts[place]) + longest) > BATCH_TOKENS:
+    """The places of prompts to answer together: of like lengths, and so are their answers, for little padding."""
+    batch, widest, longest = list[int](), 0, 0
+    for place in sorted(prompts, key=lambda place: (len(prompts[place]) // LIKE, lengths[place])):
+        wider, longer = max(widest, len(prompts[place])), max(longest, lengths[place])
+        if batch and (len(batch) + 1) * (wider + longer) > BATCH_TOKENS:
             yield batch
-            batch, longest = [], lengths[place]
+            batch, wider, longer = [], len(prompts[place]), lengths[place]
         batch.append(place)
+        widest, longest = wider, longer
     if batch:
         yield batch
 
