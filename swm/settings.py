@@ -126,8 +126,8 @@ PRESETS = {
 PRESET_HELP = {
     "quick": "120 steps, to try plans out",
     "standard": "480 steps at half the learning rate",
-    "own-answers": "as quick, on answers that the original writes to the text's prompts first: better in the tasks; "
-    "takes twice to three times as long, once for each model and text",
+    "own-answers": "as quick, on answers that the original writes to the text's prompts first, so that the model keeps "
+    "its style; takes about twice as long, the writing once for each model and text",
     "qlora": "as quick, with the frozen weights in four bits: for models that do not fit otherwise (pip install "
     "bitsandbytes)",
     "paper": "the paper's released settings: alpaca-cleaned from the hub, loss on answers only; hours on a GPU",
