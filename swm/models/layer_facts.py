@@ -45,7 +45,7 @@ def facts_for(model: PreTrainedModel, kept: Sequence[int]) -> Facts:
     facts["num_hidden_layers"] = len(kept)
     matching = _matching_layers(model, facts, targets, kept)
     while matching < len(kept):
-        attempts = [{**facts, name: value} for name, value in _candidates(entries, kept, count)]
+        attempts = _attempts(entries, facts, kept, count)
         scores = [_matching_layers(model, changed, targets, kept) for changed in attempts]
         if max(scores, default=-1) <= matching:
             raise _indescribable(model, facts, targets, kept)
@@ -109,6 +109,15 @@ def _entries(model: PreTrainedModel) -> Facts:
 
 def _is_list(value: Any, length: int) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == length
+
+
+def _attempts(entries: Facts, facts: Facts, kept: Sequence[int], count: int) -> list[Facts]:
+    """The facts with one entry changed, each change once: building a model for it is what takes time."""
+    now, changes = {**entries, **facts}, list[tuple[str, Any]]()
+    for name, value in _candidates(entries, kept, count):
+        if value != now[name] and (name, value) not in changes:
+            changes.append((name, value))
+    return [{**facts, name: value} for name, value in changes]
 
 
 def _candidates(entries: Facts, kept: Sequence[int], count: int) -> Iterator[tuple[str, Any]]:

@@ -1,11 +1,13 @@
 """Models with several kinds of layers: planned, merged, healed; or refused when the experiment is created."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import swm.models.layer_facts as layer_facts
 from swm.errors import ModelError, PlanError
 from swm.merging.apply import apply_plan
 from swm.models.decoder import find_decoder
@@ -68,6 +70,22 @@ def test_every_planners_plan_loads_again_with_the_layers_it_kept(kind, planner, 
         torch.testing.assert_close(kept.state_dict(), original.state_dict())
     with torch.inference_mode():
         torch.testing.assert_close(again(tokens).logits, small(tokens).logits)
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_no_model_is_built_twice_to_find_a_config(kind, monkeypatch):
+    model, seen, usual = made(kind), [], layer_facts._layers_of
+
+    def built(model, facts):
+        seen.append({**vars(model.config.get_text_config()), **facts})
+        return usual(model, facts)
+
+    monkeypatch.setattr(layer_facts, "_layers_of", built)
+    with suppress(PlanError):  # it builds the best attempt once more to say what is wrong
+        facts_for(model, [0, 1, 2, 4, 5, 6, 7])
+    assert len(seen) > 1
+    tried = seen[1:] if seen[-1] not in seen[:-1] else seen[1:-1]
+    assert all(facts not in tried[:place] for place, facts in enumerate(tried))
 
 
 @pytest.mark.parametrize("kind", HYBRIDS)
