@@ -68,10 +68,11 @@ def plainly(model: Any, tokenizer: Any, examples: list[Any], fast: bool) -> list
     order = sorted(range(len(examples)), key=lambda place: len(examples[place].prompt))
     for done in range(0, len(order), BATCH):
         batch = order[done : done + BATCH]
-        given = tokenizer([examples[place].prompt for place in batch], return_tensors="pt", padding=True)
+        prompts = [examples[place].prompt for place in batch]
+        given = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
         responses = tokenizer([examples[place].response for place in batch]).input_ids
         lengths = [min(max(len(response), SHORTEST), LONGEST) for response in responses]
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=fast):
             found = model.generate(
                 **given, max_new_tokens=max(lengths), do_sample=False, pad_token_id=tokenizer.eos_token_id
             )

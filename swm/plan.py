@@ -145,7 +145,7 @@ class MergePlan:
             some = f"one of the layers {', '.join(map(str, few))}" if len(few) > 1 else f"layer {few[0]}"
             raise PlanError(
                 f"The smaller model could not be used: {model} needs {some}{', …' * (len(lost) > len(few))} to write "
-                f"text, and the plan {'keeps none of them' if len(few) > 1 else 'drops it'}. Take "
+                f"text, and the plan {'keeps none of them' if len(few) > 1 else 'does not keep it'}. Take "
                 f"{'one of them' if len(few) > 1 else 'it'} out of the windows."
             )
 

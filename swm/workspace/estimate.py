@@ -25,7 +25,7 @@ GRAM_TOKENS = 512  # tokens in the Gram matrix that a measurement holds for each
 ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search per layer of the model
 EVALUATION_SECONDS = 8  # of an evaluation, beside reading: loading, writing the sample answers
 BACKWARD = 4  # cost of a training step in forward passes; 3.8 measured with LoRA
-ANSWERED_TOGETHER = 3  # times as fast as one after the other are prompts answered in batches, on a CPU
+ANSWERED_TOGETHER = 3  # how many times as fast batches of prompts are answered as single ones, on a CPU
 
 
 UNSURE = (0.8, 1.6)  # the shortest and longest time that an estimate stands for, as a multiple of it
