@@ -30,7 +30,7 @@ from swm.settings import SKIPPED_TOKENS
 
 TRIED = 2.0  # factor that is tried out
 LARGE = 100.0  # states over what a layer adds: what norms add to the mean square is nothing then
-SAME, NEAR = 1e-3, 0.1  # relative difference up to which two layers are the same, with such states and with usual ones
+SAME, NEAR = 1e-3, 0.1  # relative difference up to which two layers are the same: at all, and where norms show theirs
 
 
 def magnitude_factor(targets: Tensor, states: Tensor) -> float:
@@ -103,8 +103,11 @@ class Writes:
         large = LARGE * added * self._noise
         if not _divides(layer, large, self._known, SAME):
             self._known = _found(layer, large)
-        usual = self._replay.input_of(index).float().pow(2).mean(-1).sqrt().median() * self._noise
-        if not (_divides(layer, large, self._known, SAME) and _divides(layer, usual, self._known, NEAR)):
+        size = self._replay.input_of(index).float().pow(2).mean(-1).sqrt().median()
+        usual = torch.minimum(size, LARGE * added) * self._noise
+        near = _divides(layer, large, self._known, SAME) and _divides(layer, usual, self._known, NEAR)
+        _take_epsilon(layer.module)
+        if not (near and _divides(layer, usual, self._known, SAME)):
             raise _refused(layer.module, "they read it without a norm")
         own = dict(self._replay.layers[index].named_parameters())
         if any(self._uses[id(own[name])] > 1 for name in self._known):
@@ -119,6 +122,17 @@ def _in_float32(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _has_fractions(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _take_epsilon(layer: nn.Module) -> None:
+    """Take away what norms add to the mean square, so that with usual states a norm must give exactly the same.
+
+    With large ones alone, an activation function would pass for a norm: it is nearly linear for either sign then.
+    """
+    for module in layer.modules():
+        for name, value in vars(module).items():
+            if "eps" in name and isinstance(value, float):
+                setattr(module, name, 1e-20)
 
 
 def _divides(layer: OneLayer, hidden: Tensor, divided: Mapping[str, float], same: float) -> bool:

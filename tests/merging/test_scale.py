@@ -166,6 +166,21 @@ def test_layers_that_read_the_state_without_a_norm_are_refused(family):
         check_scales(made(family))
 
 
+@pytest.mark.parametrize("gate", [1, 3, 10, 30, 100, 300])
+@pytest.mark.parametrize("large", [False, True])
+def test_an_activation_that_is_nearly_linear_does_not_pass_for_a_norm(large, gate):
+    model = larger_embedding(made("olmo2")) if large else made("olmo2")
+    with torch.no_grad():
+        for layer in find_decoder(model).layers:
+            layer.mlp.gate_proj.weight *= gate  # the larger, the nearer is the activation to one without curvature
+    try:
+        error = relative_error(model)
+    except NoScaleError:
+        return
+    assert gate >= 100
+    assert error < 2e-3
+
+
 @pytest.mark.parametrize(
     ("family", "parameters"),
     [
