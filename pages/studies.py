@@ -263,7 +263,8 @@ experiment = require_experiment(
     start_page("Studies", "Compare every method at several depths on this model, before and after healing.")
 )
 caption(experiment)
-kind = named_choice(st.segmented_control, "Study", {kind: NAMES[kind] for kind in KINDS}, "studies_kind", required=True)
+names, done = {kind: NAMES[kind] for kind in KINDS}, [k for k in KINDS if experiment.changed(f"studies/{k}.json")]
+kind = named_choice(st.segmented_control, "Study", names, "studies_kind", [*done, ""][0], required=True)
 st.caption(KINDS[kind])
 with shown_errors():
     last = experiment.study(kind)

@@ -11,14 +11,17 @@ from swm.registry import Entry
 from swm.reporting.glossary import title_of
 
 
-def named_choice(widget: Callable[..., Any], label: str, titles: Mapping[str, str], key: str, **settings: Any) -> str:
+def named_choice(
+    widget: Callable[..., Any], label: str, titles: Mapping[str, str], key: str, default: str = "", **settings: Any
+) -> str:
     """A selectbox or segmented control that shows titles; the address and the session keep the name behind the title.
 
     Args:
-        titles: of the options by name, the default first.
+        titles: of the options by name.
+        default: a name; without it the first.
     """
     if st.session_state.get(key) not in titles:
-        kept = (st.query_params.get(key), st.session_state.get(f"kept_{key}"), next(iter(titles)))
+        kept = (st.query_params.get(key), st.session_state.get(f"kept_{key}"), default, next(iter(titles)))
         st.session_state[key] = next(name for name in kept if name in titles)
     name: str = widget(label, list(titles), format_func=lambda name: titles[name], key=key, **settings)
     st.session_state[f"kept_{key}"] = st.query_params[key] = name

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
 from swm.errors import printable
 from swm.reporting.preview import TEMPLATES
+
+SPACES_IN_FIGURES = re.compile(r"(?<=\d) (?=%)|(?<=×) (?=\d)|(?<=\d,) (?=[-+]?[\d.]+\])")  # 16 %, × 1.17, [2.1, 5.7]
 
 
 def figure_html(figure: go.Figure, first: bool) -> Markup:
@@ -28,5 +32,6 @@ def template_environment() -> Environment:
     environment.globals["layers_css"] = Markup((TEMPLATES / "layers.css").read_text(encoding="utf-8"))  # noqa: S704
     environment.globals["layers_js"] = Markup((TEMPLATES / "layers.js").read_text(encoding="utf-8"))  # noqa: S704
     environment.filters["printable"] = printable
+    environment.filters["unbroken"] = lambda text: SPACES_IN_FIGURES.sub("\u00a0", text)
     environment.filters["number"] = lambda value: f"{value:,.1f}"
     return environment

@@ -923,3 +923,26 @@ def test_the_tour_greets_only_those_who_have_nothing_of_their_own(home, model_fo
     test = opened("app.py")
     assert test.button(key="home_tour").proto.type == "secondary"
     assert not any("New here?" in text.value for text in test.markdown)
+
+
+def test_an_experiment_opens_on_what_is_known_of_it():
+    settings = ExperimentSettings("some-model")
+    study = Experiment.create("planned", settings, {**FACTS, "dtype": "float32", "width": 8})
+    assert opened("pages/preview.py", experiment="planned").segmented_control(key="preview_door").value == "threshold"
+    planned(study, "sleb", (Window(1, 4),), 40.0)
+    preview = opened("pages/preview.py", experiment="planned")
+    assert preview.segmented_control(key="preview_door").value == "target"
+    assert preview.number_input(key="target_layers_planned").value == 3  # five would be the usual target
+    linked = opened("pages/preview.py", experiment="planned", threshold="0.8")
+    assert linked.segmented_control(key="preview_door").value == "threshold"
+    healed = opened("pages/studies.py", experiment="example-healing")
+    assert healed.segmented_control(key="studies_kind").value == "healing"
+    assert opened("pages/studies.py", experiment="planned").segmented_control(key="studies_kind").value == "methods"
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "assets" / "experiments").glob("example-*")))
+def test_no_page_of_an_example_is_empty(example):
+    assert "not been measured yet" not in texts(opened("pages/redundancy.py", experiment=example))
+    assert "not been searched yet" not in texts(opened("pages/preview.py", experiment=example))
+    if example != "example-demo":  # has no study; its page links to those that do
+        assert "no results yet" not in texts(opened("pages/studies.py", experiment=example))

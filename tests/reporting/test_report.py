@@ -9,6 +9,7 @@ import pytest
 from swm.errors import ExperimentError
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.headline import headline
+from swm.reporting.html import template_environment
 from swm.reporting.judged import judged
 from swm.reporting.key_figures import key_figures
 from swm.reporting.report import report_html, write_report
@@ -18,10 +19,17 @@ from swm.workspace.experiments import Experiment
 from tests.reporting.report_cases import EVIL
 from tests.reporting.test_compare import FACTS
 
+UNBROKEN = "\u00a0"
+
+
+def first_screen(experiment):
+    slide = re.search(r'<section class="slide">.*?</section>', report_html(experiment), re.DOTALL)[0]
+    return unescape(slide).replace(UNBROKEN, " ")
+
 
 def test_the_first_screen_says_in_everyday_words_what_was_lost():
     example = Experiment.open("example-demo")
-    slide = unescape(re.search(r'<section class="slide">.*?</section>', report_html(example), re.DOTALL)[0])
+    slide = first_screen(example)
     short = re.search(r'class="short">In short: of 100 questions it answers about ([\d.]+) fewer right', slide)
     rows = flat_rows(judged(compare(example)))
     row = rows[headline(rows)]
@@ -40,7 +48,7 @@ def test_report_needs_no_network(experiment):
 def test_the_first_screen_has_the_verdict_and_its_numbers(experiment):
     rows = flat_rows(judged(compare(experiment)))
     row = rows[headline(rows)]
-    slide = unescape(re.search(r'<section class="slide">.*?</section>', report_html(experiment), re.DOTALL)[0])
+    slide = first_screen(experiment)
     assert all(part in slide for part in gain_and_cost(row["verdict"]))
     assert " ".join(gain_and_cost(row["verdict"])) == row["verdict"]
     for name in ("speed", "perplexity", "choice_logprob"):
@@ -86,3 +94,9 @@ def test_the_map_outlines_the_windows_of_the_run_on_the_first_screen():
     first = next(run.name for run in experiment.runs() if not run.is_baseline)
     assert name != first
     assert f"windows of {name} outlined" in report_html(experiment)
+
+
+def test_no_line_ends_within_a_figure():
+    template = template_environment().from_string("{{ text | unbroken }}")
+    said = template.render(text="16 % smaller, × 1.17 [1.1, -2.1], 3 fewer")
+    assert said == "16~% smaller, ×~1.17 [1.1,~-2.1], 3 fewer".replace("~", UNBROKEN)

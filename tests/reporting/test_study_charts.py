@@ -72,3 +72,10 @@ def test_a_broken_model_is_out_of_the_chart_and_not_cut_in_half(broken):
     log_axis(figure, 26.4)  # a perplexity of 528 is 20 times that
     low, high = figure.layout.yaxis.range
     assert low < math.log10(26.4) < math.log10(1.2 * 189) < high < math.log10(0.97 * broken)
+
+
+def test_of_a_point_above_the_chart_no_error_bar_shows():
+    bars = {"array": [40.0, 140.0], "arrayminus": [38.0, 114.0]}
+    figure = go.Figure().add_scatter(y=[189.0, 603.0], error_y=bars)
+    log_axis(figure, 26.4)
+    assert list(figure.data[0].error_y.arrayminus) == [38.0, 0.0]
