@@ -92,11 +92,6 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
     return arguments
 
 
-def only_planned(experiment: Experiment) -> bool:
-    """Whether planners found plans, and no path was searched with the default rule."""
-    return DEFAULT_RULE not in experiment.rules_searched() and any((experiment.folder / "plans").glob("*.json"))
-
-
 def plan_shown(experiment: Experiment, found: Found) -> dict[str, Any]:
     """A plan that no threshold of the path stands for, ready to draw."""
     answers, facts = kept_answers(experiment, found.plan.rule), experiment.model_facts
@@ -175,7 +170,6 @@ experiment = require_experiment(
     start_page("Preview", "Choose which layers merge, and see at once what the smaller model would be and say.")
 )
 caption(experiment)
-linked = "threshold" in st.query_params
 st.session_state.setdefault("preview_threshold", number_from_address("threshold", DEFAULT_THRESHOLD, 0.0001, 1.0))
 with st.container(key="wrap_row_preview"):
     places = st.columns([2.2, 1.7, 1], gap="large", vertical_alignment="bottom")
@@ -184,7 +178,6 @@ door = named_choice(
     "How should layers be chosen?",
     DOORS,
     "preview_door",
-    "threshold" if linked or not only_planned(experiment) else "target",
     required=True,
     on_change=forget_edits,
     args=(experiment,),

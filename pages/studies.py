@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.choices import named_choice
+from pages.shared.choices import STUDY, named_choice
 from pages.shared.frame import (
     caption,
     command_line,
@@ -263,8 +263,8 @@ experiment = require_experiment(
     start_page("Studies", "Compare every method at several depths on this model, before and after healing.")
 )
 caption(experiment)
-names, done = {kind: NAMES[kind] for kind in KINDS}, [k for k in KINDS if experiment.changed(f"studies/{k}.json")]
-kind = named_choice(st.segmented_control, "Study", names, "studies_kind", [*done, ""][0], required=True)
+made = next((kind for kind in KINDS if experiment.changed(f"studies/{kind}.json")), "")
+kind = named_choice(st.segmented_control, "Study", {kind: NAMES[kind] for kind in KINDS}, STUDY, made, required=True)
 st.caption(KINDS[kind])
 with shown_errors():
     last = experiment.study(kind)

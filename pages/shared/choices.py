@@ -10,6 +10,8 @@ import streamlit as st
 from swm.registry import Entry
 from swm.reporting.glossary import title_of
 
+STUDY = "studies_kind"
+
 
 def named_choice(
     widget: Callable[..., Any], label: str, titles: Mapping[str, str], key: str, default: str = "", **settings: Any
@@ -26,6 +28,13 @@ def named_choice(
     name: str = widget(label, list(titles), format_func=lambda name: titles[name], key=key, **settings)
     st.session_state[f"kept_{key}"] = st.query_params[key] = name
     return name
+
+
+def forget_choice(key: str) -> None:
+    """Let a choice fall back on its default."""
+    for name in (key, f"kept_{key}"):
+        st.session_state.pop(name, None)
+    st.query_params.pop(key, None)
 
 
 def titles_of(registry: Mapping[str, Entry]) -> dict[str, str]:

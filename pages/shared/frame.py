@@ -12,6 +12,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.choices import STUDY, forget_choice
 from pages.shared.login import require_login
 from pages.shared.plain import plain
 from pages.shared.tour import show_tour
@@ -226,9 +227,24 @@ def _choose(experiments: list[Experiment]) -> Experiment | None:
     if st.session_state.get("experiment") not in names:  # deleted in the meantime
         st.session_state.pop("experiment", None)
     help_text = "All pages show this experiment."
-    name = st.selectbox("Experiment", names, key="experiment", persist_state="session", help=help_text)
+    name = st.selectbox(
+        "Experiment",
+        names,
+        key="experiment",
+        persist_state="session",
+        help=help_text,
+        on_change=_forget_missing_study,
+        args=(experiments,),
+    )
     st.query_params["experiment"] = name  # always in the address, so that it can be shared
     return experiments[names.index(name)]
+
+
+def _forget_missing_study(experiments: list[Experiment]) -> None:
+    """Where the experiment chosen lacks the study shown last, Studies opens on one that it has."""
+    kind, chosen = st.session_state.get(f"kept_{STUDY}"), st.session_state["experiment"]
+    if not any(listed.name == chosen and listed.changed(f"studies/{kind}.json") for listed in experiments):
+        forget_choice(STUDY)
 
 
 def _steps(experiment: Experiment | None) -> None:

@@ -156,12 +156,10 @@ def forget_edits(experiment: Experiment) -> None:
 
 
 def _value(place: Any, experiment: Experiment, kind: str) -> float:
-    """The target's number, with a default some fifth below the original; of layers, where a plan is known."""
+    """The target's number, with a default a fifth below the original."""
     count, mib, millions = experiment.layer_count, _memory_now(experiment), experiment.model_facts["parameters"] / 1e6
-    known = [plan["layers_left"] for plan in experiment.plans_found() if plan["layers_left"] < count]
-    nearest = min(known or [max(2, round(0.8 * count))], key=lambda layers: abs(layers - 0.8 * count))
     settings: dict[str, Any] = {
-        LAYERS: {"low": 2, "high": count, "default": nearest, "step": 1},
+        LAYERS: {"low": 2, "high": count, "default": max(2, round(0.8 * count)), "step": 1},
         MEMORY: {
             "low": 1.0,
             "high": 2.0**30,

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from accelerate.utils.operations import recursively_apply
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from swm.errors import NoScaleError
@@ -30,6 +32,10 @@ from swm.settings import SKIPPED_TOKENS
 
 TRIED = 2.0  # factor that is tried out
 LARGE = 100.0  # states over what a layer adds: what norms add to the mean square is nothing then
+# Where norms add an epsilon to the mean square: torch's own, by what they take before it, and sums with a small number.
+RMS_NORM = ("input", "normalized_shape", "weight")
+NORMS: dict[Any, tuple[str, ...]] = {functional.rms_norm: RMS_NORM, functional.layer_norm: (*RMS_NORM, "bias")}
+SUMS, SMALL, NOTHING = (Tensor.add, Tensor.__add__, Tensor.__radd__, torch.add), 0.1, 1e-20
 SAME, NEAR = 1e-3, 0.1  # relative difference up to which two layers are the same: at all, and where norms show theirs
 
 
@@ -83,7 +89,7 @@ class Writes:
 
     def __init__(self, model: PreTrainedModel) -> None:
         size = int(model.config.get_text_config().vocab_size)
-        self._replay = Replay(model, (torch.arange(8)[None] % size).to(model.device), keep_every=4)
+        self._replay = Replay(model, (torch.arange(8)[None] * (size // 8)).to(model.device), keep_every=4)
         self._known: dict[str, float] = {}
         layers, reference = self._replay.layers, self._replay.reference
         self._uses = Counter(id(weight) for layer in layers for weight in layer.parameters())
@@ -105,9 +111,10 @@ class Writes:
             self._known = _found(layer, large)
         size = self._replay.input_of(index).float().pow(2).mean(-1).sqrt().median()
         usual = torch.minimum(size, LARGE * added) * self._noise
-        near = _divides(layer, large, self._known, SAME) and _divides(layer, usual, self._known, NEAR)
-        _take_epsilon(layer.module)
-        if not (near and _divides(layer, usual, self._known, SAME)):
+        exact = _divides(layer, large, self._known, SAME) and _divides(layer, usual, self._known, NEAR)
+        with _WithoutEpsilon():
+            exact = exact and _divides(layer, usual, self._known, SAME)
+        if not exact:
             raise _refused(layer.module, "they read it without a norm")
         own = dict(self._replay.layers[index].named_parameters())
         if any(self._uses[id(own[name])] > 1 for name in self._known):
@@ -124,15 +131,20 @@ def _has_fractions(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _take_epsilon(layer: nn.Module) -> None:
-    """Take away what norms add to the mean square, so that with usual states a norm must give exactly the same.
+class _WithoutEpsilon(TorchFunctionMode):
+    """Leaves out what norms add to the mean square, so that with usual states a norm must give exactly the same.
 
     With large ones alone, an activation function would pass for a norm: it is nearly linear for either sign then.
     """
-    for module in layer.modules():
-        for name, value in vars(module).items():
-            if "eps" in name and isinstance(value, float):
-                setattr(module, name, 1e-20)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in NORMS:
+            kwargs |= dict(zip(NORMS[func], args, strict=False))
+            return func(**{**kwargs, "eps": NOTHING})
+        if func in SUMS and len(args) == 2 and isinstance(args[1], float) and 0 < args[1] < SMALL:
+            args = (args[0], NOTHING)
+        return func(*args, **kwargs)
 
 
 def _divides(layer: OneLayer, hidden: Tensor, divided: Mapping[str, float], same: float) -> bool:

@@ -11,7 +11,8 @@ from markupsafe import Markup
 from swm.errors import printable
 from swm.reporting.preview import TEMPLATES
 
-SPACES_IN_FIGURES = re.compile(r"(?<=\d) (?=%)|(?<=×) (?=\d)|(?<=\d,) (?=[-+]?[\d.]+\])")  # 16 %, × 1.17, [2.1, 5.7]
+# Of "16 %", "× 1.17" and "[-0.3, +0.2 %]"
+SPACES_IN_FIGURES = re.compile(r"(?<=\d) (?=%)|(?<=×) (?=\d)|(?<=\d,) (?=[-+]?[\d.,]+(?: %)?\])")
 
 
 def figure_html(figure: go.Figure, first: bool) -> Markup:

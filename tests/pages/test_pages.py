@@ -925,19 +925,17 @@ def test_the_tour_greets_only_those_who_have_nothing_of_their_own(home, model_fo
     assert not any("New here?" in text.value for text in test.markdown)
 
 
-def test_an_experiment_opens_on_what_is_known_of_it():
-    settings = ExperimentSettings("some-model")
-    study = Experiment.create("planned", settings, {**FACTS, "dtype": "float32", "width": 8})
-    assert opened("pages/preview.py", experiment="planned").segmented_control(key="preview_door").value == "threshold"
-    planned(study, "sleb", (Window(1, 4),), 40.0)
-    preview = opened("pages/preview.py", experiment="planned")
-    assert preview.segmented_control(key="preview_door").value == "target"
-    assert preview.number_input(key="target_layers_planned").value == 3  # five would be the usual target
-    linked = opened("pages/preview.py", experiment="planned", threshold="0.8")
-    assert linked.segmented_control(key="preview_door").value == "threshold"
-    healed = opened("pages/studies.py", experiment="example-healing")
-    assert healed.segmented_control(key="studies_kind").value == "healing"
-    assert opened("pages/studies.py", experiment="planned").segmented_control(key="studies_kind").value == "methods"
+def test_studies_open_on_one_that_was_made_also_after_another_experiment_is_chosen():
+    test = opened("pages/studies.py", experiment="example-healing")
+    for example, kind in (("example-methods", "methods"), ("example-healing", "healing"), ("example-study", "methods")):
+        test.sidebar.selectbox(key="experiment").select(example).run()
+        assert test.segmented_control(key="studies_kind").value == kind
+        assert "no results yet" not in texts(test)
+    test.segmented_control(key="studies_kind").select("texts").run()
+    test.sidebar.selectbox(key="experiment").select("example-demo").run()  # has none
+    assert test.segmented_control(key="studies_kind").value == "methods"
+    asked = opened("pages/studies.py", experiment="example-healing", studies_kind="thresholds")
+    assert asked.segmented_control(key="studies_kind").value == "thresholds"
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "assets" / "experiments").glob("example-*")))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from swm.search.kept_path import kept_path
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.names import SHIPPED
@@ -55,6 +56,16 @@ def test_scores_follow_from_the_answers(folder: Path):
         assert (task == "boolq") == (not bits)
         if bits:
             assert scores[task]["bits_per_byte"]["value"] == pytest.approx(sum(bits) / len(bits), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["example-healing", "example-methods", "example-study"])
+def test_the_threshold_of_a_run_shows_its_plan(name):
+    example = Experiment.open(name)
+    path = kept_path(example, "rdsc")
+    runs = [run for run in example.runs() if run.plan.rule == "rdsc" and run.settings.get("threshold")]
+    assert runs
+    for run in runs:
+        assert path.plan_at(run.settings["threshold"]).plan.windows == run.plan.windows, run.name
 
 
 def test_the_examples_stay_below_eight_megabytes():

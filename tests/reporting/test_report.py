@@ -98,5 +98,6 @@ def test_the_map_outlines_the_windows_of_the_run_on_the_first_screen():
 
 def test_no_line_ends_within_a_figure():
     template = template_environment().from_string("{{ text | unbroken }}")
-    said = template.render(text="16 % smaller, × 1.17 [1.1, -2.1], 3 fewer")
-    assert said == "16~% smaller, ×~1.17 [1.1,~-2.1], 3 fewer".replace("~", UNBROKEN)
+    said = template.render(text="16 % smaller, × 1.17 [1.1, -2.1], 3 fewer, none [-0.3, +0.2 %], of [2,001.2, 3,456.7]")
+    expected = "16~% smaller, ×~1.17 [1.1,~-2.1], 3 fewer, none [-0.3,~+0.2~%], of [2,001.2,~3,456.7]"
+    assert said == expected.replace("~", UNBROKEN)
