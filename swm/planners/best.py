@@ -51,7 +51,9 @@ def _candidates(request: PlanRequest, how: str | None, start: float) -> list[Mer
     count = request.layer_count
     fitter = window_fitter(request.model, request.fit_tokens(WINDOW_FIT_TOKENS), how) if how else None
     loss = request.loss(how or "dropped", fitter)
-    rivals = agreed(_rival_drops(request, start))
+    rivals, left_out = agreed(_rival_drops(request, start))
+    if left_out:
+        request.finalists.update(texts=0, others=[], left_out=left_out)
     searching = replace(request, progress=share_of(request.progress, RIVALS_DONE, SEARCHED))
     budget = _by_time(start + SEARCHED * request.seconds) if request.seconds else request.budget
     dropped = beam_drops(range(1, count), request.drop, loss, WIDTH, budget, searching.tried, request.kinds)
@@ -140,9 +142,9 @@ def _against(chosen: int, plans: Sequence[MergePlan], perplexities: Sequence[dic
     return {"texts": perplexities[chosen]["texts"], "others": sorted(others, key=lambda other: other["ratio"])}
 
 
-def _rival_drops(request: PlanRequest, start: float) -> list[frozenset[int]]:
-    """The sets of layers that other methods drop; of those that find a plan, in time if that is limited."""
-    found, end = [], start + RIVALS_DONE * request.seconds if request.seconds else math.inf
+def _rival_drops(request: PlanRequest, start: float) -> tuple[list[frozenset[int]], list[str]]:
+    """The sets of layers that other methods drop, of those that find a plan; and the methods that were not in time."""
+    found, late, end = [], list[str](), start + RIVALS_DONE * request.seconds if request.seconds else math.inf
     for place, name in enumerate(RIVALS):
         first, last = (RIVALS_DONE * part / len(RIVALS) for part in (place, place + 1))
         progress = share_of(request.progress, first, last)
@@ -150,10 +152,13 @@ def _rival_drops(request: PlanRequest, start: float) -> list[frozenset[int]]:
             progress = _until(end, progress)
         try:
             plan = PLANNERS[name].find(replace(request, progress=progress))
-        except (PlanError, _OutOfTimeError):
+        except PlanError:
+            continue
+        except _OutOfTimeError:
+            late.append(name)
             continue
         found.append(frozenset(range(request.layer_count)) - set(plan.base_layers()))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), late
 
 
 class _OutOfTimeError(Exception):

@@ -42,7 +42,8 @@ class PlanRequest:
         seconds: time limit for planners that take a budget; None without one.
         finalists: filled by planners that compare their last plans on more text: `texts`, their number, and for each
             other plan `windows`, `rule` and its perplexity against the chosen one's, `ratio` with its 95 % interval
-            `low` and `high` over these texts; and `perplexity`, the chosen plan's on the calibration text.
+            `low` and `high` over these texts; `perplexity`, the chosen plan's on the calibration text; and `left_out`,
+            the planners whose plans would have been tried with more time.
         progress: called with the plans tried so far; may raise to stop.
         fragile: whether no config may describe the model without some layers, see `planners.needed`.
     """

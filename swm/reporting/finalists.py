@@ -12,11 +12,17 @@ MATTERS = 1.1  # times: from this ratio of perplexities on, it is said that anot
 
 
 def finalists_sentence(finalists: dict[str, Any] | None) -> str:
-    """Which of the last plans compared are as good as the chosen one, as far as the text tells; empty without others.
+    """Which of the last plans compared are as good as the chosen one, as far as the text tells, and which are missing.
 
     Args:
         finalists: as in a saved plan.
     """
+    late = " and ".join(PLANNERS[name].title for name in (finalists or {}).get("left_out", []) if name in PLANNERS)
+    missing = f"Time was too short to try what {late} would choose as well: allow more minutes." if late else ""
+    return " ".join(filter(None, [_compared(finalists), missing]))
+
+
+def _compared(finalists: dict[str, Any] | None) -> str:
     others = (finalists or {}).get("others") or []
     if not finalists or not others:
         return ""

@@ -21,10 +21,11 @@ class Finalist(Record):
 
 
 class Finalists(Record):
-    """The last plans that a planner compared, on so many held-out texts."""
+    """The last plans that a planner compared, on so many held-out texts; planners that time was too short to ask."""
 
     texts: int
     others: list[Finalist]
+    left_out: list[str] = Field(default_factory=list)
 
 
 class HalfChoice(Record):

@@ -264,9 +264,10 @@ def test_the_slow_rivals_have_a_fifth_of_the_time(tokens, monkeypatch, seconds, 
             return plan
 
         monkeypatch.setitem(PLANNERS._entries, name, replace(planner, find=find))
-    losses = {}
-    plan_with("best", tiny_model(layers=6), tokens, 4, losses=losses, seconds=seconds)
+    losses, finalists = {}, {}
+    plan_with("best", tiny_model(layers=6), tokens, 4, losses=losses, seconds=seconds, finalists=finalists)
     assert list(found) == ["angular", "shortgpt", *in_time]
+    assert finalists.get("left_out", []) == [name for name in ("perplexity", "sleb") if name not in in_time]
     for plan in found.values():
         dropped = frozenset(range(6)) - set(plan.base_layers())
         assert dropped in losses["dropped" if 0 in dropped else "fit"]

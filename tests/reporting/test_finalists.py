@@ -81,6 +81,23 @@ def test_the_sentence_says_what_the_text_can_tell(others, said):
     assert finalists_sentence({"texts": 64, "others": others}) == said
 
 
+def test_it_says_which_methods_there_was_no_time_for(model_folder, text_file):
+    short = "Time was too short to try what {} would choose as well: allow more minutes."
+    late = short.format("Shortened LLaMA PPL (perplexity) and SLEB")
+    assert finalists_sentence({"texts": 0, "others": [], "left_out": ["perplexity", "sleb"]}) == late
+    compared = [other(1.05, 1.01, 1.09, (3, 4))]
+    said = finalists_sentence({"texts": 64, "others": compared, "left_out": ["sleb", "gone in this release"]})
+    assert said.endswith(
+        "its perplexity: 3-4. Time was too short to try what SLEB would choose as well: allow more minutes."
+    )
+    experiment = create_experiment("e", ExperimentSettings(str(model_folder), str(text_file), 4, 32))
+    plan_by(experiment, "best", 2, minutes=1e-6)
+    assert Experiment.open("e").planned("best", 2)["finalists"]["left_out"] == ["perplexity", "sleb"]
+    test = opened("pages/preview.py", experiment="e", preview_door="target", target_method="best")
+    test.number_input(key="target_layers_e").set_value(2).run()
+    assert late in [caption.value for caption in test.caption]
+
+
 def test_a_plan_of_an_older_release_says_nothing():
     assert finalists_sentence(None) == ""
 
