@@ -150,16 +150,6 @@ def test_a_model_without_a_norm_at_the_end_is_refused():
         check_scales(tiny_model("opt", layers=LAYERS, **options))
 
 
-@pytest.mark.bundled
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_layer_of_the_bundled_model_adds_the_outputs_of_two_maps(dtype):
-    model = load_model("smollm2-135m")[0].to(dtype)
-    torch.set_num_threads(1)  # runs of eight tokens; the fixture sets it back
-    writes = Writes(model)
-    for index in range(30):
-        assert writes.of(index) == {"self_attn.o_proj.weight": 0, "mlp.down_proj.weight": 0}
-
-
 @pytest.mark.parametrize("family", sorted(WITHOUT_NORM_BEFORE))
 def test_layers_that_read_the_state_without_a_norm_are_refused(family):
     with pytest.raises(NoScaleError, match="they read it without a norm. Choose rule or repair fit"):

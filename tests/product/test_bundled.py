@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from swm.merging.apply import apply_plan
+from swm.merging.scale import Writes
 from swm.models.decoder import find_decoder, parameter_count
 from swm.models.load import load_model, save_model
 from swm.models.locate import bundled_file
@@ -79,3 +80,11 @@ def test_any_gguf_file_loads_by_its_path(bundled_home, converted, home, monkeypa
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     for folder in converted.glob("gguf-*"):
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_layer_adds_the_outputs_of_two_maps(bundled, dtype):
+    torch.set_num_threads(1)  # runs of eight tokens; the fixture sets it back
+    writes = Writes(bundled[0].to(dtype))
+    for index in range(30):
+        assert writes.of(index) == {"self_attn.o_proj.weight": 0, "mlp.down_proj.weight": 0}
