@@ -939,8 +939,6 @@ def test_studies_open_on_one_that_was_made_also_after_another_experiment_is_chos
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "assets" / "experiments").glob("example-*")))
-def test_no_page_of_an_example_is_empty(example):
+def test_every_example_has_a_map_and_a_path(example):
     assert "not been measured yet" not in texts(opened("pages/redundancy.py", experiment=example))
     assert "not been searched yet" not in texts(opened("pages/preview.py", experiment=example))
-    if example != "example-demo":  # has no study; its page links to those that do
-        assert "no results yet" not in texts(opened("pages/studies.py", experiment=example))
