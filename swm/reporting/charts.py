@@ -120,11 +120,9 @@ def log_axis(figure: go.Figure, lowest: float | None) -> None:
         top = min(1.3 * max(values), 1.02 * TALLEST * lowest)  # room for error bars, but not for half a marker above
         figure.update_yaxes(range=[math.log10(0.8 * lowest), math.log10(top)])
         for line in figure.data:
-            if line.error_y.arrayminus is not None:  # of a point above the chart, the lower end would show alone
-                drawn = [
-                    0 if y and y > top else below for y, below in zip(line.y, line.error_y.arrayminus, strict=True)
-                ]
-                line.error_y.arrayminus = drawn
+            ends = line.error_y.arrayminus
+            if ends is not None:  # of a point above the chart, this end would show alone
+                line.error_y.arrayminus = [0 if y and y > top else end for y, end in zip(line.y, ends, strict=True)]
 
 
 def error_bars(intervals: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
