@@ -65,9 +65,9 @@ def main() -> None:
             else:
                 smaller = apply_plan(model, plan)
             known[layers] = [math.log(perplexity(smaller, tokens)["value"]) for tokens in held_out.values()]
-        common = [len(one & other) / len(one) for one, other in itertools.combinations(chosen, 2)]
+        common = [len(one & other) / len(one) for one, other in itertools.combinations(chosen, 2)] or [1]
         print(
-            f"{planner:12} {number:3} texts  {seconds:6.1f} s  in common {100 * statistics.fmean(common or [1]):3.0f} %  "
+            f"{planner:12} {number:3} texts  {seconds:6.1f} s  in common {100 * statistics.fmean(common):3.0f} %  "
             f"{len(set(chosen))} plans  {'  '.join(spread([known[one][place] for one in chosen]) for place in (0, 1))}",
             flush=True,
         )
