@@ -1,7 +1,8 @@
 """Errors that the user can fix. Each message says what happened (with the values), why, and what to do.
 
 SwmError
-├── SettingsError     an unknown rule, metric or task, or a number out of range
+├── SettingsError     an unknown task, or a number out of range
+│   └── UnknownNameError  a rule, planner, metric, text or format that is not installed
 ├── PlanError         a window that does not fit the model
 ├── ModelError        a model that cannot be loaded, understood, merged or saved
 │   ├── NoCacheError  a model without a key-value cache: its generation cannot be timed
@@ -9,6 +10,7 @@ SwmError
 │   └── NoScaleError  layers whose states rule `scale` cannot rescale
 ├── TextError         a text that is missing, empty or too short
 ├── ExperimentError   a name, folder or file of an experiment or run
+│   └── MissingError      there is none, perhaps because another process deleted it just now
 └── JobError          a job that cannot start or continue
 
 Bugs, such as a wrong call between our own functions, raise ValueError instead.
@@ -21,6 +23,10 @@ class SwmError(Exception):
 
 class SettingsError(SwmError):
     """A setting outside its range, or an unknown name."""
+
+
+class UnknownNameError(SettingsError):
+    """A name that no installed merge rule, planner, metric, text or export format has."""
 
 
 class PlanError(SwmError):
@@ -53,6 +59,10 @@ class TextError(SwmError):
 
 class ExperimentError(SwmError):
     """An experiment or run that cannot be found, read or written."""
+
+
+class MissingError(ExperimentError):
+    """An experiment or file that does not exist, perhaps because another process deleted it just now."""
 
 
 class JobError(SwmError):

@@ -8,14 +8,16 @@ import nothing heavy at module level, so that pages and the command line can lis
 from __future__ import annotations
 
 import importlib
+import logging
 import pkgutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
-from swm.errors import SettingsError
+from swm.errors import UnknownNameError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from swm.workspace.runs import Run
 
 PLUGINS = "swm.plugins"
+
+log = logging.getLogger(__name__)
 
 
 class Entry(Protocol):
@@ -49,12 +53,17 @@ E = TypeVar("E", bound=Entry)
 
 
 class Registry(Mapping[str, E], Generic[E]):
-    """All entries of one kind by name: the `first` one, then the others alphabetically, then those of plugins."""
+    """All entries of one kind by name: the `first` one, then the others alphabetically, then those of plugins.
+
+    Its files are imported at first use, which may be in several threads at once: all of them wait until it is whole. No
+    module may therefore read a registry while it is imported, except a plugin.
+    """
 
     def __init__(self, kind: str, folder: str, first: str = "") -> None:
         self.kind, self._folder, self._first = kind, folder, first
-        self._entries: dict[str, E] = {}
-        self._read = False
+        self._entries: dict[str, E] = {}  # replaced, never changed: others may be iterating over it
+        self._plugin_of: dict[str, str] = {}  # the plugin that added an entry
+        self._whole, self._writing = False, threading.Lock()
 
     def register(self, entry: E) -> E:
         """The entry itself, now registered under its name.
@@ -62,14 +71,18 @@ class Registry(Mapping[str, E], Generic[E]):
         Raises:
             ValueError: if another entry has that name.
         """
-        if self._entries.setdefault(entry.name, entry) != entry:
-            raise ValueError(f"Two entries are named {entry.name} ({self.kind}). Rename one.")
+        with self._writing:
+            if self._entries.get(entry.name, entry) != entry:
+                raise ValueError(f"Two entries are named {entry.name} ({self.kind}). Rename one.")
+            if entry.name not in self._entries and (plugin := _plugins.loading):
+                self._plugin_of[entry.name] = plugin
+            self._entries = {**self._entries, entry.name: entry}
         return entry
 
     def check(self, name: str) -> E:
-        """The entry of that name; raises SettingsError, listing the choices, if there is none."""
+        """The entry of that name; raises UnknownNameError, listing the choices, if there is none."""
         if name not in self:
-            raise SettingsError(f"'{name}' is not a {self.kind}. Choose one of: {', '.join(self)}.")
+            raise UnknownNameError(f"'{name}' is not a {self.kind}. Choose one of: {', '.join(self)}.")
         return self[name]
 
     def help_text(self) -> str:
@@ -86,16 +99,58 @@ class Registry(Mapping[str, E], Generic[E]):
         return len(self._all())
 
     def _all(self) -> dict[str, E]:
-        if not self._read:
-            self._read = True
-            package = importlib.import_module(self._folder)
-            for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
-                importlib.import_module(f"{self._folder}.{module}")
-            built_in = sorted(self._entries, key=lambda name: (name != self._first, name))
-            self._entries = {name: self._entries[name] for name in built_in}
-            for plugin in entry_points(group=PLUGINS):
-                plugin.load()
+        if not self._whole:
+            with _plugins.lock:
+                if not self._whole:
+                    package = importlib.import_module(self._folder)
+                    for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
+                        importlib.import_module(f"{self._folder}.{module}")
+                    _plugins.load()
+                    with self._writing:
+                        self._entries = {name: self._entries[name] for name in sorted(self._entries, key=self._place)}
+                    self._whole = _plugins.loaded
         return self._entries
+
+    def _place(self, name: str) -> tuple[bool, bool, str]:
+        added = name in self._plugin_of
+        return added, name != self._first, "" if added else name  # those of plugins as they come
+
+    def forget_plugin(self, plugin: str) -> None:
+        """Remove what a plugin registered."""
+        with self._writing:
+            added = {name for name, source in self._plugin_of.items() if source == plugin}
+            self._entries = {name: entry for name, entry in self._entries.items() if name not in added}
+            self._plugin_of = {name: source for name, source in self._plugin_of.items() if name not in added}
+
+
+class _Plugins:
+    """What installed packages add, loaded once in a process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()  # one for all registries: loading a plugin fills several
+        self.loaded, self.loading = False, ""
+
+    def load(self) -> None:
+        """Load each plugin; one that fails is left out whole, with one line in the log. Only with the lock."""
+        if self.loaded or self.loading:  # a plugin may read the registries
+            return
+        for plugin in entry_points(group=PLUGINS):
+            self.loading = plugin.name
+            try:
+                plugin.load()
+            except Exception as error:  # noqa: BLE001 - somebody else's code, which must not take this program down
+                for registry in (MERGE_RULES, PLANNERS, METRICS, TEXTS, EXPORT_FORMATS):
+                    registry.forget_plugin(plugin.name)
+                log.warning(
+                    "Plugin %s (%s) was left out, because it failed: %s: %s Update or uninstall it.",
+                    plugin.name, plugin.value, type(error).__name__, first_line(error),
+                )  # fmt: skip
+            finally:
+                self.loading = ""
+        self.loaded = True
+
+
+_plugins = _Plugins()
 
 
 def as_sentence(help_text: str) -> str:

@@ -135,9 +135,9 @@ def test_every_entry_says_what_it_is_and_two_of_one_name_are_refused():
 
 def test_a_registry_reads_its_folder_once_and_lists_the_first_one_first():
     registry = Registry("merge rule", "swm.merging.rules", first="mean")
-    assert registry._read is False
+    assert registry._whole is False
     assert list(registry) == []  # the files register with the product's own registry
-    assert registry._read is True
+    assert registry._whole is True
     assert next(iter(MERGE_RULES)) == "rdsc"
 
 
@@ -148,3 +148,80 @@ def test_a_planner_that_leaves_another_number_of_layers_breaks_its_promise(monke
     monkeypatch.setitem(PLANNERS._all(), "wrong", wrong)
     with pytest.raises(ValueError, match="Planner wrong left 4 layers instead of 3"):
         plan_with("wrong", tiny_model(), tokens, 3)
+
+
+TOGETHER = """
+import json, sys, threading
+sys.setswitchinterval(1e-6)
+turns, threads, failures, seen = int(sys.argv[1]), 8, [], []
+start = threading.Barrier(threads)
+
+def rules():
+    from swm.plan import MergePlan
+    return MergePlan(6)
+
+def registries():
+    import swm.registry as r
+    return [list(each) for each in (r.EXPORT_FORMATS, r.MERGE_RULES, r.PLANNERS, r.METRICS, r.TEXTS)]
+
+def experiments():
+    from swm.workspace.experiments import list_experiments
+    readable, broken = list_experiments()
+    return [(each.name, [run.name for run in each.runs()]) for each in readable], broken
+
+def rows():
+    from swm.reporting.compare import compare
+    from swm.workspace.experiments import Experiment
+    return [row["run"] for row in compare(Experiment.open("example-demo"))]
+
+def text():
+    from swm.texts.documents import documents
+    return len(documents("lambada", "calibration"))
+
+def face():
+    import swm
+    return [getattr(swm, name) for name in swm.__all__]
+
+USES = [rules, registries, experiments, rows, text, face]
+
+def work(number):
+    start.wait()
+    first = number * turns % len(USES)
+    for use in USES[first:] + USES[:first]:
+        try:
+            seen.append(f"{use.__name__} {use()}")
+        except Exception as error:
+            failures.append(f"{use.__name__} {type(error).__name__}: {error}")
+
+workers = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
+for worker in workers: worker.start()
+for worker in workers: worker.join(120)
+print(json.dumps([failures, sum(worker.is_alive() for worker in workers), len(set(seen)), len(USES)]))
+"""
+
+
+@pytest.mark.parametrize("turns", [0, 1], ids=["all begin with the rules", "each begins with something else"])
+def test_threads_that_start_together_all_see_everything_that_is_filled_at_first_use(outside, turns):
+    failures, hanging, answers, uses = json.loads(outside("-c", TOGETHER, str(turns)).splitlines()[-1])
+    assert (failures, hanging, answers) == ([], 0, uses)
+
+
+BROKEN = (
+    "from swm.registry import MERGE_RULES, MergeRule\n"
+    "MERGE_RULES.register(MergeRule('half', 'Half', 'is half registered', None))\n"
+    "MERGE_RULES['mean']\n1 / 0\n"
+)
+
+
+def test_a_plugin_that_fails_takes_only_itself_out(outside, tmp_path):
+    (tmp_path / "site" / "broken.py").write_text(BROKEN)
+    points = tmp_path / "site" / "more_of_each-1.0.dist-info" / "entry_points.txt"
+    points.write_text("[swm.plugins]\nbroken = broken\nmine = more_of_each\n")
+    look = (
+        "import logging, sys; logging.basicConfig(stream=sys.stdout, format='%(message)s')\n"
+        "from swm.registry import MERGE_RULES, PLANNERS\n"
+        "print(list(PLANNERS)[-1], list(MERGE_RULES)[-1], 'half' in MERGE_RULES)"
+    )
+    warning, found = outside("-c", look).splitlines()
+    assert warning.startswith("Plugin broken (broken) was left out, because it failed: ZeroDivisionError: division")
+    assert found == "lowest sumall False"

@@ -263,7 +263,7 @@ def _done(experiment: Experiment) -> dict[str, bool]:
         "Experiment": True,
         "Redundancy": bool(experiment.metrics_measured()),
         "Preview": bool(experiment.rules_searched()),
-        "Run": any(run.stage in ("merged", "recovered") for run in runs),
+        "Run": any(run.read_unless_gone(lambda each: each.stage) in ("merged", "recovered") for run in runs),
         "Compare": any(run.is_evaluated for run in runs),
     }
 

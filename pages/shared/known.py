@@ -23,6 +23,7 @@ from swm.reporting.known_plans import (
 from swm.reporting.names import text_name
 from swm.reporting.preview import WITHIN
 from swm.workspace.experiments import Experiment
+from swm.workspace.files import matching, written_at
 
 
 def windows_of(plan: MergePlan) -> str:
@@ -51,8 +52,8 @@ def cached_plans(folder: str, changed: list[tuple[str, int]]) -> tuple[list[Know
 
 def plans_of(experiment: Experiment) -> tuple[list[KnownPlan], bool]:
     """The known plans of an experiment, and whether a search by best tried some of them."""
-    files = [file for name in ("path", "plans") for file in (experiment.folder / name).glob("*.json")]
-    changed = sorted((str(file), file.stat().st_mtime_ns) for file in files)
+    files = [file for name in ("path", "plans") for file in matching(experiment.folder, f"{name}/*.json")]
+    changed = sorted((str(file), written_at(file)) for file in files)
     more = [(name, experiment.changed(name)) for name in ("cost.json", "tried.json")]
     return cached_plans(str(experiment.folder), [*changed, *more])
 

@@ -18,6 +18,7 @@ from swm.reporting.table import MISSING, interval, lines, number, percent, point
 from swm.search.threshold_path import PlanAt
 from swm.studies.findings import NEAR
 from swm.workspace.experiments import Experiment
+from swm.workspace.runs import Run
 
 INTERVAL = re.compile(r"× (?=\d)|\[.*?]")
 WORDS = (
@@ -231,21 +232,20 @@ def _scaled(result: Paired, *names: str) -> list[float]:
 
 def runs_table(experiments: list[Experiment]) -> pd.DataFrame:
     """One line for each run of all experiments, without the originals."""
-    rows = [
-        {
-            "experiment": experiment.name,
-            "run": run.name,
-            "layers": f"{plan.layers_left} of {plan.layer_count}",
-            "rule": title_of(MERGE_RULES[plan.rule]) if plan.windows else "–",
-            "stage": stage_name(run),
-            "job": run.state().status or "–",
-        }
-        for experiment in experiments
-        for run in experiment.runs()
-        if not run.is_baseline
-        for plan in (run.plan,)
-    ]
-    return pd.DataFrame(rows)
+    runs = [run for experiment in experiments for run in experiment.runs() if not run.is_baseline]
+    return pd.DataFrame([row for run in runs if (row := run.read_unless_gone(_about_run))])
+
+
+def _about_run(run: Run) -> dict[str, str]:
+    plan = run.plan
+    return {
+        "experiment": run.experiment.name,
+        "run": run.name,
+        "layers": f"{plan.layers_left} of {plan.layer_count}",
+        "rule": title_of(MERGE_RULES[plan.rule]) if plan.windows else "–",
+        "stage": stage_name(run),
+        "job": run.state().status or "–",
+    }
 
 
 def trace_table(step: PlanAt) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from swm.registry import MERGE_RULES
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings
 from swm.similarity.measure import Measure
 from swm.workspace.experiments import Experiment, list_experiments
-from swm.workspace.names import check_new
+from swm.workspace.names import check_new, is_shipped
 
 
 def run_models(options: argparse.Namespace) -> Result:
@@ -36,7 +36,12 @@ def run_list(options: argparse.Namespace) -> Result:
     """Result of `swm list`: the experiments and their runs."""
     experiments, broken = list_experiments()
     rows: list[dict[str, Any]] = [
-        {"experiment": e.name, "model": e.settings.model, "shipped": e.read_only, "runs": [r.name for r in e.runs()]}
+        {
+            "experiment": e.name,
+            "model": e.settings.model,
+            "shipped": is_shipped(e.folder),
+            "runs": [r.name for r in e.runs()],
+        }
         for e in experiments
     ]
     lines = [f"{row['experiment']}  {row['model']}  runs: {', '.join(row['runs'])}" for row in rows]

@@ -29,6 +29,7 @@ from swm.workspace.files import (
     child_environment,
     demo_experiment,
     home,
+    matching,
 )
 from swm.workspace.names import NAME, check_new, experiments_folder
 from swm.workspace.people import person
@@ -152,23 +153,27 @@ def stream(arguments: Sequence[str], on_end: Callable[[str], None] | None = None
     Raises:
         JobError: with the command's own message when it fails.
     """
-    with subprocess.Popen(
-        [sys.executable, "-m", "swm", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=APP_FOLDER,
-        env=child_environment(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8"),
-    ) as child:
+    with (
+        tempfile.TemporaryFile() as log_file,  # a pipe that is read only at the end could fill up and block the command
+        subprocess.Popen(
+            [sys.executable, "-m", "swm", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log_file,
+            cwd=APP_FOLDER,
+            env=child_environment(PYTHONUNBUFFERED="1", PYTHONIOENCODING="utf-8"),
+        ) as child,
+    ):
         assert child.stdout is not None
-        assert child.stderr is not None
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         try:
             while piece := os.read(child.stdout.fileno(), 4096):
                 yield decoder.decode(piece)
         finally:
             child.terminate()
-        code, message = child.wait(), child.stderr.read().decode("utf-8", "replace").strip()
+        code = child.wait()
+        log_file.seek(0)
+        message = log_file.read().decode("utf-8", "replace").strip()
         if on_end and code <= 0 and message:
             on_end(message.splitlines()[-1])
         if code > 0:
@@ -203,7 +208,7 @@ def active_targets(experiments: Sequence[Experiment]) -> list[tuple[Target, Stat
 
 def all_targets(experiments: Sequence[Experiment]) -> list[Target]:
     """Everything that can have a job: experiments, their runs, and sweeps."""
-    names = [file.parent.name for file in (home() / "sweeps").glob(f"*/{FILE}")]
+    names = [file.parent.name for file in matching(home() / "sweeps", f"*/{FILE}")]
     targets: list[Target] = [Sweep(name) for name in names if NAME.fullmatch(name) and not demo_experiment()]
     for experiment in experiments:
         targets += [] if experiment.fixed else [experiment, *experiment.runs()]

@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
-from swm.errors import ExperimentError, SettingsError
+from swm.errors import ExperimentError, MissingError, SettingsError
 from swm.jobs.sweep_file import SweepFile, read_sweep
 from swm.reporting.compare import compare
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import demo_experiment, home, replace_file, write_json
+from swm.workspace.files import demo_experiment, home, matching, replace_file, write_json, written_at
 from swm.workspace.names import NAME, check_name, read_only_message
 from swm.workspace.people import person
 from swm.workspace.tracked import Tracked
@@ -56,8 +56,11 @@ class Sweep(Tracked):
 
     @property
     def grid(self) -> dict[str, Any]:
-        """The sweep's file as it was given."""
-        grid: dict[str, Any] = (self.read(FILE) or {}).get("grid", {})
+        """The sweep's file as it was given; raises MissingError if the sweep was deleted."""
+        data = self.read(FILE)
+        if data is None:
+            raise MissingError(f"There is no sweep {self.name}: it was deleted.")
+        grid: dict[str, Any] = data.get("grid", {})
         return grid
 
     @property
@@ -78,7 +81,7 @@ class Sweep(Tracked):
 
 def sweeps() -> tuple[list[Sweep], list[str]]:
     """The readable sweeps, newest first, and one message for each damaged one."""
-    files = sorted((home() / "sweeps").glob(f"*/{FILE}"), key=lambda file: -file.stat().st_mtime)
+    files = sorted(matching(home() / "sweeps", f"*/{FILE}"), key=written_at, reverse=True)
     readable, broken = [], []
     for file in files:
         if NAME.fullmatch(file.parent.name):
@@ -86,6 +89,8 @@ def sweeps() -> tuple[list[Sweep], list[str]]:
                 sweep = Sweep(file.parent.name)
                 _ = sweep.file
                 readable.append(sweep)
+            except MissingError:  # deleted since it was listed
+                continue
             except (ExperimentError, SettingsError) as error:
                 broken.append(f"Sweep {file.parent.name}: {error}")
     return readable, broken

@@ -115,7 +115,8 @@ class Tracker:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                self.cancelled |= self._target.asked_to_stop(self.state.cluster_job)
+                if self._target.asked_to_stop(self.state.cluster_job):
+                    self.cancelled = True  # never reset: a signal may have set it meanwhile
                 self.write()
                 check_machine()
             except JobError as error:  # its folder is gone or another's: the next progress report ends the stage

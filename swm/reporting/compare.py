@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from swm.errors import ExperimentError
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES
 from swm.evaluation.task_names import CHANCE
 from swm.reporting.names import ORIGINAL, healed_by, row_name, text_name
@@ -41,7 +42,9 @@ def compare(experiment: Experiment) -> list[dict[str, Any]]:
         Deltas compare perplexities of the same text, averages over the same documents of the same tasks, and speed and
         memory with the original as measured in turn with the run.
     """
-    rows = [_row_of(run) for run in experiment.runs()]
+    rows = [row for run in experiment.runs() if (row := run.read_unless_gone(_row_of))]
+    if not experiment.is_there():
+        raise ExperimentError(f"Experiment {experiment.name} was deleted or renamed. Choose another one.")
     above = [task for task, score in rows[0]["scores"].items() if is_above_chance(score)]
     for row in rows:
         for stage_row in filter(None, (row, row.get("before_recovery"))):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from swm.errors import ExperimentError, SettingsError
+from swm.errors import ExperimentError, SettingsError, UnknownNameError
 from swm.plan import Window, pairs
 from swm.registry import MERGE_RULES
 from swm.search.threshold_path import SEARCH_VERSION, ThresholdPath
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import read_json
+from swm.workspace.reading import uninstalled_message
 from swm.workspace.records import check_record
 from swm.workspace.result_records import PathFile
 
@@ -94,6 +95,8 @@ def _path_on_disk(experiment: Experiment, rule: str) -> ThresholdPath | None:
         return None
     try:
         path = path_from(read_json(file), str(file))
+    except UnknownNameError as error:
+        raise ExperimentError(uninstalled_message(file, error)) from None
     except SettingsError as error:
         raise ExperimentError(f"{file} is damaged ({error}). Delete it and search again.") from None
     if (path.layer_count, path.rule) != (experiment.layer_count, rule):

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from swm.errors import ExperimentError, JobError, SettingsError
+from swm.errors import ExperimentError, JobError, MissingError, SettingsError
 from swm.plan import MergePlan, Needed
-from swm.registry import PLANNERS
+from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings
 from swm.workspace.audit import record
-from swm.workspace.files import clean_up, demo_experiment, write_json
+from swm.workspace.files import clean_up, demo_experiment, matching, write_json, written_at
 from swm.workspace.names import (
     EXAMPLE,
     check_name,
@@ -105,7 +105,7 @@ class Experiment(Tracked):
             if (folder / "experiment.json").is_file():
                 return cls(folder)
         names = ", ".join(list_names()) or "none yet"
-        raise ExperimentError(
+        raise MissingError(
             f"There is no experiment {name}. Existing ones: {names}. "
             f"Create it: python -m swm create {name} --model smollm2-135m"
         )
@@ -122,7 +122,7 @@ class Experiment(Tracked):
     def metrics_measured(self) -> list[str]:
         """The metrics measured so far, the default one first."""
         first = (f"cka_skip{SKIPPED_TOKENS}", "cka")
-        names = [file.stem for file in (self.folder / "similarity").glob("*.json")]
+        names = [file.stem for file in matching(self.folder, "similarity/*.json")]
         return sorted(names, key=lambda name: (name not in first, first.index(name) if name in first else 0, name))
 
     def save_similarity(self, metric: str, data: dict[str, Any]) -> None:
@@ -147,11 +147,11 @@ class Experiment(Tracked):
 
     def changed(self, name: str) -> int:
         """When one of its files was last written, in nanoseconds; 0 if there is none."""
-        return file.stat().st_mtime_ns if (file := self.folder / name).is_file() else 0
+        return written_at(self.folder / name)
 
     def rules_searched(self) -> list[str]:
-        """Rules that have a threshold path."""
-        return sorted(file.stem for file in (self.folder / "path").glob("*.json"))
+        """Rules that have a threshold path; without those of plugins that are not installed."""
+        return sorted(file.stem for file in matching(self.folder, "path/*.json") if file.stem in MERGE_RULES)
 
     def planned(self, planner: str, layers: int) -> dict[str, Any] | None:
         """A planner's saved plan with `layers` layers; None if there is none, or it is outdated."""
@@ -204,13 +204,15 @@ class Experiment(Tracked):
             try:
                 _ = run.plan
                 readable.append(run)
+            except MissingError:  # deleted since it was listed
+                continue
             except ExperimentError as error:
                 broken.append(str(error))
         return readable, broken
 
     def results_changed(self) -> list[tuple[str, int]]:
         """Every result file of its runs and every similarity map, and when it was last written."""
-        found = (*self.folder.glob("runs/*/*.json"), *self.folder.glob("similarity/*.json"))
+        found = (*matching(self.folder, "runs/*/*.json"), *matching(self.folder, "similarity/*.json"))
         files = (f"{file.relative_to(self.folder)}" for file in found)
         return sorted((file, self.changed(file)) for file in files)
 
@@ -293,6 +295,8 @@ def list_experiments() -> tuple[list[Experiment], list[str]]:
     for name in list_names():
         try:
             readable.append(Experiment.open(name))
+        except MissingError:  # deleted since it was listed
+            continue
         except ExperimentError as error:
             broken.append(str(error))
     return readable, broken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from swm.errors import ExperimentError, first_line
+from swm.errors import ExperimentError, MissingError, first_line
 from swm.workspace.people import as_environment
 
 SCHEMA = 1
@@ -107,6 +108,19 @@ def replaced_file(path: Path, needed_bytes: int) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Files that match, as in "*/run.json"; `Path.glob` fails if another process deletes a folder meanwhile."""
+    return [folder / name for name in glob.glob(pattern, root_dir=folder)]
+
+
+def written_at(path: Path) -> int:
+    """When a file was last written, in nanoseconds; 0 if there is none, also if it was deleted just now."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def check_absent(path: Path) -> None:
     """Raise ExperimentError if something has this name already."""
     with disk_errors(path, 0):
@@ -167,12 +181,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in one of our files.
 
     Raises:
-        ExperimentError: if the file is missing, damaged, or written by a newer release.
+        MissingError: if there is no such file.
+        ExperimentError: if it is damaged, or written by a newer release.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
-        raise ExperimentError(f"{path} does not exist. Run the step that writes it first.") from None
+        raise MissingError(f"{path} does not exist. Run the step that writes it first.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ExperimentError(f"{path} cannot be read: {error}. Delete it and repeat the step that wrote it.") from None
     if not isinstance(data, dict) or not isinstance(data.get("schema"), int):

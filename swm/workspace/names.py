@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from swm.errors import ExperimentError, JobError
-from swm.workspace.files import APP_FOLDER, demo_experiment, disk_errors, home
+from swm.workspace.files import APP_FOLDER, demo_experiment, disk_errors, home, matching, written_at
 from swm.workspace.shared_home import check_machine
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -51,14 +51,19 @@ def check_new(name: str) -> Path:
 
 def list_names() -> list[str]:
     """Names of the user's experiments, newest first, then of the bundled examples."""
-    own = [file.parent for file in experiments_folder().glob("*/experiment.json") if NAME.fullmatch(file.parent.name)]
-    own.sort(key=lambda folder: (folder / "experiment.json").stat().st_mtime, reverse=True)
+    own = [
+        file.parent for file in matching(experiments_folder(), "*/experiment.json") if NAME.fullmatch(file.parent.name)
+    ]
+    own.sort(key=lambda folder: written_at(folder / "experiment.json"), reverse=True)
     return list(dict.fromkeys(folder.name for folder in (*own, *shipped_folders())))
 
 
 def folders_in(folder: Path) -> list[str]:
     """Sorted names in a folder that are valid experiment or run names."""
-    return sorted(filter(NAME.fullmatch, os.listdir(folder))) if folder.is_dir() else []
+    try:
+        return sorted(filter(NAME.fullmatch, os.listdir(folder)))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 SHIPPED = APP_FOLDER / "assets" / "experiments"
@@ -71,7 +76,7 @@ def is_shipped(folder: Path) -> bool:
 
 def shipped_folders() -> list[Path]:
     """Folders of the bundled examples, sorted by name."""
-    return sorted(file.parent for file in SHIPPED.glob("*/experiment.json"))
+    return sorted(file.parent for file in matching(SHIPPED, "*/experiment.json"))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from swm.errors import ExperimentError
+from swm.errors import ExperimentError, MissingError, UnknownNameError
 from swm.workspace.files import read_json
 from swm.workspace.records import FILES, check_record
 from swm.workspace.state import State
@@ -45,6 +45,14 @@ def checked_file(file: Path, kind: str) -> dict[str, Any]:
     return data
 
 
+def uninstalled_message(file: Path, error: UnknownNameError) -> str:
+    """The message for a sound file that names something that only a missing plugin or a newer release knows."""
+    return (
+        f"{file} cannot be used here: {error} Install the plugin that adds it, or update this program. The file itself "
+        "is intact."
+    )
+
+
 def read_file(file: Path, kind: str) -> dict[str, Any]:
     """A copy of the JSON object in one of our files, validated as a file of that kind."""
     return dict(checked_file(file, kind))
@@ -58,6 +66,8 @@ def state_in(file: Path) -> State:
     try:
         record = check_record(read_json(file), "state.json", str(file))
         return State(**{field.name: getattr(record, field.name) for field in fields(State)})
+    except MissingError:
+        return State()
     except ExperimentError as error:
         # The state only reports; a job's results are in other files.
         return State("job", "failed", error=f"The state of its last job is damaged: {error}")

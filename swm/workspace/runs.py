@@ -6,14 +6,14 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from swm.errors import ExperimentError, PlanError, SettingsError
+from swm.errors import ExperimentError, PlanError, SettingsError, UnknownNameError
 from swm.plan import MergePlan
-from swm.workspace.files import clean_up, write_json
-from swm.workspace.reading import checked_file, once_for_each_writing
+from swm.workspace.files import clean_up, matching, write_json
+from swm.workspace.reading import checked_file, once_for_each_writing, uninstalled_message
 from swm.workspace.records import is_record
 from swm.workspace.task_answers import Answers, read_answers, save_answers
 from swm.workspace.tracked import Tracked
@@ -21,6 +21,7 @@ from swm.workspace.tracked import Tracked
 if TYPE_CHECKING:
     from swm.workspace.experiments import Experiment
 
+T = TypeVar("T")
 BASELINE = "baseline"
 
 
@@ -123,9 +124,8 @@ class Run(Tracked):
 
     def checkpoint_step(self) -> int:
         """The step of the last checkpoint of an unfinished recovery; 0 if there is none."""
-        steps = [
-            int(file.parent.name.split("-")[1]) for file in self.folder.glob("recovery/checkpoint-*/trainer_state.json")
-        ]
+        saved = matching(self.folder, "recovery/checkpoint-*/trainer_state.json")
+        steps = [int(file.parent.name.split("-")[1]) for file in saved]
         return max(steps, default=0) if self.settings.get("recovery_started") else 0
 
     def scores(self) -> dict[str, Any] | None:
@@ -260,14 +260,28 @@ class Run(Tracked):
 
     def events(self) -> list[dict[str, Any]]:
         """The events that the stages logged; an incomplete line is skipped."""
-        file = self.folder / "events.jsonl"
-        return list(_json_lines(file.read_text(encoding="utf-8", errors="replace"))) if file.exists() else []
+        try:
+            text = (self.folder / "events.jsonl").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        return list(_json_lines(text))
+
+    def read_unless_gone(self, read: Callable[[Run], T]) -> T | None:
+        """What `read` makes of the run; None if another process deleted or renamed it before that was done."""
+        try:
+            return read(self)
+        except (ExperimentError, LookupError, OSError):
+            if self.is_there():
+                raise
+            return None
 
 
 @once_for_each_writing
 def _plan_in(file: Path) -> MergePlan:
     try:
         return MergePlan.from_dict(checked_file(file, "run.json")["plan"])
+    except UnknownNameError as error:
+        raise ExperimentError(uninstalled_message(file, error)) from None
     except (KeyError, TypeError, ValueError, SettingsError, PlanError) as error:
         raise ExperimentError(
             f"{file} is damaged ({error}). Delete the folder {file.parent} and merge again."

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from swm.errors import ExperimentError, JobError
+from swm.errors import ExperimentError, JobError, MissingError
 from swm.workspace.files import demo_experiment, disk_errors, write_json
 from swm.workspace.names import is_shipped, read_only_message
 from swm.workspace.people import person
@@ -88,20 +88,21 @@ class Tracked(ABC):
 
     def log_tail(self, lines: int = 40) -> str:
         """The last lines of the job's log."""
-        file = self.folder / "job.log"
-        if not file.exists():
+        try:
+            with (self.folder / "job.log").open("rb") as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 200 * lines))
+                text = stream.read().decode("utf-8", "replace")
+        except FileNotFoundError:
             return ""
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - 200 * lines))
-            text = stream.read().decode("utf-8", "replace")
         return "\n".join(re.split(r"[\r\n]+", text.rstrip())[-lines:])
 
     def read(self, name: str) -> dict[str, Any] | None:
         """The content of one of our files, validated; None if there is no such file."""
         file = self.folder / name
-        if not file.exists():
+        try:
+            return read_file(file, name.split("/")[0]) if file.exists() else None
+        except MissingError:
             return None
-        return read_file(file, name.split("/")[0])
 
     def write(self, name: str, data: dict[str, Any]) -> None:
         """Write one of our files atomically."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from swm.errors import ExperimentError, ModelError
-from swm.workspace.files import check_space, demo_experiment, disk_errors, home, neighbour
+from swm.workspace.files import check_space, demo_experiment, disk_errors, home, matching, neighbour
 from swm.workspace.names import check_name, read_only_message
 
 SUFFIXES = ("gguf", "json", "safetensors", "model", "txt", "jinja")  # weights in formats that cannot run code, and text
@@ -23,7 +23,7 @@ def uploads_folder() -> Path:
 
 def uploaded_models() -> list[str]:
     """Paths of the uploaded models, sorted: folders and .gguf files."""
-    found = (*uploads_folder().glob("[a-z0-9]*/config.json"), *uploads_folder().glob("[a-z0-9]*/*.gguf"))
+    found = (*matching(uploads_folder(), "[a-z0-9]*/config.json"), *matching(uploads_folder(), "[a-z0-9]*/*.gguf"))
     return sorted(str(file if file.suffix == ".gguf" else file.parent) for file in found)
 
 

@@ -102,6 +102,18 @@ def test_stream_gives_an_answer_piece_by_piece(experiment):
         list(stream(["answer", "study", "baseline", "--prompt", ""]))
 
 
+def test_a_command_that_says_a_lot_on_stderr_still_ends(tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text(
+        "#!/bin/sh\nhead -c 1000000 /dev/zero | tr '\\0' x >&2\necho >&2\necho at the end >&2\necho done\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr("swm.jobs.child.sys.executable", str(script))
+    ends = []
+    assert list(stream(["answer"], ends.append)) == ["done\n"]
+    assert ends == ["at the end"]
+
+
 def test_shipped_experiment_takes_no_jobs(experiment, monkeypatch):
     monkeypatch.setattr("swm.workspace.names.SHIPPED", experiment.folder.parent)
     before = {file: file.read_bytes() for file in experiment.folder.rglob("*") if file.is_file()}

@@ -1,6 +1,9 @@
 """Tests of swm.jobs.tracking."""
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -92,3 +95,24 @@ def test_what_another_process_reported_first_is_told_and_a_deleted_folder_stays_
     with pytest.raises(JobError), beside(experiment):
         raise MemoryError
     assert not experiment.folder.exists()
+
+
+def test_a_signal_that_comes_while_the_heartbeat_asks_is_not_lost(experiment, monkeypatch):
+    calls, again = [], threading.Event()
+
+    def signalled(target, cluster_job):
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while not tracker.cancelled:  # the main thread runs the handler
+                time.sleep(0.001)
+        else:  # what the heartbeat makes of the first answer is done
+            again.set()
+        return False
+
+    monkeypatch.setattr("swm.jobs.tracking.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("swm.workspace.experiments.Experiment.asked_to_stop", signalled)
+    with pytest.raises(Cancelled), tracked(experiment, "measure") as tracker:
+        assert again.wait(10)
+        tracker(1, 2, "working")
+    assert experiment.state().status == "cancelled"

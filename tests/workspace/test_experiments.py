@@ -1,18 +1,27 @@
 """Folders and JSON: names, damage, newer schemas, and states of jobs that are gone."""
 
+import contextlib
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from swm.errors import ExperimentError
+from swm.jobs.child import active_targets
+from swm.jobs.sweep import sweeps
 from swm.plan import MergePlan, Window
+from swm.reporting.compare import compare
 from swm.search.kept_path import kept_path, save_path
 from swm.search.threshold_path import ThresholdPath
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment, list_experiments
-from swm.workspace.files import SCHEMA
-from swm.workspace.names import check_name
+from swm.workspace.files import SCHEMA, read_json, write_json
+from swm.workspace.names import check_name, is_shipped
 from tests.reporting.test_compare import FACTS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "A", "", "-a", "a" * 65, "a b", "é", "a\n", ".", "a\0"])
@@ -107,3 +116,63 @@ def test_events_half_written_are_left_out(experiment):
     with (run.folder / "events.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
     assert [event["loss"] for event in run.events()] == [2.5]
+
+
+def test_an_unknown_rule_or_planner_is_not_called_damage(experiment):
+    """As when a plugin is not installed: no advice to delete what is intact."""
+    run = experiment.create_run("a", MergePlan(6, (Window(1, 2),)))
+    data = read_json(run.folder / "run.json")
+    write_json(run.folder / "run.json", {**data, "plan": {**data["plan"], "rule": "sumall"}})
+    write_json(experiment.folder / "path" / "sumall.json", {"rule": "sumall"})
+    write_json(experiment.folder / "plans" / "lowest-3.json", {"planner": "lowest"})
+    [message] = experiment.readable_runs()[1]
+    assert "'sumall' is not a merge rule" in message
+    assert "Install the plugin" in message
+    assert "damaged" not in message
+    assert "elete" not in message
+    assert (experiment.rules_searched(), experiment.plans_found()) == ([], [])
+
+
+COMES_AND_GOES = """
+import sys
+from swm.jobs.sweep import Sweep
+from swm.plan import MergePlan, Window
+from swm.workspace.experiments import Experiment
+from swm.workspace.housekeeping import copy_experiment, delete
+study, n = Experiment.open("study"), 0
+while True:
+    copy = copy_experiment(study, "copy")
+    run = copy.create_run("b", MergePlan(6, (Window(0, 1),)))
+    run.add_event(step=1, steps=2)
+    sweep = Sweep.create({"name": "s", "models": ["m"], "plans": [{"layers": 3}]})
+    (sweep.folder / "sweep.json").unlink()
+    delete(run)
+    delete(copy)
+    n += 1
+    print(n, flush=True)
+"""
+
+
+def test_what_another_process_deletes_between_listing_and_reading_is_left_out(experiment):
+    from pages.shared.tables import runs_table
+
+    experiment.create_run("a", MergePlan(6, (Window(1, 2),)))
+    other = subprocess.Popen([sys.executable, "-c", COMES_AND_GOES], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "1\n"
+        for _ in range(150):
+            experiments, broken = list_experiments()
+            assert broken == sweeps()[1] == []
+            assert set(runs_table(experiments)["run"]) >= {"a"}
+            for each in experiments:
+                if not is_shipped(each.folder):
+                    assert each.readable_runs()[1] == []
+                    each.results_changed(), each.log_tail(), [run.state() for run in each.runs()]
+                    with contextlib.suppress(ExperimentError):  # deleted as a whole: said so
+                        assert compare(each)
+            active_targets(experiments)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        rounds = len(other.communicate()[0].splitlines())
+    assert rounds > 5  # so both were at work
