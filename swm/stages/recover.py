@@ -34,7 +34,7 @@ from swm.stages.loading import calibration_of, check_text, digest, load_original
 from swm.stages.merge import check_not_baseline, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
 from swm.texts.example import Example
-from swm.workspace.estimate import reached_rates
+from swm.workspace.estimate import BACKWARD, evaluated_tokens
 from swm.workspace.experiments import Experiment
 from swm.workspace.files import check_space, disk_errors, replaced_folder
 from swm.workspace.runs import Run
@@ -221,7 +221,7 @@ def _outcome(run: Run, requested: dict[str, Any], summary: dict[str, Any]) -> tu
     """What a recovery adds to run.json, and what happens to the scores from before it; see `Run.promise`."""
     recovery = {**requested, **summary, "seconds": round(healing_seconds(run.events(), time.time()), 1)}
     recovery |= {"processes": world_size()} if world_size() > 1 else {}
-    _keep_speed(run, recovery)
+    _keep_rate(run, recovery)
     return {"recovery": recovery}, "drop" if run.stage == "recovered" else "aside"
 
 
@@ -247,11 +247,12 @@ def _begin(run: Run, settings: RecoverySettings, requested: dict[str, Any]) -> N
         run.add_event(stage="recover", step=run.checkpoint_step(), steps=settings.steps, begun=True)
 
 
-def _keep_speed(run: Run, recovery: dict[str, Any]) -> None:
-    """Let later estimates know how fast this machine trains."""
-    speed = training_speed(run.events(), recovery)
-    share = run.plan.worth_layers / run.experiment.layer_count
-    run.experiment.raise_rates(reached_rates(share, trained_per_second=speed))
+def _keep_rate(run: Run, recovery: dict[str, Any]) -> None:
+    """Let later estimates know how fast this machine trains, unless several processes share the work."""
+    speed, facts = training_speed(run.events(), recovery), run.experiment.model_facts
+    if speed and world_size() == 1:
+        rate = BACKWARD * evaluated_tokens(facts, run.plan, speed, 0)
+        run.experiment.keep_rate("training", pick_device("auto").type, facts["dtype"], rate)
 
 
 def healing_seconds(events: Sequence[dict[str, Any]], now: float) -> float:

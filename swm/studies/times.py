@@ -46,7 +46,7 @@ def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid
         plan = MergePlan(facts["layers"], (Window(0, dropped),) if dropped else ())
         control = cell.method == CONTROL  # neither scored before healing nor timed
         evaluations = 2 if cell.recovery and not control else 1
-        needs = estimate_run(facts, cost, plan, cell.recovery, grid.limit, folder, len(grid.tasks), evaluations)
+        needs = estimate_run(facts, cost, plan, cell.recovery, grid.limit, folder, grid.tasks, evaluations)
         shape = (cell.layers, cell.width)
         if not grid.time or control or shape in timed:
             total -= needs.seconds.get("time", 0)
@@ -80,7 +80,7 @@ def thresholds_seconds(
 ) -> float:
     """Seconds of a new study of thresholds; 0 if unknown. Without `from`, searches are short, and are left out."""
     plan = MergePlan(facts["layers"], (Window(0, 1),))
-    needs = estimate_run(facts, cost, plan, None, grid.limit, folder, tasks=1, evaluations=1)
+    needs = estimate_run(facts, cost, plan, None, grid.limit, folder, [grid.task], evaluations=1)
     scored = len(grid.rules) * len(grid.scored_at) * needs.seconds.get("evaluate", 0)
     return scored + (len(grid.rules) * (path_seconds(facts, cost, tokens) or 0) if grid.low else 0)
 

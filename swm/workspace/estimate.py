@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from swm.plan import MergePlan
 from swm.registry import MERGE_RULES, PLANNERS
-from swm.settings import FIT_TOKENS, LARGE_VOCABULARY, PLAN_BUDGET, VOCABULARY_SAMPLE, RecoverySettings
+from swm.settings import (
+    FIT_TOKENS,
+    LARGE_VOCABULARY,
+    PLAN_BUDGET,
+    SAMPLE_PROMPTS,
+    SAMPLE_TOKENS,
+    VOCABULARY_SAMPLE,
+    RecoverySettings,
+)
 from swm.workspace.files import free_bytes
 from swm.workspace.machine import free_memory_bytes
 from swm.workspace.targets import weights_of
@@ -16,14 +27,28 @@ from swm.workspace.training_memory import healing_bytes, trained_bytes, vocabula
 from swm.workspace.units import duration_range, gib
 
 PROCESS_BYTES = 700 * 2**20  # Python with torch and transformers, before any model
-TASKS = 7
-TASK_TOKENS = 97  # per document; mean of the seven tasks with SmolLM2's tokenizer
+# Of each task, tokens that a model reads for a document, its choices included (SmolLM2's tokenizer, first 100
+# documents), and how many documents are bundled; and of a task that is not among them, about as many.
+SIZES = {
+    "boolq": (165, 3270),
+    "piqa": (60, 1838),
+    "hellaswag": (81, 10_042),
+    "winogrande": (26, 1267),
+    "arc_easy": (46, 570),
+    "arc_challenge": (58, 299),
+    "openbookqa": (26, 500),
+}
+OTHER_SIZE = (100, 2000)
 PERPLEXITY_TOKENS = 2 * 32 * 256
 SCORED_TOKENS = 4096  # tokens whose logits an evaluation holds at once
-LOADING_BYTES_PER_SECOND = 150 * 2**20
+LOADING_BYTES_PER_SECOND = 400 * 2**20  # of a file read not long ago, or written
 GRAM_TOKENS = 512  # tokens in the Gram matrix that a measurement holds for each layer
 ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search per layer of the model
-EVALUATION_SECONDS = 8  # of an evaluation, beside reading: loading, writing the sample answers
+PATH_PLANS = 2  # different plans of a path per layer of the model, each of which answers the sample prompts
+MEASURE_RUNS = 7  # forward passes of a measurement: similarity, and the influence of attention and MLP
+TIMED_TURNS = 16  # generations of each model: 9 to compare, and larger batches that take as long as 7
+START_SECONDS = 5  # of a job, before it loads a model
+RECENT_RATES = 5  # jobs whose rates are kept
 BACKWARD = 4  # cost of a training step in forward passes; 3.8 measured with LoRA
 ANSWERED_TOGETHER = 3  # how many times as fast batches of prompts are answered as single ones, on a CPU
 
@@ -73,32 +98,54 @@ def about(seconds: float) -> str:
     return duration_range(*(factor * seconds for factor in UNSURE))
 
 
-def evaluated_tokens(tasks: int, limit: int | None) -> int:
-    """About how many tokens a model reads while it is evaluated."""
-    return PERPLEXITY_TOKENS + task_tokens(tasks, limit)
+def tokens_of(task: str, limit: int | None) -> int:
+    """About how many tokens a model reads for a task's documents, or the first `limit` of them."""
+    tokens, documents = SIZES.get(task, OTHER_SIZE)
+    return tokens * min(limit or documents, documents)
 
 
-def task_tokens(tasks: int, limit: int | None) -> int:
-    """About how many tokens of the tasks' documents a model reads."""
-    return TASK_TOKENS * tasks * (limit or 2000)
-
-
-def reached_rates(
-    worth: float, *, evaluated: tuple[int, float] | None = None, trained_per_second: float | None = None
-) -> dict[str, float]:
-    """The rates of cost.json for the whole model, as a job on this machine reached them.
+def evaluated_tokens(facts: dict[str, Any], plan: MergePlan, scored: float, questions: float) -> float:
+    """Tokens that the original could read in the time in which a plan's model reads texts and questions.
 
     Args:
-        worth: share of the original's layers that the job's model has.
-        evaluated: tokens as from `evaluated_tokens`, and the seconds that reading them took, all included.
-        trained_per_second: tokens per second of LoRA training.
+        facts: of the original.
+        scored: tokens of texts, for each of which the head computes its prediction, as for perplexity.
+        questions: tokens of questions, of which the head sees only the answers.
     """
-    rates = {}
-    if evaluated and evaluated[1] > EVALUATION_SECONDS:
-        rates["forward_tokens_per_second"] = worth * evaluated[0] / (evaluated[1] - EVALUATION_SECONDS)
-    if trained_per_second:
-        rates["training_tokens_per_second"] = worth * BACKWARD * trained_per_second
-    return rates
+    layer, head = facts["parameters_per_layer"], vocabulary_of(facts) * facts["width"]
+    layers = layer * plan.worth_layers
+    return float((scored * (layers + head) + questions * layers) / (layer * facts["layers"] + head))
+
+
+def recent_rates(cost: dict[str, Any]) -> dict[str, float]:
+    """The rates of a cost.json as jobs on this machine reached them last, on the device and in the precision of the
+    last one: of each kind the median, so that neither a busy hour nor a lucky one counts for long."""
+    here = [rate for rate in cost.get("observed", []) if rate["host"] == socket.gethostname()]
+    if not here:
+        return {}
+    alike = [rate for rate in here if _where(rate) == _where(here[-1])]
+    kinds = {rate["kind"] for rate in alike}
+    by_kind = {kind: [rate["tokens_per_second"] for rate in alike if rate["kind"] == kind] for kind in kinds}
+    return {f"{kind}_tokens_per_second": statistics.median(rates) for kind, rates in by_kind.items()}
+
+
+def with_rate(cost: dict[str, Any], kind: str, device: str, dtype: str, tokens_per_second: float) -> dict[str, Any]:
+    """A cost.json with the rate of one more job; of each kind, device and precision on a machine the last few stay.
+
+    Args:
+        kind: "forward", or "training" counted in forward passes.
+        tokens_per_second: of the whole original, see `evaluated_tokens`.
+    """
+    new: dict[str, Any] = {"host": socket.gethostname(), "device": device, "dtype": dtype, "kind": kind}
+    new |= {"tokens_per_second": tokens_per_second}
+    of_kind = lambda rate: (_where(rate), rate["kind"])  # noqa: E731
+    older = [rate for rate in cost.get("observed", []) if of_kind(rate) == of_kind(new)][1 - RECENT_RATES :]
+    others = [rate for rate in cost.get("observed", []) if of_kind(rate) != of_kind(new)]
+    return {**cost, "observed": [*others, *older, new]}
+
+
+def _where(rate: dict[str, Any]) -> tuple[str, ...]:
+    return rate["host"], rate["device"], rate["dtype"]
 
 
 def estimate_run(
@@ -108,7 +155,7 @@ def estimate_run(
     recovery: RecoverySettings | None,
     limit: int | None,
     folder: Path,
-    tasks: int = TASKS,
+    tasks: Sequence[str] = tuple(SIZES),
     evaluations: int = 3,
 ) -> Estimate:
     """What merging, healing and evaluating a plan needs.
@@ -116,7 +163,7 @@ def estimate_run(
     Args:
         facts: of the original model.
         cost: its measured rates, see `swm.evaluation.cost.decode_cost`; with None, no times are estimated.
-        recovery: None means no healing. limit: documents per task, None for all (about 2,000).
+        recovery: None means no healing. limit: documents per task, None for all.
         folder: a folder on the disk where the run is saved.
         evaluations: how many models are evaluated: the original if it has no scores yet, the merged, the healed one.
 
@@ -139,16 +186,19 @@ def estimate_run(
             disk += small
     seconds = {}
     if cost and "forward_tokens_per_second" in cost:
-        read = evaluated_tokens(tasks, limit)
-        fast = cost.get("training_tokens_per_second", cost["forward_tokens_per_second"])  # the same precision
-        fitting = 2 * FIT_TOKENS / fast if plan.windows else 0  # both models read it
-        seconds["merge"] = 5 + 3 * size / LOADING_BYTES_PER_SECOND
+        fitting = 2 * FIT_TOKENS / _fast_rate(cost) if plan.windows else 0  # both models read it
+        seconds["merge"] = START_SECONDS + 3 * size / LOADING_BYTES_PER_SECOND
         seconds["merge"] += fitting if MERGE_RULES[plan.rule].needs_text else 0
-        seconds["evaluate"] = evaluations * (EVALUATION_SECONDS + read / cost["forward_tokens_per_second"])
+        smaller = min(evaluations, 2 if recovery else 1)  # the others are of the original
+        original = _evaluation_seconds(facts, cost, MergePlan(facts["layers"]), tasks, limit)
+        seconds["evaluate"] = smaller * _evaluation_seconds(facts, cost, plan, tasks, limit)
+        seconds["evaluate"] += (evaluations - smaller) * original
         if recovery:
-            seconds["heal"] = _healing_seconds(recovery, cost) + (fitting if recovery.repair != "none" else 0)
-        token = (cost["layers_ms"] + cost["rest_ms"]) / 1000
-        seconds["time"] = 10 + 2 * 9 * 33 * token
+            seconds["heal"] = _healing_seconds(facts, cost, plan, recovery) + (
+                fitting if recovery.repair != "none" else 0
+            )
+        load = 2 * size / LOADING_BYTES_PER_SECOND
+        seconds["time"] = START_SECONDS + load + 2 * TIMED_TURNS * 33 * _token_seconds(cost)
     return Estimate(
         seconds,
         PROCESS_BYTES + round(max(memory.values())),
@@ -200,7 +250,7 @@ def stage_needs(
     run = estimate_run(facts, cost, plan, recovery, limit, Path.cwd(), evaluations=1)
     healing = estimate_run(facts, None, plan, recovery, limit, Path.cwd())
     merged = estimate_run(facts, None, plan, None, limit, Path.cwd())
-    load = size / LOADING_BYTES_PER_SECOND
+    load = START_SECONDS + size / LOADING_BYTES_PER_SECOND
     forward = tokens / cost["forward_tokens_per_second"] if cost and "forward_tokens_per_second" in cost else None
     run_seconds = run.seconds
 
@@ -209,13 +259,13 @@ def stage_needs(
 
     grams = layers * (4 * gram_tokens * width + 8 * gram_tokens * gram_tokens)
     searching = size + layer_bytes + 4 * tokens * width * (layers // 4 + 2)
-    one_plan = if_timed(load + ONE_PLAN_RUNS * (forward or 0))
+    one_plan = None if forward is None or not cost else load + ONE_PLAN_RUNS * tokens / _fast_rate(cost)
     return [
-        StageNeed("measure", size + grams, 2**20, if_timed(load + (forward or 0))),
+        StageNeed("measure", size + grams, 2**20, if_timed(load + MEASURE_RUNS * (forward or 0))),
         StageNeed("search, one threshold", searching, 2**20, one_plan),
         StageNeed("search, whole path", searching, 2**24, path_seconds(facts, cost, tokens)),
         StageNeed("merge", merged.stage_memory_bytes["merge"], merged.disk_bytes, if_timed(run_seconds.get("merge"))),
-        StageNeed("merge --stream", (longest + 1) * layer_bytes // 3, merged.disk_bytes, 2 * load),
+        StageNeed("merge --stream", (longest + 1) * layer_bytes // 3, merged.disk_bytes, 2 * load - START_SECONDS),
         StageNeed("recover", healing.stage_memory_bytes["heal"], healing.disk_bytes, if_timed(run_seconds.get("heal"))),
         StageNeed("evaluate", merged.stage_memory_bytes["evaluate"], 2**20, if_timed(run_seconds.get("evaluate"))),
     ]
@@ -225,9 +275,9 @@ def path_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, tokens: int
     """Seconds of a search for the plans of all thresholds; None if nothing was timed. Arguments as of `stage_needs`."""
     if not cost or "forward_tokens_per_second" not in cost:
         return None
-    return float(
-        facts["size_bytes"] / LOADING_BYTES_PER_SECOND + PATH_RUNS * tokens / cost["forward_tokens_per_second"]
-    )
+    load = START_SECONDS + facts["size_bytes"] / LOADING_BYTES_PER_SECOND
+    answers = PATH_PLANS * facts["layers"] * _answers_seconds(cost)
+    return float(load + PATH_RUNS * tokens / _fast_rate(cost) + answers)
 
 
 def planner_seconds(
@@ -246,7 +296,7 @@ def planner_seconds(
     measured += (1 + 2 * times) * tokens  # similarity and two perplexities, and two more of the choices on halves
     measured *= _sampled_share(facts) if PLANNERS[planner].samples else 1
     seconds = facts["size_bytes"] / LOADING_BYTES_PER_SECOND + measured / cost["forward_tokens_per_second"]
-    return float(seconds + EVALUATION_SECONDS)
+    return float(seconds + START_SECONDS)
 
 
 def _sampled_share(facts: dict[str, Any]) -> float:
@@ -258,12 +308,37 @@ def _sampled_share(facts: dict[str, Any]) -> float:
     return float((layers + VOCABULARY_SAMPLE * facts["width"]) / (layers + vocabulary * facts["width"]))
 
 
-def _healing_seconds(recovery: RecoverySettings, cost: dict[str, Any]) -> float:
+def _token_seconds(cost: dict[str, Any]) -> float:
+    """Seconds in which the original generates one token."""
+    return float(cost["layers_ms"] + cost["rest_ms"]) / 1000
+
+
+def _answers_seconds(cost: dict[str, Any]) -> float:
+    """Seconds in which a model answers the sample prompts."""
+    return len(SAMPLE_PROMPTS) * SAMPLE_TOKENS * _token_seconds(cost)
+
+
+def _fast_rate(cost: dict[str, Any]) -> float:
+    """Tokens per second in the precision in which searches, fits and training compute: bfloat16 where it is faster."""
+    return float(cost.get("training_tokens_per_second", cost["forward_tokens_per_second"]))
+
+
+def _evaluation_seconds(
+    facts: dict[str, Any], cost: dict[str, Any], plan: MergePlan, tasks: Sequence[str], limit: int | None
+) -> float:
+    """Seconds of one evaluation: starting, loading the model, reading, and writing its sample answers."""
+    beside = START_SECONDS + facts["size_bytes"] / LOADING_BYTES_PER_SECOND + _answers_seconds(cost)
+    read = evaluated_tokens(facts, plan, PERPLEXITY_TOKENS, sum(tokens_of(task, limit) for task in tasks))
+    return float(beside + read / cost["forward_tokens_per_second"])
+
+
+def _healing_seconds(facts: dict[str, Any], cost: dict[str, Any], plan: MergePlan, recovery: RecoverySettings) -> float:
     """Seconds of training, with the loss of the held-out texts now and then, and of the original's answers before."""
     trained = recovery.steps * recovery.batch * recovery.accumulate * recovery.length
     held_out = (1 + recovery.steps // recovery.save_every) * recovery.held_out * recovery.length
-    seconds = 10 + BACKWARD * (trained + held_out // BACKWARD) / cost["training_tokens_per_second"]
+    passes = evaluated_tokens(facts, plan, BACKWARD * trained + held_out, 0)
+    seconds = 10 + passes / cost["training_tokens_per_second"]
     if recovery.answers == "original":  # it reads every prompt, and writes about a tenth of the text
-        token = (cost["layers_ms"] + cost["rest_ms"]) / 1000
-        seconds += trained / cost["forward_tokens_per_second"] + trained / 10 * token / ANSWERED_TOGETHER
+        seconds += trained / cost["forward_tokens_per_second"]
+        seconds += trained / 10 * _token_seconds(cost) / ANSWERED_TOGETHER
     return float(seconds)

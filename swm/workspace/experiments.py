@@ -12,6 +12,7 @@ from swm.plan import MergePlan, Needed
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings
 from swm.workspace.audit import record
+from swm.workspace.estimate import recent_rates, with_rate
 from swm.workspace.files import clean_up, demo_experiment, matching, write_json, written_at
 from swm.workspace.names import (
     EXAMPLE,
@@ -131,19 +132,19 @@ class Experiment(Tracked):
         write_json(self.folder / "similarity" / f"{metric}.json", data)
 
     def cost(self) -> dict[str, Any] | None:
-        """What generating one token costs with the original; None if that was not measured."""
-        return self.read("cost.json")
+        """What generating one token costs with the original, at the rates of recent jobs; None if not measured."""
+        cost = self.read("cost.json")
+        return cost and {**cost, **recent_rates(cost)}
 
     def save_cost(self, cost: dict[str, Any]) -> None:
         """Write cost.json."""
         self.check_writable()
         write_json(self.folder / "cost.json", cost)
 
-    def raise_rates(self, rates: dict[str, float]) -> None:
-        """Raise the rates of cost.json that a job exceeded: a busy machine makes a rate too low, nothing too high."""
-        cost = self.cost()
-        if cost and any(rate > cost.get(name, 0.0) for name, rate in rates.items()):
-            self.save_cost({**cost, **{name: max(rate, cost.get(name, 0.0)) for name, rate in rates.items()}})
+    def keep_rate(self, kind: str, device: str, dtype: str, tokens_per_second: float) -> None:
+        """Add the rate of a job to cost.json, if there is one, for later estimates; see `estimate.recent_rates`."""
+        if cost := self.read("cost.json"):
+            self.save_cost(with_rate(cost, kind, device, dtype, tokens_per_second))
 
     def changed(self, name: str) -> int:
         """When one of its files was last written, in nanoseconds; 0 if there is none."""

@@ -50,13 +50,20 @@ class Sample(Record):
     answer: str
 
 
-class Perplexity(Interval):
-    """The perplexity of a text; `losses` are the mean losses of its segments, in nats per token."""
+class Perplexity(Record):
+    """The perplexity of a text, with its interval unless it has a single segment; `losses` are the mean losses of the
+    segments, in nats per token."""
 
     value: Positive
-    low: Positive
-    high: Positive
+    low: Positive = 1.0
+    high: Positive = 1.0
     losses: list[float] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _has_both_ends(self) -> Perplexity:
+        if len({"low", "high"} & self.model_fields_set) == 1:
+            raise ValueError("an interval has two ends, low and high")
+        return self
 
 
 class ScoresFile(Record):
@@ -151,6 +158,16 @@ class LlamaCppFile(LlamaCppSpeed):
     prompt_speedup: Interval = Interval.model_construct()
 
 
+class Rate(Record):
+    """How fast a job read or trained; see `estimate.with_rate`."""
+
+    host: str
+    device: str
+    dtype: str
+    kind: str
+    tokens_per_second: Positive
+
+
 class CostFile(Record):
     """cost.json: the time per token of the original; see `evaluation.cost.decode_cost`."""
 
@@ -158,6 +175,7 @@ class CostFile(Record):
     rest_ms: Positive
     forward_tokens_per_second: Positive = 1.0
     training_tokens_per_second: Positive = 1.0
+    observed: list[Rate] = Field(default_factory=list)  # oldest first
 
 
 class MeasuredOn(Record):

@@ -115,7 +115,8 @@ def most_layers(
             return parameters_left(facts, layers) <= value
         if kind == MEMORY:
             return weights_bytes(facts, layers) + cache_bytes(facts, layers, cache_tokens) <= value
-        return cost is not None and speedup_with(facts, cost, layers) >= value
+        # Rounded as pages show it: nobody should be refused the plan that they see at × 1.20.
+        return cost is not None and round(speedup_with(facts, cost, layers), 2) >= value
 
     return next((layers for layers in range(facts["layers"], LEAST_LAYERS - 1, -1) if possible(layers)), None)
 

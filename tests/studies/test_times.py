@@ -2,7 +2,7 @@
 
 import pytest
 
-from swm.plan import MergePlan
+from swm.plan import MergePlan, Window
 from swm.studies.grids import Grid
 from swm.studies.grids_of_measures import TextsGrid, ThresholdGrid
 from swm.studies.times import study_seconds, whole_study_seconds
@@ -21,7 +21,7 @@ def seconds(tmp_path, **changes):
 def test_a_control_adds_one_merge_one_healing_and_one_evaluation_and_no_timing(tmp_path, timed):
     added = seconds(tmp_path, time=timed) - seconds(tmp_path, time=timed, control=False)
     recovery = Grid(**SMALL).recovery
-    needs = estimate_run(FACTS, COST, MergePlan(6), recovery, SMALL["limit"], tmp_path, tasks=0, evaluations=1).seconds
+    needs = estimate_run(FACTS, COST, MergePlan(6), recovery, SMALL["limit"], tmp_path, tasks=(), evaluations=1).seconds
     assert added == pytest.approx(needs["merge"] + needs["heal"] + needs["evaluate"])
 
 
@@ -29,7 +29,9 @@ def test_each_shape_is_timed_once(tmp_path):
     token = 8.0 / 1000
     for planners in (["sleb"], ["sleb", "random"]):
         added = seconds(tmp_path, planners=planners, time=True) - seconds(tmp_path, planners=planners, time=False)
-        assert added == pytest.approx(2 * (10 + 2 * 9 * 33 * token))  # two depths
+        assert added == pytest.approx(
+            2 * (5 + 2 * FACTS["size_bytes"] / (400 * 2**20) + 2 * 16 * 33 * token)
+        )  # two depths
 
 
 def test_without_rates_the_time_is_unknown(tmp_path):
@@ -56,9 +58,9 @@ def test_studies_of_thresholds_and_texts_are_foretold_as_well(tmp_path):
         whole_study_seconds(FACTS, COST, ThresholdGrid(**scored, **low), tmp_path, 1280)[0]
         for low in ({}, {"from": 0.5})
     )
-    evaluation = estimate_run(FACTS, COST, MergePlan(10), None, 10, tmp_path, tasks=1, evaluations=1).seconds[
-        "evaluate"
-    ]
+    evaluation = estimate_run(
+        FACTS, COST, MergePlan(6, (Window(0, 1),)), None, 10, tmp_path, tasks=["hellaswag"], evaluations=1
+    ).seconds["evaluate"]
     assert shorter == pytest.approx(6 * evaluation)
     assert longer - shorter == pytest.approx(2 * path_seconds(FACTS, COST, 1280))
     one, two = (

@@ -24,11 +24,11 @@ from swm.workspace.estimate import (
     estimate_run,
     evaluated_tokens,
     planner_seconds,
-    reached_rates,
+    recent_rates,
     stage_needs,
+    with_rate,
 )
 from swm.workspace.experiments import Experiment
-from swm.workspace.units import duration_range
 from tests.conftest import tiny_model
 
 FACTS = {"layers": 10, "width": 100, "parameters": 2_000_000, "parameters_per_layer": 100_000, "size_bytes": 8_000_000}
@@ -40,50 +40,85 @@ COST = {"layers_ms": 8.0, "rest_ms": 2.0, "forward_tokens_per_second": 1000.0, "
 PLAN = MergePlan(10, (Window(2, 4),))
 
 
+LEFT = (8 * 100_000 + 1_000_000) / 2_000_000  # of reading with all predictions: 8 of 10 layers, and the whole head
+
+
 def test_seconds_follow_from_the_tokens_and_the_rates(tmp_path):
     recovery = preset_settings("quick", steps=30, batch=4, length=100, save_every=30, held_out=3)
     found = estimate_run(FACTS, COST, PLAN, recovery, 10, tmp_path)
     # 30 x 4 x 100 tokens, four forward passes each at 3000 a second, and two held-out passes of 3 x 100 forward only;
     # both models read 24,576 tokens at 3000 a second for the repair
-    assert found.seconds["heal"] == pytest.approx(10 + (4 * 12_000 + 600 + 2 * 24_576) / 3000)
+    assert found.seconds["heal"] == pytest.approx(10 + (LEFT * (4 * 12_000 + 600) + 2 * 24_576) / 3000)
     without = estimate_run(FACTS, COST, PLAN, replace(recovery, repair="none"), 10, tmp_path)
-    assert without.seconds["heal"] == pytest.approx(10 + (4 * 12_000 + 600) / 3000)
+    assert without.seconds["heal"] == pytest.approx(10 + LEFT * (4 * 12_000 + 600) / 3000)
     fitted = estimate_run(FACTS, COST, replace(PLAN, rule="fit"), recovery, 10, tmp_path)
     assert fitted.seconds["heal"] == found.seconds["heal"]  # fitted once more, on the text that it learns from
     assert fitted.seconds["merge"] == pytest.approx(found.seconds["merge"] + 2 * 24_576 / 3000)
-    # seven tasks of 10 documents, and 2 x 32 x 256 tokens of perplexity, three times
-    assert found.seconds["evaluate"] == pytest.approx(3 * (8 + (97 * 70 + 16384) / 1000))
+    # 2 x 32 x 256 tokens of perplexity and ten documents of each task, of which the head sees only the answers: by the
+    # original, then twice by the smaller model; each time loading, and 3 answers of 32 tokens at 10 ms
+    documents = 10 * (165 + 60 + 81 + 26 + 46 + 58 + 26)
+    read = 16_384 * (1 + 2 * LEFT) + documents * (0.5 + 2 * 0.4)
+    beside = 3 * (5 + 8_000_000 / (400 * 2**20) + 0.96)
+    assert found.seconds["evaluate"] == pytest.approx(beside + read / 1000)
     assert found.total_seconds == sum(found.seconds.values())
     twice = estimate_run(FACTS, COST, PLAN, preset_settings("quick", steps=60), 10, tmp_path)
     assert twice.seconds["heal"] > found.seconds["heal"]
 
 
-def test_the_next_estimate_is_what_the_last_job_took(tmp_path):
-    """A job 7 times as fast as foretold: with the rates that it reached, its own time is foretold."""
-    whole = MergePlan(10)
-    recovery = preset_settings("quick", steps=30, batch=4, length=100, save_every=31, held_out=1)
-    foretold = estimate_run(FACTS, COST, whole, recovery, 10, tmp_path, evaluations=1).seconds
-    took = 8 + (foretold["evaluate"] - 8) / 7
-    held_out = 25 / 12_000  # one pass over 100 held-out tokens, forward only, against 12,000 trained ones
-    step = (foretold["heal"] - 10) / 30 / 7 / (1 + held_out)
-    reached = reached_rates(1.0, evaluated=(evaluated_tokens(7, 10), took), trained_per_second=4 * 100 / step)
-    again = estimate_run(FACTS, {**COST, **reached}, whole, recovery, 10, tmp_path, evaluations=1)
-    assert again.seconds["evaluate"] == pytest.approx(took)
-    assert again.seconds["heal"] == pytest.approx(10 + 30 * step * (1 + held_out))
-    low, high = (factor * again.total_seconds for factor in (0.8, 1.6))
-    assert again.time == duration_range(low, high)
+def test_documents_of_a_task_are_no_more_than_there_are(tmp_path):
+    def read(*tasks, limit):
+        seconds = estimate_run(FACTS, COST, MergePlan(10), None, limit, tmp_path, tasks, evaluations=1).seconds
+        return (
+            seconds["evaluate"] - estimate_run(FACTS, COST, MergePlan(10), None, 1, tmp_path, (), 1).seconds["evaluate"]
+        )
+
+    assert read("winogrande", limit=300) == pytest.approx(300 * 26 / 2 / 1000)
+    assert read("winogrande", limit=None) == read("winogrande", limit=9999) == pytest.approx(1267 * 26 / 2 / 1000)
+    assert read("boolq", "piqa", limit=10) == pytest.approx(10 * (165 + 60) / 2 / 1000)
 
 
-def test_rates_of_a_smaller_model_count_for_the_layers_it_has_and_are_never_lowered(home):
-    rates = reached_rates(0.8, evaluated=(10_000, 18.0), trained_per_second=250.0)
-    assert rates == {"forward_tokens_per_second": 800.0, "training_tokens_per_second": 800.0}
+def test_layers_and_head_count_as_the_multiplications_that_pytorch_counts():
+    model = tiny_model(layers=10, vocab_size=3000)
+    per_layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    facts = {"layers": 10, "width": 32, "vocabulary": 3000, "parameters_per_layer": per_layer, "parameters": 1}
+    smaller = tiny_model(layers=8, vocab_size=3000)
+    flops = []
+    for each, kept in ((model, 0), (smaller, 0), (smaller, 1)):  # the head sees all tokens, or one
+        with FlopCounterMode(display=False) as counter:
+            each(torch.zeros(1, 200, dtype=torch.long), use_cache=False, logits_to_keep=kept)
+        flops.append(counter.get_total_flops())
+    scored = evaluated_tokens(facts, PLAN, 200, 0) / 200
+    assert scored == pytest.approx(flops[1] / flops[0], rel=0.05)  # attention itself is not counted
+    assert evaluated_tokens(facts, PLAN, 0, 200) / 200 == pytest.approx(flops[2] / flops[0], rel=0.35)
+    assert evaluated_tokens(facts, MergePlan(10), 200, 0) == 200
+
+
+def test_rates_are_the_median_of_the_last_jobs_on_the_same_device_in_the_same_precision(monkeypatch):
+    cost = COST
+    for speed in (9000.0, 100.0, 500.0, 700.0, 600.0, 650.0):  # the lucky first one is forgotten, the busy one outvoted
+        cost = with_rate(cost, "forward", "cpu", "float32", speed)
+    assert recent_rates(cost) == {"forward_tokens_per_second": 600.0}
+    on_gpu = with_rate(cost, "forward", "cuda", "float32", 90_000.0)
+    assert recent_rates(on_gpu) == {"forward_tokens_per_second": 90_000.0}
+    assert recent_rates(with_rate(on_gpu, "training", "cpu", "float32", 300.0)) == {
+        "forward_tokens_per_second": 600.0,
+        "training_tokens_per_second": 300.0,
+    }
+    half = with_rate(cost, "forward", "cpu", "bfloat16", 1200.0)
+    assert recent_rates(half) == {"forward_tokens_per_second": 1200.0}
+    monkeypatch.setattr("socket.gethostname", lambda: "another")
+    assert recent_rates(half) == {}  # here nothing ran yet
+    assert len(half["observed"]) == 6
+
+
+def test_rates_count_once_the_time_of_a_token_was_measured(home):
     experiment = Experiment.create("study", ExperimentSettings("m"), {**FACTS, "architecture": "x", "dtype": "float32"})
-    experiment.raise_rates(rates)
-    assert experiment.cost() is None  # the time of a token was not measured, so there is nothing to raise
-    experiment.save_cost({**COST, "forward_tokens_per_second": 700.0})
-    experiment.raise_rates(rates)
-    raised = experiment.cost()
-    assert {name: raised[name] for name in COST} == {**COST, "forward_tokens_per_second": 800.0}
+    experiment.keep_rate("forward", "cpu", "float32", 800.0)
+    assert experiment.cost() is None
+    experiment.save_cost({**COST, "forward_tokens_per_second": 7000.0})  # as an earlier release may have raised it
+    experiment.keep_rate("forward", "cpu", "float32", 800.0)
+    shown = experiment.cost()
+    assert {name: shown[name] for name in COST} == {**COST, "forward_tokens_per_second": 800.0}
 
 
 def test_without_rates_there_are_no_times(tmp_path):

@@ -15,6 +15,7 @@ from swm.plan import MergePlan, dropped_plan
 from swm.registry import PLANNERS
 from swm.workspace.experiments import Experiment
 from swm.workspace.targets import (
+    SPEED,
     cache_bytes,
     count_from,
     loss_from,
@@ -216,3 +217,12 @@ def test_targets_that_cannot_be_met_or_read(small, arguments, message):
     code, _, told = small("plan", "e", *arguments)
     assert code == 1
     assert message in told
+
+
+def test_a_speed_is_met_by_the_plan_that_is_shown_with_it():
+    """24 of 30 layers are 1.1957 times as fast, which every page rounds to 1.20."""
+    facts, cost = {"layers": 30}, {"layers_ms": 8.19, "rest_ms": 1.81}
+    shown = f"{(8.19 + 1.81) / (8.19 * 24 / 30 + 1.81):.2f}"
+    assert shown == "1.20"
+    assert most_layers(facts, SPEED, 1.2, cost) == 24
+    assert most_layers(facts, SPEED, 1.21, cost) == 23
