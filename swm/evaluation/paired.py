@@ -151,6 +151,8 @@ def log_perplexity_ratio(first: dict[str, Any], second: dict[str, Any]) -> tuple
     Args:
         first, second: of the same text, as from `evaluation.perplexity`.
 
+    Both need two segments or more: one says nothing about others, see `has_interval`.
+
     Returns:
         Value, low, high. The interval is Student's, on the differences of the segments' losses. Older results lack the
         losses, see `has_losses`: there it is that of two independent perplexities, which is wider.
@@ -162,6 +164,11 @@ def log_perplexity_ratio(first: dict[str, Any], second: dict[str, Any]) -> tuple
     value = math.log(second["value"] / first["value"])
     one, other = ({end: math.log(entry[end] / entry["value"]) for end in ("low", "high")} for entry in (first, second))
     return value, value - math.hypot(other["low"], one["high"]), value + math.hypot(other["high"], one["low"])
+
+
+def has_interval(perplexity: dict[str, Any]) -> bool:
+    """Whether a perplexity is of two segments of text or more; older results give one an interval without width."""
+    return "low" in perplexity and perplexity.get("texts") != 1
 
 
 def has_losses(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -179,9 +186,8 @@ def mean_perplexity(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return entries[0]
     rows = [entry.get("losses", []) for entry in entries]
     losses = zip(*rows, strict=True) if len({len(row) for row in rows}) == 1 else ()
-    logs = {
-        end: math.fsum(math.log(entry[end]) for entry in entries) / len(entries) for end in ("value", "low", "high")
-    }
+    ends = [end for end in ("value", "low", "high") if all(end in entry for entry in entries)]
+    logs = {end: math.fsum(math.log(entry[end]) for entry in entries) / len(entries) for end in ends}
     return {
         **entries[0],
         **{end: math.exp(value) for end, value in logs.items()},

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from swm.errors import ModelError, TextError
+from swm.evaluation.continuous import mean_interval
 from swm.models.processes import gathered, own_part, world_size
 from swm.progress import Progress
 
@@ -25,7 +26,8 @@ def perplexity(
         tokens: ids, shape (texts, length), int64, no padding; the first token of a text is given, not predicted.
 
     Returns:
-        `value`; `low` and `high`, its 95 % interval over texts (normal, on the mean log-likelihood per text);
+        `value`; `low` and `high`, its 95 % interval over texts (Student's, of the mean loss of a text), which a single
+        text does not have;
         `texts`, `length_tokens`, `predicted_tokens`; `losses`, the mean loss of each text in nats per token, so that
         models can be compared text by text.
 
@@ -50,14 +52,10 @@ def perplexity(
             f"The model's loss is {broken[0]} in {str(model.dtype).removeprefix('torch.')}: it overflows in this "
             "precision, or its weights are damaged. Merge other windows, or create the experiment with --dtype float32."
         )
-    mean = math.fsum(losses) / len(losses)
-    error = math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1) / len(losses))
-    # Capped at e^50, where the model is broken anyway: JSON has no infinity.
-    value, low, high = (math.exp(min(x, 50.0)) for x in (mean, mean - 1.96 * error, mean + 1.96 * error))
+    ends = mean_interval(losses) or {"value": losses[0]}
     return {
-        "value": value,
-        "low": low,
-        "high": high,
+        # Capped at e^50, where the model is broken anyway: JSON has no infinity.
+        **{name: math.exp(min(loss, 50.0)) for name, loss in ends.items()},
         "texts": len(losses),
         "length_tokens": tokens.shape[1],
         "predicted_tokens": len(losses) * (tokens.shape[1] - 1),

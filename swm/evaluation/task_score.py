@@ -124,7 +124,7 @@ def _answer(sample: dict[str, Any], metric: str) -> dict[str, Any]:
     }
     if len(choices) < 2:
         return {**entry, "right": str(target)[:QUESTION_LETTERS], "picked": str(responses[0])[:QUESTION_LETTERS]}
-    lengths = [len(choice) if metric == "acc_norm" else 1 for choice in choices]
+    lengths = [max(1, len(choice)) if metric == "acc_norm" else 1 for choice in choices]  # a choice can be empty
     scores = [response[0] / length for response, length in zip(responses, lengths, strict=True)]
     picked = choices[scores.index(max(scores))]
     known = str(target).isdigit() and int(target) < len(choices)

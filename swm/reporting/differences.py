@@ -14,6 +14,7 @@ from swm.evaluation.paired import (
     SCORES,
     TOO_FEW,
     UNDECIDED,
+    has_interval,
     has_losses,
     log_perplexity_ratio,
     mean_answers,
@@ -23,7 +24,7 @@ from swm.evaluation.paired import (
     scored,
 )
 from swm.reporting.compare import documents_key, documents_of, same_text
-from swm.reporting.names import row_name
+from swm.reporting.names import row_name, text_name
 
 Entry = dict[str, Any]
 
@@ -83,6 +84,8 @@ def compared(reference: Measured | None, other: Measured | None) -> Entry | None
         entry["scores"] = {}
         reason = "they are of other tasks or documents"
         entry["not_compared"] = [f"Scores are not compared with those of {reference.name}: {reason}."]
+    single = [text for text, found in first["perplexities"].items() if not has_interval(found)]
+    entry["not_compared"] += [f"Perplexity on {text_name(t)} is of a single text: no interval." for t in single]
     above = [task for task in first["tasks_above_chance"] if task in first["scores"]]
     if ACCURACY in entry["scores"] and 0 < len(above) < len(first["scores"]):
         entry["above_chance"] = _score(reference, other, ACCURACY, above)
@@ -106,7 +109,7 @@ def difference(reference: Measured, other: Measured, tasks: Collection[str] | No
         segment by segment. All intervals are 95 %
         intervals over the same documents or segments of text. If a model was healed with several seeds, they include
         the spread over seeds, and `over_documents` and `over_seeds` are the two parts as [low, high].
-        What was not measured on both sides, or not on the same documents, is missing.
+        What was not measured on both sides, or not on the same documents, or on a single text, is missing.
     """
     scores = {score: entry for score in SCORES if (entry := _score(reference, other, score, tasks))}
     return {"from": reference.name, "scores": scores, "perplexity": _perplexities(reference, other)}
@@ -174,6 +177,8 @@ def _perplexities(reference: Measured, other: Measured) -> dict[str, Entry]:
     for text in other.perplexities[0] if other.perplexities else ():
         sides = tuple([of_seed.get(text, {}) for of_seed in model.perplexities] for model in (reference, other))
         if not all(entry and same_text(sides[0][0], entry) for side in sides for entry in side):
+            continue
+        if not has_interval(sides[0][0]):
             continue
         means = mean_perplexity(sides[0]), mean_perplexity(sides[1])
         spreads = _spreads(

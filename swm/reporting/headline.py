@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from swm.reporting.compare import same_text
 from swm.reporting.preview import WITHIN
 from swm.workspace.runs import BASELINE
 
@@ -34,12 +35,12 @@ def headline(rows: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]] = (
 
 
 def perplexity_ratio(row: dict[str, Any], original: dict[str, Any] | None) -> float | None:
-    """Perplexity relative to the original's, as the geometric mean over the texts that both have; None without any."""
+    """Perplexity relative to the original's: the geometric mean over texts that both read alike; None without any."""
     if original is None:
         return None
     logs = [
         math.log(entry["value"] / original["perplexities"][text]["value"])
         for text, entry in row["perplexities"].items()
-        if text in original["perplexities"]
+        if (same := original["perplexities"].get(text)) and same_text(entry, same)
     ]
     return math.exp(math.fsum(logs) / len(logs)) if logs else None

@@ -6,14 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
+from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, TOO_FEW, UNDECIDED
 from swm.reporting.glossary import FORMS, TERMS, TITLES
 from swm.reporting.names import text_name
 from swm.reporting.table import MISSING, number, points, speedup
-from swm.reporting.verdict import digits_for, independent_text, reference_of
+from swm.reporting.verdict import digits_for, independent_text, is_shown, reference_of, speed_words
 
 SPEED = "During generation, measured in turn with the original{}. Below: the range over repetitions."
 SIZE = "Size of the weights on disk{}."
+UNCLEAR = "unclear"  # what an interval around no difference shows
 GAINS, COSTS = ("speed", "size"), ("perplexity", CHOICE_LOGPROB, ACCURACY)  # key figures, by what they say
 
 
@@ -55,15 +56,17 @@ def in_llama_cpp(row: dict[str, Any]) -> str:
     if not found or not found.get("baseline") or not found.get("speedup"):
         return ""
     before, after = (entry["size_bytes"] / 2**20 for entry in (found["baseline"], found))
-    fast = speedup(found["speedup"])
-    return f"In llama.cpp, as {found['type']} files: {before:,.0f} → {after:,.0f} MiB, {fast} times as fast."
+    ratio = found["speedup"]
+    fast = f"{speedup(ratio)} times as fast" if is_shown(ratio, 1.0) else speed_words(ratio)
+    return f"In llama.cpp, as {found['type']} files: {before:,.0f} → {after:,.0f} MiB, {fast}."
 
 
 def _speed(row: dict[str, Any]) -> tuple[str, str | None]:
     speedup = row["speedup"]
-    return (
-        (f"× {speedup['value']:.2f}", f"{speedup['low']:.2f} to {speedup['high']:.2f}") if speedup else (MISSING, None)
-    )
+    if not speedup:
+        return MISSING, None
+    ends = f"{speedup['low']:.2f} to {speedup['high']:.2f}"
+    return (f"× {speedup['value']:.2f}", ends) if is_shown(speedup, 1.0) else (UNCLEAR, f"× {ends}")
 
 
 def _size(row: dict[str, Any]) -> tuple[str, str | None]:
@@ -82,10 +85,13 @@ def _perplexity(row: dict[str, Any], against: dict[str, Any] | None) -> KeyFigur
     value, change = row["perplexities"][text]["value"], None
     shown = number(value, 1)
     if text in ratios:
-        shown = f"{number(value / ratios[text]['ratio'], 1)} → {shown}"
-        ends = [100 * (ratios[text][name] - 1) for name in ("ratio", "low", "high")]
-        digits = digits_for(ends[1:], 0 if max(map(abs, ends)) >= 10 else 1)
-        change = "{:+,.{d}f} % [{:+,.{d}f}, {:+,.{d}f}]".format(*ends, d=digits)
+        size, *ends = [100 * (ratios[text][name] - 1) for name in ("ratio", "low", "high")]
+        digits = digits_for(ends, 0 if max(map(abs, ends)) >= 10 else 1)
+        if is_shown(ratios[text], 1.0):
+            shown = f"{number(value / ratios[text]['ratio'], 1)} → {shown}"
+            change = "{:+,.{d}f} % [{:+,.{d}f}, {:+,.{d}f}]".format(size, *ends, d=digits)
+        else:
+            change = "{}: {:+,.{d}f} to {:+,.{d}f} %".format(UNCLEAR, *ends, d=digits)
     return KeyFigure(f"Perplexity, {text_name(text)} (lower is better)", shown, change, TERMS["perplexity"])
 
 
@@ -95,8 +101,12 @@ def _choice_probability(row: dict[str, Any], against: dict[str, Any] | None) -> 
     if not entry:
         value = number(row["average_choice_logprob"], 2)
         return KeyFigure(TITLES[CHOICE_LOGPROB], value, None, TERMS["choice_logprob"])
-    shown = f"{100 * (math.exp(entry['difference']) - 1):+.0f} %"
+    shown = f"{100 * math.expm1(entry['difference']):+.0f} %"
     change = f"{points(entry, *FORMS[CHOICE_LOGPROB])} nats"
+    if entry["verdict"] == UNDECIDED:
+        shown, change = UNCLEAR, "{:+.0f} to {:+.0f} %".format(*(100 * math.expm1(entry[e]) for e in ("low", "high")))
+    if entry["verdict"] == TOO_FEW:
+        shown, change = MISSING, _too_few(entry)
     return KeyFigure("Probability of the right choice", shown, change, TERMS["choice_logprob"] + _levels(row, entry))
 
 
@@ -120,6 +130,16 @@ def _accuracy(row: dict[str, Any], against: dict[str, Any] | None) -> KeyFigure:
     if row["average"] is None:
         return KeyFigure(title, MISSING, None, TERMS["accuracy"])
     shown, entry = f"{100 * row['average']:.1f} %", against["scores"].get(ACCURACY) if against else None
-    if entry:
+    change = None
+    if entry and entry["verdict"] == TOO_FEW:
+        shown, change = MISSING, _too_few(entry)
+    elif entry and entry["verdict"] == UNDECIDED:
+        change = "{}: {:+.1f} to {:+.1f} points".format(UNCLEAR, *(100 * entry[end] for end in ("low", "high")))
+    elif entry:
         shown = f"{100 * (row['average'] - entry['difference']):.1f} → {shown}"
-    return KeyFigure(title, shown, f"{points(entry, *FORMS[ACCURACY])} points" if entry else None, TERMS["accuracy"])
+        change = f"{points(entry, *FORMS[ACCURACY])} points"
+    return KeyFigure(title, shown, change, TERMS["accuracy"])
+
+
+def _too_few(entry: dict[str, Any]) -> str:
+    return f"too few questions: {entry['fewest']} per task"

@@ -61,7 +61,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
                 "dash": "dot" if healed else "solid",
                 "width": 2 if shown else 1,
             },
-            marker={"size": 8 if shown else 4, "symbol": _symbol(method)},
+            marker={"size": 8 if shown else 4, "symbol": _symbol(method) + ("" if healed else "-open")},
             hovertemplate="%{x} layers: %{y:,.4~r}<extra>" + name + "</extra>",
         )
     level = original and _studied(original, figure_of)
@@ -81,7 +81,8 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
 
 
 def _symbol(method: str) -> str:
-    """The marker of a method: its colour is that of its choice of layers, its form that of its width cut, if any."""
+    """The marker of a method: its colour is that of its choice of layers, its form that of its width cut, if any; it is
+    filled once the model is healed."""
     cut = method.partition(" + ")[2]
     return SYMBOLS[1 + list(WIDTH_METHODS).index(cut)] if cut in WIDTH_METHODS else SYMBOLS[0]
 

@@ -201,11 +201,11 @@ def _with_original(
 
 
 def interval(entry: dict[str, Any] | None, digits: int = 1) -> str:
-    """A perplexity or a continuous score with its 95 % interval."""
+    """A perplexity or a continuous score with its 95 % interval; a perplexity of a single text has none."""
     if not entry:
         return MISSING
-    value, low, high = (_short(entry[name], digits) for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    value, *ends = (_short(entry[name], digits) for name in ("value", "low", "high") if name in entry)
+    return f"{value} [{', '.join(ends)}]" if ends and entry.get("texts") != 1 else value
 
 
 def _short(value: float, digits: int) -> str:
@@ -234,10 +234,12 @@ def points(entry: dict[str, Any] | None, factor: float = 100, digits: int = 1) -
     """A difference with its interval; of shares, in points, unless another factor is given."""
     if entry is None or entry["difference"] is None:
         return MISSING
+    if entry.get("verdict") == TOO_FEW:
+        return TOO_FEW
     ends = [factor * entry[name] for name in ("difference", "low", "high")]
     digits = digits_for(ends[1:], digits)
     value, low, high = (f"{end:+,.{digits}f}" for end in ends)
-    return f"{value} [{low}, {high}]{' (too few documents)' if entry.get('verdict') == TOO_FEW else ''}"
+    return f"{value} [{low}, {high}]"
 
 
 def ratio(entry: dict[str, Any] | None) -> str:

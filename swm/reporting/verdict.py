@@ -74,10 +74,23 @@ def _gained(row: Entry) -> str:
     parts = [f"{row['layers']} of {row['layers'] - row['deltas']['layers']} layers"]
     if row["width"]["ratio"]:
         parts.append(f"width cut by {100 * row['width']['ratio']:.0f} %")
-    parts.append(f"{row['speedup']['value']:.2f} times as fast" if row["speedup"] else "speed not measured")
+    parts.append(speed_words(row["speedup"]) if row["speedup"] else "speed not measured")
     smaller = round(-100 * row["deltas"]["size_bytes"] / (row["size_bytes"] - row["deltas"]["size_bytes"]))
     parts.append(f"{abs(smaller)} % {'smaller' if smaller > 0 else 'larger'}" if smaller else "the same size")
     return ", ".join(parts)
+
+
+def is_shown(entry: Entry, nothing: float = 0.0) -> bool:
+    """Whether an interval leaves out `nothing`, the value of no difference: what it does not show is not stated."""
+    return bool(entry["low"] > nothing or entry["high"] < nothing)
+
+
+def speed_words(speedup: Entry) -> str:
+    """A speed relative to the original's, as in "1.20 times as fast"; "speed unclear" if it may be no faster."""
+    low, high = speedup["low"], speedup["high"]
+    if not is_shown(speedup, 1.0):
+        return f"speed unclear ({low:.2f} to {high:.2f} times)"
+    return f"{speedup['value']:.2f} times as fast"
 
 
 def _reference(row: Entry) -> str:
@@ -117,8 +130,8 @@ def _perplexity(text: str, entry: Entry) -> str:
     ratio, low, high = entry["ratio"], entry["low"], entry["high"]
     name = f"perplexity on {text_name(text)}"
     ends = (100 * (low - 1), 100 * (high - 1))
-    if low <= 1 <= high:
-        return f"{name}: no difference shown [{_signed(ends)} %]"
+    if not is_shown(entry, 1.0):
+        return f"{name} unclear: {_range(ends, '%', 'lower', 'higher')}"
     if ratio >= MOST_TIMES:
         return f"{name} more than {MOST_TIMES:,} times as high"
     if ratio >= 2:
@@ -133,18 +146,18 @@ def _sureness(entry: Entry) -> str:
     if entry["verdict"] == TOO_FEW:
         return f"{name}: {_too_few(entry)}"
     change, low, high = (100 * math.expm1(min(entry[end], 50.0)) for end in ("difference", "low", "high"))
-    if entry["verdict"] == UNDECIDED:
-        return f"{name}: no difference shown [{_signed((low, high))} %]"
     ends = (low, high)
+    if entry["verdict"] == UNDECIDED:
+        return f"{name} unclear: {_range(ends, '%', 'lower', 'higher')}"
     return f"{_size(change, ends)} % {'surer' if change > 0 else 'less sure'} of the right answer [{_span(ends)}]"
 
 
 def _accuracy(entry: Entry) -> str:
     if entry["verdict"] == TOO_FEW:
         return f"accuracy: {_too_few(entry)}"
-    if entry["verdict"] == UNDECIDED:
-        return f"accuracy: no difference that {_questions(entry)} could show"
     change, *ends = (100 * entry[name] for name in ("difference", "low", "high"))
+    if entry["verdict"] == UNDECIDED:
+        return f"accuracy unclear after {_questions(entry)}: {_range(ends, 'points', 'lower', 'higher')}"
     return f"accuracy {_size(change, ends)} points {'higher' if change > 0 else 'lower'} [{_span(ends)}]"
 
 
@@ -175,8 +188,10 @@ def _span(ends: Sequence[float]) -> str:
     return f"{low:,.{_digits(ends)}f}, {high:,.{_digits(ends)}f}"
 
 
-def _signed(ends: Sequence[float]) -> str:
-    return ", ".join(f"{end:+,.{_digits(ends)}f}" for end in ends)
+def _range(ends: Sequence[float], unit: str, less: str, more: str) -> str:
+    """What an interval around 0 allows, as in "from 1 % lower to 47 % higher"."""
+    low, high = (f"{abs(end):,.{_digits(ends)}f}" for end in ends)
+    return f"from {low} {unit} {less} to {high} {unit} {more}"
 
 
 def _digits(ends: Sequence[float]) -> int:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from swm.evaluation.continuous import student
-from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES, mean_perplexity
+from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES, has_interval, mean_perplexity
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.differences import compared, measured
 from swm.reporting.verdict import verdict
@@ -154,6 +154,8 @@ def _mean_interval(entries: Sequence[Row | None]) -> Row | None:
 def _mean_perplexity(perplexities: Sequence[Row]) -> Row:
     """The geometric mean, because a perplexity is itself the exponential of a mean."""
     mean = mean_perplexity(perplexities)
+    if not has_interval(mean):
+        return mean
     over_seeds = _over_seeds([math.log(entry["value"]) for entry in perplexities])
     below, above = (math.hypot(math.log(mean[end] / mean["value"]), over_seeds) for end in ("low", "high"))
     return {**mean, "low": mean["value"] * math.exp(-below), "high": mean["value"] * math.exp(above)}

@@ -60,3 +60,14 @@ def test_the_ratio_is_the_mean_over_shared_texts():
         for one, two in ((values[:2], values[2:]), (values[2:], values[:2]))
     )
     assert forth * back == pytest.approx(1)
+
+
+def test_perplexities_of_another_version_of_a_text_are_not_divided():
+    shorter = row("a", 80, 22.0, 90.0)
+    shorter["perplexities"]["text1"]["length_tokens"], original = 64, row("baseline", 100, 20.0, 10.0)
+    for entry in original["perplexities"].values():
+        entry["length_tokens"] = 256
+    shorter["perplexities"]["text0"]["length_tokens"] = 256
+    assert perplexity_ratio(shorter, original) == pytest.approx(1.1)
+    shorter["perplexities"]["text0"]["text_hash"], original["perplexities"]["text0"]["text_hash"] = "a", "b"
+    assert perplexity_ratio(shorter, original) is None

@@ -81,8 +81,9 @@ def test_undecided():
         )
     )
     assert found == (
-        f"{HEAD} {SAME} perplexity on SQuAD: no difference shown [-2.0, +4.0 %]; certainty of the right answer: no "
-        "difference shown [-1.0, +1.2 %]; accuracy: no difference that 1,400 questions in 7 tasks could show."
+        f"{HEAD} {SAME} perplexity on SQuAD unclear: from 2.0 % lower to 4.0 % higher; certainty of the right answer "
+        "unclear: from 1.0 % lower to 1.2 % higher; accuracy unclear after 1,400 questions in 7 tasks: from 3.0 points "
+        "lower to 1.0 points higher."
     )
 
 
@@ -112,11 +113,11 @@ def test_tasks_above_chance_are_named_where_they_say_something_else():
     entries = against(accuracy=score(0.01, -0.013, 0.033, "not significant"))
     entries["above_chance"] = score(-0.043, -0.065, -0.021, "worse", tasks=5)
     assert verdict(row(against_control=entries)).endswith(
-        "accuracy: no difference that 1,400 questions in 7 tasks could show (on the 5 tasks above chance: 4.3 points "
-        "lower [2.1, 6.5])."
+        "accuracy unclear after 1,400 questions in 7 tasks: from 1.3 points lower to 3.3 points higher (on the 5 tasks "
+        "above chance: 4.3 points lower [2.1, 6.5])."
     )
     entries["above_chance"] = score(-0.01, -0.03, 0.01, "not significant", tasks=5)
-    assert verdict(row(against_control=entries)).endswith("questions in 7 tasks could show.")
+    assert verdict(row(against_control=entries)).endswith("to 3.3 points higher.")
 
 
 def test_without_a_control_a_healed_model_is_not_praised_for_what_lora_did():
@@ -237,3 +238,10 @@ def test_in_everyday_words(accuracy, sureness, said):
     assert in_short(row(against_control=against(accuracy=scores["accuracy"]))) == ""
     assert in_short(row()) == ""
     assert in_short(row(control=True, against_original=against(**scores))) == ""
+
+
+def test_a_speed_that_may_be_none_is_not_stated():
+    faster = {"value": 1.34, "low": 0.93, "high": 1.58}
+    assert "layers, speed unclear (0.93 to 1.58 times), 20 % smaller." in verdict(row(speedup=faster))
+    assert "layers, 1.34 times as fast, 20 % smaller." in verdict(row(speedup={**faster, "low": 1.01}))
+    assert "layers, 0.80 times as fast" in verdict(row(speedup={"value": 0.8, "low": 0.7, "high": 0.9}))

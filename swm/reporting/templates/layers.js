@@ -301,7 +301,7 @@ class Preview {
     [this.data, this.send] = [data, send];
     // Ignore an answer to anything older than the last change.
     const hand = data.hand ?? null;
-    if (this.isAnswer("threshold", data.threshold) && !this.dragging && !this.sliding) this.threshold = data.threshold;
+    if (this.isAnswer("threshold", data.threshold) && !this.unsent && !this.sliding) this.threshold = data.threshold;
     if (this.isAnswer("windows", hand && asText(hand.windows))) [this.hand, this.editing] = [hand, hand !== null];
     Object.assign(this.slider, { min: data.low, max: data.high });
     Object.assign(this.field, { min: data.low, max: data.high });
@@ -339,11 +339,13 @@ class Preview {
   move(to) {
     this.hint.textContent = "";
     this.threshold = Math.min(this.data.high, Math.max(this.data.low, to()));
+    this.unsent = true; // an answer to an earlier change must not undo this one
     if (this.editing) this.edited(null);
     this.draw();
   }
 
   commit() {
+    this.unsent = false;
     const last = this.pending.threshold?.[0] ?? this.data.threshold;
     if (this.threshold === last && !this.data.hand) return;
     this.ask("threshold", this.threshold);
