@@ -97,7 +97,7 @@ def _add_running(add: Add) -> None:
     _add_recovery(command)
     _add_again(command)
     command = add("evaluate", "Measure the perplexity and zero-shot scores of a run.", "EXP", "RUN")
-    command.add_argument("--tasks", default="all", help="all (the paper's seven), or comma-separated names")
+    command.add_argument("--tasks", default="all", help="all (the paper's seven), comma-separated names, or none")
     texts = (
         "comma-separated texts for perplexity: lambada, squad, wikitext, ptb, a file or a hub dataset (lambada,squad)"
     )

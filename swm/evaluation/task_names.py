@@ -31,9 +31,9 @@ MOST_DOCUMENTS = 10**9  # upper limit per task
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:
-    """Task names from a comma-separated list; "all" means the paper's seven tasks."""
-    if text.strip() == "all":
-        return TASKS
+    """Task names from a comma-separated list; "all" means the paper's seven tasks, "none" perplexity alone."""
+    if text.strip() in ("all", "none"):
+        return TASKS if text.strip() == "all" else ()
     tasks = tuple(filter(None, (part.strip() for part in text.split(","))))
     if not tasks:
         raise SettingsError("No tasks given. Use all, or a comma-separated list such as boolq,piqa.")

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from swm.registry import PLANNERS
 from swm.reporting.arguments import plan_arguments, recovery_arguments
 from swm.similarity.measure import Measure
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
+from swm.workspace.names import EXAMPLE, is_shipped
+from swm.workspace.origin import BY_THRESHOLD
 from swm.workspace.runs import Run
+
+READING = ("list", "plan", "compare", "report", "answer")  # commands that take a bundled example as it is
+
+
+def own_name(experiment: Experiment) -> str:
+    """The name that commands give the experiment: of a bundled example, which cannot be changed, that of a new one."""
+    return f"my-{experiment.name.removeprefix(EXAMPLE)}" if is_shipped(experiment.folder) else experiment.name
 
 
 def commands(experiment: Experiment) -> list[str]:
     """The commands that reproduce the experiment and its runs."""
     lines = create_commands(experiment)
     for name in experiment.metrics_measured():
-        lines.append(_command("measure", experiment.name, *_measure_options(experiment.similarity(name) or {})))
+        lines.append(_command("measure", own_name(experiment), *_measure_options(experiment.similarity(name) or {})))
     runs = experiment.runs()
     served = {control.name: run.name for run in reversed(runs) if (control := _own_control(run))}  # the first such run
     for run in runs:
         if run.name not in served:
             lines += run_commands(run)
-    lines += [_command("control", experiment.name, name) for name in sorted(served.values())]
-    return [*lines, _command("compare", experiment.name)]
+    lines += [_command("control", own_name(experiment), name) for name in sorted(served.values())]
+    return [*dict.fromkeys(lines), _command("compare", own_name(experiment))]  # several runs can be of one search
 
 
 def _own_control(run: Run) -> Run | None:
@@ -45,13 +56,14 @@ def _measure_options(data: dict[str, Any]) -> list[str]:
 def create_commands(experiment: Experiment) -> list[str]:
     """The command that creates the same experiment."""
     settings = [word for name, value in asdict(experiment.settings).items() for word in (f"--{name}", str(value))]
-    return [_command("create", experiment.name, *settings)]
+    return [_command("create", own_name(experiment), *settings)]
 
 
 def run_commands(run: Run) -> list[str]:
     """The commands that reproduce a run of an existing experiment."""
-    name, settings, lines = (run.experiment.name, run.name), run.settings, []
+    name, settings, lines = (own_name(run.experiment), run.name), run.settings, []
     if not run.is_baseline:
+        lines += _search(run)
         lines.append(_command("merge", *name, *plan_arguments(run.plan)))
     if "recovery" in settings:
         lines.append(_command("recover", *name, *recovery_arguments(settings["recovery"])))
@@ -64,9 +76,34 @@ def run_commands(run: Run) -> list[str]:
     return lines
 
 
+def page_commands(experiment: Experiment, arguments: Sequence[Sequence[str]]) -> list[str]:
+    """Commands that do what a page does; where they would change a bundled example, with one of one's own."""
+    if not is_shipped(experiment.folder) or all(each[0] in READING for each in arguments):
+        return [_command(*each) for each in arguments]
+    own = [[own_name(experiment) if word == experiment.name else word for word in each] for each in arguments]
+    return [*create_commands(experiment), *(_command(*each) for each in own)]
+
+
+def _search(run: Run) -> list[str]:
+    """The command that chose the run's windows; none if somebody set them, or a plugin did that is not installed."""
+    origin, name, plan = run.origin, own_name(run.experiment), run.plan
+    if not plan.windows:
+        return []
+    planner, how = origin["planner"], origin["settings"]
+    target = ["--layers", str(plan.layers_left)]
+    if planner == BY_THRESHOLD:
+        target = ["--threshold", str(how["threshold"])] if how.get("threshold") is not None else target
+        return [_command("plan", name, *target, "--rule", plan.rule)]
+    if planner not in PLANNERS:
+        return []
+    searched = [word for key in ("budget", "minutes") if key in how for word in (f"--{key}", f"{how[key]:g}")]
+    searched += ["--keep-period"] if how.get("keep_period") else []
+    return [_command("plan", name, "--planner", planner, *target, *searched)]
+
+
 def card_commands(run: Run) -> list[str]:
     """The commands that reproduce a run and what it is compared with, from nothing."""
-    control = [_command("control", run.experiment.name, run.name)] if _own_control(run) else []
+    control = [_command("control", own_name(run.experiment), run.name)] if _own_control(run) else []
     return [*create_commands(run.experiment), *run_commands(run), *control]
 
 
@@ -75,7 +112,7 @@ def _evaluation(run: Run) -> list[str]:
     if not (scores := run.scores()):
         return []
     limit = "none" if scores["limit"] is None else f"{scores['limit']}"
-    return ["--tasks", ",".join(scores["tasks"]), "--limit", limit, "--texts", ",".join(scores["perplexity"])]
+    return ["--tasks", ",".join(scores["tasks"]) or "none", "--limit", limit, "--texts", ",".join(scores["perplexity"])]
 
 
 def _command(*arguments: str) -> str:

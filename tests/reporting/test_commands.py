@@ -53,6 +53,6 @@ def test_a_control_is_made_by_one_command_for_all_runs_that_it_serves():
     assert len(control) == 1
     run = demo.run(build_parser().parse_args(shlex.split(control[0])[3:]).run)
     assert control_of(run).name == "control"
-    assert not [line for line in commands(demo) if "merge example-demo control" in line]
-    assert card_commands(demo.run("walk-24"))[-1] == "python -m swm control example-demo walk-24"
-    assert not [line for line in card_commands(demo.run("control")) if " control example-demo" in line]
+    assert not [line for line in commands(demo) if "merge my-demo control" in line]
+    assert card_commands(demo.run("walk-24"))[-1] == "python -m swm control my-demo walk-24"
+    assert not [line for line in card_commands(demo.run("control")) if " control my-demo" in line]

@@ -1,0 +1,101 @@
+"""Every command that a page prints is run here as it is printed."""
+
+import json
+import shlex
+from dataclasses import asdict
+
+import pytest
+
+from swm.cli.check import check_options
+from swm.cli.main import main
+from swm.cli.options import build_parser
+from swm.reporting.commands import READING
+from swm.settings import preset_settings
+from swm.workspace.experiments import Experiment, list_experiments
+from swm.workspace.names import is_shipped
+from tests.conftest import need
+from tests.pages.test_pages import PAGES, no_demo, opened
+
+__all__ = ["no_demo"]
+SMALL = ["--count", "2", "--length", "16"]
+NO_SHORTER = ("study", "sweep", "run")  # what they print is the usual grid, healing and scoring: run elsewhere, smaller
+
+
+def printed(page, **query):
+    """The argument lists of all commands that a page prints."""
+    blocks = [block.value for block in opened(page, **query).code if block.language == "bash"]
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert all(line.startswith("python -m swm ") for line in lines), lines
+    return [shlex.split(line)[3:] for line in lines]
+
+
+def arguments_of(command):
+    """Its parsed options, refused like the command line would."""
+    options = build_parser().parse_args(command)
+    check_options(options)
+    return options
+
+
+@pytest.fixture
+def made(swm, model_folder, text_file, home, no_demo):
+    """An experiment with a merged, healed, scored and timed run, made by commands."""
+    need("olmo_eval")
+    for command in (
+        ["create", "mine", "--model", model_folder, "--texts", text_file, *SMALL],
+        ["measure", "mine"],
+        ["search", "mine", "--from", "0.2"],
+        ["merge", "mine", "a", "--planner", "shortgpt", "--layers", "3"],
+        ["evaluate", "mine", "a", "--tasks", "piqa", "--limit", "2", "--texts", "lambada"],
+        ["recover", "mine", "a", "--texts", text_file, "--steps", "2", "--batch", "1", "--length", "16",
+         "--held-out", "1", "--repair", "none"],
+        ["evaluate", "mine", "a", "--tasks", "none", "--texts", "lambada"],
+        ["time", "mine", "a", "--tokens", "2"],
+        ["merge", "mine", "b", "--threshold", "0.3"],
+    ):  # fmt: skip
+        code, _, error = swm(*command)
+        assert code == 0, error
+    return Experiment.open("mine")
+
+
+def test_commands_printed_for_ones_own_experiment_do_what_they_say(made, swm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plans = {run.name: run.plan for run in made.runs()}
+    seen, whole = {}, printed("pages/report.py", experiment="mine")
+    for page in ["app.py", *PAGES]:
+        for command in printed(page, experiment="mine", **({"run": "a"} if page == "pages/run.py" else {})):
+            seen[tuple(command)] = page
+    assert {command[0] for command in seen} >= {"list", "measure", "plan", "merge", "recover", "compare"}
+    for command, page in seen.items():
+        options = arguments_of(list(command))
+        if command[0] in NO_SHORTER or command[0] == "create" or list(command) in whole:
+            assert getattr(options, "exp", "mine") in ("mine", "my-model", "NAME")
+            continue
+        code, _, error = swm(*command)
+        assert code == 0, (page, command, error)
+    renamed = [["again" if word == "mine" else word for word in command] for command in whole]  # from nothing
+    for command in renamed:
+        code, _, error = swm(*command)
+        assert code == 0, (command, error)
+    again = Experiment.open("again")
+    assert {run.name: run.plan for run in again.runs()} == plans
+    assert again.settings == made.settings
+    names = asdict(preset_settings("quick"))
+    first, second = (each.run("a").settings["recovery"] for each in (made, again))
+    assert {name: first[name] for name in names} == {name: second[name] for name in names}
+
+
+def test_commands_printed_for_examples_leave_them_alone(bundled_home, swm):
+    shipped = [each.name for each in list_experiments()[0] if is_shipped(each.folder)]
+    assert shipped
+    for name in shipped:
+        for page in ["app.py", *PAGES] if name == "example-demo" else ["pages/report.py"]:
+            for command in printed(page, experiment=name):
+                options = arguments_of(command)
+                assert getattr(options, "exp", "") not in shipped or command[0] in READING, (page, command)
+    commands = printed("pages/report.py", experiment="example-demo")
+    code, out, error = swm(*commands[0], "--json")
+    assert (commands[0][:2], code) == (["create", "my-demo"], 0), error
+    assert json.loads(out)["model"]["layers"] == 30
+    searched = [command[:1] + command[2:] for command in commands if command[0] == "plan"]
+    assert ["plan", "--planner", "best", "--layers", "24", "--budget", "400"] in searched
+    main(["plan", "example-demo", "--threshold", "0.9"])  # as Preview prints it: read-only, known
