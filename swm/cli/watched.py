@@ -1,9 +1,11 @@
-"""A stage run from the command line, with its state on disk and a progress bar on a terminal."""
+"""A stage run from the command line, with its state on disk and a progress on stderr."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,18 +15,47 @@ from swm.errors import printable
 from swm.jobs.tracking import Target, beside, tracked
 from swm.models.processes import is_first, together
 from swm.progress import Progress
+from swm.workspace.units import duration
+
+LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
-def progress_bar(title: str) -> tuple[tqdm, Progress]:  # type: ignore[type-arg]
-    """A bar on the terminal's stderr, and the function that moves it."""
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """A function that shows progress on stderr: a bar on a terminal, otherwise a line every half minute."""
+    if not sys.stderr.isatty():
+        with _lines(title) as progress:
+            yield progress
+        return
     shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}"
-    bar = tqdm(desc=title, disable=not sys.stderr.isatty(), file=sys.stderr, bar_format=shape)
+    with tqdm(desc=title, file=sys.stderr, bar_format=shape) as bar:
+
+        def draw(done: int, total: int, text: str) -> None:
+            bar.total, bar.n = total or None, done
+            bar.set_postfix_str(printable(text))
+
+        yield draw
+
+
+@contextmanager
+def _lines(title: str) -> Iterator[Progress]:
+    """A function that keeps the last progress, of which a line is written every half minute, reported anew or not."""
+    start, ended, last = time.monotonic(), threading.Event(), ["starting"]
+
+    def write() -> None:
+        while not ended.wait(LINE_SECONDS):
+            print(f"{title}: {last[0]}, {duration(time.monotonic() - start)}", file=sys.stderr, flush=True)
 
     def progress(done: int, total: int, text: str) -> None:
-        bar.total, bar.n = total or None, done
-        bar.set_postfix_str(printable(text))
+        last[0] = printable(f"{done / total:.0%}, {text}" if total else text)
 
-    return bar, progress
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    try:
+        yield progress
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
@@ -41,8 +72,7 @@ def watched(target: Target, stage: str, device: bool = True) -> Iterator[Progres
         with beside(target):
             yield lambda done, total, text: None
         return
-    bar, draw = progress_bar(stage)
-    with tracked(target, stage, sys.argv[1:], device) as tracker, bar:
+    with tracked(target, stage, sys.argv[1:], device) as tracker, progress_bar(stage) as draw:
         together()
 
         def progress(done: int, total: int, text: str) -> None:

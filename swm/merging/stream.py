@@ -78,7 +78,7 @@ def stream_merge(
 
     Memory: the largest parameter of a layer, once for each layer of the window and once merged; and what is given.
     """
-    source = model_folder(name)
+    source = model_folder(name, dtype)
     original, stored = check_streams(name, dtype)
     formats = [FLOATS[where.dtype] for where in sorted(stored.values(), key=lambda where: where.size)]
     layers = find_decoder(original).layers
@@ -107,9 +107,9 @@ def check_streams(name: str, dtype: str = "auto") -> tuple[PreTrainedModel, dict
     Raises:
         ModelError: if the files store the weights in a different form than the loaded model has.
     """
-    config = load_config(name)
+    config = load_config(name, dtype)
     original = skeleton(config, name)
-    stored = _stored(model_folder(name), original, name)
+    stored = _stored(model_folder(name, dtype), original, name)
     _check_format(stored, config.dtype if dtype == "auto" else getattr(torch, dtype), name)
     return original, stored
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from gguf import GGUFReader
 from transformers import PreTrainedModel
 
 from swm.errors import ModelError
+from swm.progress import Progress
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
@@ -37,6 +40,24 @@ def complete(file: Path, model: PreTrainedModel) -> None:
             _scale(file, model.config, torch.from_numpy(tensor.data.copy()).flatten())
         elif tensor.name.startswith("rope_"):
             raise _lost(file, f"its rotary scaling ({tensor.name})")
+
+
+@contextmanager
+def tensors_counted(progress: Progress, text: str) -> Iterator[None]:
+    """Report how many tensors transformers has read from a GGUF file, in place of its own bar on stderr."""
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    def counted(tensors: Sequence[Any], **_: Any) -> Iterator[Any]:
+        for done, tensor in enumerate(tensors):
+            progress(done, len(tensors), text)
+            yield tensor
+
+    bar = reading.tqdm
+    reading.tqdm = counted  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        reading.tqdm = bar  # type: ignore[misc]
 
 
 def rope_factors(config: Any) -> list[float]:

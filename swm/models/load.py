@@ -30,6 +30,7 @@ from swm.models.locate import (
 from swm.models.offload import device_map, room_here
 from swm.models.processes import world_size
 from swm.models.save import safetensors_error, save_model
+from swm.progress import Progress, no_progress
 from swm.settings import PRECISIONS
 from swm.workspace.files import clean_up, disk_errors, full_disk_message, home, is_full_disk, neighbour
 from swm.workspace.machine import check_memory
@@ -58,7 +59,7 @@ def load_model(
     """
     check_dtype(dtype)
     transformers_logging.disable_progress_bar()
-    folder = model_folder(name)
+    folder = model_folder(name, dtype)
     config = decoder_config(folder, name)
     refuse_pickle(folder, name)
     stored = sum(file.stat().st_size for file in weight_files(folder))
@@ -128,9 +129,9 @@ def _cached_numbers(config: Any) -> int:
         return 0
 
 
-def check_loadable(name: str) -> None:
-    """Raise ModelError if the weights cannot be loaded and merged; reads none of them."""
-    folder = model_folder(name)
+def check_loadable(name: str, dtype: str = "auto", progress: Progress = no_progress) -> None:
+    """Raise ModelError if the weights cannot be loaded and merged; reads none of them, but converts a GGUF file."""
+    folder = model_folder(name, dtype, progress)
     config = decoder_config(folder, name)
     refuse_pickle(folder, name)
     text_config = config.get_text_config()

@@ -18,27 +18,36 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swm.errors import ModelError, first_line
 from swm.models.decoder import parameter_count
-from swm.models.from_gguf import complete
+from swm.models.from_gguf import complete, tensors_counted
 from swm.models.known import BUNDLED
-from swm.models.save import save_model
+from swm.models.save import quiet_transformers, save_model
+from swm.progress import Progress, no_progress
 from swm.workspace.files import clean_up, demo_experiment, home
 
 log = logging.getLogger(__name__)
 
 MOST_LAYERS = 4096
+ANY = "any"  # precision of stored weights
+HALVES = ("bfloat16", "float16")
 MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
-def model_folder(name: str) -> Path:
-    """The local folder of a model; the first time, converts a GGUF file or downloads a hub model."""
+def model_folder(name: str, dtype: str = ANY, progress: Progress = no_progress) -> Path:
+    """The local folder of a model; the first time, converts a GGUF file or downloads a hub model.
+
+    Args:
+        dtype: precision in which weights of a GGUF file are needed, at the least ("auto" means float32); ANY for
+            callers that read only the config or the tokenizer.
+    """
     if name in BUNDLED:
-        return _converted(bundled_file(name), home() / "models" / name)
+        return _converted(bundled_file(name), home() / "models" / name, dtype, progress)
     path = local_path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"No file {path}. Check the path of the GGUF file.")
         facts = f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}"
-        return _converted(path, home() / "models" / f"gguf-{hashlib.sha256(facts.encode()).hexdigest()[:16]}")
+        folder = home() / "models" / f"gguf-{hashlib.sha256(facts.encode()).hexdigest()[:16]}"
+        return _converted(path, folder, dtype, progress)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"{path} is not a Hugging Face model folder: it has no config.json. Choose another.")
@@ -83,9 +92,9 @@ def gguf_source(name: str) -> Path | None:
     return path if path.suffix == ".gguf" and path.is_file() else None
 
 
-def load_config(name: str) -> Any:
+def load_config(name: str, dtype: str = ANY) -> Any:
     """The config of a model, named as in `load_model`; checks that it is decoder-only, loads no weights."""
-    return decoder_config(model_folder(name), name)
+    return decoder_config(model_folder(name, dtype), name)
 
 
 def config_alone(name: str) -> Any:
@@ -158,13 +167,20 @@ def _downloaded(name: str, patterns: Sequence[str] = MODEL_FILES) -> Path:
         ) from None
 
 
-def _converted(gguf: Path, folder: Path) -> Path:
-    """`folder` with the GGUF file's weights as float32 safetensors; written once, then reused.
+def _converted(gguf: Path, whole: Path, dtype: str, progress: Progress) -> Path:
+    """A folder with the GGUF file's weights as safetensors; written once, then reused.
 
     transformers cannot save a model loaded from GGUF, so the weights go into a new model of the same class.
+
+    Args:
+        whole: the folder for float32, which serves every precision; the others lie beside it.
+        dtype: as of `model_folder`.
     """
-    if (folder / "config.json").is_file():  # the folder appears complete or not at all
-        return folder
+    halves = {half: whole.with_name(f"{whole.name}-{half}") for half in HALVES}
+    folder = halves.get(dtype, whole)
+    for kept in (whole, folder, *(halves.values() if dtype == ANY else ())):
+        if (kept / "config.json").is_file():  # a folder appears complete or not at all
+            return kept
     if demo_experiment():
         raise ModelError(
             f"{gguf.name} is not converted yet, and the demo is read-only. Convert it first, outside the demo."
@@ -176,8 +192,10 @@ def _converted(gguf: Path, folder: Path) -> Path:
         clean_up(folder.parent, older_than=3600)
         log.info("Converting %s to safetensors, only this once (about 20 seconds for 135M parameters)", gguf.name)
         check_size(_gguf_config(gguf), gguf.name, gguf.stat().st_size)
+        stored = getattr(torch, dtype) if dtype in HALVES else torch.float32
         try:
-            read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            with quiet_transformers(), tensors_counted(progress, f"converting {gguf.name}"):
+                read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=stored)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         except Exception as error:  # the reader checks little: a damaged file can raise anything
             raise _unreadable(gguf, error) from None
@@ -185,9 +203,11 @@ def _converted(gguf: Path, folder: Path) -> Path:
         if hasattr(config, "quantization_config"):
             del config.quantization_config
         complete(gguf, read)
-        fresh = type(read)(config)
+        fresh: Any = AutoModelForCausalLM.from_config(config, dtype=stored)
         fresh.load_state_dict(read.state_dict())
-        save_model(fresh, tokenizer, folder)
+        progress(0, 0, "saving the converted model")
+        with quiet_transformers():
+            save_model(fresh, tokenizer, folder)
     return folder
 
 

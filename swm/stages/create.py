@@ -19,6 +19,7 @@ from swm.models.locate import load_config, skeleton
 from swm.models.replay import Replay
 from swm.models.trial import trial_model
 from swm.planners.needed import needed_layers
+from swm.progress import Progress, no_progress
 from swm.registry import TEXTS
 from swm.settings import ExperimentSettings
 from swm.texts.calibration import calibration_tokens
@@ -33,8 +34,8 @@ TRIAL_TEXTS = [[1, 2, 3, 4], [9, 8, 7, 6], [5, 2, 9, 3]]  # ids; layers called d
 LARGE = 1_000_000_000  # parameters from which on trying takes some seconds and more
 
 
-def create_experiment(name: str, settings: ExperimentSettings) -> Experiment:
-    """A new experiment; its model, dtype and text are checked first."""
+def create_experiment(name: str, settings: ExperimentSettings, progress: Progress = no_progress) -> Experiment:
+    """A new experiment; its model, dtype and text are checked first, and a GGUF file is converted."""
     check_new(name)
     if demo_experiment():  # checked before a model is converted in vain
         raise ExperimentError(read_only_message(name))
@@ -48,7 +49,8 @@ def create_experiment(name: str, settings: ExperimentSettings) -> Experiment:
         model=settings.model if settings.model in BUNDLED else whole_path(settings.model),
         texts=settings.texts if settings.texts in TEXTS else whole_path(settings.texts),
     )
-    check_loadable(settings.model)
+    check_loadable(settings.model, settings.dtype, progress)
+    progress(0, 0, "checking model and text")
     facts = config_facts(settings.model, settings.dtype)
     if facts["layers"] < 2:
         raise ModelError(f"{settings.model} has a single layer: there is nothing to merge. Choose another model.")

@@ -89,7 +89,10 @@ def answered(
     if settings.answers == "given":
         return examples
     check_generates(model, torch.tensor([[0, 0]]))
-    weights = content_hash(model_folder(run.experiment.settings.model), ("*.safetensors", "*.json", "*.model", "*.txt"))
+    weights = content_hash(
+        model_folder(run.experiment.settings.model, run.experiment.settings.dtype),
+        ("*.safetensors", "*.json", "*.model", "*.txt"),
+    )
     fast = fast_format(model)
     key = digest(weights, "read in bfloat16" if fast else str(model.dtype), version("transformers"))
     store = home() / "cache" / "answers" / f"{key}.jsonl"

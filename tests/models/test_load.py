@@ -5,11 +5,13 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from swm.errors import ExperimentError, ModelError, SettingsError
 from swm.models.decoder import find_decoder
 from swm.models.load import config_facts, load_model, load_tokenizer, pick_device, save_model
+from swm.models.locate import model_folder as model_folder_of
 from swm.models.save import check_reload
 from tests.conftest import tiny_model
 
@@ -228,3 +230,42 @@ def test_each_of_several_processes_takes_the_gpu_of_its_rank(monkeypatch):
     assert pick_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == torch.device("cpu")
+
+
+def test_weights_of_a_gguf_file_are_stored_in_the_precision_that_is_needed(model_folder, tmp_path, home):
+    import swm
+
+    gguf = tmp_path / "tiny.gguf"
+    swm.export_gguf(model_folder, gguf, "F16")
+    reported = []
+    half = model_folder_of(str(gguf), "bfloat16", lambda done, total, text: reported.append((done, total, text)))
+    assert list(home.glob("models/[!.]*")) == [half]
+    tensors = load_file(half / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert model_folder_of(str(gguf)) == half  # config and tokenizer are the same
+    assert load_model(str(gguf), "bfloat16")[0].dtype == torch.bfloat16
+    counts = [(done, total) for done, total, text in reported if text == "converting tiny.gguf"]
+    assert counts == [(n, counts[-1][1]) for n in range(counts[-1][1])]
+    whole = model_folder_of(str(gguf), "auto")
+    assert whole != half
+    exact = load_file(whole / "model.safetensors")
+    assert {tensor.dtype for tensor in exact.values()} == {torch.float32}
+    for name, tensor in exact.items():
+        assert torch.equal(tensor.bfloat16(), tensors[name]), name
+    assert model_folder_of(str(gguf), "float16") == whole  # which serves every precision
+
+
+def test_create_in_bfloat16_stores_no_float32_and_its_log_has_no_bars(swm, model_folder, tmp_path, home, text_file):
+    import swm as face
+
+    gguf = tmp_path / "tiny.gguf"
+    face.export_gguf(model_folder, gguf, "F16")
+    size = ["--texts", text_file, "--count", 2, "--length", 16]
+    code, _, said = swm("create", "half", "--model", gguf, "--dtype", "bfloat16", *size)
+    assert code == 0, said
+    assert "it/s" not in said
+    [folder] = home.glob("models/[!.]*")
+    assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
+    for command in (["measure", "half"], ["merge", "half", "a", "--windows", "1-2"]):
+        assert swm(*command)[0] == 0
+    assert list(home.glob("models/[!.]*")) == [folder]

@@ -321,4 +321,4 @@ def test_what_cannot_be_shared_is_told(study, monkeypatch, capsys):
     assert study.runs()[1:] == []
     with pytest.raises(SystemExit):
         main(["plan", "study", "--planner", "best", "--layers", "3", "--minutes", "1"])
-    assert "--minutes ends at another plan in each process: choose --budget" in capsys.readouterr().err
+    assert "--minutes can give each process a different plan: choose --budget" in capsys.readouterr().err
