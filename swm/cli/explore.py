@@ -8,7 +8,7 @@ from typing import Any
 
 from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
 from swm.cli.targets import Result, own_experiment
-from swm.cli.watched import watched
+from swm.cli.watched import progress_bar, watched
 from swm.plan import MergePlan, Window, layers_at
 from swm.registry import MERGE_RULES
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings
@@ -56,7 +56,8 @@ def run_create(options: argparse.Namespace) -> Result:
     )
     from swm.stages.create import create_experiment  # heavy: only once the name is known to be good
 
-    experiment = create_experiment(options.exp, settings)
+    with progress_bar("create") as progress:
+        experiment = create_experiment(options.exp, settings, progress)
     if options.measure:
         from swm.stages.first_look import first_look
 

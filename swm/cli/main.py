@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if world_size() > 1 and options.command not in SHARED:
         sys.exit(_failed(f"{options.command} runs in one process: start it without accelerate launch or torchrun."))
     if world_size() > 1 and getattr(options, "minutes", None):
-        sys.exit(_failed("--minutes ends at another plan in each process: choose --budget, or start a single one."))
+        sys.exit(_failed("--minutes can give each process a different plan: choose --budget, or start a single one."))
     try:
         check_options(options)
         result, text = COMMANDS[options.command](options)

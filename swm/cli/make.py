@@ -16,6 +16,7 @@ from swm.evaluation.task_names import parse_tasks
 from swm.jobs.tracking import tracked
 from swm.models.processes import world_size
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, MergePlan, WidthCut, parse_windows
+from swm.reporting.verdict import speed_words
 from swm.studies.cells import cells_of
 from swm.studies.grid_files import grid_of
 from swm.studies.grids import KINDS, OF_RUNS, Grid
@@ -29,14 +30,14 @@ def run_merge(options: argparse.Namespace) -> Result:
     """Result of `swm merge`: the merged run."""
     from swm.stages.merge import merge_run
 
-    run, entries = _planned_run(options)
+    run, plan, entries = _planned_run(options)
     done = not options.again and run.has_model and run.stage in ("merged", "recovered")
     if not done and run.stage == "recovered" and not options.again:
         raise ExperimentError(f"Run {run.name} was healed, but its model is missing. Pass --again to merge it again.")
     if not done:
         with watched(run, "merge") as progress:
+            run.check_plan(run.plan if entries else plan)
             merge_run(run, progress, True if options.stream else None, entries)
-    plan = run.plan
     data = {"run": run.name, **plan.to_dict(), **run.settings["merge"], "folder": str(run.model_folder)}
     text = ""
     if done:
@@ -50,12 +51,12 @@ def run_merge(options: argparse.Namespace) -> Result:
     return data, text
 
 
-def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
+def _planned_run(options: argparse.Namespace) -> tuple[Run, MergePlan, Entries]:
     """The run with the plan that the options specify, created if needed; without a plan, the existing run.
 
     Returns:
-        The run, and the entries that run.json gets once the model of a new plan has replaced the old one; empty unless
-        the plan changes.
+        The run; its plan, which no other process may have changed once the job begins; and the entries that run.json
+        gets once the model of a new plan has replaced the old one, empty unless the plan changes.
     """
     experiment = own_experiment(options.exp)
     check_name(options.run)
@@ -63,14 +64,15 @@ def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
     threshold: float | None = None
     similarity: float | None = None
     if options.planner:
-        data = measured_plan(experiment, options)
+        data = measured_plan(experiment, options, brief=True)
         plan, similarity = MergePlan.from_dict(data), data["similarity"]
     elif options.windows is not None:
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
     elif all(getattr(options, name) is None for name in ("threshold", *TARGETS)):
         if options.width:
             raise SettingsError('--width needs a plan. Add one, or pass --windows "" to prune width only.')
-        return _settled(experiment.run(options.run)), {}
+        run = _settled(experiment.run(options.run))
+        return run, run.plan, {}
     else:
         step = chosen_plan(experiment, options)
         plan, threshold, similarity = step.plan, step.threshold, step.similarity
@@ -81,9 +83,9 @@ def _planned_run(options: argparse.Namespace) -> tuple[Run, Entries]:
     if run.is_there() and not run.is_baseline and run.stage != "planned":
         changes = plan_changes(run.plan, plan)
         if changes and options.again:
-            return run, experiment.plan_entries(plan, threshold, similarity, origin=origin)
+            return run, plan, experiment.plan_entries(plan, threshold, similarity, origin=origin)
         refuse(run, changes)
-    return experiment.create_run(options.run, plan, threshold, similarity, origin=origin), {}
+    return experiment.create_run(options.run, plan, threshold, similarity, origin=origin), plan, {}
 
 
 def run_all(options: argparse.Namespace) -> Result:
@@ -91,12 +93,13 @@ def run_all(options: argparse.Namespace) -> Result:
     from swm.stages.run import is_finished, run_pipeline
 
     settings = recovery_settings(options)
-    run, entries = _planned_run(options)
+    run, plan, entries = _planned_run(options)
     recovery = None if options.no_recovery else settings
     if done := not options.again and is_finished(run, options.limit, recovery):
         message = f"Run {run.name} is already finished with these settings: nothing to do. Pass --again to repeat it."
     else:
         with watched(run, "run") as progress:
+            run.check_plan(run.plan if entries else plan)
             run_pipeline(run, options.limit, recovery, progress, options.again, entries)
     return {"runs": compared_rows(run)}, (f"{message}\n\n" if done else "") + comparison_table(run)
 
@@ -179,7 +182,7 @@ def run_time(options: argparse.Namespace) -> Result:
     text = f"{data['tokens_per_second']:.1f} tokens per second, "
     text += f"{data['latency_ms']:.0f} ms for {data['new_tokens']} tokens"
     if "speedup" in data:
-        text += f"; {data['speedup']['value']:.2f} times the original's speed"
+        text += f"; {speed_words(data['speedup'])}"
     return data, text
 
 

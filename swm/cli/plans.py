@@ -33,8 +33,8 @@ T = TypeVar("T")
 LESS = ", a lower precision (--dtype) or fewer --cache-tokens"
 
 
-def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[str, Any]:
-    """The plan of `--windows` or `--planner`, with its similarity and perplexity."""
+def measured_plan(experiment: Experiment, options: argparse.Namespace, brief: bool = False) -> dict[str, Any]:
+    """The plan of `--windows` or `--planner`, with its similarity and perplexity; `brief` as of `plan_by`."""
     from swm.stages.measure_plan import measure_plan
     from swm.stages.plan_by import plan_by
     from swm.stages.plan_within import first_found, smallest_within
@@ -54,6 +54,7 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace) -> dict[s
             rule=options.rule,
             precision=options.precision,
             keep_period=options.keep_period,
+            brief=brief,
         )
         if options.within is None:
             counts = counts_to_keep(experiment, options)

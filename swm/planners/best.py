@@ -109,7 +109,13 @@ def _chosen(request: PlanRequest, plans: list[MergePlan], how: str | None, start
 
 
 def _parted(rows: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
-    """The texts that a merge fits layers on, and others for the comparison; of a short text, a quarter of its rows."""
+    """The texts that a merge fits layers on, and others for the comparison.
+
+    Of a short text, a quarter of its rows; of a single row, the last quarter of its tokens.
+    """
+    if len(more) == 1:
+        cut = more.shape[1] - max(2, more.shape[1] // 4)
+        return more[:, :cut], more[:, cut:]
     known = {tuple(row) for row in rows.tolist()}
     others = [place for place, row in enumerate(more.tolist()) if tuple(row) not in known]
     if 4 * len(others) < len(rows):
@@ -130,12 +136,13 @@ def _losses(
 
 
 def _against(chosen: int, plans: Sequence[MergePlan], perplexities: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """How the other plans compare with the chosen one, the nearest first: see `PlanRequest.finalists`."""
-    from swm.evaluation.paired import log_perplexity_ratio
+    """How the other plans compare with the chosen one, the nearest first; none on a single text, which gives no
+    interval. See `PlanRequest.finalists`."""
+    from swm.evaluation.paired import has_interval, log_perplexity_ratio
 
-    others = []
+    others, certain = [], has_interval(perplexities[chosen])
     for place, (plan, entry) in enumerate(zip(plans, perplexities, strict=False)):  # time may end before the last ones
-        if place != chosen:
+        if place != chosen and certain:
             ratio, low, high = (math.exp(end) for end in log_perplexity_ratio(perplexities[chosen], entry))
             merged = {"windows": plan.to_dict()["windows"], "rule": plan.rule}
             others.append({**merged, "ratio": ratio, "low": low, "high": high})

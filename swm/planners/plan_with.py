@@ -56,7 +56,7 @@ def plan_with(
         finalists: filled with how the chosen plan compares with the last others, see `PlanRequest`.
 
     Raises:
-        SettingsError: if the planner is unknown, the number of layers is out of range, or the budget is too small.
+        SettingsError: if the planner, the number of layers, the budget or the time limit is invalid.
         PlanError: if the planner finds no such plan.
     """
     from swm.models.decoder import find_decoder
@@ -67,7 +67,9 @@ def plan_with(
     check_tokens(tokens)
     method, count = PLANNERS.check(planner), len(find_decoder(model).layers)
     check_layers(layers, count)
-    if not seconds:
+    if seconds:
+        _check_single_process()
+    else:
         check_budget(planner, budget, count, layers)
     text = fit_tokens or (lambda token_count: tokens)
     kinds, built = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model), kinds_of(model)
@@ -79,6 +81,16 @@ def plan_with(
     plan = method.find(request)
     _check(plan, planner, request)
     return plan
+
+
+def _check_single_process() -> None:
+    """Raise SettingsError if a time limit could end each of several processes at another plan."""
+    from swm.models.processes import world_size
+
+    if world_size() > 1:
+        raise SettingsError(
+            "A time limit can give each process a different plan: choose a budget, or start a single process."
+        )
 
 
 def _check(plan: MergePlan, planner: str, request: PlanRequest) -> None:

@@ -17,7 +17,12 @@ from swm.workspace.experiments import Experiment
 
 
 def measure_plan(
-    experiment: Experiment, plan: MergePlan, progress: Progress = no_progress, loaded: Loaded | None = None
+    experiment: Experiment,
+    plan: MergePlan,
+    progress: Progress = no_progress,
+    loaded: Loaded | None = None,
+    *,
+    answers: bool = True,
 ) -> dict[str, Any]:
     """Similarity and perplexity of any plan on the calibration text, saved with the path; and its model's answers.
 
@@ -25,7 +30,7 @@ def measure_plan(
         PlanError: if the merged model could not be saved, or not write.
         ModelError: if the merged model's numbers overflow.
     """
-    path = measured_path(experiment, plan, progress, loaded, answers=not experiment.read_only)
+    path = measured_path(experiment, plan, progress, loaded, answers=answers and not experiment.read_only)
     if path.perplexities[plan.windows] >= WORST:
         raise ModelError(
             "The merged model's numbers overflow: its perplexity is too large to measure. Choose other windows or "

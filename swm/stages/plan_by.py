@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from swm.errors import PlanError
 from swm.models.layer_pattern import placed_kinds
@@ -23,6 +27,8 @@ from swm.stages.search import Loaded, bench_for, measure_perplexities, path_to_e
 from swm.workspace.experiments import PLANS_VERSION, SEARCHED_BY, Experiment
 from swm.workspace.tried import TriedPlans
 
+log = logging.getLogger(__name__)
+BRIEF_SECONDS = 10.0  # that choosing on halves of the text may take where nobody asked for it
 SEARCHING = 0.95  # share of the progress that the search is; measuring its plan follows
 
 
@@ -37,6 +43,7 @@ def plan_by(
     rule: str | None = None,
     precision: str = "auto",
     keep_period: bool = False,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """A planner's plan with `layers` layers, its measurements and the seconds it took; saved and reused.
 
@@ -44,6 +51,8 @@ def plan_by(
         minutes: about how long a planner with a budget searches, in place of the budget.
         rule: merge rule to use instead of the planner's own.
         keep_period: leave layers of the kinds that llama.cpp takes them for; no effect on families without a pattern.
+        brief: for callers that only need the plan: leave out what its model writes and, unless it takes but seconds,
+            what the planner chooses on each half of the text.
 
     Returns:
         The plan's entries, `planner`, `seconds`, and similarity and perplexities as from `measure_plan`.
@@ -61,8 +70,10 @@ def plan_by(
     how: dict[str, Any] = {"keep_period": True} if kinds else {}
     if PLANNERS[planner].least_budget:
         how |= {"minutes": minutes} if minutes else {"budget": budget}
-    if data is None or not fits or how != {name: data[name] for name in SEARCHED_BY if name in data}:
-        data = _found_plan(experiment, planner, layers, progress, precision, how)
+    lacking = data is not None and "halves" not in data and not (brief or experiment.read_only)
+    lacking = lacking and PLANNERS[planner].halves and layers < experiment.layer_count
+    if data is None or lacking or not fits or how != {name: data[name] for name in SEARCHED_BY if name in data}:
+        data = _found_plan(experiment, planner, layers, progress, precision, how, brief)
     if rule and rule != data["rule"]:
         plan = replace(MergePlan.from_dict(data), rule=rule)
         if plan.out_of_place(kinds):
@@ -79,6 +90,7 @@ def _found_plan(
     progress: Progress,
     precision: str,
     how: dict[str, Any],
+    brief: bool,
 ) -> dict[str, Any]:
     start, method = time.time(), PLANNERS[planner]
     progress(0, 0, "loading the model")
@@ -103,6 +115,7 @@ def _found_plan(
         seconds=60 * minutes if minutes else None,
         needed=experiment.model_facts.get("needed_layers"),
     )
+    choosing = time.time()
     try:
         plan = choose(
             tokens, losses=tried.losses, finalists=finalists, progress=tried.saving(named) if is_first() else named
@@ -111,7 +124,9 @@ def _found_plan(
         if is_first():
             tried.save()
     seconds = round(time.time() - start, 1)
-    measured = measure_plan(experiment, plan, share_of(first, SEARCHING, 1), (model, tokenizer))
+    halves = halves and (not brief or 2 * (time.time() - choosing) < BRIEF_SECONDS)
+    log.info("%s chose %s (%d layers left). Measuring that plan.", method.title, plan, plan.layers_left)
+    measured = measure_plan(experiment, plan, share_of(first, SEARCHING, 1), (model, tokenizer), answers=not brief)
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
     data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact", **how}
     if full := finalists.pop("perplexity", None):  # of the layers as they will be merged
@@ -119,11 +134,18 @@ def _found_plan(
     data |= {"finalists": finalists} if finalists else {}
     _keep(experiment, planner, layers, data)
     if halves:
-        parts = ((tokens[::2], 0.5), (tokens[1::2], 0.7))
-        chosen = [choose(half, progress=share_of(progress, begin, begin + 0.2)) for half, begin in parts]
-        data["halves"] = _with_perplexity(experiment, chosen, (model, tokenizer), share_of(progress, 0.9, 1))
+        data["halves"] = _chosen_on_halves(experiment, choose, tokens, (model, tokenizer), progress)
         _keep(experiment, planner, layers, data)
     return data
+
+
+def _chosen_on_halves(
+    experiment: Experiment, choose: Callable[..., MergePlan], tokens: Tensor, loaded: Loaded, progress: Progress
+) -> list[dict[str, Any]]:
+    """What a planner chooses on each half of the text, with the perplexity of that on all of it."""
+    parts = ((tokens[::2], 0.5), (tokens[1::2], 0.7))
+    chosen = [choose(half, progress=share_of(progress, begin, begin + 0.2)) for half, begin in parts]
+    return _with_perplexity(experiment, chosen, loaded, share_of(progress, 0.9, 1))
 
 
 def _keep(experiment: Experiment, planner: str, layers: int, data: dict[str, Any]) -> None:

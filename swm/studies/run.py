@@ -255,7 +255,7 @@ def _plan_of(
     if method == CONTROL:
         return MergePlan(experiment.layer_count), None, 1.0
     if method in PLANNERS:
-        data = plan_by(experiment, method, layers, progress=progress)
+        data = plan_by(experiment, method, layers, progress=progress, brief=True)
         return MergePlan.from_dict(data), None, data["similarity"]
     step = plan_for(experiment, layers=layers, rule=method, progress=progress)
     return step.plan, step.threshold, step.similarity

@@ -403,3 +403,49 @@ def test_nothing_is_fetched_from_the_hub_and_run(tmp_path):
     assert done.stdout.endswith("loaded\n"), done.stderr
     assert "kernels-community" not in done.stderr
     assert not (tmp_path / "asked").exists()
+
+
+def test_the_first_of_two_that_merge_under_one_name_does_not_merge_the_other_s_plan(
+    swm, model_folder, text_file, monkeypatch
+):
+    """The other process names the run anew between the first one's plan and its job, as two that start together can."""
+    from contextlib import contextmanager
+
+    from swm.cli import make
+
+    swm("create", "study", "--model", model_folder, "--texts", text_file, "--count", 2, "--length", 16)
+    study, watched = Experiment.open("study"), make.watched
+
+    @contextmanager
+    def late(target, stage):
+        study.create_run("a", MergePlan(4, (Window(2, 3),), "mean"))
+        with watched(target, stage) as progress:
+            yield progress
+
+    monkeypatch.setattr(make, "watched", late)
+    code, _, error = swm("merge", "study", "a", "--windows", "0-1", "--rule", "mean")
+    assert code == 1
+    assert (
+        "Another process gave run a another plan (windows 2-3, rule mean; requested: windows 0-1, rule mean)" in error
+    )
+    assert not study.run("a").has_model
+
+
+def test_where_no_terminal_is_a_line_says_how_far_a_command_is(capsys, monkeypatch):
+    import threading
+
+    from swm.cli import watched
+
+    written = threading.Event()
+    monkeypatch.setattr(watched, "LINE_SECONDS", 0.01)
+    monkeypatch.setattr(watched, "print", lambda *a, **k: (print(*a, **k), written.set()), raising=False)
+    with watched.progress_bar("measure") as progress:
+        assert written.wait(10)  # before anything was reported
+        progress(34, 100, "reading \x1b[31mtexts")
+        written.clear()
+        assert written.wait(10)
+        written.clear()
+        assert written.wait(10)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "measure: starting, 0 s"
+    assert said[-1] == "measure: 34%, reading \\x1b[31mtexts, 0 s"

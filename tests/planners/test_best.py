@@ -285,3 +285,13 @@ def test_losses_are_shared_between_planners_in_memory(tokens):
 def test_a_budget_too_small_is_still_refused(model, tokens):
     with pytest.raises(SettingsError, match="needs at least"):
         plan_with("best", model, tokens, 2, budget=2)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_text_of_a_row_or_two_is_enough_to_fit_and_to_compare_on(rows):
+    model, tokens = tiny_model(layers=5), texts(rows, 3, 64)
+    finalists = {}
+    plan = plan_with("best", model, tokens, 3, budget=30, finalists=finalists)
+    assert plan.layers_left == 3
+    assert finalists["others"] == []  # one held-out text gives no interval
+    assert finalists["perplexity"] > 1

@@ -132,3 +132,9 @@ def test_best_plans_a_model_in_memory_on_text_of_its_own(model, tokens):
     assert plan == plan_with("best", model, tokens, 3, budget=3, fit_tokens=lambda count: text)
     with pytest.raises(SettingsError, match="--budget 2 is out of range: leaving 3 of 4 layers needs at least 3 plans"):
         plan_with("best", model, tokens, 3, budget=2)
+
+
+def test_a_time_limit_is_refused_where_each_process_would_end_elsewhere(model, tokens, monkeypatch):
+    monkeypatch.setattr("swm.models.processes.world_size", lambda: 2)
+    with pytest.raises(SettingsError, match="choose a budget, or start a single process"):
+        plan_with("best", model, tokens, 3, seconds=5.0)

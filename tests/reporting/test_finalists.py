@@ -182,3 +182,20 @@ def test_page_and_command_line_say_that_the_text_is_too_little(model_folder, tex
     test = opened("pages/preview.py", experiment="e", preview_door="target", target_method="angular")
     test.number_input(key="target_layers_e").set_value(2).run()
     assert said in [warning.value for warning in test.warning]
+
+
+def test_merging_by_a_planner_leaves_out_what_takes_long_and_nobody_asked_for(model_folder, text_file, monkeypatch):
+    """The halves cost about as much as choosing did; here that is made to count as long."""
+    experiment = create_experiment("study", ExperimentSettings(str(model_folder), str(text_file), 4, 32))
+    read, asked = [], []
+    monkeypatch.setattr("swm.stages.plan_by.plan_with", lambda *a, **k: read.append(len(a[2])) or plan_with(*a, **k))
+    monkeypatch.setattr("swm.stages.measure_plan.answer_plans", lambda *_: asked.append(1))
+    monkeypatch.setattr("swm.stages.plan_by.BRIEF_SECONDS", 0.0)
+    brief = plan_by(experiment, "angular", 2, brief=True)
+    assert (read, asked, "halves" in brief) == ([4], [], False)
+    whole = plan_by(experiment, "angular", 2)  # as the page asks
+    assert (read[1:], len(whole["halves"]), asked) == ([4, 2, 2], 2, [1])
+    assert whole["windows"] == brief["windows"]
+    assert plan_by(experiment, "angular", 2, brief=True).items() >= whole.items()  # kept
+    monkeypatch.setattr("swm.stages.plan_by.BRIEF_SECONDS", 1e9)
+    assert len(plan_by(experiment, "shortgpt", 2, brief=True)["halves"]) == 2  # takes but seconds
