@@ -5,10 +5,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from pages.shared.choices import named_choice
+from pages.shared.choices import check_address, named_choice
 from pages.shared.filters import GROUPS, OWN, filtered, group_colours, group_of
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
-from pages.shared.navigation import next_step
+from pages.shared.navigation import next_step, set_address
 from pages.shared.paired import show_paired
 from pages.shared.plain import plain
 from pages.shared.tables import aligned, comparison_table, runs_figures, unbroken
@@ -78,6 +78,7 @@ caption(experiment)
 
 with shown_errors():
     by_name = {listed.name: listed for listed in list_experiments()[0]}
+    check_address("experiments", list(by_name), "experiment")
     chosen = st.columns([1, 2], gap="large")
     experiments = chosen[0].multiselect(
         "Experiments",
@@ -91,6 +92,7 @@ with shown_errors():
 flat = flat_rows(rows)
 several = len(experiments) > 1
 labels = {f"{row['experiment']}: {row_name(row)}" if several else row_name(row): row for row in flat}
+check_address("runs", list(labels), "run")
 shown = chosen[1].multiselect(
     "Runs",
     list(labels),
@@ -98,7 +100,9 @@ shown = chosen[1].multiselect(
     key=f"compare_runs_{'_'.join(experiments)}",
     help="The runs to show on this page.",
 )
-st.query_params["experiments"], st.query_params["runs"] = experiments, shown  # so that the address can be shared
+set_address(  # so that it can be shared
+    experiments=experiments if experiments != [experiment.name] else [], runs=shown if shown != list(labels) else []
+)
 st.session_state["compare_opened"] = True
 everything, labels = labels, {label: row for label, row in labels.items() if label in shown}
 by = OWN

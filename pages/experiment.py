@@ -160,11 +160,11 @@ else:
                 help="Takes precedence over the text chosen above.",
             )
             texts = own_texts.strip() or texts
-            text_preview(texts)
+            readable = text_preview(texts)
             count, length, seed = how_much()
         with about_model:
             works = model_facts(model or "", dtype, count * length)
-        ready = bool(name and model and works)
+        ready = bool(name and model and works and readable)
         arguments = ["create", name or "NAME", "--model", model or "MODEL", "--texts", texts]
         arguments += ["--count", str(count), "--length", str(length), "--seed", str(seed), "--dtype", dtype]
         arguments += ["--measure"]

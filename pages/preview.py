@@ -17,7 +17,7 @@ from pages.shared.frame import (
 )
 from pages.shared.known import offer_smaller, show_known_plans, windows_of
 from pages.shared.live import hand_key, live_preview, path_and_view, remember_shown
-from pages.shared.navigation import next_step, number_from_address
+from pages.shared.navigation import next_step, number_from_address, set_address
 from pages.shared.tables import trace_table
 from pages.shared.target import DOORS, Found, forget_edits, plan_notes, target_plan
 from swm.plan import DEFAULT_RULE, MergePlan, parse_windows
@@ -122,7 +122,8 @@ def threshold_door(experiment: Experiment, places: Sequence[Any]) -> tuple[str, 
     if depth in depths:
         st.session_state["preview_threshold"] = path.plan_with_layers(depth).inside
     threshold = st.session_state["preview_threshold"]
-    st.query_params["threshold"] = str(threshold)  # not rounded: an interval can end anywhere
+    shown = str(threshold) if threshold != DEFAULT_THRESHOLD else ""
+    set_address(threshold=shown)  # not rounded: an interval can end anywhere
     return rule, path, view, threshold
 
 
@@ -170,7 +171,8 @@ experiment = require_experiment(
     start_page("Preview", "Choose which layers merge, and see at once what the smaller model would be and say.")
 )
 caption(experiment)
-st.session_state.setdefault("preview_threshold", number_from_address("threshold", DEFAULT_THRESHOLD, 0.0001, 1.0))
+if "preview_threshold" not in st.session_state:
+    st.session_state["preview_threshold"] = number_from_address("threshold", DEFAULT_THRESHOLD, 0.0001, 1.0)
 with st.container(key="wrap_row_preview"):
     places = st.columns([2.2, 1.7, 1], gap="large", vertical_alignment="bottom")
 door = named_choice(

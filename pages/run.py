@@ -5,6 +5,7 @@ from typing import Any
 
 import streamlit as st
 
+from pages.shared.choices import check_address, stop_if_gone
 from pages.shared.fields import Form, number
 from pages.shared.frame import (
     caption,
@@ -18,9 +19,11 @@ from pages.shared.frame import (
 from pages.shared.healing import healing_settings
 from pages.shared.live import layers_picture
 from pages.shared.navigation import next_step, number_from_address
+from pages.shared.plain import plain
 from pages.shared.run_controls import NEW, controls, limit_arguments, usual_limit
 from pages.shared.run_progress import follow, partial_checkpoint
 from pages.shared.target import lost_layers
+from swm.errors import ExperimentError
 from swm.jobs.child import start
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
 from swm.registry import MERGE_RULES
@@ -51,6 +54,7 @@ def new_run(experiment: Experiment, count: int) -> None:
         name = form.text(
             "Name", f"run-{count + 1}", place=left, max_chars=64, key="run_name", help="Use a-z, 0-9 and -."
         )
+        problem_of_name = left.empty()  # always there, so that no field below moves
         threshold, windows, rule = which_windows(form, left, template or st.query_params)
         with left:
             width = width_cut(form, template.get("width", WHOLE_WIDTH))
@@ -67,6 +71,7 @@ def new_run(experiment: Experiment, count: int) -> None:
     else:
         layers_picture(plan[0], experiment.model_facts, key="run_planned")
         problem = show_problem(experiment, plan[0], recovery, limit)
+        problem = name_problem(experiment, name, plan[0], problem_of_name) or problem
         reason = read_only_reason(experiment) or problem
         with st.container(horizontal=True, vertical_alignment="center"):
             label = "Merge, heal and evaluate" if recovery else "Merge and evaluate"
@@ -81,6 +86,20 @@ def new_run(experiment: Experiment, count: int) -> None:
             st.rerun()
     plan_options += ["--rule", rule, *width_arguments(width)]
     command_line("run", experiment.name, name, *plan_options, *healing, *limit_arguments(limit))
+
+
+def name_problem(experiment: Experiment, name: str, plan: MergePlan, place: Any) -> str:
+    """Show below the field why a run cannot have this name; returns it in short, empty if it can."""
+    try:
+        check_name(name)
+        if name == BASELINE:
+            raise ExperimentError(f"{name} is taken. Choose another name.")
+        if (run := Run(experiment, name)).is_there() and run.plan != plan:
+            raise ExperimentError(f"Run {name} already exists with other windows. Choose another name.")
+    except ExperimentError as error:
+        place.error(plain(str(error)), icon=":material/error:")
+        return "The name cannot be used, see above."
+    return ""
 
 
 def which_windows(form: Form, place: Any, initial: Any) -> tuple[float, str, str]:
@@ -242,6 +261,10 @@ with shown_errors():
     runs = {run.name: run for run in experiment.runs() if not run.is_baseline}
     if st.session_state.get("run_next") in (NEW, *runs):
         st.session_state["run"] = st.session_state.pop("run_next")
+    elif st.session_state.get("run_of") == experiment.name:
+        stop_if_gone("run", [*runs, NEW], "Run")
+    st.session_state["run_of"] = experiment.name
+    check_address("run", [*runs, NEW], "run")
     chosen = st.selectbox("Run", [*runs, NEW], key="run", bind="query-params", help="Open a run, or create a new one.")
     if chosen in runs:
         progress(runs[chosen])

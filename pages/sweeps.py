@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from pages.shared.choices import check_address, stop_if_gone
 from pages.shared.frame import command_line, job_panel, shown_errors, start_button, start_page
 from pages.shared.navigation import go_to
 from pages.shared.new_sweep import new_sweep
@@ -32,6 +33,8 @@ if not readable:
     st.stop()
 
 names = [sweep.name for sweep in readable]
+stop_if_gone("sweeps_name", names, "Sweep")
+check_address("sweeps_name", names, "sweep")
 sweep = readable[
     names.index(st.selectbox("Sweep", names, key="sweeps_name", bind="query-params", persist_state="session"))
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
+from pages.shared.navigation import set_address
+from pages.shared.plain import plain
 from swm.registry import Entry
 from swm.reporting.glossary import title_of
 
@@ -26,8 +28,33 @@ def named_choice(
         kept = (st.query_params.get(key), st.session_state.get(f"kept_{key}"), default, next(iter(titles)))
         st.session_state[key] = next(name for name in kept if name in titles)
     name: str = widget(label, list(titles), format_func=lambda name: titles[name], key=key, **settings)
-    st.session_state[f"kept_{key}"] = st.query_params[key] = name
+    st.session_state[f"kept_{key}"] = name
+    set_address(**{key: "" if name == (default or next(iter(titles))) else name})
     return name
+
+
+def check_address(name: str, options: Sequence[str], what: str) -> None:
+    """Say which of the values that the page's address has under a name are none of the options."""
+    unknown = [value for value in st.query_params.get_all(name) if value not in options]
+    if unknown and st.session_state.get(f"unknown_{name}") != unknown:
+        st.session_state[f"unknown_{name}"] = unknown
+        some = ", ".join(plain(value[:64]) for value in unknown)
+        st.warning(f"The address names {some}, but there is no such {what} here.")
+
+
+def stop_if_gone(key: str, options: Sequence[str], what: str) -> None:
+    """End the page where the choice of a widget has been deleted or renamed: what was clicked was about that.
+
+    Call it before the widget is drawn, which then shows its default.
+    """
+    chosen = st.session_state.get(key)
+    if chosen is None or chosen in options:
+        return
+    del st.session_state[key]
+    st.session_state[f"unknown_{key}"] = [chosen]  # which the address still has
+    st.warning(f"{what} {plain(str(chosen)[:64])} was deleted or renamed elsewhere, so nothing was done.")
+    st.button("Go on", type="primary", key=f"go_on_{key}")
+    st.stop()
 
 
 def forget_choice(key: str) -> None:

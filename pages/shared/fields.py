@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
+from pages.shared.navigation import set_address
+
 N = TypeVar("N", int, float)
 T = TypeVar("T")
 
@@ -77,8 +79,5 @@ class Form:
 
     def kept(self, key: str, value: T, default: T) -> T:
         """The value, kept in the address unless it is the default."""
-        if value != default:
-            st.query_params[key] = f"{value}"
-        else:
-            st.query_params.pop(key, None)
+        set_address(**{key: f"{value}" if value != default else ""})
         return value

@@ -14,16 +14,18 @@ import streamlit as st
 
 from pages.shared.choices import STUDY, forget_choice
 from pages.shared.login import require_login
+from pages.shared.navigation import CHOSEN, set_address
 from pages.shared.plain import plain
 from pages.shared.tour import show_tour
 from swm.errors import SwmError
 from swm.jobs.child import active_targets, all_targets, cancel, start
 from swm.jobs.cluster import watch_again
 from swm.jobs.tracking import Target
+from swm.reporting.commands import page_commands
 from swm.workspace.estimate import about
 from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.files import demo_experiment
-from swm.workspace.names import EXAMPLE, is_shipped
+from swm.workspace.names import EXAMPLE, is_shipped, list_names
 from swm.workspace.state import State
 from swm.workspace.units import duration
 
@@ -65,6 +67,7 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
     st.title(title, anchor=False)
     if sentence:
         st.markdown(f":gray[{sentence}]")
+    _tell_if_gone(experiment)
     show_tour(title, experiments)
     return experiment
 
@@ -105,7 +108,12 @@ def command_line(*arguments: str, before: Sequence[str] = ()) -> None:
     Args:
         before: another command, to run first.
     """
-    lines = [shlex.join(["python", "-m", "swm", *each]) for each in (before, arguments) if each]
+    given, lines = [each for each in (before, arguments) if each], []
+    names = {word for each in given for word in each[1:2]} & set(list_names())
+    if names:
+        lines = page_commands(Experiment.open(names.pop()), given)
+    else:
+        lines = [shlex.join(["python", "-m", "swm", *each]) for each in given]
     with st.expander("Command-line equivalent"):
         st.code("\n".join(lines), language="bash", wrap_lines=True)
 
@@ -210,34 +218,52 @@ def exported(state: State) -> str | None:
 
 
 def _choose(experiments: list[Experiment]) -> Experiment | None:
+    """The experiment that all pages show, chosen in the sidebar: what the address newly says, or the last choice."""
     if not experiments:
         return None
     demo = demo_experiment()
     experiments = sorted(experiments, key=lambda listed: listed.name not in (demo, f"{EXAMPLE}{demo}"))
-    names = [experiment.name for experiment in experiments]
-    requested = st.session_state.pop("next_experiment", None)
-    if requested is None and "experiment" not in st.session_state:
-        requested = st.query_params.get("experiment") or demo or None
-        if requested not in names and f"{EXAMPLE}{requested}" in names:  # old links lack the prefix
-            requested = f"{EXAMPLE}{requested}"
-    if requested in names:
-        st.session_state["experiment"] = requested
-    elif requested is not None:
-        st.warning(f"There is no experiment named {plain(requested[:64])}.")
-    if st.session_state.get("experiment") not in names:  # deleted in the meantime
-        st.session_state.pop("experiment", None)
-    help_text = "All pages show this experiment."
-    name = st.selectbox(
+    names, state = [experiment.name for experiment in experiments], st.session_state
+    address, before = st.query_params.get("experiment", ""), state.get(CHOSEN, "")
+    asked = address if address != state.get("experiment_in_address", "") else ""  # a link, or the browser's Back
+    asked = asked or before
+    name = next((one for one in (asked, f"{EXAMPLE}{asked}") if one in names), names[0])  # old links lack the prefix
+    if asked and asked not in (name, name.removeprefix(EXAMPLE)):
+        state["experiment_gone"] = asked, asked == before
+    state["experiment"] = name  # on a page just opened, or where it was deleted, the browser shows another one
+    st.selectbox(
         "Experiment",
         names,
         key="experiment",
-        persist_state="session",
-        help=help_text,
-        on_change=_forget_missing_study,
+        help="All pages show this experiment.",
+        on_change=_chosen_by_hand,
         args=(experiments,),
     )
-    st.query_params["experiment"] = name  # always in the address, so that it can be shared
+    state[CHOSEN] = state["experiment_in_address"] = name
+    set_address(experiment=name)  # always there, so that it can be shared
     return experiments[names.index(name)]
+
+
+def _tell_if_gone(experiment: Experiment | None) -> None:
+    """Say that the experiment shown last was deleted or renamed, and end the page: what was clicked was about that."""
+    name, was_shown = st.session_state.pop("experiment_gone", ("", False))
+    if not name or experiment is None:
+        return
+    if not was_shown:  # of a link
+        st.warning(f"There is no experiment named {plain(name[:64])}. This is {experiment.name}.")
+        return
+    st.warning(
+        f"{plain(name[:64])} was deleted or renamed elsewhere, so nothing was done. The sidebar now shows "
+        f"{experiment.name}.",
+        icon=":material/warning:",
+    )
+    st.button(f"Go on with {experiment.name}", type="primary", key="go_on_elsewhere")
+    st.stop()
+
+
+def _chosen_by_hand(experiments: list[Experiment]) -> None:
+    st.session_state[CHOSEN] = st.session_state["experiment"]
+    _forget_missing_study(experiments)
 
 
 def _forget_missing_study(experiments: list[Experiment]) -> None:
@@ -248,13 +274,14 @@ def _forget_missing_study(experiments: list[Experiment]) -> None:
 
 
 def _steps(experiment: Experiment | None) -> None:
-    st.page_link("app.py", label="Home", icon=":material/home:")
+    here = {"experiment": experiment.name} if experiment else {}
+    st.page_link("app.py", label="Home", icon=":material/home:", query_params=here)
     done = _done(experiment) if experiment else {}
     for page, label, help_text in STEPS:
         icon = ":material/check_circle:" if done.get(label) else ":material/radio_button_unchecked:"
-        st.page_link(page, label=label, icon=icon, help=help_text)
+        st.page_link(page, label=label, icon=icon, help=help_text, query_params=here)
     for page, label, help_text, icon in ROOMS:
-        st.page_link(page, label=label, icon=icon, help=help_text)
+        st.page_link(page, label=label, icon=icon, help=help_text, query_params=here)
 
 
 def _done(experiment: Experiment) -> dict[str, bool]:

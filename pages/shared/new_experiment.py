@@ -20,6 +20,7 @@ from swm.plan import MergePlan, Window
 from swm.registry import TEXTS
 from swm.settings import PRESETS
 from swm.texts.documents import documents
+from swm.texts.rows import SUFFIXES, check_source
 from swm.workspace.estimate import stage_needs
 from swm.workspace.experiments import list_experiments
 from swm.workspace.machine import free_memory_bytes
@@ -116,24 +117,25 @@ def _show_facts(model: dict[str, Any], tokens: int) -> None:
         )
 
 
-def text_preview(texts: str) -> None:
-    """How a text begins, or why that cannot be shown."""
+def text_preview(texts: str) -> bool:
+    """How a text begins, or why that cannot be shown; whether the text may be used."""
     try:
         start = _beginning(texts)
     except (SwmError, OSError, UnicodeDecodeError) as error:
         st.error(plain(str(error)), icon=":material/error:")
-        return
-    if start:
-        st.caption(f"Begins: {plain(start)} …")
-    else:
-        st.caption("A data set from the hub: it is downloaded when the experiment is created.")
+        return False
+    folder = "A folder with a data set" if Path(texts).expanduser().is_dir() else ""
+    hub = "A data set from the hub: it is downloaded when the experiment is created."
+    st.caption(f"Begins: {plain(start)} …" if start else f"{folder}: it is read then." if folder else hub)
+    return True
 
 
 @st.cache_data(ttl=60, max_entries=32, show_spinner=False)
 def _beginning(texts: str) -> str:
     if texts in TEXTS:
         return documents(texts, "calibration")[0][:SHOWN_CHARACTERS]
-    if not texts.endswith((".txt", ".jsonl")):
+    check_source(texts)
+    if not texts.endswith(SUFFIXES):
         return ""
     with Path(texts).expanduser().open(encoding="utf-8") as file:
         start = file.read(SHOWN_CHARACTERS).strip()

@@ -33,12 +33,13 @@ def show_stages(run: Run) -> None:
     """The run's stages: which are done and how long they took, which runs now, and what a closed tab keeps."""
     recovery, scores, timing = run.settings.get("recovery", {}), run.scores(), run.timing()
     merged = run.settings.get("merge", {})
-    conditions = (scores or {}).get("conditions") or {}
+    scored = (scores, run.scores_before_recovery() if run.stage == "recovered" else None)
+    evaluations = sum(((one or {}).get("conditions") or {}).get("seconds", 0.0) for one in scored)
     measuring = (timing or {}).get("conditions") or {}
     took = {
         "Merge": "" if run.stage == "planned" else _took(merged),
         "Heal with LoRA": duration(recovery["seconds"]) if run.stage == "recovered" and "seconds" in recovery else "",
-        "Evaluate": _took(conditions) if scores else "",
+        "Evaluate": _took({"seconds": evaluations}) if scores else "",
         "Measure speed": _took(measuring) if timing else "",
     }
     state = run.state()
@@ -50,6 +51,8 @@ def show_stages(run: Run) -> None:
             icon = RUNNING if stage == now else DONE if time else OPEN
             said = " · ".join(["running", *time_left(state)]) if stage == now else time
             st.markdown(f"{icon} {stage}" + (f" :gray[{said}]" if said and said != "done" else ""))
+    if state.stage == "run" and state.status == "done":
+        st.caption("The job's time also covers loading, saving, and evaluating the original if needed.")
     if state.active:
         st.caption("You can close this page: the job goes on by itself, and every finished step is kept.")
 
@@ -64,12 +67,8 @@ def follow(run: Run, state: State) -> None:
     st.caption(plain(f"Windows chosen by {run.source}."))
     with st.container(horizontal=True, gap="large"):  # wraps where the page is narrow
         st.metric("Layers", f"{run.plan.layers_left} of {run.plan.layer_count}", width="content")
-        st.metric(
-            "Rule",
-            title_of(MERGE_RULES[run.plan.rule]),
-            help=as_sentence(MERGE_RULES[run.plan.rule].help),
-            width="content",
-        )
+        rule = MERGE_RULES[run.plan.rule] if run.plan.windows else None
+        st.metric("Rule", title_of(rule) if rule else "–", help=rule and as_sentence(rule.help), width="content")
         st.metric("Stage", stage_name(run), width="content")
         if state.memory_bytes:
             used = meters(state) if state.active else None

@@ -102,7 +102,7 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         {
             "layers": row["layers"],
             "method": method_name(row["method"]),
-            "rule": title_of(MERGE_RULES[row["rule"]]) if row["rule"] else "",
+            "rule": title_of(MERGE_RULES[row["rule"]]) if row["rule"] and row["windows"] else MISSING,
             "stage": stage_of(row).replace(" + ", " + fit + ") if row["fitted_first"] else stage_of(row),
             **({"LoRA seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
             "parameters, M": f"{row['parameters'] / 1e6:,.1f}",

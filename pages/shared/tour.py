@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from pages.shared.navigation import go_to
+from pages.shared.navigation import CHOSEN, go_to
 from swm.workspace.experiments import Experiment
 from swm.workspace.names import EXAMPLE
 
@@ -101,7 +101,7 @@ def offer_tour(experiments: list[Experiment], greeting: str = "") -> None:
 
 def start_tour(step: int = 1) -> None:
     """Begin with a step, on the shipped experiment."""
-    st.session_state["tour_before"] = st.session_state.get("experiment")
+    st.session_state["tour_before"] = st.session_state.get(CHOSEN)
     _go(step)
 
 
@@ -147,7 +147,7 @@ def _browser(data: dict[str, Any], key: str) -> Any:
 def _go(number: int) -> None:
     st.session_state["tour"] = number
     st.session_state.pop("tour_ended", None)
-    st.session_state["next_experiment"] = DEMO
+    st.session_state[CHOSEN] = DEMO
     st.switch_page(TOUR[number - 1].page, query_params={"tour": str(number), "experiment": DEMO})
 
 

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from swm.errors import TextError
+from swm.errors import TextError, first_line
 from swm.registry import TEXTS
 from swm.texts.example import Example
 
+SUFFIXES = (".txt", ".jsonl")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?(:[\w.-]{1,96})?", re.ASCII)  # org/name:config
 MAX_DOCUMENTS = 20_000
 MAX_DOCUMENT_CHARACTERS = 1_000_000
+
+
+def check_source(texts: str) -> None:
+    """Raise TextError for a name that is no text file, folder or hub id; reads nothing."""
+    try:
+        path = Path(texts).expanduser()
+        exists, is_file = path.exists(), path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error).rstrip(".")
+        raise TextError(f"'{texts[:80]}' is not a valid path: {reason}. Correct it.") from None
+    if not texts.strip():
+        raise TextError("The text's name is empty. Name a text.")
+    if is_file and path.suffix not in SUFFIXES:
+        raise TextError(f"{path} is neither a .txt nor a .jsonl file. Save the text as one of these.")
+    if not exists and (path.suffix in SUFFIXES or path.is_absolute() or not HUB_ID.fullmatch(texts)):
+        raise TextError(f"There is no file or folder {path}. Check the path of the text.")
 
 
 def read_examples(texts: str, purpose: str) -> Iterator[Example]:
@@ -26,13 +45,10 @@ def read_examples(texts: str, purpose: str) -> Iterator[Example]:
 
 
 def _rows(texts: str, purpose: str) -> Iterator[dict[str, Any]]:
-    if not texts.strip():
-        raise TextError("The text's name is empty. Name a text.")
+    check_source(texts)
     path = Path(texts).expanduser()
     readers: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {".txt": _txt_rows, ".jsonl": _jsonl_rows}
     if path.suffix in readers:
-        if not path.is_file():
-            raise TextError(f"There is no file {path}. Check the path of the text.")
         try:
             yield from readers[path.suffix](path)
         except UnicodeDecodeError:

@@ -13,7 +13,7 @@ import yaml
 from swm.jobs.child import active_targets
 from swm.jobs.sweep import Sweep
 from swm.plan import MergePlan, Window
-from swm.reporting.report import write_report
+from swm.reporting.report import report_html, write_report
 from swm.search.kept_answers import kept_answers
 from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings
@@ -480,13 +480,8 @@ def test_the_threshold_goes_along_to_the_run_page(shown, page):
     assert page.get_by_label("Threshold", exact=True).input_value() == "0.92"
 
 
-def test_a_study_from_the_pages(app, page, model_folder, text_file, home, no_job_left):
-    """Create, measure, search: started by clicks, followed on the page, found in the files."""
-    page.goto(f"{app}/experiment")
-    ready(page)
-    page.get_by_label("Name", exact=True).fill("Not Good")
-    page.keyboard.press("Tab")
-    page.wait_for_selector("text=is not a valid name")
+def create_mine(page, model_folder, text_file):
+    """Create and measure an experiment by clicks on the Experiment page."""
     page.get_by_label("Name", exact=True).fill("mine")
     page.keyboard.press("Tab")
     for label, value in (("Or a folder", str(model_folder)), ("Or a .txt", str(text_file))):
@@ -503,6 +498,62 @@ def test_a_study_from_the_pages(app, page, model_folder, text_file, home, no_job
     page.get_by_role("button", name="Create and measure").click()
     page.wait_for_url("**/redundancy?experiment=mine*", timeout=90_000)
     page.wait_for_selector(".heatmaplayer", timeout=90_000)
+
+
+FALSE = re.compile(
+    r"damaged|is not a merge rule|Choose one of: \.|Traceback|cannot be read|does not exist|Unexpected error"
+)
+
+
+def test_two_users_at_once_are_told_nothing_false(app, chromium, model_folder, text_file):
+    """Two browsers open the app the moment it starts: one creates and measures, the other compares and deletes."""
+    other = create_experiment("theirs", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
+    for name in ("first", "second"):
+        other.create_run(name, MergePlan(4, (Window(1, 2),)))
+    one, two = (chromium.new_context().new_page() for _ in range(2))
+    said = []
+    for page in (one, two):
+        page.goto(f"{app}/experiment" if page is one else f"{app}/compare?experiment=theirs", wait_until="commit")
+    ready(one)
+    create = one.get_by_label("Name", exact=True)
+    create.wait_for()
+    ready(two)
+    said.append(two.locator("body").inner_text())
+    two.goto(f"{app}/run?experiment=theirs&run=first", wait_until="commit")
+    create_mine(one, model_folder, text_file)
+    for run in ("first", "second"):
+        two.goto(f"{app}/run?experiment=theirs&run={run}")
+        ready(two)
+        two.get_by_role("button", name="Delete").click()
+        two.get_by_role("button", name="Delete for good").click()
+        two.wait_for_selector("text=Or windows by hand")
+        said += [page.locator("body").inner_text() for page in (one, two)]
+    two.goto(f"{app}/experiment?experiment=theirs")
+    two.wait_for_selector("text=M parameters", timeout=60_000)
+    ready(two)
+    two.get_by_role("button", name="Delete").click()
+    two.get_by_role("button", name="Delete for good").click()
+    until(two, lambda: not other.folder.exists())
+    assert_agrees(two, "mine")
+    for name in PAGES:
+        one.goto(f"{app}/{name}?experiment=mine")
+        ready(one)
+        said.append(one.locator("body").inner_text())
+    said += [page.locator("body").inner_text() for page in (one, two)]
+    assert [text[:400] for text in said if FALSE.search(text)] == []
+    for page in (one, two):
+        assert page.locator("[data-testid=stException]").count() == 0
+        page.context.close()
+
+
+def test_a_study_from_the_pages(app, page, model_folder, text_file, home, no_job_left):
+    """Create, measure, search: started by clicks, followed on the page, found in the files."""
+    page.goto(f"{app}/experiment")
+    ready(page)
+    page.get_by_label("Name", exact=True).fill("Not Good")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("text=is not a valid name")
+    create_mine(page, model_folder, text_file)
     page.goto(f"{app}/preview?experiment=mine")
     ready(page)
     page.get_by_role("button", name="Search").click()
@@ -689,11 +740,13 @@ def test_what_one_tab_renames_or_deletes_the_other_hears_of(app, chromium, model
     page.wait_for_selector("text=Or windows by hand")
     assert [run.name for run in experiment.runs()] == ["baseline", "better"]
     other.get_by_role("button", name="Merge", exact=True).click()
-    other.wait_for_selector("h1")
+    other.wait_for_selector("text=Run second was deleted or renamed elsewhere, so nothing was done.")
     ready(other)
-    assert other.locator("[data-testid=stException]").count() == 0
+    assert other.get_by_role("button", name="Merge", exact=True).count() == 0
+    other.get_by_role("button", name="Go on").click()
+    until(other, lambda: other.get_by_role("combobox").nth(1).input_value() == "better")
+    assert not any(run.state().stage for run in experiment.runs())  # no run got the job of the deleted one
     assert not (experiment.folder / "runs" / "second").exists()
-    until(page, lambda: not any(run.state().active for run in experiment.runs()), 60)  # the other tab's merge
     page.goto(f"{app}/experiment?experiment=mine")
     page.wait_for_selector("text=M parameters", timeout=60_000)  # then the page is redrawn
     ready(page)
@@ -710,12 +763,83 @@ def test_what_one_tab_renames_or_deletes_the_other_hears_of(app, chromium, model
     assert renamed.is_dir()
     assert not experiment.folder.exists()
     until(page, lambda: page.get_by_role("combobox").first.input_value() == "ours")
+    other.get_by_role("button", name="Duplicate and edit").click()  # on the page of the experiment's old name
+    other.wait_for_selector("text=mine was deleted or renamed elsewhere, so nothing was done.")
+    ready(other)
+    assert other.get_by_role("combobox").count() == 1
+    assert_agrees(other, "ours")
+    other.get_by_role("button", name="Go on with ours").click()
+    other.wait_for_selector("text=Duplicate and edit")
+    assert_agrees(other, "ours")
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Delete for good").click()
     until(page, lambda: not renamed.exists())
+    page.wait_for_url(f"{app}/?experiment=example-demo")
     ready(page)
+    assert "There is no experiment" not in page.locator("body").inner_text()
+    assert_agrees(page, "example-demo")
     assert page.locator("[data-testid=stException]").count() == 0
     browser.close()
+
+
+def assert_agrees(page, experiment):
+    """What the sidebar shows is what the address says."""
+    until(page, lambda: page.get_by_role("combobox").first.input_value() == experiment)
+    assert f"experiment={experiment}" in page.url
+
+
+def follow(page, link):
+    """Open a page from the sidebar, whose tooltips would lie over the next link."""
+    page.mouse.move(900, 600)
+    page.locator("[data-testid=stSidebar]").get_by_role("link", name=link, exact=True).dispatch_event("click")
+    page.wait_for_url(re.compile(rf"/{'' if link == 'Home' else link.lower()}\?"))
+    ready(page)
+
+
+def test_the_experiment_of_a_link_stays_through_every_change_of_page(shown, page):
+    for name, links in {"studies": ("Compare", "Home"), "preview": ("Studies",), "report": ("Redundancy",)}.items():
+        page.goto(f"{shown}/{name}?experiment=example-healing")
+        ready(page)
+        for link in links:
+            follow(page, link)
+            assert_agrees(page, "example-healing")
+        page.goto("about:blank")
+    page.goto(f"{shown}/?experiment=example-healing")
+    page.get_by_role("link", name="Open the map").click()
+    page.wait_for_url(f"{shown}/redundancy?*")
+    ready(page)
+    assert_agrees(page, "example-healing")
+
+
+def test_back_leaves_a_page_at_once_and_returns_to_the_experiment_chosen_before(shown, page):
+    page.goto(f"{shown}/?experiment=example-study")
+    ready(page)
+    for link in ("Compare", "Preview", "Studies"):
+        follow(page, link)
+        page.go_back()
+        page.wait_for_url(f"{shown}/?experiment=example-study")
+        ready(page)
+    follow(page, "Compare")
+    page.get_by_role("combobox").first.click()
+    page.get_by_role("option", name="example-healing").click()
+    until(page, lambda: "experiment=example-healing" in page.url)
+    ready(page)
+    page.go_back()
+    until(page, lambda: "experiment=example-study" in page.url)
+    ready(page)
+    assert_agrees(page, "example-study")
+
+
+def test_an_address_that_names_what_is_not_there_says_so(shown, page):
+    for address, said in (
+        ("run?experiment=example-demo&run=zzz", "The address names zzz, but there is no such run here."),
+        ("compare?experiment=example-demo&runs=zzz", "The address names zzz, but there is no such run here."),
+        ("preview?experiment=example-demo&threshold=7", "The address has threshold 7: use 0.0001 to 1. 0.9 is shown."),
+        ("redundancy?experiment=nothing", "There is no experiment named nothing. This is example-demo."),
+    ):
+        page.goto(f"{shown}/{address}")
+        page.wait_for_selector(f"text={said}")
+        page.goto("about:blank")
 
 
 def test_the_demo_flag_opens_one_experiment_read_only(page, tmp_path):
@@ -727,3 +851,49 @@ def test_the_demo_flag_opens_one_experiment_read_only(page, tmp_path):
         page.goto(f"{address}/preview")
         ready(page)
         page.wait_for_selector("text=read-only demo")
+
+
+PRESSES = """
+async ([source, data]) => {
+  const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  const show = (await import(url)).default;
+  const parent = document.body.appendChild(document.createElement("div"));
+  parent.innerHTML = '<div class="layer-view" style="width: 900px"></div>';
+  const sent = [];
+  const keep = (name, value) => sent.push(value);
+  const update = (threshold) => show({ data: { ...data, threshold }, parentElement: parent, setTriggerValue: keep });
+  update(0.9);
+  const slider = parent.querySelector("input.slider");
+  const press = () => slider.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", cancelable: true }));
+  const until = async (n) => { while (sent.length < n) await new Promise(requestAnimationFrame); };
+  press();
+  await until(1); // the first press is sent
+  press(); // the second one is not sent yet when the first is answered
+  update(sent[0]);
+  const shown = parent.querySelector("input.field").value;
+  await until(2);
+  return [sent, shown];
+}
+"""
+
+
+def test_an_arrow_key_pressed_while_the_server_answers_is_not_lost(chromium):
+    from swm.reporting.preview import HELP, TEMPLATES, path_view, plan_view
+
+    demo = Experiment.open("example-demo")
+    view = path_view(kept_path(demo, "rdsc"), demo.model_facts, demo.cost(), kept_answers(demo, "rdsc"))
+    empty = plan_view(MergePlan(30, ()), demo.model_facts, demo.cost())
+    data = {**view, "name": "n", "text": "LAMBADA", "hand": None, "empty": empty, "layers": 30, "help": HELP}
+    page = chromium.new_page()
+    sent, shown = page.evaluate(PRESSES, [(TEMPLATES / "layers.js").read_text(), data])
+    page.close()
+    assert (sent, shown) == ([0.901, 0.902], "0.902")
+
+
+@pytest.mark.parametrize("name", ["example-demo", "example-study"])
+def test_the_report_is_no_wider_than_the_window(name, chromium, tmp_path):
+    (tmp_path / "report.html").write_text(report_html(Experiment.open(name), charts=False))
+    page = chromium.new_page(viewport={"width": 1440, "height": 900})
+    page.goto(f"file://{tmp_path / 'report.html'}")
+    assert page.evaluate("document.documentElement.scrollWidth") == 1440
+    page.close()
