@@ -138,7 +138,7 @@ class _Plugins:
             self.loading = plugin.name
             try:
                 plugin.load()
-            except Exception as error:  # noqa: BLE001 - somebody else's code, which must not take this program down
+            except Exception as error:  # somebody else's code, which must not take this program down
                 for registry in (MERGE_RULES, PLANNERS, METRICS, TEXTS, EXPORT_FORMATS):
                     registry.forget_plugin(plugin.name)
                 log.warning(

@@ -153,7 +153,7 @@ def test_every_file_stands_in_a_room_that_says_what_it_is_for():
 
 def test_files_functions_and_blocks_are_short():
     lengths = [length for file in [*FILES, *SHOWN] for _, length in functions(file)]
-    assert {file.name: n for file in [*FILES, *SHOWN] if (n := len(file.read_text().splitlines())) > 300} == {}
+    assert {file.name: n for file in [*FILES, *SHOWN] if (n := len(file.read_text().splitlines())) > 400} == {}
     assert max(lengths) <= 60
     assert sum(length < 30 for length in lengths) / len(lengths) > 0.9
     deep = [

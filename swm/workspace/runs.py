@@ -82,6 +82,14 @@ class Run(Tracked):
             return MergePlan(self.experiment.layer_count)
         return _plan_in(self.folder / "run.json")
 
+    def check_plan(self, plan: MergePlan) -> None:
+        """Raise ExperimentError if the run has another plan, which another process gave it meanwhile."""
+        if self.plan != plan:
+            raise ExperimentError(
+                f"Another process gave run {self.name} another plan ({self.plan}; requested: {plan}). Choose another "
+                "name."
+            )
+
     @property
     def origin(self) -> dict[str, Any]:
         """What chose its windows: `planner`, its `settings`, and the `source`."""
