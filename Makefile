@@ -21,7 +21,7 @@ gpu: $(VENV)/installed-dev
 	@$(RUN) benchmarks/gpu.py
 
 test: $(VENV)/installed-dev
-	@$(RUN) -m pytest -n 3
+	@$(RUN) -m pytest -n 2
 
 lint: $(VENV)/installed-dev
 	@$(RUN) -m ruff format --check .
