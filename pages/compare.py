@@ -78,7 +78,8 @@ caption(experiment)
 
 with shown_errors():
     by_name = {listed.name: listed for listed in list_experiments()[0]}
-    check_address("experiments", list(by_name), "experiment")
+    if "compare_opened" not in st.session_state:
+        check_address("experiments", list(by_name), "experiment")
     chosen = st.columns([1, 2], gap="large")
     experiments = chosen[0].multiselect(
         "Experiments",
@@ -92,7 +93,8 @@ with shown_errors():
 flat = flat_rows(rows)
 several = len(experiments) > 1
 labels = {f"{row['experiment']}: {row_name(row)}" if several else row_name(row): row for row in flat}
-check_address("runs", list(labels), "run")
+if "compare_opened" not in st.session_state:
+    check_address("runs", list(labels), "run")
 shown = chosen[1].multiselect(
     "Runs",
     list(labels),

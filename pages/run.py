@@ -263,8 +263,9 @@ with shown_errors():
         st.session_state["run"] = st.session_state.pop("run_next")
     elif st.session_state.get("run_of") == experiment.name:
         stop_if_gone("run", [*runs, NEW], "Run")
+    if "run_of" not in st.session_state:  # later the address can be of an experiment chosen before
+        check_address("run", [*runs, NEW], "run")
     st.session_state["run_of"] = experiment.name
-    check_address("run", [*runs, NEW], "run")
     chosen = st.selectbox("Run", [*runs, NEW], key="run", bind="query-params", help="Open a run, or create a new one.")
     if chosen in runs:
         progress(runs[chosen])

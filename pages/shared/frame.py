@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from swm.workspace.names import EXAMPLE, is_shipped, list_names
 from swm.workspace.state import State
 from swm.workspace.units import duration
 
+LATE_SECONDS = 1.0  # until a browser has the address that it was sent
 ASSETS = Path(__file__).parents[2] / "assets"
 STEPS = (
     ("pages/experiment.py", "Experiment", "Choose a model and a calibration text"),
@@ -225,9 +227,10 @@ def _choose(experiments: list[Experiment]) -> Experiment | None:
     experiments = sorted(experiments, key=lambda listed: listed.name not in (demo, f"{EXAMPLE}{demo}"))
     names, state = [experiment.name for experiment in experiments], st.session_state
     address, before = st.query_params.get("experiment", ""), state.get(CHOSEN, "")
-    asked = address if address != state.get("experiment_in_address", "") else ""  # a link, or the browser's Back
-    asked = asked or before
-    name = next((one for one in (asked, f"{EXAMPLE}{asked}") if one in names), names[0])  # old links lack the prefix
+    late, until = state.get("experiment_left", ("", 0.0))  # a click can still carry the address before the last change
+    new = address != state.get("experiment_in_address", "") and not (address == late and time.monotonic() < until)
+    asked = (new and address) or before  # a link, or the browser's Back; or the last choice
+    name = next((one for one in (asked, f"{EXAMPLE}{asked}", before) if one in names), names[0])  # old links lack it
     if asked and asked not in (name, name.removeprefix(EXAMPLE)):
         state["experiment_gone"] = asked, asked == before
     state["experiment"] = name  # on a page just opened, or where it was deleted, the browser shows another one
@@ -239,6 +242,8 @@ def _choose(experiments: list[Experiment]) -> Experiment | None:
         on_change=_chosen_by_hand,
         args=(experiments,),
     )
+    if name != state.get("experiment_in_address"):
+        state["experiment_left"] = state.get("experiment_in_address", ""), time.monotonic() + LATE_SECONDS
     state[CHOSEN] = state["experiment_in_address"] = name
     set_address(experiment=name)  # always there, so that it can be shared
     return experiments[names.index(name)]

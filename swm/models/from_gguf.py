@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from swm.errors import ModelError
 from swm.progress import Progress
 
+READING = threading.Lock()  # one file at a time: transformers' bar belongs to all threads
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
@@ -52,12 +54,13 @@ def tensors_counted(progress: Progress, text: str) -> Iterator[None]:
             progress(done, len(tensors), text)
             yield tensor
 
-    bar = reading.tqdm
-    reading.tqdm = counted  # type: ignore[assignment,misc]
-    try:
-        yield
-    finally:
-        reading.tqdm = bar  # type: ignore[misc]
+    with READING:
+        bar = reading.tqdm
+        reading.tqdm = counted  # type: ignore[assignment,misc]
+        try:
+            yield
+        finally:
+            reading.tqdm = bar  # type: ignore[misc]
 
 
 def rope_factors(config: Any) -> list[float]:

@@ -154,7 +154,7 @@ def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] 
         value, stderr = row["average"], row["average_stderr"]
         return None if value is None else percent_interval(value, stderr)
     entry = row["perplexities"].get(figure_of)
-    return entry and (entry["value"], entry["low"], entry["high"])
+    return entry and (entry["value"], entry.get("low", entry["value"]), entry.get("high", entry["value"]))
 
 
 def staircase_chart(

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 PARTS = 1000  # of an evaluation's progress, each of about the same time
 WHOLE_TEXT = 1.5  # time of a token of a text whose every token is scored, in those of the tasks' (1.2 to 2)
+LEAST_READ = 8192  # tokens that say how fast a machine reads
 SCORES_VERSION = 2  # raised when scoring or its data change, so that older cached scores are not used
 
 
@@ -71,7 +72,7 @@ def evaluate_run(
     with tokens_read(model) as questions:
         answered = share_of(progress, shares[-1], 1.0, PARTS)
         new = zero_shot(model, tokenizer, missing, limit, answered) if missing else []
-    _keep_rate(run, model, sum(ids.numel() for ids in tokens.values()), questions[0], time.time() - start)
+    seconds = time.time() - start
     for score in new:
         if is_first():
             write_json(files[score.task], asdict(score))
@@ -89,17 +90,19 @@ def evaluate_run(
     if not is_first():
         return data
     run.save_documents({score.task: score.answers for score in scores})
-    run.save("scores", data)  # last, because it marks the run as evaluated
+    run.save("scores", data)  # last of the results, because it marks the run as evaluated
+    _keep_rate(run, model, sum(ids.numel() for ids in tokens.values()), questions[0], seconds)
     return data
 
 
 def _keep_rate(run: Run, model: PreTrainedModel, scored: int, questions: int, seconds: float) -> None:
-    """Let later estimates know how fast this machine reads; not if several processes share the work, or the disk does.
+    """Let later estimates know how fast this machine reads; not if several processes or the disk share the work,
+    or so little was read that loading the data counts.
 
     Args:
         scored, questions: tokens, as of `evaluated_tokens`.
     """
-    if world_size() == 1 and not is_offloaded(model):
+    if world_size() == 1 and not is_offloaded(model) and scored + questions >= LEAST_READ:
         read = evaluated_tokens(run.experiment.model_facts, run.plan, scored, questions)
         dtype = str(model.dtype).removeprefix("torch.")
         run.experiment.keep_rate("forward", model.device.type, dtype, read / seconds)

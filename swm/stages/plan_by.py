@@ -20,6 +20,7 @@ from swm.plan import MergePlan, check_layers
 from swm.planners.plan_with import check_budget, plan_with
 from swm.progress import Progress, no_progress, share_of
 from swm.registry import MERGE_RULES, PLANNERS
+from swm.search.kept_answers import kept_answers
 from swm.settings import PLAN_BUDGET
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
 from swm.stages.measure_plan import measure_plan
@@ -71,9 +72,11 @@ def plan_by(
     if PLANNERS[planner].least_budget:
         how |= {"minutes": minutes} if minutes else {"budget": budget}
     lacking = data is not None and "halves" not in data and not (brief or experiment.read_only)
-    lacking = lacking and PLANNERS[planner].halves and layers < experiment.layer_count
+    lacking = lacking and PLANNERS[planner].halves and layers < experiment.layer_count and experiment.settings.count > 1
     if data is None or lacking or not fits or how != {name: data[name] for name in SEARCHED_BY if name in data}:
         data = _found_plan(experiment, planner, layers, progress, precision, how, brief)
+    elif not (brief or experiment.read_only) and not agreed(_has_answers(experiment, data)):
+        measure_plan(experiment, MergePlan.from_dict(data), progress)
     if rule and rule != data["rule"]:
         plan = replace(MergePlan.from_dict(data), rule=rule)
         if plan.out_of_place(kinds):
@@ -81,6 +84,12 @@ def plan_by(
         measured = measure_plan(experiment, plan, progress)
         return {**data, **measured, "fitted_in_full": False, "halves": []}  # their perplexity is of its own rule
     return data
+
+
+def _has_answers(experiment: Experiment, data: dict[str, Any]) -> bool:
+    """Whether it is known what the model of a saved plan writes: brief callers leave that out."""
+    plan = MergePlan.from_dict(data)
+    return plan.windows in kept_answers(experiment, plan.rule).of
 
 
 def _found_plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
-from swm.evaluation.paired import LOWER_IS_BETTER, SCORES
+from swm.evaluation.paired import LOWER_IS_BETTER, SCORES, has_interval
 from swm.evaluation.task_names import MOST_DOCUMENTS
 from swm.reporting.differences import compared, measured
 from swm.studies.rows import study_groups
@@ -72,4 +72,6 @@ def _apart(first: dict[str, Any], second: dict[str, Any]) -> bool:
     if not texts:
         return False
     one, other = first["perplexities"][texts[0]], second["perplexities"][texts[0]]
+    if not (has_interval(one) and has_interval(other)):
+        return False
     return bool(one["high"] < other["low"] or other["high"] < one["low"])

@@ -23,12 +23,17 @@ def check_source(texts: str) -> None:
     """Raise TextError for a name that is no text file, folder or hub id; reads nothing."""
     try:
         path = Path(texts).expanduser()
-        exists, is_file = path.exists(), path.is_file()
+        folder = (
+            path if path.exists() else Path(texts.partition(":")[0]).expanduser()
+        )  # with a config, as in folder:name
+        exists, is_file = path.exists() or folder.is_dir(), path.is_file()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error).rstrip(".")
         raise TextError(f"'{texts[:80]}' is not a valid path: {reason}. Correct it.") from None
     if not texts.strip():
         raise TextError("The text's name is empty. Name a text.")
+    if exists and not is_file and path.suffix in SUFFIXES:
+        raise TextError(f"{path} is a folder, not a {path.suffix} file. Rename it, or name a file in it.")
     if is_file and path.suffix not in SUFFIXES:
         raise TextError(f"{path} is neither a .txt nor a .jsonl file. Save the text as one of these.")
     if not exists and (path.suffix in SUFFIXES or path.is_absolute() or not HUB_ID.fullmatch(texts)):

@@ -449,3 +449,18 @@ def test_where_no_terminal_is_a_line_says_how_far_a_command_is(capsys, monkeypat
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "measure: starting, 0 s"
     assert said[-1] == "measure: 34%, reading \\x1b[31mtexts, 0 s"
+
+
+def test_an_evaluation_that_reads_next_to_nothing_says_nothing_about_speed(swm, model_folder, text_file):
+    need("olmo_eval")
+    swm("create", "study", "--model", model_folder, "--texts", text_file, "--count", 2, "--length", 16)
+    swm("measure", "study")
+    study = Experiment.open("study")
+    for options in (["--tasks", "none", "--texts", ""], ["--tasks", "piqa", "--limit", "1", "--texts", ""]):
+        code, _, error = swm("evaluate", "study", "baseline", *options)
+        assert code == 0, error
+        assert "observed" not in study.cost()
+    assert swm("evaluate", "study", "baseline", "--tasks", "none")[0] == 0
+    [rate] = study.cost()["observed"]
+    assert (rate["kind"], rate["dtype"]) == ("forward", "float32")
+    assert study.cost()["forward_tokens_per_second"] == rate["tokens_per_second"] > 0

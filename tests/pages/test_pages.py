@@ -942,3 +942,33 @@ def test_studies_open_on_one_that_was_made_also_after_another_experiment_is_chos
 def test_every_example_has_a_map_and_a_path(example):
     assert "not been measured yet" not in texts(opened("pages/redundancy.py", experiment=example))
     assert "not been searched yet" not in texts(opened("pages/preview.py", experiment=example))
+
+
+def test_a_run_of_the_experiment_before_is_not_taken_for_a_link(study, no_demo):
+    other = Experiment.create("other", study.settings, {**FACTS, "dtype": "float32", "width": 8})
+    test = opened("pages/run.py", experiment="study", run="first")
+    test.sidebar.selectbox[0].set_value(other.name).run()
+    assert not test.exception
+    assert "but there is no such run" not in texts(test)
+
+
+def test_a_link_to_nothing_keeps_the_experiment_that_was_shown(study, no_demo):
+    Experiment.create("other", study.settings, {**FACTS, "dtype": "float32", "width": 8})
+    test = opened("pages/redundancy.py", experiment="study")
+    test.query_params["experiment"] = "gone"
+    test.run()
+    assert test.sidebar.selectbox[0].value == "study"
+    assert "There is no experiment named gone. This is study." in texts(test)
+
+
+def test_a_click_that_carries_the_address_before_the_last_change_is_no_link(study, no_demo):
+    Experiment.create("other", study.settings, {**FACTS, "dtype": "float32", "width": 8})
+    test = opened("pages/redundancy.py", experiment="study")
+    test.sidebar.selectbox[0].set_value("other").run()
+    test.query_params["experiment"] = "study"  # sent before the browser had the new address
+    test.run()
+    assert test.sidebar.selectbox[0].value == "other"
+    test.session_state["experiment_left"] = ("study", 0.0)  # a second later
+    test.query_params["experiment"] = "study"  # the browser's Back
+    test.run()
+    assert test.sidebar.selectbox[0].value == "study"

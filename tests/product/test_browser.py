@@ -824,6 +824,7 @@ def test_back_leaves_a_page_at_once_and_returns_to_the_experiment_chosen_before(
     page.get_by_role("option", name="example-healing").click()
     until(page, lambda: "experiment=example-healing" in page.url)
     ready(page)
+    page.wait_for_timeout(1000)  # sooner, it could be a click that was sent with the address before
     page.go_back()
     until(page, lambda: "experiment=example-study" in page.url)
     ready(page)

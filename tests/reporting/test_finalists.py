@@ -14,6 +14,7 @@ from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
 from swm.registry import PLANNERS
 from swm.reporting.finalists import finalists_sentence, halves_sentence, text_matters
+from swm.search.kept_answers import kept_answers
 from swm.settings import FIT_TOKENS, ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.stages.loading import calibration_of, load_original
@@ -199,3 +200,15 @@ def test_merging_by_a_planner_leaves_out_what_takes_long_and_nobody_asked_for(mo
     assert plan_by(experiment, "angular", 2, brief=True).items() >= whole.items()  # kept
     monkeypatch.setattr("swm.stages.plan_by.BRIEF_SECONDS", 1e9)
     assert len(plan_by(experiment, "shortgpt", 2, brief=True)["halves"]) == 2  # takes but seconds
+
+
+def test_what_a_brief_search_left_out_is_made_up_for_once(model_folder, text_file, monkeypatch):
+    experiment = create_experiment("study", ExperimentSettings(str(model_folder), str(text_file), 1, 32))
+    for planner in ("shortgpt", "sleb"):
+        plan_by(experiment, planner, 2, brief=True)
+        plan = MergePlan.from_dict(plan_by(experiment, planner, 2))
+        assert kept_answers(experiment, plan.rule).of[plan.windows]
+    monkeypatch.setattr("swm.stages.plan_by.plan_with", None)  # would fail: one text has no halves, so nothing lacks
+    monkeypatch.setattr("swm.stages.plan_by.measure_plan", None)
+    for planner in ("shortgpt", "sleb"):
+        assert plan_by(experiment, planner, 2)["layers_left"] == 2

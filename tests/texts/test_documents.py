@@ -47,3 +47,12 @@ def test_what_is_no_text_is_refused_before_anything_is_read(name, said, tmp_path
 def test_hub_ids_and_folders_pass(name, tmp_path):
     check_source(name)
     check_source(str(tmp_path))
+
+
+def test_a_folder_is_no_text_file_but_may_name_a_config(tmp_path):
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(TextError, match="is a folder, not a .txt file"):
+        list(read_examples(str(tmp_path / "x.txt"), "calibration"))
+    check_source(f"{tmp_path}:default")
+    with pytest.raises(TextError, match="There is no file or folder"):
+        check_source(f"{tmp_path}/nothing:default")
