@@ -74,7 +74,7 @@ class Registry(Mapping[str, E], Generic[E]):
         with self._writing:
             if self._entries.get(entry.name, entry) != entry:
                 raise ValueError(f"Two entries are named {entry.name} ({self.kind}). Rename one.")
-            if entry.name not in self._entries and (plugin := _plugins.loading):
+            if entry.name not in self._entries and (plugin := _plugins.of_this_thread()):
                 self._plugin_of[entry.name] = plugin
             self._entries = {**self._entries, entry.name: entry}
         return entry
@@ -102,9 +102,13 @@ class Registry(Mapping[str, E], Generic[E]):
         if not self._whole:
             with _plugins.lock:
                 if not self._whole:
-                    package = importlib.import_module(self._folder)
-                    for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
-                        importlib.import_module(f"{self._folder}.{module}")
+                    reader, _plugins.loading = _plugins.loading, ""  # a plugin may be reading: these are not its own
+                    try:
+                        package = importlib.import_module(self._folder)
+                        for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
+                            importlib.import_module(f"{self._folder}.{module}")
+                    finally:
+                        _plugins.loading = reader
                     _plugins.load()
                     with self._writing:
                         self._entries = {name: self._entries[name] for name in sorted(self._entries, key=self._place)}
@@ -128,14 +132,18 @@ class _Plugins:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()  # one for all registries: loading a plugin fills several
-        self.loaded, self.loading = False, ""
+        self.loaded, self.loading, self._thread = False, "", 0
+
+    def of_this_thread(self) -> str:
+        """The plugin that this thread is loading; empty if it is none, or another thread does."""
+        return self.loading if self._thread == threading.get_ident() else ""
 
     def load(self) -> None:
         """Load each plugin; one that fails is left out whole, with one line in the log. Only with the lock."""
         if self.loaded or self.loading:  # a plugin may read the registries
             return
         for plugin in entry_points(group=PLUGINS):
-            self.loading = plugin.name
+            self.loading, self._thread = plugin.name, threading.get_ident()
             try:
                 plugin.load()
             except Exception as error:  # somebody else's code, which must not take this program down
