@@ -3,7 +3,7 @@
 Each estimate is asked for before its stage runs, so the first ones know only how long a forward pass takes, later ones
 also what earlier jobs reached. Prints a row for each stage: estimated and measured seconds, and their ratio.
 
-    python benchmarks/estimates.py [--quick]     # 15 minutes on two cores; --quick: without path and healing, 6
+    python benchmarks/estimates.py [--quick]     # half an hour on two cores; --quick: without path, SLEB and healing
 """
 
 from __future__ import annotations

@@ -102,18 +102,21 @@ class Registry(Mapping[str, E], Generic[E]):
         if not self._whole:
             with _plugins.lock:
                 if not self._whole:
-                    reader, _plugins.loading = _plugins.loading, ""  # a plugin may be reading: these are not its own
-                    try:
-                        package = importlib.import_module(self._folder)
-                        for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
-                            importlib.import_module(f"{self._folder}.{module}")
-                    finally:
-                        _plugins.loading = reader
+                    self._import_built_in()
                     _plugins.load()
                     with self._writing:
                         self._entries = {name: self._entries[name] for name in sorted(self._entries, key=self._place)}
                     self._whole = _plugins.loaded
         return self._entries
+
+    def _import_built_in(self) -> None:
+        reader, _plugins.loading = _plugins.loading, ""  # a plugin may be reading: these entries are not its own
+        try:
+            package = importlib.import_module(self._folder)
+            for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
+                importlib.import_module(f"{self._folder}.{module}")
+        finally:
+            _plugins.loading = reader
 
     def _place(self, name: str) -> tuple[bool, bool, str]:
         added = name in self._plugin_of

@@ -52,8 +52,18 @@ def stop_if_gone(key: str, options: Sequence[str], what: str) -> None:
         return
     del st.session_state[key]
     st.session_state[f"unknown_{key}"] = [chosen]  # which the address still has
-    st.warning(f"{what} {plain(str(chosen)[:64])} was deleted or renamed elsewhere, so nothing was done.")
-    st.button("Go on", type="primary", key=f"go_on_{key}")
+    end_as_gone(f"{what} {chosen}")
+
+
+def end_as_gone(name: str, now: str = "", label: str = "Continue") -> None:
+    """Say that what the page showed is gone, and end the page with a button that goes on.
+
+    Args:
+        now: a sentence on what is shown instead.
+    """
+    gone = f"{plain(name[:80])} was deleted or renamed elsewhere, so nothing was done. {now}"
+    st.warning(gone.strip(), icon=":material/warning:")
+    st.button(label, type="primary", key="continue_after_gone")
     st.stop()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.choices import STUDY, forget_choice
+from pages.shared.choices import STUDY, end_as_gone, forget_choice
 from pages.shared.login import require_login
 from pages.shared.navigation import CHOSEN, set_address
 from pages.shared.plain import plain
@@ -110,10 +110,9 @@ def command_line(*arguments: str, before: Sequence[str] = ()) -> None:
     Args:
         before: another command, to run first.
     """
-    given, lines = [each for each in (before, arguments) if each], []
-    names = {word for each in given for word in each[1:2]} & set(list_names())
-    if names:
-        lines = page_commands(Experiment.open(names.pop()), given)
+    given = [each for each in (before, arguments) if each]
+    if arguments[1:] and arguments[1] in list_names():
+        lines = page_commands(Experiment.open(arguments[1]), given)
     else:
         lines = [shlex.join(["python", "-m", "swm", *each]) for each in given]
     with st.expander("Command-line equivalent"):
@@ -230,7 +229,8 @@ def _choose(experiments: list[Experiment]) -> Experiment | None:
     late, until = state.get("experiment_left", ("", 0.0))  # a click can still carry the address before the last change
     new = address != state.get("experiment_in_address", "") and not (address == late and time.monotonic() < until)
     asked = (new and address) or before  # a link, or the browser's Back; or the last choice
-    name = next((one for one in (asked, f"{EXAMPLE}{asked}", before) if one in names), names[0])  # old links lack it
+    # old links lack the prefix; where there is none of that name, what was shown stays
+    name = next((one for one in (asked, f"{EXAMPLE}{asked}", before) if one in names), names[0])
     if asked and asked not in (name, name.removeprefix(EXAMPLE)):
         state["experiment_gone"] = asked, asked == before
     state["experiment"] = name  # on a page just opened, or where it was deleted, the browser shows another one
@@ -257,13 +257,7 @@ def _tell_if_gone(experiment: Experiment | None) -> None:
     if not was_shown:  # of a link
         st.warning(f"There is no experiment named {plain(name[:64])}. This is {experiment.name}.")
         return
-    st.warning(
-        f"{plain(name[:64])} was deleted or renamed elsewhere, so nothing was done. The sidebar now shows "
-        f"{experiment.name}.",
-        icon=":material/warning:",
-    )
-    st.button(f"Go on with {experiment.name}", type="primary", key="go_on_elsewhere")
-    st.stop()
+    end_as_gone(name, f"The sidebar now shows {experiment.name}.", f"Continue with {experiment.name}")
 
 
 def _chosen_by_hand(experiments: list[Experiment]) -> None:

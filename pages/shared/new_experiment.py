@@ -124,9 +124,8 @@ def text_preview(texts: str) -> bool:
     except (SwmError, OSError, UnicodeDecodeError) as error:
         st.error(plain(str(error)), icon=":material/error:")
         return False
-    folder = "A folder with a data set" if Path(texts).expanduser().is_dir() else ""
-    hub = "A data set from the hub: it is downloaded when the experiment is created."
-    st.caption(f"Begins: {plain(start)} …" if start else f"{folder}: it is read then." if folder else hub)
+    source = "folder: it is read" if Path(texts).expanduser().is_dir() else "the hub: it is downloaded"
+    st.caption(f"Begins: {plain(start)} …" if start else f"A data set from {source} when the experiment is created.")
     return True
 
 

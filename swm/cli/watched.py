@@ -1,4 +1,4 @@
-"""A stage run from the command line, with its state on disk and a progress on stderr."""
+"""A stage run from the command line, with its state on disk and its progress on stderr."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def progress_bar(title: str) -> Iterator[Progress]:
 
 @contextmanager
 def _lines(title: str) -> Iterator[Progress]:
-    """A function that keeps the last progress, of which a line is written every half minute, reported anew or not."""
+    """A function that takes progress reports; the last one is written every half minute, even if nothing changed."""
     start, ended, last = time.monotonic(), threading.Event(), ["starting"]
 
     def write() -> None:

@@ -10,11 +10,10 @@ from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, TOO_FEW, UNDECIDED
 from swm.reporting.glossary import FORMS, TERMS, TITLES
 from swm.reporting.names import text_name
 from swm.reporting.table import MISSING, number, points, speedup
-from swm.reporting.verdict import digits_for, independent_text, is_shown, reference_of, speed_words
+from swm.reporting.verdict import UNCLEAR, digits_for, independent_text, is_shown, reference_of, speed_words
 
 SPEED = "During generation, measured in turn with the original{}. Below: the range over repetitions."
 SIZE = "Size of the weights on disk{}."
-UNCLEAR = "unclear"  # what an interval around no difference shows
 GAINS, COSTS = ("speed", "size"), ("perplexity", CHOICE_LOGPROB, ACCURACY)  # key figures, by what they say
 
 

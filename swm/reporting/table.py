@@ -10,7 +10,7 @@ from swm.evaluation.paired import SCORES, TOO_FEW
 from swm.reporting.compare import average_of, documents_key, flat_rows, percent_interval, same_text
 from swm.reporting.glossary import FORMS, TITLES, UNITS
 from swm.reporting.names import row_name, text_title
-from swm.reporting.verdict import digits_for
+from swm.reporting.verdict import UNCLEAR, digits_for, is_shown
 from swm.workspace.runs import BASELINE
 
 MISSING = "–"
@@ -214,8 +214,11 @@ def _short(value: float, digits: int) -> str:
 
 
 def speedup(entry: dict[str, Any] | None) -> str:
-    """A speedup with its smallest and largest ratio."""
-    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]" if entry else MISSING
+    """A speedup with its smallest and largest ratio; without a value of its own if it may be none."""
+    if not entry:
+        return MISSING
+    shown = f"{entry['value']:.2f}" if is_shown(entry, 1.0) else UNCLEAR
+    return f"{shown} [{entry['low']:.2f}, {entry['high']:.2f}]"
 
 
 def _score(entry: dict[str, Any] | None) -> str:
@@ -231,7 +234,10 @@ def percent(value: float | None, stderr: float | None) -> str:
 
 
 def points(entry: dict[str, Any] | None, factor: float = 100, digits: int = 1) -> str:
-    """A difference with its interval; of shares, in points, unless another factor is given."""
+    """A difference with its interval; of shares, in points, unless another factor is given.
+
+    Without a value of its own if the interval contains 0, and nothing but that from too few documents.
+    """
     if entry is None or entry["difference"] is None:
         return MISSING
     if entry.get("verdict") == TOO_FEW:
@@ -239,15 +245,19 @@ def points(entry: dict[str, Any] | None, factor: float = 100, digits: int = 1) -
     ends = [factor * entry[name] for name in ("difference", "low", "high")]
     digits = digits_for(ends[1:], digits)
     value, low, high = (f"{end:+,.{digits}f}" for end in ends)
-    return f"{value} [{low}, {high}]"
+    return f"{value if is_shown(entry) else UNCLEAR} [{low}, {high}]"
 
 
 def ratio(entry: dict[str, Any] | None) -> str:
-    """A ratio of perplexities with its interval, as in "× 1.09 [1.04, 1.14]"; older results compare unpaired."""
+    """A ratio of perplexities with its interval, as in "× 1.09 [1.04, 1.14]"; older results compare unpaired.
+
+    If the interval contains 1, it is shown without a value, as in "unclear × [0.98, 1.04]".
+    """
     if not entry:
         return MISSING
     value, low, high = (_times(entry[name]) for name in ("ratio", "low", "high"))
-    return f"× {value} [{low}, {high}]{'' if entry['paired'] else ' (unpaired)'}"
+    shown = f"× {value}" if is_shown(entry, 1.0) else f"{UNCLEAR} ×"
+    return f"{shown} [{low}, {high}]{'' if entry['paired'] else ' (unpaired)'}"
 
 
 def _times(value: float) -> str:

@@ -10,6 +10,7 @@ from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, FEWEST_DOCUMENTS, TO
 from swm.reporting.names import text_name
 
 Entry = dict[str, Any]
+UNCLEAR = "unclear"  # what an interval around no difference shows
 MOST_TIMES = 1000  # larger ratios are broken models, whose exact number means nothing
 
 
@@ -89,7 +90,7 @@ def speed_words(speedup: Entry) -> str:
     """A speed relative to the original's, as in "1.20 times as fast"; "speed unclear" if it may be no faster."""
     low, high = speedup["low"], speedup["high"]
     if not is_shown(speedup, 1.0):
-        return f"speed unclear ({low:.2f} to {high:.2f} times)"
+        return f"speed {UNCLEAR} ({low:.2f} to {high:.2f} times)"
     return f"{speedup['value']:.2f} times as fast"
 
 
@@ -131,7 +132,7 @@ def _perplexity(text: str, entry: Entry) -> str:
     name = f"perplexity on {text_name(text)}"
     ends = (100 * (low - 1), 100 * (high - 1))
     if not is_shown(entry, 1.0):
-        return f"{name} unclear: {_range(ends, '%', 'lower', 'higher')}"
+        return f"{name} {UNCLEAR}: {_between(ends)} %"
     if ratio >= MOST_TIMES:
         return f"{name} more than {MOST_TIMES:,} times as high"
     if ratio >= 2:
@@ -148,7 +149,7 @@ def _sureness(entry: Entry) -> str:
     change, low, high = (100 * math.expm1(min(entry[end], 50.0)) for end in ("difference", "low", "high"))
     ends = (low, high)
     if entry["verdict"] == UNDECIDED:
-        return f"{name} unclear: {_range(ends, '%', 'lower', 'higher')}"
+        return f"{name} {UNCLEAR}: {_between(ends)} %"
     return f"{_size(change, ends)} % {'surer' if change > 0 else 'less sure'} of the right answer [{_span(ends)}]"
 
 
@@ -157,7 +158,7 @@ def _accuracy(entry: Entry) -> str:
         return f"accuracy: {_too_few(entry)}"
     change, *ends = (100 * entry[name] for name in ("difference", "low", "high"))
     if entry["verdict"] == UNDECIDED:
-        return f"accuracy unclear after {_questions(entry)}: {_range(ends, 'points', 'lower', 'higher')}"
+        return f"accuracy {UNCLEAR} after {_questions(entry)}: {_between(ends)} points"
     return f"accuracy {_size(change, ends)} points {'higher' if change > 0 else 'lower'} [{_span(ends)}]"
 
 
@@ -188,10 +189,9 @@ def _span(ends: Sequence[float]) -> str:
     return f"{low:,.{_digits(ends)}f}, {high:,.{_digits(ends)}f}"
 
 
-def _range(ends: Sequence[float], unit: str, less: str, more: str) -> str:
-    """What an interval around 0 allows, as in "from 1 % lower to 47 % higher"."""
-    low, high = (f"{abs(end):,.{_digits(ends)}f}" for end in ends)
-    return f"from {low} {unit} {less} to {high} {unit} {more}"
+def _between(ends: Sequence[float]) -> str:
+    """What an interval around 0 allows, as in "between -1 and +47"."""
+    return "between {} and {}".format(*(f"{end:+,.{_digits(ends)}f}" for end in ends))
 
 
 def _digits(ends: Sequence[float]) -> int:

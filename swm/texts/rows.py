@@ -23,10 +23,8 @@ def check_source(texts: str) -> None:
     """Raise TextError for a name that is no text file, folder or hub id; reads nothing."""
     try:
         path = Path(texts).expanduser()
-        folder = (
-            path if path.exists() else Path(texts.partition(":")[0]).expanduser()
-        )  # with a config, as in folder:name
-        exists, is_file = path.exists() or folder.is_dir(), path.is_file()
+        with_config = Path(texts.partition(":")[0]).expanduser().is_dir()  # as in folder:config
+        exists, is_file = path.exists() or with_config, path.is_file()
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error).rstrip(".")
         raise TextError(f"'{texts[:80]}' is not a valid path: {reason}. Correct it.") from None

@@ -408,7 +408,7 @@ def test_nothing_is_fetched_from_the_hub_and_run(tmp_path):
 def test_the_first_of_two_that_merge_under_one_name_does_not_merge_the_other_s_plan(
     swm, model_folder, text_file, monkeypatch
 ):
-    """The other process names the run anew between the first one's plan and its job, as two that start together can."""
+    """Between the first process's plan and its job, the other one gives the run its own plan."""
     from contextlib import contextmanager
 
     from swm.cli import make

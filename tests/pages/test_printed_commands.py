@@ -1,24 +1,22 @@
 """Every command that a page prints is run here as it is printed."""
 
-import json
 import shlex
 from dataclasses import asdict
 
 import pytest
 
 from swm.cli.check import check_options
-from swm.cli.main import main
 from swm.cli.options import build_parser
 from swm.reporting.commands import READING
 from swm.settings import preset_settings
 from swm.workspace.experiments import Experiment, list_experiments
-from swm.workspace.names import is_shipped
+from swm.workspace.names import check_new, is_shipped
 from tests.conftest import need
 from tests.pages.test_pages import PAGES, no_demo, opened
 
 __all__ = ["no_demo"]
 SMALL = ["--count", "2", "--length", "16"]
-NO_SHORTER = ("study", "sweep", "run")  # what they print is the usual grid, healing and scoring: run elsewhere, smaller
+NO_SHORTER = ("study", "sweep", "run")  # what they print is the usual grid, healing and scoring: `run` smaller, below
 
 
 def printed(page, **query):
@@ -84,7 +82,25 @@ def test_commands_printed_for_ones_own_experiment_do_what_they_say(made, swm, tm
     assert {name: first[name] for name in names} == {name: second[name] for name in names}
 
 
-def test_commands_printed_for_examples_leave_them_alone(bundled_home, swm):
+def test_the_commands_of_the_forms_do_what_they_say(made, swm, model_folder, text_file):
+    how_much = {"experiment_effort": "own", "experiment_count": "2", "experiment_length": "16"}
+    names = {"experiment_name": "formed", "experiment_typed": str(model_folder), "experiment_own_texts": str(text_file)}
+    [create] = printed("pages/experiment.py", experiment="mine", **names, **how_much)
+    code, _, error = swm(*create)
+    assert (create[:2], code) == (["create", "formed"], 0), error
+    assert (Experiment.open("formed").settings.count, Experiment.open("formed").metrics_measured()[0]) == (
+        2,
+        "cka_skip4",
+    )
+    short = {"run_limit": "1", "run_steps_quick": "2", "run_batch_quick": "1", "run_length_quick": "16"}
+    [run] = printed("pages/run.py", experiment="mine", run="new run", run_name="formed", windows="1-2", **short)
+    code, _, error = swm(*run)
+    assert (run[:3], code) == (["run", "mine", "formed"], 0), error
+    formed = made.run("formed")
+    assert (formed.stage, formed.scores()["limit"], formed.settings["recovery"]["steps"]) == ("recovered", 1, 2)
+
+
+def test_commands_printed_for_examples_leave_them_alone(home, swm):
     shipped = [each.name for each in list_experiments()[0] if is_shipped(each.folder)]
     assert shipped
     for name in shipped:
@@ -93,9 +109,10 @@ def test_commands_printed_for_examples_leave_them_alone(bundled_home, swm):
                 options = arguments_of(command)
                 assert getattr(options, "exp", "") not in shipped or command[0] in READING, (page, command)
     commands = printed("pages/report.py", experiment="example-demo")
-    code, out, error = swm(*commands[0], "--json")
-    assert (commands[0][:2], code) == (["create", "my-demo"], 0), error
-    assert json.loads(out)["model"]["layers"] == 30
+    assert commands[0][:4] == ["create", "my-demo", "--model", "smollm2-135m"]  # in full for one's own, above
+    assert not check_new("my-demo").exists()
     searched = [command[:1] + command[2:] for command in commands if command[0] == "plan"]
     assert ["plan", "--planner", "best", "--layers", "24", "--budget", "400"] in searched
-    main(["plan", "example-demo", "--threshold", "0.9"])  # as Preview prints it: read-only, known
+    for command in printed("pages/preview.py", experiment="example-demo"):  # of a read-only example, and known
+        code, _, error = swm(*command)
+        assert code == 0, (command, error)

@@ -10,7 +10,7 @@ from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, TOO_FEW, UNDECIDED
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.judged import judged
 from swm.reporting.key_figures import in_llama_cpp, key_figures
-from swm.reporting.table import points
+from swm.reporting.table import points, ratio, speedup
 from swm.reporting.verdict import verdict
 from swm.workspace.experiments import Experiment
 from swm.workspace.names import SHIPPED
@@ -103,11 +103,15 @@ def test_sentence_tiles_and_table_leave_unsaid_what_is_not_shown(rows):
     assert points(few["against_control"]["scores"][ACCURACY]) == "too few documents"
     assert (shown["speed"].value, shown["speed"].change) == ("unclear", "× 0.93 to 1.58")
     assert "speed unclear (0.93 to 1.58 times)" in said
+    assert speedup(row["speedup"]) == "unclear [0.93, 1.58]"
     unclear = with_scores(row, UNDECIDED, -0.01, 0.385)
     shown, said = key_figures(unclear), verdict(unclear)
     assert shown[ACCURACY].change == "unclear: -1.0 to +38.5 points"
     assert (shown[CHOICE_LOGPROB].value, shown[CHOICE_LOGPROB].change) == ("unclear", "-1 to +47 %")
     assert shown["perplexity"].change == "unclear: -1 to +47 %"
+    differences = unclear["against_control"]
+    assert points(differences["scores"][ACCURACY]) == "unclear [-1.0, +38.5]"
+    assert ratio(differences["perplexity"]["squad"]) == "unclear × [0.990, 1.47]"
     assert "→" not in shown[ACCURACY].value + shown["perplexity"].value
-    assert "certainty of the right answer unclear: from 1 % lower to 47 % higher" in said
-    assert "accuracy unclear after 35 questions in 7 tasks: from 1 points lower to 38 points higher" in said
+    assert "certainty of the right answer unclear: between -1 and +47 %" in said
+    assert "accuracy unclear after 35 questions in 7 tasks: between -1 and +38 points" in said

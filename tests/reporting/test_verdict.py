@@ -81,9 +81,8 @@ def test_undecided():
         )
     )
     assert found == (
-        f"{HEAD} {SAME} perplexity on SQuAD unclear: from 2.0 % lower to 4.0 % higher; certainty of the right answer "
-        "unclear: from 1.0 % lower to 1.2 % higher; accuracy unclear after 1,400 questions in 7 tasks: from 3.0 points "
-        "lower to 1.0 points higher."
+        f"{HEAD} {SAME} perplexity on SQuAD unclear: between -2.0 and +4.0 %; certainty of the right answer unclear: "
+        "between -1.0 and +1.2 %; accuracy unclear after 1,400 questions in 7 tasks: between -3.0 and +1.0 points."
     )
 
 
@@ -113,11 +112,11 @@ def test_tasks_above_chance_are_named_where_they_say_something_else():
     entries = against(accuracy=score(0.01, -0.013, 0.033, "not significant"))
     entries["above_chance"] = score(-0.043, -0.065, -0.021, "worse", tasks=5)
     assert verdict(row(against_control=entries)).endswith(
-        "accuracy unclear after 1,400 questions in 7 tasks: from 1.3 points lower to 3.3 points higher (on the 5 tasks "
-        "above chance: 4.3 points lower [2.1, 6.5])."
+        "accuracy unclear after 1,400 questions in 7 tasks: between -1.3 and +3.3 points (on the 5 tasks above chance: "
+        "4.3 points lower [2.1, 6.5])."
     )
     entries["above_chance"] = score(-0.01, -0.03, 0.01, "not significant", tasks=5)
-    assert verdict(row(against_control=entries)).endswith("to 3.3 points higher.")
+    assert verdict(row(against_control=entries)).endswith("and +3.3 points.")
 
 
 def test_without_a_control_a_healed_model_is_not_praised_for_what_lora_did():
