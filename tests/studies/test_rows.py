@@ -56,7 +56,7 @@ def test_averages_are_compared_at_equal_size_over_the_same_documents(experiment)
             "documents": 4,
         }
     )
-    assert points(found) == "-50.0 [-50.0, +34.2]"
+    assert points(found) == "unclear [-50.0, +34.2]"  # its interval contains 0
     assert points(None) == "–"
     assert {row["run"]: row["against"] for row in study_rows(experiment, "sleb")}["best-4"]["difference"] == 0.5
     (line,) = [row for row in csv.DictReader(io.StringIO(csv_text(list(rows.values())))) if row["run"] == "sleb-4"]
