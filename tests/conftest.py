@@ -22,6 +22,8 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from tests import warm
+
 WEIGHT_RULES = ("rdsc", "replace", "mean", "keep_first", "keep_last")  # those that need no text
 WORDS = (
     "the old house stood near a river and nobody had lived there for many years . children said that a light was seen "
@@ -30,18 +32,20 @@ WORDS = (
 
 
 def pytest_addoption(parser):
-    parser.addoption("--chaos", action="store_true", help="many more kills and bad inputs, and the soak: make chaos")
+    parser.addoption("--all", action="store_true", help="many more kills and bad inputs, clusters, the soak: test-all")
 
 
 def pytest_configure(config):
-    """How many cases hypothesis draws: the same ones each time in the normal tests, many new ones for chaos."""
+    """How many cases hypothesis draws: the same ones each time in the normal tests, many new ones with --all."""
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
     same = {"deadline": None, "database": None, "suppress_health_check": slow}
     settings.register_profile("normal", max_examples=10, derandomize=True, **same)
     settings.register_profile("mutants", max_examples=6, derandomize=True, **same)  # once for each of many mutants
-    settings.register_profile("chaos", max_examples=1000, print_blob=True, **same)
+    settings.register_profile("all", max_examples=1000, print_blob=True, **same)
     chosen = os.environ.get("SWM_TESTS", "normal")
-    settings.load_profile("chaos" if config.getoption("--chaos") else chosen)
+    settings.load_profile("all" if config.getoption("--all") else chosen)
+    if not config.getoption("--all"):
+        warm.install()
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -59,14 +63,14 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Long tests run with --chaos alone."""
-    if not config.getoption("--chaos"):
+    """Long tests run with --all alone."""
+    if not config.getoption("--all"):
         for item in items:
             if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="long: make chaos"))
+                item.add_marker(pytest.mark.skip(reason="long: make test-all"))
 
 
-class Chaos:
+class Often:
     """How often to break things, and what came of it."""
 
     figures: ClassVar[Counter] = Counter()
@@ -78,19 +82,19 @@ class Chaos:
         return many if self.much else few
 
     def figure(self, name, number):
-        Chaos.figures[name] += number
+        Often.figures[name] += number
 
 
 @pytest.fixture
-def chaos(request):
-    """`chaos(few, many)`: a count for the normal tests and one for `make chaos`; `chaos.figure` adds to its figures."""
-    return Chaos(request.config.getoption("--chaos"))
+def often(request):
+    """`often(few, many)`: a count for normal tests and one for `make test-all`; `often.figure` adds to its figures."""
+    return Often(request.config.getoption("--all"))
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if config.getoption("--chaos"):
+    if config.getoption("--all"):
         terminalreporter.section("figures")
-        for name, number in Chaos.figures.items():
+        for name, number in Often.figures.items():
             terminalreporter.write_line(f"{name}: {number:,}")
 
 
@@ -100,6 +104,13 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "swm-home"
     monkeypatch.setenv("SWM_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def cold(request, monkeypatch):
+    """Tests marked `cold` start Python itself where others start a fork of what has imported everything."""
+    if request.node.get_closest_marker("cold"):
+        monkeypatch.setenv(warm.COLD, "1")
 
 
 @pytest.fixture(autouse=True)

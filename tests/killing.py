@@ -1,12 +1,9 @@
-"""Runs commands in children that are killed at a chosen moment. Started as a process of its own by `Killer`.
+"""Runs a command in a process that is killed at a chosen moment: `python -m tests.killing FILE N ARGUMENTS`.
 
-Everything heavy is imported once; each command then runs in a fork. A child ends itself with SIGKILL just before its
-n-th change of the disk under SWM_HOME (opening for writing, renaming, removing, making a folder), so that every point
-between two changes can be met; or it is killed after so many seconds, wherever it is.
+The process ends itself with SIGKILL just before its N-th change of the disk under SWM_HOME (opening for writing,
+renaming, removing, making a folder), so that every point between two changes can be met. It counts them in the file.
 """
 
-import importlib
-import json
 import os
 import signal
 import subprocess
@@ -14,47 +11,29 @@ import sys
 import time
 from pathlib import Path
 
-from swm.cli.main import main
-
 CHANGES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
+ROOT = Path(__file__).parents[1]
 
 
-class Killer:
-    """The process that runs commands, seen from a test."""
-
-    def __init__(self, log):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self._log = log.open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.killing"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=environment,
-            cwd=Path(__file__).parents[1],
+def run(log, *arguments, at_change=0, after_seconds=None):
+    """Run `swm ARGUMENTS`; gives {"signal", "code", "changes", "seconds"}. What it says is added to the file `log`."""
+    counter, start = log.with_name("changes"), time.monotonic()
+    counter.write_text("0")
+    command = [sys.executable, "-m", "tests.killing", counter, at_change, *arguments]
+    with log.open("ab") as said:
+        process = subprocess.Popen(
+            [str(word) for word in command], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said
         )
-
-    def run(self, *arguments, at_change=None, after_seconds=None):
-        """Run `swm ARGUMENTS` in today's SWM_HOME; gives {"signal", "code", "changes", "seconds"}."""
-        asked = {
-            "home": os.environ["SWM_HOME"],
-            "arguments": [str(a) for a in arguments],
-            "at_change": at_change,
-            "after_seconds": after_seconds,
-        }
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
-
-    def close(self):
-        self._process.stdin.close()
-        self._process.wait(30)
-        self._process.stdout.close()
-        self._log.close()
+    try:
+        process.wait(after_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    code, seconds = process.wait(), time.monotonic() - start
+    return {"signal": max(-code, 0), "code": code, "changes": int(counter.read_text()), "seconds": seconds}
 
 
 def watch_changes(home, at_change, told):
-    """Count changes of the disk under `home` into the pipe `told`; end this process before one of them."""
+    """Count changes of the disk under `home` into the file `told`; end this process before one of them."""
     count = 0
 
     def hook(event, arguments):
@@ -73,55 +52,12 @@ def watch_changes(home, at_change, told):
     sys.addaudithook(hook)
 
 
-def child(asked, told):
-    os.environ["SWM_HOME"] = asked["home"]
-
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    watch_changes(asked["home"], asked["at_change"], told)
-    code = 1
-    try:
-        main(asked["arguments"])
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def serve():
-    for heavy in ("peft", "transformers", "lm_eval", "swm.stages.plan", "swm.stages.loading", "swm.studies.run"):
-        importlib.import_module(heavy)
-    counter = os.memfd_create("changes")
-    for line in sys.stdin:
-        asked = json.loads(line)
-        os.ftruncate(counter, 0)
-        start = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            child(asked, counter)
-        status = None
-        if asked["after_seconds"] is not None:
-            while time.monotonic() - start < asked["after_seconds"]:
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    break
-                status = None
-                time.sleep(0.002)
-            else:
-                os.kill(pid, signal.SIGKILL)
-        if status is None:
-            status = os.waitpid(pid, 0)[1]
-        answer = {
-            "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
-            "code": os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1,
-            "changes": int(os.pread(counter, 8, 0) or 0),
-            "seconds": time.monotonic() - start,
-        }
-        print(json.dumps(answer), flush=True)
-
-
 if __name__ == "__main__":
-    serve()
+    import torch
+
+    from swm.cli.main import main
+
+    torch.set_num_threads(1)
+    told, at_change, *arguments = sys.argv[1:]
+    watch_changes(os.environ["SWM_HOME"], int(at_change), os.open(told, os.O_WRONLY))
+    main(arguments)

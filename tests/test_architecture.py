@@ -180,6 +180,7 @@ def test_these_measures_see_what_is_wrong():
     assert [a for a, b in pairwise([["x"], *ORDER]) if a == b] == []
 
 
+@pytest.mark.cold
 def test_opening_every_page_loads_no_torch():
     code = (
         "import sys; from streamlit.testing.v1 import AppTest\n"

@@ -18,6 +18,7 @@ CONTRACT = {
 }  # fmt: skip
 
 
+@pytest.mark.cold
 def test_importing_the_package_loads_nothing_heavy_and_every_name_is_there():
     code = (
         "import sys, swm\n"
@@ -44,6 +45,7 @@ def test_the_lines_of_readme_do_what_they_say(model_folder, tmp_path, monkeypatc
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "smaller").config.num_hidden_layers == 3
 
 
+@pytest.mark.cold
 def test_the_app_opens_from_the_command_line_in_any_folder(tmp_path, free_port):
     command = [sys.executable, "-m", "swm", "app", "--port", str(free_port)]
     environment = {"PYTHONPATH": str(ROOT), "SWM_HOME": "here", "STREAMLIT_SERVER_HEADLESS": "true"}

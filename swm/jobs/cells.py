@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 
 from swm.jobs.end_with_parent import wrapped
@@ -49,12 +48,11 @@ def run_cell(
                 cwd=APP_FOLDER,
                 env=full_environment,
             )
-        while child.poll() is None:
+        while _runs(child):
             if stop is not None and stop.is_set():
                 child.send_signal(signal.SIGTERM)
                 child.wait()
                 return ""
-            time.sleep(POLL_SECONDS)
         if child.returncode >= 0:  # done, or an error that would only repeat
             break
         log.warning("%s/%s was killed by signal %d, try %d", experiment, run, -child.returncode, attempt + 1)
@@ -62,6 +60,14 @@ def run_cell(
         return ""
     lines = (folder / "job.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines and child.returncode > 0 else f"Killed by signal {-child.returncode} on every attempt."
+
+
+def _runs(child: subprocess.Popen[bytes]) -> bool:
+    try:
+        child.wait(POLL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
 
 
 def swm_command(command: Sequence[str]) -> list[str]:

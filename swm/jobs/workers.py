@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 
 from swm.errors import ExperimentError, JobError
 from swm.jobs.cells import POLL_SECONDS, report_progress, run_cell, swm_command
@@ -111,9 +110,9 @@ def _locally(file: SweepFile, left: list[Cell], progress: Progress, workers: int
     for thread in threads:
         thread.start()
     try:
-        while any(thread.is_alive() for thread in threads):
+        while running := [thread for thread in threads if thread.is_alive()]:
             report_progress(file, len(left) - len(ended), progress)
-            time.sleep(POLL_SECONDS)
+            running[0].join(POLL_SECONDS)
     finally:
         stop.set()
         for thread in threads:

@@ -35,6 +35,7 @@ except SystemExit as end:
         ("models --json", ""),
     ],
 )
+@pytest.mark.cold
 def test_it_takes_no_torch_to_say_so(command, message, home):
     environment = {**os.environ, "SWM_HOME": str(home)}
     done = subprocess.run(

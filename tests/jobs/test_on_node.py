@@ -24,6 +24,8 @@ with tracked(Experiment.open("study"), "measure") as tracker:
 TAKES_ALL = "taken = [bytearray(2**24) for _ in range(2**14)]"
 DIES = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
+pytestmark = pytest.mark.cold  # a process that takes all memory must have none to begin with
+
 
 def on_node(experiment, work, before=()):
     environment = {**os.environ, CLUSTER_JOB: "swm-1", LOG: str(experiment.folder / "job.log")}

@@ -163,6 +163,7 @@ with torch.no_grad():
 
 
 @pytest.mark.parametrize("rule", ["rdsc", pytest.param("keep_last", marks=pytest.mark.long)])
+@pytest.mark.cold
 def test_saved_model_loads_with_plain_transformers_in_a_fresh_process(model, tokenizer, tokens, tmp_path, rule):
     small = apply_plan(model, MergePlan(4, (Window(1, 2),), rule))
     save_model(small, tokenizer, tmp_path / "small")

@@ -178,6 +178,7 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
+@pytest.mark.cold
 def test_memory_is_that_of_a_few_layers(tokenizer, tmp_path):
     size = {"hidden_size": 512, "intermediate_size": 2048, "vocab_size": 300}
     small = saved(tiny_model(layers=2), tokenizer, tmp_path / "small")

@@ -46,11 +46,11 @@ def in_time():
         signal.signal(signal.SIGALRM, former)
 
 
-def many(chaos, few, most):
+def many(often, few, most):
     """Hypothesis settings with a seed of its own; the same cases in every run."""
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     return settings(
-        max_examples=chaos(few, most), deadline=None, derandomize=True, database=None, suppress_health_check=checks
+        max_examples=often(few, most), deadline=None, derandomize=True, database=None, suppress_health_check=checks
     )
 
 
@@ -118,11 +118,11 @@ def broken_safetensors(draw, content):
     return struct.pack("<Q", len(text)) + text + content[8 + size :]
 
 
-def test_broken_safetensors(model_folder, tmp_path, chaos):
+def test_broken_safetensors(model_folder, tmp_path, often):
     content = (model_folder / "model.safetensors").read_bytes()
     folder, counts = copied(model_folder, tmp_path / "broken"), [0, 0]
 
-    @many(chaos, 150, 1000)
+    @many(often, 150, 1000)
     @given(broken_safetensors(content))
     def check(broken):
         (folder / "model.safetensors").write_bytes(broken)
@@ -130,10 +130,10 @@ def test_broken_safetensors(model_folder, tmp_path, chaos):
 
     check()
     assert counts[1] > counts[0]
-    chaos.figure("bad inputs tried", sum(counts))
+    often.figure("bad inputs tried", sum(counts))
 
 
-def test_a_missing_shard_and_a_broken_index(model, tokenizer, tmp_path, chaos):
+def test_a_missing_shard_and_a_broken_index(model, tokenizer, tmp_path, often):
     folder = tmp_path / "sharded"
     model.save_pretrained(folder, max_shard_size="30KB")
     tokenizer.save_pretrained(folder)
@@ -149,7 +149,7 @@ def test_a_missing_shard_and_a_broken_index(model, tokenizer, tmp_path, chaos):
     index = folder / "model.safetensors.index.json"
     counts = [0, 0]
 
-    @many(chaos, 60, 300)
+    @many(often, 60, 300)
     @given(st.data())
     def check(data):
         how = data.draw(st.sampled_from(["cut", "map", "name"]))
@@ -167,14 +167,14 @@ def test_a_missing_shard_and_a_broken_index(model, tokenizer, tmp_path, chaos):
 
     check()
     assert counts[1] > counts[0]
-    chaos.figure("bad inputs tried", sum(counts) + len(shards))
+    often.figure("bad inputs tried", sum(counts) + len(shards))
 
 
-def test_broken_configs(model_folder, tmp_path, chaos):
+def test_broken_configs(model_folder, tmp_path, often):
     folder, counts = copied(model_folder, tmp_path / "broken"), [0, 0]
     config = json.loads((model_folder / "config.json").read_text())
 
-    @many(chaos, 120, 800)
+    @many(often, 120, 800)
     @given(st.dictionaries(st.sampled_from(sorted(config)), st.sampled_from(ODD), min_size=1, max_size=2))
     def check(changes):
         (folder / "config.json").write_text(json.dumps({**config, **changes}))
@@ -183,10 +183,10 @@ def test_broken_configs(model_folder, tmp_path, chaos):
 
     check()
     assert min(counts) > 0
-    chaos.figure("bad inputs tried", sum(counts))
+    often.figure("bad inputs tried", sum(counts))
 
 
-def test_broken_tokenizers(model_folder, tmp_path, chaos):
+def test_broken_tokenizers(model_folder, tmp_path, often):
     folder, counts = copied(model_folder, tmp_path / "broken"), [0, 0]
     names = ["tokenizer.json", "tokenizer_config.json"]
     whole = {name: (model_folder / name).read_bytes() for name in names}
@@ -194,7 +194,7 @@ def test_broken_tokenizers(model_folder, tmp_path, chaos):
         (folder / name).unlink()
     assert tried(lambda: loads_and_answers(folder))
 
-    @many(chaos, 100, 400)
+    @many(often, 100, 400)
     @given(st.data())
     def check(data):
         name = data.draw(st.sampled_from(names))
@@ -208,7 +208,7 @@ def test_broken_tokenizers(model_folder, tmp_path, chaos):
 
     check()
     assert min(counts) > 0
-    chaos.figure("bad inputs tried", sum(counts))
+    often.figure("bad inputs tried", sum(counts))
 
 
 def write_gguf(file):
@@ -243,14 +243,14 @@ def write_gguf(file):
     writer.close()
 
 
-def test_broken_gguf(tmp_path, home, chaos):
+def test_broken_gguf(tmp_path, home, often):
     whole = tmp_path / "whole.gguf"
     write_gguf(whole)
     loads_and_answers(whole)
     content, file, counts = whole.read_bytes(), tmp_path / "broken.gguf", [0, 0]
     header = content.index(b"output_norm")  # names and settings come before the weights
 
-    @many(chaos, 60, 400)
+    @many(often, 60, 400)
     @given(st.data())
     def check(data):
         if data.draw(st.booleans()):
@@ -265,16 +265,16 @@ def test_broken_gguf(tmp_path, home, chaos):
 
     check()
     assert counts[1] > counts[0]
-    chaos.figure("bad inputs tried", sum(counts))
+    often.figure("bad inputs tried", sum(counts))
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------
 
 
-def test_broken_texts(tokenizer, tmp_path, chaos):
+def test_broken_texts(tokenizer, tmp_path, often):
     counts = [0, 0]
 
-    @many(chaos, 150, 1000)
+    @many(often, 150, 1000)
     @given(st.data())
     def check(data):
         file = tmp_path / f"text{data.draw(st.sampled_from(['.txt', '.jsonl', '.json', '']))}"
@@ -293,14 +293,14 @@ def test_broken_texts(tokenizer, tmp_path, chaos):
 
     check()
     assert min(counts) > 0
-    chaos.figure("bad inputs tried", sum(counts))
+    often.figure("bad inputs tried", sum(counts))
 
 
 @pytest.mark.parametrize("name", ["big.txt", "big.jsonl"])
-def test_a_line_of_a_gigabyte_is_read_in_part_or_refused(tokenizer, tmp_path, chaos, name):
+def test_a_line_of_a_gigabyte_is_read_in_part_or_refused(tokenizer, tmp_path, often, name):
     """Sparse: it needs no disk. NUL bytes, as in a file that a crash left."""
     file = tmp_path / name
-    size = chaos(2**26, 2**30)
+    size = often(2**26, 2**30)
     with file.open("wb") as big:
         big.truncate(size)
     before = os.times().user

@@ -1,7 +1,7 @@
 """The engine against tests/reference, which shares no code with it, over models, texts and settings drawn by chance.
 
 Every figure that the engine computes quickly is computed here slowly as well: whole models, one text or choice after
-another, sums over indices. `make chaos` draws many times more.
+another, sums over indices. `make test-all` draws many times more.
 """
 
 import math
@@ -342,10 +342,10 @@ class LimitedTokenizer:
         return found
 
 
-def test_the_walk_of_the_engine_and_of_the_reference_agree_on_scripted_similarities(chaos):
+def test_the_walk_of_the_engine_and_of_the_reference_agree_on_scripted_similarities(often):
     """Any table of similarities, ties and thresholds that equal one of them included."""
     rng = random.Random(7)
-    for _ in range(chaos(400, 20_000)):
+    for _ in range(often(400, 20_000)):
         layers, protected = rng.randint(1, 9), rng.choice([1, 1, 0, 2])
         table: dict = {}
 

@@ -17,7 +17,7 @@ from swm.workspace.files import LEFTOVER
 from swm.workspace.files import home as home_folder
 from swm.workspace.state import ACTIVE
 from tests.conftest import need
-from tests.killing import Killer
+from tests.killing import run
 
 RECOVER = ("--steps", 6, "--batch", 2, "--length", 16, "--save-every", 2, "--held-out", 2, "--rank", 2)
 # stage: (what has to be there, the command)
@@ -33,19 +33,6 @@ STAGES = {
     "delete": (("merge",), ("delete", "study", "first")),
 }
 TIMES = ("created", "seconds", "time", "started", "heartbeat", "conditions")
-
-
-@pytest.fixture(scope="session")
-def log(tmp_path_factory):
-    return tmp_path_factory.mktemp("killer") / "log"
-
-
-@pytest.fixture(scope="session")
-def killer(log):
-    need("olmo_eval")
-    started = Killer(log)
-    yield started
-    started.close()
 
 
 @pytest.fixture
@@ -115,30 +102,29 @@ def commands(stage, recover):
 
 @pytest.mark.data
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_any_change_of_the_disk_it_ends_as_if_undisturbed(
-    stage, killer, study, home, tmp_path, text_file, log, chaos
-):
-    rng = random.Random(stage)
+def test_killed_at_any_change_of_the_disk_it_ends_as_if_undisturbed(stage, study, home, tmp_path, text_file, often):
+    need("olmo_eval")
+    rng, log = random.Random(stage), tmp_path / "log"
     recover = (*STAGES["recover"][1], "--texts", text_file)
     command = recover if stage == "recover" else STAGES[stage][1]
     for each in commands(stage, recover):
-        assert killer.run(*each)["code"] == 0, log.read_text()[-2000:]
+        assert run(log, *each)["code"] == 0, log.read_text()[-2000:]
     before, experiments = tmp_path / "before", home / "experiments"
     shutil.copytree(experiments, before)
-    whole = killer.run(*command)
+    whole = run(log, *command)
     assert whole["code"] == 0, log.read_text()[-2000:]
     expected = content(experiments)
     changes = range(1, whole["changes"] + 1)
-    points = [{"at_change": n} for n in rng.sample(changes, min(len(changes), chaos(1, 24)))]
-    points += [{"after_seconds": rng.uniform(0, whole["seconds"])} for _ in range(chaos(1, 8))]
+    points = [{"at_change": n} for n in rng.sample(changes, min(len(changes), often(1, 24)))]
+    points += [{"after_seconds": rng.uniform(0, whole["seconds"])} for _ in range(often(1, 8))]
     killed = 0
     for point in points:
         shutil.rmtree(experiments)
         shutil.copytree(before, experiments)
-        ended = killer.run(*command, **point)
+        ended = run(log, *command, **point)
         killed += ended["signal"] == signal.SIGKILL
         check_whole(experiments / "study")
-        again = killer.run(*command)
+        again = run(log, *command)
         if stage == "delete" and again["code"] == 1:  # it was gone already
             assert not (experiments / "study" / "runs" / "first").exists()
         else:
@@ -148,5 +134,5 @@ def test_killed_at_any_change_of_the_disk_it_ends_as_if_undisturbed(
         left = [p for p in experiments.rglob("*") if LEFTOVER.fullmatch(p.name) and not p.name.endswith(".tmp")]
         assert stage == "delete" or not left, (stage, point)
     assert killed >= len(points) // 2
-    chaos.figure("kills survived", killed)
+    often.figure("kills survived", killed)
     assert home_folder() == home

@@ -196,6 +196,7 @@ def cgroup():
     folder.rmdir()
 
 
+@pytest.mark.cold
 def test_a_job_that_is_ended_for_memory_says_so(study, cgroup):
     process = subprocess.run(
         [sys.executable, "-c", HUNGRY, str(cgroup)], cwd=ROOT, capture_output=True, text=True, timeout=60

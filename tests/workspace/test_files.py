@@ -48,12 +48,12 @@ def command(stage, text_file):
 
 @pytest.mark.data
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "delete"])
-def test_a_full_disk_in_any_stage_is_told_and_nothing_is_lost(stage, swm, study, disk, text_file, small_disk, chaos):
+def test_a_full_disk_in_any_stage_is_told_and_nothing_is_lost(stage, swm, study, disk, text_file, small_disk, often):
     for each in STAGES[stage][0]:
         assert swm(*command(each, text_file))[0] == 0
     before = content(small_disk / "home")
     failed = 0
-    for free in [0, 2**19, *(n * 2**16 for n in range(1, chaos(1, 20)))]:
+    for free in [0, 2**19, *(n * 2**16 for n in range(1, often(1, 20)))]:
         disk(free)
         code, _, told = swm(*command(stage, text_file))
         disk(None)
@@ -71,7 +71,7 @@ def test_a_full_disk_in_any_stage_is_told_and_nothing_is_lost(stage, swm, study,
     assert failed
     assert swm(*command(stage, text_file))[0] == 0
     check_whole(study.folder)
-    chaos.figure("full disks told", failed)
+    often.figure("full disks told", failed)
 
 
 @pytest.mark.data
