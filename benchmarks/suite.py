@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-SLOWEST = 40
+SLOWEST = 150
 
 
 @pytest.hookimpl(hookwrapper=True)

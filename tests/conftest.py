@@ -14,6 +14,7 @@ import importlib.util
 import shutil
 import socket
 from collections import Counter
+from itertools import product
 from typing import ClassVar
 
 import pytest
@@ -52,7 +53,7 @@ def pytest_xdist_make_scheduler(config, log):
     """Tests of these files share something slow to make, so one worker runs each file; all others go as they come."""
     from xdist.scheduler import LoadScopeScheduling
 
-    whole = ("test_browser", "test_bundled", "test_cluster", "test_kill", "test_processes", "test_wheel")
+    whole = ("test_browser", "test_bundled", "test_cluster", "test_login", "test_processes", "test_wheel")
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
@@ -65,9 +66,18 @@ def pytest_xdist_make_scheduler(config, log):
 def pytest_collection_modifyitems(config, items):
     """Long tests run with --all alone."""
     if not config.getoption("--all"):
-        for item in items:
-            if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="long: make test-all"))
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+def in_pairs(names, first, second):
+    """Parametrizes with pairs so that each of both sides occurs; all with all in `make test-all`."""
+    first, second = list(first), list(second)
+    count = max(len(first), len(second))
+    quick = {(first[n % len(first)], second[n % len(second)]) for n in range(count)}
+    pairs = [pytest.param(*pair, marks=[] if pair in quick else pytest.mark.long) for pair in product(first, second)]
+    return pytest.mark.parametrize(names, pairs)
 
 
 class Often:

@@ -31,8 +31,9 @@ HEAVY = (
     "torch", "transformers", "peft", "lm_eval", "pandas", "plotly.graph_objects", "streamlit.web.cli",
     "streamlit.web.bootstrap", "swm.cli.main", "swm.stages.loading", "swm.stages.plan", "swm.studies.run",
 )  # fmt: skip
-READ_LATE = ("SWM_", "STREAMLIT_", "PYTEST_", "PYTHONUNBUFFERED", "PYTHONIOENCODING", "COLUMNS")
-"""Beginnings of variables that nothing reads while it is imported, so that a fork may be given its own."""
+READ_EARLY = ("CUDA", "HF_", "HOME", "LANG", "LC_", "LD_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS", "XDG_")
+"""Beginnings of variables that count while Python starts and imports: a fork cannot be given others."""
+READ_LATE = ("PYTHONUNBUFFERED", "PYTHONIOENCODING")
 COLD = "SWM_COLD"  # while it is set, Python itself is started
 STARTS_OTHERS = ("app", "study", "sweep")
 LARGEST_REQUEST = 1 << 20
@@ -77,13 +78,14 @@ def can_be_warm(args, environment, folder):
 
 
 def _early(environment):
-    return {name: value for name, value in environment.items() if not name.startswith(READ_LATE)}
+    return {name: value for name, value in environment.items() if name.startswith(READ_EARLY) and name not in READ_LATE}
 
 
 def _start_server():
     """Python itself, which imports and then forks; it ends with this process, whose children its forks become."""
     global server
     server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    atexit.register(server.close)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     imported_with.update(os.environ)
     os.set_inheritable(theirs.fileno(), True)

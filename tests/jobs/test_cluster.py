@@ -35,9 +35,10 @@ from tests.jobs.sweep_cases import ROOT
 from tests.jobs.test_child import wait_for
 from tools.cluster import Nodes, free_port
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("aiohttp_cors") is None, reason="ray[default] is not installed"
-)
+pytestmark = [
+    pytest.mark.apart,
+    pytest.mark.skipif(importlib.util.find_spec("aiohttp_cors") is None, reason="ray[default] is not installed"),
+]
 QUICK = ("--batch", "2", "--length", "32", "--held-out", "2", "--rank", "2", "--repair", "none", "--save-every", "1000")
 
 

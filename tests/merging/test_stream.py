@@ -21,7 +21,7 @@ from swm.plan import MergePlan, WidthCut, Window
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.stages.merge import merge_run
-from tests.conftest import WEIGHT_RULES, tiny_model
+from tests.conftest import WEIGHT_RULES, in_pairs, tiny_model
 from tests.product.test_families import FAMILIES, LAYERS, made
 
 PLAN = MergePlan(LAYERS, (Window(0, 1), Window(3, 4)))
@@ -52,8 +52,7 @@ def saved(model, tokenizer, folder, **options):
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("rule", WEIGHT_RULES)
+@in_pairs(("family", "rule"), FAMILIES, WEIGHT_RULES)
 def test_the_same_bits_as_in_memory(family, rule, tokenizer, tmp_path):
     source = saved(made(family), tokenizer, tmp_path / "source")
     plan = MergePlan(LAYERS, PLAN.windows, rule)

@@ -274,6 +274,7 @@ print(json.dumps([Counted.peak - before, len(path.similarities)]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.cold
+@pytest.mark.apart
 def test_a_process_searches_a_model_larger_than_the_memory_it_may_take(tmp_path, tokenizer, text_file, home):
     for name, layers, width in (("small", 2, 32), ("study", 16, 512)):
         model = tiny_model(layers=layers, hidden_size=width, intermediate_size=4 * width)

@@ -25,6 +25,7 @@ from swm.workspace.files import home, read_json
 from tests.conftest import WORDS, need, tiny_model, written_text
 from tests.jobs.test_child import wait_for
 
+pytestmark = pytest.mark.apart
 ROOT = Path(__file__).parents[2]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
 FSDP = [*ACCELERATE, str(ROOT / "assets" / "accelerate" / "fsdp2-2.yaml")]

@@ -18,7 +18,7 @@ from swm.planners.plan_with import plan_with
 from swm.registry import PLANNERS
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
-from tests.conftest import tiny_model
+from tests.conftest import in_pairs, tiny_model
 
 PATTERNED = {
     "gemma2": {"head_dim": 8, "sliding_window": 8, "layers": 10},
@@ -61,8 +61,7 @@ def test_the_lowest_sum_among_all_sets_that_keep_the_places(seed):
     assert sum(values[layer] for layer in wide[0]) == pytest.approx(best)
 
 
-@pytest.mark.parametrize("family", PATTERNED)
-@pytest.mark.parametrize("planner", PLANNERS)
+@in_pairs(("family", "planner"), PATTERNED, PLANNERS)
 def test_every_planner_leaves_a_model_that_llama_cpp_runs(family, planner, tokens):
     if planner in ("best", "laco") and family != "smollm3":
         pytest.skip("takes layers apart that this family has otherwise" if planner == "best" else "random scores")

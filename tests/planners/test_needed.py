@@ -17,7 +17,7 @@ from swm.planners.plan_with import plan_with
 from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
-from tests.conftest import tiny_model
+from tests.conftest import in_pairs, tiny_model
 
 HYBRIDS = {
     "bamba": {
@@ -54,8 +54,7 @@ def test_needed_are_the_layers_without_which_transformers_cannot_write(family):
     assert [set(group) for group in needed_layers(model)] == expected
 
 
-@pytest.mark.parametrize("planner", PLANNERS)
-@pytest.mark.parametrize("family", HYBRIDS)
+@in_pairs(("family", "planner"), HYBRIDS, PLANNERS)
 def test_a_plan_gives_a_model_that_plain_transformers_writes_with(family, planner, tmp_path):
     model, made = tiny_model(family, layers=6, **HYBRIDS[family]), []
     for layers in (5, 3) if planner == "best" else (3,):

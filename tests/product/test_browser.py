@@ -690,7 +690,9 @@ def test_a_sweep_from_the_page(app, page, tokenizer, text_file, home, tmp_path, 
     page.get_by_label("Documents per task").fill("1")
     page.keyboard.press("Tab")
     page.wait_for_selector("text=1 runs, 0 of them healed")
-    shown = page.locator(".stCode code").first.inner_text()
+    grid = page.locator(".stCode code").first
+    until(page, lambda: yaml.safe_load(grid.inner_text())["limit"] == 1)
+    shown = grid.inner_text()
     page.get_by_role("button", name="Start this sweep").click()
     page.wait_for_selector("text=Runs done or failed")
     page.locator("[data-testid=stMetricValue]", has_text="1 of 1").wait_for(timeout=150_000)
@@ -804,7 +806,7 @@ def test_an_experiment_renamed_or_deleted_in_one_tab_is_gone_in_the_other(app, m
 def assert_agrees(page, experiment):
     """What the sidebar shows is what the address says."""
     until(page, lambda: page.get_by_role("combobox").first.input_value() == experiment)
-    assert f"experiment={experiment}" in page.url
+    until(page, lambda: f"experiment={experiment}" in page.url)
 
 
 def follow(page, link):

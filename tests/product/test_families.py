@@ -23,7 +23,7 @@ from swm.similarity.layers import layer_similarity
 from swm.stages.create import create_experiment
 from swm.stages.measure_plan import measure_plan
 from swm.texts.example import Example
-from tests.conftest import WEIGHT_RULES, WORDS, tiny_model
+from tests.conftest import WEIGHT_RULES, WORDS, in_pairs, tiny_model
 
 LAYERS = 6
 FAMILIES = {
@@ -83,8 +83,8 @@ def test_empty_plan_changes_no_logit(family, tokens):
     assert torch.equal(logits(apply_plan(model, MergePlan(LAYERS)), tokens), logits(model, tokens))
 
 
-@pytest.mark.parametrize("rule", WEIGHT_RULES)
-def test_score_equals_that_of_a_model_really_built(family, tokens, rule):
+@in_pairs(("family", "rule"), FAMILIES, WEIGHT_RULES)
+def test_score_equals_that_of_a_model_really_built(family, rule, tokens):
     model = made(family)
     scorer = WindowScorer(model, tokens, rule)
     for above, window in (((), Window(3, 4)), ((), Window(2, 4)), ((Window(3, 4),), Window(0, 2))):

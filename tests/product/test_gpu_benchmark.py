@@ -19,6 +19,7 @@ def run(monkeypatch, *options):
 
 
 @pytest.mark.data
+@pytest.mark.apart
 def test_the_cpu_is_the_same_as_itself_and_every_gain_is_measured(
     monkeypatch, model_folder, text_file, tmp_path, capsys
 ):

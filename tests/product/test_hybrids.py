@@ -17,7 +17,7 @@ from swm.models.save import save_model
 from swm.planners.best import NEAR
 from swm.planners.plan_with import plan_with
 from swm.registry import PLANNERS
-from tests.conftest import tiny_model
+from tests.conftest import in_pairs, tiny_model
 
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -33,7 +33,6 @@ HYBRIDS = {
 }  # fmt: skip
 LAYERS = 8
 METHODS = [planner for planner in PLANNERS if planner != "laco"]  # LaCo merges no layers of random models
-QUICK = ("best", "angular", "taylor")
 
 
 def made(kind, layers=LAYERS):
@@ -44,10 +43,7 @@ def text_of(count, length, seed=0):
     return torch.randint(0, 300, (count, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(
-    "planner", [one if one in QUICK else pytest.param(one, marks=pytest.mark.long) for one in METHODS]
-)
-@pytest.mark.parametrize("kind", HYBRIDS)
+@in_pairs(("kind", "planner"), HYBRIDS, METHODS)
 def test_every_planners_plan_loads_again_with_the_layers_it_kept(kind, planner, tokenizer, tmp_path):
     """Held against transformers: the saved model has the kept layers' modules and gives the same logits."""
     model, tokens = made(kind), text_of(2, 12)

@@ -14,7 +14,7 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.housekeeping import copy_experiment
 from tools.running import running_app, wait_for_answer
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.apart]
 PEOPLE = {
     "ann": {"email": "ann@example.org", "email_verified": True},
     "bob": {"email": "bob@example.org", "email_verified": True},

@@ -10,6 +10,7 @@ import pytest
 
 from tools.running import wait_for_answer
 
+pytestmark = pytest.mark.apart
 ROOT = Path(__file__).parents[2]
 OPEN_PAGES = """
 from pathlib import Path
