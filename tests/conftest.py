@@ -9,6 +9,7 @@ os.environ.setdefault("SWM_LLAMA_CPP", str(Path(__file__).parents[1] / ".venv" /
 if "PYTEST_XDIST_WORKER" in os.environ:  # threads of several would wait for one another
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import functools
 import gc
 import importlib.util
 import shutil
@@ -114,6 +115,18 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "swm-home"
     monkeypatch.setenv("SWM_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def scanned_once():
+    """Every AppTest would look through all installed packages for components, which takes longer than its page."""
+    from streamlit.components.v2 import manifest_scanner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            manifest_scanner, "scan_component_manifests", functools.cache(manifest_scanner.scan_component_manifests)
+        )
+        yield
 
 
 @pytest.fixture(autouse=True)

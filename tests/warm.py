@@ -31,9 +31,8 @@ HEAVY = (
     "torch", "transformers", "peft", "lm_eval", "pandas", "plotly.graph_objects", "streamlit.web.cli",
     "streamlit.web.bootstrap", "swm.cli.main", "swm.stages.loading", "swm.stages.plan", "swm.studies.run",
 )  # fmt: skip
-READ_EARLY = ("CUDA", "HF_", "HOME", "LANG", "LC_", "LD_", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS", "XDG_")
+READ_EARLY = ("HF_", "HOME", "LANG", "LC_", "LD_", "OMP_", "PYTHONHASHSEED", "PYTHONPATH", "PYTHONUTF8", "PYTHONWARN")
 """Beginnings of variables that count while Python starts and imports: a fork cannot be given others."""
-READ_LATE = ("PYTHONUNBUFFERED", "PYTHONIOENCODING")
 COLD = "SWM_COLD"  # while it is set, Python itself is started
 STARTS_OTHERS = ("app", "study", "sweep")
 LARGEST_REQUEST = 1 << 20
@@ -78,7 +77,7 @@ def can_be_warm(args, environment, folder):
 
 
 def _early(environment):
-    return {name: value for name, value in environment.items() if name.startswith(READ_EARLY) and name not in READ_LATE}
+    return {name: value for name, value in environment.items() if name.startswith(READ_EARLY)}
 
 
 def _start_server():

@@ -13,6 +13,8 @@ import itertools
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,6 +30,19 @@ Signature = tuple[dict[str, Any], ...]
 CANNOT_BE: tuple[type[Exception], ...] = (ModelError, StopIteration, *config_errors())
 
 
+@dataclass(frozen=True)
+class _Build:
+    """All that decides how a model is built, so that what was found for one is true of every other that is equal."""
+
+    made_by: type[PreTrainedModel]
+    written: str  # the config as a file
+    config: PreTrainedConfig = field(compare=False, repr=False)
+
+
+def _build_of(model: PreTrainedModel) -> _Build:
+    return _Build(type(model), model.config.to_json_string(use_diff=False), copy.deepcopy(model.config))
+
+
 def facts_for(model: PreTrainedModel, kept: Sequence[int]) -> Facts:
     """Entries of the (text) config that describe the model made of the layers `kept`.
 
@@ -38,17 +53,26 @@ def facts_for(model: PreTrainedModel, kept: Sequence[int]) -> Facts:
     Raises:
         PlanError: if the family's config cannot describe such a model, so that it could not be reloaded.
     """
-    before = _layers_of(model, {})
+    found = _facts_found(_build_of(model), tuple(kept))
+    if isinstance(found, str):
+        raise PlanError(found)
+    return copy.deepcopy(found)
+
+
+@lru_cache(maxsize=512)
+def _facts_found(build: _Build, kept: tuple[int, ...]) -> Facts | str:
+    """The facts, or why there are none: found once, because building models for it is what takes time."""
+    before = _layers_of(build, {})
     count, targets = len(before), [before[layer] for layer in kept]
-    entries = _entries(model)
+    entries = _entries(build.config)
     facts: Facts = {name: [value[i] for i in kept] for name, value in entries.items() if _is_list(value, count)}
     facts["num_hidden_layers"] = len(kept)
-    matching = _matching_layers(model, facts, targets, kept)
+    matching = _matching_layers(build, facts, targets, kept)
     while matching < len(kept):
         attempts = _attempts(entries, facts, kept, count)
-        scores = [_matching_layers(model, changed, targets, kept) for changed in attempts]
+        scores = [_matching_layers(build, changed, targets, kept) for changed in attempts]
         if max(scores, default=-1) <= matching:
-            raise _indescribable(model, facts, targets, kept)
+            return _indescribable(build, facts, targets, kept)
         matching = max(scores)
         facts = attempts[scores.index(matching)]
     return facts
@@ -73,7 +97,12 @@ def check_removable(model: PreTrainedModel) -> None:
 
 def kinds_of(model: PreTrainedModel) -> list[int]:
     """The kind of each layer, lowest first: the lowest layer that is built the same way."""
-    layers = _layers_of(model, {})
+    return list(_kinds_found(_build_of(model)))
+
+
+@lru_cache(maxsize=64)
+def _kinds_found(build: _Build) -> list[int]:
+    layers = _layers_of(build, {})
     return [next(i for i, one in enumerate(layers) if _alike(one, layer, i, n)) for n, layer in enumerate(layers)]
 
 
@@ -100,10 +129,10 @@ def set_facts(model: PreTrainedModel, facts: Facts) -> None:
         setattr(model.config.get_text_config(), name, value)
 
 
-def _entries(model: PreTrainedModel) -> Facts:
+def _entries(config: PreTrainedConfig) -> Facts:
     """The family's own config entries; those that every config has say nothing about individual layers."""
     common = {*vars(PreTrainedConfig()), "num_hidden_layers", "vocab_size", "hidden_size"}
-    entries = vars(model.config.get_text_config()).items()
+    entries = vars(config.get_text_config()).items()
     return {name: v for name, v in entries if name not in common and not name.startswith("_") and "token" not in name}
 
 
@@ -141,10 +170,10 @@ def _candidates(entries: Facts, kept: Sequence[int], count: int) -> Iterator[tup
             yield name, sum(layer >= count - value for layer in kept)  # the last N layers
 
 
-def _matching_layers(model: PreTrainedModel, facts: Facts, targets: Sequence[Signature], kept: Sequence[int]) -> int:
+def _matching_layers(build: _Build, facts: Facts, targets: Sequence[Signature], kept: Sequence[int]) -> int:
     """How many layers the changed config builds like their targets; -1 if it builds no model of that depth."""
     try:
-        built = _layers_of(model, facts)
+        built = _layers_of(build, facts)
     except CANNOT_BE:
         return -1
     if len(built) != len(targets):
@@ -152,8 +181,8 @@ def _matching_layers(model: PreTrainedModel, facts: Facts, targets: Sequence[Sig
     return sum(_alike(a, b, new, old) for new, (a, b, old) in enumerate(zip(built, targets, kept, strict=True)))
 
 
-def _layers_of(model: PreTrainedModel, facts: Facts) -> list[Signature]:
-    config = copy.deepcopy(model.config)
+def _layers_of(build: _Build, facts: Facts) -> list[Signature]:
+    config = copy.deepcopy(build.config)
     for name, value in facts.items():
         setattr(config.get_text_config(), name, value)
     if facts:  # as it will be reloaded
@@ -162,7 +191,7 @@ def _layers_of(model: PreTrainedModel, facts: Facts) -> list[Signature]:
             config = type(config).from_pretrained(folder)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about attempted entries that make no sense
-        built: Any = type(model)(config)
+        built: Any = build.made_by(config)
     entries = vars(built.config.get_text_config())
     return [_signature(layer, entries) for layer in find_decoder(built).layers]
 
@@ -198,16 +227,14 @@ def _alike(built: Signature, target: Signature, new: int, old: int) -> bool:
     )
 
 
-def _indescribable(
-    model: PreTrainedModel, facts: Facts, targets: Sequence[Signature], kept: Sequence[int]
-) -> PlanError:
+def _indescribable(build: _Build, facts: Facts, targets: Sequence[Signature], kept: Sequence[int]) -> str:
     try:
-        built = _layers_of(model, facts)
+        built = _layers_of(build, facts)
         wrong = next(n for n, layer in enumerate(built) if not _alike(layer, targets[n], n, kept[n]))
         reason = f"layer {wrong} of the smaller model, originally layer {kept[wrong]}, would be built as another kind"
     except CANNOT_BE:
         reason = "no model can be built from it"
-    return PlanError(
-        f"Cannot save this plan: the config of {type(model).__name__} cannot describe the layers that are left "
+    return (
+        f"Cannot save this plan: the config of {build.made_by.__name__} cannot describe the layers that are left "
         f"({reason}). Choose windows that preserve the order in which its layer types alternate."
     )

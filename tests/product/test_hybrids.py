@@ -72,13 +72,15 @@ def test_every_planners_plan_loads_again_with_the_layers_it_kept(kind, planner, 
 def test_no_model_is_built_twice_to_find_a_config(kind, monkeypatch):
     model, seen, usual = made(kind), [], layer_facts._layers_of
 
-    def built(model, facts):
-        seen.append({**vars(model.config.get_text_config()), **facts})
-        return usual(model, facts)
+    def built(build, facts):
+        seen.append({**vars(build.config.get_text_config()), **facts})
+        return usual(build, facts)
 
     monkeypatch.setattr(layer_facts, "_layers_of", built)
-    with suppress(PlanError):  # it builds the best attempt once more to say what is wrong
-        facts_for(model, [0, 1, 2, 4, 5, 6, 7])
+    layer_facts._facts_found.cache_clear()
+    for _ in range(2):
+        with suppress(PlanError):  # it builds the best attempt once more to say what is wrong
+            facts_for(model, [0, 1, 2, 4, 5, 6, 7])
     assert len(seen) > 1
     tried = seen[1:] if seen[-1] not in seen[:-1] else seen[1:-1]
     assert all(facts not in tried[:place] for place, facts in enumerate(tried))
