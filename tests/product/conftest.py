@@ -7,9 +7,12 @@ import pytest
 from tools.running import CHROMIUM_FLAGS
 
 
+BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")  # the first computes least
+
+
 @pytest.fixture(scope="session")
 def chromium():
-    path = shutil.which("chromium") or shutil.which("google-chrome")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not path:
         pytest.skip("there is no chromium")
     sync = pytest.importorskip("playwright.sync_api")

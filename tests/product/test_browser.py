@@ -142,16 +142,8 @@ def grab(page, share):
     return drag
 
 
-def test_every_page_opens_by_its_address(shown, page):
-    for name in PAGES:
-        page.goto(f"{shown}/{name}?experiment=demo")
-        ready(page)
-        assert page.locator("[data-testid=stException]").count() == 0
-        assert page.locator("[data-testid=stAlertContentError]").count() == 0
-
-
-@pytest.mark.parametrize("experiment", ["example-demo", "example-study"])
-def test_no_page_scrolls_sideways_on_a_small_screen(experiment, shown, page):
+@pytest.mark.parametrize("experiment", ["demo", "example-study"])
+def test_every_page_opens_by_its_address_and_never_scrolls_sideways(experiment, shown, page):
     page.set_viewport_size({"width": 1024, "height": 768})
     wide = """() => {
         const main = document.querySelector('[data-testid=stMain]');
@@ -160,6 +152,7 @@ def test_no_page_scrolls_sideways_on_a_small_screen(experiment, shown, page):
     for name in PAGES:
         page.goto(f"{shown}/{name}?experiment={experiment}")
         ready(page)
+        assert page.locator("[data-testid=stException], [data-testid=stAlertContentError]").count() == 0, name
         assert max(page.evaluate(wide)) <= 0, name
 
 
