@@ -1,15 +1,17 @@
 # app: set up and open the app.  test: set up and test.  demo: the whole pipeline without a browser.
+# test-apart: what needs a cluster, two processes, a wheel or a memory limit.
 # gpu: hold this machine's GPU against the CPU, and measure what it gains; ends with one line where there is none.
 # test-all: what needs hours too, and every process started anew.  audit: known holes in the libraries.  llama-cpp: the client that tests run GGUF files in.
 # Another Python: make app PYTHON=python3.12
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 3
 RUN = $(VENV)/bin/python
 REQUIREMENTS = requirements.txt requirements-data.txt
 PIP = $(RUN) -m pip install --quiet --no-compile --disable-pip-version-check
 # What pip would do on one core, on all of them, for what is imported; a few files of packages are not for this Python.
 COMPILE = $(RUN) -m compileall -qq -j 0 -x '/tests?/|/ray/|/transformers/models/' $(VENV)/lib || true
-.PHONY: app test demo gpu lint test-all audit llama-cpp check clean
+.PHONY: app test test-apart test-all demo gpu lint audit llama-cpp check clean
 
 app: $(VENV)/installed
 	@$(RUN) -m swm app
@@ -21,17 +23,18 @@ gpu: $(VENV)/installed-dev
 	@$(RUN) benchmarks/gpu.py
 
 test: $(VENV)/installed-dev
-	@$(RUN) -m pytest -n 2
+	@$(RUN) -m pytest -n $(WORKERS) -m "not apart"
 
 lint: $(VENV)/installed-dev
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m ruff check .
 	@$(RUN) -m mypy
 
+test-apart: $(VENV)/installed-dev
+	@$(RUN) -m pytest -n $(WORKERS) -m apart
+
 test-all: $(VENV)/installed-dev llama-cpp
-	@$(RUN) -m pytest --all tests/product/test_kill.py tests/product/test_together.py tests/product/test_broken_input.py \
-		tests/product/test_differential.py tests/workspace/test_files.py tests/workspace/test_damage.py; broken=$$?; \
-	$(RUN) -m pytest --all -m long && exit $$broken
+	@$(RUN) -m pytest --all
 
 llama-cpp: $(VENV)/installed-dev
 	@command -v npm >/dev/null || { echo "There is no npm, so tests that run llama.cpp are skipped."; exit 0; }; \

@@ -47,7 +47,7 @@ def pytest_configure(config):
     chosen = os.environ.get("SWM_TESTS", "normal")
     settings.load_profile("all" if config.getoption("--all") else chosen)
     if not config.getoption("--all"):
-        warm.install()
+        warm.install("PYTEST_XDIST_WORKER" in os.environ)
 
 
 def pytest_xdist_make_scheduler(config, log):

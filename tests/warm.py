@@ -31,7 +31,19 @@ HEAVY = (
     "torch", "transformers", "peft", "lm_eval", "pandas", "plotly.graph_objects", "streamlit.web.cli",
     "streamlit.web.bootstrap", "swm.cli.main", "swm.stages.loading", "swm.stages.plan", "swm.studies.run",
 )  # fmt: skip
-READ_EARLY = ("HF_", "HOME", "LANG", "LC_", "LD_", "OMP_", "PYTHONHASHSEED", "PYTHONPATH", "PYTHONUTF8", "PYTHONWARN")
+READ_EARLY = (
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "HOME",
+    "LANG",
+    "LC_",
+    "LD_",
+    "OMP_",
+    "PYTHONHASHSEED",
+    "PYTHONPATH",
+    "PYTHONUTF8",
+    "PYTHONWARN",
+)
 """Beginnings of variables that count while Python starts and imports: a fork cannot be given others."""
 COLD = "SWM_COLD"  # while it is set, Python itself is started
 STARTS_OTHERS = ("app", "study", "sweep")
@@ -45,9 +57,11 @@ imported_with = {}
 one_at_a_time = threading.Lock()
 
 
-def install():
-    """Start forks from now on; the process they are forks of starts with the first."""
+def install(at_once=False):
+    """Start forks from now on; the process they are forks of starts at once, or with the first."""
     subprocess.Popen._execute_child = _start
+    if at_once:
+        _start_server()
 
 
 def _start(popen, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startup, flags, shell, *rest):

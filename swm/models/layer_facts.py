@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from swm.errors import ModelError, PlanError
@@ -189,11 +190,21 @@ def _layers_of(build: _Build, facts: Facts) -> list[Signature]:
         with tempfile.TemporaryDirectory() as folder:
             config.save_pretrained(folder)
             config = type(config).from_pretrained(folder)
-    with torch.device("meta"), warnings.catch_warnings():
+    with torch.device("meta"), _Uninitialised(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about attempted entries that make no sense
         built: Any = build.made_by(config)
     entries = vars(built.config.get_text_config())
     return [_signature(layer, entries) for layer in find_decoder(built).layers]
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves new weights as they are: on the meta device, drawing numbers takes most of the time and gives none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def _signature(layer: nn.Module, entries: Facts) -> Signature:

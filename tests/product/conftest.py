@@ -6,7 +6,6 @@ import pytest
 
 from tools.running import CHROMIUM_FLAGS
 
-
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")  # the first computes least
 
 
