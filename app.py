@@ -12,12 +12,12 @@ from pages.shared.tables import runs_table
 from pages.shared.tour import offer_tour
 from pages.shared.verdict import judged_rows, show_verdict
 from pages.shared.words import show_words
+from swm.disk.names import is_shipped
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.headline import headline, perplexity_ratio
 from swm.reporting.names import row_name
 from swm.reporting.preview import WITHIN
 from swm.workspace.experiments import list_experiments
-from swm.workspace.names import is_shipped
 
 SMALL = 1000  # millions of parameters: smaller models say little that is right
 DOORS = (

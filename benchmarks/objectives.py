@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.healing_ways import answered, heal
 from benchmarks.questions import Question, log_likelihoods, questions
 from swm.plan import MergePlan, dropped_plan
+from swm.search.tried import TriedPlans
 from swm.workspace.experiments import Experiment
-from swm.workspace.tried import TriedPlans
 
 SEED = 1234
 SPREAD = 0.5  # nats up to which the further candidates are worse than the best one

@@ -69,7 +69,7 @@ def timed(processes: int, *arguments: str) -> float:
 
 
 def content(folder: Path, layers: str) -> dict[str, Any]:
-    from swm.workspace.files import read_json
+    from swm.disk.files import read_json
 
     files = [folder / name.format(layers=layers) for name in FILES]
     return {

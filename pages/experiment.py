@@ -10,14 +10,14 @@ from pages.shared.navigation import go_to, next_step
 from pages.shared.new_experiment import EFFORT_TITLES, EFFORTS, model_choices, model_facts, text_preview
 from pages.shared.plain import plain
 from pages.shared.upload import upload
+from swm.disk.files import demo_experiment
+from swm.disk.names import EXAMPLE, check_new
 from swm.errors import SwmError
 from swm.jobs.child import create
 from swm.registry import TEXTS
 from swm.workspace.audit import entries
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import demo_experiment
 from swm.workspace.housekeeping import copy_experiment, delete, rename
-from swm.workspace.names import EXAMPLE, check_new
 
 current = start_page("Experiment", "Choose a model and the calibration text to measure its redundancy with.")
 

@@ -23,6 +23,7 @@ from pages.shared.plain import plain
 from pages.shared.run_controls import NEW, controls, limit_arguments, usual_limit
 from pages.shared.run_progress import follow, partial_checkpoint
 from pages.shared.target import lost_layers
+from swm.disk.names import check_name
 from swm.errors import ExperimentError
 from swm.jobs.child import start
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
@@ -34,7 +35,6 @@ from swm.search.kept_path import kept_path
 from swm.settings import DEFAULT_THRESHOLD, RecoverySettings
 from swm.workspace.estimate import about, estimate_run
 from swm.workspace.experiments import Experiment
-from swm.workspace.names import check_name
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.units import gib
 

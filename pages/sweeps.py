@@ -8,12 +8,12 @@ from pages.shared.navigation import go_to
 from pages.shared.new_sweep import new_sweep
 from pages.shared.plain import plain
 from pages.shared.tables import sweep_table
+from swm.disk.files import demo_experiment
 from swm.jobs.sweep import ENDED, sweep_rows, sweeps
 from swm.reporting.compare import percent_interval
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS
 from swm.reporting.names import text_name
-from swm.workspace.files import demo_experiment
 
 start_page("Sweeps", "Many runs from one file: the state of each, and the best so far.")
 if demo_experiment():

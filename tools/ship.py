@@ -36,7 +36,7 @@ ANSWERS = ("documents.json", "documents-merged.json")
 
 
 def main() -> None:
-    from swm.workspace.names import EXAMPLE, SHIPPED, experiments_folder
+    from swm.disk.names import EXAMPLE, SHIPPED, experiments_folder
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment")
@@ -64,8 +64,8 @@ def short(event: dict[str, Any]) -> dict[str, Any]:
 
 def copy(source: Path, target: Path) -> None:
     """Copy the results of an experiment, each file as it is written today; questions go to the examples' folder."""
-    from swm.workspace.files import read_json, write_json
-    from swm.workspace.names import SHIPPED
+    from swm.disk.files import read_json, write_json
+    from swm.disk.names import SHIPPED
 
     questions = SHIPPED / "questions"
     for file in sorted((source / "questions").glob("*.json")):
@@ -103,7 +103,7 @@ def compact(folder: Path) -> None:
 
 def forget_unused(examples: Path) -> None:
     """Delete the questions that no answers of any example are to."""
-    from swm.workspace.files import read_json
+    from swm.disk.files import read_json
 
     used = {
         entry["questions"]

@@ -18,6 +18,8 @@ from pages.shared.login import require_login
 from pages.shared.navigation import CHOSEN, set_address
 from pages.shared.plain import plain
 from pages.shared.tour import show_tour
+from swm.disk.files import demo_experiment
+from swm.disk.names import EXAMPLE, is_shipped, list_names
 from swm.errors import SwmError
 from swm.jobs.child import active_targets, all_targets, cancel, start
 from swm.jobs.cluster import watch_again
@@ -25,8 +27,6 @@ from swm.jobs.tracking import Target
 from swm.reporting.commands import page_commands
 from swm.workspace.estimate import about
 from swm.workspace.experiments import Experiment, list_experiments
-from swm.workspace.files import demo_experiment
-from swm.workspace.names import EXAMPLE, is_shipped, list_names
 from swm.workspace.state import State
 from swm.workspace.units import duration
 

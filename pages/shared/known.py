@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.live import hand_key
+from swm.disk.files import matching, written_at
 from swm.plan import MergePlan
 from swm.reporting.known_plans import (
     BY_MEMORY,
@@ -23,7 +24,6 @@ from swm.reporting.known_plans import (
 from swm.reporting.names import text_name
 from swm.reporting.preview import WITHIN
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import matching, written_at
 
 
 def windows_of(plan: MergePlan) -> str:

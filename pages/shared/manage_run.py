@@ -10,13 +10,13 @@ import streamlit as st
 from pages.shared.fields import number
 from pages.shared.frame import shown_errors
 from pages.shared.plain import plain
+from swm.disk.files import check_absent, disk_errors, home
+from swm.disk.names import check_name
 from swm.errors import SwmError
 from swm.jobs.child import start
 from swm.registry import EXPORT_FORMATS, ExportFormat, as_sentence
 from swm.reporting.names import stage_name
-from swm.workspace.files import check_absent, disk_errors, home
 from swm.workspace.housekeeping import delete, rename
-from swm.workspace.names import check_name
 from swm.workspace.runs import Run
 
 WITHOUT_ATTENTION = ("LlamaForCausalLM", "MistralForCausalLM")  # whose layers llama.cpp also runs without attention

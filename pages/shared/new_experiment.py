@@ -12,6 +12,7 @@ from typing import Any
 import streamlit as st
 
 from pages.shared.plain import plain
+from swm.disk.machine import free_memory_bytes
 from swm.errors import SwmError, TextError
 from swm.jobs.child import call
 from swm.models.here import models_here
@@ -23,7 +24,6 @@ from swm.texts.documents import documents
 from swm.texts.rows import SUFFIXES, check_source
 from swm.workspace.estimate import stage_needs
 from swm.workspace.experiments import list_experiments
-from swm.workspace.machine import free_memory_bytes
 from swm.workspace.units import gib
 
 SHOWN_CHARACTERS = 280

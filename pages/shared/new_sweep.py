@@ -10,6 +10,7 @@ import yaml
 from pages.shared.fields import number
 from pages.shared.new_experiment import model_choices
 from pages.shared.plain import plain
+from swm.disk.files import whole_path
 from swm.errors import SwmError
 from swm.jobs.child import start
 from swm.jobs.sweep import Sweep, sweeps
@@ -17,7 +18,6 @@ from swm.jobs.sweep_file import read_sweep
 from swm.registry import MERGE_RULES, PLANNERS, TEXTS
 from swm.reporting.glossary import method_name
 from swm.settings import PRESETS
-from swm.workspace.files import whole_path
 
 NONE = "none"
 # How many layers to leave, as an entry of a plan: its title, amounts to pick from (the first one to begin with), help.

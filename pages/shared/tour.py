@@ -9,8 +9,8 @@ from typing import Any, Literal
 import streamlit as st
 
 from pages.shared.navigation import CHOSEN, go_to
+from swm.disk.names import EXAMPLE
 from swm.workspace.experiments import Experiment
-from swm.workspace.names import EXAMPLE
 
 DEMO = f"{EXAMPLE}demo"
 SCRIPT = Path(__file__).parents[2] / "assets" / "tour.js"

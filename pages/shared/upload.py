@@ -7,7 +7,7 @@ import streamlit as st
 from pages.shared.new_experiment import model_choices
 from pages.shared.plain import plain
 from swm.errors import SwmError
-from swm.workspace.uploads import SUFFIXES, keep_upload
+from swm.models.uploads import SUFFIXES, keep_upload
 
 
 def upload() -> None:

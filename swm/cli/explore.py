@@ -9,12 +9,12 @@ from typing import Any
 from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
 from swm.cli.targets import Result, own_experiment
 from swm.cli.watched import progress_bar, watched
+from swm.disk.names import check_new, is_shipped
 from swm.plan import MergePlan, Window, layers_at
 from swm.registry import MERGE_RULES
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings
 from swm.similarity.measure import Measure
 from swm.workspace.experiments import Experiment, list_experiments
-from swm.workspace.names import check_new, is_shipped
 
 
 def run_models(options: argparse.Namespace) -> Result:
@@ -160,10 +160,10 @@ def run_plan(options: argparse.Namespace) -> Result:
 
 def run_estimate(options: argparse.Namespace) -> Result:
     """Result of `swm estimate`: memory, disk space and time of each stage."""
+    from swm.disk.machine import free_memory_bytes
     from swm.evaluation.cost import config_cost
     from swm.models.load import config_facts
     from swm.workspace.estimate import about, stage_needs
-    from swm.workspace.machine import free_memory_bytes
     from swm.workspace.units import gib
 
     facts = config_facts(options.m, options.dtype)

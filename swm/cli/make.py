@@ -11,6 +11,7 @@ from swm.cli.check import TARGETS
 from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
 from swm.cli.targets import Entries, Result, compared_rows, comparison_table, own_experiment
 from swm.cli.watched import watched
+from swm.disk.names import check_name
 from swm.errors import ExperimentError, SettingsError
 from swm.evaluation.task_names import parse_tasks
 from swm.jobs.tracking import tracked
@@ -21,7 +22,6 @@ from swm.studies.cells import cells_of
 from swm.studies.grid_files import grid_of
 from swm.studies.grids import KINDS, OF_RUNS, Grid
 from swm.workspace.changes import plan_changes, recovery_changes, refuse
-from swm.workspace.names import check_name
 from swm.workspace.runs import Run
 from swm.workspace.tracked import job_lock
 

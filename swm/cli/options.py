@@ -9,6 +9,7 @@ from pathlib import Path
 
 from swm import __version__
 from swm.checked import choices
+from swm.disk.names import EXAMPLE
 from swm.plan import DEFAULT_RULE, WIDTH_METHODS
 from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS
 from swm.settings import (
@@ -22,7 +23,6 @@ from swm.settings import (
 )
 from swm.similarity.measure import PARTS, SAMPLES
 from swm.studies.grids import KINDS
-from swm.workspace.names import EXAMPLE
 
 Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, help, names of its arguments
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from swm.cli.targets import Result, own_experiment
 from swm.cli.watched import watched
+from swm.disk.files import APP_FOLDER, demo_experiment
+from swm.disk.names import read_only_message
 from swm.errors import ExperimentError, SettingsError, printable
 from swm.jobs.child import cancel
 from swm.progress import no_progress
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import APP_FOLDER, child_environment, demo_experiment
 from swm.workspace.housekeeping import check_idle_above, delete, rename
-from swm.workspace.names import read_only_message
+from swm.workspace.people import child_environment
 from swm.workspace.runs import Run
 
 

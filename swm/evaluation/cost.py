@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from swm.disk.machine import check_memory
 from swm.evaluation.generation import check_keeps_cache, generated_tokens, keeps_cache, wait_for_device
 from swm.merging.apply import apply_plan
 from swm.merging.merged_layer import MergedLayer
@@ -20,7 +21,6 @@ from swm.models.hooks import hooked
 from swm.models.load import bfloat16_is_faster, pick_device
 from swm.models.locate import config_alone, skeleton
 from swm.plan import MergePlan, Window
-from swm.workspace.machine import check_memory
 
 AGREED, MOST_PASSES = 1.1, 6  # passes are repeated until the two fastest differ by less than this factor
 

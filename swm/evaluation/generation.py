@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from swm.disk.machine import is_out_of_memory
 from swm.errors import ModelError, NoCacheError, first_line
 from swm.models.save import quiet_transformers
-from swm.workspace.machine import is_out_of_memory
 
 # What the code of a model raises if its config does not fit together.
 OF_MODELS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)

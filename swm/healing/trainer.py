@@ -20,13 +20,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from swm.disk.files import replace_file
 from swm.errors import Cancelled, ModelError, SettingsError
 from swm.healing.distillation import Distillation, Teacher
 from swm.models.load import bfloat16_is_faster
 from swm.models.offload import free_bytes_on
 from swm.models.processes import any_of, first_alone, is_sharded, world_size
 from swm.settings import RecoverySettings
-from swm.workspace.files import replace_file
 from swm.workspace.tracked import CLUSTER_JOB
 from swm.workspace.training_memory import activation_bytes
 

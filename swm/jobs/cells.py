@@ -9,10 +9,11 @@ import sys
 import threading
 from collections.abc import Sequence
 
+from swm.disk.files import APP_FOLDER, home
 from swm.jobs.end_with_parent import wrapped
 from swm.jobs.sweep_file import SweepFile
 from swm.progress import Progress
-from swm.workspace.files import APP_FOLDER, child_environment, home
+from swm.workspace.people import child_environment
 
 log = logging.getLogger(__name__)
 

@@ -18,21 +18,20 @@ from typing import IO, Any
 
 import psutil
 
+from swm.disk.files import (
+    APP_FOLDER,
+    demo_experiment,
+    home,
+    matching,
+)
+from swm.disk.names import NAME, check_new, experiments_folder
 from swm.errors import JobError, SwmError
 from swm.jobs.cluster import cluster, stop, submit
 from swm.jobs.sweep import FILE, Sweep
 from swm.jobs.tracking import Target, log
 from swm.workspace.audit import record
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import (
-    APP_FOLDER,
-    child_environment,
-    demo_experiment,
-    home,
-    matching,
-)
-from swm.workspace.names import NAME, check_new, experiments_folder
-from swm.workspace.people import person
+from swm.workspace.people import child_environment, person
 from swm.workspace.state import State, this_process
 from swm.workspace.tracked import job_lock
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from swm.disk.files import home, replace_file
+from swm.disk.machine import this_machine
 from swm.errors import SwmError
 from swm.progress import Progress
-from swm.workspace.files import home, replace_file
-from swm.workspace.machine import this_machine
 
 
 def device_lock() -> FileLock:

@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+from swm.disk.files import write_json
+from swm.disk.machine import memory_kills
 from swm.jobs.cluster import BEGUN, LOG
 from swm.jobs.end_with_parent import PR_SET_PDEATHSIG
-from swm.workspace.files import write_json
-from swm.workspace.machine import memory_kills
 from swm.workspace.reading import state_in
 from swm.workspace.tracked import CLUSTER_JOB
 

@@ -7,6 +7,7 @@ import socket
 import time
 from typing import Any
 
+from swm.disk.files import home
 from swm.errors import Cancelled, JobError, SettingsError
 from swm.jobs.cells import POLL_SECONDS, report_progress, run_cell
 from swm.jobs.cluster import FOLDER, LOG, SETTING
@@ -14,7 +15,6 @@ from swm.jobs.needs import needed_bytes
 from swm.jobs.sweep_file import Cell, SweepFile
 from swm.progress import Progress
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import home
 from swm.workspace.runs import Run
 
 

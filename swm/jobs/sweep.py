@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
+from swm.disk.files import demo_experiment, home, matching, replace_file, write_json, written_at
+from swm.disk.names import NAME, check_name, read_only_message
 from swm.errors import ExperimentError, MissingError, SettingsError
 from swm.jobs.sweep_file import SweepFile, read_sweep
 from swm.reporting.compare import compare
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import demo_experiment, home, matching, replace_file, write_json, written_at
-from swm.workspace.names import NAME, check_name, read_only_message
 from swm.workspace.people import person
 from swm.workspace.tracked import Tracked
 

@@ -14,6 +14,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from swm.checked import explained
+from swm.disk.files import whole_path
+from swm.disk.names import check_name
 from swm.errors import ExperimentError, SettingsError
 from swm.evaluation.task_names import TASKS, Limit
 from swm.plan import DEFAULT_RULE
@@ -21,8 +23,6 @@ from swm.registry import MERGE_RULES, PLANNERS
 from swm.reporting.arguments import recovery_arguments
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import whole_path
-from swm.workspace.names import check_name
 from swm.workspace.targets import count_from, loss_from, size_from
 
 T = TypeVar("T")

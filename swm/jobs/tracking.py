@@ -15,12 +15,7 @@ from types import FrameType
 
 import psutil
 
-from swm.errors import Cancelled, ExperimentError, JobError, SwmError
-from swm.jobs.device import acquire, device_lock, release
-from swm.jobs.pace import Pace
-from swm.models.processes import rank, world_size
-from swm.workspace.audit import record
-from swm.workspace.files import (
+from swm.disk.files import (
     check_space,
     full_disk_message,
     home,
@@ -29,7 +24,12 @@ from swm.workspace.files import (
     lost_disk_message,
     replace_file,
 )
-from swm.workspace.machine import is_out_of_memory, memory_kills
+from swm.disk.machine import is_out_of_memory, memory_kills
+from swm.errors import Cancelled, ExperimentError, JobError, SwmError
+from swm.jobs.device import acquire, device_lock, release
+from swm.jobs.pace import Pace
+from swm.models.processes import rank, world_size
+from swm.workspace.audit import record
 from swm.workspace.people import person
 from swm.workspace.reading import state_in
 from swm.workspace.shared_home import check_held, check_machine

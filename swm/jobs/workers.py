@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 
+from swm.disk.files import APP_FOLDER, demo_experiment, write_json
 from swm.errors import ExperimentError, JobError
 from swm.jobs.cells import POLL_SECONDS, report_progress, run_cell, swm_command
 from swm.jobs.ray_cluster import run_on_ray
@@ -17,7 +18,7 @@ from swm.jobs.sweep import FAILED, Sweep
 from swm.jobs.sweep_file import Cell, SweepFile
 from swm.progress import Progress
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import APP_FOLDER, child_environment, demo_experiment, write_json
+from swm.workspace.people import child_environment
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from swm.disk.files import APP_FOLDER, home
 from swm.errors import SettingsError
-from swm.workspace.files import APP_FOLDER, home
 
 VERSION = "3.22.1"  # of node-llama-cpp; brings llama.cpp 0.5.0, built
 BUILDS = {

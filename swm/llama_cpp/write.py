@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFValueType, GGUFWriter, ReaderTensor
 from torch import Tensor
 
+from swm.disk.files import check_absent, check_space, replaced_file
 from swm.errors import ModelError, first_line
 from swm.llama_cpp.attention_free import DECI, check_without_attention, heads_by_layer, kept_targets
 from swm.llama_cpp.families import Family, family_of, period_broken
@@ -28,7 +29,6 @@ from swm.models.load import load_tokenizer
 from swm.models.locate import load_config, weight_files
 from swm.models.save import check_complete
 from swm.progress import Progress, no_progress
-from swm.workspace.files import check_absent, check_space, replaced_file
 
 CHUNK = 2**22  # numbers that are encoded at once
 KIND_OF = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, str: GGUFValueType.STRING}

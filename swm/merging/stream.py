@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from swm.disk.files import check_space, disk_errors, replaced_folder
 from swm.errors import ModelError
 from swm.merging.apply import apply_plan, check_window, merged_tensor, projection_names
 from swm.merging.merged_layer import MergedLayer
@@ -32,7 +33,6 @@ from swm.models.locate import load_config, model_folder, skeleton, weight_files
 from swm.models.save import SHARD_BYTES, check_complete, generation_config
 from swm.plan import MergePlan, Window, base_layer
 from swm.registry import MERGE_RULES
-from swm.workspace.files import check_space, disk_errors, replaced_folder
 
 OnBytes = Callable[[int, int], None]
 

@@ -17,4 +17,5 @@
 - replay: records each layer's call, then re-runs any part of the model
 - save: saves a model as a folder that plain transformers loads, and checks it by reloading
 - trial: a model of the same build with made-up weights, to see what its code can do
+- uploads: model files that came through the browser
 """

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from swm.models.known import BUNDLED
-from swm.workspace.uploads import uploaded_models
+from swm.models.uploads import uploaded_models
 
 
 def models_here(used: Iterable[str] = ()) -> dict[str, str]:

@@ -13,6 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from swm.disk.files import clean_up, disk_errors, full_disk_message, home, is_full_disk, neighbour
+from swm.disk.machine import check_memory
 from swm.errors import ExperimentError, ModelError, SettingsError, first_line
 from swm.models.decoder import find_decoder, parameter_count
 from swm.models.known import UNSUPPORTED
@@ -32,8 +34,6 @@ from swm.models.processes import world_size
 from swm.models.save import safetensors_error, save_model
 from swm.progress import Progress, no_progress
 from swm.settings import PRECISIONS
-from swm.workspace.files import clean_up, disk_errors, full_disk_message, home, is_full_disk, neighbour
-from swm.workspace.machine import check_memory
 
 __all__ = ["config_facts", "load_model", "load_tokenizer", "save_model"]  # the names that other code relies on
 

@@ -16,13 +16,13 @@ from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from swm.disk.files import clean_up, demo_experiment, home
 from swm.errors import ModelError, first_line
 from swm.models.decoder import parameter_count
 from swm.models.from_gguf import complete, tensors_counted
 from swm.models.known import BUNDLED
 from swm.models.save import quiet_transformers, save_model
 from swm.progress import Progress, no_progress
-from swm.workspace.files import clean_up, demo_experiment, home
 
 log = logging.getLogger(__name__)
 

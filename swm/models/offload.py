@@ -17,7 +17,7 @@ from accelerate.hooks import AlignDevicesHook, remove_hook_from_module
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from swm.workspace.machine import free_memory_bytes
+from swm.disk.machine import free_memory_bytes
 
 SHARE = 0.8  # of a device's free memory that weights may take: hidden states and a merged layer need the rest
 Room = dict[int | str, int]

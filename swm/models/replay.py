@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
+from swm.disk.files import check_space, disk_errors, home
 from swm.errors import ModelError
 from swm.models.decoder import find_decoder
 from swm.models.hooks import forward_replaced, hooked
@@ -32,7 +33,6 @@ from swm.models.layer_outputs import (
     split_call,
 )
 from swm.models.offload import bare, brought, is_offloaded, weights_of
-from swm.workspace.files import check_space, disk_errors, home
 
 
 class Replay:

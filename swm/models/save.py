@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from swm.disk.files import check_space, disk_errors, full_disk_message, is_full_disk, replaced_folder
+from swm.disk.machine import is_out_of_memory
 from swm.errors import ExperimentError, ModelError, first_line
 from swm.models.decoder import size_bytes
-from swm.workspace.files import check_space, disk_errors, full_disk_message, is_full_disk, replaced_folder
-from swm.workspace.machine import is_out_of_memory
 
 SHARD_BYTES = 5 * 10**9  # of weights in one file: what works on one file at a time needs as much memory
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from swm.workspace.tried import Losses
+    from swm.search.tried import Losses
 
 
 def plan_with(

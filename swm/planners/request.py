@@ -10,7 +10,7 @@ from swm.plan import Needed
 from swm.planners.drops import DropLoss
 from swm.planners.needed import describable
 from swm.progress import Progress, no_progress
-from swm.workspace.tried import SAMPLED, Losses
+from swm.search.tried import SAMPLED, Losses
 
 if TYPE_CHECKING:
     from torch import Tensor

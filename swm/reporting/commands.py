@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from swm.disk.names import EXAMPLE, is_shipped
 from swm.registry import PLANNERS
 from swm.reporting.arguments import plan_arguments, recovery_arguments
 from swm.similarity.measure import Measure
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
-from swm.workspace.names import EXAMPLE, is_shipped
 from swm.workspace.origin import BY_THRESHOLD
 from swm.workspace.runs import Run
 

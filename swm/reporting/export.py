@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from swm.disk.files import check_absent, replace_file
 from swm.errors import ExperimentError, SettingsError
 from swm.progress import Progress, no_progress
 from swm.registry import EXPORT_FORMATS, ExportFormat
-from swm.workspace.files import check_absent, replace_file
 from swm.workspace.runs import Run
 
 

@@ -15,9 +15,9 @@ from swm.reporting.glossary import method_name
 from swm.reporting.palette import method_colour
 from swm.reporting.preview import expected_speedup
 from swm.search.kept_path import kept_path
+from swm.search.tried import SAMPLED, TriedPlans
 from swm.workspace.experiments import Experiment
 from swm.workspace.targets import weights_of
-from swm.workspace.tried import SAMPLED, TriedPlans
 
 ORIGINAL = "original"
 MOST_LOSS = 50.0  # nats: more is as bad

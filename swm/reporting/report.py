@@ -9,6 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from swm import __version__
+from swm.disk.files import disk_errors, replace_file
 from swm.errors import ExperimentError, printable
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, paired
 from swm.reporting.charts import loss_chart
@@ -26,7 +27,6 @@ from swm.reporting.preview import plan_view
 from swm.reporting.table import cost_lines, lines
 from swm.reporting.verdict import gain_and_cost, in_short, reference_of
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import disk_errors, replace_file
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.units import gib
 

@@ -6,6 +6,7 @@
 - kept_path: an experiment's threshold path on disk, and whether it is still valid
 - plan_loss: the loss of a plan's model on calibration text, without building that model
 - threshold_path: every plan for every threshold, as a table of similarities
+- tried: losses of plans that planners tried, kept so that a search goes on where it stopped
 - vocabulary: a part of a large vocabulary that stands for all of it
 - walk: one walk of the search: its positions, and where it ends
 - window_score: how similar a model with merged windows stays to the original

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from swm.disk.files import read_json
 from swm.errors import ExperimentError, SettingsError, UnknownNameError
 from swm.plan import Window, pairs
 from swm.registry import MERGE_RULES
 from swm.search.threshold_path import SEARCH_VERSION, ThresholdPath
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import read_json
 from swm.workspace.reading import uninstalled_message
 from swm.workspace.records import check_record
 from swm.workspace.result_records import PathFile

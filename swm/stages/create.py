@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from swm.disk.files import demo_experiment, whole_path
+from swm.disk.machine import is_out_of_memory
+from swm.disk.names import check_new, read_only_message
 from swm.errors import ExperimentError, ModelError, NotFiniteError, SettingsError, TextError, first_line
 from swm.evaluation.generation import OF_MODELS, check_reads, generation_error
 from swm.models.decoder import check_length, check_vocabulary, parameter_count
@@ -25,9 +28,6 @@ from swm.settings import ExperimentSettings
 from swm.texts.calibration import calibration_tokens
 from swm.texts.documents import text_hash
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import demo_experiment, whole_path
-from swm.workspace.machine import is_out_of_memory
-from swm.workspace.names import check_new, read_only_message
 
 log = logging.getLogger(__name__)
 TRIAL_TEXTS = [[1, 2, 3, 4], [9, 8, 7, 6], [5, 2, 9, 3]]  # ids; layers called differently for each text stand out

@@ -6,6 +6,7 @@ layers; all healed in the same way, and so is the original (the control).
 
 from __future__ import annotations
 
+from swm.disk.names import check_name, experiments_folder
 from swm.errors import ExperimentError
 from swm.plan import MergePlan
 from swm.progress import Progress, named
@@ -20,7 +21,6 @@ from swm.stages.plan_by import plan_by
 from swm.stages.run import Watched, log, run_pipeline
 from swm.stages.search import search_path
 from swm.workspace.experiments import Experiment
-from swm.workspace.names import check_name, experiments_folder
 from swm.workspace.runs import Run
 
 DEMO_MODEL = "smollm2-135m"

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from swm.disk.files import content_hash, home, read_json, write_json
 from swm.errors import ExperimentError, ModelError
 from swm.evaluation.answers import sample_answers
 from swm.evaluation.cost import tokens_read
@@ -31,7 +32,6 @@ from swm.stages.loading import conditions_for, digest, load_run
 from swm.texts.calibration import perplexity_tokens
 from swm.texts.documents import text_hash
 from swm.workspace.estimate import evaluated_tokens, tokens_of
-from swm.workspace.files import content_hash, home, read_json, write_json
 from swm.workspace.runs import Run
 
 log = logging.getLogger(__name__)

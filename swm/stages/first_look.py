@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from swm.disk.machine import is_out_of_memory
 from swm.errors import ModelError, PlanError
 from swm.progress import Progress
 from swm.settings import DEFAULT_THRESHOLD
@@ -16,7 +17,6 @@ from swm.stages.measure_plan import measured_path
 from swm.stages.plan import plan_for
 from swm.workspace.estimate import ONE_PLAN_RUNS
 from swm.workspace.experiments import Experiment
-from swm.workspace.machine import is_out_of_memory
 
 log = logging.getLogger(__name__)
 PLAN_SECONDS = 120.0  # longest that the first plan may be expected to take, if each pass takes as long as the map

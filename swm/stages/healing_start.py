@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from swm.disk.files import content_hash, home
 from swm.errors import ModelError, TextError
 from swm.evaluation.generation import check_generates
 from swm.healing.own_answers import own_answers
@@ -28,7 +29,6 @@ from swm.settings import FIT_TOKENS, RecoverySettings
 from swm.stages.loading import digest, fit_tokens_of, load_original
 from swm.stages.merge import cut_width, fitted, merged_model, streamed
 from swm.texts.example import Example
-from swm.workspace.files import content_hash, home
 from swm.workspace.runs import Run
 
 REPAIRED = "recovery_base_repaired"  # in run.json: how the model that four-bit weights are made from was fitted

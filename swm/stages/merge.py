@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from swm.disk.files import check_space
+from swm.disk.machine import free_memory_bytes
 from swm.errors import ExperimentError, ModelError, SettingsError
 from swm.evaluation.generation import check_generates
 from swm.merging.apply import apply_plan
@@ -27,8 +29,6 @@ from swm.progress import Progress, no_progress
 from swm.registry import MERGE_RULES
 from swm.stages.loading import calibration_of, check_text, fit_tokens_of, load_original
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import check_space
-from swm.workspace.machine import free_memory_bytes
 from swm.workspace.runs import Run
 
 

@@ -21,12 +21,12 @@ from swm.planners.plan_with import check_budget, plan_with
 from swm.progress import Progress, no_progress, share_of
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.search.kept_answers import kept_answers
+from swm.search.tried import TriedPlans
 from swm.settings import PLAN_BUDGET
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
 from swm.stages.measure_plan import measure_plan
 from swm.stages.search import Loaded, bench_for, measure_perplexities, path_to_extend
 from swm.workspace.experiments import PLANS_VERSION, SEARCHED_BY, Experiment
-from swm.workspace.tried import TriedPlans
 
 log = logging.getLogger(__name__)
 BRIEF_SECONDS = 10.0  # that choosing on halves of the text may take where nobody asked for it

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from swm.disk.files import check_space, disk_errors, replaced_folder
 from swm.errors import ExperimentError, SettingsError, TextError
 from swm.healing.lora import check_adapts, check_shared, recover, recover_in_four_bits
 from swm.healing.own_answers import check_prompts
@@ -36,7 +37,6 @@ from swm.texts.documents import recovery_examples, text_hash
 from swm.texts.example import Example
 from swm.workspace.estimate import BACKWARD, evaluated_tokens
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import check_space, disk_errors, replaced_folder
 from swm.workspace.runs import Run
 from swm.workspace.training_memory import trained_bytes
 

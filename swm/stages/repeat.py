@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from swm.disk.names import check_name, experiments_folder
 from swm.errors import ExperimentError, TextError
 from swm.stages.create import create_experiment
 from swm.stages.run import Watched, run_pipeline
 from swm.texts.documents import text_hash
 from swm.workspace.experiments import Experiment
-from swm.workspace.names import check_name, experiments_folder
 from swm.workspace.recipe import Recipe
 from swm.workspace.runs import Run
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from swm.disk.files import clean_up, home, temporary_folder
 from swm.errors import ExperimentError, SettingsError
 from swm.llama_cpp.client import Client, client_version, llama_cpp
 from swm.llama_cpp.kinds import check_kind
@@ -22,7 +23,6 @@ from swm.models.load import load_tokenizer
 from swm.models.locate import gguf_source, model_folder
 from swm.progress import Progress, no_progress, share_of
 from swm.stages.loading import calibration_of, conditions_for, load_original, load_run
-from swm.workspace.files import clean_up, home, temporary_folder
 from swm.workspace.runs import BASELINE, Run
 
 TURNS = 7

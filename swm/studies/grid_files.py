@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from swm.disk.files import APP_FOLDER
 from swm.errors import SettingsError
 from swm.studies.grids import KINDS, parsed_grid
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import APP_FOLDER
 
 GRIDS = APP_FOLDER / "assets" / "studies.yaml"
 

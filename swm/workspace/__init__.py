@@ -1,14 +1,11 @@
-"""Experiments and runs on disk: names, records, files written whole, recipe, estimate.
+"""Experiments and runs on disk: records, states, people, recipe, estimate.
 
 - audit: who did what, when, and how it ended
 - changes: which settings differ when an existing run is requested again
 - controls: the control of a healed run: the original, healed in the same way
 - estimate: time, memory and disk that a run needs, before it starts
 - experiments: experiments as folders of JSON
-- files: where things are on disk; atomic writes
 - housekeeping: copies, renames and deletes whole experiments and runs
-- machine: free memory, and out-of-memory kills
-- names: names of experiments and runs, and the bundled examples
 - origin: what chose a plan's windows, with its publication
 - people: who acts, and whether what they act on is theirs
 - plan_records: one pydantic model per JSON file with plans
@@ -25,6 +22,4 @@
 - units: bytes and seconds in readable units
 - targets: how many layers meet a memory, a speed or a number of parameters
 - training_memory: what a training keeps in memory, from sizes and settings
-- tried: losses of plans that planners tried, kept so that a search goes on where it stopped
-- uploads: model files that came through the browser
 """

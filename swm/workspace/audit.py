@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from swm.workspace.files import home
+from swm.disk.files import home
 from swm.workspace.people import person
 
 READ_BYTES = 2**18  # of the end of the file

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swm.disk.files import free_bytes
+from swm.disk.machine import free_memory_bytes
 from swm.plan import MergePlan
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import (
@@ -20,8 +22,6 @@ from swm.settings import (
     VOCABULARY_SAMPLE,
     RecoverySettings,
 )
-from swm.workspace.files import free_bytes
-from swm.workspace.machine import free_memory_bytes
 from swm.workspace.targets import weights_of
 from swm.workspace.training_memory import healing_bytes, trained_bytes, vocabulary_of
 from swm.workspace.units import duration_range, gib

@@ -7,28 +7,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from swm.errors import ExperimentError, JobError, MissingError, SettingsError
-from swm.plan import MergePlan, Needed
-from swm.registry import MERGE_RULES, PLANNERS
-from swm.settings import SKIPPED_TOKENS, ExperimentSettings
-from swm.workspace.audit import record
-from swm.workspace.estimate import recent_rates, with_rate
-from swm.workspace.files import clean_up, demo_experiment, matching, write_json, written_at
-from swm.workspace.names import (
+from swm.disk.files import clean_up, demo_experiment, matching, write_json, written_at
+from swm.disk.names import (
     EXAMPLE,
     check_name,
     check_new,
     experiments_folder,
     folders_in,
     list_names,
-    names_locked,
     read_only_message,
     shipped_folders,
 )
+from swm.errors import ExperimentError, JobError, MissingError, SettingsError
+from swm.plan import MergePlan, Needed
+from swm.registry import MERGE_RULES, PLANNERS
+from swm.settings import SKIPPED_TOKENS, ExperimentSettings
+from swm.workspace.audit import record
+from swm.workspace.estimate import recent_rates, with_rate
 from swm.workspace.origin import BY_HAND, BY_THRESHOLD, source_of
 from swm.workspace.people import person
 from swm.workspace.reading import read_file
 from swm.workspace.runs import BASELINE, Run
+from swm.workspace.shared_home import names_locked
 from swm.workspace.tracked import Tracked
 
 SEARCHED_BY = ("budget", "minutes", "keep_period")  # entries of a saved plan: how it was searched

@@ -6,10 +6,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from swm.errors import ExperimentError, JobError
-from swm.workspace.audit import record
-from swm.workspace.experiments import Experiment
-from swm.workspace.files import (
+from swm.disk.files import (
     clean_up,
     demo_experiment,
     disk_errors,
@@ -19,9 +16,13 @@ from swm.workspace.files import (
     set_aside,
     write_json,
 )
-from swm.workspace.names import check_name, check_new, names_locked, read_only_message
+from swm.disk.names import check_name, check_new, read_only_message
+from swm.errors import ExperimentError, JobError
+from swm.workspace.audit import record
+from swm.workspace.experiments import Experiment
 from swm.workspace.people import person
 from swm.workspace.runs import BASELINE, Run
+from swm.workspace.shared_home import names_locked
 from swm.workspace.tracked import job_lock
 
 

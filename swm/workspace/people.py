@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from swm.disk.files import home
+
 NAME, ADMIN = "SWM_PERSON", "SWM_ADMIN"  # how a job knows who started it
 
 
@@ -45,7 +47,9 @@ def person() -> Person:
     return _ask()
 
 
-def as_environment() -> dict[str, str]:
-    """Variables that let a child process act for the same person."""
+def child_environment(**more: str) -> dict[str, str]:
+    """The environment for a child process that runs in another folder: the same person, and the same home as an
+    absolute path."""
     who = person()
-    return {NAME: who.name, ADMIN: "1" if who.admin else ""}
+    mine = {"SWM_HOME": str(home()), NAME: who.name, ADMIN: "1" if who.admin else ""}
+    return {**os.environ, **mine, **more}

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from swm.disk.files import read_json
 from swm.errors import ExperimentError, MissingError, UnknownNameError
-from swm.workspace.files import read_json
 from swm.workspace.records import FILES, check_record
 from swm.workspace.state import State
 

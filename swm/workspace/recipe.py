@@ -10,10 +10,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 
 from swm import __version__
 from swm.checked import explained, from_object
+from swm.disk.files import read_json
 from swm.errors import SettingsError
 from swm.plan import MergePlan
 from swm.settings import ExperimentSettings, RecoverySettings
-from swm.workspace.files import read_json
 from swm.workspace.origin import known_source, source_of
 from swm.workspace.runs import Run
 

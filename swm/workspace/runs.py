@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from swm.disk.files import clean_up, matching, write_json
 from swm.errors import ExperimentError, PlanError, SettingsError, UnknownNameError
 from swm.plan import MergePlan
-from swm.workspace.files import clean_up, matching, write_json
 from swm.workspace.reading import checked_file, once_for_each_writing, uninstalled_message
 from swm.workspace.records import is_record
 from swm.workspace.task_answers import Answers, read_answers, save_answers

@@ -6,13 +6,16 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from filelock import FileLock, Timeout
 
+from swm.disk.files import disk_errors, home, replace_file
+from swm.disk.machine import this_machine
 from swm.errors import JobError
-from swm.workspace.files import disk_errors, home, replace_file
-from swm.workspace.machine import this_machine
 from swm.workspace.reading import state_in
 from swm.workspace.state import HEARTBEAT_SECONDS
 
@@ -121,3 +124,20 @@ def check_held(target_folder: Path) -> None:
                 f"A job for this runs on {state.host}, and its lock is not seen here: SWM_HOME ({home()}) is on a file "
                 f"system without locks between machines. Put it on {BETTER}, and cancel one of the jobs."
             )
+
+
+@contextmanager
+def names_locked() -> Iterator[None]:
+    """Hold the lock for creating and deleting experiments and runs; held for milliseconds."""
+    check_machine()
+    lock = FileLock(home() / ".names.lock")
+    try:
+        with disk_errors(home(), 4096):
+            home().mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=10)
+    except Timeout:
+        raise JobError("Another program is creating or deleting experiments. Try again in a moment.") from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from swm.checked import Many
-from swm.workspace.machine import memory_kills
+from swm.disk.machine import memory_kills
 
 HEARTBEAT_SECONDS = 3.0
 STALE_SECONDS = 60.0

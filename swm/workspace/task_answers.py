@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swm.disk.files import write_json
+from swm.disk.names import SHIPPED
 from swm.errors import ExperimentError
-from swm.workspace.files import write_json
-from swm.workspace.names import SHIPPED
 from swm.workspace.reading import read_file
 
 Answers = Sequence[Mapping[str, Any]]  # as `swm.evaluation.task_score.TaskScore.answers`

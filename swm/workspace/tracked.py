@@ -13,9 +13,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from swm.disk.files import demo_experiment, disk_errors, write_json
+from swm.disk.names import is_shipped, read_only_message
 from swm.errors import ExperimentError, JobError, MissingError
-from swm.workspace.files import demo_experiment, disk_errors, write_json
-from swm.workspace.names import is_shipped, read_only_message
 from swm.workspace.people import person
 from swm.workspace.reading import read_file, state_in
 from swm.workspace.shared_home import check_machine

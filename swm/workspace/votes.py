@@ -7,10 +7,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from swm.disk.files import demo_experiment, home
+from swm.disk.names import is_shipped
 from swm.errors import ExperimentError
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import demo_experiment, home
-from swm.workspace.names import is_shipped
 from swm.workspace.records import is_record
 
 FILE = "votes.jsonl"

@@ -3,13 +3,13 @@
 import pytest
 from lm_eval.models.huggingface import HFLM
 
+from swm.disk.files import content_hash
 from swm.errors import SettingsError
 from swm.evaluation.shared_context import SharedContextLM
 from swm.evaluation.tasks import zero_shot
 from swm.settings import SAMPLE_PROMPTS, ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.stages.evaluate import evaluate_run
-from swm.workspace.files import content_hash
 from tests.conftest import WORDS, need, tiny_model
 from tests.evaluation.tasks_cases import requests
 from tests.product.test_families import FAMILIES

@@ -115,7 +115,7 @@ def test_a_command_that_says_a_lot_on_stderr_still_ends(tmp_path, monkeypatch):
 
 
 def test_shipped_experiment_takes_no_jobs(experiment, monkeypatch):
-    monkeypatch.setattr("swm.workspace.names.SHIPPED", experiment.folder.parent)
+    monkeypatch.setattr("swm.disk.names.SHIPPED", experiment.folder.parent)
     before = {file: file.read_bytes() for file in experiment.folder.rglob("*") if file.is_file()}
     with pytest.raises(JobError, match="read-only"):
         start(experiment, "measure", ["measure", "study"])

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from swm.cli.main import main
+from swm.disk.files import read_json, write_json
 from swm.errors import JobError
 from swm.jobs.child import all_targets, cancel, create, start
 from swm.jobs.cluster import _watch, cluster, watch_again
@@ -26,7 +27,6 @@ from swm.reporting.formats.recipe import recipe_json
 from swm.stages.merge import merge_run
 from swm.workspace.audit import audit_file, entries
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import read_json, write_json
 from swm.workspace.runs import Run
 from swm.workspace.state import State
 from swm.workspace.tracked import STOP_FILE

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
+from swm.disk.machine import memory_kills
 from swm.errors import JobError
 from swm.jobs.cluster import BEGUN, LOG
 from swm.jobs.tracking import tracked
-from swm.workspace.machine import memory_kills
 from swm.workspace.tracked import CLUSTER_JOB
 from tests.jobs.memory import limited
 from tests.jobs.sweep_cases import ROOT

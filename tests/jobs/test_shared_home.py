@@ -14,15 +14,22 @@ from pathlib import Path
 
 import pytest
 
+from swm.disk import files
+from swm.disk.files import write_json
+from swm.disk.machine import this_machine
 from swm.errors import ExperimentError, JobError
 from swm.jobs.tracking import tracked
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
-from swm.workspace import files, shared_home
-from swm.workspace.files import write_json
-from swm.workspace.machine import this_machine
-from swm.workspace.names import names_locked
-from swm.workspace.shared_home import IN_USE_SECONDS, USER_FILE, check_machine, locks_reach_others, mount_of
+from swm.workspace import shared_home
+from swm.workspace.shared_home import (
+    IN_USE_SECONDS,
+    USER_FILE,
+    check_machine,
+    locks_reach_others,
+    mount_of,
+    names_locked,
+)
 from swm.workspace.state import State
 from tests.jobs.machines import Machines, need_programs, shared_by_gluster, shared_by_sshfs
 from tests.jobs.test_child import wait_for

@@ -351,7 +351,7 @@ def test_what_cannot_be_written_is_refused_and_leaves_nothing(tmp_path, monkeypa
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(ModelError, match="too large for F16. Choose type BF16 or F32"):
         export_gguf(tmp_path / "model", tmp_path / "model.gguf")
-    monkeypatch.setattr("swm.workspace.files.free_bytes", lambda target: 1000)
+    monkeypatch.setattr("swm.disk.files.free_bytes", lambda target: 1000)
     with pytest.raises(ExperimentError, match="No space left"):
         export_gguf(tmp_path / "model", tmp_path / "model.gguf", "F32")
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]

@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import OffloadedWeightsLoader
 from safetensors.torch import load_file
 
+from swm.disk.files import home
 from swm.errors import ModelError
 from swm.merging.apply import projection_names
 from swm.merging.fit import fitted_layers, window_fitter
@@ -34,7 +35,6 @@ from swm.stages.merge import merge_run
 from swm.stages.plan_by import plan_by
 from swm.stages.recover import recover_run
 from swm.stages.search import search_path
-from swm.workspace.files import home
 from tests.conftest import need, tiny_model
 
 ROOT = Path(__file__).parents[2]

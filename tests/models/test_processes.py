@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from swm.cli.main import main
+from swm.disk.files import home, read_json
 from swm.errors import SettingsError
 from swm.jobs.child import cancel
 from swm.plan import MergePlan, Window
@@ -21,7 +22,6 @@ from swm.stages.create import create_experiment
 from swm.stages.merge import merge_run
 from swm.stages.recover import recover_run
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import home, read_json
 from tests.conftest import WORDS, need, tiny_model, written_text
 from tests.jobs.test_child import wait_for
 

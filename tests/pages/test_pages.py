@@ -73,7 +73,7 @@ def study():
 
 @pytest.fixture
 def no_demo(monkeypatch, tmp_path):
-    monkeypatch.setattr("swm.workspace.names.SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr("swm.disk.names.SHIPPED", tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("page", ["app.py", *PAGES])

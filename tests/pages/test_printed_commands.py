@@ -7,10 +7,10 @@ import pytest
 
 from swm.cli.check import check_options
 from swm.cli.options import build_parser
+from swm.disk.names import check_new, is_shipped
 from swm.reporting.commands import READING
 from swm.settings import preset_settings
 from swm.workspace.experiments import Experiment, list_experiments
-from swm.workspace.names import check_new, is_shipped
 from tests.conftest import need
 from tests.pages.test_pages import PAGES, no_demo, opened
 

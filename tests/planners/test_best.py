@@ -24,13 +24,13 @@ from swm.planners.plan_with import plan_with
 from swm.registry import PLANNERS
 from swm.reporting.known_plans import known_plans
 from swm.search.plan_loss import PlanLoss
+from swm.search.tried import TriedPlans
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.stages.loading import calibration_of
 from swm.stages.measure_plan import measure_plan
 from swm.stages.merge import merge_run
 from swm.stages.plan_by import plan_by
-from swm.workspace.tried import TriedPlans
 from tests.conftest import tiny_model
 from tests.planners.planners_cases import own_loss
 from tests.product.test_families import FAMILIES, made

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from swm.disk.names import SHIPPED
 from swm.search.kept_path import kept_path
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
-from swm.workspace.names import SHIPPED
 
 RUNS = sorted(file.parent for file in SHIPPED.glob("*/runs/*/documents.json"))
 

@@ -9,12 +9,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from swm.disk.files import LEFTOVER
+from swm.disk.files import home as home_folder
 from swm.search.kept_path import path_from
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import LEFTOVER
-from swm.workspace.files import home as home_folder
 from swm.workspace.state import ACTIVE
 from tests.conftest import need
 from tests.killing import run

@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 
+from swm.disk.files import home as home_folder
+from swm.disk.names import list_names
 from swm.errors import ModelError
 from swm.models import locate
 from swm.models.load import load_model
@@ -17,9 +19,7 @@ from swm.search.threshold_path import ThresholdPath
 from swm.settings import ExperimentSettings
 from swm.stages.recover import healing_seconds
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import home as home_folder
 from swm.workspace.housekeeping import delete
-from swm.workspace.names import list_names
 from swm.workspace.runs import Run
 from tests.conftest import tiny_model
 from tests.models.test_layer_facts import GRIFFIN
@@ -135,7 +135,7 @@ def test_a_relative_home_is_the_same_for_jobs(tmp_path, monkeypatch):
 
     found = call(["list"])  # a child process that runs in another folder
     assert "experiments" in found
-    from swm.workspace.files import child_environment
+    from swm.workspace.people import child_environment
 
     assert child_environment()["SWM_HOME"] == str(tmp_path / "here")
 

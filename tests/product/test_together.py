@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from swm.disk.machine import _memory_cgroups, check_memory, free_memory_bytes
 from swm.errors import ModelError
 from swm.models.load import load_model
 from swm.plan import MergePlan, Window
@@ -17,7 +18,6 @@ from swm.search.kept_path import kept_path
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.workspace.experiments import Experiment, list_experiments
-from swm.workspace.machine import _memory_cgroups, check_memory, free_memory_bytes
 from swm.workspace.state import State, this_process
 from tests.jobs.test_child import wait_for
 from tests.reporting.test_compare import FACTS
@@ -218,14 +218,14 @@ def test_killed_for_another_reason_says_nothing_of_memory(study):
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(model_folder, monkeypatch):
-    monkeypatch.setattr("swm.workspace.machine.free_memory_bytes", lambda: 1000)
-    monkeypatch.setattr("swm.workspace.machine.psutil.swap_memory", lambda: type("swap", (), {"free": 0}))
+    monkeypatch.setattr("swm.disk.machine.free_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("swm.disk.machine.psutil.swap_memory", lambda: type("swap", (), {"free": 0}))
     with pytest.raises(ModelError, match=r"Loading .* needs [\d.,]+ GiB of memory, but 0.0 GiB are free"):
         load_model(str(model_folder))
 
 
 def test_free_memory_knows_the_limit_of_its_container(tmp_path, monkeypatch):
-    monkeypatch.setattr("swm.workspace.machine._memory_cgroups", lambda: [tmp_path])
+    monkeypatch.setattr("swm.disk.machine._memory_cgroups", lambda: [tmp_path])
     assert free_memory_bytes() > 2**20
     for files in (
         {"memory.max": "5000\n", "memory.current": "4000\n", "memory.stat": "anon 1\ninactive_file 500\n"},

@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_nothing(run, swm, small_disk, monkeypatch):
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 60_000))
     for known in (True, False):  # known before it begins, and met while it writes
         if not known:
-            monkeypatch.setattr("swm.workspace.files.free_bytes", lambda target: 10**9)
+            monkeypatch.setattr("swm.disk.files.free_bytes", lambda target: 10**9)
         code, _, err = swm("export", "study", "first", small_disk / "small.gguf", "--type", "F32")
         assert code == 1
         assert "No space left" in err

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from swm.disk.names import SHIPPED
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, TOO_FEW, UNDECIDED
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.judged import judged
@@ -13,7 +14,6 @@ from swm.reporting.key_figures import in_llama_cpp, key_figures
 from swm.reporting.table import points, ratio, speedup
 from swm.reporting.verdict import verdict
 from swm.workspace.experiments import Experiment
-from swm.workspace.names import SHIPPED
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from swm.disk.files import SCHEMA, read_json, write_json
+from swm.disk.names import check_name, is_shipped
 from swm.errors import ExperimentError
 from swm.jobs.child import active_targets
 from swm.jobs.sweep import sweeps
@@ -17,8 +19,6 @@ from swm.search.kept_path import kept_path, save_path
 from swm.search.threshold_path import ThresholdPath
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment, list_experiments
-from swm.workspace.files import SCHEMA, read_json, write_json
-from swm.workspace.names import check_name, is_shipped
 from tests.reporting.test_compare import FACTS
 
 ROOT = Path(__file__).parents[2]

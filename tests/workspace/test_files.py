@@ -6,9 +6,9 @@ import subprocess
 
 import pytest
 
+from swm.disk.files import read_json, replaced_folder, write_json
 from swm.errors import ExperimentError
 from swm.workspace.experiments import Experiment
-from swm.workspace.files import read_json, replaced_folder, write_json
 from tests.conftest import need
 from tests.product.test_kill import STAGES, check_whole, content
 

@@ -1,4 +1,4 @@
-"""Tests of swm.workspace.names."""
+"""Tests of swm.disk.names."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from swm.workspace.housekeeping import delete
 
 
 def test_shipped_experiments_are_read_only(experiment, monkeypatch):
-    monkeypatch.setattr("swm.workspace.names.SHIPPED", experiment.folder.parent)
+    monkeypatch.setattr("swm.disk.names.SHIPPED", experiment.folder.parent)
     for change in (
         lambda: experiment.save_similarity("cka", {}),
         lambda: experiment.create_run("a", MergePlan(6)),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from swm import __version__
+from swm.disk.files import check_absent, clean_up, replace_file
 from swm.errors import ExperimentError
 from swm.models.known import BUNDLED
 from swm.progress import Progress, no_progress
@@ -17,7 +18,6 @@ from swm.registry import EXPORT_FORMATS, ExportFormat
 from swm.reporting.formats.card import model_card
 from swm.reporting.names import healed_by
 from swm.settings import GGUF_TYPES
-from swm.workspace.files import check_absent, clean_up, replace_file
 from swm.workspace.runs import Run
 
 CONTEXT = 8192  # most tokens that the Modelfile asks for: their keys and values take memory

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+from swm.disk.files import SCHEMA
 from swm.registry import EXPORT_FORMATS, ExportFormat
-from swm.workspace.files import SCHEMA
 from swm.workspace.recipe import recipe_of
 from swm.workspace.runs import Run
 

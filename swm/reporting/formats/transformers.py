@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from swm.disk.files import check_absent, check_space, clean_up, disk_errors, replaced_folder
 from swm.errors import ExperimentError
 from swm.progress import Progress, no_progress
 from swm.registry import EXPORT_FORMATS, ExportFormat
 from swm.reporting.formats.card import model_card
 from swm.reporting.formats.mergekit import fits_mergekit, mergekit_yaml
 from swm.reporting.formats.recipe import recipe_json
-from swm.workspace.files import check_absent, check_space, clean_up, disk_errors, replaced_folder
 from swm.workspace.runs import Run
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from swm.errors import ExperimentError, MissingError, first_line
-from swm.workspace.people import as_environment
 
 SCHEMA = 1
 SOURCES = Path(__file__).parents[2]
@@ -59,12 +58,6 @@ def whole_path(name: str) -> str:
         return str(path.absolute()) if name.strip() and path.exists() else name
     except (OSError, RuntimeError, ValueError):  # not a valid path
         return name
-
-
-def child_environment(**more: str) -> dict[str, str]:
-    """The environment for a child process that runs in another folder: the same person, and the same home as an
-    absolute path."""
-    return {**os.environ, "SWM_HOME": str(home()), **as_environment(), **more}
 
 
 def demo_experiment() -> str:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+from swm.disk.files import check_space, demo_experiment, disk_errors, home, matching, neighbour
+from swm.disk.names import check_name, read_only_message
 from swm.errors import ExperimentError, ModelError
-from swm.workspace.files import check_space, demo_experiment, disk_errors, home, matching, neighbour
-from swm.workspace.names import check_name, read_only_message
 
 SUFFIXES = ("gguf", "json", "safetensors", "model", "txt", "jinja")  # weights in formats that cannot run code, and text
 FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from swm.errors import ExperimentError, JobError
-from swm.workspace.files import APP_FOLDER, demo_experiment, disk_errors, home, matching, written_at
-from swm.workspace.shared_home import check_machine
+from swm.disk.files import APP_FOLDER, demo_experiment, home, matching, written_at
+from swm.errors import ExperimentError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
@@ -77,23 +72,6 @@ def is_shipped(folder: Path) -> bool:
 def shipped_folders() -> list[Path]:
     """Folders of the bundled examples, sorted by name."""
     return sorted(file.parent for file in matching(SHIPPED, "*/experiment.json"))
-
-
-@contextmanager
-def names_locked() -> Iterator[None]:
-    """Hold the lock for creating and deleting experiments and runs; held for milliseconds."""
-    check_machine()
-    lock = FileLock(home() / ".names.lock")
-    try:
-        with disk_errors(home(), 4096):
-            home().mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=10)
-    except Timeout:
-        raise JobError("Another program is creating or deleting experiments. Try again in a moment.") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def read_only_message(name: str) -> str:
