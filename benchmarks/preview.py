@@ -26,8 +26,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from swm.search.kept_answers import KeptAnswers, save_answers
-from swm.search.kept_path import save_path
+from swm.search.kept_path import KeptAnswers, save_answers, save_path
 from swm.settings import SAMPLE_PROMPTS
 from tools.running import CHROMIUM_FLAGS, running_app
 

@@ -97,7 +97,7 @@ def in_own_process(method: str, threshold: float) -> dict[str, Any]:
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from swm.evaluation.peak_memory import peak_memory
+    from swm.evaluation.speed import peak_memory
     from swm.models.decoder import layer_count, size_bytes
     from swm.models.load import load_model
     from swm.search.find import confirmed_plan, threshold_path

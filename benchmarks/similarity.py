@@ -30,7 +30,7 @@ def main() -> None:
 
     import torch
 
-    from swm.evaluation.peak_memory import peak_memory
+    from swm.evaluation.speed import peak_memory
     from swm.models.decoder import size_bytes
     from swm.models.load import load_model
     from swm.similarity.layers import layer_similarity

@@ -1,7 +1,8 @@
 """Where the seconds of the tests go: `python -m pytest -n 2 -p benchmarks.suite`.
 
 For each file: seconds of a worker, how many of them its process and its children (those that ended) computed, and how
-long it waited. Below it the slowest tests. Seconds of fixtures count for the first test that needs them.
+long it waited. Below it the slowest tests. Seconds of fixtures count for the first test that needs them. What the
+browser, and servers that serve several tests, compute is in no column: it counts as waiting.
 """
 
 import os

@@ -22,13 +22,12 @@ from pages.shared.tables import trace_table
 from pages.shared.target import DOORS, Found, forget_edits, plan_notes, target_plan
 from swm.plan import DEFAULT_RULE, MergePlan, parse_windows
 from swm.registry import MERGE_RULES
-from swm.reporting.arguments import windows_arguments
 from swm.reporting.charts import trace_chart
+from swm.reporting.commands import windows_arguments
 from swm.reporting.heatmaps import similarity_heatmap
 from swm.reporting.names import text_name
 from swm.reporting.preview import plan_view
-from swm.search.kept_answers import kept_answers
-from swm.search.kept_path import outdated_path
+from swm.search.kept_path import kept_answers, outdated_path
 from swm.search.threshold_path import PlanAt, ThresholdPath, known_similarity
 from swm.settings import DEFAULT_THRESHOLD, SAMPLE_PROMPTS, SAMPLE_TOKENS
 from swm.workspace.estimate import about, path_seconds

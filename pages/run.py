@@ -28,8 +28,7 @@ from swm.errors import ExperimentError
 from swm.jobs.child import start
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, WIDTH_METHODS, MergePlan, WidthCut, parse_windows
 from swm.registry import MERGE_RULES
-from swm.reporting.arguments import width_arguments, windows_arguments
-from swm.reporting.commands import run_commands
+from swm.reporting.commands import run_commands, width_arguments, windows_arguments
 from swm.reporting.glossary import title_of
 from swm.search.kept_path import kept_path
 from swm.settings import DEFAULT_THRESHOLD, RecoverySettings

@@ -5,7 +5,7 @@ import pytest
 from swm.errors import PlanError, SettingsError
 from swm.plan import WHOLE_WIDTH, MergePlan, WidthCut, Window, check_layers, parse_windows, windows_from
 from swm.registry import MERGE_RULES, PLANNERS
-from swm.reporting.arguments import plan_arguments, width_arguments
+from swm.reporting.commands import plan_arguments, width_arguments
 from swm.workspace.experiments import PLANS_VERSION
 from swm.workspace.origin import SOURCES, source_of
 

@@ -2,7 +2,7 @@ import pytest
 
 from swm.errors import PlanError, SettingsError
 from swm.plan import MergePlan, Window, parse_windows, trained_layers
-from swm.reporting.arguments import plan_arguments
+from swm.reporting.commands import plan_arguments
 
 
 def test_layers_left_counts_one_layer_for_each_window():

@@ -48,37 +48,52 @@ READ_EARLY = (
 COLD = "SWM_COLD"  # while it is set, Python itself is started
 STARTS_OTHERS = ("app", "study", "sweep")
 LARGEST_REQUEST = 1 << 20
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-prctl = ctypes.CDLL(None).prctl
+PR_SET_CHILD_SUBREAPER = 36
 
 start_cold = subprocess.Popen._execute_child
 server = None  # connection to the process that forks
-imported_with = {}
+imported_with = dict(os.environ)
 one_at_a_time = threading.Lock()
 
 
 def install(at_once=False):
-    """Start forks from now on; the process they are forks of starts at once, or with the first."""
-    subprocess.Popen._execute_child = _start
+    """Start forks from now on (Linux); the process they are forks of starts at once, or with the first."""
+    if sys.platform != "linux":
+        return
+    subprocess.Popen._execute_child = start
     if at_once:
         _start_server()
 
 
-def _start(popen, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startup, flags, shell, *rest):
+def start(popen, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startup, flags, shell, *rest):
     environment = dict(os.environ if env is None else env)
     pipes, session = rest[:6], rest[11]
-    if executable or preexec_fn or pass_fds or shell or not can_be_warm(args, environment, cwd or os.getcwd()):
+    unusual = (
+        executable or preexec_fn or pass_fds or shell or any(n not in (None, -1) for n in (*rest[7:11], *rest[12:]))
+    )
+    if unusual or not can_be_warm(args, environment, cwd or os.getcwd()):
         start_cold(popen, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startup, flags, shell, *rest)
         return
     asked = json.dumps([[str(a) for a in args[1:]], environment, session])
     files = [given if given != -1 else n for n, given in enumerate((pipes[0], pipes[3], pipes[5]))]
     with one_at_a_time:
-        if server is None:
-            _start_server()
-        socket.send_fds(server, [asked.encode()], files)
-        popen.pid = int(server.recv(64))
+        popen.pid = _asked_for(asked.encode(), files)
     popen._child_created = True
     popen._close_pipe_fds(*pipes)
+
+
+def _asked_for(asked, files):
+    """The pid of a new fork."""
+    global server
+    if server is None:
+        _start_server()
+    try:
+        socket.send_fds(server, [asked], files)
+        return int(server.recv(64))
+    except BaseException:  # an answer that is left unread would be taken for the next one
+        server.close()
+        server = None
+        raise
 
 
 def can_be_warm(args, environment, folder):
@@ -87,7 +102,7 @@ def can_be_warm(args, environment, folder):
         return False
     program, how, what = [*map(str, args), "", ""][:3]
     ours = how == "-c" or (how == "-m" and what.split(".")[0] in ("swm", "tests"))
-    return program == PYTHON and ours and _early(environment) == _early(imported_with or os.environ)
+    return program == PYTHON and ours and _early(environment) == _early(imported_with)
 
 
 def _early(environment):
@@ -99,11 +114,15 @@ def _start_server():
     global server
     server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     atexit.register(server.close)
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    imported_with.update(os.environ)
+    _adopt()
     os.set_inheritable(theirs.fileno(), True)
-    os.posix_spawn(PYTHON, [PYTHON, "-m", "tests.warm", str(theirs.fileno())], os.environ)
+    os.posix_spawn(PYTHON, [PYTHON, __file__, str(theirs.fileno())], imported_with)
     theirs.close()
+
+
+def _adopt():
+    """Let forks whose parent has ended become this process's children."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def serve(connection):
@@ -112,20 +131,23 @@ def serve(connection):
         request, files, _, _ = socket.recv_fds(connection, LARGEST_REQUEST, 3)
         if not request:
             os._exit(0)
-        server_pid, (read, write) = os.getpid(), os.pipe()
+        read, write = os.pipe()
         between = os.fork()  # ends at once, which makes the fork a child of the process that asked
         if between == 0:
             between, child = os.getpid(), os.fork()
             if child == 0:
-                while os.getppid() in (between, server_pid):
+                while os.getppid() == between:
                     time.sleep(0.001)
                 connection.close()
+                os.close(read)
+                os.close(write)
                 return *json.loads(request), files
             os.write(write, str(child).encode())
             os._exit(0)
+        os.close(write)
         os.waitpid(between, 0)
         connection.send(os.read(read, 64))
-        for file in (read, write, *files):
+        for file in (read, *files):
             os.close(file)
 
 
@@ -139,9 +161,10 @@ def become(arguments, environment, session, files):
     os.environ.clear()
     os.environ.update(environment)
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)))
-    sys.stdout = sys.__stdout__ = _writer(1, "strict", bool(environment.get("PYTHONUNBUFFERED")))
-    sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace", True)
-    if any(name in arguments for name in STARTS_OTHERS):
+    sys.stdout = sys.__stdout__ = _writer(1, "strict", environment)
+    sys.stderr = sys.__stderr__ = _writer(2, "backslashreplace", environment)
+    command, behind_end_with_parent = arguments[2:3], arguments[6:7]
+    if {*command, *behind_end_with_parent} & {*STARTS_OTHERS}:
         _fork_server()
     else:
         subprocess.Popen._execute_child = start_cold
@@ -149,17 +172,24 @@ def become(arguments, environment, session, files):
     _run(arguments)
 
 
-def _writer(file, errors, at_once):
-    raw = io.BufferedWriter(io.FileIO(file, "w", closefd=False))
-    return io.TextIOWrapper(raw, errors=errors, write_through=at_once, line_buffering=at_once)
+def _writer(file, errors, environment):
+    raw = io.FileIO(file, "w", closefd=False)
+    unbuffered = bool(environment.get("PYTHONUNBUFFERED"))
+    encoding, _, asked = environment.get("PYTHONIOENCODING", "utf-8").partition(":")
+    return io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw),
+        encoding=encoding,
+        errors=asked or errors,
+        write_through=unbuffered,
+        line_buffering=file == 2,
+    )
 
 
 def _fork_server():
     """A process that forks for this one, as this one has imported all of it already."""
     global server
     server, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    imported_with.update(os.environ)
+    _adopt()
     install()
     if os.fork() == 0:
         server.close()
@@ -190,12 +220,12 @@ def _run(arguments):
 
 def _to_its_end(work, *arguments):
     """Run and exit as Python does, but for freeing every object."""
-    code = 0
+    code, interrupted = 0, False
     try:
         work(*arguments)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        traceback.print_exc()
+        interrupted = True
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
@@ -207,11 +237,17 @@ def _to_its_end(work, *arguments):
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    if interrupted:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     os._exit(code)
 
 
 if __name__ == "__main__":
+    os.chdir(ROOT)
+    sys.path[0] = str(ROOT)
     for module in HEAVY:
         importlib.import_module(module)
     gc.freeze()
+    assert threading.active_count() == 1  # another thread would be missing in every fork
     _to_its_end(become, *serve(socket.socket(fileno=int(sys.argv[1]))))

@@ -9,7 +9,7 @@ import streamlit as st
 
 from pages.shared.fields import Form
 from swm.checked import choices, limits
-from swm.reporting.arguments import recovery_arguments
+from swm.reporting.commands import recovery_arguments
 from swm.settings import PRESET_HELP, PRESETS, RecoverySettings
 
 WORDS = {

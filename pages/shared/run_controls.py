@@ -8,7 +8,7 @@ from pages.shared.control import offer_control
 from pages.shared.manage_run import manage
 from swm.jobs.child import start
 from swm.llama_cpp.client import client_missing
-from swm.reporting.arguments import plan_arguments, recovery_arguments
+from swm.reporting.commands import plan_arguments, recovery_arguments
 from swm.workspace.runs import BASELINE, Run
 
 NEW, REMAINING, IN_LLAMA_CPP = "new run", "Run the remaining steps", "Measure in llama.cpp"

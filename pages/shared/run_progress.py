@@ -9,11 +9,11 @@ import streamlit as st
 
 from pages.shared.frame import duration, time_left
 from pages.shared.plain import plain
-from swm.healing.training_speed import training_speed
 from swm.registry import MERGE_RULES, as_sentence
 from swm.reporting.charts import loss_chart
 from swm.reporting.glossary import title_of
 from swm.reporting.names import stage_name
+from swm.workspace.estimate import training_speed
 from swm.workspace.runs import Run
 from swm.workspace.state import State
 from swm.workspace.units import gib

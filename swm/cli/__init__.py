@@ -7,6 +7,5 @@
 - options: the parser: commands, their arguments and help texts
 - plans: from a command's options to a plan
 - show: commands that show, export, cancel or delete: compare, report, export, answer, app, cancel, delete
-- targets: what several commands share: the experiment they work on, and their result
 - watched: a stage run from a terminal, with its state on disk and a progress bar
 """

@@ -6,8 +6,7 @@ import argparse
 from dataclasses import asdict, replace
 from typing import Any
 
-from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
-from swm.cli.targets import Result, own_experiment
+from swm.cli.plans import Result, chosen_plan, measured_plan, own_experiment, recovery_settings, windows_text
 from swm.cli.watched import progress_bar, watched
 from swm.disk.names import check_new, is_shipped
 from swm.plan import MergePlan, Window, layers_at

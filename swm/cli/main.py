@@ -28,6 +28,7 @@ from swm.cli.make import (
     run_time,
 )
 from swm.cli.options import build_parser
+from swm.cli.plans import Result
 from swm.cli.show import (
     run_answer,
     run_app,
@@ -38,7 +39,6 @@ from swm.cli.show import (
     run_rename,
     run_report,
 )
-from swm.cli.targets import Result
 from swm.errors import Cancelled, SwmError, printable
 from swm.jobs.cluster import FOLDER, LOG, cluster, run_there
 from swm.models.processes import is_first, world_size

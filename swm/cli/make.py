@@ -8,8 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from swm.cli.check import TARGETS
-from swm.cli.plans import chosen_plan, measured_plan, recovery_settings, windows_text
-from swm.cli.targets import Entries, Result, compared_rows, comparison_table, own_experiment
+from swm.cli.plans import (
+    Entries,
+    Result,
+    chosen_plan,
+    compared_rows,
+    comparison_table,
+    measured_plan,
+    own_experiment,
+    recovery_settings,
+    windows_text,
+)
 from swm.cli.watched import watched
 from swm.disk.names import check_name
 from swm.errors import ExperimentError, SettingsError
@@ -18,9 +27,8 @@ from swm.jobs.tracking import tracked
 from swm.models.processes import world_size
 from swm.plan import DEFAULT_RULE, WHOLE_WIDTH, MergePlan, WidthCut, parse_windows
 from swm.reporting.verdict import speed_words
-from swm.studies.cells import cells_of
 from swm.studies.grid_files import grid_of
-from swm.studies.grids import KINDS, OF_RUNS, Grid
+from swm.studies.grids import KINDS, OF_RUNS, Grid, cells_of
 from swm.workspace.changes import plan_changes, recovery_changes, refuse
 from swm.workspace.runs import Run
 from swm.workspace.tracked import job_lock

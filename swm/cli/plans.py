@@ -11,13 +11,15 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from swm.cli.watched import watched
-from swm.errors import PlanError, SettingsError
+from swm.errors import ExperimentError, PlanError, SettingsError
 from swm.models.processes import agreed, is_first
 from swm.plan import DEFAULT_RULE, MergePlan, layers_at, parse_windows
 from swm.progress import Progress, no_progress
 from swm.search.threshold_path import PlanAt
 from swm.settings import CACHE_TOKENS, PLAN_BUDGET, RecoverySettings, preset_settings
+from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
+from swm.workspace.runs import BASELINE, Run
 from swm.workspace.targets import (
     LEAST_LAYERS,
     MEMORY,
@@ -196,3 +198,32 @@ def recovery_settings(options: argparse.Namespace) -> RecoverySettings:
     if (changed["texts"] or "").endswith((".txt", ".jsonl")):
         changed["texts"] = os.path.abspath(os.path.expanduser(changed["texts"]))
     return preset_settings(options.preset, **changed)
+
+
+Result = tuple[Any, str]  # for --json, and as text
+Entries = dict[str, Any]  # of run.json
+
+
+def own_experiment(name: str) -> Experiment:
+    """An experiment of the user's own; raises ExperimentError if it is read-only."""
+    experiment = Experiment.open(name)
+    if experiment.read_only:
+        raise ExperimentError(experiment.why_read_only())
+    return experiment
+
+
+def compared_rows(run: Run) -> list[dict[str, Any]]:
+    """The rows of the original, the run and its control, with verdicts."""
+    from swm.reporting.compare import compare
+    from swm.reporting.judged import judged
+
+    control = control_of(run)
+    names = (BASELINE, run.name, control.name if control else None)
+    return judged([row for row in compare(run.experiment) if row["run"] in names])
+
+
+def comparison_table(run: Run) -> str:
+    """The original, a run and its control side by side, as text."""
+    from swm.reporting.table import table
+
+    return table(compared_rows(run))

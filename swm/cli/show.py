@@ -10,7 +10,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from swm.cli.targets import Result, own_experiment
+from swm.cli.plans import Result, own_experiment
 from swm.cli.watched import watched
 from swm.disk.files import APP_FOLDER, demo_experiment
 from swm.disk.names import read_only_message

@@ -5,7 +5,6 @@
 - cost: how the time per generated token splits between the layers and the rest
 - generation: greedy generation token by token, and whether a model can generate at all
 - paired: compares two models on the same documents: difference, interval, test, flipped answers
-- peak_memory: peak memory of a block of code, beyond what was in use before
 - perplexity: perplexity of texts, with its interval
 - shared_context: an lm-eval model that computes the shared context of a question's choices once
 - speed: latency, throughput and memory of generation, models timed in turn

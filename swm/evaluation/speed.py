@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import statistics
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from swm.evaluation.generation import check_keeps_cache, generated_tokens, wait_for_device
-from swm.evaluation.peak_memory import peak_memory
 from swm.models.decoder import size_bytes
 from swm.progress import Progress
 
@@ -120,3 +124,37 @@ def _generation_seconds(model: PreTrainedModel, prompt: Tensor, new_tokens: int)
         wait_for_device(model)
         times.append(time.perf_counter() - start)
     return times[0], times[-1]
+
+
+@contextmanager
+def peak_memory(model: PreTrainedModel) -> Iterator[list[int]]:
+    """A list whose single entry holds, after the block, its peak memory in bytes beyond what was in use before."""
+    peak = [0]
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+        before = torch.cuda.memory_allocated(model.device)
+        yield peak
+        peak[0] = torch.cuda.max_memory_allocated(model.device) - before
+        return
+    _return_freed_memory()
+    process, stop = psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not stop.wait(0.01):
+            peak[0] = max(peak[0], process.memory_info().rss - before)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _return_freed_memory() -> None:
+    """Return freed memory to the system, otherwise a second generation seems to need none. glibc only."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)

@@ -6,5 +6,4 @@
 - quantized: frozen weights in four bits (QLoRA)
 - rows: a recovery text as sequences of token ids with labels
 - trainer: transformers' Trainer for a recovery: settings, checkpoints, stopping
-- training_speed: how fast a recovery trains
 """

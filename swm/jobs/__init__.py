@@ -7,7 +7,6 @@
 - end_with_parent: runs a command that ends when its parent process ends
 - needs: the memory that a command needs, for engines that place jobs by it
 - on_node: runs a job on a node of a cluster, and writes down how it ended if it could not do that itself
-- pace: how long a step of a stage will still take, by its own pace
 - ray_cluster: runs the cells of a sweep as tasks on a Ray cluster
 - sweep: a sweep's folder and the state of its runs
 - sweep_file: a sweep's file, and the command of each of its runs

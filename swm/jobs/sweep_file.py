@@ -20,7 +20,7 @@ from swm.errors import ExperimentError, SettingsError
 from swm.evaluation.task_names import TASKS, Limit
 from swm.plan import DEFAULT_RULE
 from swm.registry import MERGE_RULES, PLANNERS
-from swm.reporting.arguments import recovery_arguments
+from swm.reporting.commands import recovery_arguments
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
 from swm.workspace.targets import count_from, loss_from, size_from

@@ -60,7 +60,7 @@ def facts_for(model: PreTrainedModel, kept: Sequence[int]) -> Facts:
     return copy.deepcopy(found)
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _facts_found(build: _Build, kept: tuple[int, ...]) -> Facts | str:
     """The facts, or why there are none: found once, because building models for it is what takes time."""
     before = _layers_of(build, {})

@@ -1,6 +1,5 @@
 """What is shown: the table of runs, charts, the preview's data, the HTML report, exported models.
 
-- arguments: command-line options for a plan or a recovery
 - charts: plotly figures for pages and report
 - compare_charts: plotly figures that compare models
 - commands: the commands that reproduce an experiment or a run
@@ -10,7 +9,6 @@
 - export: exports a run's model with its model card and recipe
 - finalists: how sure a planner's choice is, in words
 - glossary: what each number means, in one sentence
-- headline: the run that pages lead with
 - heatmaps: heat maps of layer similarity
 - html: Jinja environment and plotly figures for the HTML report
 - judged: rows with differences from original and control, and verdicts

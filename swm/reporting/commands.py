@@ -8,8 +8,9 @@ from dataclasses import asdict
 from typing import Any
 
 from swm.disk.names import EXAMPLE, is_shipped
+from swm.plan import MergePlan, WidthCut
 from swm.registry import PLANNERS
-from swm.reporting.arguments import plan_arguments, recovery_arguments
+from swm.settings import preset_settings
 from swm.similarity.measure import Measure
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
@@ -117,3 +118,28 @@ def _evaluation(run: Run) -> list[str]:
 
 def _command(*arguments: str) -> str:
     return shlex.join(["python", "-m", "swm", *arguments])
+
+
+def plan_arguments(plan: MergePlan) -> list[str]:
+    """Options for this plan: windows, rule, width."""
+    windows = windows_arguments(",".join(map(str, plan.windows)))
+    return [*windows, "--rule", plan.rule, *width_arguments(plan.width)]
+
+
+def windows_arguments(windows: str) -> list[str]:
+    """Options for windows set by hand."""
+    return [f"--windows={windows}"] if windows.startswith("-") else ["--windows", windows]
+
+
+def width_arguments(width: WidthCut) -> list[str]:
+    """Options for width pruning; none without it."""
+    return ["--width", f"{width.ratio:g}", "--width-by", width.method] if width.ratio else []
+
+
+def recovery_arguments(settings: dict[str, Any]) -> list[str]:
+    """Options for these settings: the preset, and every value that differs from it."""
+    preset = asdict(preset_settings(settings["preset"], steps=settings["steps"]))
+    changed = {name: settings[name] for name in preset if name in settings and settings[name] != preset[name]}
+    changed["steps"] = settings["steps"]
+    options = [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", f"{value}")]
+    return ["--preset", settings["preset"], *options]

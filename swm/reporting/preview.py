@@ -9,7 +9,7 @@ from swm.plan import MergePlan, Window
 from swm.registry import MERGE_RULES
 from swm.reporting.glossary import TERMS
 from swm.reporting.palette import WINDOW_COLOURS
-from swm.search.kept_answers import KeptAnswers
+from swm.search.kept_path import KeptAnswers
 from swm.search.threshold_path import ThresholdPath
 from swm.workspace.targets import parameters_of, speedup_with, weights_of
 from swm.workspace.units import gib

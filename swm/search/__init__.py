@@ -2,7 +2,6 @@
 
 - attention_loss: which layers' attention a model can best do without
 - find: the search at one threshold, and the exact threshold path
-- kept_answers: what the models of an experiment's plans write, on disk beside the path
 - kept_path: an experiment's threshold path on disk, and whether it is still valid
 - plan_loss: the loss of a plan's model on calibration text, without building that model
 - threshold_path: every plan for every threshold, as a table of similarities

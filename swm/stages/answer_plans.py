@@ -16,7 +16,7 @@ from swm.models.offload import is_offloaded
 from swm.models.processes import agreed, is_first, shared, world_size
 from swm.plan import MergePlan, Window
 from swm.progress import Progress
-from swm.search.kept_answers import kept_answers, original_answers, save_answers
+from swm.search.kept_path import kept_answers, original_answers, save_answers
 from swm.workspace.experiments import Experiment
 from swm.workspace.units import duration
 

@@ -20,7 +20,7 @@ from swm.plan import MergePlan, check_layers
 from swm.planners.plan_with import check_budget, plan_with
 from swm.progress import Progress, no_progress, share_of
 from swm.registry import MERGE_RULES, PLANNERS
-from swm.search.kept_answers import kept_answers
+from swm.search.kept_path import kept_answers
 from swm.search.tried import TriedPlans
 from swm.settings import PLAN_BUDGET
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original

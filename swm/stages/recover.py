@@ -19,7 +19,6 @@ from swm.healing.own_answers import check_prompts
 from swm.healing.quantized import check_quantizes, fold_adapter
 from swm.healing.rows import training_rows
 from swm.healing.trainer import OnStep
-from swm.healing.training_speed import training_speed
 from swm.merging.fit import solving_bytes
 from swm.models.decoder import check_length
 from swm.models.load import load_tokenizer, pick_device
@@ -35,7 +34,7 @@ from swm.stages.loading import calibration_of, check_text, digest, load_original
 from swm.stages.merge import check_not_baseline, save_run_model
 from swm.texts.documents import recovery_examples, text_hash
 from swm.texts.example import Example
-from swm.workspace.estimate import BACKWARD, evaluated_tokens
+from swm.workspace.estimate import BACKWARD, evaluated_tokens, training_speed
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import Run
 from swm.workspace.training_memory import trained_bytes

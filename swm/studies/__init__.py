@@ -1,6 +1,5 @@
 """Grids of methods and depths, running them, their rows.
 
-- cells: the cells of a study as far as they are known
 - findings: what the scores of a study can tell apart
 - grids: grids of methods and depths, declared in assets/studies.yaml
 - grids_of_measures: grids of studies that make no runs: thresholds, and texts

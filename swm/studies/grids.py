@@ -13,6 +13,7 @@ from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import CACHE_TOKENS, RecoverySettings, preset_settings
 from swm.studies.grids_of_measures import TextsGrid, ThresholdGrid
 from swm.workspace.controls import CONTROL
+from swm.workspace.experiments import Experiment
 from swm.workspace.targets import (
     LEAST_LAYERS,
     LOSS,
@@ -257,3 +258,8 @@ def tasks_of(grid: Grid | ThresholdGrid | TextsGrid) -> tuple[str, ...]:
     if isinstance(grid, Grid):
         return grid.tasks
     return (grid.task,) if isinstance(grid, ThresholdGrid) and grid.scored_at else ()
+
+
+def cells_of(experiment: Experiment, kind: str, grid: Grid) -> list[Cell]:
+    """The cells of a study's grid; those of a speed or a loss only once the study has found their depths."""
+    return grid.cells(experiment.model_facts, experiment.cost(), (experiment.study(kind) or {}).get("within"))

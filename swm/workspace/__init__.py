@@ -8,7 +8,6 @@
 - housekeeping: copies, renames and deletes whole experiments and runs
 - origin: what chose a plan's windows, with its publication
 - people: who acts, and whether what they act on is theirs
-- plan_records: one pydantic model per JSON file with plans
 - reading: reads our JSON files, cached until they change
 - recipe: a run in one file; mergekit's form of a plan
 - records: one pydantic model per JSON file of experiments, runs and states

@@ -12,7 +12,6 @@ from pydantic import Field, TypeAdapter, ValidationError, create_model, model_va
 from swm.checked import Record, explained
 from swm.errors import ExperimentError
 from swm.settings import ExperimentSettings, RecoverySettings
-from swm.workspace.plan_records import PlannedFile, TriedFile
 from swm.workspace.result_records import (
     AnswersFile,
     CostFile,
@@ -20,12 +19,14 @@ from swm.workspace.result_records import (
     Free,
     LlamaCppFile,
     PathFile,
+    PlannedFile,
     Positive,
     QuestionsFile,
     ScoresFile,
     SimilarityFile,
     StudyFile,
     TimingFile,
+    TriedFile,
 )
 from swm.workspace.state import State
 

@@ -276,12 +276,15 @@ class Run(Tracked):
 
     def read_unless_gone(self, read: Callable[[Run], T]) -> T | None:
         """What `read` makes of the run; None if another process deleted or renamed it before that was done."""
-        try:
-            return read(self)
-        except (ExperimentError, LookupError, OSError):
-            if self.is_there():
-                raise
-            return None
+        for last in (False, True):  # it could have been deleted and made again
+            try:
+                return read(self)
+            except (ExperimentError, LookupError, OSError):
+                if not self.is_there():
+                    return None
+                if last:
+                    raise
+        return None
 
 
 @once_for_each_writing

@@ -1,10 +1,10 @@
-"""Tests of swm.jobs.pace."""
+"""Tests of swm.jobs.tracking."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swm.jobs.pace import Pace
+from swm.jobs.tracking import Pace
 from swm.progress import UNLIKE
 
 

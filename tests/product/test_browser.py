@@ -14,8 +14,7 @@ from swm.jobs.child import active_targets
 from swm.jobs.sweep import Sweep
 from swm.plan import MergePlan, Window
 from swm.reporting.report import report_html, write_report
-from swm.search.kept_answers import kept_answers
-from swm.search.kept_path import kept_path
+from swm.search.kept_path import kept_answers, kept_path
 from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.stages.merge import merge_run

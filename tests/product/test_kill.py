@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import signal
+import subprocess
 
 import pytest
 from safetensors import safe_open
@@ -16,6 +17,7 @@ from swm.settings import ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.workspace.experiments import Experiment
 from swm.workspace.state import ACTIVE
+from tests import warm
 from tests.conftest import need
 from tests.killing import run
 
@@ -102,8 +104,11 @@ def commands(stage, recover):
 
 @pytest.mark.data
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_at_any_change_of_the_disk_it_ends_as_if_undisturbed(stage, study, home, tmp_path, text_file, often):
+def test_killed_at_any_change_of_the_disk_it_ends_as_if_undisturbed(
+    stage, study, home, tmp_path, text_file, often, monkeypatch
+):
     need("olmo_eval")
+    monkeypatch.setattr(subprocess.Popen, "_execute_child", warm.start)  # else most moments are those of importing
     rng, log = random.Random(stage), tmp_path / "log"
     recover = (*STAGES["recover"][1], "--texts", text_file)
     command = recover if stage == "recover" else STAGES[stage][1]

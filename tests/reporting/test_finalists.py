@@ -14,7 +14,7 @@ from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
 from swm.registry import PLANNERS
 from swm.reporting.finalists import finalists_sentence, halves_sentence, text_matters
-from swm.search.kept_answers import kept_answers
+from swm.search.kept_path import kept_answers
 from swm.settings import FIT_TOKENS, ExperimentSettings
 from swm.stages.create import create_experiment
 from swm.stages.loading import calibration_of, load_original

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from swm.plan import MergePlan, Window
 from swm.reporting.preview import path_view, plan_view
 from swm.search.find import threshold_path
-from swm.search.kept_answers import KeptAnswers
+from swm.search.kept_path import KeptAnswers
 from swm.search.threshold_path import ThresholdPath, known_similarity
 from swm.similarity.blocks import pair_sentence, similar_patches
 from tests.search.test_find import seeded_score

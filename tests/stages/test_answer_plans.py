@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from swm.plan import Window, parse_windows
-from swm.search.kept_answers import kept_answers
+from swm.search.kept_path import kept_answers
 from swm.settings import SAMPLE_PROMPTS, SAMPLE_TOKENS
 from swm.workspace.experiments import Experiment
 from tests.conftest import tiny_model

@@ -5,8 +5,7 @@ import pytest
 import swm.stages.first_look as stage
 from swm.cli.main import main
 from swm.errors import PlanError
-from swm.search.kept_answers import kept_answers
-from swm.search.kept_path import kept_path
+from swm.search.kept_path import kept_answers, kept_path
 from swm.workspace.experiments import Experiment
 
 

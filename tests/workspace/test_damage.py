@@ -9,7 +9,6 @@ import pytest
 
 from swm.errors import SwmError
 from swm.evaluation.paired import flipped, paired
-from swm.healing.training_speed import training_speed
 from swm.plan import MergePlan, Window
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows
@@ -19,9 +18,9 @@ from swm.reporting.preview import path_view
 from swm.reporting.report import report_html
 from swm.reporting.table import table
 from swm.search.find import threshold_path
-from swm.search.kept_answers import KeptAnswers, kept_answers, save_answers
-from swm.search.kept_path import kept_path, save_path
+from swm.search.kept_path import KeptAnswers, kept_answers, kept_path, save_answers, save_path
 from swm.settings import ExperimentSettings, preset_settings
+from swm.workspace.estimate import training_speed
 from swm.workspace.experiments import Experiment, list_experiments
 from swm.workspace.recipe import recipe_of
 from tests.reporting.test_compare import FACTS, scores

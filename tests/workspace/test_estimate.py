@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from swm.cli.main import main
-from swm.healing.training_speed import training_speed
 from swm.models.load import config_facts
 from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
@@ -26,6 +25,7 @@ from swm.workspace.estimate import (
     planner_seconds,
     recent_rates,
     stage_needs,
+    training_speed,
     with_rate,
 )
 from swm.workspace.experiments import Experiment

@@ -110,14 +110,14 @@ def test_a_copy_belongs_to_who_made_it(anns, acting):
 def test_a_job_acts_for_who_started_it(anns, acting, monkeypatch):
     """What the child process is told: it may do what the person may, and what it creates is theirs."""
     acting(BOB)
-    environment = people.as_environment()
+    environment = people.child_environment()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     people.identify_by(people._of_environment)
     assert people.person() == BOB
     assert Experiment.open("anns").read_only
     acting(ADMIN)
-    for name, value in people.as_environment().items():
+    for name, value in people.child_environment().items():
         monkeypatch.setenv(name, value)
     people.identify_by(people._of_environment)
     assert people.person() == ADMIN
