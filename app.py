@@ -14,9 +14,9 @@ from pages.shared.verdict import judged_rows, show_verdict
 from pages.shared.words import show_words
 from swm.disk.names import is_shipped
 from swm.reporting.compare import compare, flat_rows
+from swm.reporting.headline import headline, perplexity_ratio
 from swm.reporting.names import row_name
 from swm.reporting.preview import WITHIN
-from swm.reporting.verdict import headline, perplexity_ratio
 from swm.workspace.experiments import list_experiments
 
 SMALL = 1000  # millions of parameters: smaller models say little that is right

@@ -24,10 +24,10 @@ from swm.reporting.compare_charts import (
 )
 from swm.reporting.csv_table import csv_text
 from swm.reporting.glossary import TERMS
+from swm.reporting.headline import headline
 from swm.reporting.judged import judged, key_of, pin
 from swm.reporting.names import row_name
 from swm.reporting.table import cost_lines
-from swm.reporting.verdict import headline
 from swm.workspace.experiments import list_experiments
 
 MOST_COLUMNS = 8  # more models than this are the lines of a table, not its columns

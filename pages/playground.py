@@ -14,9 +14,9 @@ from pages.shared.plain import plain
 from pages.shared.words import marked, model_heading
 from swm.jobs.child import stream
 from swm.reporting.compare import compare, flat_rows
+from swm.reporting.headline import headline
 from swm.reporting.names import row_name, run_name
 from swm.reporting.palette import model_colours, row_colours
-from swm.reporting.verdict import headline
 from swm.settings import SAMPLE_PROMPTS
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE

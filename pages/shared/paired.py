@@ -13,7 +13,7 @@ from swm.evaluation.paired import SCORES, flipped, paired
 from swm.reporting.compare import documents_of
 from swm.reporting.compare_charts import differences_chart
 from swm.reporting.glossary import TITLES, help_for
-from swm.reporting.verdict import headline
+from swm.reporting.headline import headline
 
 TESTS = {
     "accuracy": "exact McNemar test, which takes the number of changed answers as given",

@@ -5,7 +5,7 @@
 - main: the entry point
 - make: commands that make models and scores: merge, recover, evaluate, time, run, study, sweep, repeat, demo
 - options: the parser: commands, their arguments and help texts
-- plans: from a command's options to a plan
+- plans: from a command's options to a plan; what commands share
 - show: commands that show, export, cancel or delete: compare, report, export, answer, app, cancel, delete
 - watched: a stage run from a terminal, with its state on disk and a progress bar
 """

@@ -1,4 +1,4 @@
-"""From a command's options to a plan and to recovery settings."""
+"""From a command's options to a plan and to recovery settings; what commands share: their experiment and result."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from swm.evaluation.generation import check_keeps_cache, generated_tokens, keeps
 from swm.merging.apply import apply_plan
 from swm.merging.merged_layer import MergedLayer
 from swm.models.decoder import find_decoder, parameter_count
-from swm.models.layer_outputs import hooked
+from swm.models.hooks import hooked
 from swm.models.load import bfloat16_is_faster, pick_device
 from swm.models.locate import config_alone, skeleton
 from swm.plan import MergePlan, Window

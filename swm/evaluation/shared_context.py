@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm.models.layer_outputs import hooked
+from swm.models.hooks import hooked
 from swm.models.processes import gathered, own_part
 
 Request = tuple[tuple[str, str], list[int], list[int]]

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, Trainer
 
 from swm.models.decoder import find_decoder
-from swm.models.layer_outputs import hidden_of, hooked
+from swm.models.hooks import hooked
+from swm.models.layer_outputs import hidden_of
 from swm.models.processes import world_size
 
 IGNORED = -100  # label of a token whose loss does not count

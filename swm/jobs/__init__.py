@@ -10,6 +10,6 @@
 - ray_cluster: runs the cells of a sweep as tasks on a Ray cluster
 - sweep: a sweep's folder and the state of its runs
 - sweep_file: a sweep's file, and the command of each of its runs
-- tracking: the state of a running stage: progress, heartbeat, and how it ended
+- tracking: the state of a running stage: progress, time left, heartbeat, and how it ended
 - workers: runs the unfinished cells of a sweep, on this machine or on Ray
 """

@@ -18,12 +18,7 @@ from typing import IO, Any
 
 import psutil
 
-from swm.disk.files import (
-    APP_FOLDER,
-    demo_experiment,
-    home,
-    matching,
-)
+from swm.disk.files import APP_FOLDER, demo_experiment, home, matching
 from swm.disk.names import NAME, check_new, experiments_folder
 from swm.errors import JobError, SwmError
 from swm.jobs.cluster import cluster, stop, submit

@@ -1,4 +1,4 @@
-"""The state of a running stage: progress, heartbeat, and how it ended."""
+"""The state of a running stage: progress, time left, heartbeat, and how it ended."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from swm.errors import NoFitError
-from swm.models.layer_outputs import hooked
+from swm.models.hooks import hooked
 from swm.models.one_layer import OneLayer
 
 CLOSE = 1e-2  # relative difference up to which a module is taken to compute what it should

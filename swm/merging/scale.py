@@ -24,7 +24,7 @@ from swm.errors import NoScaleError
 from swm.merging.merged_layer import Divided, MergedLayer
 from swm.merging.projection import bumped, is_linear_map, norm_offset
 from swm.models.decoder import find_decoder
-from swm.models.layer_outputs import hooked
+from swm.models.hooks import hooked
 from swm.models.one_layer import OneLayer
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window

@@ -21,7 +21,7 @@ from swm.merging.least_squares import (
     ridge_solution,
 )
 from swm.merging.projection import Ending, Experts, NormedProjection, Projection
-from swm.models.layer_outputs import hooked
+from swm.models.hooks import hooked
 from swm.models.one_layer import OneLayer
 from swm.settings import SKIPPED_TOKENS
 

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from swm.errors import ModelError
 from swm.models.decoder import find_decoder
 from swm.models.gradients import loss_gradients
-from swm.models.layer_outputs import check_tokens, hooked, run_decoder
+from swm.models.hooks import hooked
+from swm.models.layer_outputs import check_tokens, run_decoder
 from swm.plan import WidthCut
 
 log = logging.getLogger(__name__)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from swm.errors import NotFiniteError, TextError
 from swm.models.decoder import find_decoder
+from swm.models.hooks import hooked
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -89,30 +88,3 @@ def check_finite(hidden: Tensor, layer: int) -> None:
 def layer_hooks(layer: nn.Module, before: Callable[..., None], after: Callable[..., None]) -> list[Any]:
     """Registers hooks before and after a layer's forward pass; gives their handles."""
     return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
-
-
-@contextmanager
-def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Removes registered hooks when the block ends, even if it raises."""
-    handles = list(handles)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def forward_replaced(modules: Iterable[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Calls another function in place of the modules' own."""
-    originals = [(module, module.__dict__.get("forward")) for module in modules]
-    try:
-        for module, _ in originals:
-            module.__dict__["forward"] = forward
-        yield
-    finally:
-        for module, original in originals:
-            if original is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = original

@@ -22,17 +22,8 @@ from transformers import PreTrainedModel
 from swm.disk.files import check_space, disk_errors, home
 from swm.errors import ModelError
 from swm.models.decoder import find_decoder
-from swm.models.layer_outputs import (
-    Call,
-    check_finite,
-    check_tokens,
-    forward_replaced,
-    hidden_of,
-    hooked,
-    layer_hooks,
-    run_decoder,
-    split_call,
-)
+from swm.models.hooks import forward_replaced, hooked
+from swm.models.layer_outputs import Call, check_finite, check_tokens, hidden_of, layer_hooks, run_decoder, split_call
 from swm.models.offload import bare, brought, is_offloaded, weights_of
 
 

@@ -9,6 +9,7 @@
 - export: exports a run's model with its model card and recipe
 - finalists: how sure a planner's choice is, in words
 - glossary: what each number means, in one sentence
+- headline: the run that pages lead with
 - heatmaps: heat maps of layer similarity
 - html: Jinja environment and plotly figures for the HTML report
 - judged: rows with differences from original and control, and verdicts

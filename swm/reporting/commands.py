@@ -1,4 +1,4 @@
-"""The commands that reproduce an experiment or a run."""
+"""The commands that reproduce an experiment or a run, and their options for a plan or a recovery."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows, reference_rows
 from swm.reporting.compare_charts import MOST_BARS, differences_chart, scores_chart, scores_grid
 from swm.reporting.glossary import TERMS, TITLES
+from swm.reporting.headline import headline
 from swm.reporting.heatmaps import similarity_heatmap
 from swm.reporting.html import figure_html, template_environment
 from swm.reporting.judged import judged
@@ -24,7 +25,7 @@ from swm.reporting.key_figures import key_figures, timed_in
 from swm.reporting.names import row_name
 from swm.reporting.preview import plan_view
 from swm.reporting.table import cost_lines, lines
-from swm.reporting.verdict import gain_and_cost, headline, in_short, reference_of
+from swm.reporting.verdict import gain_and_cost, in_short, reference_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.units import gib

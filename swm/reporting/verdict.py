@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, FEWEST_DOCUMENTS, TOO_FEW, UNDECIDED
-from swm.reporting.compare import same_text
 from swm.reporting.names import text_name
-from swm.reporting.preview import WITHIN
-from swm.workspace.runs import BASELINE
 
 Entry = dict[str, Any]
 UNCLEAR = "unclear"  # what an interval around no difference shows
@@ -205,38 +202,3 @@ def _digits(ends: Sequence[float]) -> int:
 def digits_for(ends: Sequence[float], least: int) -> int:
     """Decimals with which no end of an interval is rounded to 0: `least`, or up to two more."""
     return next((n for n in (least, least + 1) if all(round(end, n) or not end for end in ends)), least + 2)
-
-
-def headline(rows: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]] = ()) -> int:
-    """The place of the row to lead with, among rows as from `flat_rows`.
-
-    The smallest model whose perplexity is at most WITHIN times its original's (of equal ones the best); if there is
-    none, the one that loses least. Controls and originals only if there is nothing else, unscored ones the same.
-
-    Args:
-        every: rows to find the originals among, where `rows` are a part of them.
-    """
-    originals = {row["experiment"]: row for row in every or rows if row["run"] == BASELINE}
-
-    def rank(place: int) -> tuple[Any, ...]:
-        row = rows[place]
-        ratio = perplexity_ratio(row, originals.get(row["experiment"]))
-        candidate = row["run"] != BASELINE and not row["control"]
-        if ratio is None:
-            return candidate, False, False, row["created"], place
-        within = ratio <= WITHIN
-        return candidate, True, within, -row["parameters"] if within else 0, -ratio, row["created"], place
-
-    return max(range(len(rows)), key=rank)
-
-
-def perplexity_ratio(row: dict[str, Any], original: dict[str, Any] | None) -> float | None:
-    """Perplexity relative to the original's: the geometric mean over texts that both read alike; None without any."""
-    if original is None:
-        return None
-    logs = [
-        math.log(entry["value"] / original["perplexities"][text]["value"])
-        for text, entry in row["perplexities"].items()
-        if (same := original["perplexities"].get(text)) and same_text(entry, same)
-    ]
-    return math.exp(math.fsum(logs) / len(logs)) if logs else None

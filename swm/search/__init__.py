@@ -2,7 +2,7 @@
 
 - attention_loss: which layers' attention a model can best do without
 - find: the search at one threshold, and the exact threshold path
-- kept_path: an experiment's threshold path on disk, and whether it is still valid
+- kept_path: an experiment's threshold path on disk, whether it is still valid, and what its plans' models write
 - plan_loss: the loss of a plan's model on calibration text, without building that model
 - threshold_path: every plan for every threshold, as a table of similarities
 - tried: losses of plans that planners tried, kept so that a search goes on where it stopped

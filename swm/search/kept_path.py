@@ -1,4 +1,4 @@
-"""An experiment's threshold path on disk, and whether it is still valid."""
+"""An experiment's threshold path on disk, whether it is still valid, and what its plans' models write."""
 
 from __future__ import annotations
 

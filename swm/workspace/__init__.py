@@ -11,9 +11,9 @@
 - reading: reads our JSON files, cached until they change
 - recipe: a run in one file; mergekit's form of a plan
 - records: one pydantic model per JSON file of experiments, runs and states
-- result_records: one pydantic model per JSON file with results
+- result_records: one pydantic model per JSON file with results or plans
 - runs: runs: one plan's life inside an experiment, as files on disk
-- shared_home: whether locks of a home that several machines use hold on all of them
+- shared_home: whether locks of a home that several machines use hold on all of them; the lock of names
 - state: the progress of a stage, and whether its process is alive
 - task_answers: answers to task questions on disk
 - tracked: folders with a state: one job at a time, read-only if bundled

@@ -1,4 +1,7 @@
-"""What a run needs: time by stage, memory and disk, from the model's size and rates measured here. No torch."""
+"""What a run needs: time by stage, memory and disk, from the model's size and rates measured here; how fast it trains.
+
+No torch.
+"""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from swm.merging.fit import WindowFitter, apply_fitted_plan, check_fits
 from swm.merging.projection import Experts, NormedProjection, Projection, ending_of
 from swm.merging.solve import GAIN_RIDGE, nearest_before_gain
 from swm.models.decoder import find_decoder
-from swm.models.layer_outputs import hooked
+from swm.models.hooks import hooked
 from swm.models.one_layer import OneLayer
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from swm.models.layer_outputs import hooked
+from swm.models.hooks import hooked
 
 
 def test_hooks_end_with_the_block_also_when_it_fails():

@@ -63,22 +63,22 @@ def test_the_lowest_sum_among_all_sets_that_keep_the_places(seed):
 
 @in_pairs(("family", "planner"), PATTERNED, [planner for planner in PLANNERS if planner not in ("best", "laco")])
 def test_every_planner_leaves_a_model_that_llama_cpp_runs(family, planner, tokens):
-    leaves_a_model_that_llama_cpp_runs(family, planner, tokens)
+    assert amiss_in(family, planner, tokens) == (0, [], [])
 
 
 @pytest.mark.parametrize("planner", ["best", "laco"])  # cannot fit other families' layers; finds nothing in them
 def test_other_planners_leave_one_of_smollm3(planner, tokens):
-    leaves_a_model_that_llama_cpp_runs("smollm3", planner, tokens)
+    assert amiss_in("smollm3", planner, tokens) == (0, [], [])
 
 
-def leaves_a_model_that_llama_cpp_runs(family, planner, tokens):
+def amiss_in(family, planner, tokens):
+    """How many layers too many a planner leaves, and what breaks the pattern in the model's config and in the plan."""
     model = tiny_model(family, **PATTERNED[family])
     count = len(placed_kinds(model.config))
     layers = count - {"gemma2": 4, "gemma3_text": 6, "smollm3": 4}[family]
     plan = plan_with(planner, model, tokens, layers, budget=100, keep_period=True)
-    assert plan.layers_left == layers
-    assert period_broken(apply_plan(model, MergePlan(count, plan.windows, "keep_first")).config) == []
-    assert plan.out_of_place(placed_kinds(model.config)) == []
+    smaller = apply_plan(model, MergePlan(count, plan.windows, "keep_first"))
+    return plan.layers_left - layers, period_broken(smaller.config), plan.out_of_place(placed_kinds(model.config))
 
 
 def test_without_it_planners_break_the_pattern_and_other_families_are_not_held_to_any(tokens):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from swm.reporting.verdict import headline, perplexity_ratio
+from swm.reporting.headline import headline, perplexity_ratio
 
 
 def row(run, parameters, *values, created=0.0, control=False, experiment="e"):

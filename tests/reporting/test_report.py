@@ -8,11 +8,12 @@ import pytest
 
 from swm.errors import ExperimentError
 from swm.reporting.compare import compare, flat_rows
+from swm.reporting.headline import headline
 from swm.reporting.html import template_environment
 from swm.reporting.judged import judged
 from swm.reporting.key_figures import key_figures
 from swm.reporting.report import report_html, write_report
-from swm.reporting.verdict import gain_and_cost, headline, in_short
+from swm.reporting.verdict import gain_and_cost, in_short
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment
 from tests.reporting.report_cases import EVIL
