@@ -880,7 +880,9 @@ async ([source, data]) => {
   update(0.9);
   const slider = parent.querySelector("input.slider");
   const press = () => slider.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", cancelable: true }));
-  const until = async (n) => { while (sent.length < n) await new Promise(requestAnimationFrame); };
+  const until = async (n) => {
+    for (let frame = 0; sent.length < n && frame < 300; frame++) await new Promise(requestAnimationFrame);
+  };
   press();
   await until(1); // the first press is sent
   press(); // the second one is not sent yet when the first is answered
