@@ -64,11 +64,11 @@ with shown_errors():
         with st.container(border=True, key="verdict"):
             st.markdown(f":gray[{plain(Path(experiment.settings.model).name)} · {experiment.name}: {row_name(best)}]")
             show_verdict(judged_rows(experiment, [best])[0])
-            plan = experiment.run(best["run"]).plan
+            plan = experiment.run(best.run).plan
             layers_picture(plan, experiment.model_facts, key="home_layers")
             show_words(rows[0], best)
             millions = experiment.model_facts["parameters"] / 1e6
-            if rows[0]["samples"] and millions < SMALL:
+            if rows[0].samples and millions < SMALL:
                 st.caption(f"A model of {millions:,.0f} M parameters is often wrong before anything is removed.")
             next_step("pages/compare.py", "See all scores")
             if len(rows) > 2 and (ratio := perplexity_ratio(best, rows[0])):

@@ -25,7 +25,7 @@ def main() -> None:
     from swm.models.decoder import find_decoder, parameter_count
     from swm.models.load import load_model
     from swm.planners.plan_with import plan_with
-    from swm.reporting.table import interval
+    from swm.reporting.numbers import interval
     from swm.search.attention_loss import least_needed_attention
     from swm.settings import PERPLEXITY_TEXTS
     from swm.stages.without_attention import silence

@@ -1,7 +1,5 @@
 """Compare page: scores, perplexity, speed and size of any runs of any experiments, next to the original."""
 
-from typing import Any
-
 import pandas as pd
 import streamlit as st
 
@@ -22,12 +20,12 @@ from swm.reporting.compare_charts import (
     scores_chart,
     scores_grid,
 )
-from swm.reporting.csv_table import csv_text
+from swm.reporting.figures import cost_lines, csv_text
 from swm.reporting.glossary import TERMS
 from swm.reporting.headline import headline
-from swm.reporting.judged import judged, key_of, pin
+from swm.reporting.judged import judged, pin
 from swm.reporting.names import row_name
-from swm.reporting.table import cost_lines
+from swm.reporting.row import Row
 from swm.workspace.experiments import list_experiments
 
 MOST_COLUMNS = 8  # more models than this are the lines of a table, not its columns
@@ -43,11 +41,11 @@ def selection(name: str, options: list[str], default: list[str]) -> list[str]:
     return [value for value in st.query_params.get_all(name) if value in options] or default
 
 
-def guessed(scored: dict[str, dict[str, Any]]) -> str:
+def guessed(scored: dict[str, Row]) -> str:
     """A note on the tasks that the originals cannot do better than by guessing."""
     rows = scored.values()
-    tasks = dict.fromkeys(task for row in rows if row["tasks_above_chance"] for task in row["scores"])
-    only = [task for task in tasks if not any(task in row["tasks_above_chance"] for row in rows)]
+    tasks = dict.fromkeys(task for row in rows if row.tasks_above_chance for task in row.scores)
+    only = [task for task in tasks if not any(task in row.tasks_above_chance for row in rows)]
     return f" On {', '.join(only)} the original is not above chance: changes there say little." if only else ""
 
 
@@ -92,7 +90,7 @@ with shown_errors():
     rows = [row for name in experiments for row in compare(by_name[name])]
 flat = flat_rows(rows)
 several = len(experiments) > 1
-labels = {f"{row['experiment']}: {row_name(row)}" if several else row_name(row): row for row in flat}
+labels = {f"{row.experiment}: {row_name(row)}" if several else row_name(row): row for row in flat}
 if "compare_opened" not in st.session_state:
     check_address("runs", list(labels), "run")
 shown = chosen[1].multiselect(
@@ -112,10 +110,10 @@ if len(everything) > MANY:
     labels, by = filtered(labels, "compare")
 with shown_errors():
     judged_shown = [row for name in experiments for row in judged_rows(by_name[name], list(labels.values()))]
-    by_key = {key_of(row): row for row in judged_shown}
-labels = {label: by_key[key_of(row)] for label, row in labels.items()}
+    by_key = {row.key: row for row in judged_shown}
+labels = {label: by_key[row.key] for label, row in labels.items()}
 flat = list(labels.values())
-if not any(row["scores"] or row["perplexities"] for row in flat):
+if not any(row.scores or row.perplexities for row in flat):
     message = "Nothing has been evaluated yet. Evaluate a run and the original." if shown else "Choose a run."
     st.info(message, icon=":material/science:")
     next_step("pages/run.py", "Evaluate a run")
@@ -142,7 +140,8 @@ pinned = ends[1].selectbox(
 )
 if pinned != AUTOMATIC:
     with shown_errors():
-        pin(flat, everything[pinned])
+        labels = dict(zip(labels, pin(flat, everything[pinned]), strict=True))
+        flat = list(labels.values())
 with st.container(key="verdict"):
     show_verdict(labels[judged_label])
 
@@ -186,7 +185,7 @@ st.caption(
     "over repetitions for speed. Where the original was timed again beside a model, what it reached there follows; "
     "relative speeds are medians over turns, so they can differ a little from the quotient of two speeds."
 )
-scored = {label: row for label, row in labels.items() if row["scores"]}
+scored = {label: row for label, row in labels.items() if row.scores}
 if not scored:
     st.info("None of these models has scores of tasks: only perplexity is compared.", icon=":material/science:")
     show_numbers()
@@ -198,7 +197,7 @@ with st.container(key="wrap_charts_scores"):
 with left:
     st.subheader("Accuracy by task", anchor=False)
     if many:
-        own = pinned == AUTOMATIC or not everything[pinned]["scores"]
+        own = pinned == AUTOMATIC or not everything[pinned].scores
         references = reference_rows(list(scored.values()), rows) if own else [everything[pinned]] * len(scored)
         st.plotly_chart(scores_grid(list(scored.values()), list(scored), references), key="compare_grid")
         base = "each model's control, or else its original" if own else pinned
@@ -211,7 +210,7 @@ with left:
 with right:
     st.subheader("Score against speed", anchor=False)
     charted, excluded = comparable(scored)
-    if any(relative_speed(row) and row["average"] is not None for row in charted.values()):
+    if any(relative_speed(row) and row.average is not None for row in charted.values()):
         models = list(charted.values())
         groups = [group_of(row, by) for row in models] if by != OWN else []
         colours = group_colours(models, groups, by) if groups else []

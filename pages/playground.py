@@ -1,7 +1,6 @@
 """Playground page: one prompt, up to three models; answers recorded at evaluation, or live from a child process."""
 
 from itertools import chain
-from typing import Any
 
 import streamlit as st
 
@@ -17,6 +16,7 @@ from swm.reporting.compare import compare, flat_rows
 from swm.reporting.headline import headline
 from swm.reporting.names import row_name, run_name
 from swm.reporting.palette import model_colours, row_colours
+from swm.reporting.row import Row
 from swm.settings import SAMPLE_PROMPTS
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE
@@ -31,10 +31,10 @@ UNNAMED = "Without names, then vote"
 MODES = {"live": "live", "recorded": "recorded"}
 
 
-def show_recorded(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
+def show_recorded(experiment: Experiment, rows: list[Row]) -> None:
     """Answers that the models gave when they were evaluated."""
-    answers = {row_name(row): {sample["prompt"]: sample["answer"] for sample in row["samples"]} for row in rows}
-    layers = {row_name(row): row["layers"] for row in rows}
+    answers = {row_name(row): {sample["prompt"]: sample["answer"] for sample in row.samples} for row in rows}
+    layers = {row_name(row): row.layers for row in rows}
     colours = {row_name(row): colour for row, colour in zip(rows, row_colours(rows, paler=False), strict=True)}
     prompts = list(dict.fromkeys(prompt for known in answers.values() for prompt in known))
     prompt = st.pills(
@@ -46,7 +46,7 @@ def show_recorded(experiment: Experiment, rows: list[dict[str, Any]]) -> None:
         bind="query-params",
     )
     names = list(answers)
-    control = next((row_name(row) for row in rows if row["control"]), names[0])
+    control = next((row_name(row) for row in rows if row.control), names[0])
     usual = list(dict.fromkeys([names[0], row_name(rows[headline(rows)]), control]))
     chosen = st.multiselect(
         "Models",
@@ -170,7 +170,7 @@ experiment = require_experiment(start_page("Playground", "See how up to three mo
 caption(experiment)
 with shown_errors():
     usable = [] if experiment.fixed else [r.name for r in experiment.runs() if r.is_baseline or r.has_model]
-    rows = [row for row in flat_rows(compare(experiment)) if row["samples"]]
+    rows = [row for row in flat_rows(compare(experiment)) if row.samples]
     modes = {mode: MODES[mode] for mode, there in (("live", usable), ("recorded", rows)) if there}
     if len(modes) > 1:
         mode = named_choice(st.segmented_control, "Answers", modes, "playground_mode", required=True)

@@ -20,12 +20,12 @@ from pages.shared.plain import plain
 from pages.shared.tables import decided_table, show_table, study_table, survival_table, windows_text
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.registry import METRICS
-from swm.reporting.csv_table import csv_text
+from swm.reporting.figures import conditions_of, csv_text
 from swm.reporting.glossary import TERMS, TITLES, help_for, method_name
 from swm.reporting.heatmaps import similarity_heatmap
 from swm.reporting.names import row_name, text_name
+from swm.reporting.row import Row
 from swm.reporting.study_charts import depths_chart, ranks_chart, staircase_chart, threshold_scores_chart
-from swm.reporting.table import conditions_of
 from swm.search.kept_path import kept_path
 from swm.settings import SKIPPED_TOKENS
 from swm.similarity.measure import Measure
@@ -71,7 +71,7 @@ def cached_pairs(folder: str, changed: list[tuple[str, int]], names: tuple[str, 
 def rows_of(experiment: Experiment, runs: set[str], against: str | None = None) -> list[dict[str, Any]]:
     """The rows that are of any of these runs."""
     rows = cached_rows(str(experiment.folder), experiment.results_changed(), against)
-    return [row for row in rows if runs & {*row["runs"]}]
+    return [row for row in rows if runs & {*row.runs}]
 
 
 def _of_calibration(experiment: Experiment, figure: str) -> str:
@@ -84,8 +84,8 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     names = {BASELINE, *(cell.run for cell in cells_of(experiment, kind, grid))}
     rows = rows_of(experiment, names)
     measured = [name for name in FIGURES if any(_has(row, name) for row in rows)]
-    healed = any(row["stage"] == "recovered" for row in rows)
-    if len(rows) < 2 or not any(row["perplexities"] for row in rows) or (grid.heal and not healed):
+    healed = any(row.stage == "recovered" for row in rows)
+    if len(rows) < 2 or not any(row.perplexities for row in rows) or (grid.heal and not healed):
         return False
     figure_of = st.segmented_control(
         "Show",
@@ -104,9 +104,9 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         f"{' Dotted lines: after LoRA.' if healed else ''} In colour: the five methods of the best mean rank. A method "
         "that finds no plan of some depth has no point there. Perplexities above 20 times the original's are only in "
         "the table."
-        f"{speed if any(row['latency_ms'] for row in rows) else ''}{seeds_note(rows)}"
+        f"{speed if any(row.latency_ms for row in rows) else ''}{seeds_note(rows)}"
     )
-    judged = [row["method"] for row in rows if row["scores"] and not row["control"]]
+    judged = [row.method for row in rows if row.scores and not row.control]
     if len(methods := dict.fromkeys(name for name in judged if name != "original")) > 1:
         against = st.selectbox(
             "Compare averages with",
@@ -123,7 +123,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     show_findings(experiment, rows, names)
     show_table(study_table(rows), method=st.column_config.Column(width=215))
     with st.expander("In words"):
-        st.markdown("\n\n".join(f"**{plain(row_name(row))}** · {plain(row['verdict'])}" for row in rows))
+        st.markdown("\n\n".join(f"**{plain(row_name(row))}** · {plain(str(row.verdict))}" for row in rows))
     if conditions := conditions_of(rows):
         st.caption(plain(conditions))
     st.download_button(
@@ -132,11 +132,11 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     return True
 
 
-def _has(row: dict[str, Any], figure_of: str) -> bool:
-    return row["average"] is not None if figure_of == ACCURACY else figure_of in row["averages"] | row["perplexities"]
+def _has(row: Row, figure_of: str) -> bool:
+    return row.average is not None if figure_of == ACCURACY else figure_of in (*row.averages, *row.perplexities)
 
 
-def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set[str]) -> None:
+def show_findings(experiment: Experiment, rows: list[Row], names: set[str]) -> None:
     """Whether the better start survives healing, and which scores can tell the methods apart."""
     survival = survival_table(rows)
     if not survival.empty:
@@ -145,7 +145,7 @@ def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set
         )
         show_table(survival)
         show_same_windows(rows)
-        score = CHOICE_LOGPROB if any(row["averages"].get(CHOICE_LOGPROB) for row in rows) else ACCURACY
+        score = CHOICE_LOGPROB if any(row.averages.get(CHOICE_LOGPROB) for row in rows) else ACCURACY
         if ranks := ranks_chart(rows, score):
             st.plotly_chart(ranks, key="studies_ranks")
             st.caption(f"Rank by {TITLES[score].lower()}, averaged over tasks. Neighbouring ranks can be within noise.")
@@ -167,12 +167,12 @@ def show_findings(experiment: Experiment, rows: list[dict[str, Any]], names: set
         )
 
 
-def show_same_windows(rows: list[dict[str, Any]]) -> None:
+def show_same_windows(rows: list[Row]) -> None:
     """Which healed models merge the same layers, so that their difference says nothing about the choice of layers."""
     methods: dict[str, list[str]] = {}
     for row in rows:
-        if row["stage"] == "recovered" and not row["control"]:
-            methods.setdefault(windows_text(row), []).append(method_name(row["method"]))
+        if row.stage == "recovered" and not row.control:
+            methods.setdefault(windows_text(row), []).append(method_name(row.method))
     same = [f"{' and '.join(names)} merge {windows}" for windows, names in methods.items() if len(names) > 1]
     if same:
         st.caption(
@@ -181,14 +181,14 @@ def show_same_windows(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def rows_method(rows: list[dict[str, Any]]) -> str:
+def rows_method(rows: list[Row]) -> str:
     """The method that the rows are compared with."""
-    return method_name(next((row["against"]["method"] for row in rows if row["against"]), ""))
+    return method_name(next((row.against_method for row in rows if row.against and row.against_method), ""))
 
 
-def seeds_note(rows: list[dict[str, Any]]) -> str:
+def seeds_note(rows: list[Row]) -> str:
     """Whether the intervals of healed models include the randomness of training."""
-    seed_counts = [len(row["seeds"]) for row in rows if row["stage"] == "recovered"]
+    seed_counts = [len(row.seeds) for row in rows if row.stage == "recovered"]
     if not seed_counts:
         return ""
     if min(seed_counts) > 1:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from pages.shared.choices import named_choice
 from swm.reporting.glossary import method_name
 from swm.reporting.names import stage_of
 from swm.reporting.palette import MODEL_COLOURS, method_colour, row_colours
+from swm.reporting.row import Row
 
-Labelled = dict[str, dict[str, Any]]
+Labelled = dict[str, Row]
 
 OWN = "model"
 GROUPS = {OWN: "Model", "layers": "Layers", "method": "Method", "stage": "Stage"}
@@ -21,19 +20,19 @@ GROUPED = (
 )
 
 
-def group_of(row: dict[str, Any], by: str) -> str:
+def group_of(row: Row, by: str) -> str:
     """The group of a row of `compare`: its layers, method or stage."""
     if by == "layers":
-        return f"{row['layers']} layers"
-    return method_name(row["chosen_by"]) if by == "method" else stage_of(row)
+        return f"{row.layers} layers"
+    return method_name(row.chosen_by) if by == "method" else stage_of(row)
 
 
-def group_colours(rows: list[dict[str, Any]], groups: list[str], by: str) -> list[str]:
+def group_colours(rows: list[Row], groups: list[str], by: str) -> list[str]:
     """The colour of each row: its model's or its method's, as on all pages; otherwise one for each group."""
     if by == OWN:
         return row_colours(rows, paler=False)
     if by == "method":
-        return [method_colour(row["chosen_by"]) for row in rows]
+        return [method_colour(row.chosen_by) for row in rows]
     order = list(dict.fromkeys(groups))
     return [MODEL_COLOURS[order.index(group) % len(MODEL_COLOURS)] for group in groups]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import streamlit as st
 
 from pages.shared.choices import named_choice
@@ -14,6 +12,7 @@ from swm.reporting.compare import documents_of
 from swm.reporting.compare_charts import differences_chart
 from swm.reporting.glossary import TITLES, help_for
 from swm.reporting.headline import headline
+from swm.reporting.row import Row
 
 TESTS = {
     "accuracy": "exact McNemar test, which takes the number of changed answers as given",
@@ -22,7 +21,7 @@ TESTS = {
 }
 
 
-def show_paired(scored: dict[str, dict[str, Any]], every: list[dict[str, Any]]) -> None:
+def show_paired(scored: dict[str, Row], every: list[Row]) -> None:
     """The choice of two models and a score, the differences with their intervals, and the changed answers.
 
     Args:
@@ -49,7 +48,7 @@ def show_paired(scored: dict[str, dict[str, Any]], every: list[dict[str, Any]]) 
     ends = st.columns(2, gap="large", vertical_alignment="bottom")
     titles, meanings = {score: TITLES[score] for score in SCORES}, help_for(*SCORES)
     score = named_choice(ends[0].segmented_control, "Score", titles, "compare_score", required=True, help=meanings)
-    above = scored[first]["tasks_above_chance"]
+    above = scored[first].tasks_above_chance
     only_above = ends[1].toggle(
         f"Only the {len(above)} tasks above chance" if above else "Only tasks above chance: none",
         key="compare_above",
@@ -82,9 +81,9 @@ def show_paired(scored: dict[str, dict[str, Any]], every: list[dict[str, Any]]) 
         st.dataframe(changed, hide_index=True, column_config=names)
 
 
-def _reference(scored: dict[str, dict[str, Any]], every: list[dict[str, Any]]) -> int:
+def _reference(scored: dict[str, Row], every: list[Row]) -> int:
     """The place of the control of the headline run, if it is shown; otherwise the first row, usually the original."""
     rows = list(scored.values())
     best = rows[headline(rows, every)]
-    control = (best["experiment"], best["control_run"])
-    return next((i for i, row in enumerate(rows) if (row["experiment"], row["run"]) == control), 0)
+    control = (best.experiment, best.control_run)
+    return next((i for i, row in enumerate(rows) if (row.experiment, row.run) == control), 0)

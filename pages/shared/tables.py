@@ -10,13 +10,15 @@ import pandas as pd
 import streamlit as st
 
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, Paired
+from swm.jobs.sweep import SweepRow
 from swm.registry import MERGE_RULES
-from swm.reporting.compare import percent_interval
+from swm.reporting.figures import lines, sortable
 from swm.reporting.glossary import FORMS, TITLES, UNITS, method_name, title_of
-from swm.reporting.names import row_name, stage_name, stage_of, text_title
-from swm.reporting.table import MISSING, interval, lines, number, percent, points, ratio, speedup
+from swm.reporting.names import stage_name, stage_of, stage_words, text_title
+from swm.reporting.numbers import MISSING, interval, number, percent, points, ratio, speedup
+from swm.reporting.row import Change, Differences, Row
 from swm.search.threshold_path import PlanAt
-from swm.studies.findings import NEAR
+from swm.studies.findings import NEAR, Decided
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import Run
 
@@ -47,7 +49,7 @@ def show_table(table: pd.DataFrame, **columns: Any) -> None:
     st.dataframe(table, hide_index=True, column_config={**aligned(table), **columns})
 
 
-def comparison_table(labels: list[str], flat: list[dict[str, Any]], only_differing: bool = False) -> pd.DataFrame:
+def comparison_table(labels: list[str], flat: list[Row], only_differing: bool = False) -> pd.DataFrame:
     """One line for each number, one column for each row of `compare`, as text with errors.
 
     Args:
@@ -57,59 +59,29 @@ def comparison_table(labels: list[str], flat: list[dict[str, Any]], only_differi
     return pd.DataFrame.from_dict(shown, orient="index", columns=labels)
 
 
-def runs_figures(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def runs_figures(rows: list[Row]) -> pd.DataFrame:
     """One line for each row of `compare`, with numeric columns to sort and filter by."""
-    table = pd.DataFrame(
-        {
-            "run": row_name(row),
-            "experiment": row["experiment"],
-            "layers": row["layers"],
-            "parameters, M": row["parameters"] / 1e6,
-            "size, MiB": row["size_bytes"] / 2**20,
-            "average, %": None if row["average"] is None else 100 * row["average"],
-            "scored on": _scored_on(row),
-            **_average_ends(row),
-            **{f"perplexity, {text_title(text)}": entry["value"] for text, entry in row["perplexities"].items()},
-            "tokens per second": row["tokens_per_second"],
-            "latency, ms": row["latency_ms"],
-            "peak memory, MiB": row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20,
-            **{f"{task}, %": 100 * score["value"] for task, score in row["scores"].items()},
-        }
-        for row in rows
-    )
-    return table.set_index("run")
+    return pd.DataFrame(sortable(rows)).set_index("run")
 
 
-def _average_ends(row: dict[str, Any]) -> dict[str, float | None]:
-    low, high = (None, None) if row["average"] is None else percent_interval(row["average"], row["average_stderr"])[1:]
-    return {"average, low": low, "average, high": high}
-
-
-def _scored_on(row: dict[str, Any]) -> str:
-    """Number of tasks and documents behind an average: only equal ones compare."""
-    counts = sorted({score["documents"] for score in row["scores"].values()})
-    documents = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}" if counts else ""
-    return f"{len(row['scores'])} tasks × {documents}" if counts else "–"
-
-
-def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def study_table(rows: list[Row]) -> pd.DataFrame:
     """One line for each row of `study_rows`, as text with errors."""
-    texts = list(dict.fromkeys(text for row in rows for text in row["perplexities"]))
-    timed = any(row["latency_ms"] for row in rows)
-    healed = any(row["seeds"] for row in rows)
-    against = next((row["against"]["method"] for row in rows if row["against"]), None)
+    texts = list(dict.fromkeys(text for row in rows for text in row.perplexities))
+    timed = any(row.latency_ms for row in rows)
+    healed = any(row.seeds for row in rows)
+    compared = any(row.against for row in rows)
     return pd.DataFrame(
         {
-            "layers": row["layers"],
-            "method": method_name(row["method"]),
-            "rule": title_of(MERGE_RULES[row["rule"]]) if row["rule"] and row["windows"] else MISSING,
-            "stage": stage_of(row).replace(" + ", " + fit + ") if row["fitted_first"] else stage_of(row),
-            **({"LoRA seeds": ", ".join(map(str, row["seeds"]))} if healed else {}),
-            "parameters, M": f"{row['parameters'] / 1e6:,.1f}",
-            **{f"perplexity, {text_title(text)}": interval(row["perplexities"].get(text)) for text in texts},
-            "average, %": percent(row["average"], row["average_stderr"]),
-            **({"difference (points)": points(row["against"])} if against else {}),
-            **{task: percent(score["value"], score["stderr"]) for task, score in row["scores"].items()},
+            "layers": row.layers,
+            "method": method_name(row.method),
+            "rule": title_of(MERGE_RULES[row.rule]) if row.rule and row.windows else MISSING,
+            "stage": stage_of(row).replace(" + ", " + fit + ") if row.fitted_first else stage_of(row),
+            **({"LoRA seeds": ", ".join(map(str, row.seeds))} if healed else {}),
+            "parameters, M": f"{row.parameters / 1e6:,.1f}",
+            **{f"perplexity, {text_title(text)}": interval(row.perplexities.get(text)) for text in texts},
+            "average, %": percent(row.average, row.average_stderr),
+            **({"difference (points)": points(row.difference)} if compared else {}),
+            **{task: percent(score["value"], score["stderr"]) for task, score in row.scores.items()},
             **(_speed(row) if timed else {}),
             "windows": windows_text(row),
         }
@@ -117,27 +89,27 @@ def study_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def survival_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def survival_table(rows: list[Row]) -> pd.DataFrame:
     """One line for each method and depth that was healed: its differences from one method before healing and after."""
-    before = {(row["method"], row["layers"]): row["against"] for row in rows if row["stage"] == "merged"}
-    healed = [row for row in rows if row["stage"] == "recovered" and row["against"]]
-    texts = list(dict.fromkeys(text for row in healed for text in row["against"]["perplexity"]))
+    before = {(row.method, row.layers): row.against for row in rows if row.stage == "merged"}
+    healed = [row for row in rows if row.stage == "recovered" and row.against]
+    texts = list(dict.fromkeys(text for row in healed for text in (row.against.perplexity if row.against else ())))
     parts = (("over documents", "over_documents"), ("over seeds", "over_seeds"))
     table = pd.DataFrame(
         {
-            "layers": row["layers"],
-            "method": method_name(row["method"]),
+            "layers": row.layers,
+            "method": method_name(row.method),
             "windows": windows_text(row),
-            "LoRA seeds": len(row["seeds"]),
+            "LoRA seeds": len(row.seeds),
             "choice log-probability, before": points(
-                _choice(before.get((row["method"], row["layers"]))), *FORMS[CHOICE_LOGPROB]
+                _choice(before.get((row.method, row.layers))), *FORMS[CHOICE_LOGPROB]
             ),
-            "after": points(_choice(row["against"]), *FORMS[CHOICE_LOGPROB]),
-            **{f"after, {label}": _part(_choice(row["against"]), name) for label, name in parts},
+            "after": points(_choice(row.against), *FORMS[CHOICE_LOGPROB]),
+            **{f"after, {label}": _part(_choice(row.against), name) for label, name in parts},
             **{
-                f"perplexity, {text_title(text)}, {when}": ratio(against["perplexity"].get(text) if against else None)
+                f"perplexity, {text_title(text)}, {when}": ratio(against.perplexity.get(text) if against else None)
                 for text in texts
-                for when, against in (("before", before.get((row["method"], row["layers"]))), ("after", row["against"]))
+                for when, against in (("before", before.get((row.method, row.layers))), ("after", row.against))
             },
         }
         for row in healed
@@ -145,65 +117,67 @@ def survival_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
     return table.loc[:, [column for column in table if {*table[column]} != {MISSING}]]
 
 
-def windows_text(row: dict[str, Any]) -> str:
+def windows_text(row: Row) -> str:
     """The windows of a row of `compare`, as in "22-23 26-27"."""
-    return " ".join(f"{first}-{last}" for first, last in row["windows"])
+    return " ".join(map(str, row.windows))
 
 
-def _choice(against: dict[str, Any] | None) -> dict[str, Any] | None:
-    return against["scores"].get(CHOICE_LOGPROB) if against else None
+def _choice(against: Differences | None) -> Change | None:
+    return against.scores.get(CHOICE_LOGPROB) if against else None
 
 
-def _part(entry: dict[str, Any] | None, name: str) -> str:
+def _part(entry: Change | None, name: str) -> str:
     """One part of an interval, as in "[-0.01, +0.02]"; over seeds, there is none for a single seed."""
     ends = entry.get(name) or ([entry["low"], entry["high"]] if name == "over_documents" else None) if entry else None
     return f"[{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else MISSING
 
 
-def decided_table(decided: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line for each row of `pairs_decided`: how many pairs each score decides."""
+def decided_table(decided: list[Decided]) -> pd.DataFrame:
+    """One line for each stage of `pairs_decided`: how many pairs each score decides."""
     return pd.DataFrame(
         {
-            "stage": stage_of({**row, "control": False}),
-            "models": f"within {NEAR:g} times the original's perplexity" if row["near"] else "all",
-            "pairs": row["pairs"],
-            "documents per task": f"{row['documents']:,}",
+            "stage": stage_words(counts.stage),
+            "models": f"within {NEAR:g} times the original's perplexity" if counts.near else "all",
+            "pairs": counts.pairs,
+            "documents per task": f"{counts.documents:,}",
             **{
-                TITLES[score].lower(): f"{row['decided'][score]} of {row['pairs']}"
-                + (f" ({n} against perplexity)" if (n := row["against_perplexity"][score]) else "")
+                TITLES[score].lower(): f"{counts.decided[score]} of {counts.pairs}"
+                + (f" ({n} against perplexity)" if (n := counts.against_perplexity[score]) else "")
                 for score in SCORES
             },
         }
-        for row in decided
+        for counts in decided
     )
 
 
-def _speed(row: dict[str, Any]) -> dict[str, str]:
+def _speed(row: Row) -> dict[str, str]:
     return {
-        "speedup": speedup(row["speedup"]),
-        "tokens per second": number(row["tokens_per_second"], 1),
-        "latency, ms": number(row["latency_ms"], 0),
-        "peak memory, MiB": number(row["peak_memory_bytes"] and row["peak_memory_bytes"] / 2**20, 0),
+        "speedup": speedup(row.speedup),
+        "tokens per second": number(row.tokens_per_second, 1),
+        "latency, ms": number(row.latency_ms, 0),
+        "peak memory, MiB": number(row.peak_memory_bytes and row.peak_memory_bytes / 2**20, 0),
     }
 
 
-def sweep_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def sweep_table(cells: list[SweepRow]) -> pd.DataFrame:
     """One line for each run of a sweep, with a dash for what is not measured yet."""
-    several = len({row["experiment"] for row in rows}) > 1
+    several = len({cell.experiment for cell in cells}) > 1
+    texts = dict.fromkeys(text for cell in cells if cell.row for text in cell.row.perplexities)
     return pd.DataFrame(
         {
-            "run": row["run"],
-            "state": row["state"],
-            "layers": str(row.get("layers") or "–"),
+            "run": cell.run,
+            "state": cell.state,
+            "layers": str(row.layers) if row else MISSING,
             **{
-                f"perplexity, {text_title(text)}": interval(row.get("perplexities", {}).get(text))
-                for text in dict.fromkeys(text for cell in rows for text in cell.get("perplexities", {}))
+                f"perplexity, {text_title(text)}": interval(row.perplexities.get(text) if row else None)
+                for text in texts
             },
-            "average, %": percent(row.get("average"), row.get("average_stderr")),
-            "speedup": speedup(row.get("speedup")),
-            **({"experiment": row["experiment"]} if several else {}),
+            "average, %": percent(row and row.average, row and row.average_stderr),
+            "speedup": speedup(row and row.speedup),
+            **({"experiment": cell.experiment} if several else {}),
         }
-        for row in rows
+        for cell in cells
+        for row in (cell.row,)
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
@@ -11,40 +10,39 @@ from pages.shared.plain import plain
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.glossary import FORMS, TERMS, TITLES, UNITS
-from swm.reporting.judged import judged, key_of
+from swm.reporting.judged import judged
 from swm.reporting.key_figures import COSTS, GAINS, KeyFigure, in_llama_cpp, key_figures
 from swm.reporting.names import text_name
-from swm.reporting.table import points, ratio
-from swm.reporting.verdict import gain_and_cost, in_short, independent_text, reference_of
+from swm.reporting.numbers import points, ratio
+from swm.reporting.row import Row
+from swm.reporting.verdict import in_short, independent_text
 from swm.workspace.experiments import Experiment
 
 
-def judged_rows(experiment: Experiment, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def judged_rows(experiment: Experiment, rows: list[Row]) -> list[Row]:
     """Rows of an experiment as from `judged`, in its own order, cached until one of its files
     changes; other rows are not computed."""
-    keys = tuple(key_of(row) for row in rows if row["experiment"] == experiment.name)
+    keys = tuple(row.key for row in rows if row.experiment == experiment.name)
     return _judged(str(experiment.folder), experiment.results_changed(), keys) if keys else []
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _judged(
-    folder: str, changed: list[tuple[str, int]], keys: tuple[tuple[str, str, str], ...]
-) -> list[dict[str, Any]]:
+def _judged(folder: str, changed: list[tuple[str, int]], keys: tuple[tuple[str, str, str], ...]) -> list[Row]:
     rows = flat_rows(judged(compare(Experiment(Path(folder))), keys))
-    return [row for row in rows if key_of(row) in keys]
+    return [row for row in rows if row.key in keys]
 
 
-def show_verdict(row: dict[str, Any]) -> None:
+def show_verdict(row: Row) -> None:
     """The verdict on a row of `judged` in words, then its main numbers with the differences behind it."""
-    gained, cost = gain_and_cost(row["verdict"])
+    gained, cost = row.verdict or ("", "")
     short = f"**{plain(said)}**\n\n" if (said := in_short(row)) else ""
     st.markdown(f"##### {plain(gained)}\n\n{short}{plain(cost)}")
-    against, figures = reference_of(row), key_figures(row)
-    origins = ("original", against["from"]) if against else ("", "")
+    against, figures = row.compared_with, key_figures(row)
+    origins = ("original", against.reference) if against else ("", "")
     with st.container(horizontal=True, gap="medium", key="key_figures"):  # wraps where the page is narrow
         for names, origin in zip((GAINS, COSTS), origins, strict=True):
             with st.container(width="content", gap="xsmall"):
-                control = TERMS["control"] if names == COSTS and row["against_control"] else None
+                control = TERMS["control"] if names == COSTS and row.against_control else None
                 if origin:
                     st.caption(f"Against {plain(origin)}", width="content", help=control)
                 show_figures([figures[name] for name in names])
@@ -64,15 +62,15 @@ def show_figures(figures: list[KeyFigure]) -> None:
             )
 
 
-def _against_original(row: dict[str, Any]) -> str:
+def _against_original(row: Row) -> str:
     """What a run with a control gained or lost against the original, the training's own effect included."""
-    original = row["against_original"] if row["against_control"] else None
-    if not original or not original["scores"]:
+    original = row.against_original if row.against_control else None
+    if not original or not original.scores:
         return ""
-    text = independent_text(row, list(original["perplexity"]))
-    changes = [f"perplexity on {text_name(text)} {ratio(original['perplexity'][text])}"] if text else []
+    text = independent_text(row, list(original.perplexity))
+    changes = [f"perplexity on {text_name(text)} {ratio(original.perplexity[text])}"] if text else []
     changes += [
-        f"{TITLES[name].lower()} {points(original['scores'].get(name), *FORMS[name])} {UNITS[name]}"
+        f"{TITLES[name].lower()} {points(original.scores.get(name), *FORMS[name])} {UNITS[name]}"
         for name in (CHOICE_LOGPROB, ACCURACY)
     ]
     return f" Against the original without training, the training's own effect included: {plain(', '.join(changes))}."

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import re
-from typing import Any
 
 import streamlit as st
 
 from pages.shared.plain import plain
 from swm.reporting.names import row_name
+from swm.reporting.row import Row
 
 
 def model_heading(name: str, colour: str) -> None:
@@ -18,9 +18,9 @@ def model_heading(name: str, colour: str) -> None:
     st.html(f"<b>{dot} {html.escape(name)}</b>")
 
 
-def show_words(original: dict[str, Any], row: dict[str, Any]) -> None:
+def show_words(original: Row, row: Row) -> None:
     """How both models continued the first prompt, if they were asked: rows of `compare`."""
-    answers = [{sample["prompt"]: sample["answer"] for sample in model["samples"]} for model in (original, row)]
+    answers = [{sample["prompt"]: sample["answer"] for sample in model.samples} for model in (original, row)]
     prompt = next((prompt for prompt in answers[0] if prompt in answers[1]), None)
     if prompt is None:
         return

@@ -12,8 +12,7 @@ from swm.cli.plans import (
     Entries,
     Result,
     chosen_plan,
-    compared_rows,
-    comparison_table,
+    compared,
     measured_plan,
     own_experiment,
     recovery_settings,
@@ -109,7 +108,8 @@ def run_all(options: argparse.Namespace) -> Result:
         with watched(run, "run") as progress:
             run.check_plan(run.plan if entries else plan)
             run_pipeline(run, options.limit, recovery, progress, options.again, entries)
-    return {"runs": compared_rows(run)}, (f"{message}\n\n" if done else "") + comparison_table(run)
+    data, text = compared(run)
+    return data, (f"{message}\n\n" if done else "") + text
 
 
 def run_control(options: argparse.Namespace) -> Result:
@@ -118,12 +118,12 @@ def run_control(options: argparse.Namespace) -> Result:
 
     run = own_experiment(options.exp).run(options.run)
     make_control(run, watched)
-    return {"runs": compared_rows(run)}, comparison_table(run)
+    return compared(run)
 
 
 def run_study(options: argparse.Namespace) -> Result:
     """Result of `swm study`: its rows, and what failed."""
-    from swm.reporting.csv_table import csv_text
+    from swm.reporting.figures import csv_text
     from swm.studies.rows import study_rows
     from swm.studies.run import run_study
 
@@ -140,7 +140,7 @@ def run_study(options: argparse.Namespace) -> Result:
     if options.kind not in OF_RUNS:
         return {"study": options.kind, "failed": failed}, f"Done: {KINDS[options.kind]}{failures}"
     rows = study_rows(experiment, options.against)
-    return {"study": options.kind, "failed": failed, "rows": rows}, csv_text(rows) + failures
+    return {"study": options.kind, "failed": failed, "rows": [row.to_dict() for row in rows]}, csv_text(rows) + failures
 
 
 def run_recover(options: argparse.Namespace) -> Result:
@@ -173,7 +173,7 @@ def run_evaluate(options: argparse.Namespace) -> Result:
 
     with watched(run, "evaluate") as progress:
         data = evaluate_run(run, tasks, options.limit, progress, texts)
-    return data, comparison_table(run)
+    return data, compared(run)[1]
 
 
 def run_time(options: argparse.Namespace) -> Result:
@@ -233,7 +233,7 @@ def run_repeat(options: argparse.Namespace) -> Result:
     from swm.workspace.recipe import read_recipe
 
     run = repeat_recipe(read_recipe(Path(options.file)), options.name, watched)
-    return {"runs": compared_rows(run)}, comparison_table(run)
+    return compared(run)
 
 
 def run_demo(options: argparse.Namespace) -> Result:
@@ -242,11 +242,11 @@ def run_demo(options: argparse.Namespace) -> Result:
 
     experiment = demo(options.name, options.limit, options.steps, watched)
     from swm.reporting.compare import compare
+    from swm.reporting.figures import table
     from swm.reporting.judged import judged
-    from swm.reporting.table import table
 
     rows = judged(compare(experiment))
-    return {"runs": rows}, table(rows)
+    return {"runs": [row.to_dict() for row in rows]}, table(rows)
 
 
 def _settled(run: Run) -> Run:

@@ -212,18 +212,13 @@ def own_experiment(name: str) -> Experiment:
     return experiment
 
 
-def compared_rows(run: Run) -> list[dict[str, Any]]:
-    """The rows of the original, the run and its control, with verdicts."""
+def compared(run: Run) -> Result:
+    """The original, a run and its control side by side, with verdicts."""
     from swm.reporting.compare import compare
+    from swm.reporting.figures import table
     from swm.reporting.judged import judged
 
     control = control_of(run)
     names = (BASELINE, run.name, control.name if control else None)
-    return judged([row for row in compare(run.experiment) if row["run"] in names])
-
-
-def comparison_table(run: Run) -> str:
-    """The original, a run and its control side by side, as text."""
-    from swm.reporting.table import table
-
-    return table(compared_rows(run))
+    rows = judged([row for row in compare(run.experiment) if row.run in names])
+    return {"runs": [row.to_dict() for row in rows]}, table(rows)

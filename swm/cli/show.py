@@ -26,12 +26,11 @@ from swm.workspace.runs import Run
 def run_compare(options: argparse.Namespace) -> Result:
     """Result of `swm compare`: all runs side by side."""
     from swm.reporting.compare import compare
-    from swm.reporting.csv_table import csv_text
+    from swm.reporting.figures import csv_text, table
     from swm.reporting.judged import judged
-    from swm.reporting.table import table
 
     rows = judged(compare(Experiment.open(options.exp)))
-    return {"runs": rows}, csv_text(rows) if options.csv else table(rows)
+    return {"runs": [row.to_dict() for row in rows]}, csv_text(rows) if options.csv else table(rows)
 
 
 def run_report(options: argparse.Namespace) -> Result:

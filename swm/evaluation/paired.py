@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,7 @@ def _scores(row: dict[str, Any]) -> dict[str, Any]:
     return {"id": row["id"], "correct": row["correct"], **{name: v for name, v in scores.items() if v is not None}}
 
 
-def log_perplexity_ratio(first: dict[str, Any], second: dict[str, Any]) -> tuple[float, float, float]:
+def log_perplexity_ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, float, float]:
     """Logarithm of how many times the first model's perplexity of a text the second's is, and its 95 % interval.
 
     Args:
@@ -166,17 +166,17 @@ def log_perplexity_ratio(first: dict[str, Any], second: dict[str, Any]) -> tuple
     return value, value - math.hypot(other["low"], one["high"]), value + math.hypot(other["high"], one["low"])
 
 
-def has_interval(perplexity: dict[str, Any]) -> bool:
+def has_interval(perplexity: Mapping[str, Any]) -> bool:
     """Whether a perplexity is of two segments of text or more; older results give one an interval without width."""
     return "low" in perplexity and perplexity.get("texts") != 1
 
 
-def has_losses(first: dict[str, Any], second: dict[str, Any]) -> bool:
+def has_losses(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether two perplexities have the losses of the same number of segments, and more than one."""
     return len(first.get("losses", ())) == len(second.get("losses", ())) > 1
 
 
-def mean_perplexity(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def mean_perplexity(entries: Sequence[Mapping[str, Any]]) -> Any:
     """The perplexity of several runs on one text: the mean of each segment's loss, so the geometric mean.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -11,6 +11,7 @@ from swm.disk.names import NAME, check_name, read_only_message
 from swm.errors import ExperimentError, MissingError, SettingsError
 from swm.jobs.sweep_file import SweepFile, read_sweep
 from swm.reporting.compare import compare
+from swm.reporting.row import Row
 from swm.workspace.experiments import Experiment
 from swm.workspace.people import person
 from swm.workspace.tracked import Tracked
@@ -96,16 +97,22 @@ def sweeps() -> tuple[list[Sweep], list[str]]:
     return readable, broken
 
 
-def sweep_rows(sweep: Sweep) -> list[dict[str, Any]]:
-    """One row for each run of a sweep: `name`, `state`, `experiment`, `run`, and its row of `compare`, if any."""
-    cells, states, rows = sweep.file.cells, sweep.states(), []
-    results: dict[str, dict[str, Any]] = {}
+class SweepRow(NamedTuple):
+    """A run of a sweep, its state, and its row of `compare`, if there is one."""
+
+    experiment: str
+    run: str
+    state: str
+    row: Row | None
+
+
+def sweep_rows(sweep: Sweep) -> list[SweepRow]:
+    """One row for each run of a sweep."""
+    cells, states = sweep.file.cells, sweep.states()
+    results: dict[str, Row] = {}
     for name in dict.fromkeys(cell.experiment for cell in cells):
         try:
-            results.update({f"{name}/{row['run']}": row for row in compare(Experiment.open(name))})
+            results.update({f"{name}/{row.run}": row for row in compare(Experiment.open(name))})
         except ExperimentError:  # not created yet, or damaged, which its page reports
             continue
-    for cell in cells:
-        entry = {"name": cell.name, "experiment": cell.experiment, "run": cell.run, "state": states[cell.name]}
-        rows.append({**results.get(cell.name, {}), **entry})
-    return rows
+    return [SweepRow(cell.experiment, cell.run, states[cell.name], results.get(cell.name)) for cell in cells]

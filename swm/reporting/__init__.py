@@ -3,10 +3,10 @@
 - charts: plotly figures for pages and report
 - compare_charts: plotly figures that compare models
 - commands: the commands that reproduce an experiment or a run
-- compare: a row for each run of an experiment: what it is, its scores, its difference from the original
-- csv_table: the comparison of runs as comma-separated values
+- compare: reads a row for each run of an experiment
 - differences: how a model differs from another, with intervals over documents and seeds
 - export: exports a run's model with its model card and recipe
+- figures: the comparison of runs, every figure listed once, for terminal, pages, report, model card and CSV
 - finalists: how sure a planner's choice is, in words
 - glossary: what each number means, in one sentence
 - headline: the run that pages lead with
@@ -16,10 +16,11 @@
 - key_figures: the numbers behind a run's verdict
 - known_plans: every plan whose perplexity is known, and their chart
 - names: how runs and their stages are called
+- numbers: how numbers are written, each with its interval
 - palette: colours of pages, charts and report
 - preview: every plan of a threshold path with its numbers, as data for the browser
 - report: one self-contained HTML page for stakeholders
+- row: the typed row of a run at one stage, with its differences and its verdict
 - study_charts: plotly figures for studies
-- table: the comparison of runs as text, for terminal, page, report and model card
 - verdict: what a model gained and cost, in words
 """

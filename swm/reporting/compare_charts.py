@@ -10,12 +10,11 @@ import plotly.graph_objects as go
 
 from swm.evaluation.paired import ACCURACY, BITS_PER_BYTE, CHOICE_LOGPROB, VERDICTS, Paired
 from swm.reporting.charts import LINE, TALLEST, error_bars, plain_axes
-from swm.reporting.compare import documents_key, percent_interval
+from swm.reporting.compare import documents_key, value_of
 from swm.reporting.glossary import FORMS, TITLES, UNITS
 from swm.reporting.names import text_name
 from swm.reporting.palette import BETTER, WORSE, row_colours
-
-Row = dict[str, Any]
+from swm.reporting.row import Row, TaskScore, percent_interval
 
 ERROR_BAR = "rgba(90,98,112,1)"
 MOST_BARS = 6  # more models than this are unreadable as bars side by side
@@ -28,13 +27,13 @@ def scores_chart(rows: Sequence[Row], names: Sequence[str]) -> go.Figure:
     """Accuracy with 95 % intervals: a group of bars for each task, a bar for each row."""
     figure = go.Figure()
     for row, name, colour in zip(rows, names, row_colours(rows), strict=True):
-        tasks = list(row["scores"])
+        tasks = list(row.scores)
         figure.add_bar(
             x=tasks,
-            y=[100 * row["scores"][task]["value"] for task in tasks],
+            y=[100 * row.scores[task]["value"] for task in tasks],
             name=name,
             marker_color=colour,
-            error_y={**error_bars([_with_ends(row["scores"][task]) for task in tasks]), "color": ERROR_BAR},
+            error_y={**error_bars([_with_ends(row.scores[task]) for task in tasks]), "color": ERROR_BAR},
             hovertemplate="%{x}: %{y:.1f} %<extra>" + name + "</extra>",
         )
     figure.update_layout(barmode="group", bargap=0.25)
@@ -49,12 +48,12 @@ def scores_grid(rows: Sequence[Row], names: Sequence[str], references: Sequence[
     Args:
         references: one for each row.
     """
-    tasks = list(dict.fromkeys(task for row in rows for task in row["scores"]))
+    tasks = list(dict.fromkeys(task for row in rows for task in row.scores))
 
     def differences_of(row: Row, reference: Row) -> list[float | None]:
         own, other = documents_key(row), documents_key(reference)
         same = {task for task in own if own[task] == other.get(task)}
-        first, second = row["scores"], reference["scores"]
+        first, second = row.scores, reference.scores
         return [100 * float(first[t]["value"] - second[t]["value"]) if t in same else None for t in tasks]
 
     differences = [differences_of(row, reference) for row, reference in zip(rows, references, strict=True)]
@@ -88,12 +87,27 @@ def scores_grid(rows: Sequence[Row], names: Sequence[str], references: Sequence[
     return figure.update_xaxes(side="top", showgrid=False)
 
 
-def _with_ends(score: Row) -> tuple[float, float, float]:
+def _with_ends(score: TaskScore) -> tuple[float, float, float]:
     return percent_interval(score["value"], score["stderr"])
 
 
 def _accuracy(row: Row, task: str) -> str:
-    return f"{100 * row['scores'][task]['value']:.1f}" if task in row["scores"] else ""
+    return f"{100 * row.scores[task]['value']:.1f}" if task in row.scores else ""
+
+
+class _Point(NamedTuple):
+    """A model in the chart of score against speed; `score` with the ends of its interval."""
+
+    speed: float
+    score: tuple[float, float, float]
+    name: str
+    colour: str
+    side: str
+
+    def beats(self, other: _Point) -> bool:
+        """Whether it is at least as good in both, and better in one."""
+        own, others = (self.speed, self.score[0]), (other.speed, other.score[0])
+        return own != others and own[0] >= others[0] and own[1] >= others[1]
 
 
 def score_against_speed(
@@ -106,39 +120,31 @@ def score_against_speed(
     """
     colours = colours or row_colours(rows)
     points = [
-        (
-            speed,
-            100 * row["average"],
-            percent_interval(row["average"], row["average_stderr"]),
-            name,
-            colour,
-            _side(row),
-        )
+        _Point(speed, row.accuracy, name, colour, _side(row))
         for row, name, colour in zip(rows, names, colours, strict=True)
-        if (speed := relative_speed(row)) and row["average"] is not None
+        if (speed := relative_speed(row)) and row.accuracy
     ]
-    front = [p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q[:2] != p[:2] for q in points)]
-    front.sort()
-    middle = sum(p[0] for p in points) / max(1, len(points))  # names go to the side with more room
+    front = sorted(point for point in points if not any(other.beats(point) for other in points))
+    middle = sum(point.speed for point in points) / max(1, len(points))  # names go to the side with more room
     named = front if len(points) > MOST_NAMES else points
     figure = go.Figure()
     figure.add_scatter(
-        x=[p[0] for p in front],
-        y=[p[1] for p in front],
+        x=[point.speed for point in front],
+        y=[point.score[0] for point in front],
         mode="lines",
         line={"color": LINE, "dash": "dot"},
         name="Pareto front",
         hoverinfo="skip",
     )
     figure.add_scatter(
-        x=[p[0] for p in points],
-        y=[p[1] for p in points],
-        error_y={**error_bars([p[2] for p in points]), "color": ERROR_BAR},
+        x=[point.speed for point in points],
+        y=[point.score[0] for point in points],
+        error_y={**error_bars([point.score for point in points]), "color": ERROR_BAR},
         mode="markers+text",
-        text=[p[3] if p in named else "" for p in points],
-        textposition=[f"{p[5]} left" if p[0] > middle else f"{p[5]} right" for p in points],
-        marker={"color": [p[4] for p in points], "size": 10},
-        customdata=[p[3] for p in points],
+        text=[point.name if point in named else "" for point in points],
+        textposition=[f"{point.side} {'left' if point.speed > middle else 'right'}" for point in points],
+        marker={"color": [point.colour for point in points], "size": 10},
+        customdata=[point.name for point in points],
         hovertemplate="%{customdata}<br>× %{x:.2f}, %{y:.1f} %<extra></extra>",
         showlegend=False,
         cliponaxis=False,
@@ -161,14 +167,14 @@ class Axis(NamedTuple):
 
 def relative_speed(row: Row) -> float | None:
     """Speed as a multiple of the original's in the same session, since a machine's speed varies; None if not timed."""
-    if row["speedup"]:
-        return float(row["speedup"]["value"])
-    return 1.0 if row["tokens_per_second"] and not row["windows"] and not row["width"]["ratio"] else None
+    if row.speedup:
+        return float(row.speedup["value"])
+    return 1.0 if row.tokens_per_second and not row.windows and not row.width.ratio else None
 
 
 def _side(row: Row) -> str:
     """Names go above points, of models that are not healed below, because both are close together."""
-    return "bottom" if row["stage"] == "merged" else "top"
+    return "bottom" if row.stage == "merged" else "top"
 
 
 def parallel_chart(
@@ -221,20 +227,20 @@ def parallel_chart(
 
 def _axes(rows: Sequence[Row]) -> list[Axis]:
     """The numbers that models are compared by."""
-    texts = dict.fromkeys(text for row in rows for text in row["perplexities"])
+    texts = dict.fromkeys(text for row in rows for text in row.perplexities)
 
     def average(score: str) -> Callable[[Row], float | None]:
-        return lambda row: row["averages"].get(score, {}).get("value")
+        return lambda row: value_of(row.averages.get(score))
 
     def accuracy(row: Row) -> float | None:
-        return None if row["average"] is None else 100 * float(row["average"])
+        return row.accuracy[0] if row.accuracy else None
 
     def perplexity(text: str) -> Callable[[Row], float | None]:
-        return lambda row: row["perplexities"].get(text, {}).get("value")
+        return lambda row: value_of(row.perplexities.get(text))
 
     return [
-        Axis("layers", lambda row: row["layers"], low_is_better=True),
-        Axis("parameters,<br>million", lambda row: row["parameters"] / 1e6, low_is_better=True),
+        Axis("layers", lambda row: row.layers, low_is_better=True),
+        Axis("parameters,<br>million", lambda row: row.parameters / 1e6, low_is_better=True),
         Axis("relative<br>speed", relative_speed, low_is_better=False),
         *(
             Axis(f"perplexity,<br>{text_name(text)}", perplexity(text), low_is_better=True, is_log=True)
@@ -242,7 +248,7 @@ def _axes(rows: Sequence[Row]) -> list[Axis]:
         ),
         Axis(
             "average<br>accuracy, %",
-            lambda row: None if row["average"] is None else 100 * row["average"],
+            lambda row: None if row.average is None else 100 * row.average,
             low_is_better=False,
         ),
         Axis("choice log-<br>probability", average(CHOICE_LOGPROB), low_is_better=False),

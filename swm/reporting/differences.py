@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from swm.evaluation.continuous import student
 from swm.evaluation.paired import (
@@ -25,6 +25,7 @@ from swm.evaluation.paired import (
 )
 from swm.reporting.compare import documents_key, documents_of, same_text
 from swm.reporting.names import row_name, text_name
+from swm.reporting.row import Change, Differences, Ratio, Row
 
 Entry = dict[str, Any]
 
@@ -45,7 +46,7 @@ class Measured:
     answers: tuple[Entry, ...]
     perplexities: tuple[Entry, ...]
     seeds: tuple[int, ...] = ()
-    rows: tuple[Entry, ...] = ()
+    rows: tuple[Row, ...] = ()
 
     @cached_property
     def mean(self) -> Entry:
@@ -53,69 +54,55 @@ class Measured:
         return mean_answers(self.answers)
 
 
-def measured(rows: Sequence[Entry]) -> Measured | None:
+def measured(rows: Sequence[Row]) -> Measured | None:
     """The results behind rows of `compare` that differ only in the seed of their healing; None if there are none.
 
     Raises:
         ExperimentError: if a file with answers is damaged.
     """
-    if not any(row["scores"] or row["perplexities"] for row in rows):
+    if not any(row.scores or row.perplexities for row in rows):
         return None
-    seeds = tuple(row["seed"] for row in rows if row["seed"] is not None)
+    seeds = tuple(row.seed for row in rows if row.seed is not None)
     answers = tuple(scored(documents_of(row)) for row in rows)
-    return Measured(row_name(rows[0]), answers, tuple(row["perplexities"] for row in rows), seeds, tuple(rows))
+    return Measured(row_name(rows[0]), answers, tuple(row.perplexities for row in rows), seeds, tuple(rows))
 
 
-def compared(reference: Measured | None, other: Measured | None) -> Entry | None:
-    """How a model differs from another one; None if nothing can be compared.
-
-    Returns:
-        As `difference`, with `above_chance`: the difference of the average accuracy of the tasks that the original
-        answers better than by guessing (missing if these are all tasks, or none); and `not_compared`: what was measured
-        on both sides, but not on the same documents.
-    """
-    if reference is None or other is None or _place(reference) == _place(other):
+def compared(reference: Measured | None, other: Measured | None) -> Differences | None:
+    """How a model differs from another one; None if nothing can be compared."""
+    if reference is None or other is None or reference.rows[0].key == other.rows[0].key:
         return None
-    entry = {**difference(reference, other), "not_compared": []}
+    found = difference(reference, other)
     first, rows = reference.rows[0], (*reference.rows, *other.rows)
-    if not all(row["scores"] for row in rows):
-        entry["scores"] = {}
+    scores, reasons = found.scores, []
+    if not all(row.scores for row in rows):
+        scores = {}
     elif len({str(documents_key(row)) for row in rows}) > 1:
-        entry["scores"] = {}
-        reason = "they are of other tasks or documents"
-        entry["not_compared"] = [f"Scores are not compared with those of {reference.name}: {reason}."]
-    single = [text for text, found in first["perplexities"].items() if not has_interval(found)]
-    entry["not_compared"] += [f"Perplexity on {text_name(t)} is of a single text: no interval." for t in single]
-    above = [task for task in first["tasks_above_chance"] if task in first["scores"]]
-    if ACCURACY in entry["scores"] and 0 < len(above) < len(first["scores"]):
-        entry["above_chance"] = _score(reference, other, ACCURACY, above)
-    return entry if entry["scores"] or entry["perplexity"] or entry["not_compared"] else None
+        scores = {}
+        reasons = [f"Scores are not compared with those of {reference.name}: they are of other tasks or documents."]
+    single = [text for text, entry in first.perplexities.items() if not has_interval(entry)]
+    reasons += [f"Perplexity on {text_name(text)} is of a single text: no interval." for text in single]
+    above = [task for task in first.tasks_above_chance if task in first.scores]
+    some = ACCURACY in scores and 0 < len(above) < len(first.scores)
+    chance = _score(reference, other, ACCURACY, above) if some else None
+    found = replace(found, scores=scores, above_chance=chance, not_compared=tuple(reasons))
+    return found if scores or found.perplexity or reasons else None
 
 
-def _place(model: Measured) -> tuple[Any, ...]:
-    return tuple(model.rows[0][name] for name in ("experiment", "run", "stage"))
-
-
-def difference(reference: Measured, other: Measured, tasks: Collection[str] | None = None) -> Entry:
+def difference(reference: Measured, other: Measured, tasks: Collection[str] | None = None) -> Differences:
     """What changes from one model to another.
+
+    All intervals are 95 % intervals over the same documents or segments of text. If a model was healed with several
+    seeds, they include the spread over seeds. What was not measured on both sides, or not on the same documents, or on
+    a single text, is missing.
 
     Args:
         tasks: only these tasks.
-
-    Returns:
-        `from`, the reference's name. `scores` by score (see `evaluation.paired.SCORES`), each the difference of the
-        tasks' average, or of the only task: `difference`, `low` to `high`, `verdict`, `tasks`, `documents`, `fewest`
-        (documents of the smallest task). `perplexity` by text: `ratio`, `low` to `high`, and whether they are `paired`,
-        segment by segment. All intervals are 95 %
-        intervals over the same documents or segments of text. If a model was healed with several seeds, they include
-        the spread over seeds, and `over_documents` and `over_seeds` are the two parts as [low, high].
-        What was not measured on both sides, or not on the same documents, or on a single text, is missing.
     """
     scores = {score: entry for score in SCORES if (entry := _score(reference, other, score, tasks))}
-    return {"from": reference.name, "scores": scores, "perplexity": _perplexities(reference, other)}
+    return Differences(reference.name, scores, _perplexities(reference, other))
 
 
-def _score(reference: Measured, other: Measured, score: str, tasks: Collection[str] | None) -> Entry | None:
+def _score(reference: Measured, other: Measured, score: str, tasks: Collection[str] | None) -> Change | None:
     means = reference.mean, other.mean
     if not (by_task := paired(*means, score, tasks)):
         return None
@@ -126,17 +113,18 @@ def _score(reference: Measured, other: Measured, score: str, tasks: Collection[s
         reference.seeds == other.seeds,
         lambda first, second: mean_difference(first, second, score, tasks),
     )
-    entry = _interval(last.difference, last.low, last.high, spreads)
-    decided = entry["low"] > 0 or entry["high"] < 0
+    ends = _interval(last.difference, last.low, last.high, spreads)
+    decided = ends["low"] > 0 or ends["high"] < 0
     undecided = TOO_FEW if last.verdict == TOO_FEW else UNDECIDED
-    return {
+    entry: Any = {
         "difference": last.difference,
-        **entry,
+        **ends,
         "verdict": last.verdict if decided else undecided,
         "tasks": max(1, len(by_task) - 1),
         "documents": last.documents,
         "fewest": last.fewest,
     }
+    return cast(Change, entry)
 
 
 def _spreads(
@@ -157,7 +145,7 @@ def _spreads(
     return [spread for spread in spreads if len(spread) > 1]
 
 
-def _interval(value: float, low: float, high: float, spreads: list[list[float]]) -> Entry:
+def _interval(value: float, low: float, high: float, spreads: list[list[float]]) -> Any:
     """`low` to `high`; with several seeds widened by the spread over them, beside the two parts."""
     if not spreads:
         return {"low": low, "high": high}
@@ -171,9 +159,9 @@ def _interval(value: float, low: float, high: float, spreads: list[list[float]])
     }
 
 
-def _perplexities(reference: Measured, other: Measured) -> dict[str, Entry]:
+def _perplexities(reference: Measured, other: Measured) -> dict[str, Ratio]:
     """The ratio of the perplexities of each text that both were measured on."""
-    entries = {}
+    entries: dict[str, Ratio] = {}
     for text in other.perplexities[0] if other.perplexities else ():
         sides = tuple([of_seed.get(text, {}) for of_seed in model.perplexities] for model in (reference, other))
         if not all(entry and same_text(sides[0][0], entry) for side in sides for entry in side):
@@ -189,8 +177,8 @@ def _perplexities(reference: Measured, other: Measured) -> dict[str, Entry]:
         )
         value, low, high = log_perplexity_ratio(*means)
         ends = {"ratio": value, **_interval(value, low, high, spreads)}
-        entries[text] = {name: _exponential(end) for name, end in ends.items()}
-        entries[text]["paired"] = has_losses(*means)
+        entry: Any = {name: _exponential(end) for name, end in ends.items()}
+        entries[text] = cast(Ratio, {**entry, "paired": has_losses(*means)})
     return entries
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from swm.reporting.compare import same_text
 from swm.reporting.preview import WITHIN
+from swm.reporting.row import Row
 from swm.workspace.runs import BASELINE
 
 
-def headline(rows: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]] = ()) -> int:
+def headline(rows: Sequence[Row], every: Sequence[Row] = ()) -> int:
     """The place of the row to lead with, among rows as from `flat_rows`.
 
     The smallest model whose perplexity is at most WITHIN times its original's (of equal ones the best); if there is
@@ -20,27 +21,27 @@ def headline(rows: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]] = (
     Args:
         every: rows to find the originals among, where `rows` are a part of them.
     """
-    originals = {row["experiment"]: row for row in every or rows if row["run"] == BASELINE}
+    originals = {row.experiment: row for row in every or rows if row.run == BASELINE}
 
     def rank(place: int) -> tuple[Any, ...]:
         row = rows[place]
-        ratio = perplexity_ratio(row, originals.get(row["experiment"]))
-        candidate = row["run"] != BASELINE and not row["control"]
+        ratio = perplexity_ratio(row, originals.get(row.experiment))
+        candidate = row.run != BASELINE and not row.control
         if ratio is None:
-            return candidate, False, False, row["created"], place
+            return candidate, False, False, row.created, place
         within = ratio <= WITHIN
-        return candidate, True, within, -row["parameters"] if within else 0, -ratio, row["created"], place
+        return candidate, True, within, -row.parameters if within else 0, -ratio, row.created, place
 
     return max(range(len(rows)), key=rank)
 
 
-def perplexity_ratio(row: dict[str, Any], original: dict[str, Any] | None) -> float | None:
+def perplexity_ratio(row: Row, original: Row | None) -> float | None:
     """Perplexity relative to the original's: the geometric mean over texts that both read alike; None without any."""
     if original is None:
         return None
     logs = [
-        math.log(entry["value"] / original["perplexities"][text]["value"])
-        for text, entry in row["perplexities"].items()
-        if (same := original["perplexities"].get(text)) and same_text(entry, same)
+        math.log(entry["value"] / original.perplexities[text]["value"])
+        for text, entry in row.perplexities.items()
+        if (same := original.perplexities.get(text)) and same_text(entry, same)
     ]
     return math.exp(math.fsum(logs) / len(logs)) if logs else None

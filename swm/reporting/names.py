@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Any
 
 from swm.registry import TEXTS
-from swm.workspace.runs import BASELINE, Run
+from swm.reporting.row import Row
+from swm.workspace.runs import Run
 
 ORIGINAL = "original"
 
@@ -21,9 +21,9 @@ def text_name(texts: str) -> str:
     return PurePath(text_title(texts)).name
 
 
-def row_name(row: dict[str, Any]) -> str:
+def row_name(row: Row) -> str:
     """Display name of a row: "original", "first (merged)", "first (merged + LoRA)", "control (original + LoRA)"."""
-    return ORIGINAL if row["run"] == BASELINE else f"{row['run']} ({stage_of(row)})"
+    return ORIGINAL if row.is_original else f"{row.run} ({stage_of(row)})"
 
 
 def run_name(run: Run) -> str:
@@ -31,14 +31,14 @@ def run_name(run: Run) -> str:
     return ORIGINAL if run.is_baseline else f"{run.name} ({stage_name(run)})"
 
 
-def stage_of(row: dict[str, Any]) -> str:
+def stage_of(row: Row) -> str:
     """Display name of a row's stage, as in "merged + LoRA"; of a control, "original + LoRA"."""
-    return _stage_name(row["stage"], row["control"], row.get("healed_by"))
+    return stage_words(row.stage, row.control, row.healed_by)
 
 
 def stage_name(run: Run) -> str:
     """Display name of a run's stage as it is now, like that of its row."""
-    return _stage_name(run.stage, run.is_control, healed_by(run))
+    return stage_words(run.stage, run.is_control, healed_by(run))
 
 
 def healed_by(run: Run) -> str | None:
@@ -48,5 +48,6 @@ def healed_by(run: Run) -> str | None:
     return "training" if run.settings["recovery"].get("train") == "weights" else "LoRA"
 
 
-def _stage_name(stage: str, control: bool, healed: str | None) -> str:
+def stage_words(stage: str, control: bool = False, healed: str | None = None) -> str:
+    """Display name of a stage; of what was healed, with what healed it."""
     return f"{ORIGINAL if control else 'merged'} + {healed or 'LoRA'}" if stage == "recovered" else stage

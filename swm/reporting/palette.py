@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from swm.registry import MERGE_RULES, PLANNERS
+from swm.reporting.row import Row
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE
 
@@ -49,15 +49,15 @@ def model_colours(experiment: Experiment) -> dict[str, str]:
     return {BASELINE: ORIGINAL, **colours}
 
 
-def row_colours(rows: Sequence[dict[str, Any]], paler: bool = True) -> list[str]:
+def row_colours(rows: Sequence[Row], paler: bool = True) -> list[str]:
     """The colour of each row of `compare`; a run before its healing has that of the healed one, `paler`."""
-    names = dict.fromkeys(row["experiment"] for row in rows)
+    names = dict.fromkeys(row.experiment for row in rows)
     colours = {name: model_colours(Experiment.open(name)) for name in names}
-    healed = {(row["experiment"], row["run"]) for row in rows if row["stage"] == "recovered" and paler}
+    healed = {(row.experiment, row.run) for row in rows if row.stage == "recovered" and paler}
     return [
-        _pale(colour) if row["stage"] == "merged" and (row["experiment"], row["run"]) in healed else colour
+        _pale(colour) if row.stage == "merged" and (row.experiment, row.run) in healed else colour
         for row in rows
-        for colour in (colours[row["experiment"]][row["run"]],)
+        for colour in (colours[row.experiment][row.run],)
     ]
 
 

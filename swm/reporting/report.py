@@ -16,6 +16,7 @@ from swm.reporting.charts import loss_chart
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows, reference_rows
 from swm.reporting.compare_charts import MOST_BARS, differences_chart, scores_chart, scores_grid
+from swm.reporting.figures import cost_lines, lines
 from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.headline import headline
 from swm.reporting.heatmaps import similarity_heatmap
@@ -24,8 +25,8 @@ from swm.reporting.judged import judged
 from swm.reporting.key_figures import key_figures, timed_in
 from swm.reporting.names import row_name
 from swm.reporting.preview import plan_view
-from swm.reporting.table import cost_lines, lines
-from swm.reporting.verdict import gain_and_cost, in_short, reference_of
+from swm.reporting.row import Row
+from swm.reporting.verdict import in_short
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.units import gib
@@ -67,7 +68,7 @@ def report_html(experiment: Experiment, charts: bool = True) -> str:
             settings=experiment.settings,
             facts=experiment.model_facts,
             slide=_slide(experiment, flat),
-            verdicts=[(row_name(row), row["verdict"]) for row in flat if row["stage"] != "original"],
+            verdicts=[(row_name(row), str(row.verdict)) for row in flat if row.stage != "original"],
             costs_of_merging=cost_lines(flat),
             terms=[(TITLES[name], text) for name, text in TERMS.items()],
             names=[row_name(row) for row in flat],
@@ -83,7 +84,7 @@ def report_html(experiment: Experiment, charts: bool = True) -> str:
                 for place, (title, figures) in enumerate(_charts(experiment, flat) if charts else [])
             ],
             costs=[(run.name, cost) for run in runs if (cost := _cost(run))],
-            samples=[(row_name(row), row["samples"]) for row in flat if row["samples"]],
+            samples=[(row_name(row), row.samples) for row in flat if row.samples],
             conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
             commands=commands(experiment),
             version=__version__,
@@ -92,15 +93,15 @@ def report_html(experiment: Experiment, charts: bool = True) -> str:
     )
 
 
-def _charts(experiment: Experiment, flat: list[dict[str, Any]]) -> list[Charts]:
+def _charts(experiment: Experiment, flat: list[Row]) -> list[Charts]:
     """The similarity map, accuracies, differences and losses."""
-    measured = [row for row in flat if row["scores"]]
+    measured = [row for row in flat if row.scores]
     metric = next(iter(experiment.metrics_measured()), None)
     similarity = experiment.similarity(metric) if metric else None
     runs = [run for run in experiment.runs() if not run.is_baseline]
     charts: list[Charts] = []
     if similarity:
-        shown = flat[headline(flat)]["run"] if len(flat) > 1 else BASELINE  # the same as on the first screen
+        shown = flat[headline(flat)].run if len(flat) > 1 else BASELINE  # the same as on the first screen
         windows = experiment.run(shown).plan.windows
         title = f"Similarity of all layer pairs ({metric}){f', windows of {shown} outlined' if windows else ''}"
         charts.append((title, [similarity_heatmap(similarity["matrix"], str(metric), windows)]))
@@ -117,15 +118,15 @@ def _charts(experiment: Experiment, flat: list[dict[str, Any]]) -> list[Charts]:
     return charts
 
 
-def _slide(experiment: Experiment, flat: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _slide(experiment: Experiment, flat: list[Row]) -> dict[str, Any] | None:
     """The first screen: the headline run's verdict, layers, three numbers and their limits; None without a run."""
     if len(flat) < 2:
         return None
     row = flat[headline(flat)]
     shown = key_figures(row)
     figures = [shown[name] for name in ("speed", "perplexity", CHOICE_LOGPROB)]
-    plan = plan_view(experiment.run(row["run"]).plan, experiment.model_facts)
-    gained, cost = gain_and_cost(row["verdict"])
+    plan = plan_view(experiment.run(row.run).plan, experiment.model_facts)
+    gained, cost = row.verdict or ("", "")
     return {
         "name": row_name(row),
         "gained": gained,
@@ -137,17 +138,17 @@ def _slide(experiment: Experiment, flat: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _limits(experiment: Experiment, row: dict[str, Any]) -> list[str]:
+def _limits(experiment: Experiment, row: Row) -> list[str]:
     """What the numbers of a row hold for."""
-    against, documents = reference_of(row), [entry["documents"] for entry in row["scores"].values()]
+    against, documents = row.compared_with, [entry["documents"] for entry in row.scores.values()]
     limits = [f"Measured on one model, {printable(Path(experiment.settings.model).name)}, at one depth"]
     if documents:
         counts = f"{min(documents):,}" if min(documents) == max(documents) else f"{min(documents):,}–{max(documents):,}"
         limits.append(f"{len(documents)} zero-shot tasks with {counts} documents each, with 95 % intervals over them")
-    if row["seed"] is not None:
-        limits.append(f"healed once, with training seed {row['seed']}, on {row['recovery_text']}")
-    limits.append(f"compared with {against['from']}" if against else "compared with nothing")
-    if row["speedup"] and (timed := timed_in(row)):
+    if row.seed is not None:
+        limits.append(f"healed once, with training seed {row.seed}, on {row.recovery_text}")
+    limits.append(f"compared with {against.reference}" if against else "compared with nothing")
+    if row.speedup and (timed := timed_in(row)):
         limits.append(f"speed {timed}, against the original's")
     return limits
 
@@ -166,15 +167,15 @@ def _cost(run: Run) -> list[str]:
     return costs
 
 
-def _differences(measured: list[dict[str, Any]], shown: list[dict[str, Any]]) -> list[Charts]:
+def _differences(measured: list[Row], shown: list[Row]) -> list[Charts]:
     """Charts of the shown rows' differences from their control, or else the original, over the same documents."""
     by_name = {row_name(row): row for row in measured}
     charts = []
     for row in shown:
-        against = reference_of(row)
-        if not against or against["from"] not in by_name or not against["scores"]:
+        against = row.compared_with
+        if not against or against.reference not in by_name or not against.scores:
             continue
-        reference = by_name[against["from"]]
+        reference = by_name[against.reference]
         answers = documents_of(reference), documents_of(row)
         compared = [results for score in (ACCURACY, CHOICE_LOGPROB) if (results := paired(*answers, score))]
         title = f"{row_name(row)} compared with {row_name(reference)}, 95 % intervals"

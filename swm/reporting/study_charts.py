@@ -12,10 +12,10 @@ from plotly.subplots import make_subplots
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.plan import WIDTH_METHODS
 from swm.reporting.charts import LINE, error_bars, log_axis, plain_axes
-from swm.reporting.compare import percent_interval
 from swm.reporting.glossary import method_name
 from swm.reporting.names import text_name
 from swm.reporting.palette import method_colour
+from swm.reporting.row import Row, percent_interval
 from swm.search.threshold_path import ThresholdPath
 
 AXES = {
@@ -30,7 +30,7 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 GREY = "rgba(138,143,152,0.55)"
 
 
-def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) -> go.Figure:
+def depths_chart(rows: Sequence[Row], figure_of: str, most: int = 5) -> go.Figure:
     """One number of every method against the layers left, with error bars; dotted lines after LoRA.
 
     Args:
@@ -38,19 +38,19 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
         figure_of: one of SCORES (averages over tasks), or the text of a perplexity (drawn on a log axis).
         most: this many methods, the best, are in colour; the others are grey, without error bars.
     """
-    figure, original = go.Figure(), next((row for row in rows if row["method"] == "original"), None)
-    lines: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+    figure, original = go.Figure(), next((row for row in rows if row.method == "original"), None)
+    lines: dict[tuple[str, bool], list[Row]] = {}
     for row in rows:
         if row is not original and _studied(row, figure_of):
-            lines.setdefault((row["method"], row["stage"] == "recovered"), []).append(row)
+            lines.setdefault((row.method or "", row.stage == "recovered"), []).append(row)
     best = best_methods(rows, figure_of)[:most]
     for (method, healed), points in sorted(lines.items(), key=lambda line: line[0][0] in best):  # colours on top
         shown = method in best
         values = [value for row in points if (value := _studied(row, figure_of))]
-        how = f" + {points[0].get('healed_by') or 'LoRA'}" if healed else ""
-        name = f"control: original{how}" if points[0]["control"] else f"{method_name(method)}{how}"
+        how = f" + {points[0].healed_by or 'LoRA'}" if healed else ""
+        name = f"control: original{how}" if points[0].control else f"{method_name(method)}{how}"
         figure.add_scatter(
-            x=[row["layers"] for row in points],
+            x=[row.layers for row in points],
             y=[value for value, _, _ in values],
             error_y={**error_bars(values), "visible": shown},
             mode="lines+markers",
@@ -73,7 +73,7 @@ def depths_chart(rows: Sequence[dict[str, Any]], figure_of: str, most: int = 5) 
         )  # fmt: skip
     title = AXES.get(figure_of, f"perplexity, {text_name(figure_of)}")
     figure = plain_axes(figure, "layers left", title, 420, legend=True)
-    figure.update_xaxes(autorange="reversed", tickvals=sorted({row["layers"] for row in rows if row is not original}))
+    figure.update_xaxes(autorange="reversed", tickvals=sorted({row.layers for row in rows if row is not original}))
     if figure_of not in SCORES:
         log_axis(figure, level[0] if level else None)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
@@ -87,28 +87,28 @@ def _symbol(method: str) -> str:
     return SYMBOLS[1 + list(WIDTH_METHODS).index(cut)] if cut in WIDTH_METHODS else SYMBOLS[0]
 
 
-def best_methods(rows: Sequence[dict[str, Any]], figure_of: str) -> list[str]:
+def best_methods(rows: Sequence[Row], figure_of: str) -> list[str]:
     """The methods by their mean rank over depths and stages that they share with others; the best first."""
     ranks: dict[str, list[float]] = {}
-    for layers, stage in sorted({(row["layers"], row["stage"]) for row in rows}):
-        here = [row for row in rows if (row["layers"], row["stage"]) == (layers, stage) and row["method"] != "original"]
+    for layers, stage in sorted({(row.layers, row.stage) for row in rows}):
+        here = [row for row in rows if (row.layers, row.stage) == (layers, stage) and row.method != "original"]
         for method, rank in (places := _ranks(here, figure_of)).items():
             ranks.setdefault(method, []).append((rank - 1) / max(1, len(places) - 1))
     return sorted(ranks, key=lambda method: (sum(ranks[method]) / len(ranks[method]), method))
 
 
-def ranks_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure | None:
+def ranks_chart(rows: Sequence[Row], figure_of: str) -> go.Figure | None:
     """Each method's rank before and after healing, joined by a line; one panel for each number of layers.
 
     None if no two methods have both at the same depth.
     """
     panels: dict[int, dict[str, tuple[int, int]]] = {}
-    for layers in sorted({row["layers"] for row in rows}, reverse=True):
-        here = [row for row in rows if row["layers"] == layers and not row["control"] and row["method"] != "original"]
-        before, after = (_ranks([row for row in here if row["stage"] == stage], figure_of) for stage in STAGES)
+    for layers in sorted({row.layers for row in rows}, reverse=True):
+        here = [row for row in rows if row.layers == layers and not row.control and row.method != "original"]
+        before, after = (_ranks([row for row in here if row.stage == stage], figure_of) for stage in STAGES)
         both = [method for method in before if method in after]
         if len(both) > 1:
-            again = [_ranks([r for r in here if r["stage"] == s and r["method"] in both], figure_of) for s in STAGES]
+            again = [_ranks([r for r in here if r.stage == s and r.method in both], figure_of) for s in STAGES]
             panels[layers] = {method: (again[0][method], again[1][method]) for method in both}
     if not panels:
         return None
@@ -138,22 +138,18 @@ def ranks_chart(rows: Sequence[dict[str, Any]], figure_of: str) -> go.Figure | N
     return figure.update_xaxes(range=[-0.25, 1.3 + 0.08 * longest], title_text="")
 
 
-def _ranks(rows: Sequence[dict[str, Any]], figure_of: str) -> dict[str, int]:
+def _ranks(rows: Sequence[Row], figure_of: str) -> dict[str, int]:
     """Rank of each method, 1 is the best; equal values have the same rank."""
-    values = {row["method"]: value[0] for row in rows if (value := _studied(row, figure_of))}
+    values = {row.method or "": value[0] for row in rows if (value := _studied(row, figure_of))}
     ordered = sorted(values.values(), reverse=figure_of in UPWARDS)
     return {method: ordered.index(value) + 1 for method, value in values.items()}
 
 
-def _studied(row: dict[str, Any], figure_of: str) -> tuple[float, float, float] | None:
+def _studied(row: Row, figure_of: str) -> tuple[float, float, float] | None:
     """Value of a row and the ends of its 95 % interval."""
-    if figure_of in SCORES[1:]:
-        entry = row["averages"].get(figure_of)
-        return entry and (entry["value"], entry["low"], entry["high"])
     if figure_of == ACCURACY:
-        value, stderr = row["average"], row["average_stderr"]
-        return None if value is None else percent_interval(value, stderr)
-    entry = row["perplexities"].get(figure_of)
+        return row.accuracy
+    entry: Any = row.averages.get(figure_of) if figure_of in SCORES else row.perplexities.get(figure_of)
     return entry and (entry["value"], entry.get("low", entry["value"]), entry.get("high", entry["value"]))
 
 

@@ -19,7 +19,7 @@ from swm.models.decoder import find_decoder, layer_count
 from swm.models.locate import load_config
 from swm.progress import Progress, no_progress, share_of
 from swm.reporting.formats.gguf import check_file, write_gguf
-from swm.reporting.table import interval
+from swm.reporting.numbers import interval
 from swm.search.attention_loss import least_needed_attention, without_attention
 from swm.settings import PERPLEXITY_TEXTS
 from swm.stages.loading import calibration_of, load_run

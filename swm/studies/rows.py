@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from swm.evaluation.continuous import student
-from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES, has_interval, mean_perplexity
-from swm.reporting.compare import compare, flat_rows
+from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, has_interval, mean_perplexity
+from swm.reporting.compare import compare, flat_rows, value_of
 from swm.reporting.differences import compared, measured
+from swm.reporting.row import Perplexity, Range, Row, TaskScore
 from swm.reporting.verdict import verdict
 from swm.settings import RecoverySettings
 from swm.studies.grids import SEED
@@ -19,48 +20,48 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.recipe import recipe_of
 from swm.workspace.runs import BASELINE
 
-Row = dict[str, Any]
-
 
 def study_rows(experiment: Experiment, against: str | None = None) -> list[Row]:
     """Rows of the original and of the studies' runs, the deepest cut last, equal depths sorted by perplexity.
 
+    Runs that differ only in the seed of their healing form one row with their means; its intervals include the spread
+    over seeds. `against` has the differences from a method's model with equal parameters (the nearest depth if there
+    are several) at the same stage; None if there is no such model, and for the method itself. The others and the
+    verdict are as from `judged`; the control has the same seeds.
+
     Args:
         against: the method to compare the others with; by default `best` if it was studied, otherwise the first.
-
-    Returns:
-        Rows as from `compare`, flat. Runs that differ only in the seed of their healing form one row with their means;
-        its intervals include the spread over seeds. `seeds` are the training seeds, `average_by_seed` the average
-        accuracy of each run, `runs` the names of all runs in the row. `against` has the `method`, and the `difference`
-        of the average from that method's model with equal parameters (the nearest depth if there are several) at the
-        same stage, with its 95 % interval `low` to `high`, over the `documents` that both answered and over the seeds,
-        and all other differences as from `differences.difference`. None if there is no such model, and for the method
-        itself. `against_original`, `against_control` and `verdict` as from `judged`; the control has the same seeds.
     """
     table = study_groups(experiment)
-    methods = [row["method"] for row, _ in table if row["method"] != "original"]
+    methods = [row.method for row, _ in table if row.method != "original"]
     against = against or ("best" if "best" in methods else next(iter(methods), "original"))
     apart = experiment.model_facts["parameters_per_layer"] / 2
-    rows = {row["run"]: row for row in compare(experiment)}  # also runs that no study made
+    rows = {row.run: row for row in compare(experiment)}  # also runs that no study made
     results = [measured(group) for _, group in table]
     original = measured([rows[BASELINE]])
+    finished = []
     for (row, group), own in zip(table, results, strict=True):
-        closest = _closest(row, table, against, apart)
-        row["against"] = _against(against, None if closest is None else compared(results[closest], own))
-        row["against_original"] = compared(original, own)
-        controls = [rows[member["control_run"]] for member in group if member["control_run"]]
-        row["against_control"] = compared(measured(controls), own) if len(controls) == len(group) else None
-        row["verdict"] = verdict(row)
-    return [row for row, _ in table]
+        closest = _closest(row, table, str(against), apart)
+        difference = None if closest is None else compared(results[closest], own)
+        controls = [rows[member.control_run] for member in group if member.control_run]
+        row = replace(
+            row,
+            against=difference if difference and (difference.scores or difference.perplexity) else None,
+            against_method=against,
+            against_original=compared(original, own),
+            against_control=compared(measured(controls), own) if len(controls) == len(group) else None,
+        )
+        finished.append(replace(row, verdict=verdict(row)))
+    return finished
 
 
 def _closest(row: Row, table: Sequence[tuple[Row, Sequence[Row]]], against: str, apart: float) -> int | None:
     """The place of another method's row of the nearest size, at the same stage; None if all are a layer or more off."""
     candidates = [
-        (abs(other["layers"] - row["layers"]), difference, place)
+        (abs(other.layers - row.layers), difference, place)
         for place, (other, _) in enumerate(table)
-        if other["method"] == against != row["method"] and other["stage"] == row["stage"]
-        if (difference := abs(other["parameters"] - row["parameters"])) < apart
+        if other.method == against != row.method and other.stage == row.stage
+        if (difference := abs(other.parameters - row.parameters)) < apart
     ]
     return min(candidates)[-1] if candidates else None
 
@@ -69,35 +70,26 @@ def study_groups(experiment: Experiment) -> list[tuple[Row, Sequence[Row]]]:
     """The rows of means of `study_rows` in their order, each with the rows of `compare` that it averages."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in flat_rows(compare(experiment)):
-        if row["method"]:
-            cell, healing = row["run"].partition(SEED)[0], _healing(experiment, row)
+        if row.method:
+            cell, healing = row.run.partition(SEED)[0], _healing(experiment, row)
             seeds = [healing.seed] if healing else []
-            key = (cell, row["stage"], healing and replace(healing, seed=0), *_measured_on(row))
-            groups.setdefault(key, []).append({**row, "before_recovery": None, "seeds": seeds})
+            key = (cell, row.stage, healing and replace(healing, seed=0), *_measured_on(row))
+            groups.setdefault(key, []).append(replace(row, before_recovery=None, seeds=tuple(seeds)))
     table = [_mean_row(group) for group in groups.values()]
     return sorted(table, key=lambda row_and_group: _order(row_and_group[0]))
 
 
 def _order(row: Row) -> tuple[Any, ...]:
-    return -row["layers"], row["stage"] == "recovered", row["perplexity"] or math.inf
-
-
-def _against(method: str, difference: Row | None) -> Row | None:
-    """The differences from a method; those of the average accuracy also directly, None without accuracy."""
-    if difference is None or not (difference["scores"] or difference["perplexity"]):
-        return None
-    names = ("difference", "low", "high", "documents")
-    accuracy = difference["scores"].get(ACCURACY, dict.fromkeys(names))
-    return {"method": method, **{name: accuracy[name] for name in names}, **difference}
+    return -row.layers, row.stage == "recovered", row.perplexity or math.inf
 
 
 def _healing(experiment: Experiment, row: Row) -> RecoverySettings | None:
-    return recipe_of(experiment.run(row["run"])).recovery if row["stage"] == "recovered" else None
+    return recipe_of(experiment.run(row.run)).recovery if row.stage == "recovered" else None
 
 
 def _measured_on(row: Row) -> tuple[Any, ...]:
-    documents = tuple((task, score["documents"]) for task, score in row["scores"].items())
-    return documents, tuple(row["perplexities"])
+    documents = tuple((task, score["documents"]) for task, score in row.scores.items())
+    return documents, tuple(row.perplexities)
 
 
 def _mean_row(group: Sequence[Row]) -> tuple[Row, Sequence[Row]]:
@@ -106,41 +98,44 @@ def _mean_row(group: Sequence[Row]) -> tuple[Row, Sequence[Row]]:
     Returns:
         The row, and the rows that it averages: only the first before healing, because all are the same model then.
     """
-    first, runs = group[0], [row["run"] for row in group]
-    if first["stage"] != "recovered":
+    first, runs = group[0], tuple(row.run for row in group)
+    if first.stage != "recovered":
         group = group[:1]
-    by_seed = [row["average"] for row in group if row["average"] is not None]
-    row = {**first, "runs": runs, "average_by_seed": by_seed}
-    row["seeds"] = [seed for member in group for seed in member["seeds"]]
-    if len(group) < 2 or not first["perplexities"]:
+    by_seed = tuple(row.average for row in group if row.average is not None)
+    seeds = tuple(seed for member in group for seed in member.seeds)
+    row = replace(first, runs=runs, average_by_seed=by_seed, seeds=seeds)
+    if len(group) < 2 or not first.perplexities:
         return row, group
-    row["perplexities"] = {
-        text: _mean_perplexity([member["perplexities"][text] for member in group]) for text in first["perplexities"]
-    }
-    row["perplexity"] = next(perplexity["value"] for perplexity in row["perplexities"].values())
-    row["scores"] = {
-        task: {
-            **score,
-            **_mean_score([(m["scores"][task]["value"], m["scores"][task]["stderr"]) for m in group]),
-            **{name: _mean_interval([m["scores"][task].get(name) for m in group]) for name in SCORES[1:]},
-        }
-        for task, score in first["scores"].items()
-    }
-    row["averages"] = {name: _mean_interval([m["averages"].get(name) for m in group]) for name in first["averages"]}
-    row["average_choice_logprob"] = (row["averages"].get(CHOICE_LOGPROB) or {}).get("value")
-    if by_seed:
-        mean = _mean_score([(member["average"], member["average_stderr"]) for member in group])
-        row["average"], row["average_stderr"] = mean["value"], mean["stderr"]
-    return row, group
+    perplexities = {text: _mean_perplexity([row.perplexities[text] for row in group]) for text in first.perplexities}
+    averages = {name: _mean_interval([row.averages.get(name) for row in group]) for name in first.averages}
+    errors = [row.average_stderr for row in group if row.average_stderr is not None]
+    mean, error = _mean_score(by_seed, errors) if by_seed else (None, None)
+    return replace(
+        row,
+        perplexities=perplexities,
+        perplexity=next(entry["value"] for entry in perplexities.values()),
+        scores={task: _mean_of_task([row.scores[task] for row in group]) for task in first.scores},
+        averages=averages,
+        average_choice_logprob=value_of(averages.get(CHOICE_LOGPROB)),
+        average=mean,
+        average_stderr=error,
+    ), group
 
 
-def _mean_score(scores: Sequence[tuple[float, float]]) -> dict[str, float]:
-    values, errors = zip(*scores, strict=True)
+def _mean_of_task(scores: Sequence[TaskScore]) -> TaskScore:
+    value, stderr = _mean_score([score["value"] for score in scores], [score["stderr"] for score in scores])
+    entries: Any = {name: [score.get(name) for score in scores] for name in SCORES[1:]}
+    continuous: Any = {name: _mean_interval(found) for name, found in entries.items()}
+    return {**scores[0], "value": value, "stderr": stderr, **continuous}
+
+
+def _mean_score(values: Sequence[float], errors: Sequence[float]) -> tuple[float, float]:
+    """The mean and its standard error."""
     over_documents = math.sqrt(statistics.fmean(error**2 for error in errors))  # all answered the same documents
-    return {"value": statistics.fmean(values), "stderr": math.hypot(over_documents, _error(values))}
+    return statistics.fmean(values), math.hypot(over_documents, _error(values))
 
 
-def _mean_interval(entries: Sequence[Row | None]) -> Row | None:
+def _mean_interval(entries: Sequence[Range | None]) -> Range | None:
     """The mean of a continuous score over seeds; None if a run lacks it."""
     known = [entry for entry in entries if entry]
     if len(known) < len(entries):
@@ -151,9 +146,9 @@ def _mean_interval(entries: Sequence[Row | None]) -> Row | None:
     return {"value": value, "low": value - reach, "high": value + reach}
 
 
-def _mean_perplexity(perplexities: Sequence[Row]) -> Row:
+def _mean_perplexity(perplexities: Sequence[Perplexity]) -> Perplexity:
     """The geometric mean, because a perplexity is itself the exponential of a mean."""
-    mean = mean_perplexity(perplexities)
+    mean: Perplexity = mean_perplexity(perplexities)
     if not has_interval(mean):
         return mean
     over_seeds = _over_seeds([math.log(entry["value"]) for entry in perplexities])

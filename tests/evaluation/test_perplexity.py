@@ -8,7 +8,7 @@ import torch
 from swm.errors import ModelError, TextError
 from swm.evaluation.paired import has_interval
 from swm.evaluation.perplexity import perplexity
-from swm.reporting.table import interval
+from swm.reporting.numbers import interval
 
 
 def test_perplexity_is_the_exponential_of_transformers_own_loss(model, tokens):

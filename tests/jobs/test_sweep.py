@@ -74,7 +74,7 @@ def test_runs_of_one_experiment_at_once_plan_in_turn_and_what_fails_is_told(grid
     ((name, reason),) = sweep.failures().items()
     assert "laco" in name
     assert len(reason) > 20
-    assert sweep_rows(sweep)[-1]["state"] == "failed"
+    assert sweep_rows(sweep)[-1].state == "failed"
 
 
 def test_another_grid_under_the_same_name_is_refused(grid):
@@ -177,9 +177,9 @@ def test_a_row_of_the_paper_runs_on_a_tiny_model_of_the_same_kind(tokenizer, tex
     main(cell.create_command)
     main(cell.run_command)
     assert list(sweep.states().values()) == ["done"]
-    (row,) = sweep_rows(sweep)
-    assert (row["layers"], row["stage"]) == (4, "recovered")
-    assert row["average"] is not None
+    (cell,) = sweep_rows(sweep)
+    assert (cell.row.layers, cell.row.stage) == (4, "recovered")
+    assert cell.row.average is not None
 
 
 def test_the_page_shows_where_each_run_stands(grid):

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -46,7 +47,7 @@ def test_filters_leave_the_models_of_all_chosen_groups(rows):
     test = compared(compare_group="model")
     assert list(table_with(test, "layers", "size, MiB").index) == [row_name(row) for row in rows]
     test.multiselect(key="compare_layers").select("24 layers").run()
-    left = [row_name(row) for row in rows if row["layers"] == 24]
+    left = [row_name(row) for row in rows if row.layers == 24]
     assert list(table_with(test, "layers", "size, MiB").index) == left
     methods = test.multiselect(key="compare_method")
     assert "SLEB" in methods.options  # only what is left is offered
@@ -63,7 +64,7 @@ def test_a_pinned_model_is_what_all_others_are_compared_with(rows):
     assert list(costs.index) == [row_name(row) for row in rows if row_name(row) != "sleb-24 (merged)"]
     by_name = {row_name(row): row for row in rows}
     pinned, best = by_name["sleb-24 (merged)"], by_name["best-24 (merged)"]
-    ratio = best["perplexities"]["squad"]["value"] / pinned["perplexities"]["squad"]["value"]
+    ratio = best.perplexities["squad"]["value"] / pinned.perplexities["squad"]["value"]
     assert costs.loc["best-24 (merged)", "perplexity, SQuAD"].startswith(f"× {ratio:.2f} [")
     answers = [documents_of(row)["tasks"] for row in (pinned, best)]
     means = [
@@ -104,10 +105,10 @@ def test_the_grid_shows_accuracies_and_their_differences(rows):
     (grid,) = scores_grid(rows, [row_name(row) for row in rows], [reference] * len(rows)).data
     for y, row in enumerate(rows):
         for x, task in enumerate(grid.x):
-            value = row["scores"][task]["value"]
+            value = row.scores[task]["value"]
             assert grid.text[y][x] == f"{100 * value:.1f}"
-            assert grid.z[y][x] == pytest.approx(100 * value - 100 * reference["scores"][task]["value"])
-    other = {**rows[0], "scores": {**rows[0]["scores"], "piqa": {**rows[0]["scores"]["piqa"], "documents": 7}}}
+            assert grid.z[y][x] == pytest.approx(100 * value - 100 * reference.scores[task]["value"])
+    other = replace(rows[0], scores={**rows[0].scores, "piqa": {**rows[0].scores["piqa"], "documents": 7}})
     (grid,) = scores_grid([other, reference], ["other", "reference"], [reference] * 2).data
     assert [grid.x[x] for x, value in enumerate(grid.z[0]) if value is None] == ["piqa"]
 
@@ -119,16 +120,16 @@ def test_tasks_that_the_original_guesses_are_named():
 
 
 def test_on_every_axis_of_parallel_coordinates_better_is_up(rows):
-    rows = [row for row in rows if row["tokens_per_second"]]
+    rows = [row for row in rows if row.tokens_per_second]
     names = [row_name(row) for row in rows]
     figure, without = parallel_chart(rows, names, names, row_colours(rows))
     first, *axes = figure.data[0].dimensions
     assert without == []
     assert list(first.ticktext) == names
     values = {
-        "layers": ([row["layers"] for row in rows], False),
-        "perplexity,<br>SQuAD": ([row["perplexities"]["squad"]["value"] for row in rows], False),
-        "average<br>accuracy, %": ([100 * row["average"] for row in rows], True),
+        "layers": ([row.layers for row in rows], False),
+        "perplexity,<br>SQuAD": ([row.perplexities["squad"]["value"] for row in rows], False),
+        "average<br>accuracy, %": ([100 * row.average for row in rows], True),
         "relative<br>speed": ([relative_speed(row) for row in rows], True),
     }
     shown = {axis.label: axis for axis in axes}
@@ -146,13 +147,13 @@ def test_on_every_axis_of_parallel_coordinates_better_is_up(rows):
 
 
 def test_a_model_that_lacks_a_number_has_no_line_and_is_named(rows):
-    few = [dict(row) for row in rows[:4]]
-    few[2] = {**few[2], "average": None}
+    few = rows[:4]
+    few[2] = replace(few[2], average=None)
     figure, without = parallel_chart(few, list("abcd"), list("abcd"), list(MODEL_COLOURS[:4]))
     assert without == ["c"]
     assert list(figure.data[0].dimensions[0].ticktext) == list("abd")
-    few[1] = {**few[1], "average": None}
-    few[3] = {**few[3], "average": None}  # now most lack it, and the axis goes instead
+    few[1] = replace(few[1], average=None)
+    few[3] = replace(few[3], average=None)  # now most lack it, and the axis goes instead
     figure, without = parallel_chart(few, list("abcd"), list("abcd"), list(MODEL_COLOURS[:4]))
     assert without == []
     assert "average<br>accuracy, %" not in [axis.label for axis in figure.data[0].dimensions]
@@ -176,13 +177,13 @@ def test_filters_leave_the_verdict_on_the_best_model_that_is_left(rows):
     """Perplexities against the original's count, also where filters leave the original out."""
     test = compared()
     test.multiselect(key="compare_layers").select("24 layers").run()
-    original = rows[0]["perplexities"]
+    original = rows[0].perplexities
 
     def ratio(row):
-        logs = [math.log(entry["value"] / original[text]["value"]) for text, entry in row["perplexities"].items()]
+        logs = [math.log(entry["value"] / original[text]["value"]) for text, entry in row.perplexities.items()]
         return sum(logs) / len(logs)
 
-    least = min((row for row in rows if row["layers"] == 24), key=ratio)
+    least = min((row for row in rows if row.layers == 24), key=ratio)
     (verdict,) = [box for box in test.selectbox if box.label == "Verdict on"]
     assert verdict.value == row_name(least)
 
@@ -222,9 +223,9 @@ def test_a_model_has_one_colour_on_all_charts():
     points = score_against_speed(rows, names).data[1]
     dots = dict(zip(points.customdata, points.marker.color, strict=True))
     for row, name in zip(rows, names, strict=True):
-        red, green, blue = (int(whole[row["run"]][at : at + 2], 16) for at in (1, 3, 5))
-        healed_later = row["stage"] == "merged"
-        expected = f"rgba({red},{green},{blue},0.45)" if healed_later else whole[row["run"]]
+        red, green, blue = (int(whole[row.run][at : at + 2], 16) for at in (1, 3, 5))
+        healed_later = row.stage == "merged"
+        expected = f"rgba({red},{green},{blue},0.45)" if healed_later else whole[row.run]
         assert bars[name] == dots[name] == expected
 
 

@@ -377,7 +377,7 @@ def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
     assert list(table["method"]) == ["original", "SLEB", "Sliding window (rdsc)"]
     assert json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["tickvals"] == [5]  # no half layers
     assert table["average, %"][1].endswith("]")
-    assert list(table["difference (points)"]) == ["–", "–", "unclear [-100.0, +95.0]"]
+    assert list(table["difference (points)"]) == ["–", "–", "too few documents"]
     test.selectbox(key="studies_against_study_methods").select("rdsc").run()
     assert list(test.dataframe[0].value["difference (points)"])[1] == "unclear [-95.0, +100.0]"
     assert "taylor-5: No such plan." in " ".join(c.value for c in test.caption)

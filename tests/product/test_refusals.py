@@ -351,7 +351,7 @@ def test_the_same_command_gives_the_same_plan_and_keeps_its_precision(swm, study
 
 def test_a_text_used_twice_is_said_to_be(swm, study, text_file):
     from swm.reporting.compare import compare
-    from swm.reporting.table import table
+    from swm.reporting.figures import table
 
     run = study.run("baseline")
     value = {"value": 10.0, "low": 9.0, "high": 11.0, "texts": 3, "length_tokens": 32}
@@ -362,7 +362,7 @@ def test_a_text_used_twice_is_said_to_be(swm, study, text_file):
     }
     run.save("scores", scores)
     (row,) = compare(study)
-    assert row["shared_texts"] == {"own.txt": "calibration"}
+    assert row.shared_texts == {"own.txt": "calibration"}
     assert "perplexity, own.txt (also the calibration text: not independent)" in table([row])
 
 

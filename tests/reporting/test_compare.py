@@ -8,9 +8,8 @@ import pytest
 
 from swm.plan import MergePlan, Window
 from swm.reporting.compare import comparable, compare, flat_rows
-from swm.reporting.csv_table import csv_text
+from swm.reporting.figures import conditions_of, csv_text, lines, table
 from swm.reporting.names import row_name
-from swm.reporting.table import conditions_of, lines, table
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
 
@@ -47,14 +46,14 @@ def experiment():
 
 def test_differences_are_to_the_baseline(experiment):
     base, row = compare(experiment)
-    assert (base["layers"], row["layers"], row["parameters"], row["size_bytes"]) == (6, 4, 800, 3200)
-    assert row["average"] == pytest.approx(0.55)
+    assert (base.layers, row.layers, row.parameters, row.size_bytes) == (6, 4, 800, 3200)
+    assert row.average == pytest.approx(0.55)
     # two independent standard errors of 0.03: sqrt(2 * 0.03^2) / 2
-    assert row["average_stderr"] == pytest.approx(0.0212, abs=1e-4)
+    assert row.average_stderr == pytest.approx(0.0212, abs=1e-4)
     deltas = {"layers": -2, "parameters": -200, "perplexity": 30.0, "average": -0.15}
-    assert {key: row["deltas"][key] for key in deltas} == pytest.approx(deltas)
-    assert row["deltas"]["tokens_per_second"] is None
-    assert set(base["deltas"].values()) == {0}
+    assert {key: row.deltas[key] for key in deltas} == pytest.approx(deltas)
+    assert row.deltas["tokens_per_second"] is None
+    assert set(base.deltas.values()) == {0}
 
 
 def test_recovered_run_shows_the_merged_model_before_it(experiment):
@@ -64,14 +63,14 @@ def test_recovered_run_shows_the_merged_model_before_it(experiment):
     run.save("scores", scores(25.0, 0.6, 0.7))
     rows = compare(experiment)
     assert [row_name(row) for row in flat_rows(rows)] == ["original", "first (merged)", "first (merged + LoRA)"]
-    assert [row["perplexity"] for row in flat_rows(rows)] == [20.0, 50.0, 25.0]
-    assert rows[1]["before_recovery"]["deltas"]["perplexity"] == 30.0
-    assert [row["fitted_first"] for row in flat_rows(rows)] == [False, False, False]
+    assert [row.perplexity for row in flat_rows(rows)] == [20.0, 50.0, 25.0]
+    assert rows[1].before_recovery.deltas["perplexity"] == 30.0
+    assert [row.fitted_first for row in flat_rows(rows)] == [False, False, False]
     recovery = run.settings["recovery"]
     run.remember(recovery={**recovery, "repaired": "fit"})
-    assert [row["fitted_first"] for row in flat_rows(compare(experiment))] == [False, False, True]
+    assert [row.fitted_first for row in flat_rows(compare(experiment))] == [False, False, True]
     run.remember(recovery=recovery, plan={**run.plan.to_dict(), "rule": "fit"})
-    assert [row["fitted_first"] for row in flat_rows(compare(experiment))] == [False, False, True]
+    assert [row.fitted_first for row in flat_rows(compare(experiment))] == [False, False, True]
 
 
 def test_csv_reads_back(experiment):
@@ -87,8 +86,8 @@ def test_scores_of_other_documents_are_not_compared(experiment):
     del fewer["tasks"]["boolq"]
     experiment.run("first").save("scores", fewer)
     row = compare(experiment)[1]
-    assert row["average"] == pytest.approx(0.6)
-    assert row["deltas"]["average"] is None
+    assert row.average == pytest.approx(0.6)
+    assert row.deltas["average"] is None
 
 
 def test_speed_is_compared_with_the_original_as_timed_in_turn_with_the_run(experiment):
@@ -97,8 +96,8 @@ def test_speed_is_compared_with_the_original_as_timed_in_turn_with_the_run(exper
     speedup = {"value": 1.2, "low": 1.1, "high": 1.3}
     experiment.run("first").save("timing", {**first, "baseline": busy, "speedup": speedup})
     row = compare(experiment)[1]
-    assert row["deltas"]["tokens_per_second"] == 4.0
-    assert row["deltas"]["latency_ms"] == -10.0
+    assert row.deltas["tokens_per_second"] == 4.0
+    assert row.deltas["latency_ms"] == -10.0
     assert "1.20 [1.10, 1.30]" in table(compare(experiment))
 
 
@@ -158,7 +157,7 @@ def test_only_like_is_compared_with_like(experiment):
     known = {**value, "text_hash": "a"}
     experiment.run("baseline").save("scores", {**scores(20.0, 0.6, 0.8), "perplexity": {"lambada": known}})
     run.save("scores", {**scores(50.0, 0.5, 0.6), "perplexity": {"lambada": value}})  # of before hashes were kept
-    assert compare(experiment)[-1]["deltas"]["perplexity"] == 0.0
+    assert compare(experiment)[-1].deltas["perplexity"] == 0.0
     cases = {
         "another text": ({"squad": value}, "The original's perplexity on SQuAD was not measured."),
         "another length": ({"lambada": {**value, "length_tokens": 9}}, "another version or length of lambada"),
@@ -167,23 +166,23 @@ def test_only_like_is_compared_with_like(experiment):
     for found, reason in cases.values():
         run.save("scores", {**scores(50.0, 0.5, 0.6), "perplexity": found})
         row = compare(experiment)[-1]
-        assert row["deltas"]["perplexity"] is None
-        assert reason in " ".join(row["not_compared"])
+        assert row.deltas["perplexity"] is None
+        assert reason in " ".join(row.not_compared)
     tasks = dict(scores(50.0, 0.5, 0.6)["tasks"])
     removed = next(iter(tasks))
     kept = {task: score for task, score in tasks.items() if task != removed}
     run.save("scores", {**scores(50.0, 0.5, 0.6), "tasks": kept})
     rows = compare(experiment)
-    assert rows[-1]["deltas"]["average"] is None
-    assert f"different tasks (only one has {removed})" in " ".join(rows[-1]["not_compared"])
+    assert rows[-1].deltas["average"] is None
+    assert f"different tasks (only one has {removed})" in " ".join(rows[-1].not_compared)
     cells = dict(lines(flat_rows(rows)))
     label = "average of tasks, % (different documents: not comparable)"
     assert [cell.split("(")[1] for cell in cells[label]] == [f"{len(tasks)} tasks)", f"{len(kept)} tasks)"]
 
 
 def test_rows_of_other_documents_are_left_out_of_a_chart_of_averages(experiment):
-    rows = {row["run"]: row for row in compare(experiment)}
+    rows = {row.run: row for row in compare(experiment)}
     assert comparable(rows) == (rows, [])
-    rows["first"]["scores"]["boolq"]["documents"] = 41
+    rows["first"].scores["boolq"]["documents"] = 41
     alike, unlike = comparable(rows)
     assert (list(alike), unlike) == (["baseline"], ["first"])

@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 from scipy.stats import ttest_1samp
 
 from swm.reporting.differences import Measured, difference
+from swm.reporting.row import Differences
 
 TASKS = {"boolq": 12, "piqa": 9}
 
@@ -64,7 +65,7 @@ def task_changes(first, second):
 @given(st.integers(0, 50), st.integers(51, 99))
 def test_the_average_of_choice_log_probabilities_is_that_of_the_tasks_with_scipys_errors(one, other):
     first, second = model(of=one), model(of=other)
-    entry = difference(first, second)["scores"]["choice_logprob"]
+    entry = difference(first, second).scores["choice_logprob"]
     tests = [ttest_1samp(changes, 0) for changes in task_changes(first.answers[0], second.answers[0]).values()]
     means = [test.estimate if hasattr(test, "estimate") else test._estimate for test in tests]
     assert entry["difference"] == pytest.approx(sum(means) / 2, abs=1e-8)
@@ -76,7 +77,7 @@ def test_the_average_of_choice_log_probabilities_is_that_of_the_tasks_with_scipy
 
 def test_bits_per_byte_leave_out_labels_and_a_single_task_has_students_interval():
     first, second = model(of=1), model(of=2)
-    entry = difference(first, second)["scores"]["bits_per_byte"]
+    entry = difference(first, second).scores["bits_per_byte"]
     rows = [measured.answers[0]["tasks"]["piqa"] for measured in (first, second)]
     bits = [[-row["log_likelihoods"][row["answer"]] / row["bytes"] / math.log(2) for row in each] for each in rows]
     interval = ttest_1samp([b - a for a, b in zip(*bits, strict=True)], 0).confidence_interval()
@@ -86,7 +87,7 @@ def test_bits_per_byte_leave_out_labels_and_a_single_task_has_students_interval(
 
 def test_perplexities_are_compared_segment_by_segment():
     first, second = model(of=1), model(of=2)
-    entry = difference(first, second)["perplexity"]["squad"]
+    entry = difference(first, second).perplexity["squad"]
     losses = [measured.perplexities[0]["squad"]["losses"] for measured in (first, second)]
     interval = ttest_1samp([b - a for a, b in zip(*losses, strict=True)], 0).confidence_interval()
     values = [measured.perplexities[0]["squad"]["value"] for measured in (first, second)]
@@ -98,7 +99,7 @@ def test_perplexities_of_earlier_releases_get_a_wider_interval():
     first, second = model(of=1), model(of=2)
     for measured in (first, second):
         del measured.perplexities[0]["squad"]["losses"]
-    entry = difference(first, second)["perplexity"]["squad"]
+    entry = difference(first, second).perplexity["squad"]
     reach = math.hypot(math.log(1.2), math.log(0.9))
     assert entry["high"] / entry["ratio"] == pytest.approx(math.exp(reach))
     assert entry["low"] / entry["ratio"] == pytest.approx(math.exp(-reach))
@@ -108,13 +109,13 @@ def test_perplexities_of_earlier_releases_get_a_wider_interval():
 def test_a_broken_model_gets_finite_numbers():
     first, second = model(of=1), model(of=2)
     first.perplexities[0]["squad"]["losses"], second.perplexities[0]["squad"]["losses"] = [3.0, 3.0], [3.0, 135.0]
-    entry = difference(first, second)["perplexity"]["squad"]
+    entry = difference(first, second).perplexity["squad"]
     assert 0 <= entry["low"] < entry["ratio"] <= entry["high"] < math.inf
 
 
 def test_with_the_same_seeds_the_spread_is_that_of_each_seeds_difference():
     first, second = model(1, 2, 3, of=1), model(1, 2, 3, of=2)
-    entry = difference(first, second)["scores"]["choice_logprob"]
+    entry = difference(first, second).scores["choice_logprob"]
     by_seed = []
     for a, b in zip(first.answers, second.answers, strict=True):
         means = [sum(changes) / len(changes) for changes in task_changes(a, b).values()]
@@ -132,14 +133,14 @@ def test_a_difference_that_only_some_seeds_show_is_not_decided():
     first = Measured("a", (rows(0.0), rows(0.0)), ({}, {}), (1, 2))
     second = Measured("b", (rows(1.0), rows(0.0)), ({}, {}), (1, 2))
     second.answers[0]["tasks"]["piqa"][0]["correct"] = 0.0  # so that there is a spread over documents
-    entry = difference(first, second)["scores"]["accuracy"]
+    entry = difference(first, second).scores["accuracy"]
     assert entry["over_documents"][0] > 0 > entry["low"]
     assert entry["verdict"] == "not significant"
 
 
 def test_other_seeds_on_each_side_add_the_spread_of_each():
     first, second = model(1, 2, of=1), model(5, 6, of=2)
-    entry = difference(first, second)["perplexity"]["squad"]
+    entry = difference(first, second).perplexity["squad"]
     logs = [[math.log(p["squad"]["value"]) for p in measured.perplexities] for measured in (first, second)]
     reaches = []
     for values in logs:
@@ -150,14 +151,14 @@ def test_other_seeds_on_each_side_add_the_spread_of_each():
 
 def test_only_the_named_tasks_count():
     first, second = model(of=1), model(of=2)
-    alone = difference(first, second, ["piqa"])["scores"]["choice_logprob"]
+    alone = difference(first, second, ["piqa"]).scores["choice_logprob"]
     changes = task_changes(first.answers[0], second.answers[0])["piqa"]
     assert alone["difference"] == pytest.approx(sum(changes) / 9, abs=1e-8)
-    assert difference(first, second, [])["scores"] == {}
+    assert difference(first, second, []).scores == {}
 
 
 def test_other_texts_are_not_compared():
     first, second = model(of=1), model(of=2)
     second.perplexities[0]["squad"]["texts"] = 9
-    assert difference(first, second)["perplexity"] == {}
-    assert difference(Measured("a", ({},), ({},)), second) == {"from": "a", "scores": {}, "perplexity": {}}
+    assert difference(first, second).perplexity == {}
+    assert difference(Measured("a", ({},), ({},)), second) == Differences("a", {}, {})

@@ -6,18 +6,14 @@ import random
 import pytest
 
 from swm.reporting.headline import headline, perplexity_ratio
+from tests.rows import a_row
 
 
 def row(run, parameters, *values, created=0.0, control=False, experiment="e"):
     texts = {f"text{i}": {"value": value} for i, value in enumerate(values)}
-    return {
-        "run": run,
-        "experiment": experiment,
-        "parameters": parameters,
-        "perplexities": texts,
-        "created": created,
-        "control": control,
-    }
+    return a_row(
+        run=run, experiment=experiment, parameters=parameters, perplexities=texts, created=created, control=control
+    )
 
 
 ORIGINAL = row("baseline", 100, 20.0, 10.0)
@@ -39,13 +35,13 @@ ORIGINAL = row("baseline", 100, 20.0, 10.0)
 )
 def test_leads_with_the_smallest_that_is_still_good(rows, leads):
     for order in (rows, rows[::-1]):
-        assert order[headline(order)]["run"] == leads
+        assert order[headline(order)].run == leads
 
 
 def test_each_run_is_measured_by_its_own_original():
     other = row("baseline", 100, 200.0, 100.0, experiment="f")
     rows = [ORIGINAL, row("a", 90, 21.0, 11.0), other, row("b", 80, 210.0, 105.0, experiment="f")]
-    assert rows[headline(rows)]["run"] == "b"
+    assert rows[headline(rows)].run == "b"
 
 
 def test_the_ratio_is_the_mean_over_shared_texts():
@@ -64,10 +60,10 @@ def test_the_ratio_is_the_mean_over_shared_texts():
 
 def test_perplexities_of_another_version_of_a_text_are_not_divided():
     shorter = row("a", 80, 22.0, 90.0)
-    shorter["perplexities"]["text1"]["length_tokens"], original = 64, row("baseline", 100, 20.0, 10.0)
-    for entry in original["perplexities"].values():
+    shorter.perplexities["text1"]["length_tokens"], original = 64, row("baseline", 100, 20.0, 10.0)
+    for entry in original.perplexities.values():
         entry["length_tokens"] = 256
-    shorter["perplexities"]["text0"]["length_tokens"] = 256
+    shorter.perplexities["text0"]["length_tokens"] = 256
     assert perplexity_ratio(shorter, original) == pytest.approx(1.1)
-    shorter["perplexities"]["text0"]["text_hash"], original["perplexities"]["text0"]["text_hash"] = "a", "b"
+    shorter.perplexities["text0"]["text_hash"], original.perplexities["text0"]["text_hash"] = "a", "b"
     assert perplexity_ratio(shorter, original) is None

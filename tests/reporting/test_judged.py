@@ -6,10 +6,9 @@ import pytest
 
 from swm.plan import MergePlan, Window
 from swm.reporting.compare import compare
-from swm.reporting.csv_table import csv_text
+from swm.reporting.figures import cost_lines, csv_text, table
 from swm.reporting.judged import judged
 from swm.reporting.names import row_name
-from swm.reporting.table import cost_lines, table
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
 from tests.reporting.test_compare import FACTS, scores
@@ -49,32 +48,32 @@ def test_a_gain_over_the_original_can_be_a_loss_against_the_control(experiment):
     rows = {row_name(row): row for row in judged(compare(experiment))}
     assert set(rows) == {"original", "first (merged + LoRA)", "control (original + LoRA)"}
     first, control = rows["first (merged + LoRA)"], rows["control (original + LoRA)"]
-    assert first["against_original"]["scores"]["accuracy"]["difference"] == pytest.approx(0.2)
-    assert first["against_control"]["scores"]["accuracy"]["difference"] == pytest.approx(-0.3)
-    assert first["against_control"]["from"] == "control (original + LoRA)"
-    assert "accuracy 30 points lower" in first["verdict"]
-    assert (first["control"], first["control_run"], control["control"], control["control_run"]) == (
+    assert first.against_original.scores["accuracy"]["difference"] == pytest.approx(0.2)
+    assert first.against_control.scores["accuracy"]["difference"] == pytest.approx(-0.3)
+    assert first.against_control.reference == "control (original + LoRA)"
+    assert "accuracy 30 points lower" in str(first.verdict)
+    assert (first.control, first.control_run, control.control, control.control_run) == (
         False,
         "control",
         True,
         None,
     )
-    assert control["against_control"] is None
-    assert control["against_original"]["scores"]["accuracy"]["difference"] == pytest.approx(0.5)
-    merged = first["before_recovery"]
-    assert (merged["control_run"], merged["against_control"]) == (None, None)
-    assert merged["against_original"]["scores"]["accuracy"]["difference"] == pytest.approx(-1 / 40)
-    assert rows["original"]["against_original"] is None
+    assert control.against_control is None
+    assert control.against_original.scores["accuracy"]["difference"] == pytest.approx(0.5)
+    merged = first.before_recovery
+    assert (merged.control_run, merged.against_control) == (None, None)
+    assert merged.against_original.scores["accuracy"]["difference"] == pytest.approx(-1 / 40)
+    assert rows["original"].against_original is None
 
 
 def test_averages_of_other_documents_are_not_judged(experiment):
     values = experiment.run("control").scores()
     values["tasks"]["piqa"]["documents"] = 20
     experiment.run("control").save("scores", values)
-    rows = {row["run"]: row for row in judged(compare(experiment))}
-    assert rows["first"]["against_control"]["scores"] == {}
-    assert "accuracy" not in rows["first"]["verdict"]
-    assert "Scores are not compared with those of control (original + LoRA)" in rows["first"]["verdict"]
+    rows = {row.run: row for row in judged(compare(experiment))}
+    assert rows["first"].against_control.scores == {}
+    assert "accuracy" not in str(rows["first"].verdict)
+    assert "Scores are not compared with those of control (original + LoRA)" in str(rows["first"].verdict)
 
 
 def test_an_original_scored_on_other_tasks_is_no_obstacle(experiment):
@@ -82,34 +81,34 @@ def test_an_original_scored_on_other_tasks_is_no_obstacle(experiment):
     values = baseline.scores()
     easy = {**values["tasks"]["piqa"], "value": 0.9}
     baseline.save("scores", {**values, "tasks": {**values["tasks"], "arc_easy": easy}})
-    rows = {row["run"]: row for row in judged(compare(experiment))}
-    assert rows["first"]["tasks_above_chance"] == ["arc_easy"]
-    assert "above_chance" not in rows["first"]["against_control"]
-    assert rows["first"]["against_original"]["scores"] == {}
+    rows = {row.run: row for row in judged(compare(experiment))}
+    assert rows["first"].tasks_above_chance == ("arc_easy",)
+    assert rows["first"].against_control.above_chance is None
+    assert rows["first"].against_original.scores == {}
 
 
 def test_a_damaged_file_of_answers_costs_only_its_own_comparison(experiment):
     (experiment.run("first").folder / "documents.json").write_text('{"schema": 1, "tasks": [')
-    rows = {row["run"]: row for row in judged(compare(experiment))}
-    assert rows["first"]["against_control"] is None
-    assert "documents.json cannot be read" in rows["first"]["verdict"]
-    assert rows["control"]["against_original"]["scores"]["accuracy"]["difference"] == pytest.approx(0.5)
+    rows = {row.run: row for row in judged(compare(experiment))}
+    assert rows["first"].against_control is None
+    assert "documents.json cannot be read" in str(rows["first"].verdict)
+    assert rows["control"].against_original.scores["accuracy"]["difference"] == pytest.approx(0.5)
 
 
 def test_only_the_shown_rows_are_judged(experiment):
-    rows = {row["run"]: row for row in judged(compare(experiment), [("e", "control", "recovered")])}
-    assert "verdict" in rows["control"]
-    assert "verdict" not in rows["first"]
+    rows = {row.run: row for row in judged(compare(experiment), [("e", "control", "recovered")])}
+    assert rows["control"].verdict
+    assert rows["first"].verdict is None
 
 
 def test_text_and_csv_have_the_verdicts_and_the_costs(experiment):
     rows = judged(compare(experiment))
     text = table(rows)
     end = "\n\nIn the verdicts, brackets are 95 % intervals."
-    assert text.endswith(f"first (merged + LoRA): {rows[2]['verdict']}{end}")
+    assert text.endswith(f"first (merged + LoRA): {rows[2].verdict}{end}")
     assert "average choice log-probability, nats" in text
     assert "-1.00 [-1.07, -0.93]" in text  # two tasks with a reach of 0.1 each
-    assert rows[1]["verdict"] in csv_text(rows)
+    assert str(rows[1].verdict) in csv_text(rows)
     assert [line["compared with"] for line in cost_lines(rows)] == [
         "original", "control (original + LoRA)", "original",
     ]  # fmt: skip
@@ -119,6 +118,6 @@ def test_text_and_csv_have_the_verdicts_and_the_costs(experiment):
 def test_a_task_is_above_chance_if_its_interval_is(experiment, right, above):
     scored(experiment.run("baseline"), right)
     rows = compare(experiment)
-    assert all(row["tasks_above_chance"] == above for row in rows)
+    assert all([*row.tasks_above_chance] == above for row in rows)
     assert any("tasks above chance" in line for line in table(rows).splitlines()) == bool(above)
     assert ("boolq, % (acc, 40 documents; the original is not above chance, 50 %)" in table(rows)) != bool(above)

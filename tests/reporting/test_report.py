@@ -13,7 +13,7 @@ from swm.reporting.html import template_environment
 from swm.reporting.judged import judged
 from swm.reporting.key_figures import key_figures
 from swm.reporting.report import report_html, write_report
-from swm.reporting.verdict import gain_and_cost, in_short
+from swm.reporting.verdict import in_short
 from swm.settings import ExperimentSettings
 from swm.workspace.experiments import Experiment
 from tests.reporting.report_cases import EVIL
@@ -33,7 +33,7 @@ def test_the_first_screen_says_in_everyday_words_what_was_lost():
     short = re.search(r'class="short">In short: of 100 questions it answers about ([\d.]+) fewer right', slide)
     rows = flat_rows(judged(compare(example)))
     row = rows[headline(rows)]
-    lost = -100 * row["against_control"]["scores"]["accuracy"]["difference"]
+    lost = -100 * row.against_control.scores["accuracy"]["difference"]
     assert float(short[1]) == pytest.approx(lost, abs=0.05)
     assert in_short(row) in slide
 
@@ -49,8 +49,8 @@ def test_the_first_screen_has_the_verdict_and_its_numbers(experiment):
     rows = flat_rows(judged(compare(experiment)))
     row = rows[headline(rows)]
     slide = first_screen(experiment)
-    assert all(part in slide for part in gain_and_cost(row["verdict"]))
-    assert " ".join(gain_and_cost(row["verdict"])) == row["verdict"]
+    assert all(part in slide for part in row.verdict)
+    assert str(row.verdict) == " ".join(row.verdict)
     for name in ("speed", "perplexity", "choice_logprob"):
         assert key_figures(row)[name].value in slide
     assert "Measured on one model" in slide
@@ -90,7 +90,7 @@ def test_report_is_never_written_over_what_is_no_file_and_follows_links(experime
 def test_the_map_outlines_the_windows_of_the_run_on_the_first_screen():
     experiment = Experiment.open("example-study")
     flat = flat_rows(judged(compare(experiment)))
-    name = flat[headline(flat)]["run"]
+    name = flat[headline(flat)].run
     first = next(run.name for run in experiment.runs() if not run.is_baseline)
     assert name != first
     assert f"windows of {name} outlined" in report_html(experiment)

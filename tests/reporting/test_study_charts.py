@@ -11,14 +11,18 @@ from swm.reporting.charts import log_axis
 from swm.reporting.glossary import method_name
 from swm.reporting.palette import method_colour
 from swm.reporting.study_charts import GREY, best_methods, depths_chart, ranks_chart
+from tests.rows import a_row
 
 
 def row(method, layers, perplexity, stage="merged", accuracy=None):
-    return {
-        "method": method, "layers": layers, "stage": stage, "control": False, "averages": {},
-        "average": accuracy, "average_stderr": 0.01,
-        "perplexities": {"t": {"value": perplexity, "low": perplexity, "high": perplexity}},
-    }  # fmt: skip
+    return a_row(
+        method=method,
+        layers=layers,
+        stage=stage,
+        average=accuracy,
+        average_stderr=0.01,
+        perplexities={"t": {"value": perplexity, "low": perplexity, "high": perplexity}},
+    )
 
 
 ORIGINAL = row("original", 30, 10.0, "original", 0.6)

@@ -1,12 +1,21 @@
 """Verdicts on rows written here: better, worse, undecided, not comparable, not measured."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from swm.evaluation.paired import UNDECIDED
+from swm.plan import WidthCut
 from swm.reporting.names import text_name
-from swm.reporting.verdict import in_short, verdict
+from swm.reporting.row import Differences
+from swm.reporting.verdict import in_short
+from swm.reporting.verdict import verdict as verdict_of
+from tests.rows import a_row
+
+
+def verdict(row):
+    return str(verdict_of(row))
 
 
 def score(difference, low, high, verdict, tasks=7, documents=1400, fewest=200):
@@ -19,19 +28,17 @@ def ratio(value, low, high):
 
 
 def against(perplexity=None, **scores):
-    named = {"from": "control (original + LoRA)", "not_compared": []}
-    return {**named, "scores": scores, "perplexity": perplexity or {}}
+    return Differences("control (original + LoRA)", scores, perplexity or {})
 
 
 def row(**changes):
     """A healed model of 24 of 30 layers, 1.2 times as fast and a fifth smaller, with a control."""
-    return {
-        "stage": "recovered", "control": False, "layers": 24, "parameters": 113e6, "size_bytes": 400,
-        "deltas": {"layers": -6, "size_bytes": -100}, "width": {"ratio": 0.0, "method": "flap"},
-        "speedup": {"value": 1.2, "low": 1.1, "high": 1.3}, "conditions": {"texts": "lambada"},
-        "recovery_text": "instructions", "shared_texts": {}, "not_compared": [], "seed": 1234, "control_run": "control",
-        "against_control": None, "against_original": None, **changes,
+    known = {
+        "stage": "recovered", "layers": 24, "parameters": 113e6, "size_bytes": 400,
+        "deltas": {"layers": -6, "size_bytes": -100}, "speedup": {"value": 1.2, "low": 1.1, "high": 1.3},
+        "conditions": {"texts": "lambada"}, "recovery_text": "instructions", "seed": 1234, "control_run": "control",
     }  # fmt: skip
+    return a_row(**{**known, **changes})
 
 
 HEAD = "24 of 30 layers, 1.20 times as fast, 20 % smaller."
@@ -110,12 +117,12 @@ def test_a_broken_model_is_so_many_times_worse():
 
 def test_tasks_above_chance_are_named_where_they_say_something_else():
     entries = against(accuracy=score(0.01, -0.013, 0.033, "not significant"))
-    entries["above_chance"] = score(-0.043, -0.065, -0.021, "worse", tasks=5)
+    entries = replace(entries, above_chance=score(-0.043, -0.065, -0.021, "worse", tasks=5))
     assert verdict(row(against_control=entries)).endswith(
         "accuracy unclear after 1,400 questions in 7 tasks: between -1.3 and +3.3 points (on the 5 tasks above chance: "
         "4.3 points lower [2.1, 6.5])."
     )
-    entries["above_chance"] = score(-0.01, -0.03, 0.01, "not significant", tasks=5)
+    entries = replace(entries, above_chance=score(-0.01, -0.03, 0.01, "not significant", tasks=5))
     assert verdict(row(against_control=entries)).endswith("and +3.3 points.")
 
 
@@ -155,10 +162,7 @@ def test_not_measured():
     assert verdict(row(speedup=None)) == (
         "24 of 30 layers, speed not measured, 20 % smaller. What it cost is not measured yet."
     )
-    assert (
-        verdict({**row(), "stage": "original", "layers": 30})
-        == "The original model: 30 layers, 113.0 million parameters."
-    )
+    assert verdict(row(stage="original", layers=30)) == "The original model: 30 layers, 113.0 million parameters."
 
 
 def test_not_comparable():
@@ -171,7 +175,7 @@ def test_not_comparable():
         == f"{HEAD} {SAME} perplexity on SQuAD 20 % higher [10, 30]."
     )
     other = "Scores are not compared with those of control: they are of other tasks or documents."
-    half["not_compared"] = [other]
+    half = replace(half, not_compared=(other,))
     assert verdict(row(against_control=half)) == f"{HEAD} {SAME} perplexity on SQuAD 20 % higher [10, 30]. {other}"
 
 
@@ -200,7 +204,7 @@ def test_size_is_rounded_to_percent(change, said):
 
 
 def test_a_width_cut_is_named():
-    narrow = row(width={"ratio": 0.1, "method": "flap"}, deltas={"layers": -6, "size_bytes": -100})
+    narrow = row(width=WidthCut(0.1), deltas={"layers": -6, "size_bytes": -100})
     assert verdict(narrow).startswith("24 of 30 layers, width cut by 10 %, 1.20 times as fast")
 
 

@@ -39,10 +39,10 @@ def test_a_score_decides_a_pair_if_its_interval_leaves_out_no_difference(experim
     add(experiment, "angular", 40.5, correct=5, certain=3.0)  # level with sleb in perplexity; the most certain one
     runs = {"best", "sleb", "angular"}
     (row,) = pairs_decided(experiment, runs)  # all are within three times the original's perplexity
-    assert (row["stage"], row["pairs"], row["documents"]) == ("merged", 2, DOCUMENTS)
+    assert (row.stage, row.pairs, row.documents) == ("merged", 2, DOCUMENTS)
     # accuracy: 21 against 20 is not decided, 5 against 20 is
-    assert row["decided"] == {"accuracy": 1, "choice_logprob": 2, "bits_per_byte": 0}
-    assert row["against_perplexity"] == {"accuracy": 0, "choice_logprob": 1, "bits_per_byte": 0}
+    assert +row.decided == {"accuracy": 1, "choice_logprob": 2}
+    assert +row.against_perplexity == {"choice_logprob": 1}
     assert pairs_decided(experiment, {"best"}) == []
 
 
@@ -52,11 +52,9 @@ def test_pairs_of_usable_models_are_counted_apart_from_ruined_ones(experiment):
     add(experiment, "sleb", 55.0, correct=21, certain=1.0)
     add(experiment, "angular", 900.0, correct=2, certain=0.1)
     every, near = pairs_decided(experiment, {"best", "sleb", "angular"})
-    assert (every["near"], every["pairs"], every["decided"]["accuracy"]) == (False, 3, 2)
-    assert (near["near"], near["pairs"], near["decided"]) == (
-        True, 1, {"accuracy": 0, "choice_logprob": 1, "bits_per_byte": 0}
-    )  # fmt: skip
-    assert pairs_decided(experiment, {"best", "sleb"})[0]["near"] is False
+    assert (every.near, every.pairs, every.decided["accuracy"]) == (False, 3, 2)
+    assert (near.near, near.pairs, +near.decided) == (True, 1, {"choice_logprob": 1})
+    assert pairs_decided(experiment, {"best", "sleb"})[0].near is False
     assert len(pairs_decided(experiment, {"best", "sleb"})) == 1
 
 

@@ -10,8 +10,8 @@ from scipy.stats import t
 
 from swm.evaluation.paired import mean_answers
 from swm.plan import MergePlan, Window
-from swm.reporting.csv_table import csv_text
-from swm.reporting.table import points
+from swm.reporting.figures import csv_text
+from swm.reporting.numbers import points
 from swm.settings import ExperimentSettings, preset_settings
 from swm.studies.rows import study_rows
 from swm.workspace.experiments import Experiment
@@ -41,24 +41,25 @@ def test_averages_are_compared_at_equal_size_over_the_same_documents(experiment)
         run.remember(merge={"parameters": 200 + 100 * layers, "size_bytes": 1})
         run.save("scores", scores(50.0, 0.5, 0.6))
         run.save("documents", answered(*correct))
-    rows = {row["run"]: row for row in study_rows(experiment)}
+    rows = {row.run: row for row in study_rows(experiment)}
     assert "first" not in rows  # no study made it
-    assert [rows[name]["against"] for name in ("baseline", "best-4", "sleb-5")] == [None] * 3
+    assert [rows[name].against for name in ("baseline", "best-4", "sleb-5")] == [None] * 3
     # Two of four lost by sleb, none gained. The share gained of two is at most 1 - 0.025^(1/2), exactly.
-    found = rows["sleb-4"]["against"]
-    names = ("method", "difference", "low", "high", "documents")
+    assert rows["sleb-4"].against_method == "best"
+    found = rows["sleb-4"].difference
+    names = ("difference", "low", "high", "documents")
     assert {name: found[name] for name in names} == pytest.approx(
         {
-            "method": "best",
             "difference": -0.5,
             "low": -0.5,
             "high": (2 * (1 - 0.025**0.5) - 1) * 2 / 4,
             "documents": 4,
         }
     )
-    assert points(found) == "unclear [-50.0, +34.2]"  # its interval contains 0
+    assert points(found) == "too few documents"
+    assert points({**found, "verdict": "not significant"}) == "unclear [-50.0, +34.2]"  # its interval contains 0
     assert points(None) == "–"
-    assert {row["run"]: row["against"] for row in study_rows(experiment, "sleb")}["best-4"]["difference"] == 0.5
+    assert {row.run: row.difference for row in study_rows(experiment, "sleb")}["best-4"]["difference"] == 0.5
     (line,) = [row for row in csv.DictReader(io.StringIO(csv_text(list(rows.values())))) if row["run"] == "sleb-4"]
     assert (line["against"], float(line["against_difference"])) == ("best", -0.5)
 
@@ -80,29 +81,29 @@ def test_what_is_healed_with_several_seeds_is_one_row_of_means(experiment):
     healed(experiment, "best-4-seed-2", "best", 2, found=(45.0, 0.6, 0.8), correct=(1, 0, 0, 0))
     healed(experiment, "sleb-4", "sleb", 1, found=(40.0, 0.5, 0.5), correct=(0, 0, 0, 1))
     rows = study_rows(experiment)
-    assert [(row["method"], row["stage"], row["seeds"]) for row in rows[1:]] == [
-        ("best", "merged", []), ("sleb", "merged", []), ("best", "recovered", [1, 2]), ("sleb", "recovered", [1]),
+    assert [(row.method, row.stage, row.seeds) for row in rows[1:]] == [
+        ("best", "merged", ()), ("sleb", "merged", ()), ("best", "recovered", (1, 2)), ("sleb", "recovered", (1,)),
     ]  # fmt: skip
-    assert rows[1]["runs"] == rows[3]["runs"] == ["best-4", "best-4-seed-2"]
+    assert rows[1].runs == rows[3].runs == ("best-4", "best-4-seed-2")
     best, sleb = rows[3:]
-    assert best["perplexity"] == best["perplexities"]["lambada"]["value"] == pytest.approx(30.0)  # of 20 and 45
+    assert best.perplexity == best.perplexities["lambada"]["value"] == pytest.approx(30.0)  # of 20 and 45
     spread = math.log(45 / 20) / 2**0.5 / 2**0.5  # sample deviation of two logarithms, over the root of two
     above = (math.log(21 / 20) + math.log(46 / 45)) / 2
-    assert best["perplexities"]["lambada"]["high"] == pytest.approx(
+    assert best.perplexities["lambada"]["high"] == pytest.approx(
         30 * math.exp(math.hypot(above, t.ppf(0.975, 1) * spread))
     )
-    assert best["scores"]["boolq"]["value"] == pytest.approx(0.55)
-    assert best["scores"]["boolq"]["stderr"] == pytest.approx(math.hypot(0.03, 0.05))
-    assert (best["average"], best["average_by_seed"]) == (pytest.approx(0.65), pytest.approx([0.6, 0.7]))
-    assert best["average_stderr"] == pytest.approx(math.hypot(0.03 / 2**0.5, 0.05))
+    assert best.scores["boolq"]["value"] == pytest.approx(0.55)
+    assert best.scores["boolq"]["stderr"] == pytest.approx(math.hypot(0.03, 0.05))
+    assert (best.average, best.average_by_seed) == (pytest.approx(0.65), pytest.approx((0.6, 0.7)))
+    assert best.average_stderr == pytest.approx(math.hypot(0.03 / 2**0.5, 0.05))
     # best answers 1, 1/2, 0, 0: differences -1, -1/2, 0, 1, mean -1/8; -1/4 from its first seed, 0 from its second
     error = math.sqrt(sum((d + 0.125) ** 2 for d in (-1, -0.5, 0, 1)) / 3 / 4)
     over_seeds = t.ppf(0.975, 1) * 0.25 / 2**0.5 / 2**0.5
-    found = sleb["against"]
+    found = sleb.difference
     assert (found["difference"], found["documents"]) == (-0.125, 4)
     assert t.ppf(0.975, 3) * error > 1.125  # more than a share can change, so the interval ends at 1
     assert found["high"] == pytest.approx(-0.125 + math.hypot(1.125, over_seeds))
-    accuracy = found["scores"]["accuracy"]
+    accuracy = sleb.against.scores["accuracy"]
     assert accuracy["over_seeds"] == pytest.approx([-0.125 - over_seeds, -0.125 + over_seeds])
     assert accuracy["over_documents"] == [-1.0, 1.0]
     lines = list(csv.DictReader(io.StringIO(csv_text(rows))))
@@ -115,9 +116,9 @@ def test_runs_healed_or_measured_otherwise_have_rows_of_their_own(experiment):
         healed(experiment, f"best-4-seed-{seed}", "best", seed, found=(45.0, 0.6, 0.8), correct=(1, 0), steps=9)
     run = healed(experiment, "best-4-seed-4", "best", 4, found=(46.0, 0.6, 0.8), correct=(1, 0), steps=9)
     run.save("scores", {**scores(46.0, 0.6, 0.8), "tasks": {}})
-    rows = [row for row in study_rows(experiment) if row["stage"] == "recovered"]
-    assert [(row["runs"], row["seeds"], round(row["perplexity"])) for row in rows] == [
-        (["best-4"], [1], 20), (["best-4-seed-2", "best-4-seed-3"], [2, 3], 45), (["best-4-seed-4"], [4], 46),
+    rows = [row for row in study_rows(experiment) if row.stage == "recovered"]
+    assert [(row.runs, row.seeds, round(row.perplexity)) for row in rows] == [
+        (("best-4",), (1,), 20), (("best-4-seed-2", "best-4-seed-3"), (2, 3), 45), (("best-4-seed-4",), (4,), 46),
     ]  # fmt: skip
 
 

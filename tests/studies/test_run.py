@@ -54,11 +54,11 @@ def test_a_method_healed_with_two_seeds(experiment, made):
         *((name, "control-4-seed-2") for name in ("merge_run", "recover_run", "evaluate_run")),
         *((name, "sleb-3-seed-2") for name in ("merge_run", "evaluate_run", "recover_run", "evaluate_run")),
     ]
-    rows = {row["stage"]: row for row in study_rows(experiment) if row["method"] == "sleb"}
-    assert (rows["merged"]["seeds"], rows["recovered"]["seeds"]) == ([], [1234, 2])
+    rows = {row.stage: row for row in study_rows(experiment) if row.method == "sleb"}
+    assert (rows["merged"].seeds, rows["recovered"].seeds) == ((), (1234, 2))
     values = [experiment.run(name).scores()["perplexity"]["lambada"]["value"] for name in ("sleb-3", "sleb-3-seed-2")]
     assert values[0] != values[1]
-    assert rows["recovered"]["perplexity"] == pytest.approx((values[0] * values[1]) ** 0.5)
+    assert rows["recovered"].perplexity == pytest.approx((values[0] * values[1]) ** 0.5)
     made.clear()
     run_study(experiment, "healing", {**grid, "seeds": [2, 1234]})
     assert made == []
@@ -91,8 +91,8 @@ def test_a_study_computes_each_cell_once_whenever_it_is_stopped(experiment, made
     ]
     assert set(failed) <= {"keep-first-3", "keep-first-2"}
     rows = study_rows(experiment)
-    assert rows[0]["method"] == "original"
-    assert {(row["method"], row["layers"], row["stage"]) for row in rows} >= {
+    assert rows[0].method == "original"
+    assert {(row.method, row.layers, row.stage) for row in rows} >= {
         ("sleb", 3, "merged"), ("sleb", 3, "recovered"), ("random", 2, "merged"), ("sleb", 2, "recovered"),
     }  # fmt: skip
     assert not any(run.has_model for run in experiment.runs())
@@ -142,12 +142,12 @@ def test_speed_is_measured_once_for_each_shape(experiment, made):
     run_study(experiment, "methods", {**SMALL, "time": True})
     timed = [run for name, run, _ in made if name == "time_run"]
     assert [run.split("-")[-1] for run in timed] == ["baseline", "3", "2"]
-    rows = {row["run"]: row for row in study_rows(experiment)}
+    rows = {row.run: row for row in study_rows(experiment)}
     other = "random-3" if timed[1] == "sleb-3" else "sleb-3"
     assert experiment.run(other).timing()["timed_as"] == timed[1]
     for what in ("speedup", "latency_ms", "peak_memory_bytes", "throughput"):
-        assert rows[other][what] == rows[timed[1]][what] is not None
-    assert rows[other]["deltas"]["latency_ms"] == rows[timed[1]]["deltas"]["latency_ms"]
+        assert getattr(rows[other], what) == getattr(rows[timed[1]], what) is not None
+    assert rows[other].deltas["latency_ms"] == rows[timed[1]].deltas["latency_ms"]
     made.clear()
     run_study(experiment, "methods", {**SMALL, "time": True})
     assert made == []
@@ -300,13 +300,13 @@ def test_scores_at_thresholds_of_another_grid_are_kept_but_not_shown(experiment)
 def test_depth_and_width_together(experiment):
     changes = {"ratios": [0, 0.25], "total": 0.5, "width_by": ["flap", "taylor"], "planners": ["sleb"], "rules": []}
     assert run_study(experiment, "width", {**SMALL, **changes, "heal": ["sleb"], "control": False}) == {}
-    rows = [row for row in study_rows(experiment) if row["stage"] == "merged"]
-    assert {(row["layers"], row["method"]) for row in rows} == {
+    rows = [row for row in study_rows(experiment) if row.stage == "merged"]
+    assert {(row.layers, row.method) for row in rows} == {
         (4, "sleb + flap"), (4, "sleb + taylor"), (3, "sleb + flap"), (3, "sleb + taylor"),
     }  # fmt: skip
-    assert not any(row["fitted_first"] for row in study_rows(experiment))
+    assert not any(row.fitted_first for row in study_rows(experiment))
     whole = experiment.model_facts["parameters"]
-    assert all(row["parameters"] < 0.7 * whole for row in rows)
+    assert all(row.parameters < 0.7 * whole for row in rows)
     assert experiment.run("sleb-3-taylor-333").stage == "recovered"
 
 

@@ -12,11 +12,10 @@ from swm.evaluation.paired import flipped, paired
 from swm.plan import MergePlan, Window
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows
-from swm.reporting.csv_table import csv_text
+from swm.reporting.figures import csv_text, table
 from swm.reporting.formats.card import model_card
 from swm.reporting.preview import path_view
 from swm.reporting.report import report_html
-from swm.reporting.table import table
 from swm.search.find import threshold_path
 from swm.search.kept_path import KeptAnswers, kept_answers, kept_path, save_answers, save_path
 from swm.settings import ExperimentSettings, preset_settings

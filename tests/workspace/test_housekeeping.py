@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def test_a_copy_has_every_result_and_no_weights(study):
     left_out = {name for name in before if name.endswith(("state.json", ".lock", "weights.safetensors"))}
     assert contents(copy.folder) == {name: data for name, data in before.items() if name not in left_out}
     rows, copied = compare(study), compare(copy)
-    assert [{**row, "experiment": "study"} for row in copied] == rows
+    assert [replace(row, experiment="study") for row in copied] == rows
     assert not copy.run("model").has_model
 
 
@@ -81,7 +82,7 @@ def test_renamed_it_is_the_same_under_another_name(study):
     rows = compare(study)
     renamed = rename(study, "other")
     assert [experiment.name for experiment in list_experiments()[0] if not experiment.read_only] == ["other"]
-    assert [{**row, "experiment": "study"} for row in compare(renamed)] == rows
+    assert [replace(row, experiment="study") for row in compare(renamed)] == rows
 
 
 @pytest.mark.parametrize(

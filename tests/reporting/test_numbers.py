@@ -1,8 +1,8 @@
-"""Tests of swm.reporting.table."""
+"""Numbers are as long as they say something."""
 
 import pytest
 
-from swm.reporting.table import interval
+from swm.reporting.numbers import interval
 
 
 @pytest.mark.parametrize(
