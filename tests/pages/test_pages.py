@@ -369,17 +369,17 @@ def test_studies_show_methods_by_depth_and_what_cannot_be(study, no_demo):
         run = study.create_run(name, MergePlan(6, (Window(1, 6 - layers + 1),)), method=method)
         run.remember(merge={"parameters": 800, "size_bytes": 3200})
         run.save("scores", scores(50.0 if method == "sleb" else 60.0, 0.5, 0.6))
-        row = {"id": "1", "correct": int(method == "sleb"), "question": "", "right": "", "picked": ""}
-        run.save("documents", {"tasks": {"boolq": [row]}})
+        row = {"correct": int(method == "sleb"), "question": "", "right": "", "picked": ""}
+        run.save("documents", {"tasks": {"boolq": [{"id": f"{i}", **row} for i in range(40)]}})
     study.save_study("methods", {"failed": {"taylor-5": "No such plan."}, "grid": {}})
     test = opened("pages/studies.py")
     table = test.dataframe[0].value
     assert list(table["method"]) == ["original", "SLEB", "Sliding window (rdsc)"]
     assert json.loads(test.get("plotly_chart")[0].proto.spec)["layout"]["xaxis"]["tickvals"] == [5]  # no half layers
     assert table["average, %"][1].endswith("]")
-    assert list(table["difference (points)"]) == ["–", "–", "too few documents"]
+    assert list(table["difference (points)"]) == ["–", "–", "-100.0 [-100.0, -82.4]"]
     test.selectbox(key="studies_against_study_methods").select("rdsc").run()
-    assert list(test.dataframe[0].value["difference (points)"])[1] == "unclear [-95.0, +100.0]"
+    assert list(test.dataframe[0].value["difference (points)"])[1] == "+100.0 [+82.4, +100.0]"
     assert "taylor-5: No such plan." in " ".join(c.value for c in test.caption)
     for kind in ("healing", "width", "thresholds", "texts"):
         test.segmented_control(key="studies_kind").select(kind).run()
