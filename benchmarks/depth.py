@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from swm.search.find import threshold_path
+from swm.search.find import extended
 from swm.search.kept_path import path_from
 from swm.search.threshold_path import ThresholdPath
 
@@ -35,7 +35,7 @@ def depths_of(file: Path) -> dict[str, Any]:
     def searched(layers: int | None = None) -> ThresholdPath:
         scores = finished.similarities
         path = ThresholdPath(finished.layer_count, finished.rule, finished.low, finished.high, finished.protect_last)
-        return threshold_path(finished.layer_count, lambda *key: scores[key], finished.low, path=path, layers=layers)
+        return extended(path, lambda *key: scores[key], layers=layers)
 
     whole = searched()
     depths = sorted({step.plan.layers_left for step in whole.intervals()}, reverse=True)

@@ -100,7 +100,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     from swm.evaluation.speed import peak_memory
     from swm.models.decoder import layer_count, size_bytes
     from swm.models.load import load_model
-    from swm.search.find import confirmed_plan, threshold_path
+    from swm.search.find import confirmed_plan, extended
     from swm.search.threshold_path import ThresholdPath
     from swm.search.window_score import WindowScorer
     from swm.texts.calibration import calibration_tokens
@@ -128,7 +128,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             del exact
         if options.method == "path":
             extra["first_seconds"] = round(time.perf_counter() - start, 2)
-            threshold_path(layers, scorer.score, options.path, focus=options.threshold, path=path)
+            extended(path, scorer.score, focus=options.threshold)
         seconds = time.perf_counter() - start
     if options.method == "path":
         extra |= path_facts(path)

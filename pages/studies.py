@@ -106,19 +106,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         "the table."
         f"{speed if any(row.latency_ms for row in rows) else ''}{seeds_note(rows)}"
     )
-    judged = [row.method for row in rows if row.scores and not row.control]
-    if len(methods := dict.fromkeys(name for name in judged if name != "original")) > 1:
-        against = st.selectbox(
-            "Compare averages with",
-            sorted(methods, key=lambda method: method != "best"),
-            format_func=method_name,
-            key=f"studies_against_{experiment.name}_{kind}",
-            bind="query-params",
-            width=240,
-            help="The table shows how far each average is from this method's at the same size and stage: the mean "
-            "difference over the same documents, with its 95 % interval. If the interval contains 0, the difference is "
-            "not significant.",
-        )
+    if (against := _chosen_method(rows, f"studies_against_{experiment.name}_{kind}")) is not None:
         rows = rows_of(experiment, names, against)
     show_findings(experiment, rows, names)
     show_table(study_table(rows), method=st.column_config.Column(width=215))
@@ -130,6 +118,25 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
     )
     return True
+
+
+def _chosen_method(rows: list[Row], key: str) -> str | None:
+    """The method to compare the others with; None if there are no two."""
+    judged = [row.method for row in rows if row.scores and not row.control]
+    methods = dict.fromkeys(name for name in judged if name and name != "original")
+    if len(methods) < 2:
+        return None
+    return st.selectbox(
+        "Compare averages with",
+        sorted(methods, key=lambda method: method != "best"),
+        format_func=method_name,
+        key=key,
+        bind="query-params",
+        width=240,
+        help="The table shows how far each average is from this method's at the same size and stage: the mean "
+        "difference over the same documents, with its 95 % interval. If the interval contains 0, the difference is "
+        "not significant.",
+    )
 
 
 def _has(row: Row, figure_of: str) -> bool:

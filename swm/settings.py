@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
 from swm.checked import Between, checked
@@ -94,6 +94,50 @@ class RecoverySettings:
     held_out: Annotated[int, Between(1, 10_000)] = 16
     save_every: Annotated[int, Between(1, 1_000_000)] = 30
     seed: Annotated[int, Between(0, 2**32 - 1)] = 1234
+
+
+SETTINGS = tuple(field.name for field in fields(RecoverySettings) if field.name != "preset")
+
+
+def changed_setting(text: str) -> tuple[str, Any]:
+    """A setting and its value from "learning_rate=1e-3"; hyphens do as well.
+
+    Raises:
+        SettingsError: if there is no such setting, or the value is not of its type.
+    """
+    name, found, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not found or name not in SETTINGS:
+        raise SettingsError(
+            f"'{text[:40]}' is not a setting of healing. Write NAME=VALUE, with one of: {', '.join(SETTINGS)}."
+        )
+    kind = type(getattr(RecoverySettings(), name))
+    try:
+        return name, kind(value)
+    except ValueError:
+        raise SettingsError(
+            f"{name} must be {'a whole number' if kind is int else 'a number'} (got '{value[:20]}')."
+        ) from None
+
+
+@checked
+class SearchOptions:
+    """How a plan is searched.
+
+    Attributes:
+        rule: merge rule; None is the planner's own, and DEFAULT_RULE for a threshold.
+        precision: of similarities: "auto" is bfloat16 where that is faster, "exact" the model's own.
+        budget: maximum number of plans that a planner tries, if it takes a budget.
+        minutes: about how long it may try instead; the plan then depends on the machine.
+        keep_period: leave layers of the kinds that llama.cpp takes them for by their place; no effect on families
+            without such a pattern.
+    """
+
+    rule: str | None = None
+    precision: Literal["auto", "exact", "bfloat16"] = "auto"
+    budget: int = PLAN_BUDGET
+    minutes: float | None = None
+    keep_period: bool = False
 
 
 UNSAID = {"quantization": "none", "answers": "given", "train": "adapters"}  # of runs older than these settings

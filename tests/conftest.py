@@ -54,7 +54,15 @@ def pytest_xdist_make_scheduler(config, log):
     """Tests of these files share something slow to make, so one worker runs each file; all others go as they come."""
     from xdist.scheduler import LoadScopeScheduling
 
-    whole = ("test_browser", "test_bundled", "test_cluster", "test_login", "test_processes", "test_wheel")
+    whole = (
+        "test_browser",
+        "test_bundled",
+        "test_cluster",
+        "test_login",
+        "test_processes",
+        "test_wheel",
+        "test_on_node",
+    )
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):

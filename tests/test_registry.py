@@ -172,7 +172,7 @@ def experiments():
 def rows():
     from swm.reporting.compare import compare
     from swm.workspace.experiments import Experiment
-    return [row["run"] for row in compare(Experiment.open("example-demo"))]
+    return [row.run for row in compare(Experiment.open("example-demo"))]
 
 def text():
     from swm.texts.documents import documents

@@ -16,27 +16,9 @@ NEW, REMAINING, IN_LLAMA_CPP = "new run", "Run the remaining steps", "Measure in
 
 def controls(run: Run) -> None:
     """A button for each stage that can start now, and one to duplicate the run."""
-    name = (run.experiment.name, run.name)
-    windows = ",".join(map(str, run.plan.windows))
-    unfinished = run.settings.get("recovery_started")
-    recovery = unfinished or run.settings.get("recovery")
-    heal = recovery_arguments(recovery) if recovery else ["--preset", "quick"]
-    unhealed = bool(run.settings.get("unhealed")) and not recovery
-    rest = ["--no-recovery"] if unhealed else heal
-    again = ["--again"] if run.stage == "recovered" else []
-    limit = limit_arguments(usual_limit(run))
-    actions = {
-        "Merge": ["merge", *name, *plan_arguments(run.plan)],
-        "Resume healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal, *again],
-        "Evaluate": ["evaluate", *name, *limit],
-        "Measure speed": ["time", *name],
-        IN_LLAMA_CPP: ["time", *name, "--client", "llama.cpp"],
-        REMAINING: ["run", *name, *rest, *limit],
-    }
     buttons = st.container(horizontal=True, vertical_alignment="center")
-    last = "merged" if unhealed else "recovered"
-    finished = run.stage == last and not unfinished and run.is_evaluated and run.timing() is not None
-    for label, arguments in actions.items():
+    finished = _is_finished(run)
+    for label, arguments in _actions(run).items():
         allowed = run.stage == "planned" if label == "Merge" else run.stage != "planned"
         if label == REMAINING:
             allowed = not finished
@@ -45,7 +27,7 @@ def controls(run: Run) -> None:
             start(run, arguments[0], arguments)
             st.rerun()
     if buttons.button("Duplicate and edit", key="run_duplicate"):
-        duplicate(run, windows)
+        duplicate(run, ",".join(map(str, run.plan.windows)))
     if (chosen := manage(run, buttons)) is not None:
         st.session_state["run_next"] = chosen or NEW
         st.rerun()
@@ -57,6 +39,37 @@ def controls(run: Run) -> None:
     if missing := client_missing() if run.stage != "planned" else "":
         st.caption(f"{IN_LLAMA_CPP} is off. {missing}")
     offer_control(run, usual_limit(run))
+
+
+def _is_finished(run: Run) -> bool:
+    last = "merged" if _stays_unhealed(run) else "recovered"
+    return (
+        run.stage == last and not run.settings.get("recovery_started") and run.is_evaluated and run.timing() is not None
+    )
+
+
+def _stays_unhealed(run: Run) -> bool:
+    """Whether it was made without healing, and none was begun."""
+    return bool(run.settings.get("unhealed")) and not (
+        run.settings.get("recovery_started") or run.settings.get("recovery")
+    )
+
+
+def _actions(run: Run) -> dict[str, list[str]]:
+    """The arguments of each button's command."""
+    name, limit = (run.experiment.name, run.name), limit_arguments(usual_limit(run))
+    unfinished = run.settings.get("recovery_started")
+    recovery = unfinished or run.settings.get("recovery")
+    heal = recovery_arguments(recovery) if recovery else ["--preset", "quick"]
+    again = ["--again"] if run.stage == "recovered" else []
+    return {
+        "Merge": ["merge", *name, *plan_arguments(run.plan)],
+        "Resume healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal, *again],
+        "Evaluate": ["evaluate", *name, *limit],
+        "Measure speed": ["time", *name],
+        IN_LLAMA_CPP: ["time", *name, "--client", "llama.cpp"],
+        REMAINING: ["run", *name, *(["--no-recovery"] if _stays_unhealed(run) else heal), *limit],
+    }
 
 
 def duplicate(run: Run, windows: str) -> None:

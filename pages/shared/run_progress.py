@@ -31,20 +31,7 @@ def stage_now(state: State) -> str | None:
 
 def show_stages(run: Run) -> None:
     """The run's stages: which are done and how long they took, which runs now, and what a closed tab keeps."""
-    recovery, scores, timing = run.settings.get("recovery", {}), run.scores(), run.timing()
-    merged = run.settings.get("merge", {})
-    scored = (scores, run.scores_before_recovery() if run.stage == "recovered" else None)
-    evaluations = sum(((one or {}).get("conditions") or {}).get("seconds", 0.0) for one in scored)
-    measuring = (timing or {}).get("conditions") or {}
-    took = {
-        "Merge": "" if run.stage == "planned" else _took(merged),
-        "Heal with LoRA": duration(recovery["seconds"]) if run.stage == "recovered" and "seconds" in recovery else "",
-        "Evaluate": _took({"seconds": evaluations}) if scores else "",
-        "Measure speed": _took(measuring) if timing else "",
-    }
-    state = run.state()
-    if not took["Heal with LoRA"] and run.settings.get("unhealed"):
-        del took["Heal with LoRA"]
+    took, state = _stages_took(run), run.state()
     now = stage_now(state) if state.active else None
     with st.container(horizontal=True):
         for stage, time in took.items():
@@ -55,6 +42,21 @@ def show_stages(run: Run) -> None:
         st.caption("The job's time also covers loading, saving, and evaluating the original if needed.")
     if state.active:
         st.caption("You can close this page: the job goes on by itself, and every finished step is kept.")
+
+
+def _stages_took(run: Run) -> dict[str, str]:
+    """How long each stage took; empty if it is not done."""
+    recovery, scores, timing = run.settings.get("recovery", {}), run.scores(), run.timing()
+    healed = run.stage == "recovered"
+    scored = (scores, run.scores_before_recovery() if healed else None)
+    evaluations = sum(((one or {}).get("conditions") or {}).get("seconds", 0.0) for one in scored)
+    healing = duration(recovery["seconds"]) if healed and "seconds" in recovery else ""
+    return {
+        "Merge": "" if run.stage == "planned" else _took(run.settings.get("merge", {})),
+        **({"Heal with LoRA": healing} if healing or not run.settings.get("unhealed") else {}),
+        "Evaluate": _took({"seconds": evaluations}) if scores else "",
+        "Measure speed": _took(timing.get("conditions") or {}) if timing else "",
+    }
 
 
 def _took(record: dict[str, Any]) -> str:

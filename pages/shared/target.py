@@ -93,6 +93,14 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
     arguments = ["plan", experiment.name, *(["--planner", method] if method in PLANNERS else [])]
     arguments += [OPTIONS[kind][0], f"{value:.10g}{OPTIONS[kind][1]}", *(["--keep-period"] if keep else [])]
     found, missing = _known(experiment, kind, method, value, layers, arguments)
+    _say_missing(experiment, method, layers, arguments, found, missing)
+    return found, arguments
+
+
+def _say_missing(
+    experiment: Experiment, method: str, layers: int | None, arguments: list[str], found: Found | None, missing: str
+) -> None:
+    """What is not known of the target's plan, the button that searches it, and the job that does."""
     state = experiment.state()
     if not missing and found is None:
         st.info("This method finds no such plan. Choose another target or method.")
@@ -106,7 +114,6 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
         st.caption("Another job of this experiment runs. The search can start when it has ended.")
     if state.active or missing:
         job_panel(experiment, version=lambda: len(experiment.plans_found()))
-    return found, arguments
 
 
 def _known(

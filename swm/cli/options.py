@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from swm import __version__
 from swm.checked import choices
@@ -18,6 +18,7 @@ from swm.settings import (
     GGUF_TYPES,
     PRECISIONS,
     PRESET_HELP,
+    SETTINGS,
     SKIPPED_TOKENS,
     RecoverySettings,
 )
@@ -29,7 +30,7 @@ Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, help, name
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m swm",
         description="See which layers of a language model are redundant, merge them, heal the smaller model.",
     )
@@ -270,13 +271,43 @@ def _number_or_none(text: str) -> int | None:
 
 
 def _add_recovery(command: argparse.ArgumentParser) -> None:
-    """Add an option for each field of RecoverySettings; None keeps the preset's value."""
+    """Add the settings of healing; all but the first are given to --set, or as options of their own."""
     presets = "; ".join(f"{name}: {text}" for name, text in PRESET_HELP.items())
     command.add_argument("--preset", default="quick", help=presets)
-    for field in fields(RecoverySettings):
-        if field.name == "preset":
-            continue
-        assert field.default is not MISSING
-        help_text = " or ".join(choices(RecoverySettings, field.name)) or f"quick: {field.default}"
-        option = f"--{field.name.replace('_', '-')}"
-        command.add_argument(option, type=type(field.default), help=help_text)
+    command.add_argument("--steps", type=int, help=f"training steps (quick: {RecoverySettings().steps})")
+    allowed = {name: choices(RecoverySettings, name) for name in SETTINGS if name != "steps"}
+    values = {name: "|".join(found) or getattr(RecoverySettings(), name) for name, found in allowed.items()}
+    names = ", ".join(f"{name}={value}" for name, value in values.items())
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help=f"another setting, also as --name value; can be repeated; with what quick has: {names}",
+    )
+    assert isinstance(command, Parser)
+    command.heals = True
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that takes a setting of healing as an option of its own, too: `--rank 8` is `--set rank=8`."""
+
+    heals = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, after rewriting settings of healing."""
+        return super().parse_known_args(as_settings(args) if self.heals else args, namespace)
+
+
+def as_settings(arguments: Sequence[str]) -> list[str]:
+    """The arguments with each `--rank 8` or `--rank=8` of a setting of healing as `--set rank=8`."""
+    given: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, found, value = word.partition("=")
+        name = option[2:].replace("-", "_")
+        if not option.startswith("--") or name not in SETTINGS or name == "steps":
+            given.append(word)
+        else:
+            given += ["--set", f"{name}={value if found else next(words, '')}"]
+    return given

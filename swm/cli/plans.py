@@ -6,7 +6,6 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -16,7 +15,14 @@ from swm.models.processes import agreed, is_first
 from swm.plan import DEFAULT_RULE, MergePlan, layers_at, parse_windows
 from swm.progress import Progress, no_progress
 from swm.search.threshold_path import PlanAt
-from swm.settings import CACHE_TOKENS, PLAN_BUDGET, RecoverySettings, preset_settings
+from swm.settings import (
+    CACHE_TOKENS,
+    PLAN_BUDGET,
+    RecoverySettings,
+    SearchOptions,
+    changed_setting,
+    preset_settings,
+)
 from swm.workspace.controls import control_of
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE, Run
@@ -46,18 +52,14 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace, brief: bo
         plan = MergePlan(experiment.layer_count, parse_windows(options.windows), options.rule or DEFAULT_RULE)
         measure = partial(measure_plan, experiment, plan)
     else:
-        budget = PLAN_BUDGET if options.budget is None else options.budget
-        planned = partial(
-            plan_by,
-            experiment,
-            options.planner,
-            budget=budget,
-            minutes=options.minutes,
+        how = SearchOptions(
             rule=options.rule,
             precision=options.precision,
+            budget=PLAN_BUDGET if options.budget is None else options.budget,
+            minutes=options.minutes,
             keep_period=options.keep_period,
-            brief=brief,
         )
+        planned = partial(plan_by, experiment, options.planner, how=how, brief=brief)
         if options.within is None:
             counts = counts_to_keep(experiment, options)
 
@@ -193,11 +195,10 @@ def windows_text(plan: MergePlan) -> str:
 
 def recovery_settings(options: argparse.Namespace) -> RecoverySettings:
     """The preset with the options' changes; a text file by its full path, so that it is found from any folder."""
-    names = [field.name for field in fields(RecoverySettings) if field.name != "preset"]
-    changed = {name: getattr(options, name) for name in names}
-    if (changed["texts"] or "").endswith((".txt", ".jsonl")):
+    changed = dict(map(changed_setting, options.set))
+    if changed.get("texts", "").endswith((".txt", ".jsonl")):
         changed["texts"] = os.path.abspath(os.path.expanduser(changed["texts"]))
-    return preset_settings(options.preset, **changed)
+    return preset_settings(options.preset, **{"steps": options.steps, **changed})
 
 
 Result = tuple[Any, str]  # for --json, and as text

@@ -32,9 +32,8 @@ def recover(
     folder: Path,
     on_step: OnStep | None = None,
     *,
-    original: PreTrainedModel | None = None,
+    teacher: Teacher | None = None,
     layers: Sequence[int] | None = None,
-    behind: Sequence[tuple[int, int]] = (),
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Train LoRA adapters on the linear layers, or the layers' own weights, and fold the result in.
 
@@ -49,9 +48,8 @@ def recover(
         folder: for checkpoints and `adapter/` (a peft folder); training resumes from a checkpoint in it.
         on_step: called after each step with (step, steps, numbers: loss, learning_rate, held_out_loss, ...); may raise
             Cancelled, in which case a checkpoint is written first.
-        original: the model to learn from if `settings.target` is not "text".
+        teacher: what to learn from if `settings.target` is not "text", see `teacher_of`.
         layers: indexes of the layers that are trained; None for all.
-        behind: (layer of the merged model, layer of the original) whose outputs should match with target "hidden".
 
     Returns:
         The healed model (with FSDP, only in the first process), and a summary: trained parameters, tokens, losses.
@@ -60,7 +58,8 @@ def recover(
         TextError: if there are too few examples. ModelError: if the loss is not finite. SettingsError: if the
             processes cannot share a batch.
     """
-    teacher = _teacher(model, original, settings, behind)
+    if settings.target != "text" and teacher is None:
+        raise ValueError(f"Target {settings.target} needs the original model, but none was given.")
     model, whole = _trained_and_folded(model)
     uses_cache = getattr(model.config, "use_cache", None)  # training turns it off; saved like that, the model is slow
     dtypes = {name: parameter.dtype for name, parameter in whole.named_parameters()}
@@ -131,18 +130,18 @@ def _trained(
     return trainer, adapted, summary
 
 
-def _teacher(
-    model: PreTrainedModel,
-    original: PreTrainedModel | None,
-    settings: RecoverySettings,
-    behind: Sequence[tuple[int, int]],
+def teacher_of(
+    model: PreTrainedModel, original: PreTrainedModel, target: str, behind: Sequence[tuple[int, int]] = ()
 ) -> Teacher | None:
-    """Whom to learn from; None if it is the text."""
-    if settings.target == "text":
+    """Whom the merged model learns from; None if it is the text.
+
+    Args:
+        target: of the settings.
+        behind: (layer of the merged model, layer of the original) whose outputs should match with target "hidden".
+    """
+    if target == "text":
         return None
-    if original is None:
-        raise ValueError(f"Target {settings.target} needs the original model, but none was given.")
-    return Teacher(original, layer_pairs(model, original, behind if settings.target == "hidden" else ()))
+    return Teacher(original, layer_pairs(model, original, behind if target == "hidden" else ()))
 
 
 def _trained_and_folded(model: PreTrainedModel) -> tuple[PreTrainedModel, PreTrainedModel]:

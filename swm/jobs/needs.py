@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from itertools import pairwise
 from typing import Any
 
 from swm.errors import JobError, SwmError
 from swm.plan import MergePlan, Window
-from swm.settings import RecoverySettings, preset_settings
+from swm.settings import SETTINGS, RecoverySettings, changed_setting, preset_settings
 from swm.workspace.estimate import stage_needs
 from swm.workspace.experiments import Experiment
 from swm.workspace.tracked import Tracked
@@ -63,11 +62,11 @@ def needs_all_at_once(arguments: Sequence[str], plan: MergePlan) -> Callable[[st
 
 def recovery_in(arguments: Sequence[str]) -> RecoverySettings:
     """The recovery that a command's options ask for; the usual one if they are wrong, which the command says."""
-    options = {flag[2:].replace("-", "_"): value for flag, value in pairwise(arguments) if flag[:2] == "--"}
-    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(RecoverySettings)}
-    preset = options.pop("preset", "quick")
-    with suppress(SwmError, ValueError):
-        return preset_settings(preset, **{name: kinds[name](options[name]) for name in options.keys() & kinds.keys()})
+    options = [(flag[2:], value) for flag, value in pairwise(arguments) if flag[:2] == "--"]
+    changes = [value if name == "set" else f"{name}={value}" for name, value in options]
+    known = [text for text in changes if text.partition("=")[0].replace("-", "_") in SETTINGS]
+    with suppress(SwmError):
+        return preset_settings(dict(options).get("preset", "quick"), **dict(map(changed_setting, known)))
     return preset_settings("quick")
 
 

@@ -156,19 +156,23 @@ def _candidates(entries: Facts, kept: Sequence[int], count: int) -> Iterator[tup
         if _is_list(value, count):
             yield name, value  # has the length of the layer list by coincidence
         if isinstance(value, (list, tuple)) and value:
-            yield name, [value[layer % len(value)] for layer in kept]  # a repeating pattern
-            if all(isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[1], int) for item in value):
-                kinds = [kind for pattern, times in value for kind in list(pattern) * times]  # patterns with counts
-                if len(kinds) == count:
-                    yield name, [[[kinds[layer] for layer in kept], 1]]
-            if all(isinstance(item, int) for item in value):
-                yield name, [new for new, old in enumerate(kept) if old in value]  # layer indexes
+            yield from ((name, new) for new in _of_list(value, kept, count))
         elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= count:
             below = sum(layer < value for layer in kept)
             yield name, below  # the first N layers, or the index where something begins
             yield name, below - 1  # the index where it ends; that layer may be removed
             yield name, sum(layer <= value for layer in kept) - 1
             yield name, sum(layer >= count - value for layer in kept)  # the last N layers
+
+
+def _of_list(value: Sequence[Any], kept: Sequence[int], count: int) -> Iterator[list[Any]]:
+    yield [value[layer % len(value)] for layer in kept]  # a repeating pattern
+    if all(isinstance(item, (list, tuple)) and len(item) == 2 and isinstance(item[1], int) for item in value):
+        kinds = [kind for pattern, times in value for kind in list(pattern) * times]  # patterns with counts
+        if len(kinds) == count:
+            yield [[[kinds[layer] for layer in kept], 1]]
+    if all(isinstance(item, int) for item in value):
+        yield [new for new, old in enumerate(kept) if old in value]  # layer indexes
 
 
 def _matching_layers(build: _Build, facts: Facts, targets: Sequence[Signature], kept: Sequence[int]) -> int:

@@ -36,27 +36,32 @@ def needed_layers(model: PreTrainedModel, trial: Trial | None = None) -> Needed:
         made, some = trial or trial_model(model)
     except (ModelError, *OF_MODELS):  # no trial can be made of it
         return []
-    each = {kind: frozenset(place for place, layer in enumerate(some) if kinds[layer] == kind) for kind in kinds}
+    each = _places([kinds[layer] for layer in some])
     everything = frozenset(range(len(some)))
     dropped = {frozenset[int](), *each.values(), *(everything - places for places in each.values())}
     writes = {places: _generates(made, places) for places in dropped}
     if not writes[frozenset()]:
         return []
     free = not fixed_kinds(model)  # where kinds are tied to places, a config fails for these
-    needed = [
-        {kind}
-        for kind, places in each.items()
-        if writes[places] is False or (writes[places] is None and free and not _can_lose(model, kinds, kind))
-    ]
+
+    def must_stay(kind: int) -> bool:
+        alone = writes[each[kind]]
+        return alone is False or (alone is None and free and not _can_lose(model, kinds, kind))
+
+    needed = [{kind} for kind in each if must_stay(kind)]
     others = {kind for kind, places in each.items() if writes[everything - places] is not False}
     if len(others) < len(each) and others and others not in needed:
         needed.append(others)
     return [frozenset(layer for layer, kind in enumerate(kinds) if kind in group) for group in needed]
 
 
+def _places(kinds: Sequence[int]) -> dict[int, frozenset[int]]:
+    """The layers of each kind."""
+    return {kind: frozenset(layer for layer, one in enumerate(kinds) if one == kind) for kind in kinds}
+
+
 def _can_lose(model: PreTrainedModel, kinds: Sequence[int], kind: int) -> bool:
-    gone = [layer for layer, one in enumerate(kinds) if one == kind]
-    return describable(model, dropped_plan(len(kinds), gone))
+    return describable(model, dropped_plan(len(kinds), _places(kinds)[kind]))
 
 
 def describable(model: PreTrainedModel, plan: MergePlan) -> bool:
@@ -78,8 +83,8 @@ def is_fragile(model: PreTrainedModel, kinds: Sequence[int]) -> bool:
     Args:
         kinds: of each layer, as from `models.layer_facts.kinds_of`.
     """
-    each = {kind: [n for n, one in enumerate(kinds) if one == kind] for kind in kinds}
-    gone = [some for layers in list(each.values())[:MOST_KINDS] for some in (layers[:1], layers[-1:], layers)]
+    each = [sorted(layers) for layers in _places(kinds).values()]
+    gone = [some for layers in each[:MOST_KINDS] for some in (layers[:1], layers[-1:], layers)]
     return len(each) > 1 and not all(describable(model, dropped_plan(len(kinds), some)) for some in gone)
 
 

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import Unpack
+
 from swm.errors import PlanError, SettingsError
-from swm.plan import MergePlan, Needed, check_layers
+from swm.plan import MergePlan, check_layers
 from swm.planners.needed import is_fragile, needed_layers
-from swm.planners.request import PlanRequest
-from swm.progress import Progress, no_progress
+from swm.planners.request import PlanOptions, PlanRequest
 from swm.registry import PLANNERS
 from swm.settings import PLAN_BUDGET
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-    from swm.search.tried import Losses
 
 
 def plan_with(
@@ -28,32 +25,18 @@ def plan_with(
     layers: int,
     seed: int = 1234,
     *,
-    fast: bool = False,
-    budget: int = PLAN_BUDGET,
-    fit_tokens: Callable[[int], Tensor] | None = None,
     keep_period: bool = False,
-    losses: Losses | None = None,
-    seconds: float | None = None,
-    finalists: dict[str, Any] | None = None,
-    needed: Needed | None = None,
-    progress: Progress = no_progress,
+    **options: Unpack[PlanOptions],
 ) -> MergePlan:
     """A planner's plan that leaves `layers` layers.
 
     Args:
         planner: one of PLANNERS.
         tokens: calibration text, ids of shape (texts, length), int64, no padding.
-        fast: similarities in bfloat16, which can be off by 0.001.
-        budget: maximum number of plans to try, for planners that take a budget.
-        fit_tokens: given a number of tokens, returns about that much text to fit merged layers on; by default the
-            calibration text, which is rather short for that.
         keep_period: leave layers of the kinds that llama.cpp takes them for by their place (`models.layer_pattern`).
             Families whose config ties kinds to places (Jamba) always keep to them.
-        losses: of plans tried before with the same model and text; those tried now are added. So a search that was
-            interrupted goes on where it stopped, and one for another number of layers starts with what it can use.
-        seconds: about how long a planner with a budget may search, in place of that budget.
-        needed: as from `needed_layers`, which is asked if this is None.
-        finalists: filled with how the chosen plan compares with the last others, see `PlanRequest`.
+        options: see `PlanOptions`. By default merged layers are fitted on the calibration text, which is rather short
+            for that, and the model is asked which layers it needs.
 
     Raises:
         SettingsError: if the planner, the number of layers, the budget or the time limit is invalid.
@@ -67,17 +50,15 @@ def plan_with(
     check_tokens(tokens)
     method, count = PLANNERS.check(planner), len(find_decoder(model).layers)
     check_layers(layers, count)
-    if seconds:
+    if options.get("seconds"):
         _check_single_process()
     else:
-        check_budget(planner, budget, count, layers)
-    text = fit_tokens or (lambda token_count: tokens)
+        check_budget(planner, options.get("budget", PLAN_BUDGET), count, layers)
     kinds, built = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model), kinds_of(model)
-    needed = needed_layers(model) if needed is None else needed
-    fragile = is_fragile(model, built)
-    request = PlanRequest(model, tokens, count, layers, seed, fast, budget, text, kinds, needed, fragile=fragile)
-    request = replace(request, seconds=seconds, progress=progress, losses={} if losses is None else losses)
-    request = replace(request, finalists={} if finalists is None else finalists)
+    given: dict[str, Any] = {"fit_tokens": lambda token_count: tokens, **options}
+    if given.get("needed") is None:
+        given["needed"] = needed_layers(model)
+    request = PlanRequest(model, tokens, count, layers, seed, kinds=kinds, fragile=is_fragile(model, built), **given)
     plan = method.find(request)
     _check(plan, planner, request)
     return plan

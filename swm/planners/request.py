@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from swm.plan import Needed
 from swm.planners.drops import DropLoss
 from swm.planners.needed import describable
 from swm.progress import Progress, no_progress
 from swm.search.tried import SAMPLED, Losses
+from swm.settings import PLAN_BUDGET
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,30 +22,48 @@ if TYPE_CHECKING:
     from swm.search.vocabulary import VocabularySample
 
 
+class PlanOptions(TypedDict, total=False):
+    """How to search a plan.
+
+    Attributes:
+        fast: similarities and losses may be computed in bfloat16, which changes a similarity by up to 0.001.
+        budget: maximum number of plans to try, for planners that take a budget.
+        seconds: about how long they may search, in place of the budget.
+        fit_tokens: given a number of tokens, returns about that much text to fit merged layers on, shaped like the
+            calibration text.
+        needed: sets of layers of which one at least must stay, so that the model can generate: see `planners.needed`.
+        losses: of sets of dropped layers, found before with the same model and text, by kind (see `PlanRequest.loss`);
+            those found are added. So a search that was interrupted goes on where it stopped, and one for another number
+            of layers starts with what it can use.
+        finalists: filled by planners that compare their last plans on more text: `texts`, their number, and for each
+            other plan `windows`, `rule` and its perplexity against the chosen one's, `ratio` with its 95 % interval
+            `low` and `high` over these texts; `perplexity`, the chosen plan's on the calibration text; and `left_out`,
+            the planners whose plans would have been tried with more time.
+        progress: called with the plans tried so far; may raise to stop.
+    """
+
+    fast: bool
+    budget: int
+    seconds: float | None
+    fit_tokens: Callable[[int], Tensor]
+    needed: Needed | None
+    losses: Losses
+    finalists: dict[str, Any]
+    progress: Progress
+
+
 @dataclass(frozen=True)
 class PlanRequest:
-    """A model, text, and the number of layers to leave.
+    """A model, text, the number of layers to leave, and how to search: `PlanOptions`.
 
     Attributes:
         model: causal LM in eval mode; must not be changed.
         tokens: calibration text, ids of shape (texts, length), int64, no padding.
         layer_count, layers: number of layers in the model, and how many to leave.
         seed: for random draws.
-        fast: similarities and losses may be computed in bfloat16, which changes a similarity by up to 0.001.
-        budget: maximum number of plans to try, for planners that take a budget.
-        fit_tokens: given a number of tokens, returns about that much text to fit merged layers on, shaped like
-            `tokens`.
         kinds: of each layer, if those left must be of the kinds that the places had, as llama.cpp needs for some
             families; else empty.
-        needed: sets of layers of which one at least must stay, so that the model can generate: see `planners.needed`.
-        losses: of sets of dropped layers, found before, by kind (see `loss`); those found are added.
         sample: of the vocabulary, to estimate losses from: see `search.vocabulary`.
-        seconds: time limit for planners that take a budget; None without one.
-        finalists: filled by planners that compare their last plans on more text: `texts`, their number, and for each
-            other plan `windows`, `rule` and its perplexity against the chosen one's, `ratio` with its 95 % interval
-            `low` and `high` over these texts; `perplexity`, the chosen plan's on the calibration text; and `left_out`,
-            the planners whose plans would have been tried with more time.
-        progress: called with the plans tried so far; may raise to stop.
         fragile: whether no config may describe the model without some layers, see `planners.needed`.
     """
 
@@ -53,9 +72,9 @@ class PlanRequest:
     layer_count: int
     layers: int
     seed: int
-    fast: bool
-    budget: int
     fit_tokens: Callable[[int], Tensor]
+    fast: bool = False
+    budget: int = PLAN_BUDGET
     kinds: Sequence[str] = ()
     needed: Needed = ()
     losses: Losses = field(default_factory=dict)

@@ -140,6 +140,5 @@ def recovery_arguments(settings: dict[str, Any]) -> list[str]:
     """Options for these settings: the preset, and every value that differs from it."""
     preset = asdict(preset_settings(settings["preset"], steps=settings["steps"]))
     changed = {name: settings[name] for name in preset if name in settings and settings[name] != preset[name]}
-    changed["steps"] = settings["steps"]
-    options = [word for name, value in changed.items() for word in (f"--{name.replace('_', '-')}", f"{value}")]
-    return ["--preset", settings["preset"], *options]
+    options = [word for name, value in changed.items() for word in ("--set", f"{name}={value}")]
+    return ["--preset", settings["preset"], "--steps", f"{settings['steps']}", *options]

@@ -110,6 +110,14 @@ class _Point(NamedTuple):
         return own != others and own[0] >= others[0] and own[1] >= others[1]
 
 
+def _points(rows: Sequence[Row], names: Sequence[str], colours: Sequence[str]) -> list[_Point]:
+    return [
+        _Point(speed, row.accuracy, name, colour, _side(row))
+        for row, name, colour in zip(rows, names, colours, strict=True)
+        if (speed := relative_speed(row)) and row.accuracy
+    ]
+
+
 def score_against_speed(
     rows: Sequence[Row], names: Sequence[str], groups: Sequence[str] = (), colours: Sequence[str] = ()
 ) -> go.Figure:
@@ -119,11 +127,7 @@ def score_against_speed(
         groups, colours: one for each row; by default each model has its own colour.
     """
     colours = colours or row_colours(rows)
-    points = [
-        _Point(speed, row.accuracy, name, colour, _side(row))
-        for row, name, colour in zip(rows, names, colours, strict=True)
-        if (speed := relative_speed(row)) and row.accuracy
-    ]
+    points = _points(rows, names, colours)
     front = sorted(point for point in points if not any(other.beats(point) for other in points))
     middle = sum(point.speed for point in points) / max(1, len(points))  # names go to the side with more room
     named = front if len(points) > MOST_NAMES else points

@@ -120,30 +120,7 @@ def plans_chart(plans: Sequence[KnownPlan], by: str, within: float, text: str) -
         hoverinfo="skip",
     )
     for method in sorted({plan.method for plan in plans}, key=lambda name: (name != ORIGINAL, name)):
-        own = [plan for plan in plans if plan.method == method]
-        figure.add_scatter(
-            x=[_x(plan, by) for plan in own],
-            y=[plan.perplexity for plan in own],
-            mode="markers",
-            name=method_name(method),
-            marker={
-                "color": method_colour(method),
-                "size": [11 if plan.best else 7 for plan in own],
-                "opacity": [1 if plan.best else 0.45 for plan in own],
-                "symbol": "diamond" if method == ORIGINAL else "circle",
-            },
-            customdata=[
-                (
-                    ",".join(map(str, plan.plan.windows)),
-                    plan.plan.rule,
-                    plan.plan.layers_left,
-                    "about " if plan.estimated else "",
-                )
-                for plan in own
-            ],
-            hovertemplate="%{customdata[2]} layers: perplexity %{customdata[3]}%{y:,.1f}<br>windows %{customdata[0]}"
-            f"<extra>{method_name(method)}</extra>",
-        )
+        _add_points(figure, method, [plan for plan in plans if plan.method == method], by)
     if original := next((plan for plan in plans if plan.method == ORIGINAL), None):
         allowed = within * original.perplexity
         figure.add_hline(y=allowed, line={"color": LINE, "width": 1, "dash": "dash"})
@@ -152,3 +129,30 @@ def plans_chart(plans: Sequence[KnownPlan], by: str, within: float, text: str) -
     plain_axes(figure, by, f"perplexity, {text}, before healing", 420, legend=True)
     log_axis(figure, min((plan.perplexity for plan in plans), default=None))
     return figure.update_layout(clickmode="event+select", dragmode=False)
+
+
+def _add_points(figure: go.Figure, method: str, plans: Sequence[KnownPlan], by: str) -> None:
+    """A point for each of a method's plans."""
+    figure.add_scatter(
+        x=[_x(plan, by) for plan in plans],
+        y=[plan.perplexity for plan in plans],
+        mode="markers",
+        name=method_name(method),
+        marker={
+            "color": method_colour(method),
+            "size": [11 if plan.best else 7 for plan in plans],
+            "opacity": [1 if plan.best else 0.45 for plan in plans],
+            "symbol": "diamond" if method == ORIGINAL else "circle",
+        },
+        customdata=[
+            (
+                ",".join(map(str, plan.plan.windows)),
+                plan.plan.rule,
+                plan.plan.layers_left,
+                "about " if plan.estimated else "",
+            )
+            for plan in plans
+        ],
+        hovertemplate="%{customdata[2]} layers: perplexity %{customdata[3]}%{y:,.1f}<br>windows %{customdata[0]}"
+        f"<extra>{method_name(method)}</extra>",
+    )

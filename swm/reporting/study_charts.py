@@ -44,26 +44,8 @@ def depths_chart(rows: Sequence[Row], figure_of: str, most: int = 5) -> go.Figur
         if row is not original and _studied(row, figure_of):
             lines.setdefault((row.method or "", row.stage == "recovered"), []).append(row)
     best = best_methods(rows, figure_of)[:most]
-    for (method, healed), points in sorted(lines.items(), key=lambda line: line[0][0] in best):  # colours on top
-        shown = method in best
-        values = [value for row in points if (value := _studied(row, figure_of))]
-        how = f" + {points[0].healed_by or 'LoRA'}" if healed else ""
-        name = f"control: original{how}" if points[0].control else f"{method_name(method)}{how}"
-        figure.add_scatter(
-            x=[row.layers for row in points],
-            y=[value for value, _, _ in values],
-            error_y={**error_bars(values), "visible": shown},
-            mode="lines+markers",
-            name=name,
-            legendrank=best.index(method) if shown else len(best),
-            line={
-                "color": method_colour(method) if shown else GREY,
-                "dash": "dot" if healed else "solid",
-                "width": 2 if shown else 1,
-            },
-            marker={"size": 8 if shown else 4, "symbol": _symbol(method) + ("" if healed else "-open")},
-            hovertemplate="%{x} layers: %{y:,.4~r}<extra>" + name + "</extra>",
-        )
+    for (_, healed), points in sorted(lines.items(), key=lambda line: line[0][0] in best):  # colours on top
+        _add_line(figure, points, healed, figure_of, best)
     level = original and _studied(original, figure_of)
     if level:
         figure.add_hline(y=level[0], line={"color": LINE, "dash": "dash"})
@@ -78,6 +60,30 @@ def depths_chart(rows: Sequence[Row], figure_of: str, most: int = 5) -> go.Figur
         log_axis(figure, level[0] if level else None)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
     return figure
+
+
+def _add_line(figure: go.Figure, points: Sequence[Row], healed: bool, figure_of: str, best: Sequence[str]) -> None:
+    """A method's line over depths: in colour with error bars if it is among the best, otherwise grey."""
+    method = points[0].method or ""
+    shown = method in best
+    values = [value for row in points if (value := _studied(row, figure_of))]
+    how = f" + {points[0].healed_by or 'LoRA'}" if healed else ""
+    name = f"control: original{how}" if points[0].control else f"{method_name(method)}{how}"
+    figure.add_scatter(
+        x=[row.layers for row in points],
+        y=[value for value, _, _ in values],
+        error_y={**error_bars(values), "visible": shown},
+        mode="lines+markers",
+        name=name,
+        legendrank=best.index(method) if shown else len(best),
+        line={
+            "color": method_colour(method) if shown else GREY,
+            "dash": "dot" if healed else "solid",
+            "width": 2 if shown else 1,
+        },
+        marker={"size": 8 if shown else 4, "symbol": _symbol(method) + ("" if healed else "-open")},
+        hovertemplate="%{x} layers: %{y:,.4~r}<extra>" + name + "</extra>",
+    )
 
 
 def _symbol(method: str) -> str:
@@ -102,14 +108,8 @@ def ranks_chart(rows: Sequence[Row], figure_of: str) -> go.Figure | None:
 
     None if no two methods have both at the same depth.
     """
-    panels: dict[int, dict[str, tuple[int, int]]] = {}
-    for layers in sorted({row.layers for row in rows}, reverse=True):
-        here = [row for row in rows if row.layers == layers and not row.control and row.method != "original"]
-        before, after = (_ranks([row for row in here if row.stage == stage], figure_of) for stage in STAGES)
-        both = [method for method in before if method in after]
-        if len(both) > 1:
-            again = [_ranks([r for r in here if r.stage == s and r.method in both], figure_of) for s in STAGES]
-            panels[layers] = {method: (again[0][method], again[1][method]) for method in both}
+    depths = sorted({row.layers for row in rows}, reverse=True)
+    panels = {layers: panel for layers in depths if len(panel := _ranks_at(rows, layers, figure_of)) > 1}
     if not panels:
         return None
     figure = make_subplots(1, len(panels), subplot_titles=[f"{layers} layers" for layers in panels], shared_yaxes=True)
@@ -138,6 +138,16 @@ def ranks_chart(rows: Sequence[Row], figure_of: str) -> go.Figure | None:
     return figure.update_xaxes(range=[-0.25, 1.3 + 0.08 * longest], title_text="")
 
 
+def _ranks_at(rows: Sequence[Row], layers: int, figure_of: str) -> dict[str, tuple[int, int]]:
+    """The ranks before and after healing of the methods that have both at this depth."""
+    here = [row for row in rows if row.layers == layers and not row.control and row.method != "original"]
+    stages = [[row for row in here if row.stage == stage] for stage in STAGES]
+    before, after = (_ranks(of_stage, figure_of) for of_stage in stages)
+    both = [method for method in before if method in after]
+    again = [_ranks([row for row in of_stage if row.method in both], figure_of) for of_stage in stages]
+    return {method: (again[0][method], again[1][method]) for method in both}
+
+
 def _ranks(rows: Sequence[Row], figure_of: str) -> dict[str, int]:
     """Rank of each method, 1 is the best; equal values have the same rank."""
     values = {row.method or "": value[0] for row in rows if (value := _studied(row, figure_of))}
@@ -164,20 +174,7 @@ def staircase_chart(
     """
     figure, lowest = go.Figure(), min([path.low for path in paths] + [*below], default=0.0)
     for path in paths:
-        single = [path.plan_at(threshold) for threshold in sorted(below, reverse=True) if threshold < path.low]
-        by_low = {step.low: step for step in (*path.intervals(), *single) if step}
-        steps = [step for step in by_low.values() if figure_of == "layers" or step.perplexity is not None]
-        joins = {step.high for step in steps} & {step.low for step in steps}
-        x: list[float | None] = []
-        y: list[float | None] = []
-        sizes: list[int] = []
-        for step in steps:
-            if x and step.high not in joins:  # a gap: not computed in between
-                x, y, sizes = [*x, None], [*y, None], [*sizes, 0]
-            value = step.plan.layers_left if figure_of == "layers" else step.perplexity
-            x, y = [*x, step.high, max(step.low, lowest)], [*y, value, value]
-            short = step.high - step.low < SHORTEST and not joins & {step.low, step.high}
-            sizes += [6 if short else 0, 0]
+        x, y, sizes = _staircase(path, figure_of, below, lowest)
         figure.add_scatter(
             x=x,
             y=y,
@@ -194,6 +191,27 @@ def staircase_chart(
         originals = [step.perplexity for path in paths for step in path.intervals()[:1] if step and step.perplexity]
         log_axis(figure, min(originals, default=None))
     return figure
+
+
+def _staircase(
+    path: ThresholdPath, figure_of: str, below: Sequence[float], lowest: float
+) -> tuple[list[float | None], list[float | None], list[int]]:
+    """The line of a path: thresholds, values, and sizes of dots where a range is too short to see; gaps are None."""
+    single = [path.plan_at(threshold) for threshold in sorted(below, reverse=True) if threshold < path.low]
+    by_low = {step.low: step for step in (*path.intervals(), *single) if step}
+    steps = [step for step in by_low.values() if figure_of == "layers" or step.perplexity is not None]
+    joins = {step.high for step in steps} & {step.low for step in steps}
+    x: list[float | None] = []
+    y: list[float | None] = []
+    sizes: list[int] = []
+    for step in steps:
+        if x and step.high not in joins:  # a gap: not computed in between
+            x, y, sizes = [*x, None], [*y, None], [*sizes, 0]
+        value = step.plan.layers_left if figure_of == "layers" else step.perplexity
+        x, y = [*x, step.high, max(step.low, lowest)], [*y, value, value]
+        short = step.high - step.low < SHORTEST and not joins & {step.low, step.high}
+        sizes += [6 if short else 0, 0]
+    return x, y, sizes
 
 
 def threshold_scores_chart(scores: Sequence[dict[str, Any]]) -> go.Figure:

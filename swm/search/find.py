@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.search.threshold_path import Branch, PlanAt, QuickScore, Score, ThresholdPath, next_branches, whole_range
@@ -38,6 +39,25 @@ def find_plan(
     return ThresholdPath(layer_count, rule, protect_last=protect_last).extend(threshold, score).plan
 
 
+@dataclass(frozen=True)
+class Batches:
+    """Scores several windows at once, more than a walk turns out to need; at most `most`.
+
+    Attributes:
+        together: scores windows below the same merged ones: those waiting to be tried, and those that follow if each
+            fails.
+        apart: instead, scores windows that several branches wait for, then those that follow if these fail. What no
+            walk needs is dropped at the end, but not from a search that was interrupted.
+    """
+
+    most: int
+    together: ScoreTogether | None = None
+    apart: ScoreApart | None = None
+
+
+ONE_BY_ONE = Batches(1)
+
+
 def threshold_path(
     layer_count: int,
     score: Score,
@@ -47,47 +67,53 @@ def threshold_path(
     protect_last: int = 1,
     rule: str = DEFAULT_RULE,
     focus: float | None = None,
-    path: ThresholdPath | None = None,
-    on_step: Callable[[ThresholdPath, float], None] | None = None,
-    score_together: ScoreTogether | None = None,
-    at_once: int = 1,
-    score_apart: ScoreApart | None = None,
-    apart: int = 1,
-    layers: int | None = None,
 ) -> ThresholdPath:
     """The exact plan for every threshold in [low, high]; computes each similarity once (800 for SmolLM2-135M from 0.5).
 
     Args:
-        low, high: range of thresholds, in (0, 1], for a new path; a given `path` has its own.
+        low, high: range of thresholds, in (0, 1].
+        protect_last, rule: as of `find_plan`.
         focus: the threshold of most interest; its walk is computed first, then those of its neighbours.
-        path: an unfinished path to resume; extended in place, without recomputing its similarities.
-        on_step: called after each batch of similarities with the path and the share of [low, high] that is covered.
-        score_together, at_once: score up to `at_once` windows below the same merged ones together: those waiting to be
-            tried, and those that follow if they fail. This scores a few windows that the path does not need.
-        score_apart, apart: instead, score up to `apart` windows that branches wait for, then those that follow if these
-            fail. What no walk needs is dropped at the end, but not from a search that was interrupted.
-        layers: compute only the plans that leave this many layers; a walk stops once it cannot leave that many.
     """
     check_range(low, high)
-    path = path or ThresholdPath(layer_count, rule, low, high, protect_last)
-    focus = high if focus is None else min(max(focus, low), high)
+    return extended(ThresholdPath(layer_count, rule, low, high, protect_last), score, focus=focus)
+
+
+def extended(
+    path: ThresholdPath,
+    score: Score,
+    *,
+    focus: float | None = None,
+    layers: int | None = None,
+    batches: Batches = ONE_BY_ONE,
+    on_step: Callable[[ThresholdPath, float], None] | None = None,
+) -> ThresholdPath:
+    """The path, extended in place to its whole range; similarities that it has are not computed again.
+
+    Args:
+        focus: as of `threshold_path`.
+        layers: compute only the plans that leave this many layers; a walk stops once it cannot leave that many.
+        batches: what scores several windows at once.
+        on_step: called after each batch of similarities with the path and the share of its range that is covered.
+    """
+    focus = path.high if focus is None else min(max(focus, path.low), path.high)
     branches = whole_range(path)
     covered = 0.0
     ahead: dict[Key, float | None] = {}  # scored before it was known whether they are needed; the bound known before
     while branches:
         position, a, b = branches.pop(_nearest(branches, focus))
-        if position.at_bottom or not (layers is None or position.can_leave(layers, layer_count)):
+        if position.at_bottom or not (layers is None or position.can_leave(layers, path.layer_count)):
             covered += b - a
             continue
         key = (position.committed, position.window)
         if not path.knows(*key):
-            if score_apart:
-                keys = _waiting(path, position, branches, focus, apart, layers)
+            if batches.apart:
+                keys = _waiting(path, position, branches, focus, batches.most, layers)
                 ahead |= {other: path.similarities.get(other) for other in keys}
-                similarities = score_apart(keys)
+                similarities = batches.apart(keys)
             else:
-                keys = _batch(path, position, branches, at_once, layers) if score_together else [key]
-                similarities = _scored(keys, score, score_together)
+                keys = _batch(path, position, branches, batches.most, layers) if batches.together else [key]
+                similarities = _scored(keys, score, batches.together)
             for tried, similarity in zip(keys, similarities, strict=True):
                 if tried == key or not math.isnan(similarity):  # one that is not needed must not end the search
                     path.keep(*tried, similarity)

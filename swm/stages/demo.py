@@ -11,7 +11,7 @@ from swm.errors import ExperimentError
 from swm.plan import MergePlan
 from swm.progress import Progress, named
 from swm.search.kept_path import kept_path
-from swm.settings import SKIPPED_TOKENS, ExperimentSettings, preset_settings
+from swm.settings import SKIPPED_TOKENS, ExperimentSettings, SearchOptions, preset_settings
 from swm.similarity.measure import Measure
 from swm.stages.control import make_control
 from swm.stages.create import create_experiment
@@ -69,7 +69,7 @@ def _planned_runs(experiment: Experiment, progress: Progress) -> list[Run]:
         step = plan_for(experiment, threshold=threshold, progress=named("search", progress))
         runs.append(experiment.create_run(name, step.plan, threshold, step.similarity))
     # `best` needs minutes to find this plan. On this model, the angular block finds the same layers in seconds.
-    data = plan_by(experiment, "angular", DEMO_LAYERS, progress=named("plan", progress), rule="fit")
+    data = plan_by(experiment, "angular", DEMO_LAYERS, named("plan", progress), how=SearchOptions(rule="fit"))
     origin = experiment.origin_of(MergePlan.from_dict(data), method="angular")
     return [
         *runs,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from swm.progress import Progress, no_progress, share_of
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.search.kept_path import kept_answers
 from swm.search.tried import TriedPlans
-from swm.settings import PLAN_BUDGET
+from swm.settings import PLAN_BUDGET, SearchOptions
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
 from swm.stages.measure_plan import measure_plan
 from swm.stages.search import Loaded, bench_for, measure_perplexities, path_to_extend
@@ -30,6 +30,7 @@ from swm.workspace.experiments import PLANS_VERSION, SEARCHED_BY, Experiment
 
 log = logging.getLogger(__name__)
 BRIEF_SECONDS = 10.0  # that choosing on halves of the text may take where nobody asked for it
+USUAL = SearchOptions()
 SEARCHING = 0.95  # share of the progress that the search is; measuring its plan follows
 
 
@@ -37,21 +38,14 @@ def plan_by(
     experiment: Experiment,
     planner: str,
     layers: int,
-    budget: int = PLAN_BUDGET,
     progress: Progress = no_progress,
     *,
-    minutes: float | None = None,
-    rule: str | None = None,
-    precision: str = "auto",
-    keep_period: bool = False,
+    how: SearchOptions = USUAL,
     brief: bool = False,
 ) -> dict[str, Any]:
     """A planner's plan with `layers` layers, its measurements and the seconds it took; saved and reused.
 
     Args:
-        minutes: about how long a planner with a budget searches, in place of the budget.
-        rule: merge rule to use instead of the planner's own.
-        keep_period: leave layers of the kinds that llama.cpp takes them for; no effect on families without a pattern.
         brief: for callers that only need the plan: leave out what its model writes and, unless it takes but seconds,
             what the planner chooses on each half of the text.
 
@@ -63,27 +57,56 @@ def plan_by(
     """
     PLANNERS.check(planner)
     check_layers(layers, experiment.layer_count)
-    if not minutes:
-        check_budget(planner, budget, experiment.layer_count, layers)
+    if not how.minutes:
+        check_budget(planner, how.budget, experiment.layer_count, layers)
+    kinds = placed_kinds(load_config(experiment.settings.model)) if how.keep_period else []
+    asked = _Asked(experiment, planner, layers, how.precision, _searched_by(planner, how, bool(kinds)), brief)
     data = agreed(experiment.planned(planner, layers))
-    kinds = placed_kinds(load_config(experiment.settings.model)) if keep_period else []
-    fits = precision in ("auto", (data or {}).get("scoring", "auto"))
-    how: dict[str, Any] = {"keep_period": True} if kinds else {}
-    if PLANNERS[planner].least_budget:
-        how |= {"minutes": minutes} if minutes else {"budget": budget}
-    lacking = data is not None and "halves" not in data and not (brief or experiment.read_only)
-    lacking = lacking and PLANNERS[planner].halves and layers < experiment.layer_count and experiment.settings.count > 1
-    if data is None or lacking or not fits or how != {name: data[name] for name in SEARCHED_BY if name in data}:
-        data = _found_plan(experiment, planner, layers, progress, precision, how, brief)
+    if data is None or not asked.is_answered_by(data):
+        data = _found_plan(asked, progress)
     elif not (brief or experiment.read_only) and not agreed(_has_answers(experiment, data)):
         measure_plan(experiment, MergePlan.from_dict(data), progress)
-    if rule and rule != data["rule"]:
-        plan = replace(MergePlan.from_dict(data), rule=rule)
+    if how.rule and how.rule != data["rule"]:
+        plan = replace(MergePlan.from_dict(data), rule=how.rule)
         if plan.out_of_place(kinds):
-            raise PlanError(f"Rule {rule} keeps other layers than {planner} chose for their kinds. Leave out --rule.")
+            raise PlanError(
+                f"Rule {how.rule} keeps other layers than {planner} chose for their kinds. Leave out --rule."
+            )
         measured = measure_plan(experiment, plan, progress)
         return {**data, **measured, "fitted_in_full": False, "halves": []}  # their perplexity is of its own rule
     return data
+
+
+def _searched_by(planner: str, how: SearchOptions, keep_period: bool) -> dict[str, Any]:
+    """What a saved plan says of its search: two plans of the same planner and depth can differ by it."""
+    found: dict[str, Any] = {"keep_period": True} if keep_period else {}
+    if PLANNERS[planner].least_budget:
+        found |= {"minutes": how.minutes} if how.minutes else {"budget": how.budget}
+    return found
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A plan that is asked for; `how` is what is saved of its search, see `_searched_by`."""
+
+    experiment: Experiment
+    planner: str
+    layers: int
+    precision: str
+    how: dict[str, Any]
+    brief: bool
+
+    @property
+    def takes_halves(self) -> bool:
+        """Whether the planner also chooses on each half of the text."""
+        several = self.experiment.settings.count > 1
+        return PLANNERS[self.planner].halves and self.layers < self.experiment.layer_count and several
+
+    def is_answered_by(self, data: dict[str, Any]) -> bool:
+        """Whether a saved plan was searched in this way, and everything about it is known."""
+        lacking = self.takes_halves and "halves" not in data and not (self.brief or self.experiment.read_only)
+        fits = self.precision in ("auto", data.get("scoring", "auto"))
+        return fits and not lacking and self.how == {name: data[name] for name in SEARCHED_BY if name in data}
 
 
 def _has_answers(experiment: Experiment, data: dict[str, Any]) -> bool:
@@ -92,23 +115,16 @@ def _has_answers(experiment: Experiment, data: dict[str, Any]) -> bool:
     return plan.windows in kept_answers(experiment, plan.rule).of
 
 
-def _found_plan(
-    experiment: Experiment,
-    planner: str,
-    layers: int,
-    progress: Progress,
-    precision: str,
-    how: dict[str, Any],
-    brief: bool,
-) -> dict[str, Any]:
+def _found_plan(asked: _Asked, progress: Progress) -> dict[str, Any]:
+    experiment, planner, layers, how = asked.experiment, asked.planner, asked.layers, asked.how
     start, method = time.time(), PLANNERS[planner]
     progress(0, 0, "loading the model")
     model, tokenizer = load_original(experiment, offload=not method.whole_model)
-    fast = fast_format(model, precision)
+    fast = fast_format(model, asked.precision)
     tokens, tried, minutes = calibration_of(experiment, tokenizer), TriedPlans(experiment), how.get("minutes")
     tried.losses = agreed(tried.losses)
     finalists: dict[str, Any] = {}
-    halves = method.halves and layers < experiment.layer_count and len(tokens) > 1
+    halves = asked.takes_halves
     first = share_of(progress, 0, 0.5) if halves else progress
     named = share_of(lambda done, total, text: first(done, total, f"{planner}: {text}"), 0, SEARCHING)
     choose = partial(
@@ -133,9 +149,11 @@ def _found_plan(
         if is_first():
             tried.save()
     seconds = round(time.time() - start, 1)
-    halves = halves and (not brief or 2 * (time.time() - choosing) < BRIEF_SECONDS)
+    halves = halves and (not asked.brief or 2 * (time.time() - choosing) < BRIEF_SECONDS)
     log.info("%s chose %s (%d layers left). Measuring that plan.", method.title, plan, plan.layers_left)
-    measured = measure_plan(experiment, plan, share_of(first, SEARCHING, 1), (model, tokenizer), answers=not brief)
+    measured = measure_plan(
+        experiment, plan, share_of(first, SEARCHING, 1), (model, tokenizer), answers=not asked.brief
+    )
     data = {**measured, "planner": planner, "seconds": seconds, "version": PLANS_VERSION}
     data |= {"text_hash": experiment.text_hash, "scoring": "bfloat16" if fast else "exact", **how}
     if full := finalists.pop("perplexity", None):  # of the layers as they will be merged

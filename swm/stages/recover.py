@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.disk.files import check_space, disk_errors, replaced_folder
 from swm.errors import ExperimentError, SettingsError, TextError
-from swm.healing.lora import check_adapts, check_shared, recover, recover_in_four_bits
+from swm.healing.lora import check_adapts, check_shared, recover, recover_in_four_bits, teacher_of
 from swm.healing.own_answers import check_prompts
 from swm.healing.quantized import check_quantizes, fold_adapter
 from swm.healing.rows import training_rows
@@ -143,9 +143,8 @@ def _healed(
         settings,
         run.folder / "recovery",
         _told(run, progress),
-        original=start.original,
+        teacher=teacher_of(start.merged, start.original, settings.target, behind) if start.original else None,
         layers=trained_layers(run.plan, settings.adapt),
-        behind=behind,
     )
     return healed, {**summary, "repaired": start.repaired}
 

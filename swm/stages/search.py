@@ -19,7 +19,7 @@ from swm.plan import DEFAULT_RULE, MergePlan, Needed, Window
 from swm.planners.needed import needed_layers
 from swm.progress import UNLIKE, Progress, no_progress
 from swm.registry import MERGE_RULES
-from swm.search.find import Key, confirmed_plan, threshold_path
+from swm.search.find import Batches, Key, confirmed_plan, extended
 from swm.search.kept_path import kept_path, outdated_path, save_path
 from swm.search.plan_loss import PlanLoss
 from swm.search.threshold_path import PlanAt, ThresholdPath
@@ -122,21 +122,12 @@ def _fill(
     def apart(keys: list[Key]) -> list[float]:
         return shared(keys, scorer.score_all, lambda key: path.layer_count - key[1].first)
 
-    threshold_path(
-        path.layer_count,
-        scorer.score,
-        path.low,
-        path.high,
-        rule=path.rule,
-        focus=focus,
-        path=path,
-        on_step=on_step,
-        score_together=scorer.score_together,
-        at_once=scorer.at_once,
-        score_apart=apart if world_size() > 1 else None,
-        apart=IN_A_ROUND * world_size(),
-        layers=layers,
+    batches = (
+        Batches(IN_A_ROUND * world_size(), apart=apart)
+        if world_size() > 1
+        else Batches(scorer.at_once, scorer.score_together)
     )
+    extended(path, scorer.score, focus=focus, layers=layers, batches=batches, on_step=on_step)
 
 
 def _plans_of(path: ThresholdPath, layers: int | None) -> list[MergePlan]:

@@ -9,7 +9,8 @@ from itertools import combinations
 
 from swm.evaluation.paired import ACCURACY, LOWER_IS_BETTER, SCORES, has_interval
 from swm.evaluation.task_names import MOST_DOCUMENTS
-from swm.reporting.differences import compared, measured
+from swm.reporting.compare import compare
+from swm.reporting.differences import Measured, compared, measured
 from swm.reporting.row import Change, Row
 from swm.studies.rows import study_groups
 from swm.workspace.experiments import Experiment
@@ -58,29 +59,31 @@ def pairs_decided(experiment: Experiment, runs: set[str]) -> list[Decided]:
         Counts for each stage; where some models are ruined, also for the pairs within NEAR times the original's
         perplexity.
     """
-    groups = study_groups(experiment)
-    original = next((row.perplexity for row, _ in groups if row.method == "original"), None)
-    table = [
-        (row, measured(group))
-        for row, group in groups
-        if runs & {member.run for member in group} and row.method != "original"
-    ]
+    groups = [(row, group) for row, group in study_groups(experiment) if row.method != "original"]
+    original = next(row.perplexity for row in compare(experiment) if row.is_original)
+    table = [(row, measured(group)) for row, group in groups if runs & {member.run for member in group}]
     counted: dict[tuple[str, bool], Decided] = {}
     for (first, one), (second, other) in combinations(table, 2):
-        if (first.layers, first.stage) != (second.layers, second.stage) or not _apart(first, second):
-            continue
-        found, perplexities = compared(one, other), (first.perplexity or 0.0, second.perplexity or 0.0)
-        if found and {*SCORES} <= {*found.scores}:
-            for near in {False, bool(original and max(perplexities) <= NEAR * original)}:
-                counts = counted.setdefault((first.stage, near), Decided(first.stage, near))
-                counts.add(found.scores, second_is_worse=perplexities[1] > perplexities[0])
-    ordered = [counted[key] for key in sorted(counted, key=lambda key: (key[0], key[1]))]
+        scores = _differences(one, other) if _apart(first, second) else None
+        perplexities = first.perplexity or 0.0, second.perplexity or 0.0
+        for near in {False, bool(original and max(perplexities) <= NEAR * original)} if scores else ():
+            counts = counted.setdefault((first.stage, near), Decided(first.stage, near))
+            counts.add(scores or {}, second_is_worse=perplexities[1] > perplexities[0])
+    ordered = [counted[key] for key in sorted(counted)]
     whole = {counts.stage: counts.pairs for counts in ordered if not counts.near}
     return [counts for counts in ordered if not counts.near or counts.pairs < whole[counts.stage]]
 
 
+def _differences(one: Measured | None, other: Measured | None) -> dict[str, Change] | None:
+    """The differences of all scores; None if one of them was not measured on both sides."""
+    found = compared(one, other)
+    return found.scores if found and {*SCORES} <= {*found.scores} else None
+
+
 def _apart(first: Row, second: Row) -> bool:
-    """Whether the intervals of the first text that both have perplexities of do not overlap."""
+    """Whether two are of one depth and stage, and their intervals on the first text they share do not overlap."""
+    if (first.layers, first.stage) != (second.layers, second.stage):
+        return False
     texts = [text for text in first.perplexities if text in second.perplexities]
     if not texts:
         return False

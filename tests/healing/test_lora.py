@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from swm.errors import Cancelled, ModelError, SettingsError, TextError
-from swm.healing.lora import recover
+from swm.healing.lora import recover, teacher_of
 from swm.healing.rows import training_rows
 from swm.models.decoder import find_decoder
 from swm.settings import PRESETS, preset_settings
@@ -152,7 +152,9 @@ def test_distillation_towards_the_original_itself_has_no_loss(tokenizer, example
     def on_step(step, steps, numbers):
         losses.extend(value for name, value in numbers.items() if name == "loss")
 
-    recover(tiny_model(), tokenizer, examples, settings, tmp_path, on_step, original=tiny_model())
+    model = tiny_model()
+    teacher = teacher_of(model, tiny_model(), "original")
+    recover(model, tokenizer, examples, settings, tmp_path, on_step, teacher=teacher)
     assert losses[0] == pytest.approx(0, abs=1e-3)
 
 
@@ -163,7 +165,9 @@ def test_distillation_loss_is_the_divergence_from_the_originals_probabilities(to
     with torch.inference_mode():
         own, theirs = (m(rows).logits[:, :-1].double().softmax(-1) for m in (model, original))
     expected = (theirs * (theirs.log() - own.log())).sum(-1).mean()
-    _, summary = recover(model, tokenizer, examples, settings, tmp_path, original=original)
+    _, summary = recover(
+        model, tokenizer, examples, settings, tmp_path, teacher=teacher_of(model, original, "original")
+    )
     assert summary["held_out_losses"][0] == pytest.approx(float(expected), rel=0.02)
 
 
@@ -180,7 +184,8 @@ def test_hidden_states_behind_merged_layers_add_their_relative_distance(tokenize
             states = [own.double()[:, :-1], theirs.double()[:, :-1]]
         settings = dataclasses.replace(SMALL, target=target, **change)
         folder = tmp_path / target
-        _, summary = recover(model, tokenizer, examples, settings, folder, original=original, behind=[(1, 2)])
+        teacher = teacher_of(model, original, target, [(1, 2)])
+        _, summary = recover(model, tokenizer, examples, settings, folder, teacher=teacher)
         losses[target] = summary["held_out_losses"][0]
     distance = ((states[0] - states[1]) ** 2).sum(-1) / (states[1] ** 2).sum(-1)
     assert losses["hidden"] - losses["original"] == pytest.approx(float(distance.mean()), rel=0.05)

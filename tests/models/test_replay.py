@@ -11,7 +11,7 @@ from swm.models.decoder import find_decoder
 from swm.models.layer_outputs import layer_outputs
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window
-from swm.search.find import find_plan, threshold_path
+from swm.search.find import Batches, extended, find_plan, threshold_path
 from swm.search.threshold_path import ThresholdPath
 from swm.search.window_score import WindowScorer, text_cosines
 from tests.conftest import WEIGHT_RULES, tiny_model
@@ -141,7 +141,7 @@ def test_a_path_of_a_real_model_is_the_same_in_batches(tokens):
     model = tiny_model(layers=7)
     single, batched = WindowScorer(model, tokens), WindowScorer(model, tokens)
     one = threshold_path(7, single.score, 0.2)
-    many = threshold_path(7, batched.score, 0.2, score_together=batched.score_together, at_once=3)
+    many = extended(ThresholdPath(7, low=0.2), batched.score, batches=Batches(3, batched.score_together))
     assert [step.plan for step in many.intervals()] == [step.plan for step in one.intervals()]
     for key, similarity in one.similarities.items():
         assert many.similarities[key] == pytest.approx(similarity, abs=1e-6)

@@ -14,7 +14,7 @@ from pages.shared.target import layers_for
 from swm.plan import MergePlan, Window
 from swm.reporting.known_plans import BY_MEMORY, BY_SPEED, known_plans, with_front
 from swm.reporting.study_charts import staircase_chart
-from swm.search.find import threshold_path
+from swm.search.find import extended, threshold_path
 from swm.search.kept_path import kept_path, save_path
 from swm.search.threshold_path import ThresholdPath
 from swm.settings import PRESETS, ExperimentSettings
@@ -405,7 +405,7 @@ def test_studies_show_the_scores_of_plans_at_thresholds(study, no_demo):
 def test_a_path_that_is_computed_in_part_is_shown_as_such(study, no_demo):
     whole = kept_path(study, "rdsc")
     step = next(step for step in whole.intervals() if step.plan.windows)
-    part = threshold_path(6, lambda *key: whole.similarities[key], 0.5, layers=step.plan.layers_left)
+    part = extended(ThresholdPath(6), lambda *key: whole.similarities[key], layers=step.plan.layers_left)
     assert part.covered() < 0.9
     save_path(study, part)
     test = opened("pages/preview.py")

@@ -25,7 +25,7 @@ from swm.registry import PLANNERS
 from swm.reporting.known_plans import known_plans
 from swm.search.plan_loss import PlanLoss
 from swm.search.tried import TriedPlans
-from swm.settings import ExperimentSettings
+from swm.settings import ExperimentSettings, SearchOptions
 from swm.stages.create import create_experiment
 from swm.stages.loading import calibration_of
 from swm.stages.measure_plan import measure_plan
@@ -34,6 +34,8 @@ from swm.stages.plan_by import plan_by
 from tests.conftest import tiny_model
 from tests.planners.planners_cases import own_loss
 from tests.product.test_families import FAMILIES, made
+
+FORTY = SearchOptions(budget=40)
 
 
 def texts(count, seed, length=24):
@@ -110,7 +112,7 @@ def test_a_search_that_was_interrupted_goes_on_where_it_stopped(experiment, monk
     tried = []
     plain = PlanLoss.__call__
     monkeypatch.setattr(PlanLoss, "__call__", lambda self, plan: tried.append(plan) or plain(self, plan))
-    whole = plan_by(experiment, "best", 2, 40)
+    whole = plan_by(experiment, "best", 2, how=FORTY)
     all_tried = list(tried)
     (experiment.folder / "tried.json").unlink()
     (experiment.folder / "plans" / "best-2.json").unlink()
@@ -121,15 +123,15 @@ def test_a_search_that_was_interrupted_goes_on_where_it_stopped(experiment, monk
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        plan_by(experiment, "best", 2, 40, stop)
+        plan_by(experiment, "best", 2, stop, how=FORTY)
     before = len(tried)
     kept = TriedPlans(experiment).losses
     assert sum(map(len, kept.values())) >= before - 1
-    again = plan_by(experiment, "best", 2, 40)
+    again = plan_by(experiment, "best", 2, how=FORTY)
     assert again["windows"] == whole["windows"]
     assert len(tried) <= len(all_tried) + 2  # the one that was under way, and the plan's own measurement
     tried.clear()
-    plan_by(experiment, "best", 3, 40)
+    plan_by(experiment, "best", 3, how=FORTY)
     fresh = [plan for plan in tried if plan.windows and plan.layers_left == 3]
     assert len(fresh) <= 2  # single layers were all tried on the way to 2
 
@@ -148,7 +150,7 @@ def test_the_plan_s_perplexity_is_that_of_the_model_that_is_merged(words, model_
     draw = random.Random(3)
     text.write_text("\n\n".join(" ".join(draw.choices(string.ascii_lowercase, k=40)) for _ in range(words // 40)))
     experiment = create_experiment("long", ExperimentSettings(str(model_folder), str(text), 3, 24))
-    data = plan_by(experiment, "best", 2, 40)
+    data = plan_by(experiment, "best", 2, how=FORTY)
     run = experiment.create_run("r", MergePlan.from_dict(data))
     merge_run(run)
     merged = AutoModelForCausalLM.from_pretrained(run.model_folder)
@@ -158,7 +160,7 @@ def test_the_plan_s_perplexity_is_that_of_the_model_that_is_merged(words, model_
 
 
 def test_the_best_plan_tried_at_every_depth_is_a_known_one(experiment):
-    plan_by(experiment, "best", 2, 40)
+    plan_by(experiment, "best", 2, how=FORTY)
     losses = TriedPlans(experiment).losses
     fitted = next(found for kind, found in losses.items() if kind.startswith("fit"))
     known = {(plan.method, plan.plan.rule, plan.plan.layers_left): plan for plan in known_plans(experiment)}

@@ -12,7 +12,7 @@ from swm.merging.fit import WindowFitter, apply_fitted_plan
 from swm.plan import MergePlan, Window, dropped_plan
 from swm.planners.drops import DropLoss, beam_drops
 from swm.search.plan_loss import PlanLoss
-from swm.settings import FIT_TOKENS
+from swm.settings import FIT_TOKENS, SearchOptions
 from swm.stages.loading import fit_tokens_of, load_original
 from swm.stages.plan_by import plan_by
 from tests.conftest import tiny_model
@@ -66,7 +66,7 @@ def test_loss_of_fitted_plans_is_that_of_the_layers_given(tokens):
 
 
 def test_best_is_no_worse_on_new_text_than_fitting_any_single_drop(experiment):
-    data = plan_by(experiment, "best", 3, 100)
+    data = plan_by(experiment, "best", 3, how=SearchOptions(budget=100))
     model, tokenizer = load_original(experiment)
     rows = fit_tokens_of(experiment, tokenizer, 4 * FIT_TOKENS // 3)
     judge, text = rows[: len(rows) // 4], rows[len(rows) // 4 :]

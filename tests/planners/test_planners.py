@@ -10,11 +10,14 @@ from swm.plan import MergePlan, Window
 from swm.registry import PLANNERS
 from swm.search.kept_path import kept_path
 from swm.search.plan_loss import PlanLoss
+from swm.settings import SearchOptions
 from swm.stages.plan import plan_for
 from swm.stages.plan_by import plan_by
 from swm.stages.search import search_path
 from tests.planners.planners_cases import own_loss
 from tests.product.test_families import FAMILIES, made
+
+TWENTY = SearchOptions(budget=20)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -27,14 +30,14 @@ def test_loss_of_a_plan_is_transformers_own(kind, tokens):
 
 @pytest.mark.parametrize("planner", [name for name in PLANNERS if name not in ("taylor", "laco")])
 def test_each_planner_plans_and_is_asked_once(planner, experiment, monkeypatch):
-    data = plan_by(experiment, planner, 3, 20)
+    data = plan_by(experiment, planner, 3, how=TWENTY)
     plan = MergePlan.from_dict(data)
     assert plan.layers_left == 3
     assert data["perplexity"] > 1
     assert data["perplexity_original"] > 1
     monkeypatch.setattr("swm.stages.plan_by._found_plan", None)
-    assert data.items() <= plan_by(experiment, planner, 3, 20).items()
-    other = plan_by(experiment, planner, 3, 20, rule="mean")
+    assert data.items() <= plan_by(experiment, planner, 3, how=TWENTY).items()
+    other = plan_by(experiment, planner, 3, how=replace(TWENTY, rule="mean"))
     experiment.save_planned(planner, 3, {**data, "version": 1})  # found by an earlier release
     assert experiment.planned(planner, 3) is None
     assert MergePlan.from_dict(other) == replace(plan, rule="mean")

@@ -21,7 +21,7 @@ from swm.models.decoder import find_decoder
 from swm.plan import MergePlan, Window
 from swm.planners.plan_with import plan_with
 from swm.registry import METRICS
-from swm.search.find import confirmed_plan, find_plan, threshold_path
+from swm.search.find import Batches, confirmed_plan, extended, find_plan
 from swm.search.kept_path import path_data, path_from
 from swm.search.threshold_path import ThresholdPath
 from swm.search.window_score import PART_TOKENS, TOGETHER, WindowScorer
@@ -121,8 +121,7 @@ def test_the_path_has_the_plan_of_the_plain_search_at_every_threshold(case):
     if case.keep_every % 2:  # resumed from what lies on disk
         path = path_from(path_data(path))
         scorer = case.scorer(model, tokens)
-    together = {"score_together": scorer.score_together, "at_once": scorer.at_once} if scorer.at_once > 1 else {}
-    threshold_path(case.layers, scorer.score, low, focus=thresholds[1], path=path, rule=case.rule, **together)
+    extended(path, scorer.score, focus=thresholds[1], batches=Batches(scorer.at_once, scorer.score_together))
     for threshold in thresholds:
         step = path.plan_at(threshold)
         expected = search.sliding_window_search(case.layers, truth, threshold)

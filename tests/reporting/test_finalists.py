@@ -15,7 +15,7 @@ from swm.planners.plan_with import plan_with
 from swm.registry import PLANNERS
 from swm.reporting.finalists import finalists_sentence, halves_sentence, text_matters
 from swm.search.kept_path import kept_answers
-from swm.settings import FIT_TOKENS, ExperimentSettings
+from swm.settings import FIT_TOKENS, ExperimentSettings, SearchOptions
 from swm.stages.create import create_experiment
 from swm.stages.loading import calibration_of, load_original
 from swm.stages.plan_by import plan_by
@@ -92,7 +92,7 @@ def test_it_says_which_methods_there_was_no_time_for(model_folder, text_file):
         "its perplexity: 3-4. Time was too short to try what SLEB would choose as well: allow more minutes."
     )
     experiment = create_experiment("e", ExperimentSettings(str(model_folder), str(text_file), 4, 32))
-    plan_by(experiment, "best", 2, minutes=1e-6)
+    plan_by(experiment, "best", 2, how=SearchOptions(minutes=1e-6))
     assert Experiment.open("e").planned("best", 2)["finalists"]["left_out"] == ["perplexity", "sleb"]
     test = opened("pages/preview.py", experiment="e", preview_door="target", target_method="best")
     test.number_input(key="target_layers_e").set_value(2).run()
@@ -105,7 +105,7 @@ def test_a_plan_of_an_older_release_says_nothing():
 
 def test_the_plan_keeps_it_and_the_page_shows_it(model_folder, text_file):
     experiment = create_experiment("e", ExperimentSettings(str(model_folder), str(text_file), 4, 32))
-    data = plan_by(experiment, "best", 2, 40)
+    data = plan_by(experiment, "best", 2, how=SearchOptions(budget=40))
     said = finalists_sentence(data["finalists"])
     assert said
     assert Experiment.open("e").planned("best", 2)["finalists"] == data["finalists"]
@@ -129,7 +129,7 @@ def test_quick_methods_choose_on_halves_too(planner, model_folder, text_file):
     assert all(
         half["windows"] != data["windows"] or half["perplexity"] == data["perplexity"] for half in data["halves"]
     )
-    assert plan_by(experiment, planner, 2, rule="mean")["halves"] == []
+    assert plan_by(experiment, planner, 2, how=SearchOptions(rule="mean"))["halves"] == []
 
 
 def test_slow_methods_and_chance_do_not():

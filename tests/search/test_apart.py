@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swm.errors import PlanError
-from swm.search.find import confirmed_plan, find_plan, threshold_path
+from swm.search.find import ONE_BY_ONE, Batches, confirmed_plan, extended, find_plan
 from swm.search.threshold_path import ThresholdPath
 from tests.search.test_find import bounded, seeded_score
 
@@ -36,11 +36,11 @@ def recorded(score, rounds):
 def test_the_table_is_that_of_one_window_after_the_other(seed, layer_count, low, most, focus, quick, layers):
     """Including the bounds that a quick walk left before."""
     score, rounds, found = seeded_score(seed), [], []
-    for how in ({}, {"score_apart": recorded(score, rounds), "apart": most}):
+    for batches in (ONE_BY_ONE, Batches(most, apart=recorded(score, rounds))):
         path = ThresholdPath(layer_count, "rdsc", low)
         if quick:
             path.extend_quickly(focus, bounded(score))
-        threshold_path(layer_count, score, low, path=path, focus=focus, layers=layers, **how)
+        extended(path, score, focus=focus, layers=layers, batches=batches)
         found.append((path.similarities, path.bounds))
     assert found[0] == found[1]
     assert all(len(keys) <= most for keys in rounds)
@@ -50,7 +50,7 @@ def test_a_walk_on_which_all_fail_takes_an_eighth_of_the_rounds():
     """Windows 28-27, 27-26 and so on to 1-0: each is tried because the one before failed."""
     rounds = []
     score = recorded(lambda above, window: 0.1, rounds)
-    path = threshold_path(30, None, 0.9, score_apart=score, apart=8)
+    path = extended(ThresholdPath(30, low=0.9), None, batches=Batches(8, apart=score))
     assert len(path.similarities) == 28
     assert [len(keys) for keys in rounds] == [8, 8, 8, 4]
 
@@ -59,7 +59,7 @@ def test_scores_that_were_not_needed_are_dropped():
     """All windows pass: only those that grow from the top are needed, and each round scored others as well."""
     rounds = []
     score = recorded(lambda above, window: 1.0, rounds)
-    path = threshold_path(6, None, 0.9, score_apart=score, apart=3)
+    path = extended(ThresholdPath(6, low=0.9), None, batches=Batches(3, apart=score))
     assert [str(window) for _, window in path.similarities] == ["3-4", "2-4", "1-4", "0-4"]
     assert sum(map(len, rounds)) > 4
 
@@ -72,12 +72,12 @@ def test_a_window_that_overflows_ends_the_search_only_if_a_walk_needs_it():
 
     similarity = 1.0
     rounds = []
-    path = threshold_path(6, None, 0.9, score_apart=recorded(score, rounds), apart=8)
+    path = extended(ThresholdPath(6, low=0.9), None, batches=Batches(8, apart=recorded(score, rounds)))
     assert "1-2" in [str(window) for _, window in rounds[0]]
     assert [str(window) for _, window in path.similarities] == ["3-4", "2-4", "1-4", "0-4"]
     similarity = 0.1
     with pytest.raises(PlanError, match="layers 1-2 merged"):
-        threshold_path(6, None, 0.9, score_apart=recorded(score, []), apart=8)
+        extended(ThresholdPath(6, low=0.9), None, batches=Batches(8, apart=recorded(score, [])))
 
 
 @settings(max_examples=100, deadline=None)
@@ -87,9 +87,9 @@ def test_a_path_confirmed_last_has_no_holes_once_it_is_filled_again(seed, focus)
     exact = seeded_score(seed)
     fast = lambda above, window: exact(above, window) + 0.001 * math.sin(hash((above, window)))  # noqa: E731
     path = ThresholdPath(8, "rdsc", 0.4, scoring="bfloat16")
-    threshold_path(8, None, 0.4, path=path, score_apart=recorded(fast, []), apart=8)
+    extended(path, None, batches=Batches(8, apart=recorded(fast, [])))
     step = confirmed_plan(path, focus, lambda above, window, needed: fast(above, window), exact)
-    threshold_path(8, None, 0.4, path=path, score_apart=recorded(fast, []), apart=8)
+    extended(path, None, batches=Batches(8, apart=recorded(fast, [])))
     assert path.covered() == pytest.approx(1, abs=1e-9)
     assert step.plan == find_plan(8, exact, focus, rule="rdsc")
     assert path.plan_at(focus).plan == step.plan

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from swm.errors import PlanError, SettingsError
 from swm.plan import Window
-from swm.search.find import confirmed_plan, find_plan, threshold_path
+from swm.search.find import Batches, confirmed_plan, extended, find_plan, threshold_path
 from swm.search.kept_path import path_data, path_from
 from swm.search.threshold_path import ThresholdPath
 
@@ -134,7 +134,7 @@ def test_each_similarity_is_computed_once_and_the_focus_comes_first():
         if path.plan_at(0.72) is not None:
             complete_after.append(len(calls))
 
-    threshold_path(10, counted, 0.4, focus=0.72, on_step=watch)
+    extended(ThresholdPath(10, low=0.4), counted, focus=0.72, on_step=watch)
     assert len(calls) == len(set(calls))
     plain = []
     find_plan(10, lambda above, window: plain.append(window) or score(above, window), 0.72)
@@ -155,12 +155,12 @@ def test_an_interrupted_path_goes_on_where_it_stopped():
 
     half = ThresholdPath(10, low=0.4)
     with pytest.raises(Stop):
-        threshold_path(10, until_ten, 0.4, path=half)
+        extended(half, until_ten)
     assert len(half.similarities) == 10
     assert 0 <= half.covered() < 1
     restored = path_from(json.loads(json.dumps(path_data(half))))
     more = []
-    whole = threshold_path(10, lambda a, w: more.append((a, w)) or score(a, w), 0.4, path=restored)
+    whole = extended(restored, lambda a, w: more.append((a, w)) or score(a, w))
     assert not set(calls) & set(more)
     assert whole.similarities == threshold_path(10, score, 0.4).similarities
 
@@ -222,7 +222,7 @@ def test_bounds_give_the_same_plan_and_only_for_the_thresholds_they_settle(seed,
         if t > 0 and (found := path.plan_at(t)):
             assert found.plan == find_plan(10, exact, t)
     assert path_from(json.loads(json.dumps(path_data(path)))) == path
-    whole = threshold_path(10, exact, 0.4, path=path)
+    whole = extended(path, exact)
     assert not whole.bounds & {key for key in whole.similarities if exact(*key) > 0.4}
     assert whole.plan_at(other).plan == find_plan(10, exact, other)
     assert whole.covered() == pytest.approx(1)
@@ -258,7 +258,7 @@ def test_a_search_for_one_depth_finds_all_its_plans_and_tries_less(seed):
     score, tried = seeded_score(seed), []
     whole = threshold_path(12, score, 0.3)
     for layers in range(2, 13):
-        path = threshold_path(12, score, 0.3, layers=layers)
+        path = extended(ThresholdPath(12, low=0.3), score, layers=layers)
         assert not ThresholdPath(12, low=0.3).knows_all_with(layers)
         assert path.knows_all_with(layers)
         found, all_found = (
@@ -293,7 +293,7 @@ def test_a_path_scored_in_batches_is_the_same_path(seed):
         return [score(above, window) for window in windows]
 
     one_by_one = threshold_path(12, score, 0.5)
-    batched = threshold_path(12, score, 0.5, score_together=together, at_once=4)
+    batched = extended(ThresholdPath(12), score, batches=Batches(4, together))
     assert batched.intervals() == one_by_one.intervals()
     assert one_by_one.similarities.items() <= batched.similarities.items()
     assert max(batches) <= 4

@@ -3,7 +3,7 @@
 import pytest
 
 from swm.plan import Window
-from swm.search.find import confirmed_plan, threshold_path
+from swm.search.find import Batches, confirmed_plan, extended, threshold_path
 from swm.search.threshold_path import ThresholdPath
 
 
@@ -23,7 +23,7 @@ def test_the_share_done_is_the_width_of_the_thresholds_whose_walks_have_ended():
     # ends all walks above 0.7, three fifths of the range; then 0-2 for the rest.
     seen, tried = [], []
     score = scripted({"1-2": 0.7, "0-1": 0.9, "0-2": 0.6}, tried)
-    path = threshold_path(4, score, 0.5, on_step=lambda path, share: seen.append(share))
+    path = extended(ThresholdPath(4), score, on_step=lambda path, share: seen.append(share))
     assert tried == ["1-2", "0-1", "0-2"]
     assert seen == pytest.approx([0.0, 0.0, 0.6])
     assert path.covered() == pytest.approx(1)
@@ -85,14 +85,14 @@ def test_windows_are_scored_together_when_two_or_more_wait_and_alone_when_one_do
     alone, asked = [], []
     score = scripted({"2-3": 0.1, "1-2": 0.1, "0-1": 0.1})
     counted = scripted({"2-3": 0.1, "1-2": 0.1, "0-1": 0.1}, alone)
-    path = threshold_path(5, counted, 0.5, score_together=together_of(score, asked), at_once=2)
+    path = extended(ThresholdPath(5), counted, batches=Batches(2, together_of(score, asked)))
     assert (asked, alone) == ([["2-3", "1-2"]], ["0-1"])
     assert len(path.similarities) == 3
 
 
 def test_too_few_similarities_for_a_batch_are_an_error():
     with pytest.raises(ValueError, match="shorter"):
-        threshold_path(5, None, 0.5, score_together=lambda above, windows: [0.1], at_once=2)
+        extended(ThresholdPath(5), None, batches=Batches(2, lambda above, windows: [0.1]))
 
 
 def test_settling_keeps_the_largest_difference_seen_and_tells_each_step():
@@ -152,5 +152,7 @@ def test_a_new_path_has_the_range_rule_and_protected_layers_that_were_asked_for(
 
 
 def test_windows_are_scored_alone_unless_a_number_at_once_is_given():
-    path = threshold_path(5, lambda above, window: 0.1, 0.5, score_together=lambda *_: pytest.fail("not asked for"))
+    path = extended(
+        ThresholdPath(5), lambda above, window: 0.1, batches=Batches(1, lambda *_: pytest.fail("not asked for"))
+    )
     assert len(path.similarities) == 3  # 2-3, 1-2 and 0-1, each by itself
