@@ -26,9 +26,8 @@ def main() -> None:
     from swm.models.load import load_model
     from swm.planners.plan_with import plan_with
     from swm.reporting.numbers import interval
-    from swm.search.attention_loss import least_needed_attention
     from swm.settings import PERPLEXITY_TEXTS
-    from swm.stages.without_attention import silence
+    from swm.stages.without_attention import least_needed_attention, silence
     from swm.texts.calibration import calibration_tokens, perplexity_tokens
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -137,7 +137,7 @@ def mean(values: list[Any], of_logs: bool) -> Any:
 
 def answered(model: Any, tokenizer: Any, documents: int) -> dict[str, Any]:
     """Choice log-probability and accuracy over the seven tasks, and that of each document."""
-    from swm.evaluation.continuous import choice_logprob
+    from swm.evaluation.paired import choice_logprob
     from swm.evaluation.task_names import TASKS
     from swm.evaluation.tasks import zero_shot
 
@@ -152,7 +152,7 @@ def answered(model: Any, tokenizer: Any, documents: int) -> dict[str, Any]:
 
 def compare(found: dict[str, list[dict[str, Any]]]) -> None:
     """Print each way's paired difference from LoRA, or else from the first way."""
-    from swm.evaluation.continuous import mean_interval
+    from swm.evaluation.paired import mean_interval
 
     first = "lora" if "lora" in found else next(iter(found))
     seeds = zip(*(one["each"] for one in found[first]), strict=True)

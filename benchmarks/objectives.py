@@ -130,7 +130,7 @@ def healed(setting: Setting, plan: MergePlan, smaller: Any, steps: int) -> Any:
 
 def objectives(setting: Setting, model: Any) -> dict[str, float]:
     """What a search could look at: loss in nats per token, and choice log-probability in nats."""
-    from swm.evaluation.continuous import choice_logprob
+    from swm.evaluation.paired import choice_logprob
 
     found = log_likelihoods(model, setting.tokenizer, setting.questions)
     by_set = [

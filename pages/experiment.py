@@ -15,9 +15,9 @@ from swm.disk.names import EXAMPLE, check_new
 from swm.errors import SwmError
 from swm.jobs.child import create
 from swm.registry import TEXTS
-from swm.workspace.audit import entries
 from swm.workspace.experiments import Experiment
 from swm.workspace.housekeeping import copy_experiment, delete, rename
+from swm.workspace.people import entries
 
 current = start_page("Experiment", "Choose a model and the calibration text to measure its redundancy with.")
 

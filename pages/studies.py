@@ -31,8 +31,7 @@ from swm.settings import SKIPPED_TOKENS
 from swm.similarity.measure import Measure
 from swm.studies.findings import pairs_decided
 from swm.studies.grid_files import grid_of, grid_text, grid_yaml
-from swm.studies.grids import KINDS, OF_RUNS, Grid, cells_of, parsed_grid
-from swm.studies.grids_of_measures import ThresholdGrid
+from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, cells_of, parsed_grid
 from swm.studies.rows import study_rows
 from swm.studies.times import whole_study_seconds
 from swm.workspace.estimate import about

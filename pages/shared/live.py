@@ -7,10 +7,10 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared.known_target import Found
 from swm.plan import DEFAULT_RULE, MergePlan, Window
 from swm.reporting.preview import HELP, TEMPLATES, path_view, plan_view
 from swm.search.kept_path import kept_answers, kept_path
+from swm.search.known_target import Found
 from swm.search.threshold_path import PlanAt, ThresholdPath
 from swm.settings import DEFAULT_THRESHOLD
 from swm.workspace.experiments import Experiment

@@ -15,8 +15,8 @@ from pages.shared.plain import plain
 from swm.disk.machine import free_memory_bytes
 from swm.errors import SwmError, TextError
 from swm.jobs.child import call
-from swm.models.here import models_here
 from swm.models.known import BUNDLED
+from swm.models.uploads import models_here
 from swm.plan import MergePlan, Window
 from swm.registry import TEXTS
 from swm.settings import PRESETS

@@ -10,7 +10,6 @@ import streamlit as st
 from pages.shared.choices import named_choice, titles_of
 from pages.shared.fields import number
 from pages.shared.frame import job_panel, start_button
-from pages.shared.known_target import Found, Known, planned_with, planned_within, walk_with, walk_within
 from pages.shared.live import hand_key
 from pages.shared.plain import plain
 from swm.errors import PlanError
@@ -19,6 +18,7 @@ from swm.registry import MERGE_RULES, PLANNERS, as_sentence
 from swm.reporting.finalists import finalists_sentence, halves_sentence, text_matters
 from swm.reporting.names import text_name
 from swm.reporting.preview import WITHIN
+from swm.search.known_target import Found, Known, planned_with, planned_within, walk_with, walk_within
 from swm.settings import CACHE_TOKENS, FIT_TOKENS
 from swm.workspace.estimate import about, path_seconds, planner_seconds
 from swm.workspace.experiments import Experiment

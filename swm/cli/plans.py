@@ -165,8 +165,7 @@ def chosen_plan(experiment: Experiment, options: argparse.Namespace) -> PlanAt:
     Where no plan leaves the most layers that meet a memory, a speed or a number of parameters, one that leaves fewer
     serves.
     """
-    from swm.stages.known_plan import known_plan
-    from swm.stages.plan import plan_for
+    from swm.stages.plan import known_plan, plan_for
     from swm.stages.plan_within import first_found, walk_within
 
     rule = options.rule or DEFAULT_RULE

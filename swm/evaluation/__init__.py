@@ -1,7 +1,6 @@
 """Scores and speed of a model: zero-shot tasks (lm_eval), perplexity, generation.
 
 - answers: streams a model's answer to a prompt, and reports its speed
-- continuous: continuous scores of a question, from the log-likelihoods of its choices
 - cost: how the time per generated token splits between the layers and the rest
 - generation: greedy generation token by token, and whether a model can generate at all
 - paired: compares two models on the same documents: difference, interval, test, flipped answers

@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swm.evaluation.continuous import bits_per_byte, choice_logprob, student
-
 NOISE = 0.05
 FEWEST_DOCUMENTS = 30  # per task; no verdict with fewer
 VERDICTS = UNDECIDED, BETTER, WORSE, TOO_FEW = ("not significant", "better", "worse", "too few documents")
@@ -279,3 +277,49 @@ def _pairs(
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     by_id = {row["id"]: row for row in second}
     return [(row, by_id[row["id"]]) for row in first if row["id"] in by_id]
+
+
+def choice_logprob(log_likelihoods: Sequence[float], answer: int) -> float:
+    """Log-probability of the right answer among the choices: l_y - logsumexp(l), in nats, at most 0.
+
+    Args:
+        log_likelihoods: summed log-likelihood of each choice, in nats.
+        answer: index of the right one.
+    """
+    most = max(log_likelihoods)
+    return log_likelihoods[answer] - most - math.log(math.fsum(math.exp(each - most) for each in log_likelihoods))
+
+
+def bits_per_byte(log_likelihood: float, size_bytes: int) -> float:
+    """Bits that the model needs for each byte of the right answer: -l_y / (bytes ln 2). Lower is better.
+
+    Measures language on answers, not choosing between them.
+    """
+    return -log_likelihood / (size_bytes * math.log(2))
+
+
+def mean_interval(values: Sequence[float]) -> dict[str, float] | None:
+    """The mean of independent values, with Student's 95 % interval; None for fewer than two values."""
+    if len(values) < 2:
+        return None
+    low, high, _ = student(values)
+    return {"value": math.fsum(values) / len(values), "low": low, "high": high}
+
+
+def student(values: Sequence[float]) -> tuple[float, float, float]:
+    """Student's 95 % interval of the mean of two or more values, and the p-value of the t test against a mean of 0."""
+    from scipy.special import stdtr, stdtrit  # scipy.stats would take a second to import
+
+    n, mean = len(values), math.fsum(values) / len(values)
+    error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
+    reach = float(stdtrit(n - 1, 0.975)) * error
+    return mean - reach, mean + reach, float(2 * stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
+
+
+def are_labels(choices: Sequence[Sequence[str]]) -> bool:
+    """Whether all questions have the same choices, as in yes and no, or A to D.
+
+    Then the likelihood of the right answer's words mostly measures how often the model says them at all. A single
+    question cannot tell, and counts as having labels.
+    """
+    return len({tuple(texts) for texts in choices}) < 2

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from swm.errors import ModelError, TextError
-from swm.evaluation.continuous import mean_interval
+from swm.evaluation.paired import mean_interval
 from swm.models.processes import gathered, own_part, world_size
 from swm.progress import Progress
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from swm.errors import SettingsError
-from swm.evaluation.continuous import are_labels, bits_per_byte, choice_logprob, mean_interval
+from swm.evaluation.paired import are_labels, bits_per_byte, choice_logprob, mean_interval
 from swm.evaluation.task_names import PAPER_METRICS
 from swm.texts.task_prompts import TASK_DATA
 
@@ -24,7 +24,7 @@ class TaskScore:
         value: share of documents answered correctly, 0 to 1.
         stderr: standard error of `value` over documents.
         chance: expected share for answers picked at random; None without choices.
-        choice_logprob, bits_per_byte: mean over documents with its 95 % interval, see `swm.evaluation.continuous`;
+        choice_logprob, bits_per_byte: mean over documents with its 95 % interval, see `swm.evaluation.paired`;
             None without choices, or of one document. Bits per byte are also None if the answers are labels.
         answers: for each document, in order: `id` (hash of the document), `correct` (1 or 0), `question` (its end),
             `right` and `picked` (the correct answer and the model's); with choices also `choices` (their texts),

@@ -3,7 +3,6 @@
 - cells: running one cell of a sweep: a command in a child process, restarted if it is killed
 - cluster: jobs on a Ray cluster, by its job submission API
 - child: starts, monitors and cancels a stage in a child process
-- device: one job at a time uses this machine's device
 - end_with_parent: runs a command that ends when its parent process ends
 - needs: the memory that a command needs, for engines that place jobs by it
 - on_node: runs a job on a node of a cluster, and writes down how it ended if it could not do that itself

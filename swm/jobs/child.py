@@ -24,9 +24,8 @@ from swm.errors import JobError, SwmError
 from swm.jobs.cluster import cluster, stop, submit
 from swm.jobs.sweep import FILE, Sweep
 from swm.jobs.tracking import Target, log
-from swm.workspace.audit import record
 from swm.workspace.experiments import Experiment
-from swm.workspace.people import child_environment, person
+from swm.workspace.people import child_environment, person, record
 from swm.workspace.state import State, this_process
 from swm.workspace.tracked import job_lock
 

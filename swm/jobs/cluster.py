@@ -20,8 +20,7 @@ from swm.disk.files import APP_FOLDER
 from swm.errors import JobError, SwmError
 from swm.jobs.needs import check_room, needed_bytes
 from swm.jobs.tracking import Target, log
-from swm.workspace.audit import record
-from swm.workspace.people import child_environment, person
+from swm.workspace.people import child_environment, person, record
 from swm.workspace.reading import state_in
 from swm.workspace.state import State
 from swm.workspace.tracked import CLUSTER_JOB, STOP_FILE

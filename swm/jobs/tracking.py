@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,9 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 import psutil
+from filelock import FileLock, Timeout
 
 from swm.disk.files import (
     check_space,
@@ -25,13 +28,11 @@ from swm.disk.files import (
     lost_disk_message,
     replace_file,
 )
-from swm.disk.machine import is_out_of_memory, memory_kills
+from swm.disk.machine import is_out_of_memory, memory_kills, this_machine
 from swm.errors import Cancelled, ExperimentError, JobError, SwmError
-from swm.jobs.device import acquire, device_lock, release
 from swm.models.processes import rank, world_size
-from swm.progress import UNLIKE
-from swm.workspace.audit import record
-from swm.workspace.people import person
+from swm.progress import UNLIKE, Progress
+from swm.workspace.people import person, record
 from swm.workspace.reading import state_in
 from swm.workspace.shared_home import check_held, check_machine
 from swm.workspace.state import HEARTBEAT_SECONDS, State, this_process
@@ -47,6 +48,8 @@ BESIDE = "failed-beside.txt"  # error of a process other than the first
 
 
 SPACE_BYTES = 2**18  # for a stage's small files; stages with large files check for themselves
+SURE_SECONDS, SURE_SHARE = 10.0, 0.05  # before that, a step foretells nothing
+UNTOLD = (*range(5), UNLIKE)  # totals of steps with parts of several kinds, as loading, merging and saving
 
 
 class Tracker:
@@ -268,10 +271,6 @@ def _on_signals(tracker: Tracker) -> Callable[[], None]:
     return restore
 
 
-SURE_SECONDS, SURE_SHARE = 10.0, 0.05  # before that, a step foretells nothing
-UNTOLD = (*range(5), UNLIKE)  # totals of steps with parts of several kinds, as loading, merging and saving
-
-
 class Pace:
     """The time left of the step that runs: a row of progress reports with one total and a growing count.
 
@@ -305,3 +304,44 @@ class Pace:
         if before >= done:
             return 0.0
         return max(1.0, (reported - start) * (self._total - done) / (done - before) - (now - reported))
+
+
+def device_lock() -> FileLock:
+    """The lock of the device named by SWM_DEVICE, by default this machine's: others may share the home."""
+    name = re.sub(r"[^A-Za-z0-9-]", "-", os.environ.get("SWM_DEVICE") or this_machine())[:100]
+    return FileLock(home() / f".device-{name}.lock")
+
+
+def acquire(device: FileLock, job: str, progress: Progress) -> None:
+    """Wait for the device, and say who has it; `progress` may raise Cancelled.
+
+    Args:
+        job: what to call the job that gets it.
+    """
+    home().mkdir(parents=True, exist_ok=True)
+    while not device.is_locked:
+        try:
+            device.acquire(timeout=0.5)
+        except Timeout:
+            progress(0, 0, f"waiting for {_who(device)}")
+    with suppress(OSError, SwmError):  # only a name for people to read
+        replace_file(_holder(device), job.encode())
+
+
+def release(device: FileLock) -> None:
+    """Give the device back, if it was acquired."""
+    if device.is_locked:
+        _holder(device).unlink(missing_ok=True)
+    device.release()
+
+
+def _holder(device: FileLock) -> Path:
+    """The file beside a device's lock that names the job that holds it."""
+    return Path(f"{device.lock_file}.job")
+
+
+def _who(device: FileLock) -> str:
+    try:
+        return _holder(device).read_text(encoding="utf-8")[:200] or "another job on this machine"
+    except OSError:
+        return "another job on this machine"

@@ -2,7 +2,6 @@
 
 - apply: applies a plan to a model in memory
 - fit: rule `fit`: solves the end of a merged layer to reproduce the output of its window
-- least_squares: ridge regression from sums over tokens
 - merged_layer: a layer of a merged model: the layer that it starts from, and what differs
 - projection: what can be solved at the end of a layer: a linear map, a norm after it, experts
 - scale: rule `scale`: gives the state after a merged layer its former size, folded into the layers above

@@ -5,21 +5,13 @@ Each token counts by its relative error, and the first tokens of each text are l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from swm.merging.least_squares import (
-    HELD_OUT,
-    Sums,
-    added,
-    best_ridge,
-    error_change,
-    ridge_solution,
-)
 from swm.merging.projection import Ending, Experts, NormedProjection, Projection
 from swm.models.hooks import hooked
 from swm.models.one_layer import OneLayer
@@ -31,6 +23,11 @@ GAIN_RIDGE = 0.03  # draws the norm's factors towards the former ones
 NEWTON_STEPS = 8
 BLOCK = 4096  # tokens whose scaled inputs are in memory at a time
 Parameters = dict[str, Tensor]
+HELD_OUT = 8  # one part in this many is held out to choose the ridge
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # relative to the mean square of the features
+DEFAULT_RIDGE = 0.1  # with too little text to choose one
+Sums = tuple[Tensor, Tensor]
+"""X'X, shape (in, in), and X'E, shape (in, out), in float64."""
 
 
 @dataclass(frozen=True)
@@ -250,3 +247,35 @@ def _solved_experts(experts: Experts, wanted: Wanted) -> Parameters:
             lacking[taken] -= features @ change.float()
             down[expert] += (change.T / experts.scale).to(down.dtype)
     return {f"{experts.name}.down_proj": down}
+
+
+def added(sums: Sums | None, features: Tensor, residual: Tensor) -> Sums:
+    """The sums with those of some more rows, shapes (rows, in) and (rows, out); changes `sums` in place."""
+    gram, cross = features.T @ features, features.T @ residual
+    return (gram.double(), cross.double()) if sums is None else (sums[0].add_(gram), sums[1].add_(cross))
+
+
+def best_ridge(fitted: Sums, held_out: Sums | None, ridges: Sequence[float] = RIDGES) -> float:
+    """The ridge whose solution does best on the sums of the held-out text; the default one without such text."""
+    if held_out is None:
+        return DEFAULT_RIDGE
+    return min(ridges, key=lambda ridge: error_change(ridge_solution(*fitted, ridge), held_out))
+
+
+def error_change(change: Tensor, sums: Sums) -> float:
+    """The squared error with a change of the linear map, shape (in, out), minus that without it."""
+    gram, cross = sums
+    return float((change * (gram @ change)).sum() - 2 * (change * cross).sum())
+
+
+def ridge_solution(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """The change of the linear map, shape (in, out), in float64.
+
+    Args:
+        ridge: relative to the mean of the gram matrix's diagonal.
+
+    Memory: the gram matrix twice.
+    """
+    ridged = gram.clone()
+    ridged.diagonal().add_(ridge * gram.diagonal().mean().clamp(min=1e-12))
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(ridged, out=ridged))

@@ -3,7 +3,6 @@
 - decoder: a model's layers, found by structure; its parameter count and size
 - from_gguf: what transformers leaves out when it reads a GGUF file
 - gradients: gradients of a model's loss on text, for importance scores
-- here: models that are already on this machine
 - hooks: hooks on modules, removed when a block ends
 - known: the bundled models, and the families that tests cover
 - layer_facts: what a config says about individual layers, and how to rewrite it when some are removed

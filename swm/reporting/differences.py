@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
-from swm.evaluation.continuous import student
 from swm.evaluation.paired import (
     ACCURACY,
     SCORES,
@@ -22,6 +21,7 @@ from swm.evaluation.paired import (
     mean_perplexity,
     paired,
     scored,
+    student,
 )
 from swm.reporting.compare import documents_key, documents_of, same_text
 from swm.reporting.names import row_name, text_name

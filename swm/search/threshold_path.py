@@ -92,6 +92,11 @@ class ThresholdPath:
     version: int = SEARCH_VERSION
     text_hash: str = ""
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every plan of its range is known, with its perplexity."""
+        return self.covered() > 0.999 and all(step.perplexity is not None for step in self.intervals())
+
     def plan_at(self, threshold: float) -> PlanAt | None:
         """Plan, interval and trace at `threshold`; None if the walk needs a similarity not computed yet.
 

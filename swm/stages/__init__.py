@@ -7,7 +7,6 @@
 - evaluate: scores a run: perplexity, zero-shot tasks, samples
 - first_look: what a new experiment shows first: its map, a plan, then all else
 - healing_start: what a healing starts from: the merged model, its layers fitted where asked, and the examples
-- known_plan: the plan at a threshold or depth, if the path on disk already has it
 - loading: what several stages share: models, texts, measurement conditions
 - measure: measures the similarity of an experiment's layers
 - measure_plan: measures similarity and perplexity of any plan

@@ -6,19 +6,25 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.evaluation.cost import decode_cost
 from swm.evaluation.generation import keeps_cache
-from swm.models.offload import is_offloaded
+from swm.models.offload import is_offloaded, weights_of
 from swm.models.processes import is_first, world_size
+from swm.models.replay import Replay
 from swm.progress import Progress, no_progress
 from swm.similarity.layers import measure_similarity
 from swm.similarity.measure import Measure
-from swm.similarity.parts import parts_influence
 from swm.stages.loading import calibration_of, check_text, conditions_for, load_original
 from swm.texts.documents import text_hash
 from swm.workspace.experiments import Experiment
+
+MLPS = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "fc2")  # what families call the part after the attention
+PART_TOKENS = 1024  # in one forward pass
 
 
 def measure_experiment(
@@ -77,3 +83,44 @@ def measure_cost(
     if not is_offloaded(model) and keeps_cache(model, prompt):  # otherwise the disk would be timed
         progress(0, 0, "timing a token")
         experiment.save_cost(decode_cost(model, prompt))
+
+
+def parts_influence(model: PreTrainedModel, tokens: Tensor, skip_tokens: int = 0) -> tuple[Tensor, Tensor] | None:
+    """Influence of each layer's attention (or other mixer) and of its MLP.
+
+    As block influence (1 - mean cosine), from the layer's input to the state without the MLP, and from there to the
+    output. The state without the MLP is the layer's output with all weights of the MLP at 0, so a norm on the MLP's
+    result, or an MLP beside the attention, needs no special case.
+
+    Args:
+        model: causal LM in eval mode; not changed.
+        tokens: ids, shape (texts, length), int64, no padding.
+        skip_tokens: number of first tokens of each text to leave out.
+
+    Returns:
+        Two of shape (layers,), float64; None if a layer has no part with a name in MLPS.
+    """
+    replay = Replay(model, tokens, keep_every=4, part=max(1, PART_TOKENS // tokens.shape[1]))
+    names = [_mlp_weights(layer) for layer in replay.layers]
+    if not all(names):
+        return None
+    rows = torch.arange(len(tokens)).split(max(1, PART_TOKENS // tokens.shape[1]))
+    sums = torch.zeros(2, len(names), dtype=torch.float64)
+    for index, layer in enumerate(replay.layers):
+        weights = weights_of(layer)
+        zeros = {name: torch.zeros_like(weights[name]) for name in names[index]}
+        for part in rows:
+            entry = replay.input_of(index, part)
+            output = replay.input_of(index + 1, part) if index + 1 < len(names) else replay.run(entry, index)
+            states = [entry, replay.run(entry, index, zeros), output]
+            unit = [F.normalize(state[:, skip_tokens:].float(), dim=-1) for state in states]
+            for step in range(2):
+                sums[step, index] += (1 - (unit[step] * unit[step + 1]).sum(-1).double()).sum().cpu()
+    attention, mlp = sums / (len(tokens) * (tokens.shape[1] - skip_tokens))
+    return attention, mlp
+
+
+def _mlp_weights(layer: nn.Module) -> list[str]:
+    """Names of the parameters of the layer's MLP, relative to the layer."""
+    prefixes = tuple(f"{name}." for name, _ in layer.named_children() if name in MLPS)
+    return [name for name in weights_of(layer) if name.startswith(prefixes)] if prefixes else []

@@ -40,8 +40,7 @@ def walk_within(
         PlanError: if no plan of the path is within.
     """
     path = agreed(kept_path(experiment, rule))
-    known = path and path.covered() > 0.999 and all(step.perplexity for step in path.intervals())
-    if path is None or (not known and not experiment.read_only):
+    if path is None or not (path.is_complete or experiment.read_only):
         path = search_path(experiment, rule, path.low if path else 0.5, progress=progress, precision=precision)
     step = path.smallest_within(factor)
     if step and not experiment.read_only:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,21 +12,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from swm.errors import SettingsError
+from swm.errors import ModelError, SettingsError
 from swm.evaluation.perplexity import perplexity
 from swm.llama_cpp.attention_free import check_without_attention
 from swm.llama_cpp.families import family_of
 from swm.llama_cpp.kinds import check_kind
+from swm.merging.merged_layer import MergedLayer
 from swm.models.decoder import find_decoder, layer_count
 from swm.models.locate import load_config
 from swm.progress import Progress, no_progress, share_of
 from swm.reporting.formats.gguf import check_file, write_gguf
 from swm.reporting.numbers import interval
-from swm.search.attention_loss import least_needed_attention, without_attention
+from swm.search.plan_loss import PlanLoss
 from swm.settings import PERPLEXITY_TEXTS
 from swm.stages.loading import calibration_of, load_run
 from swm.texts.calibration import perplexity_tokens
 from swm.workspace.runs import Run
+
+OUTPUT = "self_attn.o_proj."  # what an attention adds to the residual stream goes through it
 
 
 def export_without_attention(
@@ -106,3 +111,53 @@ def cost_sentence(result: dict[str, Any], layers: int) -> str:
         f"Without attention in layers {', '.join(map(str, gone))} of {layers}, keys and values take "
         f"{100 * len(gone) / layers:.0f} % less memory. Perplexity: {changes}. Only llama.cpp can run this."
     )
+
+
+def without_attention(layer: torch.nn.Module, number: int) -> MergedLayer:
+    """A layer whose attention adds nothing.
+
+    Raises:
+        ModelError: if its attention has no output projection of the usual name.
+    """
+    silent = {name: torch.zeros_like(weight) for name, weight in layer.named_parameters() if name.startswith(OUTPUT)}
+    if not silent:
+        raise ModelError("Attention can only be left out of layers whose attention ends in a projection o_proj.")
+    return MergedLayer(number, silent)
+
+
+def least_needed_attention(
+    model: PreTrainedModel, tokens: Tensor, count: int, progress: Progress = no_progress
+) -> tuple[list[int], list[float]]:
+    """The layers whose attention costs least, and the loss on the text without the first, the first two, ...
+
+    One layer after the other is chosen by the loss without its attention and that of those before it. A layer's cost is
+    computed again only while it is the lowest known, which finds the same layers as trying all each time unless an
+    attention becomes less needed once another is gone.
+
+    Args:
+        tokens: ids, shape (texts, length).
+        count: of layers. The first layer keeps its attention: llama.cpp reads the size of a head from it.
+
+    Returns:
+        Layers in the order in which they were chosen, and losses in nats per token, the first that of the whole model.
+    """
+    layers = find_decoder(model).layers
+    loss = PlanLoss(model, tokens)
+    gone: list[int] = []
+    losses = [loss.of([MergedLayer(len(layers) - 1)], len(layers) - 1)]
+    known = [(-math.inf, -1, layer) for layer in range(1, len(layers))]  # cost, how many were gone then, layer
+    while len(gone) < count:
+        cost, when, layer = heapq.heappop(known)
+        if when == len(gone):
+            gone.append(layer)
+            losses.append(losses[-1] + cost)
+            continue
+        progress(len(gone), count, f"attention of layer {layer}")
+        silent = {layer, *gone}
+        lowest = min(silent)
+        made = (
+            without_attention(layers[number], number) if number in silent else MergedLayer(number)
+            for number in range(lowest, len(layers))
+        )
+        heapq.heappush(known, (loss.of(made, lowest) - losses[-1], len(gone), layer))
+    return gone, losses

@@ -2,7 +2,6 @@
 
 - findings: what the scores of a study can tell apart
 - grids: grids of methods and depths, declared in assets/studies.yaml
-- grids_of_measures: grids of studies that make no runs: thresholds, and texts
 - grid_files: files of grids: read, checked, written as YAML
 - rows: the table of a study: means over seeds, differences from one method
 - run: runs the unfinished cells of a grid

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
+from pydantic import BeforeValidator, Field
+
 from swm.checked import Between, Many, checked, convert
 from swm.errors import SettingsError
 from swm.evaluation.task_names import Limit, parse_tasks
 from swm.plan import WHOLE_WIDTH, WidthCut, layers_at
 from swm.registry import MERGE_RULES, PLANNERS
-from swm.settings import CACHE_TOKENS, RecoverySettings, preset_settings
-from swm.studies.grids_of_measures import TextsGrid, ThresholdGrid
+from swm.settings import CACHE_TOKENS, SKIPPED_TOKENS, RecoverySettings, preset_settings
+from swm.similarity.measure import Measure
 from swm.workspace.controls import CONTROL
 from swm.workspace.experiments import Experiment
 from swm.workspace.targets import (
@@ -35,6 +37,8 @@ KINDS = {
 }
 SEED = "-seed-"  # in the name of a run that is healed with another seed than the one in its recovery settings
 OF_RUNS = ("methods", "healing", "width")
+Within = dict[str, dict[str, int]]  # by method and target, the layers of the smallest or largest plan that meets it
+Target = tuple[str, str, float]  # what it is called, its kind and its value
 
 
 def _tasks(value: Any) -> Any:
@@ -48,8 +52,6 @@ def _recovery(value: Any) -> Any:
     return preset_settings(**value)
 
 
-Within = dict[str, dict[str, int]]  # by method and target, the layers of the smallest or largest plan that meets it
-Target = tuple[str, str, float]  # what it is called, its kind and its value
 Tasks = Annotated[Many[str], convert(_tasks)]
 Recovery = Annotated[RecoverySettings, convert(_recovery)]
 
@@ -263,3 +265,58 @@ def tasks_of(grid: Grid | ThresholdGrid | TextsGrid) -> tuple[str, ...]:
 def cells_of(experiment: Experiment, kind: str, grid: Grid) -> list[Cell]:
     """The cells of a study's grid; those of a speed or a loss only once the study has found their depths."""
     return grid.cells(experiment.model_facts, experiment.cost(), (experiment.study(kind) or {}).get("within"))
+
+
+def _not_none(value: Any) -> Any:
+    if value is None:
+        raise ValueError("must be a number (got None)")
+    return value
+
+
+@checked
+class ThresholdGrid:
+    """The grid of the study of thresholds.
+
+    Attributes:
+        low: lowest threshold of the paths; None computes no whole paths, only the walks at `scored_at`.
+        scored_at: thresholds whose plans are scored on `limit` documents of `task` (None: all documents).
+    """
+
+    rules: Many[str]
+    low: Annotated[float | None, BeforeValidator(_not_none)] = Field(default=None, alias="from")
+    scored_at: Many[float] = ()
+    task: str = "hellaswag"
+    limit: Limit = 100
+
+    def __post_init__(self) -> None:
+        for rule in self.rules:
+            MERGE_RULES.check(rule)
+        if self.low is None and not self.scored_at:
+            raise SettingsError("The grid has no thresholds. Set from (for whole paths) or scored_at.")
+        if self.low is not None and not 0 < self.low <= 1:
+            raise SettingsError(f"from: {self.low} is out of range. Use a value above 0 and at most 1.")
+        for threshold in self.scored_at:
+            if not (self.low or 0) <= threshold <= 1 or not threshold:
+                allowed = f"from {self.low} to 1" if self.low else "above 0 and at most 1"
+                raise SettingsError(f"Threshold {threshold} of scored_at is out of range. Use a value {allowed}.")
+
+    def scores_in(self, kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows among a study's saved scores that belong to this grid."""
+        rows = [row for row in kept if (row["task"], row["limit"]) == (self.task, self.limit)]
+        return [row for row in rows if row["rule"] in self.rules and row["threshold"] in self.scored_at]
+
+
+@checked
+class TextsGrid:
+    """The grid of the study of texts: layer similarity is measured on each of them."""
+
+    metric: str
+    texts: Many[str]
+
+    def __post_init__(self) -> None:
+        _ = self.measures
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The similarity measure for each text."""
+        return [Measure(self.metric, skip_tokens=SKIPPED_TOKENS, texts=text) for text in self.texts]

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from swm.evaluation.continuous import student
-from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, has_interval, mean_perplexity
+from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, has_interval, mean_perplexity, student
 from swm.reporting.compare import compare, flat_rows, value_of
 from swm.reporting.differences import compared, measured
 from swm.reporting.row import Perplexity, Range, Row, TaskScore

@@ -27,8 +27,7 @@ from swm.stages.plan_by import plan_by
 from swm.stages.plan_within import first_found, smallest_within, walk_within
 from swm.stages.search import search_path
 from swm.stages.time import take_timing, time_run
-from swm.studies.grids import Cell, Grid, cells_of, parsed_grid, tasks_of
-from swm.studies.grids_of_measures import ThresholdGrid
+from swm.studies.grids import Cell, Grid, ThresholdGrid, cells_of, parsed_grid, tasks_of
 from swm.workspace.controls import CONTROL
 from swm.workspace.experiments import PLANS_VERSION, Experiment
 from swm.workspace.recipe import recipe_of

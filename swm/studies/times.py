@@ -9,8 +9,7 @@ from swm.plan import MergePlan, WidthCut, Window
 from swm.registry import PLANNERS
 from swm.reporting.glossary import method_name
 from swm.settings import preset_settings
-from swm.studies.grids import Grid
-from swm.studies.grids_of_measures import TextsGrid, ThresholdGrid
+from swm.studies.grids import Grid, TextsGrid, ThresholdGrid
 from swm.workspace.controls import CONTROL
 from swm.workspace.estimate import estimate_run, path_seconds, planner_seconds, stage_needs
 

@@ -1,6 +1,5 @@
 """Experiments and runs on disk: records, states, people, recipe, estimate.
 
-- audit: who did what, when, and how it ended
 - changes: which settings differ when an existing run is requested again
 - controls: the control of a healed run: the original, healed in the same way
 - estimate: time, memory and disk that a run needs, before it starts

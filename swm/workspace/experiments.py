@@ -22,10 +22,9 @@ from swm.errors import ExperimentError, JobError, MissingError, SettingsError
 from swm.plan import MergePlan, Needed
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.settings import SKIPPED_TOKENS, ExperimentSettings
-from swm.workspace.audit import record
 from swm.workspace.estimate import recent_rates, with_rate
 from swm.workspace.origin import BY_HAND, BY_THRESHOLD, source_of
-from swm.workspace.people import person
+from swm.workspace.people import person, record
 from swm.workspace.reading import read_file
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.shared_home import names_locked

@@ -18,9 +18,8 @@ from swm.disk.files import (
 )
 from swm.disk.names import check_name, check_new, read_only_message
 from swm.errors import ExperimentError, JobError
-from swm.workspace.audit import record
 from swm.workspace.experiments import Experiment
-from swm.workspace.people import person
+from swm.workspace.people import person, record
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.shared_home import names_locked
 from swm.workspace.tracked import job_lock

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp
 
-from swm.evaluation.continuous import are_labels, bits_per_byte, choice_logprob, mean_interval, student
+from swm.evaluation.paired import are_labels, bits_per_byte, choice_logprob, mean_interval, student
 from swm.evaluation.tasks import zero_shot
 from swm.texts.bundled import package_folder
 from tests.conftest import need, tiny_model

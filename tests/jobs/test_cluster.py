@@ -25,8 +25,8 @@ from swm.jobs.sweep_file import load_grid
 from swm.plan import MergePlan, Window
 from swm.reporting.formats.recipe import recipe_json
 from swm.stages.merge import merge_run
-from swm.workspace.audit import audit_file, entries
 from swm.workspace.experiments import Experiment
+from swm.workspace.people import audit_file, entries
 from swm.workspace.runs import Run
 from swm.workspace.state import State
 from swm.workspace.tracked import STOP_FILE

@@ -12,7 +12,7 @@ from swm.errors import ModelError, SettingsError
 from swm.evaluation.perplexity import perplexity
 from swm.llama_cpp.write import export_gguf
 from swm.models.load import load_model
-from swm.search.attention_loss import least_needed_attention
+from swm.stages.without_attention import least_needed_attention
 from swm.texts.calibration import perplexity_tokens
 from swm.workspace.experiments import Experiment
 from tests.conftest import tiny_model

@@ -7,8 +7,8 @@ import torch
 from swm.errors import PlanError
 from swm.merging.apply import apply_plan
 from swm.merging.fit import WindowFitter, apply_fitted_plan
-from swm.merging.least_squares import RIDGES, ridge_solution
 from swm.merging.projection import ending_of
+from swm.merging.solve import RIDGES, ridge_solution
 from swm.models.decoder import find_decoder
 from swm.models.one_layer import OneLayer
 from swm.models.replay import Replay
@@ -92,13 +92,12 @@ def test_fitted_layers_come_nearer_to_the_original_on_other_texts():
 
 def test_the_ridge_is_chosen_on_texts_apart_where_there_are_enough(monkeypatch):
     tried = []
-    from swm.merging.least_squares import ridge_solution
+    from swm.merging.solve import ridge_solution
 
-    for place in ("least_squares", "solve"):
-        monkeypatch.setattr(
-            f"swm.merging.{place}.ridge_solution",
-            lambda gram, cross, ridge: tried.append(ridge) or ridge_solution(gram, cross, ridge),
-        )
+    monkeypatch.setattr(
+        "swm.merging.solve.ridge_solution",
+        lambda gram, cross, ridge: tried.append(ridge) or ridge_solution(gram, cross, ridge),
+    )
     monkeypatch.setattr("swm.merging.fit.PART_TOKENS", 24)
     apply_fitted_plan(tiny_model(layers=4), MergePlan(4, (Window(1, 2),), "fit"), texts(16))
     assert tried[: len(RIDGES)] == list(RIDGES)

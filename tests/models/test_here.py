@@ -6,9 +6,9 @@ import pytest
 from huggingface_hub import constants
 
 from swm.errors import ModelError
-from swm.models.here import models_here
 from swm.models.known import BUNDLED
 from swm.models.load import config_facts, load_model
+from swm.models.uploads import models_here
 
 
 @pytest.fixture

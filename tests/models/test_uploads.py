@@ -6,8 +6,7 @@ import pytest
 
 from swm.errors import SwmError
 from swm.models import uploads
-from swm.models.here import models_here
-from swm.models.uploads import keep_upload, uploaded_models, uploads_folder
+from swm.models.uploads import keep_upload, models_here, uploaded_models, uploads_folder
 
 WEIGHTS = {"config.json": b"{}", "model.safetensors": b"weights" * 99, "tokenizer.json": b"[]"}
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from swm.models.decoder import find_decoder
 from swm.similarity.layers import block_influence
-from swm.similarity.parts import parts_influence
+from swm.stages.measure import parts_influence
 from tests.conftest import tiny_model
 
 # The module whose input is the state between attention and MLP.

@@ -22,7 +22,7 @@ from swm.stages.search import search_path
 from swm.stages.time import NEW_TOKENS, time_run
 from swm.studies import run as run_module
 from swm.studies.grid_files import grid_of
-from swm.studies.grids_of_measures import ThresholdGrid
+from swm.studies.grids import ThresholdGrid
 from swm.studies.rows import study_rows
 from swm.studies.run import run_study
 from tests.conftest import tiny_model

@@ -3,8 +3,7 @@
 import pytest
 
 from swm.plan import MergePlan, Window
-from swm.studies.grids import Grid
-from swm.studies.grids_of_measures import TextsGrid, ThresholdGrid
+from swm.studies.grids import Grid, TextsGrid, ThresholdGrid
 from swm.studies.times import study_seconds, whole_study_seconds
 from swm.workspace.estimate import estimate_run, path_seconds, planner_seconds
 from tests.reporting.test_compare import FACTS

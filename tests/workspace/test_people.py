@@ -11,10 +11,9 @@ from swm.jobs.tracking import tracked
 from swm.plan import MergePlan, Window
 from swm.settings import ExperimentSettings
 from swm.workspace import people
-from swm.workspace.audit import audit_file, entries
 from swm.workspace.experiments import Experiment
 from swm.workspace.housekeeping import copy_experiment, delete, rename
-from swm.workspace.people import Person
+from swm.workspace.people import Person, audit_file, entries
 from swm.workspace.state import State, this_process
 from swm.workspace.votes import add_vote
 from tests.reporting.test_compare import FACTS

@@ -49,7 +49,7 @@ def walk_within(experiment: Experiment, factor: float) -> Known:
     path = kept_path(experiment, DEFAULT_RULE)
     if path is None:
         return None, NOT_SEARCHED
-    sure = path.covered() > 0.999 and _all_measured(path.intervals())
+    sure = path.is_complete
     step = path.smallest_within(factor)
     return _of_path(path, step) if step else None, "" if sure else NOT_SMALLER if step else NOT_SEARCHED
 
