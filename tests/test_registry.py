@@ -200,7 +200,10 @@ print(json.dumps([failures, sum(worker.is_alive() for worker in workers), len(se
 """
 
 
-@pytest.mark.parametrize("turns", [0, 1], ids=["all begin with the rules", "each begins with something else"])
+@pytest.mark.parametrize(
+    "turns",
+    [pytest.param(0, id="all begin with the rules", marks=pytest.mark.long), pytest.param(1, id="each with another")],
+)
 def test_threads_that_start_together_all_see_everything_that_is_filled_at_first_use(outside, turns):
     failures, hanging, answers, uses = json.loads(outside("-c", TOGETHER, str(turns)).splitlines()[-1])
     assert (failures, hanging, answers) == ([], 0, uses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -129,18 +130,34 @@ def check_request(tasks: Sequence[str], limit: int | None) -> Any:
         SettingsError: if a task is unknown or measures perplexity, or the limit is out of range.
     """
     check_limit(limit)
+    for task in tasks:
+        if task not in TASK_FOLDERS and not _is_named(task):
+            raise _unknown(task)
     manager = _task_manager(tasks)
     for task in tasks:
         if task not in manager.all_subtasks:
-            raise SettingsError(
-                f"Unknown task '{task}'. Bundled tasks: {', '.join(TASKS)}. To list all others: lm-eval ls tasks."
-            )
+            raise _unknown(task)
         if (
             task not in TASK_FOLDERS
             and _config_of(task, manager, code=False).get("output_type") == "loglikelihood_rolling"
         ):
             raise SettingsError(f"Task {task} measures perplexity, not accuracy. Use a text instead: --texts wikitext.")
     return manager
+
+
+def _unknown(task: str) -> SettingsError:
+    return SettingsError(
+        f"Unknown task '{task}'. Bundled tasks: {', '.join(TASKS)}. To list all others: lm-eval ls tasks."
+    )
+
+
+def _is_named(task: str) -> bool:
+    """Whether a file of lm-eval gives anything this name: without it, the whole index need not be built."""
+    import lm_eval.tasks
+
+    name = re.compile(rb"[:-][ \t]*[\"']?" + re.escape(task.encode()) + rb"[\"']?[ \t\r]*(?:#[^\n]*)?$", re.MULTILINE)
+    files = (file for file in Path(lm_eval.tasks.__file__).parent.rglob("*") if file.suffix in (".yaml", ".yml"))
+    return any(name.search(file.read_bytes()) for file in files)
 
 
 def check_limit(limit: int | None) -> None:

@@ -1,5 +1,6 @@
 """What can be refused without a model is refused at once: nothing heavy is imported for it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,44 +16,45 @@ from swm.errors import SettingsError
 from swm.settings import SETTINGS, RecoverySettings, preset_settings
 
 CODE = """
-import sys
+import contextlib, io, json, sys
 from swm.cli.main import main
-try:
-    main(sys.argv[1:])
-except SystemExit as end:
-    print(end.code, sorted({"torch", "transformers", "peft", "lm_eval"} & set(sys.modules)))
+for command in json.loads(sys.argv[1]):
+    told, code = io.StringIO(), 0
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(command.split())
+        except SystemExit as end:
+            code = end.code
+    print(json.dumps([code, told.getvalue(), sorted({"torch", "transformers", "peft", "lm_eval"} & {*sys.modules})]))
 """
+REFUSED = {
+    "plan example-demo --threshold 2": "Threshold 2.0 is out of range",
+    "search example-demo --rule chess": "'chess' is not a merge rule",
+    "measure example-demo --metric chess": "'chess' is not a similarity metric",
+    "create É --model x": "is not a valid name",
+    "answer nope baseline --prompt x": "There is no experiment nope",
+    "evaluate nope baseline": "There is no experiment nope",
+    "time nope baseline": "There is no experiment nope",
+    "plan example-demo --threshold 0.9 --planner best": "--planner chooses the layers itself",
+    "plan example-demo --planner best --layers 9 --minutes 1e9": "--minutes 1e+09 is out of range",
+    "plan example-demo --windows -1-0,4-5 --rule keep_first --precision exact": "--windows needs none",
+    "models --json": "",
+}
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("plan example-demo --threshold 2", "Threshold 2.0 is out of range"),
-        ("search example-demo --rule chess", "'chess' is not a merge rule"),
-        ("measure example-demo --metric chess", "'chess' is not a similarity metric"),
-        ("create É --model x", "is not a valid name"),
-        ("answer nope baseline --prompt x", "There is no experiment nope"),
-        ("evaluate nope baseline", "There is no experiment nope"),
-        ("time nope baseline", "There is no experiment nope"),
-        (
-            "plan example-demo --threshold 0.9 --planner best",
-            "--planner chooses the layers itself",
-        ),
-        ("plan example-demo --planner best --layers 9 --minutes 1e9", "--minutes 1e+09 is out of range"),
-        ("plan example-demo --windows -1-0,4-5 --rule keep_first --precision exact", "--windows needs none"),
-        ("models --json", ""),
-    ],
-)
 @pytest.mark.cold
-def test_it_takes_no_torch_to_say_so(command, message, home):
+def test_it_takes_no_torch_to_say_so(home):
+    """One after the other in a new process: none of them imports anything heavy."""
     environment = {**os.environ, "SWM_HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, "-c", CODE, *command.split()], capture_output=True, text=True, env=environment
+        [sys.executable, "-c", CODE, json.dumps([*REFUSED])], capture_output=True, text=True, env=environment
     )
-    assert message in done.stderr
-    if message:
-        assert done.stdout.strip() == "1 []"
-    assert "Traceback" not in done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(REFUSED), done.stderr
+    for (code, told, heavy), (command, message) in zip(answers, REFUSED.items(), strict=True):
+        assert (code, heavy) == (1 if message else 0, []), command
+        assert message in told
+        assert "Traceback" not in told
 
 
 def values_of(name):

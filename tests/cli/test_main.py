@@ -353,7 +353,6 @@ def test_full_disk_while_merging_leaves_the_run_planned(swm, study, small_disk, 
     assert swm("merge", study, "first", "--windows", "1-2")[0] == 0
 
 
-@pytest.mark.cold
 def test_results_go_to_stdout_and_progress_to_stderr(model_folder, text_file, home):
     command = [sys.executable, "-m", "swm", "create", "s", "--model", model_folder, "--texts", text_file]
     done = subprocess.run(

@@ -130,7 +130,15 @@ def test_windows_are_fitted_and_scored_as_in_memory(pair, tokens):
     assert found == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize(("rule", "repair"), [("fit", "fit"), ("fit", "none"), ("scale", "none"), ("fit", "scale")])
+@pytest.mark.parametrize(
+    ("rule", "repair"),
+    [
+        ("fit", "fit"),
+        ("scale", "none"),
+        pytest.param("fit", "none", marks=pytest.mark.long),
+        pytest.param("fit", "scale", marks=pytest.mark.long),
+    ],
+)
 def test_a_run_without_room_is_merged_and_healed_in_four_bits_as_with_room(
     rule, repair, tmp_path, tokenizer, text_file, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import torch
 from swm.disk.files import home as home_folder
 from swm.disk.names import list_names
 from swm.errors import ModelError
+from swm.evaluation.tasks import _is_named, _whole_index
 from swm.models import locate
 from swm.models.load import load_model
 from swm.plan import MergePlan, Window
@@ -267,6 +269,9 @@ def test_wikitext_is_no_task(swm, study):
     code, _, told = swm("evaluate", "mine", "baseline", "--tasks", "wikitext")
     assert code == 1
     assert "wikitext measures perplexity, not accuracy" in told
+    for task in random.Random(5).sample([*_whole_index().all_subtasks], 20):  # of some 13,000
+        assert _is_named(task)
+    assert not _is_named("chess")
 
 
 @pytest.mark.parametrize(
