@@ -4,7 +4,6 @@ from itertools import chain
 
 import streamlit as st
 
-from pages.shared.blind import blind_vote
 from pages.shared.choices import named_choice
 from pages.shared.fields import number
 from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
@@ -14,20 +13,18 @@ from pages.shared.words import marked, model_heading
 from swm.jobs.child import stream
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.headline import headline
-from swm.reporting.names import row_name, run_name
+from swm.reporting.names import row_name
 from swm.reporting.palette import model_colours, row_colours
 from swm.reporting.row import Row
 from swm.settings import SAMPLE_PROMPTS
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE
-from swm.workspace.votes import takes_votes
 
 PROMPTS = (
     *SAMPLE_PROMPTS,
     "The three most important inventions of the last century are",
 )
 MAX_MODELS = 3
-UNNAMED = "Without names, then vote"
 MODES = {"live": "live", "recorded": "recorded"}
 
 
@@ -57,19 +54,13 @@ def show_recorded(experiment: Experiment, rows: list[Row]) -> None:
         bind="query-params",
     )
     original = answers[names[0]].get(prompt)
-    known = {name: answers[name][prompt] for name in chosen if prompt in answers[name]}
-    if takes_votes(experiment) and len(known) == 2 and st.toggle(UNNAMED, key="playground_blind", bind="query-params"):
-        blind_vote(experiment, prompt, known)
-        return
-    if takes_votes(experiment) and len(known) != 2:
-        st.caption("Choose exactly two models to compare them without names and vote.")
     for column, name in zip(st.columns(max(1, len(chosen)), gap="medium"), chosen, strict=False):
         with column.container(border=True, height="stretch"):
             model_heading(name, colours[name])
             st.caption(f"{layers[name]} of {experiment.layer_count} layers")
             answer = answers[name].get(prompt)
             if answer is None:
-                st.caption("This model was not asked.")
+                st.caption("No answer was recorded.")
             else:
                 st.markdown(marked(answer, None if name == names[0] else original))
     st.caption(
@@ -103,15 +94,10 @@ def show_live(experiment: Experiment, usable: list[str]) -> None:
         bind="query-params",
         help="Decoding is greedy.",
     )
-    blind = len(names) == 2 and st.toggle(UNNAMED, key="playground_blind_live", bind="query-params")
-    if len(names) != 2:
-        st.caption("Choose exactly two models to compare them without names and vote.")
     clicked = st.button("Answer", type="primary", disabled=not (prompt.strip() and names), key="playground_go")
     if not (prompt.strip() and names):
         st.caption("Write a prompt and choose a model first.")
-    if blind:
-        answer_blind(experiment, names, prompt, int(tokens), clicked)
-    elif clicked:
+    if clicked:
         answer_live(experiment, names, prompt, int(tokens))
     if names:
         command_line("answer", experiment.name, names[-1], "--prompt", prompt, "--tokens", str(tokens))
@@ -138,24 +124,6 @@ def answer_live(experiment: Experiment, names: list[str], prompt: str, tokens: i
             original = whole if name == BASELINE else original
             place.markdown(marked(whole, None if name == BASELINE else original))
             st.caption("".join(speed))
-
-
-def answer_blind(experiment: Experiment, names: list[str], prompt: str, tokens: int, clicked: bool) -> None:
-    """Let two models answer unseen; then show both answers without names, and count the vote."""
-    key, asked = f"playground_unseen_{experiment.name}", (tuple(names), prompt, tokens)
-    if clicked:
-        answers: dict[str, str] = {}
-        with shown_errors():
-            for place, name in enumerate(names, 1):
-                arguments = ["answer", experiment.name, name, "--prompt", prompt, "--tokens", str(tokens)]
-                with st.spinner(f"Answer {place} of 2", show_time=True):
-                    answers[run_name(experiment.run(name))] = "".join(stream(arguments))
-        st.session_state[key] = (asked, answers)
-    known, answers = st.session_state.get(key, (None, {}))
-    if known == asked:
-        blind_vote(experiment, prompt, answers)
-    else:
-        st.caption("The answers come unnamed, in an order drawn for each vote.")
 
 
 def model_title(experiment: Experiment, name: str) -> str:

@@ -16,7 +16,6 @@
 - state: the progress of a stage, and whether its process is alive
 - task_answers: answers to task questions on disk
 - tracked: folders with a state: one job at a time, read-only if bundled
-- votes: votes between two models' answers shown without names
 - units: bytes and seconds in readable units
 - targets: how many layers meet a memory, a speed or a number of parameters
 - training_memory: what a training keeps in memory, from sizes and settings

@@ -148,15 +148,6 @@ class Event(Record):
     begun: bool = False
 
 
-class VoteLine(Record):
-    """A line of votes.jsonl."""
-
-    prompt: str
-    models: Annotated[list[str], Field(min_length=2, max_length=2)]
-    winner: str
-    time: float
-
-
 FILES: dict[str, Any] = {
     "experiment.json": ExperimentFile,
     "run.json": RunFile,
@@ -174,7 +165,6 @@ FILES: dict[str, Any] = {
     "plans": PlannedFile,
     "studies": StudyFile,
     "event": Event,
-    "vote": VoteLine,
 }
 
 

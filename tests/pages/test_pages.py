@@ -22,7 +22,6 @@ from swm.stages.create import create_experiment
 from swm.studies.grids import KINDS
 from swm.workspace.experiments import Experiment
 from swm.workspace.state import State, this_process
-from swm.workspace.votes import votes
 from tests.jobs.test_child import wait_for
 from tests.pages.test_words import unmarked
 from tests.reporting.test_compare import FACTS, scores
@@ -178,25 +177,6 @@ def test_home_lets_the_leading_model_speak_beside_the_original():
     assert original["answer"].split() in said
     assert best["answer"].split() in said
     assert f"“{original['prompt']} …”" in [caption.value for caption in test.caption]
-
-
-def test_two_models_are_compared_without_names(study, no_demo):
-    spoken = {"baseline": "Paris.", "first": "London."}
-    for name, answer in spoken.items():
-        run = study.run(name)
-        run.save("scores", {**run.scores(), "samples": [{"prompt": "Capital?", "answer": answer}]})
-    test = opened("pages/playground.py", playground_mode="recorded")
-    test.toggle(key="playground_blind").set_value(True).run()
-    assert not test.exception
-    shown = [m.value for m in test.markdown if m.value.strip() in spoken.values()]
-    assert sorted(shown) == sorted(spoken.values())
-    assert "first" not in " ".join(m.value for m in test.markdown)
-    test.button(key="blind_A is better").click().run()
-    (vote,) = votes(study)
-    titles = {"Paris.": "original", "London.": "first (merged)"}
-    assert vote.winner == titles[shown[0]]  # the one on the left
-    assert "1 to 0" in str(test.table[0].value) or "0 to 1" in str(test.table[0].value)
-    assert f"**A**: {vote.winner}" in [m.value for m in test.markdown]
 
 
 def planned(study, planner, windows, perplexity, rule="keep_first"):

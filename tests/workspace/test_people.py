@@ -15,7 +15,6 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.housekeeping import copy_experiment, delete, rename
 from swm.workspace.people import Person, audit_file, entries
 from swm.workspace.state import State, this_process
-from swm.workspace.votes import add_vote
 from tests.reporting.test_compare import FACTS
 
 ANN, BOB, ADMIN, NOBODY = (
@@ -58,7 +57,6 @@ CHANGES = {
     "save a plan": lambda e: e.save_planned("best", 4, {}),
     "save settings": lambda e: e.run("a").remember(x=1),
     "save scores": lambda e: e.run("a").save("scores", {}),
-    "vote": lambda e: add_vote(e, "prompt", ("a", "b"), "a"),
     "start a sweep": lambda e: start(Sweep("sweep"), "sweep", ["models"]),
     "replace a sweep": lambda e: Sweep.create(GRID),
 }
