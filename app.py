@@ -1,4 +1,4 @@
-"""Home page: the verdict on the best run, three ways on, all runs."""
+"""Home page: the verdict on the best run, three next steps, all runs."""
 
 from pathlib import Path
 

@@ -160,7 +160,7 @@ if costs := cost_lines(flat):
         else f"Each model against {plain(pinned)}."
     )
     st.caption(
-        f"{against} Brackets are 95 % intervals over the same documents or segments of text. Where one contains "
+        f"{against} Brackets are 95 % intervals over the same documents or segments of text. If an interval contains "
         "0 (for perplexity 1), the difference is not significant: it may be none, or anything in the interval."
     )
 

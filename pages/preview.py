@@ -83,7 +83,7 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
         elif not all(step.perplexity for step in path.intervals()):
             st.info("Not every plan of this path has a perplexity yet.")
         else:
-            st.info("Not every plan of this path has been asked yet to continue the prompts.")
+            st.info("Some plans of this path have no sample answers yet.")
         arguments += answers_controls(experiment)
         start_button("Search", experiment, "search", arguments, "preview_search")
     files = (f"path/{rule}.json", f"answers/{rule}.json")

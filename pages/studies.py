@@ -159,7 +159,7 @@ def show_findings(experiment: Experiment, rows: list[Row], names: set[str]) -> N
             "Differences of the average choice log-probability in nats (above 0: surer of the right answer than "
             f"{rows_method(rows)}), and ratios of perplexity. Brackets: 95 % intervals over documents or segments of "
             "text, and after healing with several seeds, over the seeds as well (Student's, on each seed's "
-            "difference). Where one contains 0, for perplexity 1, the difference is not significant.",
+            "difference). If an interval contains 0 (for perplexity 1), the difference is not significant.",
             help=TERMS["choice_logprob"],
         )
     decided = cached_pairs(str(experiment.folder), experiment.results_changed(), tuple(sorted(names)))

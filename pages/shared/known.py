@@ -73,7 +73,7 @@ def offer_smaller(experiment: Experiment, view: dict[str, Any]) -> None:
                 args=(experiment, windows_of(least.plan), least.plan.rule),
                 key="preview_smaller",
             )
-            st.caption(f"Another plan stays within × {WITHIN} of the original's perplexity with fewer layers.")
+            st.caption(f"A plan with fewer layers also stays within {WITHIN} times the original's perplexity.")
 
 
 def show_known_plans(experiment: Experiment) -> None:

@@ -42,13 +42,13 @@ TOUR = (
         ".st-key-preview_live >>> .stairs-box",
         "Drag the slider",
         "Neighbours merge as long as the model's output stays this similar to the original's. Left: fewer layers, and "
-        "higher perplexity (the model hesitates between more words). Below, the ribbon shows which layers become one.",
+        "higher perplexity (the model is less sure of the next word). Below, the ribbon shows which layers become one.",
     ),
     Step(
         "pages/preview.py",
         "Preview",
         ".st-key-preview_live >>> .said-box",
-        "Listen to the model",
+        "Read what the model writes",
         "The same prompts, continued by the original and by the smaller model, which nothing has repaired yet. Drag "
         "the slider to the left and follow how the words break.",
     ),
@@ -58,7 +58,7 @@ TOUR = (
         ".st-key-verdict",
         "What it cost, in one sentence",
         "Fewer layers than before, and yet better: this plan was chosen by search, and its model healed (retrained for "
-        "some minutes with LoRA). What it lost stands with its uncertainty in brackets, against the original after the "
+        "some minutes with LoRA). The loss is shown with its uncertainty in brackets, against the original after the "
         "same training, so that training's own gain does not count.",
     ),
     Step(

@@ -80,7 +80,7 @@ def _add_exploring(add: Add) -> None:
         "--no-answers",
         dest="answers",
         action="store_false",
-        help="do not let the model of each plan continue a few prompts, which comes last and takes seconds for each",
+        help="do not let each plan's model continue a few prompts, which runs last and takes a few seconds per plan",
     )
     _add_plan(
         add("plan", "Show which windows merge at a threshold or for a layer count, and how good a plan is.", "EXP")

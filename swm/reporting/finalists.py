@@ -33,11 +33,13 @@ def _compared(finalists: dict[str, Any] | None) -> str:
     named = "; ".join(f"{_windows(other)} ({_times(other)})" for other in equal[:NAMED])
     more = f" and {len(equal) - NAMED} more" if len(equal) > NAMED else ""
     some = f"{len(equal)} other plans are" if len(equal) > 1 else "One other plan is"
-    return f"{some} as good as far as {texts} can tell, before healing: {named}{more}. Any of them is a fair choice."
+    return (
+        f"{some} as good as far as {texts} can tell, before healing: {named}{more}. Any of them is a reasonable choice."
+    )
 
 
 def halves_sentence(data: dict[str, Any]) -> str:
-    """What a planner chose on each half of the calibration text alone; empty if it was not asked.
+    """What a planner chose on each half of the calibration text alone; empty if that is unknown.
 
     Args:
         data: a saved plan.
@@ -54,7 +56,9 @@ def halves_sentence(data: dict[str, Any]) -> str:
     said = f"On {which} of the calibration text alone, {title} chooses otherwise: {named}."
     if not text_matters(data):
         return f"{said} That matters little here."
-    return f"{said} So another text can lead to a better or a worse plan. Take more text, or best, which tries plans."
+    return (
+        f"{said} So another text can lead to a better or a worse plan. Use more text, or best, which tests its plans."
+    )
 
 
 def text_matters(data: dict[str, Any]) -> bool:

@@ -14,8 +14,8 @@ TERMS = {
     "lower, as a geometric mean over questions.",
     "bits_per_byte": "Bits that the model needs for each byte of the right answer's text; lower is better. It measures "
     "how well the model predicts the answer's words, not which answer it picks.",
-    "perplexity": "How many tokens the model hesitates between, on average, at each token of held-out text; lower is "
-    "better, and comparable only on the same text.",
+    "perplexity": "The number of tokens that the model is undecided between, on average, at each token of held-out "
+    "text; lower is better, and comparable only on the same text.",
     "similarity": "How much two layers' outputs agree, or a merged model's last hidden state with the original's: 1 is "
     "the same, for CKA up to rotation and scale; a high value does not mean that a layer can go.",
     "block_influence": "How much a layer changes the direction of its input: 1 minus the cosine of input and output; "

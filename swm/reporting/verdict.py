@@ -41,10 +41,14 @@ def in_short(row: Row) -> str:
     answers = (
         f"of 100 questions it answers about {_size(change, ends)} {fewer} right [{_span(ends)}]"
         if rights
-        else "as far as these questions tell, it answers as many right"
+        else "as far as these questions show, it answers as many right"
     )
     less = "surer" if sure > 0 else "less sure"
-    doubt = f"is {less} of the right ones" if sure else "is as sure, as far as they tell"
+    doubt = (
+        f"is {less} of the right ones"
+        if sure
+        else "is equally certain" + ", as far as these questions show" * bool(rights)
+    )
     doubt = f"{'and' if sure in (0, rights) else 'but'} {doubt}"
     return f"In short: {answers}, {doubt}."
 

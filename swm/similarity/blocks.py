@@ -118,5 +118,5 @@ def long_states_sentence(medians: Sequence[float], largest: Sequence[float]) -> 
         f"After layer {layer} the longest state is {ratios[layer]:.0f} times the median, and more than {LONG:g} times "
         f"after {count} of {len(ratios)} layers, although the first tokens are left out: a few tokens in mid-text. CKA "
         "weighs tokens by the squares of their states, so these few can shape the map; cosine and angular similarity "
-        "weigh all tokens equally. Trust what both show."
+        "weigh all tokens equally. Rely on patterns that appear in both."
     )

@@ -68,13 +68,13 @@ def other(ratio, low, high, *windows):
         (
             [other(1.003, 0.99, 1.02, (3, 4), (7, 9)), other(1.2, 1.1, 1.3, (2, 3))],
             "One other plan is as good as far as 64 held-out texts can tell, before healing: 3-4 7-9 (1.003 [0.990, "
-            "1.020] times). Any of them is a fair choice.",
+            "1.020] times). Any of them is a reasonable choice.",
         ),
         (
             [other(1.0 + n / 1000, 0.99, 1.02, (n, n + 1)) for n in range(5)],
             "5 other plans are as good as far as 64 held-out texts can tell, before healing: 0-1 (1.000 [0.990, 1.020] "
             "times); 1-2 (1.001 [0.990, 1.020] times); 2-3 (1.002 [0.990, 1.020] times) and 2 more. Any of them is a "
-            "fair choice.",
+            "reasonable choice.",
         ),
     ],
 )
@@ -158,8 +158,8 @@ def half(perplexity, *windows):
         (
             [half(1500.0, (4, 6)), half(80.0, (5, 7))],
             "On each half of the calibration text alone, Deeper layers (angular) chooses otherwise: 4-6 (perplexity "
-            "1,500.0) and 5-7 (perplexity 80.0). So another text can lead to a better or a worse plan. Take more text, "
-            "or best, which tries plans.",
+            "1,500.0) and 5-7 (perplexity 80.0). So another text can lead to a better or a worse plan. Use more text, "
+            "or best, which tests its plans.",
             True,
         ),
     ],

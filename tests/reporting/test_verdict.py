@@ -218,7 +218,7 @@ def test_a_width_cut_is_named():
         ),
         (
             (0.001, -0.01, 0.012, "no difference shown"), (-0.4, -0.5, -0.3, "worse"),
-            "In short: as far as these questions tell, it answers as many right, but is less sure of the right ones.",
+            "In short: as far as these questions show, it answers as many right, but is less sure of the right ones.",
         ),
         (
             (0.03, 0.02, 0.04, "better"), (0.2, 0.1, 0.3, "better"),
@@ -227,7 +227,7 @@ def test_a_width_cut_is_named():
         (
             (-0.02, -0.03, -0.01, "worse"), (0.0, -0.1, 0.1, "no difference shown"),
             "In short: of 100 questions it answers about 2.0 fewer right [1.0, 3.0], "
-            "and is as sure, as far as they tell.",
+            "and is equally certain, as far as these questions show.",
         ),
     ],
 )  # fmt: skip

@@ -249,14 +249,17 @@ def test_one_layer_of_a_models_shape_tells_what_the_whole_costs(model, tokenizer
     large = tiny_model(layers=12, hidden_size=256, intermediate_size=1024)
     large.save_pretrained(tmp_path / "large")
     tokenizer.save_pretrained(tmp_path / "large")
-    found = []
-    for _ in range(3):  # a busy moment may hit one of the two
-        whole, one = decode_cost(large, tokens[:1]), config_cost(str(tmp_path / "large"))
-        assert one["layers"] == 12
-        found.append([one[rate] / whole[rate] for rate in ("forward_tokens_per_second", "layers_ms")])
-        if all(0.4 < ratio < 2.5 for ratio in found[-1]):
+    wholes, ones = [], []
+    for _ in range(8):  # in turn, because other work slows down now one, now the other: the best of each counts
+        wholes.append(decode_cost(large, tokens[:1]))
+        ones.append(config_cost(str(tmp_path / "large")))
+        assert ones[-1]["layers"] == 12
+        rates = [max(cost["forward_tokens_per_second"] for cost in costs) for costs in (ones, wholes)]
+        times = [min(cost["layers_ms"] for cost in costs) for costs in (ones, wholes)]
+        ratios = [rates[0] / rates[1], times[0] / times[1]]
+        if all(0.4 < ratio < 2.5 for ratio in ratios):
             return
-    raise AssertionError(found)
+    raise AssertionError(ratios)
 
 
 def test_estimate_from_the_command_line(tmp_path, capsys):
