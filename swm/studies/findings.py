@@ -59,9 +59,8 @@ def pairs_decided(experiment: Experiment, runs: set[str]) -> list[Decided]:
         Counts for each stage; where some models are ruined, also for the pairs within NEAR times the original's
         perplexity.
     """
-    groups = [(row, group) for row, group in study_groups(experiment) if row.method != "original"]
     original = next(row.perplexity for row in compare(experiment) if row.is_original)
-    table = [(row, measured(group)) for row, group in groups if runs & {member.run for member in group}]
+    table = _methods(experiment, runs)
     counted: dict[tuple[str, bool], Decided] = {}
     for (first, one), (second, other) in combinations(table, 2):
         scores = _differences(one, other) if _apart(first, second) else None
@@ -72,6 +71,12 @@ def pairs_decided(experiment: Experiment, runs: set[str]) -> list[Decided]:
     ordered = [counted[key] for key in sorted(counted)]
     whole = {counts.stage: counts.pairs for counts in ordered if not counts.near}
     return [counts for counts in ordered if not counts.near or counts.pairs < whole[counts.stage]]
+
+
+def _methods(experiment: Experiment, runs: set[str]) -> list[tuple[Row, Measured | None]]:
+    """The studied methods with one of these runs, and their results."""
+    groups = [(row, group) for row, group in study_groups(experiment) if row.method != "original"]
+    return [(row, measured(group)) for row, group in groups if runs & {member.run for member in group}]
 
 
 def _differences(one: Measured | None, other: Measured | None) -> dict[str, Change] | None:
