@@ -21,6 +21,7 @@ from swm.reporting.compare_charts import (
     scores_grid,
 )
 from swm.reporting.figures import cost_lines, csv_text
+from swm.reporting.figures import figures as figures_of
 from swm.reporting.glossary import TERMS
 from swm.reporting.headline import headline
 from swm.reporting.judged import judged, pin
@@ -53,8 +54,8 @@ def show_numbers() -> None:
     """All numbers as one table and file, and the command that gives them."""
     st.subheader("All numbers", anchor=False)
     figures = runs_figures(flat)
-    number = st.column_config.NumberColumn(format="%.1f")
-    columns = {name: number for name in figures.columns if name not in ("experiment", "layers", "scored on")}
+    digits = {"average, low": 1, "average, high": 1} | {figure.title: figure.digits for figure in figures_of(flat)}
+    columns = {name: st.column_config.NumberColumn(format=f"%.{digits[name]}f") for name in figures if name in digits}
     st.dataframe(figures, column_config={"run": st.column_config.Column(pinned=True), **columns}, placeholder="–")
     st.caption("Click a column header to sort or pin it. Use the magnifying glass to find a run.")
     st.download_button(

@@ -32,6 +32,7 @@ class Figure:
         value: of a row, None if it was not measured; times `scale` in the title's unit. Without it, text is all.
         column: name in the CSV, "" if it is not there.
         more: further columns of the CSV.
+        digits: decimals of the number.
     """
 
     title: str
@@ -41,6 +42,7 @@ class Figure:
     scale: float = 1.0
     note: str = ""
     more: Mapping[str, Value] = field(default_factory=dict)
+    digits: int = 1
 
     def number(self, row: Row) -> float | None:
         """The value in the title's unit."""
@@ -66,7 +68,11 @@ def figures(flat: Sequence[Row]) -> list[Figure]:
         timed("tokens per second", "tokens_per_second", lambda of: of.get("tokens_per_second"), 1),
         *(timed(f"tokens per second, batch of {n}", "", partial(_rate, n), 0) for n in batches),
         Figure(
-            "speed relative to the original", lambda row: speedup(row.speedup), "speedup", lambda r: value_of(r.speedup)
+            "speed relative to the original",
+            lambda row: speedup(row.speedup),
+            "speedup",
+            lambda row: value_of(row.speedup),
+            digits=2,
         ),
         timed("latency, ms", "latency_ms", lambda of: of.get("latency_ms"), 0),
         memory,
@@ -82,7 +88,7 @@ def _plain(
         found = value(row)
         return number(None if found is None else scale * found, digits)
 
-    return Figure(title, text, column, value, scale)
+    return Figure(title, text, column, value, scale, digits=digits)
 
 
 def _perplexities(flat: Sequence[Row]) -> list[Figure]:
@@ -169,6 +175,7 @@ def _average(score: str, title: str, note: str) -> Figure:
         f"average_{score}",
         lambda row: value_of(row.averages.get(score)),
         note=note,
+        digits=2,
     )
 
 
@@ -193,7 +200,7 @@ def _timed(
         return number(value(row), digits) + (f" (original: {original})" if differs else "")
 
     originals = {row.experiment: number(value(row), digits) for row in flat if row.is_original}
-    return Figure(title, text, column, value)
+    return Figure(title, text, column, value, digits=digits)
 
 
 def _rate(batch: str, of: Mapping[str, Any]) -> float | None:
@@ -285,16 +292,15 @@ def _csv_line(row: Row, shown: Sequence[Figure]) -> dict[str, Any]:
 def sortable(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """One dictionary of numbers for each row, in the units of their titles; the average with its interval's ends."""
     shown = [figure for figure in figures(rows) if figure.value]
-    return [
-        {
-            "run": row_name(row),
-            "experiment": row.experiment,
-            **{figure.title: figure.number(row) for figure in shown},
-            "scored on": _scored_on(row),
-            **_average_ends(row),
-        }
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        line: dict[str, Any] = {"run": row_name(row), "experiment": row.experiment}
+        for figure in shown:
+            line[figure.title] = figure.number(row)
+            if figure.column == "average":
+                line |= {**_average_ends(row), "scored on": _scored_on(row)}
+        found.append(line)
+    return found
 
 
 def _average_ends(row: Row) -> dict[str, float | None]:

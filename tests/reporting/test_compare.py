@@ -2,14 +2,17 @@
 
 import csv
 import io
+import json
+import statistics
 from dataclasses import asdict
 
 import pytest
 
 from swm.plan import MergePlan, Window
 from swm.reporting.compare import comparable, compare, flat_rows
-from swm.reporting.figures import conditions_of, csv_text, lines, table
-from swm.reporting.names import row_name
+from swm.reporting.figures import conditions_of, csv_text, figures, lines, sortable, table
+from swm.reporting.judged import judged
+from swm.reporting.names import row_name, text_title
 from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
 
@@ -186,3 +189,47 @@ def test_rows_of_other_documents_are_left_out_of_a_chart_of_averages(experiment)
     rows["first"].scores["boolq"]["documents"] = 41
     alike, unlike = comparable(rows)
     assert (list(alike), unlike) == (["baseline"], ["first"])
+
+
+def test_every_figure_is_in_table_columns_and_csv_as_the_files_have_it():
+    """Held against the JSON files of a shipped experiment, read here."""
+    demo = Experiment.open("example-demo")
+    rows = flat_rows(compare(demo))
+    numbers = {line["run"]: line for line in sortable(rows)}
+    labels = [label for label, _ in lines(rows)]
+    in_csv = {
+        row_name(row): line
+        for row, line in zip(rows, csv.DictReader(io.StringIO(csv_text(compare(demo)))), strict=True)
+    }
+    seen = 0
+    for row in rows:
+        before = row.stage == "merged" and demo.run(row.run).stage == "recovered"
+        found = json.loads((demo.run(row.run).folder / f"scores{'-merged' * before}.json").read_text())
+        known = {f"{task}, %": (task, score["value"], 100) for task, score in found["tasks"].items()}
+        known |= {
+            f"perplexity, {text_title(text)}": (f"perplexity_{text}", entry["value"], 1)
+            for text, entry in found["perplexity"].items()
+        }
+        known["average of tasks, %"] = "average", statistics.fmean(s["value"] for s in found["tasks"].values()), 100
+        for name in ("choice_logprob", "bits_per_byte"):
+            values = [score[name]["value"] for score in found["tasks"].values() if score.get(name)]
+            title = {"choice_logprob": "choice log-probability, nats", "bits_per_byte": "bits per byte"}[name]
+            known[f"average {title}"] = f"average_{name}", statistics.fmean(values), 1
+        for title, (column, value, scale) in known.items():
+            assert numbers[row_name(row)][title] == pytest.approx(scale * value)
+            assert float(in_csv[row_name(row)][column]) == pytest.approx(value)
+            assert any(label.startswith(title) for label in labels)
+            seen += 1
+    assert seen > 40
+    shown = [figure for figure in figures(rows) if figure.value]
+    assert {figure.title for figure in shown} <= {*next(iter(numbers.values()))}
+
+
+def test_a_row_as_json_has_what_only_judging_adds_once_it_is_judged():
+    (row, *_), (verdict, *_) = (rows(compare(Experiment.open("example-demo"))) for rows in (list, judged))
+    plain, added = row.to_dict(), verdict.to_dict()
+    assert json.loads(json.dumps(added)) == added
+    assert {*added} - {*plain} == {"against_original", "against_control", "verdict"}
+    assert added["verdict"].startswith("The original model: 30 layers")
+    assert plain["windows"] == []
+    assert plain["width"] == {"ratio": 0.0, "method": "flap"}
