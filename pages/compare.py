@@ -146,7 +146,7 @@ if pinned != AUTOMATIC:
 with st.container(key="verdict"):
     show_verdict(labels[judged_label])
 
-if costs := cost_lines(flat):
+if costs := cost_lines(flat, pinned != AUTOMATIC):
     st.subheader("What merging cost", anchor=False, help=TERMS["control"])
     cost_table = pd.DataFrame(costs).set_index("run")
     if len(costs) > MANY:

@@ -24,7 +24,7 @@ def check_options(options: argparse.Namespace) -> None:
     if "width_by" in given and not options.width:
         raise SettingsError("--width-by needs --width. Add --width, or remove --width-by.")
     if "no_recovery" in given and (options.steps is not None or options.set):
-        ignored = "steps" if options.steps is not None else options.set[0].partition("=")[0]
+        ignored = "steps" if options.steps is not None else options.set[0][0]
         raise SettingsError(f"--no-recovery cannot be combined with --{_option(ignored)}. Remove one of them.")
     if options.command == "study" and "against" in given and options.kind not in OF_RUNS:
         raise SettingsError(f"--against does not apply to the study {options.kind}. Remove --against.")

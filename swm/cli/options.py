@@ -10,6 +10,7 @@ from typing import Any
 from swm import __version__
 from swm.checked import choices
 from swm.disk.names import EXAMPLE
+from swm.errors import SettingsError
 from swm.plan import DEFAULT_RULE, WIDTH_METHODS
 from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS
 from swm.settings import (
@@ -21,6 +22,7 @@ from swm.settings import (
     SETTINGS,
     SKIPPED_TOKENS,
     RecoverySettings,
+    changed_setting,
 )
 from swm.similarity.measure import PARTS, SAMPLES
 from swm.studies.grids import KINDS
@@ -282,6 +284,7 @@ def _add_recovery(command: argparse.ArgumentParser) -> None:
         "--set",
         action="append",
         default=[],
+        type=_setting,
         metavar="NAME=VALUE",
         help=f"another setting, also as --name value; can be repeated; with what quick has: {names}",
     )
@@ -296,18 +299,32 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, after rewriting settings of healing."""
-        return super().parse_known_args(as_settings(args) if self.heals else args, namespace)
+        return super().parse_known_args(self._as_settings(args) if self.heals else args, namespace)
+
+    def _as_settings(self, arguments: Sequence[str]) -> list[str]:
+        """The arguments with each `--rank 8`, `--rank=8` or `--ran 8` of a setting of healing as `--set rank=8`."""
+        own = [name for name in self._option_string_actions if name.startswith("--")]
+        settings = {f"--{name.replace('_', '-')}": name for name in SETTINGS if name != "steps"}
+        given: list[str] = []
+        words = list(arguments)
+        while words:
+            option, found, value = words[0].partition("=")
+            fitting = [name for name in (*settings, *own) if name.startswith(option)] if len(option) > 2 else []
+            fitting = [option] if option in fitting else fitting
+            if not option.startswith("--") or not {*fitting} & {*settings}:
+                given.append(words.pop(0))
+                continue
+            if len(fitting) > 1:
+                self.error(f"ambiguous option: {option} could match {', '.join(fitting)}")
+            words.pop(0)
+            if not found and (not words or words[0].startswith("--")):
+                self.error(f"argument {fitting[0]}: expected one argument")
+            given += ["--set", f"{settings[fitting[0]]}={value if found else words.pop(0)}"]
+        return given
 
 
-def as_settings(arguments: Sequence[str]) -> list[str]:
-    """The arguments with each `--rank 8` or `--rank=8` of a setting of healing as `--set rank=8`."""
-    given: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        option, found, value = word.partition("=")
-        name = option[2:].replace("-", "_")
-        if not option.startswith("--") or name not in SETTINGS or name == "steps":
-            given.append(word)
-        else:
-            given += ["--set", f"{name}={value if found else next(words, '')}"]
-    return given
+def _setting(text: str) -> tuple[str, Any]:
+    try:
+        return changed_setting(text)
+    except SettingsError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

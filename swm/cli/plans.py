@@ -20,7 +20,6 @@ from swm.settings import (
     PLAN_BUDGET,
     RecoverySettings,
     SearchOptions,
-    changed_setting,
     preset_settings,
 )
 from swm.workspace.controls import control_of
@@ -194,7 +193,7 @@ def windows_text(plan: MergePlan) -> str:
 
 def recovery_settings(options: argparse.Namespace) -> RecoverySettings:
     """The preset with the options' changes; a text file by its full path, so that it is found from any folder."""
-    changed = dict(map(changed_setting, options.set))
+    changed = dict(options.set)
     if changed.get("texts", "").endswith((".txt", ".jsonl")):
         changed["texts"] = os.path.abspath(os.path.expanduser(changed["texts"]))
     return preset_settings(options.preset, **{"steps": options.steps, **changed})

@@ -62,7 +62,8 @@ def needs_all_at_once(arguments: Sequence[str], plan: MergePlan) -> Callable[[st
 
 def recovery_in(arguments: Sequence[str]) -> RecoverySettings:
     """The recovery that a command's options ask for; the usual one if they are wrong, which the command says."""
-    options = [(flag[2:], value) for flag, value in pairwise(arguments) if flag[:2] == "--"]
+    words = [word for text in arguments for word in (text.split("=", 1) if text[:2] == "--" else (text,))]
+    options = [(flag[2:], value) for flag, value in pairwise(words) if flag[:2] == "--"]
     changes = [value if name == "set" else f"{name}={value}" for name, value in options]
     known = [text for text in changes if text.partition("=")[0].replace("-", "_") in SETTINGS]
     with suppress(SwmError):

@@ -55,8 +55,9 @@ def plan_with(
     else:
         check_budget(planner, options.get("budget", PLAN_BUDGET), count, layers)
     kinds, built = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model), kinds_of(model)
-    given: dict[str, Any] = {"fit_tokens": lambda token_count: tokens, **options}
-    if given.get("needed") is None:
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    given.setdefault("fit_tokens", lambda token_count: tokens)
+    if "needed" not in given:
         given["needed"] = needed_layers(model)
     request = PlanRequest(model, tokens, count, layers, seed, kinds=kinds, fragile=is_fragile(model, built), **given)
     plan = method.find(request)

@@ -19,6 +19,7 @@ from swm.reporting.row import DIFFERENCE, Row, percent_interval
 LLAMA_CPP = ("type", "tokens_per_second", "prompt_tokens_per_second", "perplexity", "size_bytes")
 MEASURED_WITH = ("model", "texts", "seed", "dtype", "device", "seconds")
 MADE_BY = ("control", "control_run", "experiment", "method", "fitted_first", "timed_as")
+ALWAYS = ("run", "stage", "layers", "parameters", "size_bytes", "average", "average_stderr", "average_choice_logprob")
 Value = Callable[[Row], Any]
 
 
@@ -265,7 +266,8 @@ def csv_text(rows: Sequence[Row]) -> str:
     flat = flat_rows(rows)
     shown, out = figures(flat), io.StringIO()
     found = [_csv_line(row, shown) for row in flat]
-    writer = csv.DictWriter(out, dict.fromkeys(name for line in found for name in line), lineterminator="\n")
+    names = dict.fromkeys((*ALWAYS, *(name for line in found for name in line)))
+    writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(found)
     return out.getvalue().rstrip("\n")
@@ -340,10 +342,12 @@ def _span(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def cost_lines(flat: Sequence[Row]) -> list[dict[str, str]]:
-    """The differences of each row of `judged` as text: from the row that `pin` was given, otherwise from both its
-    control, if it has one, and the original."""
-    pinned = any(row.against_pinned for row in flat)
+def cost_lines(flat: Sequence[Row], pinned: bool = False) -> list[dict[str, str]]:
+    """The differences of each row of `judged` as text: from both its control, if it has one, and the original.
+
+    Args:
+        pinned: instead, from the row that `pin` was given.
+    """
     judged = [
         (row, against)
         for row in flat

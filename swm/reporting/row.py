@@ -223,6 +223,7 @@ class Row:
         if self.before_recovery:
             data["before_recovery"] = self.before_recovery.to_dict()
         if self.runs:
+            data.setdefault("before_recovery", None)
             data |= {name: [*getattr(self, name)] for name in ("seeds", "runs", "average_by_seed")}
             data["against"] = self.against and {
                 "method": self.against_method,

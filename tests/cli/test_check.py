@@ -13,6 +13,7 @@ from swm.checked import choices, limits
 from swm.cli.options import build_parser
 from swm.cli.plans import recovery_settings
 from swm.errors import SettingsError
+from swm.jobs.needs import recovery_in
 from swm.settings import SETTINGS, RecoverySettings, preset_settings
 
 CODE = """
@@ -84,13 +85,29 @@ def test_each_setting_of_healing_is_set_by_its_name_in_every_form(setting):
     [
         (("--set", "rank"), "'rank' is not a setting of healing"),
         (("--set", "chess=1"), "'chess=1' is not a setting of healing"),
-        (("--rank", "many"), "rank must be a whole number \\(got 'many'\\)"),
+        (("--rank", "many"), "rank must be a whole number (got 'many')"),
         (("--set", "dropout=x"), "dropout must be a number"),
-        (("--rank", "0"), "rank 0 is out of range"),
-        (("--rank",), "rank must be a whole number \\(got ''\\)"),
-        (("--adapt", "some"), "adapt must be one of"),
+        (("--rank",), "argument --rank: expected one argument"),
+        (("--texts", "--again"), "argument --texts: expected one argument"),
+        (("--ra", "1", "--s", "2"), "ambiguous option: --s could match"),
+        (("--chess", "1"), "unrecognized arguments: --chess 1"),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_it_can_be(given, message):
+def test_a_wrong_setting_is_wrong_usage(given, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        build_parser().parse_args(["recover", "mine", "first", *given])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "message"), [("rank=0", "rank 0 is out of range"), ("adapt=some", "adapt must be")])
+def test_a_setting_out_of_range_is_told(given, message):
     with pytest.raises(SettingsError, match=message):
-        recovery_settings(build_parser().parse_args(["recover", "mine", "first", *given]))
+        recovery_settings(build_parser().parse_args(["recover", "mine", "first", "--set", given]))
+
+
+def test_the_memory_of_a_job_is_that_of_the_settings_in_whatever_form_they_come():
+    for words in ("--batch=2 --length 128 --preset=paper", "--set batch=2 --set=length=128 --preset paper"):
+        arguments = ["recover", "mine", "first", *words.split()]
+        asked = preset_settings("paper", batch=2, length=128)
+        assert recovery_in(arguments) == recovery_settings(build_parser().parse_args(arguments)) == asked
