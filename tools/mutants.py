@@ -96,7 +96,7 @@ def survives(copy: Path, module: str, code: str) -> bool:
     """Whether the module's tests pass with the changed code."""
     target = copy / "swm" / f"{module}.py"
     original = target.read_text(encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not (bundled or alone)"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not (bundled or apart)"]
     environment = {**os.environ, "SWM_TESTS": "mutants", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     target.write_text(code, encoding="utf-8")
     try:
