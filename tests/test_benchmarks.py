@@ -20,3 +20,13 @@ def test_what_a_script_imports_is_there(script):
                 assert hasattr(module, name.name) or find_spec(f"{node.module}.{name.name}"), (
                     f"{node.module}.{name.name}"
                 )
+
+
+def test_modules_and_tests_of_the_mutation_tool_are_there(pytestconfig):
+    from tools import mutants
+
+    files = [ROOT / "swm" / f"{module}.py" for module in mutants.TESTS]
+    files += [ROOT / test for module in mutants.TESTS for test in mutants.tests_of(module)]
+    assert [file for file in files if not file.is_file()] == []
+    left_out = {name for name in mutants.LEFT_OUT.replace("(", " ").replace(")", " ").split()} - {"not", "or"}
+    assert left_out <= {line.partition(":")[0] for line in pytestconfig.getini("markers")}

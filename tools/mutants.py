@@ -23,13 +23,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 # The fast tests of each module: swm/<module>.py, tests/<test>.py.
 TESTS = {
-    "evaluation/paired": ("evaluation/test_paired", "evaluation/test_gaps_paired"),
+    "evaluation/paired": ("evaluation/test_paired", "evaluation/test_continuous", "reporting/test_differences"),
     "merging/apply": ("merging/test_gaps_merge", "merging/test_apply", "models/test_layer_facts"),
     "models/layer_facts": ("models/test_gaps_layer_facts", "models/test_layer_facts"),
     "models/replay": ("models/test_gaps_replay", "models/test_replay", "product/test_differential"),
     "models/save": ("models/test_save", "models/test_load", "models/test_layer_facts"),
     "plan": ("test_gaps_plan", "test_plan", "search/test_find"),
-    "search/find": ("search/test_gaps_search", "search/test_find", "product/test_differential"),
+    "search/find": ("search/test_gaps_search", "search/test_find", "search/test_apart", "product/test_differential"),
     "search/threshold_path": ("search/test_threshold_path", "search/test_find", "product/test_differential"),
     "search/walk": ("search/test_walk", "search/test_find"),
     "search/window_score": ("search/test_window_score", "models/test_replay", "product/test_differential"),
@@ -37,6 +37,7 @@ TESTS = {
     "workspace/changes": ("workspace/test_changes", "product/test_refusals"),
     "workspace/records": ("workspace/test_records",),
 }
+LEFT_OUT = "not (bundled or apart)"
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", "docs", ".*_cache")
 
 
@@ -96,7 +97,7 @@ def survives(copy: Path, module: str, code: str) -> bool:
     """Whether the module's tests pass with the changed code."""
     target = copy / "swm" / f"{module}.py"
     original = target.read_text(encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not (bundled or apart)"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", LEFT_OUT]
     environment = {**os.environ, "SWM_TESTS": "mutants", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     target.write_text(code, encoding="utf-8")
     try:
