@@ -98,9 +98,10 @@ def test_what_another_process_reported_first_is_told_and_a_deleted_folder_stays_
 
 
 def test_a_signal_that_comes_while_the_heartbeat_asks_is_not_lost(experiment, monkeypatch):
-    calls, again = [], threading.Event()
+    calls, begun, again = [], threading.Event(), threading.Event()
 
     def signalled(target, cluster_job):
+        assert begun.wait(60)  # the heartbeat starts before the stage has its tracker
         calls.append(1)
         if len(calls) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -113,6 +114,7 @@ def test_a_signal_that_comes_while_the_heartbeat_asks_is_not_lost(experiment, mo
     monkeypatch.setattr("swm.jobs.tracking.HEARTBEAT_SECONDS", 0.01)
     monkeypatch.setattr("swm.workspace.experiments.Experiment.asked_to_stop", signalled)
     with tracked(experiment, "measure") as tracker:
-        assert again.wait(10)
+        begun.set()
+        assert again.wait(60)
         with pytest.raises(Cancelled):
             tracker(1, 2, "working")
