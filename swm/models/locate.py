@@ -14,12 +14,13 @@ from typing import Any, cast
 import torch
 from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from swm.disk.files import clean_up, demo_experiment, home
 from swm.errors import ModelError, first_line
 from swm.models.decoder import parameter_count
-from swm.models.from_gguf import complete, tensors_counted
+from swm.models.from_gguf import complete, read_once
 from swm.models.known import BUNDLED
 from swm.models.save import quiet_transformers, save_model
 from swm.progress import Progress, no_progress
@@ -104,7 +105,8 @@ def config_alone(name: str) -> Any:
     """
     path = bundled_file(name) if name in BUNDLED else local_path(name)
     if path.suffix == ".gguf" and path.is_file():
-        return _gguf_config(path)
+        with read_once():
+            return _gguf_config(path)
     if path.exists() or path.suffix == ".gguf":
         return load_config(name)
     return decoder_config(_downloaded(name, ["config.json"]), name)
@@ -190,25 +192,33 @@ def _converted(gguf: Path, whole: Path, dtype: str, progress: Progress) -> Path:
         if (folder / "config.json").is_file():
             return folder
         clean_up(folder.parent, older_than=3600)
-        log.info("Converting %s to safetensors, only this once (about 20 seconds for 135M parameters)", gguf.name)
-        check_size(_gguf_config(gguf), gguf.name, gguf.stat().st_size)
+        log.info("Converting %s to safetensors, only this once (some seconds for 135M parameters)", gguf.name)
         stored = getattr(torch, dtype) if dtype in HALVES else torch.float32
-        try:
-            with quiet_transformers(), tensors_counted(progress, f"converting {gguf.name}"):
-                read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=stored)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except Exception as error:  # the reader checks little: a damaged file can raise anything
-            raise _unreadable(gguf, error) from None
-        config = read.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        complete(gguf, read)
-        fresh: Any = AutoModelForCausalLM.from_config(config, dtype=stored)
-        fresh.load_state_dict(read.state_dict())
+        with read_once(progress, f"converting {gguf.name}"), quiet_transformers():
+            model, tokenizer = _read(gguf, stored)
         progress(0, 0, "saving the converted model")
         with quiet_transformers():
-            save_model(fresh, tokenizer, folder)
+            save_model(model, tokenizer, folder)
     return folder
+
+
+def _read(gguf: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The model of a GGUF file, as one of its class that can be saved, and its tokenizer."""
+    check_size(_gguf_config(gguf), gguf.name, gguf.stat().st_size)
+    try:
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except Exception as error:  # the reader checks little: a damaged file can raise anything
+        raise _unreadable(gguf, error) from None
+    config = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    complete(gguf, read)
+    with no_init_weights():
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()  # is left out with the weights' initial values
+    model.load_state_dict(read.state_dict())
+    return model, tokenizer
 
 
 def _gguf_config(gguf: Path) -> Any:
