@@ -29,14 +29,8 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
 class Reader(GGUFReader):
     """gguf's reader on a plain view of the mapped file: a slice of numpy's own map takes three times as long."""
 
-    @property
-    def data(self) -> Any:
-        """The bytes of the file."""
-        return self._plain
-
-    @data.setter
-    def data(self, mapped: Any) -> None:
-        self._plain = np.asarray(mapped)
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, np.asarray(value) if name == "data" else value)
 
 
 def complete(file: Path, model: PreTrainedModel) -> None:
