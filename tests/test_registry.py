@@ -96,6 +96,7 @@ main(["export", "mine", "a", exported, "--json"])
 """
 
 
+@pytest.mark.apart
 def test_one_of_each_kind_from_outside_is_chosen_by_name(outside, model_folder, tmp_path):
     said = outside("-c", COMMANDS, str(model_folder), str(tmp_path / "a.depth")).splitlines()
     helps, _, similarity, merged, _ = map(json.loads, said)
@@ -200,6 +201,7 @@ print(json.dumps([failures, sum(worker.is_alive() for worker in workers), len(se
 """
 
 
+@pytest.mark.apart
 @pytest.mark.parametrize(
     "turns",
     [pytest.param(0, id="all begin with the rules", marks=pytest.mark.long), pytest.param(1, id="each with another")],

@@ -392,6 +392,7 @@ def test_width_is_cut_after_merging_and_healing_repeats_it(swm, study, tmp_path,
     assert "--width 2.0 is out of range" in err
 
 
+@pytest.mark.apart
 def test_nothing_is_fetched_from_the_hub_and_run(tmp_path):
     """A package `kernels` leaves a trace when it is asked: some processors make bitsandbytes ask it."""
     (tmp_path / "kernels.py").write_text(

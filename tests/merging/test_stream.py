@@ -177,6 +177,7 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 
 
+@pytest.mark.apart
 @pytest.mark.cold
 def test_memory_is_that_of_a_few_layers(tokenizer, tmp_path):
     size = {"hidden_size": 512, "intermediate_size": 2048, "vocab_size": 300}

@@ -481,6 +481,7 @@ FALSE = re.compile(
 )
 
 
+@pytest.mark.apart
 def test_two_users_at_once_are_told_nothing_false(app, chromium, model_folder, text_file):
     """Two browsers open the app the moment it starts: one creates and measures, the other compares and deletes."""
     other = create_experiment("theirs", ExperimentSettings(str(model_folder), str(text_file), 3, 32))

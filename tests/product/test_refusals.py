@@ -265,6 +265,7 @@ def test_seeds_that_no_generator_takes(create, model_folder, seed):
     assert (code, f"--seed {seed} is out of range" in told) == (1, True)
 
 
+@pytest.mark.apart
 def test_wikitext_is_no_task(swm, study):
     code, _, told = swm("evaluate", "mine", "baseline", "--tasks", "wikitext")
     assert code == 1
@@ -617,6 +618,7 @@ def test_again_does_not_replace_the_originals_scores_either(swm, study):
     assert study.run("b").has_model
 
 
+@pytest.mark.apart
 def test_a_task_that_needs_a_package_says_which(swm, study):
     code, _, told = swm("evaluate", "mine", "baseline", "--tasks", "ifeval", "--limit", 2)
     assert code == 1
