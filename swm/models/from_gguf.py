@@ -1,7 +1,7 @@
 """What transformers leaves out when it reads a GGUF file: put back or refused, so that no model is silently another.
 
-And what it does more often than needed: it reads the whole header for the config, for the tokenizer and for the
-weights, and makes the list of names that a tensor may have once for each module.
+And what it repeats: it reads the header for the config, the tokenizer and the weights, and lists for every module what
+a tensor may be called.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def complete(file: Path, model: PreTrainedModel) -> None:
         ModelError: if the scaling is of another kind than Llama 3's, or the file holds more or fewer numbers than the
             model: some were dropped, or made up.
     """
-    reader = gguf.GGUFReader(str(file))
+    reader = gguf.GGUFReader(str(file))  # within `read_once` the one that transformers used
     arch = str(reader.fields["general.architecture"].contents())
     kind = reader.fields.get(f"{arch}.rope.scaling.type")
     if kind is not None and kind.contents() not in ("none", ""):
@@ -60,7 +60,7 @@ def complete(file: Path, model: PreTrainedModel) -> None:
 
 @contextmanager
 def read_once(progress: Progress = no_progress, text: str = "") -> Iterator[None]:
-    """Let transformers read a file's header once, and report how many tensors it has read, in place of its own bar."""
+    """Let transformers read a GGUF file's header once, and report each tensor that it reads, in place of its own bar."""
     from transformers import modeling_gguf_pytorch_utils as reading
 
     def counted(tensors: Sequence[Any], **_: Any) -> Iterator[Any]:
@@ -68,13 +68,13 @@ def read_once(progress: Progress = no_progress, text: str = "") -> Iterator[None
             progress(done, len(tensors), text)
             yield tensor
 
-    quicker = (
+    ours = (
         (reading, "tqdm", counted),
         (gguf, "GGUFReader", cache(Reader)),
         (gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
     )
     with READING, ExitStack() as restoring:
-        for module, name, instead in quicker:
+        for module, name, instead in ours:
             restoring.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, instead)
         yield

@@ -482,3 +482,23 @@ def test_a_llama_3_file_is_read_with_its_scaling(tmp_path):
         export_gguf(tmp_path / name, tmp_path / f"{name}.gguf", "F32")
         with pytest.raises(ModelError, match=f"does not read .*{why}"):
             load_model(str(tmp_path / f"{name}.gguf"))
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", True), ("qwen2", False), ("gemma2", True), ("stablelm", False)])
+def test_a_file_is_converted_to_what_transformers_reads_and_its_header_is_read_once(
+    family, tied, tmp_path, monkeypatch
+):
+    headers, build, names = [], GGUFReader._build_fields, gguf.get_tensor_name_map
+    folder_of(family, byte_level_tokenizer("llama-bpe"), tmp_path / "a", tie_word_embeddings=tied)
+    export_gguf(tmp_path / "a", tmp_path / "a.gguf", "Q8_0")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf", dtype=torch.float32)
+    plain_tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file="a.gguf")
+    monkeypatch.setattr(GGUFReader, "_build_fields", lambda *given: headers.append(1) or build(*given))
+    folder = model_folder(str(tmp_path / "a.gguf"))
+    assert headers == [1]
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == (GGUFReader, names)
+    stored, expected = load_file(folder / "model.safetensors"), dict(plain.named_parameters())  # each tied one once
+    assert stored.keys() == expected.keys()
+    assert ("lm_head.weight" in stored) != tied
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in stored.items())
+    assert AutoTokenizer.from_pretrained(folder).get_vocab() == plain_tokenizer.get_vocab()
