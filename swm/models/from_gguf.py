@@ -60,7 +60,7 @@ def complete(file: Path, model: PreTrainedModel) -> None:
 
 @contextmanager
 def read_once(progress: Progress = no_progress, text: str = "") -> Iterator[None]:
-    """Let transformers read a GGUF file's header once, and report each tensor that it reads, in place of its own bar."""
+    """Let transformers read a GGUF file's header once, and report each tensor read, in place of its own bar."""
     from transformers import modeling_gguf_pytorch_utils as reading
 
     def counted(tensors: Sequence[Any], **_: Any) -> Iterator[Any]:
