@@ -1,25 +1,30 @@
-"""Home page: the verdict on the best run, three next steps, all runs."""
+"""Home page: the best run in a picture and a sentence, four next steps, all runs."""
 
 from pathlib import Path
 
 import streamlit as st
 
-from pages.shared.frame import command_line, shown_errors, start_page
+from pages.shared.frame import command_line, shown_errors, start_page, steps_done
 from pages.shared.live import layers_picture
 from pages.shared.navigation import next_step
 from pages.shared.plain import plain
 from pages.shared.tables import runs_table
 from pages.shared.tour import offer_tour
-from pages.shared.verdict import judged_rows, show_verdict
+from pages.shared.verdict import judged_rows, show_figures
 from pages.shared.words import show_words
 from swm.disk.names import is_shipped
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.headline import headline, perplexity_ratio
+from swm.reporting.key_figures import key_figures
+from swm.reporting.known_plans import chosen_sentence
 from swm.reporting.names import row_name
+from swm.reporting.numbers import MISSING
 from swm.reporting.preview import WITHIN
-from swm.workspace.experiments import list_experiments
+from swm.reporting.row import Row
+from swm.reporting.verdict import in_short, reference
+from swm.workspace.experiments import Experiment, list_experiments
 
-SMALL = 1000  # millions of parameters: smaller models say little that is right
+SMALL = 1e9  # parameters: smaller models say little that is right
 DOORS = (
     (
         ":material/grid_on:",
@@ -45,7 +50,60 @@ DOORS = (
         "Open the report",
         {},
     ),
+    (
+        ":material/upload_file:",
+        "Use your own model",
+        "A folder, a GGUF file or a name on the Hugging Face hub. The first map takes less than a minute.",
+        "pages/experiment.py",
+        "Choose a model",
+        {},
+    ),
 )
+
+
+def show_best(experiment: Experiment, rows: list[Row]) -> None:
+    """The best run in one card: its layers, a sentence, three figures, what chose its layers, and its words."""
+    best = judged_rows(experiment, [rows[headline(rows)]])[0]
+    plan, facts = experiment.run(best.run).plan, experiment.model_facts
+    ratio = perplexity_ratio(best, rows[0])
+    reason = (
+        f"Shown: the {'smallest model' if ratio <= WITHIN else 'model that loses least; none stays'} within {WITHIN} "
+        f"times the original's perplexity ({ratio:.2f} times, over all texts)."
+        if len(rows) > 2 and ratio
+        else None
+    )
+    with st.container(border=True, key="verdict"):
+        model = plain(Path(experiment.settings.model).name)
+        st.markdown(f":gray[{model} · {experiment.name}: {row_name(best)}]", help=reason)
+        layers_picture(plan, facts, key="home_layers")
+        gained, cost = best.verdict or ("", "")
+        short = in_short(best)
+        lost = f"{short} {reference(best)}." if short else cost
+        st.markdown(f"##### {plain(gained)}\n\n{plain(lost)}")
+        figures = key_figures(best)
+        show_figures([figures[name] for name in ("speed", "size", "perplexity") if figures[name].value != MISSING])
+        brackets = "Brackets are 95 % intervals. " if best.compared_with else ""
+        st.caption(plain(f"{brackets}{chosen_sentence(experiment, plan)}"))
+        show_words(rows[0], best)
+        if rows[0].samples and facts["parameters"] < SMALL:
+            millions = facts["parameters"] / 1e6
+            st.caption(f"A model of {millions:,.0f} M parameters is often wrong before anything is removed.")
+        next_step("pages/compare.py", "See all scores")
+
+
+def what_is_left(experiment: Experiment) -> tuple[str, str, str] | None:
+    """The next step of an experiment: its page, the link's label, and what is there; None once a run is evaluated."""
+    done = steps_done(experiment)
+    if done["Compare"]:
+        return None
+    if done["Run"]:
+        return "pages/run.py", "Evaluate it", "A smaller model is merged. Next: measure what it lost."
+    if done["Preview"]:
+        return "pages/preview.py", "Choose layers", "Plans are there. Next: choose one and merge it."
+    if done["Redundancy"]:
+        return "pages/preview.py", "Search a plan", "Its map is there. Next: find out which windows would merge."
+    return "pages/redundancy.py", "Measure it", "Nothing is measured yet. Next: which layers are alike?"
+
 
 experiment = start_page(
     "Sliding-Window Merging Studio",
@@ -60,27 +118,16 @@ with shown_errors():
         offer_tour(experiments, "New here? ")
     rows = flat_rows(compare(experiment)) if experiment else []
     if experiment and len(rows) > 1:
-        best = rows[headline(rows)]
-        with st.container(border=True, key="verdict"):
-            st.markdown(f":gray[{plain(Path(experiment.settings.model).name)} · {experiment.name}: {row_name(best)}]")
-            show_verdict(judged_rows(experiment, [best])[0])
-            plan = experiment.run(best.run).plan
-            layers_picture(plan, experiment.model_facts, key="home_layers")
-            show_words(rows[0], best)
-            millions = experiment.model_facts["parameters"] / 1e6
-            if rows[0].samples and millions < SMALL:
-                st.caption(f"A model of {millions:,.0f} M parameters is often wrong before anything is removed.")
-            next_step("pages/compare.py", "See all scores")
-            if len(rows) > 2 and (ratio := perplexity_ratio(best, rows[0])):
-                reason = (
-                    f"the smallest model whose perplexity stays within {WITHIN} times that of the original as it is"
-                    if ratio <= WITHIN
-                    else f"the model that loses least: none stays within {WITHIN} times the original's perplexity"
-                )
-                st.caption(f"Shown: {reason} ({ratio:.2f} times, over all texts). All runs are in the table below.")
+        show_best(experiment, rows)
+    if experiment and not is_shipped(experiment.folder) and (left := what_is_left(experiment)):
+        page, label, text = left
+        with st.container(border=True, horizontal=True, vertical_alignment="center", key="home_next"):
+            st.markdown(f"**{plain(experiment.name)}** · {text}", width="content")
+            next_step(page, label)
 
 with st.container(key="doors"):
-    for column, (icon, title, text, page, label, query) in zip(st.columns(3, gap="medium"), DOORS, strict=True):
+    columns = st.columns(len(DOORS), gap="small")
+    for column, (icon, title, text, page, label, query) in zip(columns, DOORS, strict=True):
         with column.container(border=True, height="stretch"):
             st.markdown(f"##### {icon} {title}")
             st.markdown(text)

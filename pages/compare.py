@@ -5,7 +5,7 @@ import streamlit as st
 
 from pages.shared.choices import check_address, named_choice
 from pages.shared.filters import GROUPS, OWN, filtered, group_colours, group_of
-from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
+from pages.shared.frame import command_line, require_experiment, shown_errors, start_page
 from pages.shared.navigation import next_step, set_address
 from pages.shared.paired import show_paired
 from pages.shared.plain import plain
@@ -73,7 +73,6 @@ def show_numbers() -> None:
 experiment = require_experiment(
     start_page("Compare", "The original and the merged models: what merging saves and what it costs.")
 )
-caption(experiment)
 
 with shown_errors():
     by_name = {listed.name: listed for listed in list_experiments()[0]}

@@ -5,7 +5,7 @@ import streamlit as st
 
 from pages.shared.choices import named_choice
 from pages.shared.fields import number
-from pages.shared.frame import caption, command_line, job_panel, shown_errors, start_page
+from pages.shared.frame import command_line, job_panel, shown_errors, start_page
 from pages.shared.navigation import go_to, next_step
 from pages.shared.new_experiment import EFFORT_TITLES, EFFORTS, model_choices, model_facts, text_preview
 from pages.shared.plain import plain
@@ -182,7 +182,6 @@ else:
 if current:
     with st.container(border=True):
         st.subheader(current.name, anchor=False)
-        caption(current)
         facts = current.model_facts
         columns = st.columns(4)
         columns[0].metric("Layers", facts["layers"])

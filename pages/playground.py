@@ -6,7 +6,7 @@ import streamlit as st
 
 from pages.shared.choices import named_choice
 from pages.shared.fields import number
-from pages.shared.frame import caption, command_line, require_experiment, shown_errors, start_page
+from pages.shared.frame import command_line, require_experiment, shown_errors, start_page
 from pages.shared.navigation import next_step
 from pages.shared.plain import plain
 from pages.shared.words import marked, model_heading
@@ -135,7 +135,6 @@ def model_title(experiment: Experiment, name: str) -> str:
 
 
 experiment = require_experiment(start_page("Playground", "See how up to three models continue the same prompt."))
-caption(experiment)
 with shown_errors():
     usable = [] if experiment.fixed else [r.name for r in experiment.runs() if r.is_baseline or r.has_model]
     rows = [row for row in flat_rows(compare(experiment)) if row.samples]

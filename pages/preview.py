@@ -1,13 +1,11 @@
 """Preview page: choose layers by a threshold or for a target, and see what the smaller model would be."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import streamlit as st
 
 from pages.shared.choices import named_choice, titles_of
 from pages.shared.frame import (
-    caption,
     command_line,
     job_panel,
     require_experiment,
@@ -16,7 +14,7 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.known import offer_smaller, show_known_plans, windows_of
-from pages.shared.live import hand_key, live_preview, path_and_view, remember_shown
+from pages.shared.live import hand_key, live_preview, opening_threshold, path_and_view, remember_shown
 from pages.shared.navigation import next_step, number_from_address, set_address
 from pages.shared.tables import trace_table
 from pages.shared.target import DOORS, Found, forget_edits, plan_notes, target_plan
@@ -29,7 +27,7 @@ from swm.reporting.names import text_name
 from swm.reporting.preview import plan_view
 from swm.search.kept_path import kept_answers, outdated_path
 from swm.search.threshold_path import PlanAt, ThresholdPath, known_similarity
-from swm.settings import DEFAULT_THRESHOLD, SAMPLE_PROMPTS, SAMPLE_TOKENS
+from swm.settings import SAMPLE_PROMPTS, SAMPLE_TOKENS
 from swm.workspace.estimate import about, path_seconds
 from swm.workspace.experiments import Experiment
 
@@ -84,7 +82,8 @@ def search_controls(experiment: Experiment, rule: str, low: float, threshold: fl
             st.info("Not every plan of this path has a perplexity yet.")
         else:
             st.info("Some plans of this path have no sample answers yet.")
-        arguments += answers_controls(experiment)
+        if not experiment.read_only:
+            arguments += answers_controls(experiment)
         start_button("Search", experiment, "search", arguments, "preview_search")
     files = (f"path/{rule}.json", f"answers/{rule}.json")
     job_panel(experiment, version=lambda: sum(map(experiment.changed, files)))
@@ -97,22 +96,24 @@ def plan_shown(experiment: Experiment, found: Found) -> dict[str, Any]:
     return plan_view(found.plan, facts, experiment.cost(), found.perplexities, found.similarity, answers)
 
 
-def threshold_door(experiment: Experiment, places: Sequence[Any]) -> tuple[str, ThresholdPath, dict[str, Any], float]:
-    """The controls of the path, in two places: rule, its path and view, and the threshold."""
+def threshold_door(experiment: Experiment, place: Any) -> tuple[str, ThresholdPath, dict[str, Any], float]:
+    """The controls of the path, in a container: rule, its path and view, and the threshold."""
     rule = named_choice(
-        places[0].selectbox,
+        place.selectbox,
         "Merge rule",
         titles_of(MERGE_RULES),
         "rule",
+        width=250,
         help="How the layers of a window become one layer.",
     )
     path, view = path_and_view(experiment, rule)
     depths = sorted({plan["left"] for plan in view["plans"]}, reverse=True)
     if path.covered() < 0.999:
         depths = [depth for depth in depths if path.knows_all_with(depth)]
-    depth = places[1].selectbox(
+    depth = place.selectbox(
         "Layers",
         [ANY, *depths],
+        width=110,
         key="preview_depth",
         on_change=forget_edits,
         args=(experiment,),
@@ -120,9 +121,11 @@ def threshold_door(experiment: Experiment, places: Sequence[Any]) -> tuple[str, 
     )
     if depth in depths:
         st.session_state["preview_threshold"] = path.plan_with_layers(depth).inside
-    threshold = st.session_state["preview_threshold"]
-    shown = str(threshold) if threshold != DEFAULT_THRESHOLD else ""
-    set_address(threshold=shown)  # not rounded: an interval can end anywhere
+    usual = opening_threshold(path)
+    threshold = st.session_state.get("preview_threshold")
+    if threshold is None and (threshold := number_from_address("threshold", usual, 0.0001, 1.0)) != usual:
+        st.session_state["preview_threshold"] = threshold
+    set_address(threshold="" if threshold == usual else str(threshold))  # not rounded: an interval can end anywhere
     return rule, path, view, threshold
 
 
@@ -169,13 +172,9 @@ def show_search(experiment: Experiment, step: PlanAt, path: ThresholdPath) -> No
 experiment = require_experiment(
     start_page("Preview", "Choose which layers merge, and see at once what the smaller model would be and say.")
 )
-caption(experiment)
-if "preview_threshold" not in st.session_state:
-    st.session_state["preview_threshold"] = number_from_address("threshold", DEFAULT_THRESHOLD, 0.0001, 1.0)
-with st.container(key="wrap_row_preview"):
-    places = st.columns([2.2, 1.7, 1], gap="large", vertical_alignment="bottom")
+places = st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="preview_choices")
 door = named_choice(
-    places[0].segmented_control,
+    places.segmented_control,
     "How should layers be chosen?",
     DOORS,
     "preview_door",
@@ -192,7 +191,7 @@ with shown_errors():
         rule = found.plan.rule if found else DEFAULT_RULE
         (path, view), threshold = path_and_view(experiment, rule), 1.0
     else:
-        rule, path, view, threshold = threshold_door(experiment, places[1:])
+        rule, path, view, threshold = threshold_door(experiment, places)
         step = path.plan_at(threshold)
         arguments = ["plan", experiment.name, "--threshold", str(threshold), "--rule", rule, "--json"]
     if by_hand is not None and (found or door == "threshold"):
@@ -216,8 +215,8 @@ with shown_errors():
             merge_by = {"windows": windows_of(found.plan), "merge_by": found.plan.rule}
             next_step("pages/run.py", "Merge these windows", run="new run", **merge_by)
     elif door == "threshold":
-        unasked = not experiment.read_only and any(plan["answers"] is None for plan in view["plans"])
-        if path.covered() < 0.999 or step is None or unasked:
+        unasked = any(plan["answers"] is None for plan in view["plans"])
+        if path.covered() < 0.999 or step is None or (unasked and not experiment.read_only):
             searching = search_controls(experiment, rule, min(path.low, threshold), threshold, path)
         if step and not step.plan.windows:
             st.info("No neighbouring layers are this similar. Lower the threshold to merge some.")

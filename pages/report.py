@@ -4,7 +4,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared.frame import caption, command_line, job_panel, require_experiment, shown_errors, start_page
+from pages.shared.frame import command_line, job_panel, require_experiment, shown_errors, start_page
 from pages.shared.manage_run import free_name, offer_download, offer_weights
 from swm.registry import EXPORT_FORMATS
 from swm.reporting.commands import commands
@@ -19,7 +19,6 @@ def cached_report(folder: str, changed: list[tuple[str, int]], charts: bool = Tr
 
 
 experiment = require_experiment(start_page("Report", "Download the results as one HTML file that opens offline."))
-caption(experiment)
 with shown_errors():
     changed = experiment.results_changed()
     st.download_button(

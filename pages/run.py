@@ -8,11 +8,11 @@ import streamlit as st
 from pages.shared.choices import check_address, stop_if_gone
 from pages.shared.fields import Form, number
 from pages.shared.frame import (
-    caption,
     command_line,
     job_panel,
     read_only_reason,
     require_experiment,
+    show_commands,
     shown_errors,
     start_page,
 )
@@ -250,12 +250,10 @@ def progress(run: Run) -> None:
         st.info(partial_checkpoint(run, unfinished), icon=":material/info:")
     if not state.active and not run.read_only:
         controls(run)
-    with st.expander("Command-line equivalent"):
-        st.code("\n".join(run_commands(run)), language="bash", wrap_lines=True)
+    show_commands(run_commands(run))
 
 
 experiment = require_experiment(start_page("Run", "Merge windows, heal the smaller model with LoRA, and evaluate it."))
-caption(experiment)
 with shown_errors():
     runs = {run.name: run for run in experiment.runs() if not run.is_baseline}
     if st.session_state.get("run_next") in (NEW, *runs):

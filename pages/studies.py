@@ -7,7 +7,6 @@ import streamlit as st
 
 from pages.shared.choices import STUDY, named_choice
 from pages.shared.frame import (
-    caption,
     command_line,
     job_panel,
     require_experiment,
@@ -267,7 +266,6 @@ def offer(kind: str, grid: dict[str, Any], again: bool) -> None:
 experiment = require_experiment(
     start_page("Studies", "Compare every method at several depths on this model, before and after healing.")
 )
-caption(experiment)
 made = next((kind for kind in KINDS if experiment.changed(f"studies/{kind}.json")), "")
 kind = named_choice(st.segmented_control, "Study", {kind: NAMES[kind] for kind in KINDS}, STUDY, made, required=True)
 st.caption(KINDS[kind])

@@ -32,6 +32,7 @@ from swm.workspace.units import duration
 
 LATE_SECONDS = 1.0  # until a browser has the address that it was sent
 ASSETS = Path(__file__).parents[2] / "assets"
+SIDEBAR = 240  # pixels
 STEPS = (
     ("pages/experiment.py", "Experiment", "Choose a model and a calibration text"),
     ("pages/redundancy.py", "Redundancy", "See how similar the layers are"),
@@ -50,7 +51,10 @@ ROOMS = (
 def start_page(title: str, sentence: str = "") -> Experiment | None:
     """Set up the page, draw sidebar and heading, and return the experiment chosen in the sidebar, if any."""
     st.set_page_config(
-        page_title=f"{title} – Sliding-Window Merging Studio", page_icon=str(ASSETS / "icon.svg"), layout="wide"
+        page_title=f"{title} – Sliding-Window Merging Studio",
+        page_icon=str(ASSETS / "icon.svg"),
+        layout="wide",
+        initial_sidebar_state=SIDEBAR,
     )
     st.html(ASSETS / "style.css")
     st.logo(ASSETS / "logo.svg", icon_image=ASSETS / "icon.svg", size="large")
@@ -62,13 +66,16 @@ def start_page(title: str, sentence: str = "") -> Experiment | None:
         experiments, broken = list_experiments()
     with st.sidebar:
         experiment = _choose(experiments)
+        if experiment:
+            st.caption(_conditions(experiment))
         _steps(experiment)
         _running(experiments)
     for message in [*broken, *(experiment.readable_runs()[1] if experiment else [])]:
         st.warning(plain(message), icon=":material/warning:")
-    st.title(title, anchor=False)
-    if sentence:
-        st.markdown(f":gray[{sentence}]")
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="heading"):
+        st.title(title, anchor=False, width="content")
+        if sentence:
+            st.markdown(f":gray[{sentence}]", width="content")
     _tell_if_gone(experiment)
     show_tour(title, experiments)
     return experiment
@@ -83,15 +90,15 @@ def require_experiment(experiment: Experiment | None) -> Experiment:
     return experiment
 
 
-def caption(experiment: Experiment) -> None:
-    """A line on what the numbers of the page were measured with."""
+def _conditions(experiment: Experiment) -> str:
+    """A line on what the numbers of all pages were measured with."""
     s = experiment.settings
     whose = " · read-only example" if is_shipped(experiment.folder) else ""
     whose = f" · belongs to {plain(experiment.owner)}" if experiment.owner else whose
     whose = " · read-only demo" if demo_experiment() else whose
     texts = Path(s.texts).name if Path(s.texts).is_absolute() else s.texts
     names = plain(f"{Path(s.model).name} · {texts}")
-    st.caption(f"{names} {s.count} × {s.length} tokens · seed {s.seed}{whose}")
+    return f"{names} {s.count} × {s.length} tokens · seed {s.seed}{whose}"
 
 
 @contextmanager
@@ -105,7 +112,7 @@ def shown_errors() -> Iterator[None]:
 
 
 def command_line(*arguments: str, before: Sequence[str] = ()) -> None:
-    """A collapsed box with the command that does the same as the page.
+    """A small button that shows the command that does the same as the page.
 
     Args:
         before: another command, to run first.
@@ -115,7 +122,12 @@ def command_line(*arguments: str, before: Sequence[str] = ()) -> None:
         lines = page_commands(Experiment.open(arguments[1]), given)
     else:
         lines = [shlex.join(["python", "-m", "swm", *each]) for each in given]
-    with st.expander("Command-line equivalent"):
+    show_commands(lines)
+
+
+def show_commands(lines: Sequence[str]) -> None:
+    """A small button that shows commands."""
+    with st.popover("Command line", icon=":material/terminal:", type="tertiary"):
         st.code("\n".join(lines), language="bash", wrap_lines=True)
 
 
@@ -275,7 +287,7 @@ def _forget_missing_study(experiments: list[Experiment]) -> None:
 def _steps(experiment: Experiment | None) -> None:
     here = {"experiment": experiment.name} if experiment else {}
     st.page_link("app.py", label="Home", icon=":material/home:", query_params=here)
-    done = _done(experiment) if experiment else {}
+    done = steps_done(experiment) if experiment else {}
     for page, label, help_text in STEPS:
         icon = ":material/check_circle:" if done.get(label) else ":material/radio_button_unchecked:"
         st.page_link(page, label=label, icon=icon, help=help_text, query_params=here)
@@ -283,7 +295,8 @@ def _steps(experiment: Experiment | None) -> None:
         st.page_link(page, label=label, icon=icon, help=help_text, query_params=here)
 
 
-def _done(experiment: Experiment) -> dict[str, bool]:
+def steps_done(experiment: Experiment) -> dict[str, bool]:
+    """Which steps of the sidebar have results."""
     runs = [run for run in experiment.runs() if not run.is_baseline]
     return {
         "Experiment": True,

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from swm.plan import DEFAULT_RULE, MergePlan, Window
-from swm.reporting.preview import HELP, TEMPLATES, path_view, plan_view
+from swm.reporting.preview import HELP, TEMPLATES, WITHIN, path_view, plan_view
 from swm.search.kept_path import kept_answers, kept_path
 from swm.search.known_target import Found
 from swm.search.threshold_path import PlanAt, ThresholdPath
@@ -47,8 +47,19 @@ def current_windows(experiment: Experiment) -> tuple[Window, ...]:
     windows: tuple[Window, ...] | None = st.session_state.get(f"preview_shown_{experiment.name}")
     if windows is not None:
         return windows
-    step = path_and_view(experiment, DEFAULT_RULE)[0].plan_at(DEFAULT_THRESHOLD)
+    path, _ = path_and_view(experiment, DEFAULT_RULE)
+    step = path.plan_at(opening_threshold(path))
     return step.plan.windows if step else ()
+
+
+def opening_threshold(path: ThresholdPath) -> float:
+    """The threshold to show first: that of the smallest plan within the loss that the slider's flag allows, else of the
+    plan that loses least; of the plan by default if no perplexity is known."""
+    if within := path.smallest_within(WITHIN):
+        return within.inside
+    measured = [step for step in path.intervals() if step.plan.windows and step.perplexity]
+    least = min(measured, key=lambda step: step.perplexity or 0.0, default=None)
+    return least.inside if least else DEFAULT_THRESHOLD
 
 
 def hand_key(experiment: Experiment) -> str:

@@ -18,6 +18,7 @@ from swm.reporting.names import stage_name, stage_of, stage_words, text_title
 from swm.reporting.numbers import MISSING, interval, number, percent, points, ratio, speedup
 from swm.reporting.row import Change, Differences, Row
 from swm.search.threshold_path import PlanAt
+from swm.similarity.measure import in_words
 from swm.studies.findings import NEAR, Decided
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import Run
@@ -236,9 +237,9 @@ def trace_table(step: PlanAt) -> pd.DataFrame:
 
 
 def similarity_maps(experiments: list[Experiment], layers: int) -> dict[str, Callable[[], dict[str, Any] | None]]:
-    """Functions that read each similarity map of a model with this many layers, by "experiment: measure"."""
+    """Functions that read each similarity map of a model with this many layers, by "experiment: measure" in words."""
     return {
-        f"{experiment.name}: {name}": lambda experiment=experiment, name=name: experiment.similarity(name)
+        f"{experiment.name}: {in_words(name)}": lambda experiment=experiment, name=name: experiment.similarity(name)
         for experiment in experiments
         if experiment.layer_count == layers
         for name in experiment.metrics_measured()

@@ -12,44 +12,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
+from swm.reporting.palette import BETTER, WORSE
 from swm.search.threshold_path import PlanAt
 
 TALLEST = 20  # times the original's perplexity: models above are broken, and would squeeze the rest together
 LINE = "rgba(115,124,140,1)"
-
-
-def neighbour_line(similarity_to_next: Sequence[float]) -> go.Figure:
-    """Similarity of each layer to the next one."""
-    return plain_axes(_depth_lines({"": similarity_to_next}), "layer", "similarity to the next", 230)
-
-
-def influence_lines(influences: dict[str, Sequence[float]]) -> go.Figure:
-    """How much each layer and its parts change the hidden state, by name; logarithmic, since the first layers change it
-    hundreds of times as much."""
-    figure = plain_axes(_depth_lines(influences), "layer", "influence", 280, legend=True)
-    return figure.update_layout(yaxis={"type": "log", "exponentformat": "none", "dtick": 1, "tickformat": ",~g"})
-
-
-def _depth_lines(lines: dict[str, Sequence[float]]) -> go.Figure:
-    figure = go.Figure()
-    for (name, values), colour in zip(lines.items(), (BETTER, *WINDOW_COLOURS[1:3]), strict=False):
-        figure.add_scatter(
-            x=list(range(len(values))),
-            y=list(values),
-            name=name,
-            mode="lines+markers",
-            line={"color": colour},
-            marker={"size": 5},
-            hovertemplate=f"layer %{{x}}: %{{y:.4f}}<extra>{name}</extra>",
-        )
-    return figure
-
-
-def norm_line(norms: dict[str, Sequence[float]]) -> go.Figure:
-    """Norms of the hidden states after each layer, by what they are of the tokens: mean, median, largest."""
-    figure = plain_axes(_depth_lines(norms), "layer", "norm of hidden states", 260, legend=len(norms) > 1)
-    return figure.update_layout(yaxis={"type": "log", "exponentformat": "none", "dtick": 1, "tickformat": ",~g"})
 
 
 def trace_chart(step: PlanAt) -> go.Figure:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
-from swm.plan import MergePlan, Window, dropped_plan
+from swm.errors import PlanError
+from swm.plan import DEFAULT_RULE, MergePlan, Window, dropped_plan
 from swm.registry import MERGE_RULES
 from swm.reporting.charts import LINE, log_axis, plain_axes
 from swm.reporting.glossary import method_name
+from swm.reporting.names import text_name
 from swm.reporting.palette import method_colour
 from swm.reporting.preview import expected_speedup
 from swm.search.kept_path import kept_path
@@ -68,6 +71,26 @@ def known_plans(experiment: Experiment) -> list[KnownPlan]:
     for plan, loss, estimated in best_tried(experiment):
         add("best", plan, math.exp(min(loss, MOST_LOSS)), estimated)
     return list(found.values())
+
+
+def chosen_sentence(experiment: Experiment, plan: MergePlan) -> str:
+    """What chose a plan's layers, beside the paper's search with as many; empty if one of them was not measured."""
+    plans = known_plans(experiment)
+    original = next((each.perplexity for each in plans if each.method == ORIGINAL), None)
+    own = next((each for each in plans if (each.plan.windows, each.plan.rule) == (plan.windows, plan.rule)), None)
+    path, paper = kept_path(experiment, DEFAULT_RULE), None
+    with suppress(PlanError):
+        paper = path.plan_with_layers(plan.layers_left).perplexity if path else None
+    if not (original and own and plan.windows):
+        return ""
+    lost, text = f"{own.perplexity / original:,.2f}", text_name(experiment.settings.texts)
+    if own.method == DEFAULT_RULE:
+        return f"Layers chosen and merged as in the paper. Before healing: {lost} times the perplexity on {text}."
+    beside = f"; the paper's search and formula, with as many layers: {paper / original:,.2f} times" if paper else ""
+    return (
+        f"Layers chosen by {method_name(own.method)}, not by the paper's search. Before healing: {lost} times the "
+        f"perplexity on {text}{beside}."
+    )
 
 
 def best_tried(experiment: Experiment) -> list[tuple[MergePlan, float, bool]]:

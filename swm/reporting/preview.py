@@ -72,7 +72,7 @@ def plan_view(
     similarity: float | None = None,
     answers: KeptAnswers | None = None,
 ) -> dict[str, Any]:
-    """A plan's windows, and its numbers formatted for display.
+    """A plan's windows, and its numbers formatted for display; `drops`: all but the base layer of a window just go.
 
     Args:
         facts: of the original model: `parameters`, `parameters_per_layer`, `size_bytes`.
@@ -80,7 +80,7 @@ def plan_view(
         perplexities: of plans on the calibration text, by windows; the original's under ().
         answers: what plans write after the sample prompts.
     """
-    perplexities = perplexities or {}
+    perplexities, rule = perplexities or {}, MERGE_RULES[plan.rule]
     left = parameters_of(facts, plan)
     saved = 1 - left / facts["parameters"]
     perplexity, original = perplexities.get(plan.windows), perplexities.get(())
@@ -100,7 +100,8 @@ def plan_view(
         "layers": plan.layer_count,
         "left": plan.layers_left,
         "windows": [[window.first, window.last] for window in plan.windows],
-        "base": MERGE_RULES[plan.rule].base,
+        "base": rule.base,
+        "drops": rule.combine is None and not rule.needs_text,
         "numbers": numbers,
         "more": more,
         "perplexity": perplexity,

@@ -24,7 +24,7 @@ def verdict(row: Row) -> Verdict:
     costs = _costs(row, against) if against else []
     reasons = [*(against.not_compared if against else ()), *(() if row.against_control else row.not_compared)]
     said = (
-        f"{_reference(row)}: {'; '.join(costs)}." if costs else "" if reasons else "What it cost is not measured yet."
+        f"{reference(row)}: {'; '.join(costs)}." if costs else "" if reasons else "What it cost is not measured yet."
     )
     return Verdict(f"{_gained(row)}.", " ".join(filter(None, [said, *reasons])))
 
@@ -84,7 +84,7 @@ def speed_words(speedup: Range) -> str:
     return f"{speedup['value']:.2f} times as fast"
 
 
-def _reference(row: Row) -> str:
+def reference(row: Row) -> str:
     """What the row is compared with, and how many trainings that rests on."""
     if row.stage != "recovered":
         return "Compared with the original"

@@ -91,6 +91,20 @@ def _mean_at(matrix: Sequence[Sequence[float]], band: Window, distance: int) -> 
     return sum(values) / len(values)
 
 
+def unmerged_sentence(matrix: Sequence[Sequence[float]], level: float, windows: Sequence[Window]) -> str:
+    """Why the most similar block is not among the windows; empty if it is, or if there is no block or window."""
+    blocks = similar_patches(matrix, level)
+    if not (blocks and windows):
+        return ""
+    block = max(blocks, key=lambda each: _mean_at(matrix, each, 1))
+    if any(min(block.last, window.last) > max(block.first, window.first) for window in windows):
+        return ""
+    return (
+        f"The most similar block, layers {block}, is not what merges: outputs that look alike can still differ in what "
+        "the layers above need, so the search asks what merging does to the model's final output."
+    )
+
+
 def pair_sentence(matrix: Sequence[Sequence[float]], low: int, high: int, metric: str) -> str:
     """A sentence on the similarity of two layers: its value, its rank among all pairs, and what it means."""
     if low == high:

@@ -54,3 +54,19 @@ class Measure:
             plain = f"{plain[-30:].strip('-')}-{hashlib.sha256(self.texts.encode('utf-8', 'replace')).hexdigest()[:8]}"
         parts += [plain] if self.texts else []
         return "_".join(parts)
+
+
+def in_words(name: str) -> str:
+    """The name of a result file as words: "CKA, updates, prompts of boolq, without the first 4 tokens"."""
+    metric = max((each for each in METRICS if f"{name}_".startswith(f"{each}_")), key=len, default="")
+    words, last = [METRICS[metric].title if metric else name], ""
+    for part in name.removeprefix(metric).split("_")[1:] if metric else []:
+        if part == "update":
+            words.append("updates")
+        elif part == "by-text":
+            words.append("by text")
+        elif part.removeprefix("skip").isdecimal():
+            last = f"without the first {part.removeprefix('skip')} tokens"
+        else:
+            words.append(f"prompts of {part.removeprefix('task-')}" if part.startswith("task-") else part)
+    return ", ".join([*words, last] if last else words)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ from urllib.parse import parse_qs
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pages.shared.live import opening_threshold
 from pages.shared.target import layers_for
 from swm.plan import MergePlan, Window
-from swm.reporting.known_plans import BY_MEMORY, BY_SPEED, known_plans, with_front
+from swm.reporting.known_plans import BY_MEMORY, BY_SPEED, chosen_sentence, known_plans, with_front
 from swm.reporting.study_charts import staircase_chart
 from swm.search.find import extended, threshold_path
 from swm.search.kept_path import kept_path, save_path
@@ -449,6 +451,48 @@ def test_a_cut_in_width_goes_into_the_plan_and_the_command(study, no_demo):
     assert any("--width 0.2 --width-by taylor" in code.value for code in test.code)
 
 
+def test_preview_opens_on_the_smallest_plan_that_loses_little_else_on_the_one_that_loses_least(study):
+    path = kept_path(study, "rdsc")
+    assert opening_threshold(path) == 0.9  # nothing is measured yet
+    steps = [step for step in path.intervals() if step.plan.windows]
+    path.perplexities = {(): 30.0, **{step.plan.windows: 90.0 for step in steps}, steps[1].plan.windows: 50.0}
+    assert path.plan_at(opening_threshold(path)).plan == steps[1].plan
+    path.perplexities |= {step.plan.windows: 35.9 for step in steps[:2]}  # within 1.2 times 30
+    assert path.plan_at(opening_threshold(path)).plan == min(
+        (steps[0].plan, steps[1].plan), key=lambda p: p.layers_left
+    )
+    save_path(study, path)
+    assert opened("pages/preview.py").query_params.get("threshold") in (None, [])  # what it opens on is no choice
+
+
+def test_home_names_the_method_beside_the_papers_with_as_many_layers(study, no_demo):
+    path = kept_path(study, "rdsc")
+    path.perplexities = {(): 30.0, **{step.plan.windows: 90.0 for step in path.intervals() if step.plan.windows}}
+    save_path(study, path)
+    left = next(step.plan.layers_left for step in path.intervals() if step.plan.windows)
+    plan = planned(study, "sleb", (Window(0, 6 - left),), 33.0)
+    said = chosen_sentence(study, plan)
+    assert "Layers chosen by SLEB" in said
+    assert "1.10 times the perplexity" in said
+    assert said.endswith("with as many layers: 3.00 times.")
+    paper = next(step.plan for step in path.intervals() if step.plan.windows)
+    assert chosen_sentence(study, paper).startswith("Layers chosen and merged as in the paper.")
+    assert chosen_sentence(study, MergePlan(6, (Window(2, 5),), "mean")) == ""  # never measured
+
+
+def test_home_says_what_an_experiment_of_ones_own_needs_next(home, no_demo):
+    mine = Experiment.create("mine", ExperimentSettings("some-model"), {**FACTS, "dtype": "float32", "width": 8})
+
+    def links():
+        test = opened("app.py", experiment="mine")
+        assert not test.exception
+        return [link.proto.label for link in test.get("page_link")]
+
+    assert "Measure it" in links()
+    save_path(mine, threshold_path(6, lambda above, window: 1 - 0.1 * len(window), 0.5))
+    assert "Choose layers" in links()
+
+
 def test_address_holds_experiment_threshold_and_rule(study):
     test = opened("pages/preview.py", experiment="study", threshold="0.7")
     assert test.session_state["preview_threshold"] == 0.7
@@ -826,10 +870,11 @@ def test_a_healed_run_is_judged_against_its_control_wherever_it_stands(study, no
     for page in ("app.py", "pages/compare.py"):
         test = opened(page)
         assert sentence in texts(test), page
-        metrics = {metric.label.split(" (")[0]: metric.delta for metric in test.metric}
         # Bonett and Price: 12 of 40 lost in each of two tasks, 1.96 sqrt(2) sqrt(13 - 12^2 / 42) / 42 / 2 = 0.102
-        assert metrics["Accuracy"] == "-30.0 [-40.2, -19.8] points"
-        assert metrics["Probability of the right choice"].startswith("-0.")
+        assert re.search(r"about 30(\.0)? fewer right \[(19\.8|20), 40(\.2)?\]", texts(test).replace("\\", "")), page
+    metrics = {metric.label.split(" (")[0]: metric.delta for metric in test.metric}
+    assert metrics["Accuracy"] == "-30.0 [-40.2, -19.8] points"
+    assert metrics["Probability of the right choice"].startswith("-0.")
     assert "healed in the same way" in opened("pages/report.py").get("iframe")[0].proto.srcdoc
     test = opened("pages/compare.py")
     assert (test.selectbox(key="compare_first").value, test.selectbox(key="compare_second").value) == (

@@ -37,6 +37,8 @@ if (location.protocol === 'http:' && !sessionStorage.begun) {  // once for each 
   sessionStorage.begun = 1;
 }"""
 
+FOLDED = {"redundancy": "Text and marks"}  # what opens a page's further controls
+
 pytestmark = pytest.mark.browser
 
 
@@ -170,6 +172,8 @@ def test_every_page_opens_by_its_address_and_never_scrolls_sideways(experiment, 
 def test_a_control_comes_back_from_the_address(name, label, value, more, shown, page):
     page.goto(f"{shown}/{name}?experiment=example-demo&{more}")
     ready(page)
+    if folded := FOLDED.get(name):
+        page.get_by_role("button", name=folded).click()
     field = page.locator("[data-testid=stSelectbox], [data-testid=stNumberInput]").filter(
         has=page.get_by_text(label, exact=True)
     )
@@ -428,10 +432,27 @@ def test_a_click_on_the_staircase_and_a_pinned_plan(shown, page):
     assert values.nth(6).inner_text() == "30 of 30"
 
 
+def test_layers_that_are_dropped_are_struck_out_and_flow_nowhere(shown, page):
+    page.goto(f"{shown}/preview?experiment=example-study&rule=keep_first&threshold=0.9")
+    ready(page)
+    left = page.locator(".number .value").first.inner_text()
+    plan = kept_path(Experiment.open("example-study"), "keep_first").plan_at(0.9).plan
+    assert left == f"{plan.layers_left} of 30"
+    gone = [layer for window in plan.windows for layer in range(window.first + 1, window.last + 1)]
+    struck = [box.text_content() for box in page.locator(".layer.dropped title").all()]
+    assert struck == [f"layer {layer}, dropped" for layer in gone]
+    assert page.locator(".layer.merged, .ribbon.merged").count() == 0
+    assert page.locator(".ribbon").count() == plan.layers_left
+    page.goto(f"{shown}/preview?experiment=example-study&threshold=0.9")  # the paper's formula merges
+    ready(page)
+    page.locator(".ribbon.merged").first.wait_for()
+    assert page.locator(".layer.dropped").count() == 0
+
+
 def test_windows_edited_by_hand_go_along_to_the_run_page(shown, page):
     page.goto(f"{shown}/preview?experiment=demo&threshold=0.99")
     ready(page)
-    page.get_by_role("button", name="Edit by hand").click()
+    page.get_by_role("button", name="Edit", exact=True).click()
     page.locator(".border").nth(10).click()
     page.locator(".border").nth(11).click()
     page.locator(".border").nth(20).click()
@@ -470,7 +491,9 @@ def create_mine(page, model_folder, text_file):
     for label, value in (("Tokens per text", "32"), ("Texts", "3")):
         page.get_by_label(label, exact=True).fill(value)
         page.keyboard.press("Tab")
-    page.wait_for_selector("text=--count 3 --length 32", state="attached")
+    page.get_by_role("button", name="Command line").click()
+    page.wait_for_selector("text=--count 3 --length 32")
+    page.keyboard.press("Escape")
     page.get_by_role("button", name="Create and measure").click()
     page.wait_for_url("**/redundancy?experiment=mine*", timeout=90_000)
     page.wait_for_selector(".heatmaplayer", timeout=90_000)
@@ -619,8 +642,7 @@ def test_the_report_prints_on_clean_pages_with_the_verdict_alone_on_the_first(ex
 def test_a_click_on_the_heat_map_selects_the_pair(shown, page):
     page.goto(f"{shown}/redundancy?experiment=demo")
     ready(page)
-    chart = page.locator("[data-testid=stPlotlyChart]").first
-    chart.locator(".heatmaplayer").wait_for()
+    page.locator(".heatmaplayer").first.wait_for()
     box = settled_box(page, "[data-testid=stPlotlyChart] .heatmaplayer")
     page.mouse.move(box["x"] + box["width"] * 20.5 / 30, box["y"] + box["height"] * (1 - 5.5 / 30), steps=4)
     page.wait_for_timeout(200)
@@ -833,7 +855,7 @@ def test_an_address_that_names_what_is_not_there_says_so(shown, page):
     for address, said in (
         ("run?experiment=example-demo&run=zzz", "The address names zzz, but there is no such run here."),
         ("compare?experiment=example-demo&runs=zzz", "The address names zzz, but there is no such run here."),
-        ("preview?experiment=example-demo&threshold=7", "The address has threshold 7: use 0.0001 to 1. 0.9 is shown."),
+        ("preview?experiment=example-demo&threshold=7", "The address has threshold 7: use 0.0001 to 1. 0.9"),
         ("redundancy?experiment=nothing", "There is no experiment named nothing. This is example-demo."),
     ):
         page.goto(f"{shown}/{address}")

@@ -1,16 +1,20 @@
 """The colours of a heat map: numbers from pencil, whatever the contrast."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swm.plan import Window
 from swm.reporting.heatmaps import (
     CONTRASTS,
     FULL,
     LOGARITHMIC,
     STRETCHED,
-    beside,
-    difference_heatmap,
+    Lines,
+    Map,
+    difference,
+    maps_figure,
     nines,
     similarity_heatmap,
 )
@@ -58,11 +62,33 @@ def test_one_layer_and_equal_layers_can_be_drawn():
             assert map_of(contrast, matrix).zmin < map_of(contrast, matrix).zmax
 
 
-def test_maps_beside_each_other_have_their_bars_below_with_their_own_names():
-    values = [[1.0, 0.5], [0.5, 1.0]]
-    maps = [similarity_heatmap(values, name) for name in ("CKA", "Cosine")]
-    maps.append(difference_heatmap(values, values, ""))
-    bars = [beside(figure).data[0].colorbar for figure in maps]
-    assert [bar.title.text for bar in bars] == ["CKA", "Cosine", "difference"]
-    assert {bar.orientation for bar in bars} == {"h"}  # beside a map, its labels' width would take from the map's
-    assert len({(figure.layout.height, figure.layout.margin.r) for figure in maps}) == 1
+def test_maps_side_by_side_share_the_layer_axis_with_the_lines():
+    other = [[1.0, 0.5, 0.4], [0.5, 1.0, 0.3], [0.4, 0.3, 1.0]]
+    maps = [Map(MATRIX, "CKA", "one", [Window(0, 1)]), Map(other, "Cosine", "two")]
+    lines = Lines("norm", {"mean": [1.0, 2.0, 3.0], "largest": [4.0, 5.0, 6.0]}, log=True)
+    figure = maps_figure(maps, [lines], [Window(1, 2)], (0, 2))
+    first, second = (trace for trace in figure.data if trace.type == "heatmap")
+    assert [first.z[0][1], second.z[0][1]] == [0.99, 0.5]
+    drawn = {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data if trace.name in lines.values}
+    assert drawn == {"mean": ([1.0, 2.0, 3.0], [0, 1, 2]), "largest": ([4.0, 5.0, 6.0], [0, 1, 2])}
+    assert [figure.layout[axis].matches for axis in ("yaxis2", "yaxis3")] == ["y", "y"]
+    squares = [(shape.xref, shape.x0, shape.x1) for shape in figure.layout.shapes]
+    dotted, outlined = [("x", -0.5, 1.5)] * 2, [("x", 0.5, 2.5)] * 2
+    assert sorted(squares) == sorted([*dotted, *outlined, *(("x2", *ends) for _, *ends in outlined)])
+    rings = [
+        (trace.xaxis, trace.x, trace.y)
+        for trace in figure.data
+        if trace.type == "scatter" and trace.marker.symbol == "square-open"
+    ]
+    assert rings == [("x", (0, 2), (2, 0)), ("x2", (0, 2), (2, 0))]
+    starts = [bar.colorbar.x for bar in (first, second)]
+    assert starts == [figure.layout.xaxis.domain[0], figure.layout.xaxis2.domain[0]]  # each below its own map
+
+
+def test_the_difference_of_two_maps_is_that_of_their_numbers_and_has_zero_in_the_middle():
+    other = [[1.0, 0.5, 0.4], [0.5, 1.0, 0.3], [0.4, 0.3, 1.0]]
+    figure = maps_figure([difference(Map(MATRIX, "CKA"), Map(other, "CKA"), "first minus second")])
+    assert np.allclose(figure.data[0].z, np.array(MATRIX) - np.array(other))
+    assert figure.data[0].zmin == -figure.data[0].zmax == pytest.approx(-0.49)
+    same = maps_figure([difference(Map(MATRIX, "CKA"), Map(MATRIX, "CKA"), "")])
+    assert same.data[0].zmin < same.data[0].zmax

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from swm.plan import Window
-from swm.similarity.blocks import STEP, band_sentence, bands, first_tokens_sentence, long_states_sentence
+from swm.similarity.blocks import (
+    STEP,
+    band_sentence,
+    bands,
+    first_tokens_sentence,
+    long_states_sentence,
+    unmerged_sentence,
+)
+from swm.similarity.measure import Measure, in_words
 from swm.workspace.experiments import Experiment
 
 
@@ -87,3 +95,32 @@ def test_on_the_shipped_map_they_are_in_the_lower_band():
     data = Experiment.open("example-demo").similarity("cka_skip4")
     ratios = [most / median for median, most in zip(data["norm_median"], data["norm_max"], strict=True)]
     assert min(ratios[2:9]) > 4 > max(ratios[9:])
+
+
+def test_a_block_that_does_not_merge_is_explained_only_where_it_does_not():
+    alike = [[1.0 if i == j or (i < 3 and j < 3) else 0.5 for j in range(6)] for i in range(6)]
+    assert "block, layers 0-2, is not what merges" in unmerged_sentence(alike, 0.99, (Window(3, 5),))
+    assert "is not what merges" in unmerged_sentence(alike, 0.99, (Window(2, 5),))  # one layer of it alone
+    assert unmerged_sentence(alike, 0.99, (Window(1, 2), Window(4, 5))) == ""
+    assert unmerged_sentence(alike, 0.99, ()) == ""
+    assert unmerged_sentence([[1.0, 0.1], [0.1, 1.0]], 0.99, (Window(0, 1),)) == ""
+
+
+@pytest.mark.parametrize(
+    ("measure", "words"),
+    [
+        (Measure("cka"), "CKA"),
+        (
+            Measure("cka-rbf", "update", skip_tokens=4),
+            "CKA, Gaussian kernel, updates, without the first 4 tokens",
+        ),
+        (Measure("cosine", samples="texts", texts="task:boolq"), "Cosine, by text, prompts of boolq"),
+        (Measure("cka-biased", texts="squad"), "CKA, biased, squad"),
+    ],
+)
+def test_the_name_of_a_map_in_words(measure, words):
+    assert in_words(measure.name) == words
+
+
+def test_the_name_of_a_map_of_a_plugin_that_is_gone_stays():
+    assert in_words("cca_skip4") == "cca_skip4"

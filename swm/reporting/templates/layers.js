@@ -2,8 +2,8 @@
 // slider at once. Data: swm/reporting/preview.py. Untrusted text is set as text, never as HTML.
 
 const LABELS = 72; // pixels left of the bars
-const BAR = 32;
-const GAP = 30;
+const BAR = 28;
+const GAP = 24;
 
 function svg(tag, attributes, text) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -32,38 +32,49 @@ function keptLayers(plan) {
   return kept;
 }
 
-// Layers before merging above those after, with a ribbon from each window to the layer it becomes.
+// Runs of layers as words: "13 to 15, 20".
+const inWords = (runs) => runs.map(([a, b]) => (a === b ? `${a}` : `${a} to ${b}`)).join(", ");
+
+// The layers that a window leaves out, as [first, last]; none where they become one.
+function leftOut(plan, [first, last]) {
+  if (first < 0) return [0, last];
+  if (!plan.drops || first === last) return null;
+  return plan.base === "last" ? [first, last - 1] : [first + 1, last];
+}
+
+// Layers before merging above those after, with a ribbon from each window to the layer it becomes; what is dropped is struck out.
 export function strip(plan, width) {
   const cell = Math.min(64, (width - LABELS) / plan.layers);
   const every = cell >= 15 ? 1 : cell >= 8 ? 5 : 10;
   const below = BAR + GAP;
   const size = { width, height: below + BAR };
   const root = svg("svg", { ...size, viewBox: `0 0 ${width} ${size.height}`, role: "img" });
-  const merged = plan.windows.map(([a, b]) => (a < 0 ? `0 to ${b} dropped` : `${a} to ${b}`)).join(", ");
-  titled(root, `${plan.layers} layers before, ${plan.left} after; merged: ${merged || "none"}`);
+  const gone = plan.windows.map((window) => leftOut(plan, window)).filter(Boolean);
+  const merged = plan.windows.filter((window) => !leftOut(plan, window));
+  const changes = [gone.length && `dropped: ${inWords(gone)}`, merged.length && `merged: ${inWords(merged)}`].filter(Boolean);
+  titled(root, `${plan.layers} layers before, ${plan.left} after; ${changes.join("; ") || "merged: none"}`);
   root.append(svg("text", { x: 0, y: BAR / 2, class: "row" }, "before"));
   root.append(svg("text", { x: 0, y: below + BAR / 2, class: "row" }, "after"));
-  const bar = (index, y, colour, label, number) => {
+  const bar = (index, y, colour, label, number, kind = colour ? "merged" : "") => {
     const x = LABELS + index * cell;
-    const group = svg("g", { class: colour ? "layer merged" : "layer" });
+    const group = svg("g", { class: `layer ${kind}` });
     group.append(svg("rect", { x: x + 1, y, width: Math.max(1, cell - 2), height: BAR, rx: 3, ...(colour && { fill: colour }) }));
     if (number % every === 0) group.append(svg("text", { x: x + cell / 2, y: y + BAR / 2 }, number));
+    if (kind === "dropped") group.append(svg("line", { x1: x + 3, x2: x + cell - 3, y1: y + BAR - 4, y2: y + 4 }));
     root.append(titled(group, label));
     return x + cell / 2;
   };
+  for (const [first, last] of gone) for (let layer = first; layer <= last; layer++) bar(layer, 0, "", `layer ${layer}, dropped`, layer, "dropped");
   let used = 0;
-  for (const [, last] of plan.windows.filter(([first]) => first < 0)) {
-    const colour = plan.colours[used++ % plan.colours.length];
-    for (let layer = 0; layer <= last; layer++) bar(layer, 0, colour, `layer ${layer}, dropped`, layer);
-  }
-  keptLayers(plan).forEach(([first, last], after) => {
+  keptLayers(plan).forEach(([from, to], after) => {
+    const base = plan.base === "last" ? to : from;
+    const [first, last] = plan.drops ? [base, base] : [from, to];
     const isMerged = last > first;
     const colour = isMerged ? plan.colours[used++ % plan.colours.length] : "";
     const [x0, x1] = [LABELS + first * cell + 1, LABELS + (last + 1) * cell - 1];
     const [y0, y1] = [LABELS + after * cell + 1, LABELS + (after + 1) * cell - 1];
     const points = `${x0},${BAR} ${x1},${BAR} ${y1},${below} ${y0},${below}`;
     root.append(svg("polygon", { points, class: isMerged ? "ribbon merged" : "ribbon", ...(isMerged && { fill: colour, "fill-opacity": 0.3 }) }));
-    const base = plan.base === "last" ? last : first;
     for (let layer = first; layer <= last; layer++) {
       const role = !isMerged ? "" : `, in window ${first}-${last}${layer === base ? ": its base layer, whose norms are kept" : ""}`;
       const middle = bar(layer, 0, colour, `layer ${layer}${role}`, layer);
@@ -120,7 +131,7 @@ function numbers(plan, similarity, help, text) {
 
 // Layers left, and perplexity on a logarithmic scale, against the threshold; shaded where nothing is computed yet.
 function curves(data, threshold, width, step) {
-  const [height, middle] = [156, 72];
+  const [height, middle] = [124, 52];
   const right = width - 8;
   const x = (t) => LABELS + ((t - data.low) / (data.high - data.low)) * (right - LABELS);
   const root = svg("svg", { width, height, class: "stairs" });
@@ -160,7 +171,7 @@ function curves(data, threshold, width, step) {
     const ticks = [low, high].map((number) => [number, compact(Math.exp(number))]);
     const y = curve("perplexity", log, [low, high], [middle + 8, floor - 8], ticks);
     const allowed = y(Math.log(data.original * data.within));
-    root.append(svg("text", { x: 0, y: (middle + floor) / 2 + 15, class: "row" }, "(log scale)"));
+    root.append(svg("text", { x: 0, y: (middle + floor) / 2 + 14, class: "row" }, "(log scale)"));
     root.append(titled(svg("line", { x1: LABELS, x2: right, y1: allowed, y2: allowed, class: "allowed" }), `${data.within} times the original's perplexity`));
     root.append(svg("text", { x: right - 4, y: allowed - 8, class: "tick" }, `× ${data.within}`));
   }
@@ -171,7 +182,7 @@ function curves(data, threshold, width, step) {
     const [at, plan] = [x(Math.min(mark[1], data.high)), data.plans[mark[2]]];
     const flag = titled(svg("g", { class: "flag" }), `the smallest plan within ${data.within} times the original's perplexity: ${plan.left} layers`);
     flag.append(svg("line", { x1: at, x2: at, y1: 0, y2: floor }), svg("path", { d: `M${at},0l-9,5l9,5z` }));
-    flag.append(svg("text", { x: at - 6, y: middle - 14, class: "tick" }, `smallest within × ${data.within} here: ${plan.left} layers`));
+    flag.append(svg("text", { x: at - 6, y: middle - 11, class: "tick" }, `smallest within × ${data.within} here: ${plan.left} layers`));
     root.append(flag);
   }
   for (let t = Math.ceil(data.low * 10) / 10; t <= data.high + 1e-9; t += 0.1)
@@ -197,24 +208,29 @@ function words(answer, original) {
   return line;
 }
 
-// What the original, the pinned and the current plan write after each prompt.
+// What the original, the pinned and the current plan write: a row for each prompt, a column for each model.
 function said(data, plans) {
   const box = html("div", "said");
+  box.style.setProperty("--models", plans.length + 1);
+  const row = (name, ...cells) => {
+    const line = html("div", name);
+    line.append(...cells);
+    box.append(line);
+  };
+  const titles = plans.map(([name, plan]) => `${name === "pinned" ? "pinned" : "this plan"}, ${plan.left} of ${plan.layers} layers`);
+  row("titles", ...["", "original", ...titles].map((title) => html("div", "label", title)));
   data.prompts.forEach((prompt, at) => {
-    const card = html("div", "card");
-    card.append(html("div", "prompt", prompt));
-    const answer = (name, label, line) => {
-      const row = html("div", `answer ${name}`);
-      row.append(html("div", "label", label), line);
-      card.append(row);
+    const answer = (name, line) => {
+      const cell = html("div", `answer ${name}`);
+      cell.append(line);
+      return cell;
     };
-    answer("original", "original", words(data.answers[at], data.answers[at]));
-    for (const [name, plan] of plans) {
+    const others = plans.map(([name, plan]) => {
       const own = plan.answers?.[at];
-      const equal = own === data.answers[at] ? ", the same words" : "";
-      answer(name, `${name === "pinned" ? "pinned, " : ""}${plan.left} of ${plan.layers} layers${equal}`, own === undefined ? html("div", "words none", plan.answers ? "cannot generate text" : "not asked yet") : words(own, data.answers[at]));
-    }
-    box.append(card);
+      const missing = plan.answers ? "cannot generate text" : "not asked yet";
+      return answer(name, own === undefined ? html("div", "words none", missing) : words(own, data.answers[at]));
+    });
+    row("card", html("div", "prompt", `${prompt} …`), answer("original", words(data.answers[at], data.answers[at])), ...others);
   });
   return box;
 }
@@ -231,11 +247,11 @@ class Preview {
     const label = html("div", "head");
     this.buttons = Object.fromEntries(
       [
-        ["lower", "‹ previous plan", "Go to the next different plan below this threshold"],
-        ["higher", "next plan ›", "Go to the next different plan above this threshold"],
+        ["lower", "‹ previous", "Go to the next different plan below this threshold"],
+        ["higher", "next ›", "Go to the next different plan above this threshold"],
         ["within", "smallest", ""],
         ["pin", "Pin", "Keep this plan below to compare it with others"],
-        ["edit", "Edit by hand", "Click a border between two layers to join or split them"],
+        ["edit", "Edit", "Click a border between two layers to join or split them"],
       ].map(([name, text, title]) => [name, Object.assign(html("button", name, text), { title })]),
     );
     label.append(html("label", "", "Merge while similarity is at least"), this.field, ...Object.values(this.buttons));
@@ -243,7 +259,9 @@ class Preview {
     this.said = html("div", "said-box");
     this.hint = html("div", "hint");
     this.hint.setAttribute("role", "alert");
-    this.root.append(label, this.hint, this.slider, this.stairs, this.shown, this.said, this.pinned);
+    const bar = html("div", "bar");
+    bar.append(label, this.hint, this.slider);
+    this.root.append(bar, this.stairs, this.shown, this.said, this.pinned);
     this.listen();
     new ResizeObserver(() => this.data && this.draw()).observe(this.root);
   }
@@ -377,6 +395,7 @@ class Preview {
     const [step, plan] = [this.step(), this.plan()];
     this.root.classList.toggle("without-slider", Boolean(this.data.fixed));
     this.slider.value = this.threshold;
+    this.slider.setAttribute("aria-valuetext", inSpeech(this.threshold, plan));
     if (this.root.getRootNode().activeElement !== this.field) this.field.value = +this.threshold.toFixed(4);
     this.stairs.replaceChildren(curves(this.data, this.threshold, width, this.editing ? null : step));
     this.shown.replaceChildren(numbers(plan, this.similarity(), this.data.help, this.data.text));
@@ -384,14 +403,15 @@ class Preview {
       const picture = strip(plan, width);
       this.shown.append(this.editing ? editable(picture, plan, (windows) => this.edited(windows)) : picture);
       const holds = step && `The same plan holds for thresholds above ${step[0].toFixed(4)} and up to ${step[1].toFixed(4)}.`;
-      const hint = "Click a border between two layers to join or split them. A dot marks the base layer, whose norms are kept.";
-      this.shown.append(html("div", "note", this.editing ? hint : `${holds} A dot marks the base layer, whose norms are kept.`));
+      const mark = plan.drops ? "Layers struck out are dropped." : "A dot marks the base layer, whose norms are kept.";
+      const hint = "Click a border between two layers to join or split them.";
+      this.shown.append(html("div", "note", `${this.editing ? hint : holds} ${mark}`));
     } else this.shown.append(html("div", "note", "The plan at this threshold has not been computed yet."));
     const { mark, within } = this.data;
     this.buttons.within.hidden = this.data.steps[mark] === undefined;
     this.buttons.within.textContent = `smallest within × ${within}`;
     this.buttons.within.title = `Go to the smallest plan of this search whose perplexity is at most ${within} times the original's`;
-    this.buttons.edit.textContent = !this.editing ? "Edit by hand" : this.data.fixed ? "Undo my changes" : "Back to the threshold";
+    this.buttons.edit.textContent = !this.editing ? "Edit" : this.data.fixed ? "Undo my changes" : "Back to threshold";
     this.buttons.edit.hidden = Boolean(this.data.fixed && !this.data.edited);
     this.buttons.pin.textContent = this.pin ? "Unpin" : "Pin";
     this.buttons.pin.disabled = !this.pin && !plan;
@@ -401,7 +421,7 @@ class Preview {
     if (this.data.answers?.length) {
       const plans = [this.pin && ["pinned", this.pin.plan], plan?.windows.length && ["current", plan]];
       const title = html("div", "title", "What the model writes");
-      title.append(html("span", "note", "before healing; always the most likely next token; marked from the first word that differs"));
+      title.append(html("span", "note", "before healing; always the most likely next word; marked from the first that differs"));
       this.said.append(title, said(this.data, plans.filter(Boolean)));
     }
     if (this.pin) {
@@ -409,6 +429,14 @@ class Preview {
       this.pinned.append(html("div", "note", `Pinned: ${name}`), numbers(this.pin.plan, this.pin.similarity, this.data.help, this.data.text), strip(this.pin.plan, width));
     }
   }
+}
+
+// What a screen reader says of the slider.
+function inSpeech(threshold, plan) {
+  if (!plan) return `${+threshold.toFixed(4)}: not computed yet`;
+  const { more, numbers: shown } = plan;
+  const perplexity = plan.perplexity ? `, perplexity ${shown.Perplexity}${more.Perplexity ? `, ${more.Perplexity.replace("×", "times")}` : ""}` : "";
+  return `${+threshold.toFixed(4)}: ${shown.Layers} layers${perplexity}`;
 }
 
 const views = new WeakMap();
