@@ -142,6 +142,9 @@ def test_every_file_stands_in_a_room_that_says_what_it_is_for():
     at_top = {file.stem for file in (ROOT / "swm").glob("*.py")}
     assert len(at_top) - 1 <= 8  # besides __init__
     for file in MODULES:
+        assert ast.get_docstring(ast.parse(file.read_text())), file
+        if file.parent.parent.parent == ROOT / "swm":  # one entry of a registry each, which docs/ have to name
+            continue
         told = (
             text
             if file.parent == ROOT / "swm"
@@ -149,7 +152,6 @@ def test_every_file_stands_in_a_room_that_says_what_it_is_for():
         )
         assert re.search(rf"\b{file.stem}\b", told), f"{file} is not named in its room"
         assert re.search(rf"`?\b{file.stem}\b", text), f"{file} is not named in ARCHITECTURE.md"
-        assert ast.get_docstring(ast.parse(file.read_text())), file
 
 
 def test_files_functions_and_blocks_are_short():

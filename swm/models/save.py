@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,9 @@ def save_model(
                 model.generation_config = generation_config(model.generation_config)
             model.save_pretrained(new, max_shard_size=SHARD_BYTES)
             tokenizer.save_pretrained(new)
+            usual = stat.S_IMODE((new / "config.json").stat().st_mode)
+            for file in new.glob("*.safetensors"):  # written for its owner alone, whatever umask says
+                file.chmod(usual)
         except safetensors_error() as error:
             if is_full_disk(error):
                 raise ExperimentError(full_disk_message(folder, needed)) from None

@@ -23,9 +23,7 @@ def verdict(row: Row) -> Verdict:
     against = row.compared_with
     costs = _costs(row, against) if against else []
     reasons = [*(against.not_compared if against else ()), *(() if row.against_control else row.not_compared)]
-    said = (
-        f"{reference(row)}: {'; '.join(costs)}." if costs else "" if reasons else "What it cost is not measured yet."
-    )
+    said = f"{reference(row)}: {'; '.join(costs)}." if costs else "" if reasons else "What it cost is not measured yet."
     return Verdict(f"{_gained(row)}.", " ".join(filter(None, [said, *reasons])))
 
 

@@ -1,6 +1,8 @@
 """What is written, when it appears, and how far a reloaded model may be from the one in memory."""
 
 import json
+import os
+import stat
 
 import pytest
 import torch
@@ -118,3 +120,14 @@ def test_transformers_reports_are_as_before_even_after_an_error(bars):
     finally:
         transformers_logging.set_verbosity(verbosity)
         (transformers_logging.enable_progress_bar if were else transformers_logging.disable_progress_bar)()
+
+
+def test_weights_can_be_read_by_whom_the_umask_lets(model, tokenizer, tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_model(model, tokenizer, tmp_path / "saved")
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "saved").iterdir()}
+    assert "model.safetensors" in modes
+    assert set(modes.values()) == {0o640}
