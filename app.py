@@ -10,7 +10,7 @@ from pages.shared.navigation import next_step
 from pages.shared.plain import plain
 from pages.shared.tables import runs_table
 from pages.shared.tour import offer_tour
-from pages.shared.verdict import judged_rows, show_figures
+from pages.shared.verdict import judged_rows, show_figures, show_verdict
 from pages.shared.words import show_words
 from swm.disk.names import is_shipped
 from swm.reporting.compare import compare, flat_rows
@@ -18,10 +18,8 @@ from swm.reporting.headline import headline, perplexity_ratio
 from swm.reporting.key_figures import key_figures
 from swm.reporting.known_plans import chosen_sentence
 from swm.reporting.names import row_name
-from swm.reporting.numbers import MISSING
 from swm.reporting.preview import WITHIN
 from swm.reporting.row import Row
-from swm.reporting.verdict import in_short, reference
 from swm.workspace.experiments import Experiment, list_experiments
 
 SMALL = 1e9  # parameters: smaller models say little that is right
@@ -76,12 +74,9 @@ def show_best(experiment: Experiment, rows: list[Row]) -> None:
         model = plain(Path(experiment.settings.model).name)
         st.markdown(f":gray[{model} · {experiment.name}: {row_name(best)}]", help=reason)
         layers_picture(plan, facts, key="home_layers")
-        gained, cost = best.verdict or ("", "")
-        short = in_short(best)
-        lost = f"{short} {reference(best)}." if short else cost
-        st.markdown(f"##### {plain(gained)}\n\n{plain(lost)}")
+        show_verdict(best)
         figures = key_figures(best)
-        show_figures([figures[name] for name in ("speed", "size", "perplexity") if figures[name].value != MISSING])
+        show_figures([figures[name] for name in ("speed", "size", "perplexity")])
         brackets = "Brackets are 95 % intervals. " if best.compared_with else ""
         st.caption(plain(f"{brackets}{chosen_sentence(experiment, plan)}"))
         show_words(rows[0], best)

@@ -11,8 +11,9 @@ from swm.evaluation.paired import SCORES, flipped, paired
 from swm.reporting.compare import documents_of
 from swm.reporting.compare_charts import differences_chart
 from swm.reporting.glossary import TITLES, help_for
-from swm.reporting.headline import headline
+from swm.reporting.names import row_name
 from swm.reporting.row import Row
+from swm.workspace.runs import BASELINE
 
 TESTS = {
     "accuracy": "exact McNemar test, which takes the number of changed answers as given",
@@ -21,18 +22,20 @@ TESTS = {
 }
 
 
-def show_paired(scored: dict[str, Row], every: list[Row]) -> None:
+def show_paired(rows: list[Row], best: Row, several: bool) -> None:
     """The choice of two models and a score, the differences with their intervals, and the changed answers.
 
     Args:
-        every: rows that the originals are among, which filters may have left out.
+        rows: with answers, as from `flat_rows`: each training alone. best: the one to begin with.
+        several: of several experiments, so that names need theirs.
     """
+    scored = {f"{row.experiment}: {row_name(row)}" if several else row_name(row): row for row in rows}
     st.subheader("Is the difference significant?", anchor=False)
     ends = st.columns(2, gap="large")
     first = ends[0].selectbox(
         "From",
         list(scored),
-        index=_reference(scored, every),
+        index=_reference(rows, best),
         key="compare_first",
         bind="query-params",
         help="The original, or for a healed model its control.",
@@ -40,7 +43,7 @@ def show_paired(scored: dict[str, Row], every: list[Row]) -> None:
     second = ends[1].selectbox(
         "To",
         list(scored),
-        index=headline(list(scored.values()), every),
+        index=next((i for i, row in enumerate(rows) if row.key == best.key), 0),
         key="compare_second",
         bind="query-params",
         help="A merged model.",
@@ -81,9 +84,8 @@ def show_paired(scored: dict[str, Row], every: list[Row]) -> None:
         st.dataframe(changed, hide_index=True, column_config=names)
 
 
-def _reference(scored: dict[str, Row], every: list[Row]) -> int:
-    """The place of the control of the headline run, if it is shown; otherwise the first row, usually the original."""
-    rows = list(scored.values())
-    best = rows[headline(rows, every)]
-    control = (best.experiment, best.control_run)
-    return next((i for i, row in enumerate(rows) if (row.experiment, row.run) == control), 0)
+def _reference(rows: list[Row], best: Row) -> int:
+    """The place of the control of the best model, if it has one; otherwise of its original."""
+    by_run = {(row.experiment, row.run): place for place, row in enumerate(rows)}
+    own = by_run.get((best.experiment, BASELINE), 0)
+    return by_run.get((best.experiment, best.control_run or ""), own)

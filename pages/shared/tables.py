@@ -12,7 +12,7 @@ import streamlit as st
 from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, Paired
 from swm.jobs.sweep import SweepRow
 from swm.registry import MERGE_RULES
-from swm.reporting.figures import lines, sortable
+from swm.reporting.figures import lines
 from swm.reporting.glossary import FORMS, TITLES, UNITS, method_name, title_of
 from swm.reporting.names import stage_name, stage_of, stage_words, text_title
 from swm.reporting.numbers import MISSING, interval, number, percent, points, ratio, speedup
@@ -58,11 +58,6 @@ def comparison_table(labels: list[str], flat: list[Row], only_differing: bool = 
     """
     shown = {label: cells for label, cells in lines(flat) if len({*cells}) > 1 or not only_differing}
     return pd.DataFrame.from_dict(shown, orient="index", columns=labels)
-
-
-def runs_figures(rows: list[Row]) -> pd.DataFrame:
-    """One line for each row of `compare`, with numeric columns to sort and filter by."""
-    return pd.DataFrame(sortable(rows)).set_index("run")
 
 
 def study_table(rows: list[Row]) -> pd.DataFrame:

@@ -8,19 +8,18 @@ import streamlit as st
 
 from pages.shared.plain import plain
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB
-from swm.reporting.compare import compare, flat_rows
 from swm.reporting.glossary import FORMS, TERMS, TITLES, UNITS
-from swm.reporting.judged import judged
+from swm.reporting.judged import judged_over_seeds
 from swm.reporting.key_figures import COSTS, GAINS, KeyFigure, in_llama_cpp, key_figures
 from swm.reporting.names import text_name
-from swm.reporting.numbers import points, ratio
+from swm.reporting.numbers import MISSING, points, ratio
 from swm.reporting.row import Row
-from swm.reporting.verdict import in_short, independent_text
+from swm.reporting.verdict import in_short, independent_text, reference
 from swm.workspace.experiments import Experiment
 
 
 def judged_rows(experiment: Experiment, rows: list[Row]) -> list[Row]:
-    """Rows of an experiment as from `judged`, in its own order, cached until one of its files
+    """Rows of an experiment as from `judged_over_seeds`, in its own order, cached until one of its files
     changes; other rows are not computed."""
     keys = tuple(row.key for row in rows if row.experiment == experiment.name)
     return _judged(str(experiment.folder), experiment.results_changed(), keys) if keys else []
@@ -28,15 +27,19 @@ def judged_rows(experiment: Experiment, rows: list[Row]) -> list[Row]:
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def _judged(folder: str, changed: list[tuple[str, int]], keys: tuple[tuple[str, str, str], ...]) -> list[Row]:
-    rows = flat_rows(judged(compare(Experiment(Path(folder))), keys))
-    return [row for row in rows if row.key in keys]
+    return judged_over_seeds(Experiment(Path(folder)), keys)
 
 
 def show_verdict(row: Row) -> None:
-    """The verdict on a row of `judged` in words, then its main numbers with the differences behind it."""
+    """The verdict on a row of `judged`: what it gained, what it lost in everyday words, and against what."""
     gained, cost = row.verdict or ("", "")
-    short = f"**{plain(said)}**\n\n" if (said := in_short(row)) else ""
-    st.markdown(f"##### {plain(gained)}\n\n{short}{plain(cost)}")
+    short = in_short(row)
+    lost = f"{plain(short)} {plain(reference(row))}." if short else plain(cost)
+    st.markdown(f"##### {plain(gained)}\n\n{lost}")
+
+
+def show_measured(row: Row) -> None:
+    """The main numbers of a row of `judged`, with the differences behind its verdict."""
     against, figures = row.compared_with, key_figures(row)
     origins = ("original", against.reference) if against else ("", "")
     with st.container(horizontal=True, gap="medium", key="key_figures"):  # wraps where the page is narrow
@@ -56,7 +59,7 @@ def show_verdict(row: Row) -> None:
 def show_figures(figures: list[KeyFigure]) -> None:
     """Key figures side by side."""
     with st.container(horizontal=True, gap="medium", width="content"):
-        for shown in figures:
+        for shown in (figure for figure in figures if figure.value != MISSING):
             st.metric(
                 shown.label, shown.value, shown.change, "off", help=shown.help, delta_arrow="off", width="content"
             )

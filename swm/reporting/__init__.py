@@ -21,6 +21,7 @@
 - preview: every plan of a threshold path with its numbers, as data for the browser
 - report: one self-contained HTML page for stakeholders
 - row: the typed row of a run at one stage, with its differences and its verdict
+- seeds: runs that differ only in the seed of their healing, as one row
 - study_charts: plotly figures for studies
 - verdict: what a model gained and cost, in words
 """

@@ -14,7 +14,7 @@ from swm.reporting.compare import average_of, documents_key, flat_rows, same_tex
 from swm.reporting.glossary import FORMS, TITLES, UNITS
 from swm.reporting.names import row_name, text_title
 from swm.reporting.numbers import MISSING, interval, number, percent, points, ratio, speedup
-from swm.reporting.row import DIFFERENCE, Row, percent_interval
+from swm.reporting.row import DIFFERENCE, Row
 
 LLAMA_CPP = ("type", "tokens_per_second", "prompt_tokens_per_second", "perplexity", "size_bytes")
 MEASURED_WITH = ("model", "texts", "seed", "dtype", "device", "seconds")
@@ -30,25 +30,17 @@ class Figure:
     Attributes:
         title: with its unit. note: what the line's title adds, such as the number of documents.
         text: of a row, with its interval.
-        value: of a row, None if it was not measured; times `scale` in the title's unit. Without it, text is all.
+        value: of a row, as the CSV has it; None if it was not measured. Without it, text is all.
         column: name in the CSV, "" if it is not there.
         more: further columns of the CSV.
-        digits: decimals of the number.
     """
 
     title: str
     text: Callable[[Row], str]
     column: str = ""
     value: Callable[[Row], float | None] | None = None
-    scale: float = 1.0
     note: str = ""
     more: Mapping[str, Value] = field(default_factory=dict)
-    digits: int = 1
-
-    def number(self, row: Row) -> float | None:
-        """The value in the title's unit."""
-        value = self.value(row) if self.value else None
-        return None if value is None else self.scale * value
 
 
 def figures(flat: Sequence[Row]) -> list[Figure]:
@@ -73,7 +65,6 @@ def figures(flat: Sequence[Row]) -> list[Figure]:
             lambda row: speedup(row.speedup),
             "speedup",
             lambda row: value_of(row.speedup),
-            digits=2,
         ),
         timed("latency, ms", "latency_ms", lambda of: of.get("latency_ms"), 0),
         memory,
@@ -89,7 +80,7 @@ def _plain(
         found = value(row)
         return number(None if found is None else scale * found, digits)
 
-    return Figure(title, text, column, value, scale, digits=digits)
+    return Figure(title, text, column, value)
 
 
 def _perplexities(flat: Sequence[Row]) -> list[Figure]:
@@ -129,7 +120,6 @@ def _task(task: str, flat: Sequence[Row]) -> Figure:
         lambda row: percent(of("value")(row), of("stderr")(row)),
         task,
         of("value"),
-        100,
         f" ({scored[0]['metric']}, {counts} documents{_at_chance(task, flat)})",
         {
             f"{task}_stderr": of("stderr"),
@@ -158,7 +148,7 @@ def _averages(flat: Sequence[Row]) -> list[Figure]:
         return percent(row.average, row.average_stderr) + tasks
 
     errors: dict[str, Value] = {"average_stderr": lambda row: row.average_stderr}
-    found = [Figure("average of tasks, %", text, "average", lambda row: row.average, 100, note, errors)]
+    found = [Figure("average of tasks, %", text, "average", lambda row: row.average, note, errors)]
     above = next((row.tasks_above_chance for row in flat if row.tasks_above_chance), ())
     if above and any(row.averages for row in flat):
         title = f"average of tasks above chance, % ({', '.join(above)})"
@@ -176,7 +166,6 @@ def _average(score: str, title: str, note: str) -> Figure:
         f"average_{score}",
         lambda row: value_of(row.averages.get(score)),
         note=note,
-        digits=2,
     )
 
 
@@ -201,7 +190,7 @@ def _timed(
         return number(value(row), digits) + (f" (original: {original})" if differs else "")
 
     originals = {row.experiment: number(value(row), digits) for row in flat if row.is_original}
-    return Figure(title, text, column, value, digits=digits)
+    return Figure(title, text, column, value)
 
 
 def _rate(batch: str, of: Mapping[str, Any]) -> float | None:
@@ -289,35 +278,6 @@ def _csv_line(row: Row, shown: Sequence[Figure]) -> dict[str, Any]:
         line |= {"seeds": " ".join(map(str, row.seeds)), "against": row.against_method if row.against else None}
         line |= {f"against_{name}": row.difference and row.difference[name] for name in DIFFERENCE[:3]}
     return line
-
-
-def sortable(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One dictionary of numbers for each row, in the units of their titles; the average with its interval's ends."""
-    shown = [figure for figure in figures(rows) if figure.value]
-    found = []
-    for row in rows:
-        line: dict[str, Any] = {"run": row_name(row), "experiment": row.experiment}
-        for figure in shown:
-            line[figure.title] = figure.number(row)
-            if figure.column == "average":
-                line |= {**_average_ends(row), "scored on": _scored_on(row)}
-        found.append(line)
-    return found
-
-
-def _average_ends(row: Row) -> dict[str, float | None]:
-    if row.average is None or row.average_stderr is None:
-        return {"average, low": None, "average, high": None}
-    return dict(
-        zip(("average, low", "average, high"), percent_interval(row.average, row.average_stderr)[1:], strict=True)
-    )
-
-
-def _scored_on(row: Row) -> str:
-    """Number of tasks and documents behind an average: only equal ones compare."""
-    counts = sorted({score["documents"] for score in row.scores.values()})
-    documents = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}" if counts else ""
-    return f"{len(row.scores)} tasks × {documents}" if counts else MISSING
 
 
 def conditions_of(rows: Sequence[Row]) -> str:

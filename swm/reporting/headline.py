@@ -35,6 +35,23 @@ def headline(rows: Sequence[Row], every: Sequence[Row] = ()) -> int:
     return max(range(len(rows)), key=rank)
 
 
+def leading(rows: Sequence[Row], most: int) -> list[int]:
+    """The places of the rows to show first: originals, the headline and its control, then what loses least, of the
+    headline's depth before others; in their order."""
+    if len(rows) <= most:
+        return list(range(len(rows)))
+    originals = {row.experiment: row for row in rows if row.run == BASELINE}
+    best = rows[headline(rows)]
+
+    def rank(place: int) -> tuple[Any, ...]:
+        row = rows[place]
+        needed = row.run == BASELINE or row is best or (row.experiment, row.run) == (best.experiment, best.control_run)
+        ratio = perplexity_ratio(row, originals.get(row.experiment))
+        return not needed, ratio is None, (row.stage, row.layers) != (best.stage, best.layers), ratio or 0.0
+
+    return sorted(sorted(range(len(rows)), key=rank)[:most])
+
+
 def perplexity_ratio(row: Row, original: Row | None) -> float | None:
     """Perplexity relative to the original's: the geometric mean over texts that both read alike; None without any."""
     if original is None:

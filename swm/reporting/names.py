@@ -22,8 +22,9 @@ def text_name(texts: str) -> str:
 
 
 def row_name(row: Row) -> str:
-    """Display name of a row: "original", "first (merged)", "first (merged + LoRA)", "control (original + LoRA)"."""
-    return ORIGINAL if row.is_original else f"{row.run} ({stage_of(row)})"
+    """Display name of a row: "original", "first (merged)", "first (merged + LoRA)"; of means, with "3 seeds"."""
+    seeds = f", {len(row.seeds)} seeds" if len(row.seeds) > 1 else ""
+    return ORIGINAL if row.is_original else f"{row.run} ({stage_of(row)}{seeds})"
 
 
 def run_name(run: Run) -> str:

@@ -12,6 +12,7 @@ from swm.errors import SettingsError
 from swm.evaluation.task_names import Limit, parse_tasks
 from swm.plan import WHOLE_WIDTH, WidthCut, layers_at
 from swm.registry import MERGE_RULES, PLANNERS
+from swm.reporting.seeds import SEED
 from swm.settings import CACHE_TOKENS, SKIPPED_TOKENS, RecoverySettings, preset_settings
 from swm.similarity.measure import Measure
 from swm.workspace.controls import CONTROL
@@ -35,7 +36,6 @@ KINDS = {
     "thresholds": "Layers left, perplexity and score against the threshold, for every merge rule (figure 5).",
     "texts": "Heat maps of the zero-shot tasks' prompts (figure 1).",
 }
-SEED = "-seed-"  # in the name of a run that is healed with another seed than the one in its recovery settings
 OF_RUNS = ("methods", "healing", "width")
 Within = dict[str, dict[str, int]]  # by method and target, the layers of the smallest or largest plan that meets it
 Target = tuple[str, str, float]  # what it is called, its kind and its value

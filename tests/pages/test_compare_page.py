@@ -12,6 +12,7 @@ import pytest
 from pages.shared.filters import GROUPS
 from swm.reporting.compare import compare, documents_of, flat_rows
 from swm.reporting.compare_charts import parallel_chart, relative_speed, score_against_speed, scores_chart, scores_grid
+from swm.reporting.headline import headline
 from swm.reporting.names import row_name, text_name
 from swm.reporting.palette import MODEL_COLOURS, ORIGINAL, method_colour, model_colours, row_colours
 from swm.workspace.experiments import Experiment
@@ -26,11 +27,55 @@ def rows():
 
 
 def compared(**query):
-    """The page with the study chosen."""
+    """The page with all models of the study."""
     test = opened("pages/compare.py", **query)
     test.sidebar.selectbox[0].select(STUDY).run()
+    return with_all(test, STUDY)
+
+
+def with_all(test, experiment):
+    shown = test.multiselect(key=f"compare_runs_{experiment}")
+    shown.set_value(shown.options).run()
     assert not test.exception
     return test
+
+
+def test_at_first_the_best_model_its_control_and_what_loses_least_are_shown(rows):
+    test = opened("pages/compare.py", experiment=STUDY)
+    shown = test.multiselect(key=f"compare_runs_{STUDY}").value
+    assert len(shown) == 6
+    by_name = {row_name(row): row for row in rows}
+    best = row_name(rows[headline(rows)])
+    depth = by_name[best].layers
+    assert {"original", best} <= {*shown}
+
+    def lost(row):
+        return math.prod(entry["value"] for entry in row.perplexities.values())
+
+    others = sorted((row for row in rows if row.layers == depth and row_name(row) != best), key=lost)
+    assert {*shown} == {"original", best, *(row_name(row) for row in others[:4])}
+    assert "runs" not in test.query_params  # what it opens on is no choice
+
+
+def test_seeds_of_one_method_are_one_row_of_means():
+    experiment = Experiment.open("example-healing")
+    test = with_all(opened("pages/compare.py", experiment="example-healing"), "example-healing")
+    shown = test.multiselect(key="compare_runs_example-healing").value
+    healed = [name for name in shown if "LoRA" in name]
+    assert healed
+    assert not [name for name in shown if "-seed-" in name]
+    assert {name.rpartition(", ")[2] for name in healed} == {"3 seeds)"}
+    table = table_with(test, "layers", "size, MiB")
+    for name in healed:
+        run = name.split(" (")[0]
+        files = [experiment.run(run + seed).scores()["perplexity"]["squad"] for seed in ("", "-seed-2", "-seed-3")]
+        mean = math.exp(statistics.fmean(math.log(entry["value"]) for entry in files))
+        said = float(table.loc[name, squad(table)].split()[0])
+        assert said == pytest.approx(mean, abs=0.06)
+
+
+def squad(table):
+    return next(column for column in table.columns if column.startswith("perplexity, SQuAD"))
 
 
 def table_with(test, *columns):
@@ -232,8 +277,7 @@ def test_a_model_has_one_colour_on_all_charts():
 def test_a_study_of_perplexity_alone_is_compared():
     """Each factor is the quotient of the two perplexities in the runs' own files."""
     experiment = Experiment.open("example-gemma")
-    test = opened("pages/compare.py", experiment="example-gemma")
-    assert not test.exception
+    test = with_all(opened("pages/compare.py", experiment="example-gemma"), "example-gemma")
     assert any("None of these models has scores of tasks" in info.value for info in test.info)
     factors = table_with(test, "compared with", "perplexity, SQuAD")
     original = experiment.run("baseline").scores()["perplexity"]
@@ -246,4 +290,4 @@ def test_a_study_of_perplexity_alone_is_compared():
             digits = len(number.partition(".")[2])
             assert digits == (2 if factor < 100 else 0)
             assert float(number) == pytest.approx(factor, abs=0.501 * 10.0**-digits)
-    assert [button.proto.label for button in test.get("download_button")] == ["Download as CSV"]
+    assert [button.proto.label for button in test.get("download_button")] == ["Download all runs as CSV"]

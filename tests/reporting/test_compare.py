@@ -10,7 +10,7 @@ import pytest
 
 from swm.plan import MergePlan, Window
 from swm.reporting.compare import comparable, compare, flat_rows
-from swm.reporting.figures import conditions_of, csv_text, figures, lines, sortable, table
+from swm.reporting.figures import conditions_of, csv_text, lines, table
 from swm.reporting.judged import judged
 from swm.reporting.names import row_name, text_title
 from swm.settings import ExperimentSettings, preset_settings
@@ -195,14 +195,13 @@ def test_every_figure_is_in_table_columns_and_csv_as_the_files_have_it():
     """Held against the JSON files of a shipped experiment, read here."""
     demo = Experiment.open("example-demo")
     rows = flat_rows(compare(demo))
-    numbers = {line["run"]: line for line in sortable(rows)}
-    labels = [label for label, _ in lines(rows)]
+    shown = lines(rows)
     in_csv = {
         row_name(row): line
         for row, line in zip(rows, csv.DictReader(io.StringIO(csv_text(compare(demo)))), strict=True)
     }
     seen = 0
-    for row in rows:
+    for place, row in enumerate(rows):
         before = row.stage == "merged" and demo.run(row.run).stage == "recovered"
         found = json.loads((demo.run(row.run).folder / f"scores{'-merged' * before}.json").read_text())
         known = {f"{task}, %": (task, score["value"], 100) for task, score in found["tasks"].items()}
@@ -216,13 +215,12 @@ def test_every_figure_is_in_table_columns_and_csv_as_the_files_have_it():
             title = {"choice_logprob": "choice log-probability, nats", "bits_per_byte": "bits per byte"}[name]
             known[f"average {title}"] = f"average_{name}", statistics.fmean(values), 1
         for title, (column, value, scale) in known.items():
-            assert numbers[row_name(row)][title] == pytest.approx(scale * value)
+            (cell,) = (cells[place] for label, cells in shown if label.startswith(title))
+            number = cell.split()[0].replace(",", "")
+            assert abs(float(number) - scale * value) <= 0.501 * 10.0 ** -len(number.partition(".")[2]), title
             assert float(in_csv[row_name(row)][column]) == pytest.approx(value)
-            assert any(label.startswith(title) for label in labels)
             seen += 1
     assert seen > 40
-    shown = [figure for figure in figures(rows) if figure.value]
-    assert {figure.title for figure in shown} <= {*next(iter(numbers.values()))}
 
 
 def test_a_row_as_json_has_what_only_judging_adds_once_it_is_judged():
