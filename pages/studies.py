@@ -28,7 +28,7 @@ from swm.reporting.study_charts import depths_chart, ranks_chart, staircase_char
 from swm.search.kept_path import kept_path
 from swm.settings import SKIPPED_TOKENS
 from swm.similarity.measure import Measure
-from swm.studies.findings import pairs_decided
+from swm.studies.findings import conclusion, pairs_decided, threshold_conclusion
 from swm.studies.grid_files import grid_of, grid_text, grid_yaml
 from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, cells_of, parsed_grid
 from swm.studies.rows import study_rows
@@ -44,6 +44,7 @@ NAMES = {
     "thresholds": "Thresholds",
     "texts": "Task prompts",
 }
+KIND_HELP = "\n\n".join(f"**{NAMES[kind]}.** {text}" for kind, text in KINDS.items())
 EXAMPLES = dict.fromkeys(("methods", "thresholds", "texts"), "example-study") | {"healing": "example-healing"}
 FIGURES = {
     "lambada": "Perplexity, LAMBADA (novels)",
@@ -85,7 +86,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     healed = any(row.stage == "recovered" for row in rows)
     if len(rows) < 2 or not any(row.perplexities for row in rows) or (grid.heal and not healed):
         return False
-    figure_of = st.segmented_control(
+    figure_of = top.segmented_control(
         "Show",
         measured,
         format_func=FIGURES.get,
@@ -95,13 +96,19 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         bind="query-params",
         help=help_for("perplexity", *SCORES),
     )
-    st.plotly_chart(depths_chart(rows, figure_of), key="studies_chart")
+    text = figure_of if figure_of not in SCORES else next(name for name in measured if name not in SCORES)
+    said = conclusion(rows, text)
+    if said:
+        st.markdown(f"**{plain(said)}**")
+    st.plotly_chart(
+        depths_chart(rows, figure_of), key="studies_chart", alt=said or "A line over depths for each method."
+    )
     speed = " Speed is measured once for each combination of layer and parameter count, in turn with the original."
     st.caption(
         f"Error bars: 95 % intervals over texts or documents.{_of_calibration(experiment, figure_of)}"
-        f"{' Dotted lines: after LoRA.' if healed else ''} In colour: the five methods of the best mean rank. A method "
-        "that finds no plan of some depth has no point there. Perplexities above 20 times the original's are only in "
-        "the table."
+        f"{' Dotted lines: after LoRA.' if healed else ''} In colour: the five methods of the best mean rank, and the "
+        "paper's; hover over a grey line for its name. A method that finds no plan of some depth has no point there. "
+        "Perplexities above 20 times the original's are only in the table."
         f"{speed if any(row.latency_ms for row in rows) else ''}{seeds_note(rows)}"
     )
     if (against := _chosen_method(rows, f"studies_against_{experiment.name}_{kind}")) is not None:
@@ -224,6 +231,7 @@ def show_thresholds(experiment: Experiment, grid: ThresholdGrid, scores: list[di
         "are not drawn."
     )
     if scores:
+        st.markdown(f"**{threshold_conclusion(scores)}**")
         st.plotly_chart(threshold_scores_chart(scores), key="studies_scores")
         documents = " or ".join(dict.fromkeys(f"{row['documents']:,}" for row in scores))
         st.caption(
@@ -267,8 +275,10 @@ experiment = require_experiment(
     start_page("Studies", "Compare every method at several depths on this model, before and after healing.")
 )
 made = next((kind for kind in KINDS if experiment.changed(f"studies/{kind}.json")), "")
-kind = named_choice(st.segmented_control, "Study", {kind: NAMES[kind] for kind in KINDS}, STUDY, made, required=True)
-st.caption(KINDS[kind])
+top = st.container(horizontal=True, vertical_alignment="bottom", gap="medium")
+kind = named_choice(
+    top.segmented_control, "Study", {kind: NAMES[kind] for kind in KINDS}, STUDY, made, required=True, help=KIND_HELP
+)
 with shown_errors():
     last = experiment.study(kind)
     grid = grid_of(experiment, kind)

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
-from swm.plan import WIDTH_METHODS
+from swm.plan import DEFAULT_RULE, WIDTH_METHODS
 from swm.reporting.charts import LINE, error_bars, log_axis, plain_axes
 from swm.reporting.glossary import method_name
 from swm.reporting.names import text_name
@@ -28,6 +28,7 @@ STAGES = ("merged", "recovered")
 UPWARDS = (ACCURACY, CHOICE_LOGPROB)  # higher is better
 SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 GREY = "rgba(138,143,152,0.55)"
+HEIGHT, NAMES_WIDTH, LINE_HEIGHT = 400, 235, 16  # pixels
 
 
 def depths_chart(rows: Sequence[Row], figure_of: str, most: int = 5) -> go.Figure:
@@ -36,14 +37,15 @@ def depths_chart(rows: Sequence[Row], figure_of: str, most: int = 5) -> go.Figur
     Args:
         rows: from `studies.rows.study_rows`.
         figure_of: one of SCORES (averages over tasks), or the text of a perplexity (drawn on a log axis).
-        most: this many methods, the best, are in colour; the others are grey, without error bars.
+        most: this many methods, the best, are in colour with their names, and so is the paper's; the others are grey.
     """
     figure, original = go.Figure(), next((row for row in rows if row.method == "original"), None)
     lines: dict[tuple[str, bool], list[Row]] = {}
     for row in rows:
         if row is not original and _studied(row, figure_of):
             lines.setdefault((row.method or "", row.stage == "recovered"), []).append(row)
-    best = best_methods(rows, figure_of)[:most]
+    ranked = best_methods(rows, figure_of)
+    best = [method for place, method in enumerate(ranked) if place < most or method.split(" + ")[0] == DEFAULT_RULE]
     for (_, healed), points in sorted(lines.items(), key=lambda line: line[0][0] in best):  # colours on top
         _add_line(figure, points, healed, figure_of, best)
     level = original and _studied(original, figure_of)
@@ -54,12 +56,44 @@ def depths_chart(rows: Sequence[Row], figure_of: str, most: int = 5) -> go.Figur
             showarrow=False, y=level[0] if figure_of in SCORES else math.log10(level[0]),
         )  # fmt: skip
     title = AXES.get(figure_of, f"perplexity, {text_name(figure_of)}")
-    figure = plain_axes(figure, "layers left", title, 420, legend=True)
+    figure = plain_axes(figure, "layers left", title, HEIGHT)
     figure.update_xaxes(autorange="reversed", tickvals=sorted({row.layers for row in rows if row is not original}))
     if figure_of not in SCORES:
         log_axis(figure, level[0] if level else None)
-    figure.update_layout(legend={"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"})
-    return figure
+    else:
+        values = [end for row in rows if (value := _studied(row, figure_of)) for end in value[1:]]
+        room = 0.05 * (max(values) - min(values)) or 1.0
+        figure.update_yaxes(range=[min(values) - room, max(values) + room])
+    _name_lines(figure, log=figure_of not in SCORES)
+    return figure.update_layout(margin={"r": NAMES_WIDTH, "t": 10})
+
+
+def _name_lines(figure: go.Figure, log: bool) -> None:
+    """Names of the coloured lines at their last points, moved apart where they would lie on each other."""
+    low, high = figure.layout.yaxis.range
+    room = HEIGHT - figure.layout.margin.b - 10
+    ends = []
+    for line in figure.data:
+        if line.line.color != GREY:
+            value = math.log10(line.y[-1]) if log else line.y[-1]
+            ends.append((room * (value - low) / (high - low), value, line))
+    ends.sort(key=lambda end: -end[0])
+    top = float(room)
+    below = [LINE_HEIGHT * place for place in range(len(ends), 0, -1)]  # room that the names below need
+    for (place, value, line), needed in zip(ends, below, strict=True):
+        top = max(min(place, top - LINE_HEIGHT / 2), needed - LINE_HEIGHT / 2)
+        figure.add_annotation(
+            x=line.x[-1],
+            y=min(value, high),
+            text=line.name + (" (above)" if value > high else ""),
+            font={"color": line.line.color, "size": 12},
+            showarrow=False,
+            xanchor="left",
+            yanchor="middle",
+            xshift=9,
+            yshift=top - min(place, room),
+        )
+        top -= LINE_HEIGHT / 2
 
 
 def _add_line(figure: go.Figure, points: Sequence[Row], healed: bool, figure_of: str, best: Sequence[str]) -> None:
@@ -75,7 +109,7 @@ def _add_line(figure: go.Figure, points: Sequence[Row], healed: bool, figure_of:
         error_y={**error_bars(values), "visible": shown},
         mode="lines+markers",
         name=name,
-        legendrank=best.index(method) if shown else len(best),
+        cliponaxis=True,
         line={
             "color": method_colour(method) if shown else GREY,
             "dash": "dot" if healed else "solid",

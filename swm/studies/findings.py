@@ -1,16 +1,21 @@
-"""What a study's scores can tell apart."""
+"""What a study shows, in a sentence, and what its scores can tell apart."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 from swm.evaluation.paired import ACCURACY, LOWER_IS_BETTER, SCORES, has_interval
 from swm.evaluation.task_names import MOST_DOCUMENTS
+from swm.plan import DEFAULT_RULE
 from swm.reporting.compare import compare
 from swm.reporting.differences import Measured, compared, measured
+from swm.reporting.glossary import method_name
+from swm.reporting.names import text_name
 from swm.reporting.row import Change, Row
 from swm.studies.rows import study_groups
 from swm.workspace.experiments import Experiment
@@ -96,3 +101,63 @@ def _apart(first: Row, second: Row) -> bool:
     if not (has_interval(one) and has_interval(other)):
         return False
     return bool(one["high"] < other["low"] or other["high"] < one["low"])
+
+
+def conclusion(rows: Sequence[Row], text: str) -> str:
+    """One sentence on a study: which method loses least at how many depths, and the paper's beside it; empty if no
+    depth has two methods.
+
+    Args:
+        rows: of `study_rows`. text: that perplexities are of.
+    """
+    stage = "recovered" if any(row.stage == "recovered" and not row.control for row in rows) else "merged"
+    original = next(
+        (row.perplexities[text]["value"] for row in rows if row.is_original and text in row.perplexities), 0
+    )
+    depths: dict[int, list[Row]] = {}
+    for row in rows:
+        if row.stage == stage and not row.control and text in row.perplexities:
+            depths.setdefault(row.layers, []).append(row)
+    depths = {layers: found for layers, found in depths.items() if len({row.method for row in found}) > 1}
+    if not depths or not original:
+        return ""
+    firsts = {layers: min(found, key=lambda row: row.perplexities[text]["value"]) for layers, found in depths.items()}
+    counts = Counter(row.method or "" for row in firsts.values())
+    leader = counts.most_common(1)[0][0]
+    layers = sorted(layers for layers, row in firsts.items() if row.method == leader)[counts[leader] // 2]
+    ahead = "at every depth" if counts[leader] == len(depths) else f"at {counts[leader]} of {len(depths)} depths"
+    healed = " after healing" if stage == "recovered" else ""
+    best, others = firsts[layers], [row for row in depths[layers] if row.method != leader]
+    second = min(others, key=lambda row: row.perplexities[text]["value"])
+    apart = best.perplexities[text].get("high", 0.0) < second.perplexities[text].get("low", 0.0)
+    doubt = "" if apart else f" (its interval overlaps with that of {method_name(second.method or '')})"
+    paper = next((row for row in others if row.method == DEFAULT_RULE), None)
+    beside = f"; the paper's search has {paper.perplexities[text]['value'] / original:,.2f} times" if paper else ""
+    return (
+        f"{method_name(leader)} loses least{healed} {ahead}: with {layers} layers its perplexity on {text_name(text)} "
+        f"is {best.perplexities[text]['value'] / original:,.2f} times the original's{doubt}{beside}."
+    )
+
+
+def threshold_conclusion(scores: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the scores at thresholds can tell their plans apart, and how many questions would; empty without two.
+
+    Args:
+        scores: rows with `value`, `stderr` and `documents`, of one task.
+    """
+    if len(scores) < 2:
+        return ""
+    values = [row["value"] for row in scores]
+    spread, documents = max(values) - min(values), min(row["documents"] for row in scores)
+    error = 1.96 * math.sqrt(2) * max(row["stderr"] for row in scores)  # of the difference of two plans
+    if spread > error:
+        return (
+            f"The best and the worst of these plans differ by {100 * spread:.0f} points; with {documents:,} questions "
+            f"differences above {100 * error:.0f} points can be told from chance."
+        )
+    needed = math.ceil(documents * (error / spread) ** 2 / 100) * 100 if spread else 0
+    return (
+        f"These scores support no conclusion: {documents:,} questions can tell apart differences above "
+        f"{100 * error:.0f} points, and the largest here is {100 * spread:.0f}."
+        + (f" About {needed:,} questions would be needed to confirm it." if needed else "")
+    )

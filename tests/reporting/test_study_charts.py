@@ -1,5 +1,6 @@
 """Charts of studies: which methods are in colour, and their ranks before and after healing, by pencil."""
 
+import itertools
 import math
 import random
 
@@ -44,12 +45,38 @@ def test_the_best_are_in_colour_and_the_others_grey(seed):
     rows = [ORIGINAL, *(row(m, layers, rng.uniform(11, 90)) for m in methods for layers in (24, 20))]
     figure = depths_chart(rows, "t")
     coloured = {line.name: line.line.color for line in figure.data if line.line.color != GREY}
-    best = best_methods(rows, "t")[:5]
+    ranked = best_methods(rows, "t")
+    best = [*ranked[:5], *(["rdsc"] if "rdsc" in ranked[5:] else [])]  # the paper's always
     assert coloured == {method_name(method): method_colour(method) for method in best}  # the same in every chart
-    assert len({*coloured.values()}) == 5
+    assert len({*coloured.values()}) == len(best)
     for line in figure.data:
         assert line.error_y.visible is (line.name in coloured)
-    assert {line.name for line in figure.data[-5:]} == {*coloured}  # drawn above the grey ones
+    assert {line.name for line in figure.data[-len(best) :]} == {*coloured}  # drawn above the grey ones
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_each_coloured_line_has_its_name_at_its_end_and_no_two_names_lie_on_each_other(seed):
+    rng = random.Random(seed)
+    methods = rng.sample([*PLANNERS, *MERGE_RULES], 7)
+    rows = [ORIGINAL, *(row(m, layers, rng.uniform(11, 500)) for m in methods for layers in (24, 20))]
+    figure = depths_chart(rows, "t")
+    low, high = figure.layout.yaxis.range
+    room = figure.layout.height - figure.layout.margin.b - figure.layout.margin.t
+    ends = {line.name: (line.x[-1], math.log10(line.y[-1])) for line in figure.data if line.line.color != GREY}
+    places = []
+    for note in figure.layout.annotations:
+        if note.text == "original":
+            continue
+        name, above, _ = note.text.partition(" (above)")
+        x, y = ends.pop(name)
+        assert (note.x, note.y) == (x, pytest.approx(min(y, high)))
+        assert bool(above) == (y > high)
+        places.append(room * (note.y - low) / (high - low) + note.yshift)
+    assert ends == {}
+    places.sort()
+    assert all(after - before >= 15.9 for before, after in itertools.pairwise(places))
+    assert places[0] >= 0
+    assert places[-1] <= room
 
 
 def test_ranks_before_and_after_healing_are_joined():

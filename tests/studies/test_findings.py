@@ -1,12 +1,16 @@
 """Which pairs of methods a score tells apart, by pencil."""
 
+import math
+import re
+
 import pytest
 
 from swm.plan import MergePlan, Window
 from swm.settings import ExperimentSettings
-from swm.studies.findings import pairs_decided
+from swm.studies.findings import conclusion, pairs_decided, threshold_conclusion
 from swm.workspace.experiments import Experiment
 from tests.reporting.test_compare import FACTS, scores
+from tests.rows import a_row
 
 DOCUMENTS = 40
 
@@ -68,3 +72,39 @@ def test_other_depths_and_answers_without_likelihoods_are_no_pairs(experiment):
     deeper.remember(merge={"parameters": 700, "size_bytes": 1})
     deeper.save("scores", scores(99.0, 0.5, 0.5))
     assert pairs_decided(experiment, {"best", "sleb", "angular"}) == []
+
+
+def cell(method, layers, value, reach=0.1, stage="merged"):
+    entry = {"value": value, "low": value - reach, "high": value + reach}
+    run = "baseline" if method == "original" else method
+    return a_row(run=run, method=method, layers=layers, stage=stage, perplexities={"squad": entry})
+
+
+def test_the_conclusion_names_who_loses_least_how_often_and_the_papers_loss():
+    rows = [cell("original", 30, 10.0), cell("sleb", 24, 15.0), cell("rdsc", 24, 40.0), cell("best", 24, 12.0)]
+    assert conclusion(rows, "squad") == (
+        "Beam search, fitted (best) loses least at every depth: with 24 layers its perplexity on SQuAD is 1.20 times "
+        "the original's; the paper's search has 4.00 times."
+    )
+    rows += [cell("sleb", 20, 20.0), cell("best", 20, 20.1), cell("sleb", 18, 30.0), cell("best", 18, 50.0)]
+    said = conclusion(rows, "squad")
+    assert said.startswith("SLEB loses least at 2 of 3 depths: with 20 layers")
+    assert "2.00 times the original's (its interval overlaps with that of Beam search, fitted (best))." in said
+    healed = [cell("sleb", 24, 14.0, stage="recovered"), cell("rdsc", 24, 13.0, stage="recovered")]
+    assert conclusion([*rows, *healed], "squad").startswith("Sliding window (rdsc) loses least after healing")
+    assert conclusion(rows[:2], "squad") == ""
+    assert conclusion(rows, "lambada") == ""
+
+
+def test_scores_at_thresholds_say_how_many_questions_would_tell_them_apart():
+    def answered(*values, documents):
+        error = [math.sqrt(value * (1 - value) / documents) for value in values]
+        return [{"value": v, "stderr": e, "documents": documents} for v, e in zip(values, error, strict=True)]
+
+    few = threshold_conclusion(answered(0.5, 0.4, documents=50))
+    assert few.startswith("These scores support no conclusion: 50 questions")
+    needed = int(re.search(r"About ([\d,]+) questions", few).group(1).replace(",", ""))
+    assert "support no conclusion" in threshold_conclusion(answered(0.5, 0.4, documents=needed - 150))
+    assert threshold_conclusion(answered(0.5, 0.4, documents=needed)).startswith("The best and the worst")
+    assert "would be needed" not in threshold_conclusion(answered(0.5, 0.5, documents=50))
+    assert threshold_conclusion(answered(0.5, documents=50)) == ""
