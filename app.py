@@ -20,6 +20,7 @@ from swm.reporting.known_plans import chosen_sentence
 from swm.reporting.names import row_name
 from swm.reporting.preview import WITHIN
 from swm.reporting.row import Row
+from swm.reporting.seeds import over_seeds
 from swm.workspace.experiments import Experiment, list_experiments
 
 SMALL = 1e9  # parameters: smaller models say little that is right
@@ -111,7 +112,7 @@ with shown_errors():
     first_visit = all(is_shipped(listed.folder) for listed in experiments)  # nothing of one's own yet
     if first_visit:
         offer_tour(experiments, "New here? ")
-    rows = flat_rows(compare(experiment)) if experiment else []
+    rows = [row for row, _ in over_seeds(experiment, flat_rows(compare(experiment)))] if experiment else []
     if experiment and len(rows) > 1:
         show_best(experiment, rows)
     if experiment and not is_shipped(experiment.folder) and (left := what_is_left(experiment)):

@@ -37,6 +37,7 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE, Run
 from swm.workspace.units import gib
 
+Planned = tuple[MergePlan, float | None, float | None]  # with its threshold and similarity, if it is of a search
 ENTRIES = ("run_name", "run_threshold", "run_windows", "run_rule", "run_limit", "run_width", "run_width_by")
 PLAN = ("merge_at", "windows", "merge_by")  # of the address
 THRESHOLD = "As set on the Preview page. A window grows while the similarity is at least this."
@@ -48,6 +49,7 @@ def new_run(experiment: Experiment, count: int) -> None:
     """The form of a new run: its settings, what it will need, and the button that starts it."""
     forget_old_entries(experiment)
     template, form = st.session_state.get("run_template", {}), Form("run")
+    top = st.container()  # the layers and the action stand above the settings that they follow from
     with st.container(border=True):
         left, right = st.columns(2, gap="large")
         name = form.text(
@@ -55,36 +57,43 @@ def new_run(experiment: Experiment, count: int) -> None:
         )
         problem_of_name = left.empty()  # always there, so that no field below moves
         threshold, windows, rule = which_windows(form, left, template or st.query_params)
-        with left:
-            width = width_cut(form, template.get("width", WHOLE_WIDTH))
         limit = document_limit(form, left, experiment, template.get("limit"))
+        copied = template.get("width", WHOLE_WIDTH)
+        with left.expander("Prune width as well", expanded=bool(copied.ratio) or "run_width" in st.query_params):
+            width = width_cut(form, copied)
         with right:
             recovery, healing = healing_settings(form, template)
     form.drawn()
     st.session_state["run_origin"] = origin(experiment)
     plan_options = windows_arguments(windows) if windows.strip() else ["--threshold", str(threshold)]
-    plan = planned(experiment, windows, threshold, rule, width)
-    if plan is None:
-        st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it on the Preview page.")
-        next_step("pages/preview.py", "Open the Preview page")
-    else:
-        layers_picture(plan[0], experiment.model_facts, key="run_planned")
-        problem = show_problem(experiment, plan[0], recovery, limit)
-        problem = name_problem(experiment, name, plan[0], problem_of_name) or problem
-        reason = read_only_reason(experiment) or problem
-        with st.container(horizontal=True, vertical_alignment="center"):
-            label = "Merge, heal and evaluate" if recovery else "Merge and evaluate"
-            clicked = st.button(label, type="primary", disabled=bool(reason), key="run_start")
-            st.caption(reason)
-        if clicked:
-            run = experiment.create_run(check_name(name), *plan)
-            start(run, "run", ["run", experiment.name, name, *healing, *limit_arguments(limit)])
-            st.session_state["run_next"] = name
-            for key in ("run_template", "run_name"):
-                st.session_state.pop(key, None)
-            st.rerun()
+    with top:
+        if plan := planned(experiment, windows, threshold, rule, width):
+            layers_picture(plan[0], experiment.model_facts, key="run_planned")
+            problem = show_problem(experiment, plan[0], recovery, limit)
+            problem = name_problem(experiment, name, plan[0], problem_of_name) or problem
+            offer_start(experiment, name, plan, [*healing, *limit_arguments(limit)], problem)
+        else:
+            st.warning(f"Threshold {threshold:g} has not been searched with rule {rule}. Search it on Preview.")
+            next_step("pages/preview.py", "Open the Preview page")
     plan_options += ["--rule", rule, *width_arguments(width)]
     command_line("run", experiment.name, name, *plan_options, *healing, *limit_arguments(limit))
+
+
+def offer_start(experiment: Experiment, name: str, plan: Planned, arguments: list[str], problem: str) -> None:
+    """The button that creates the run and starts it; disabled with the reason beside it if there is one."""
+    reason = read_only_reason(experiment) or problem
+    with st.container(horizontal=True, vertical_alignment="center"):
+        label = "Merge and evaluate" if "--no-recovery" in arguments else "Merge, heal and evaluate"
+        clicked = st.button(label, type="primary", disabled=bool(reason), key="run_start")
+        if reason:
+            st.caption(reason)
+    if clicked:
+        run = experiment.create_run(check_name(name), *plan)
+        start(run, "run", ["run", experiment.name, name, *arguments])
+        st.session_state["run_next"] = name
+        for key in ("run_template", "run_name"):
+            st.session_state.pop(key, None)
+        st.rerun()
 
 
 def name_problem(experiment: Experiment, name: str, plan: MergePlan, place: Any) -> str:
@@ -110,26 +119,28 @@ def which_windows(form: Form, place: Any, initial: Any) -> tuple[float, str, str
     rules = list(MERGE_RULES)
     initial_rule = initial.get("merge_by") if initial.get("merge_by") in MERGE_RULES else DEFAULT_RULE
     tuned = number_from_address("merge_at", DEFAULT_THRESHOLD, 0.01, 1.0)
-    threshold = number(
-        "Threshold",
-        0.01,
-        1.0,
-        tuned,
-        place=place,
-        step=0.001,
-        format="%.3f",
-        key="run_threshold",
-        persist_state="session",
-        help=THRESHOLD,
-    )
     windows = place.text_input(
-        "Or windows by hand",
+        "Windows",
         initial.get("windows", "")[:400],
         key="run_windows",
         persist_state="session",
         placeholder="27-28,25-26",
-        help="First and last layer of each, both included. Overrides the threshold.",
+        help="First and last layer of each, both included. Leave it empty to name a threshold.",
     )
+    threshold = tuned
+    if not windows.strip():
+        threshold = number(
+            "Or the threshold of a search",
+            0.01,
+            1.0,
+            tuned,
+            place=place,
+            step=0.001,
+            format="%.3f",
+            key="run_threshold",
+            persist_state="session",
+            help=THRESHOLD,
+        )
     rule = place.selectbox(
         "Merge rule",
         rules,
@@ -230,9 +241,7 @@ def show_needs(experiment: Experiment, plan: MergePlan, recovery: RecoverySettin
     return not needs.problems()
 
 
-def planned(
-    experiment: Experiment, windows: str, threshold: float, rule: str, width: WidthCut
-) -> tuple[MergePlan, float | None, float | None] | None:
+def planned(experiment: Experiment, windows: str, threshold: float, rule: str, width: WidthCut) -> Planned | None:
     """Plan, threshold and similarity; None if the threshold has not been searched yet."""
     if windows.strip():
         return MergePlan(experiment.layer_count, parse_windows(windows), rule, width), None, None

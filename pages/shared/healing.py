@@ -82,7 +82,8 @@ def healing_settings(form: Form, template: dict[str, Any]) -> tuple[RecoverySett
     base = PRESETS[preset]
     if preset == copied_preset:
         base = RecoverySettings(**{name: copied.get(name, value) for name, value in vars(base).items()})
-    with st.expander("Change settings", expanded=True):
+    changed = preset == copied_preset or any(name.endswith(f"_{preset}") for name in st.query_params)
+    with st.expander("Change settings", expanded=changed):
         settings = edited(form, base, preset)
     return settings, recovery_arguments(vars(settings))
 

@@ -964,7 +964,10 @@ def test_studies_open_on_one_that_was_made_also_after_another_experiment_is_chos
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "assets" / "experiments").glob("example-*")))
-def test_every_example_has_a_map_and_a_path(example):
+def test_every_example_has_a_verdict_a_map_and_a_path(example):
+    home = opened("app.py", experiment=example)
+    assert not home.exception
+    assert "layers, " in texts(home)
     assert "not been measured yet" not in texts(opened("pages/redundancy.py", experiment=example))
     assert "not been searched yet" not in texts(opened("pages/preview.py", experiment=example))
 

@@ -470,7 +470,7 @@ def test_the_threshold_goes_along_to_the_run_page(shown, page):
     page.get_by_role("link", name="Merge these layers").click()
     page.wait_for_url("**/run*")
     ready(page)
-    assert page.get_by_label("Threshold", exact=True).input_value() == "0.920"
+    assert page.get_by_label("Or the threshold of a search", exact=True).input_value() == "0.920"
     page.get_by_role("link", name="Preview", exact=True).click()
     page.wait_for_url("**/preview*")
     page.wait_for_selector("text=The same plan holds")
@@ -526,7 +526,7 @@ def test_two_users_at_once_are_told_nothing_false(app, chromium, model_folder, t
         ready(two)
         two.get_by_role("button", name="Delete").click()
         two.get_by_role("button", name="Delete for good").click()
-        two.wait_for_selector("text=Or windows by hand")
+        two.wait_for_selector("text=Or the threshold of a search")
         said += [page.locator("body").inner_text() for page in (one, two)]
     two.goto(f"{app}/experiment?experiment=theirs")
     two.wait_for_selector("text=M parameters", timeout=60_000)
@@ -571,6 +571,7 @@ def test_a_run_is_followed_from_another_browser_cancelled_and_gone_on_with(
     experiment = create_experiment("mine", ExperimentSettings(str(model_folder), str(text_file), 3, 32))
     page.goto(f"{app}/run?experiment=mine&run=new+run&windows=1-2")
     ready(page)
+    page.get_by_text("Change settings").click()
     for label, value in (("Steps", "3000"), ("Documents per task", "2")):
         page.get_by_label(label, exact=True).fill(value)
         page.get_by_label(label, exact=True).press("Enter")
@@ -753,7 +754,7 @@ def test_a_run_renamed_or_deleted_in_one_tab_is_gone_in_the_other(app, mine, tab
     ready(page)
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Delete for good").click()
-    page.wait_for_selector("text=Or windows by hand")
+    page.wait_for_selector("text=Or the threshold of a search")
     assert [run.name for run in experiment.runs()] == ["baseline", "better"]
     other.get_by_role("button", name="Merge", exact=True).click()
     other.wait_for_selector("text=Run second was deleted or renamed elsewhere, so nothing was done.")
