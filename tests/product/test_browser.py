@@ -37,6 +37,7 @@ if (location.protocol === 'http:' && !sessionStorage.begun) {  // once for each 
   sessionStorage.begun = 1;
 }"""
 
+GRAVE = ("serious", "critical")
 FOLDED = {"redundancy": "Text and marks"}  # what opens a page's further controls
 
 pytestmark = pytest.mark.browser
@@ -142,9 +143,22 @@ def grab(page, share):
     return drag
 
 
-@pytest.mark.parametrize("experiment", ["demo", "example-study"])
-def test_every_page_opens_by_its_address_and_never_scrolls_sideways(experiment, shown, page):
+PICTURES = {  # of each page; whole in the first screen
+    "": ".st-key-home_layers",
+    "redundancy": ".st-key-redundancy_map",
+    "preview": ".said",  # the last of slider, numbers, ribbon and words
+    "run": ".st-key-run_layers",
+    "compare": ".st-key-compare_pareto",
+    "studies": ".st-key-studies_chart",
+}
+
+
+@pytest.mark.parametrize(("experiment", "scheme"), [("demo", "light"), ("example-study", "dark")])
+def test_every_page_opens_shows_its_picture_first_and_can_be_read_by_everyone(experiment, scheme, shown, page):
+    """At the smallest size of a notebook; axe-core (deque.com) knows what people with weak eyes cannot read."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     page.set_viewport_size({"width": 1024, "height": 768})
+    page.emulate_media(color_scheme=scheme)
     wide = """() => {
         const main = document.querySelector('[data-testid=stMain]');
         return [main.scrollWidth - main.clientWidth, document.documentElement.scrollWidth - innerWidth];
@@ -154,6 +168,14 @@ def test_every_page_opens_by_its_address_and_never_scrolls_sideways(experiment, 
         ready(page)
         assert page.locator("[data-testid=stException], [data-testid=stAlertContentError]").count() == 0, name
         assert max(page.evaluate(wide)) <= 0, name
+        if name in PICTURES and (experiment == "demo") == (name != "studies"):
+            box = settled_box(page, PICTURES[name])
+            assert box["y"] + box["height"] <= 768, name
+        found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
+        serious = [
+            (each["id"], [node["html"][:80] for node in each["nodes"]]) for each in found if each["impact"] in GRAVE
+        ]
+        assert serious == [], name
 
 
 @pytest.mark.parametrize(

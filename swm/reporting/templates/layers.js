@@ -131,7 +131,7 @@ function numbers(plan, similarity, help, text) {
 
 // Layers left, and perplexity on a logarithmic scale, against the threshold; shaded where nothing is computed yet.
 function curves(data, threshold, width, step) {
-  const [height, middle] = [124, 52];
+  const [height, middle] = width < 900 ? [100, 42] : [124, 52];
   const right = width - 8;
   const x = (t) => LABELS + ((t - data.low) / (data.high - data.low)) * (right - LABELS);
   const root = svg("svg", { width, height, class: "stairs" });
@@ -205,6 +205,7 @@ function words(answer, original) {
     line.append(own[same].slice(0, -first.length), html("mark", "first", first), html("span", "off", own.slice(same + 1).join("")));
   }
   if (!own.length) line.append(html("span", "none", "ends here"));
+  line.title = answer; // where there is little room, the end is cut
   return line;
 }
 
@@ -218,7 +219,9 @@ function said(data, plans) {
     box.append(line);
   };
   const titles = plans.map(([name, plan]) => `${name === "pinned" ? "pinned" : "this plan"}, ${plan.left} of ${plan.layers} layers`);
-  row("titles", ...["", "original", ...titles].map((title) => html("div", "label", title)));
+  const heading = html("div", "title", "What it writes");
+  heading.title = "Before healing; always the most likely next word; marked from the first that differs";
+  row("titles", heading, ...["original", ...titles].map((title) => html("div", "label", title)));
   data.prompts.forEach((prompt, at) => {
     const answer = (name, line) => {
       const cell = html("div", `answer ${name}`);
@@ -420,9 +423,7 @@ class Preview {
     this.said.replaceChildren();
     if (this.data.answers?.length) {
       const plans = [this.pin && ["pinned", this.pin.plan], plan?.windows.length && ["current", plan]];
-      const title = html("div", "title", "What the model writes");
-      title.append(html("span", "note", "before healing; always the most likely next word; marked from the first that differs"));
-      this.said.append(title, said(this.data, plans.filter(Boolean)));
+      this.said.append(said(this.data, plans.filter(Boolean)));
     }
     if (this.pin) {
       const name = this.pin.byHand ? "windows by hand" : `threshold ${this.pin.threshold.toFixed(4)}`;
