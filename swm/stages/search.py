@@ -37,6 +37,7 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 IN_A_ROUND = 4  # windows or plans for each of several processes before they exchange results
+MEANWHILE = 0.25  # share of the time in which plans are measured while the similarities are computed
 WORST = math.exp(50.0)  # a perplexity that only means "broken"; JSON has no infinity
 
 
@@ -52,7 +53,8 @@ def search_path(
 ) -> ThresholdPath:
     """The threshold path from `low` to 1, written to path/<rule>.json as it grows; an interrupted search is resumed.
 
-    With `layers`, only the part needed for plans with that many layers. With `answers`, the model of each plan then
+    The plan at `focus` is measured first, those around it while the similarities are still computed, all others then.
+    With `layers`, only the part needed for plans with that many layers. With `answers`, the model of each plan also
     continues the sample prompts.
     With precision "auto", similarities are computed in bfloat16 if that is faster here; the plan at `focus` is then
     confirmed in the model's own dtype, and the path records the largest difference. A resumed path keeps its dtype,
@@ -79,22 +81,23 @@ def search_path(
             save()
             saved = time.monotonic()
         progress(round(UNLIKE * covered), UNLIKE, f"{len(path.similarities)} windows tried")
+        plans.meanwhile(path)
 
+    plans = _Plans(experiment, bench, focus, progress if answers else None)
     # One walk leaves several processes nothing to share out: its windows are then scored with the path's.
     last = world_size() > 1 and path.low <= focus <= path.high and layers is None
     try:
         path = path if last else _confirmed(path, bench, scorer, focus, step)
         save()
+        if world_size() == 1 and layers is None:
+            plans.measure(path, plans.nearest(path)[:1], progress, save)
         _fill(path, scorer, focus, layers, step)
         if last:  # what was confirmed can lead to windows that were not tried yet
             path = _confirmed(path, bench, scorer, focus, step)
             _fill(path, scorer, focus, layers, step)
         runs_before += sum(gathered([scorer.layer_runs])) - scorer.layer_runs  # of the other processes
         save()
-        selected = _plans_of(path, layers)
-        measure_perplexities(path, selected, bench, progress, save)
-        if answers:
-            answer_plans(experiment, selected, bench.model, bench.tokenizer, bench.make, progress)
+        plans.measure(path, [p for p in plans.nearest(path) if layers in (None, p.layers_left)], progress, save)
     finally:
         save()
     return path
@@ -130,32 +133,75 @@ def _fill(
     extended(path, scorer.score, focus=focus, layers=layers, batches=batches, on_step=on_step)
 
 
-def _plans_of(path: ThresholdPath, layers: int | None) -> list[MergePlan]:
-    """The original, then the path's plans: all, or those with `layers` layers left."""
-    plans = [step.plan for step in path.intervals() if layers in (None, step.plan.layers_left)]
-    return [MergePlan(path.layer_count, (), path.rule), *plans]
+class _Plans:
+    """Measures the plans of a path, those at thresholds near the focus first; once begun, also between similarities.
+
+    Args:
+        asking: called while the plans' models continue the sample prompts; None: they are not asked.
+    """
+
+    def __init__(self, experiment: Experiment, bench: Bench, focus: float, asking: Progress | None) -> None:
+        self._experiment, self._bench, self._focus, self._asking = experiment, bench, focus, asking
+        self._loss: PlanLoss | None = None
+        self._start, self._spent = 0.0, 0.0
+
+    def nearest(self, path: ThresholdPath) -> list[MergePlan]:
+        """The plans computed so far, those near the focus first."""
+        steps = sorted(path.intervals(), key=lambda step: max(step.low - self._focus, self._focus - step.high, 0.0))
+        return [step.plan for step in steps]
+
+    def measure(
+        self, path: ThresholdPath, plans: list[MergePlan], progress: Progress, save: Callable[[], None]
+    ) -> None:
+        """Measure the original and these plans, and let them continue the prompts."""
+        self._loss = self._loss or loss_for(self._bench, path)
+        plans = [MergePlan(path.layer_count, (), path.rule), *plans]
+        measure_perplexities(path, plans, self._bench, progress, save, self._loss)
+        if self._asking:
+            bench = self._bench
+            answer_plans(self._experiment, plans, bench.model, bench.tokenizer, bench.make, self._asking)
+        self._start = self._start or time.monotonic()
+
+    def meanwhile(self, path: ThresholdPath) -> None:
+        """Measure the next plan, unless that took its share of the time already."""
+        now = time.monotonic()
+        if not self._start or self._spent > MEANWHILE * (now - self._start):
+            return
+        left = (plan for plan in self.nearest(path) if plan.windows not in path.perplexities)
+        if plan := next(left, None):
+            measure_perplexities(path, [plan], self._bench, loss=self._loss)
+        self._spent += time.monotonic() - now
+
+
+def loss_for(bench: Bench, path: ThresholdPath) -> PlanLoss:
+    """What measures plans, in the dtype of the path's similarities."""
+    return PlanLoss(bench.model, bench.tokens, bench.make, fast=path.scoring != "exact")
 
 
 def measure_perplexities(
     path: ThresholdPath,
     plans: Sequence[MergePlan],
     bench: Bench,
-    progress: Progress,
+    progress: Progress = no_progress,
     save: Callable[[], None] = lambda: None,
+    loss: PlanLoss | None = None,
 ) -> None:
     """Measure the perplexity of plans that have none yet, on the calibration text; each is saved at once.
 
     Uses the dtype of the path's similarities; bfloat16 changes it by about 0.1 %.
+
+    Args:
+        loss: what measures them; by default it is made here, which takes a pass over the text.
     """
     left = [plan for plan in dict.fromkeys(plans) if plan.windows not in path.perplexities]
     if not left:
         return
-    loss = PlanLoss(bench.model, bench.tokens, bench.make, fast=path.scoring != "exact")
+    measure = loss or loss_for(bench, path)
     at_once = IN_A_ROUND * world_size() if world_size() > 1 else 1
     for done in range(0, len(left), at_once):
         progress(done, len(left), f"perplexity of plan {done + 1} of {len(left)}")
         plans = left[done : done + at_once]
-        losses = shared(plans, lambda part: list(map(loss, part)), _layers_run)
+        losses = shared(plans, lambda part: list(map(measure, part)), _layers_run)
         for plan, value in zip(plans, losses, strict=True):
             path.perplexities[plan.windows] = math.exp(min(value, 50.0))
         save()
