@@ -30,11 +30,10 @@ export default function ({ data, setStateValue }) {
     if (!part || part === target) return;
     if (target) target.style.boxShadow = target.style.borderRadius = "";
     target = part;
-    target.style.boxShadow = "0 0 0 4px var(--st-background-color, #fff), 0 0 0 7px #2f6fde";
+    target.style.boxShadow = "0 0 0 4px var(--st-background-color, #fff), 0 0 0 7px #245fcb";
     target.style.borderRadius = "8px";
-    target.style.scrollMarginTop = "90px"; // below the app's header
-    const tall = target.getBoundingClientRect().height > 0.5 * innerHeight;
-    target.scrollIntoView({ block: tall ? "start" : "center", behavior: "smooth" });
+    target.style.scrollMarginTop = "60px"; // below the app's header; the card stands below all else
+    target.scrollIntoView({ block: "start", behavior: "smooth" });
   }, 250);
   stop = () => {
     clearInterval(look);

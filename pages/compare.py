@@ -157,8 +157,10 @@ with shown_errors():
 labels = {label: by_key[row.key] for label, row in labels.items()}
 flat = list(labels.values())
 if not any(row.scores or row.perplexities for row in flat):
-    message = "Nothing has been evaluated yet. Evaluate a run and the original." if labels else "Choose a run."
-    st.info(message, icon=":material/science:")
+    if not labels:
+        st.info("No model is chosen. Choose some under “Models”.", icon=":material/tune:")
+        st.stop()
+    st.info("Nothing has been evaluated yet. Evaluate a run and the original.", icon=":material/science:")
     next_step("pages/run.py", "Evaluate a run")
     st.stop()
 

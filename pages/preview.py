@@ -98,10 +98,11 @@ def plan_shown(experiment: Experiment, found: Found) -> dict[str, Any]:
 
 def threshold_door(experiment: Experiment, place: Any) -> tuple[str, ThresholdPath, dict[str, Any], float]:
     """The controls of the path, in a container: rule, its path and view, and the threshold."""
+    searched = experiment.rules_searched() if experiment.read_only else ()  # there the others are a dead end
     rule = named_choice(
         place.selectbox,
         "Merge rule",
-        titles_of(MERGE_RULES),
+        {name: title for name, title in titles_of(MERGE_RULES).items() if not searched or name in searched},
         "rule",
         width=250,
         help="How the layers of a window become one layer.",

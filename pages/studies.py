@@ -96,8 +96,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         bind="query-params",
         help=help_for("perplexity", *SCORES),
     )
-    text = figure_of if figure_of not in SCORES else next(name for name in measured if name not in SCORES)
-    said = conclusion(rows, text)
+    said = conclusion(rows, figure_of)
     if said:
         st.markdown(f"**{plain(said)}**")
     st.plotly_chart(
@@ -291,7 +290,8 @@ with shown_errors():
         shown = show_texts(experiment, grid["metric"], grid["texts"])
     if not shown:
         st.info("This study has no results yet.", icon=":material/science:")
-        offer(kind, grid, bool(last))
+        if not experiment.read_only:
+            offer(kind, grid, bool(last))
         if example := EXAMPLES.get(kind):
             st.page_link(
                 "pages/studies.py",
@@ -307,7 +307,7 @@ with st.expander("What this study runs"):
         "To use another grid, edit a copy of assets/studies.yaml and pass it with --grid; later runs of the study "
         "reuse it. Each cell is a run of this experiment. Existing results are not computed again."
     )
-if shown:
+if shown and not experiment.read_only:
     offer(kind, grid, bool(last))
 command_line("study", experiment.name, kind)
 next_step("pages/compare.py", "Compare individual runs with paired tests")

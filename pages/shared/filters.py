@@ -43,14 +43,13 @@ def filtered(labels: Labelled, key: str) -> tuple[Labelled, str]:
     Each filter offers what the rows have, and nothing chosen keeps all.
     """
     names = [name for name in GROUPS if name != OWN]
-    *places, last = st.columns(len(names) + 1, gap="large")
-    for column, by in zip(places, names, strict=True):
+    for by in names:
         groups = list(dict.fromkeys(group_of(row, by) for row in labels.values()))
         if not {*st.session_state.get(f"{key}_{by}", [])} <= {*groups}:  # of other models
             del st.session_state[f"{key}_{by}"]
-        chosen = column.multiselect(GROUPS[by], groups, key=f"{key}_{by}", placeholder="All", bind="query-params")
+        chosen = st.multiselect(GROUPS[by], groups, key=f"{key}_{by}", placeholder="All", bind="query-params")
         labels = {label: row for label, row in labels.items() if not chosen or group_of(row, by) in chosen}
-    grouping = named_choice(last.selectbox, "Group by", ORDERS, f"{key}_group", help=GROUPED)
+    grouping = named_choice(st.selectbox, "Group by", ORDERS, f"{key}_group", help=GROUPED)
     order = list(dict.fromkeys(group_of(row, grouping) for row in labels.values())) if grouping != OWN else []
     if grouping == "layers":
         order.sort(key=lambda group: -int(group.split()[0]))

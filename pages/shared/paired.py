@@ -15,6 +15,7 @@ from swm.reporting.names import row_name
 from swm.reporting.row import Row
 from swm.workspace.runs import BASELINE
 
+ALONE = "Two models with one training each. The verdict above also counts the spread over training seeds."
 TESTS = {
     "accuracy": "exact McNemar test, which takes the number of changed answers as given",
     "choice_logprob": "t test",
@@ -30,7 +31,7 @@ def show_paired(rows: list[Row], best: Row, several: bool) -> None:
         several: of several experiments, so that names need theirs.
     """
     scored = {f"{row.experiment}: {row_name(row)}" if several else row_name(row): row for row in rows}
-    st.subheader("Is the difference significant?", anchor=False)
+    st.subheader("Two models, document by document", anchor=False, help=ALONE if len(best.seeds) > 1 else None)
     ends = st.columns(2, gap="large")
     first = ends[0].selectbox(
         "From",
@@ -76,7 +77,7 @@ def show_paired(rows: list[Row], best: Row, several: bool) -> None:
     st.caption(
         "Both models answered the same documents. p is the probability of a difference at least this large if the "
         f"models were equally good ({TESTS[score]}; normal approximation for the average). The interval comes from the "
-        "same test. One comparison in twenty falls below p = 0.05 by chance alone."
+        f"same test. One comparison in twenty falls below p = 0.05 by chance alone. {ALONE * (len(best.seeds) > 1)}"
     )
     changed = flipped(before, after)
     names = {"first": first, "second": second, "question": st.column_config.TextColumn(width="large")}

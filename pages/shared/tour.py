@@ -39,10 +39,10 @@ TOUR = (
     Step(
         "pages/preview.py",
         "Preview",
-        ".st-key-preview_live >>> .stairs-box",
+        ".st-key-preview_live >>> .tried",
         "Drag the slider",
         "Neighbours merge as long as the model's output stays this similar to the original's. Left: fewer layers, and "
-        "higher perplexity (the model is less sure of the next word). Below, the ribbon shows which layers become one.",
+        "higher perplexity (the model is less sure of the next word). The ribbon shows which layers become one.",
     ),
     Step(
         "pages/preview.py",
@@ -57,9 +57,8 @@ TOUR = (
         "Compare",
         ".st-key-verdict",
         "What it cost, in one sentence",
-        "Fewer layers than before, and yet better: this plan was chosen by search, and its model healed (retrained for "
-        "some minutes with LoRA). The loss is shown with its uncertainty in brackets, against the original after the "
-        "same training, so that training's own gain does not count.",
+        "This plan was chosen by search, and its model healed (retrained for some minutes with LoRA). What it still "
+        "lost is shown with its uncertainty in brackets, against the original after the same training.",
     ),
     Step(
         "pages/report.py",
@@ -124,14 +123,14 @@ def show_tour(page_title: str, experiments: list[Experiment]) -> None:
             if st.button("Back to the tour", key="tour_back_to"):
                 _go(number)
         else:
-            st.markdown(f"**{step.title}**")
-            st.markdown(step.text)
+            st.markdown(f"**{step.title}.** {step.text}")
         with st.container(horizontal=True):
             if number > 1 and st.button("Back", key="tour_back"):
                 _go(number - 1)
             if number < len(TOUR) and st.button("Next", type="primary", key="tour_next"):
                 _go(number + 1)
-            if st.button("Done" if number == len(TOUR) else "End the tour", key="tour_end"):
+            last = number == len(TOUR)
+            if st.button("Done" if last else "End the tour", type="primary" if last else "secondary", key="tour_end"):
                 _end()
     part = step.part if page_title == step.page_title else ""
     _browser({"part": part, "place": number}, "tour_ring")

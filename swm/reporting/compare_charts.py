@@ -96,13 +96,14 @@ def _accuracy(row: Row, task: str) -> str:
 
 
 class _Point(NamedTuple):
-    """A model in the chart of score against speed; `score` with the ends of its interval."""
+    """A model in the chart of score against speed; `score` with the ends of its interval, `span` those of the speed."""
 
     speed: float
     score: tuple[float, float, float]
     name: str
     colour: str
     side: str
+    span: tuple[float, float]
 
     def beats(self, other: _Point) -> bool:
         """Whether it is at least as good in both, and better in one."""
@@ -112,10 +113,15 @@ class _Point(NamedTuple):
 
 def _points(rows: Sequence[Row], names: Sequence[str], colours: Sequence[str]) -> list[_Point]:
     return [
-        _Point(speed, row.accuracy, name, colour, _side(row))
+        _Point(speed, row.accuracy, name, colour, _side(row), _speed_span(row, speed))
         for row, name, colour in zip(rows, names, colours, strict=True)
         if (speed := relative_speed(row)) and row.accuracy
     ]
+
+
+def _speed_span(row: Row, speed: float) -> tuple[float, float]:
+    """The range of a relative speed over repetitions; no width for the original itself."""
+    return (row.speedup["low"], row.speedup["high"]) if row.speedup else (speed, speed)
 
 
 def score_against_speed(
@@ -143,6 +149,7 @@ def score_against_speed(
     figure.add_scatter(
         x=[point.speed for point in points],
         y=[point.score[0] for point in points],
+        error_x={**error_bars([(point.speed, *point.span) for point in points]), "color": ERROR_BAR},
         error_y={**error_bars([point.score for point in points]), "color": ERROR_BAR},
         mode="markers+text",
         text=[point.name if point in named else "" for point in points],

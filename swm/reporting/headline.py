@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from swm.plan import DEFAULT_RULE
 from swm.reporting.compare import same_text
 from swm.reporting.preview import WITHIN
 from swm.reporting.row import Row
@@ -36,8 +37,8 @@ def headline(rows: Sequence[Row], every: Sequence[Row] = ()) -> int:
 
 
 def leading(rows: Sequence[Row], most: int) -> list[int]:
-    """The places of the rows to show first: originals, the headline and its control, then what loses least, of the
-    headline's depth before others; in their order."""
+    """The places of the rows to show first: originals, the headline, its control and the paper's method at its depth,
+    then what loses least, of that depth before others; in their order."""
     if len(rows) <= most:
         return list(range(len(rows)))
     originals = {row.experiment: row for row in rows if row.run == BASELINE}
@@ -47,7 +48,9 @@ def leading(rows: Sequence[Row], most: int) -> list[int]:
         row = rows[place]
         needed = row.run == BASELINE or row is best or (row.experiment, row.run) == (best.experiment, best.control_run)
         ratio = perplexity_ratio(row, originals.get(row.experiment))
-        return not needed, ratio is None, (row.stage, row.layers) != (best.stage, best.layers), ratio or 0.0
+        same_depth = (row.stage, row.layers) == (best.stage, best.layers)
+        needed = needed or (same_depth and row.chosen_by == DEFAULT_RULE)
+        return not needed, ratio is None, not same_depth, ratio or 0.0
 
     return sorted(sorted(range(len(rows)), key=rank)[:most])
 

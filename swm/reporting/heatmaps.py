@@ -126,7 +126,18 @@ def _draw_lines(figure: go.Figure, panel: Lines, column: int, legend: str) -> No
     scale = {"type": "log", "exponentformat": "none", "tickformat": ",~g", "dtick": 1} if panel.log else {"nticks": 4}
     figure.update_xaxes(**scale, tickangle=0, zeroline=False, row=1, col=column)
     start, _ = figure.layout[f"xaxis{column}"].domain
-    figure.update_layout({legend: {"x": start, "y": -0.09, "xanchor": "left", "yanchor": "top", "font": {"size": 11}}})
+    figure.update_layout(
+        {
+            legend: {
+                "x": start,
+                "y": -0.09,
+                "xanchor": "left",
+                "yanchor": "top",
+                "font": {"size": 11},
+                "bgcolor": "rgba(0,0,0,0)",
+            }
+        }
+    )
 
 
 def _draw(

@@ -83,13 +83,14 @@ def chosen_sentence(experiment: Experiment, plan: MergePlan) -> str:
         paper = path.plan_with_layers(plan.layers_left).perplexity if path else None
     if not (original and own and plan.windows):
         return ""
-    lost, text = f"{own.perplexity / original:,.2f}", text_name(experiment.settings.texts)
+    lost = f"{own.perplexity / original:,.2f}"
+    text = f"on the calibration text ({text_name(experiment.settings.texts)})"
     if own.method == DEFAULT_RULE:
-        return f"Layers chosen and merged as in the paper. Before healing: {lost} times the perplexity on {text}."
+        return f"Layers chosen and merged as in the paper. Before healing: {lost} times the perplexity {text}."
     beside = f"; the paper's search and formula, with as many layers: {paper / original:,.2f} times" if paper else ""
     return (
         f"Layers chosen by {method_name(own.method)}, not by the paper's search. Before healing: {lost} times the "
-        f"perplexity on {text}{beside}."
+        f"perplexity {text}{beside}."
     )
 
 

@@ -42,13 +42,13 @@ def depths_chart(rows: Sequence[Row], figure_of: str, most: int = 5) -> go.Figur
     figure, original = go.Figure(), next((row for row in rows if row.method == "original"), None)
     lines: dict[tuple[str, bool], list[Row]] = {}
     for row in rows:
-        if row is not original and _studied(row, figure_of):
+        if row is not original and studied(row, figure_of):
             lines.setdefault((row.method or "", row.stage == "recovered"), []).append(row)
     ranked = best_methods(rows, figure_of)
     best = [method for place, method in enumerate(ranked) if place < most or method.split(" + ")[0] == DEFAULT_RULE]
     for (_, healed), points in sorted(lines.items(), key=lambda line: line[0][0] in best):  # colours on top
         _add_line(figure, points, healed, figure_of, best)
-    level = original and _studied(original, figure_of)
+    level = original and studied(original, figure_of)
     if level:
         figure.add_hline(y=level[0], line={"color": LINE, "dash": "dash"})
         figure.add_annotation(  # plotly places an annotation on a log axis by the logarithm
@@ -61,7 +61,7 @@ def depths_chart(rows: Sequence[Row], figure_of: str, most: int = 5) -> go.Figur
     if figure_of not in SCORES:
         log_axis(figure, level[0] if level else None)
     else:
-        values = [end for row in rows if (value := _studied(row, figure_of)) for end in value[1:]]
+        values = [end for row in rows if (value := studied(row, figure_of)) for end in value[1:]]
         room = 0.05 * (max(values) - min(values)) or 1.0
         figure.update_yaxes(range=[min(values) - room, max(values) + room])
     _name_lines(figure, log=figure_of not in SCORES)
@@ -100,7 +100,7 @@ def _add_line(figure: go.Figure, points: Sequence[Row], healed: bool, figure_of:
     """A method's line over depths: in colour with error bars if it is among the best, otherwise grey."""
     method = points[0].method or ""
     shown = method in best
-    values = [value for row in points if (value := _studied(row, figure_of))]
+    values = [value for row in points if (value := studied(row, figure_of))]
     how = f" + {points[0].healed_by or 'LoRA'}" if healed else ""
     name = f"control: original{how}" if points[0].control else f"{method_name(method)}{how}"
     figure.add_scatter(
@@ -184,12 +184,12 @@ def _ranks_at(rows: Sequence[Row], layers: int, figure_of: str) -> dict[str, tup
 
 def _ranks(rows: Sequence[Row], figure_of: str) -> dict[str, int]:
     """Rank of each method, 1 is the best; equal values have the same rank."""
-    values = {row.method or "": value[0] for row in rows if (value := _studied(row, figure_of))}
+    values = {row.method or "": value[0] for row in rows if (value := studied(row, figure_of))}
     ordered = sorted(values.values(), reverse=figure_of in UPWARDS)
     return {method: ordered.index(value) + 1 for method, value in values.items()}
 
 
-def _studied(row: Row, figure_of: str) -> tuple[float, float, float] | None:
+def studied(row: Row, figure_of: str) -> tuple[float, float, float] | None:
     """Value of a row and the ends of its 95 % interval."""
     if figure_of == ACCURACY:
         return row.accuracy

@@ -39,7 +39,9 @@ def in_short(row: Row) -> str:
     answers = (
         f"of 100 questions it answers about {_size(change, ends)} {fewer} right [{_span(ends)}]"
         if rights
-        else "as far as these questions show, it answers as many right"
+        else "of 100 questions it answers between {:.{d}f} fewer and {:.{d}f} more right".format(
+            -min(ends), max(ends), d=_digits(ends)
+        )
     )
     less = "surer" if sure > 0 else "less sure"
     doubt = (
@@ -47,7 +49,7 @@ def in_short(row: Row) -> str:
         if sure
         else "is equally certain" + ", as far as these questions show" * bool(rights)
     )
-    doubt = f"{'and' if sure in (0, rights) else 'but'} {doubt}"
+    doubt = f"{'and' if sure in (0, rights) else 'and it' if not rights else 'but'} {doubt}"
     return f"In short: {answers}, {doubt}."
 
 

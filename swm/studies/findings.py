@@ -17,6 +17,7 @@ from swm.reporting.differences import Measured, compared, measured
 from swm.reporting.glossary import method_name
 from swm.reporting.names import text_name
 from swm.reporting.row import Change, Row
+from swm.reporting.study_charts import AXES, UPWARDS, studied
 from swm.studies.rows import study_groups
 from swm.workspace.experiments import Experiment
 
@@ -103,40 +104,61 @@ def _apart(first: Row, second: Row) -> bool:
     return bool(one["high"] < other["low"] or other["high"] < one["low"])
 
 
-def conclusion(rows: Sequence[Row], text: str) -> str:
-    """One sentence on a study: which method loses least at how many depths, and the paper's beside it; empty if no
-    depth has two methods.
+def conclusion(rows: Sequence[Row], figure_of: str) -> str:
+    """One sentence on a study: which method is ahead at how many depths, and the paper's beside it; empty if no depth
+    has two methods.
 
     Args:
-        rows: of `study_rows`. text: that perplexities are of.
+        rows: of `study_rows`. figure_of: as of `depths_chart`.
     """
     stage = "recovered" if any(row.stage == "recovered" and not row.control for row in rows) else "merged"
-    original = next(
-        (row.perplexities[text]["value"] for row in rows if row.is_original and text in row.perplexities), 0
-    )
-    depths: dict[int, list[Row]] = {}
+    original = next((value for row in rows if row.is_original and (value := studied(row, figure_of))), None)
+    sign = -1 if figure_of in UPWARDS else 1
+    depths: dict[int, list[tuple[float, float, float, Row]]] = {}
     for row in rows:
-        if row.stage == stage and not row.control and text in row.perplexities:
-            depths.setdefault(row.layers, []).append(row)
-    depths = {layers: found for layers, found in depths.items() if len({row.method for row in found}) > 1}
+        if row.stage == stage and not row.control and not row.is_original and (value := studied(row, figure_of)):
+            low, high = sorted((sign * value[1], sign * value[2]))
+            depths.setdefault(row.layers, []).append((sign * value[0], low, high, row))
+    depths = {layers: sorted(found, key=_value) for layers, found in depths.items() if len(found) > 1}
     if not depths or not original:
         return ""
-    firsts = {layers: min(found, key=lambda row: row.perplexities[text]["value"]) for layers, found in depths.items()}
-    counts = Counter(row.method or "" for row in firsts.values())
+    counts = Counter(found[0][3].method or "" for found in depths.values())
     leader = counts.most_common(1)[0][0]
-    layers = sorted(layers for layers, row in firsts.items() if row.method == leader)[counts[leader] // 2]
+    layers = sorted(layers for layers, found in depths.items() if found[0][3].method == leader)[counts[leader] // 2]
+    best, *others = depths[layers]
+    same = [each for each in others if each[3].windows == best[3].windows and each[0] == best[0]]
+    others = [each for each in others if each not in same]
+    names = " and ".join(method_name(each[3].method or "") for each in (best, *same))
+    same_words = " (the same model)" if same else ""
     ahead = "at every depth" if counts[leader] == len(depths) else f"at {counts[leader]} of {len(depths)} depths"
+    verb = ("is" if not same else "are") + " ahead"
     healed = " after healing" if stage == "recovered" else ""
-    best, others = firsts[layers], [row for row in depths[layers] if row.method != leader]
-    second = min(others, key=lambda row: row.perplexities[text]["value"])
-    apart = best.perplexities[text].get("high", 0.0) < second.perplexities[text].get("low", 0.0)
-    doubt = "" if apart else f" (its interval overlaps with that of {method_name(second.method or '')})"
-    paper = next((row for row in others if row.method == DEFAULT_RULE), None)
-    beside = f"; the paper's search has {paper.perplexities[text]['value'] / original:,.2f} times" if paper else ""
+    near = [each for each in others if each[1] <= best[2]]
+    doubt = f" (within noise of {method_name(near[0][3].method or '')})" if near else ""
+    paper = next((each for each in others if each[3].method == DEFAULT_RULE), None)
+    beside = f"; the paper's search: {_said(figure_of, sign * paper[0], original[0])}" if paper else ""
     return (
-        f"{method_name(leader)} loses least{healed} {ahead}: with {layers} layers its perplexity on {text_name(text)} "
-        f"is {best.perplexities[text]['value'] / original:,.2f} times the original's{doubt}{beside}."
+        f"{names}{same_words} {verb}{healed} {ahead}: with {layers} layers {_subject(figure_of)} "
+        f"{_said(figure_of, sign * best[0], original[0])}{doubt}{beside}."
     )
+
+
+def _subject(figure_of: str) -> str:
+    """What a sentence says the number is."""
+    return AXES[figure_of].split(",")[0] if figure_of in SCORES else f"perplexity on {text_name(figure_of)}"
+
+
+def _value(each: tuple[float, float, float, Row]) -> float:
+    return each[0]
+
+
+def _said(figure_of: str, value: float, original: float) -> str:
+    """A number beside the original's."""
+    if figure_of not in SCORES:
+        return f"{value / original:,.2f} times the original's"
+    unit = " %" if figure_of == ACCURACY else ""
+    digits = 1 if figure_of == ACCURACY else 2
+    return f"{value:.{digits}f}{unit} (original: {original:.{digits}f}{unit})"
 
 
 def threshold_conclusion(scores: Sequence[Mapping[str, Any]]) -> str:

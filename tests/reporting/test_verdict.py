@@ -218,7 +218,8 @@ def test_a_width_cut_is_named():
         ),
         (
             (0.001, -0.01, 0.012, "no difference shown"), (-0.4, -0.5, -0.3, "worse"),
-            "In short: as far as these questions show, it answers as many right, but is less sure of the right ones.",
+            "In short: of 100 questions it answers between 1.0 fewer and 1.2 more right, "
+            "and it is less sure of the right ones.",
         ),
         (
             (0.03, 0.02, 0.04, "better"), (0.2, 0.1, 0.3, "better"),

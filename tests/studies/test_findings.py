@@ -80,20 +80,37 @@ def cell(method, layers, value, reach=0.1, stage="merged"):
     return a_row(run=run, method=method, layers=layers, stage=stage, perplexities={"squad": entry})
 
 
-def test_the_conclusion_names_who_loses_least_how_often_and_the_papers_loss():
+def test_the_conclusion_names_who_is_ahead_how_often_and_the_papers_loss():
     rows = [cell("original", 30, 10.0), cell("sleb", 24, 15.0), cell("rdsc", 24, 40.0), cell("best", 24, 12.0)]
     assert conclusion(rows, "squad") == (
-        "Beam search, fitted (best) loses least at every depth: with 24 layers its perplexity on SQuAD is 1.20 times "
-        "the original's; the paper's search has 4.00 times."
+        "Beam search, fitted (best) is ahead at every depth: with 24 layers perplexity on SQuAD 1.20 times the "
+        "original's; the paper's search: 4.00 times the original's."
     )
     rows += [cell("sleb", 20, 20.0), cell("best", 20, 20.1), cell("sleb", 18, 30.0), cell("best", 18, 50.0)]
     said = conclusion(rows, "squad")
-    assert said.startswith("SLEB loses least at 2 of 3 depths: with 20 layers")
-    assert "2.00 times the original's (its interval overlaps with that of Beam search, fitted (best))." in said
+    assert said.startswith("SLEB is ahead at 2 of 3 depths: with 20 layers")
+    assert said.endswith("2.00 times the original's (within noise of Beam search, fitted (best)).")
     healed = [cell("sleb", 24, 14.0, stage="recovered"), cell("rdsc", 24, 13.0, stage="recovered")]
-    assert conclusion([*rows, *healed], "squad").startswith("Sliding window (rdsc) loses least after healing")
+    assert conclusion([*rows, *healed], "squad").startswith("Sliding window (rdsc) is ahead after healing")
     assert conclusion(rows[:2], "squad") == ""
     assert conclusion(rows, "lambada") == ""
+
+
+def test_the_conclusion_is_of_the_score_shown_and_calls_one_model_one():
+    def scored(method, value, windows=(), layers=24):
+        run = "baseline" if method == "original" else method
+        own = {"average": value, "average_stderr": 0.001, "stage": "recovered", "windows": windows}
+        return a_row(run=run, method=method, layers=layers, **own)
+
+    same = (Window(3, 9),)
+    rows = [scored("original", 0.5, layers=30), scored("sleb", 0.45), scored("best", 0.47, same)]
+    assert conclusion(rows, "accuracy") == (
+        "Beam search, fitted (best) is ahead after healing at every depth: with 24 layers average accuracy 47.0 % "
+        "(original: 50.0 %)."
+    )
+    twice = conclusion([*rows, scored("angular", 0.47, same)], "accuracy")
+    assert twice.startswith("Beam search, fitted (best) and Deeper layers (angular) (the same model) are ahead")
+    assert "noise" not in twice
 
 
 def test_scores_at_thresholds_say_how_many_questions_would_tell_them_apart():

@@ -264,7 +264,9 @@ class Preview {
     this.hint.setAttribute("role", "alert");
     const bar = html("div", "bar");
     bar.append(label, this.hint, this.slider);
-    this.root.append(bar, this.stairs, this.shown, this.said, this.pinned);
+    const tried = html("div", "tried");
+    tried.append(bar, this.stairs, this.shown);
+    this.root.append(tried, this.said, this.pinned);
     this.listen();
     new ResizeObserver(() => this.data && this.draw()).observe(this.root);
   }
