@@ -13,9 +13,9 @@ from swm.workspace.experiments import Experiment
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def cached_report(folder: str, changed: list[tuple[str, int]], charts: bool = True) -> str:
+def cached_report(folder: str, changed: list[tuple[str, int]]) -> str:
     """The report as HTML, cached until one of the files that it shows changes."""
-    return report_html(Experiment(Path(folder)), charts)
+    return report_html(Experiment(Path(folder)))
 
 
 experiment = require_experiment(start_page("Report", "Download the results as one HTML file that opens offline."))
@@ -42,10 +42,8 @@ with shown_errors():
         if run.state().stage == "export":
             st.caption(run.name)
             job_panel(run)
-    st.subheader("Preview", anchor=False)
-    charts = st.toggle("With charts", key="report_charts", help="Five megabytes, as in the downloaded file.")
     with st.spinner("Building the report"):
-        html = cached_report(str(experiment.folder), changed, charts)
+        html = cached_report(str(experiment.folder), changed)
     with st.container(key="report_preview"):
         st.iframe(html, height=900)
     st.subheader("Commands to reproduce these results", anchor=False)

@@ -11,13 +11,14 @@
 - glossary: what each number means, in one sentence
 - headline: the run that pages lead with
 - heatmaps: heat maps of layer similarity
-- html: Jinja environment and plotly figures for the HTML report
+- html: Jinja environment of the HTML report and the model card
 - judged: rows with differences from original and control, and verdicts
 - key_figures: the numbers behind a run's verdict
 - known_plans: every plan whose perplexity is known, and their chart
 - names: how runs and their stages are called
 - numbers: how numbers are written, each with its interval
 - palette: colours of pages, charts and report
+- pictures: SVG pictures of the HTML report
 - preview: every plan of a threshold path with its numbers, as data for the browser
 - report: one self-contained HTML page for stakeholders
 - row: the typed row of a run at one stage, with its differences and its verdict

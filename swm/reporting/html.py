@@ -1,10 +1,9 @@
-"""Jinja environment and plotly figures for the HTML report."""
+"""Jinja environment for the HTML report and the model card."""
 
 from __future__ import annotations
 
 import re
 
-import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 
@@ -13,13 +12,6 @@ from swm.reporting.preview import TEMPLATES
 
 # Of "16 %", "× 1.17" and "[-0.3, +0.2 %]"
 SPACES_IN_FIGURES = re.compile(r"(?<=\d) (?=%)|(?<=×) (?=\d)|(?<=\d,) (?=[-+]?[\d.,]+(?: %)?\])")
-
-
-def figure_html(figure: go.Figure, first: bool) -> Markup:
-    """A plotly figure as HTML; the `first` one on a page carries plotly's script."""
-    figure.update_layout(template="plotly_white", font={"family": "system-ui, sans-serif"})
-    html = figure.to_html(full_html=False, include_plotlyjs=first, config={"displaylogo": False, "responsive": True})
-    return Markup(html)  # noqa: S704 - plotly's own output; user input goes through the template
 
 
 def template_environment() -> Environment:

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
+from markupsafe import Markup
 
 from swm import __version__
 from swm.disk.files import disk_errors, replace_file
 from swm.errors import ExperimentError, printable
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, paired
-from swm.reporting.charts import loss_chart
 from swm.reporting.commands import commands
-from swm.reporting.compare import compare, documents_of, flat_rows, reference_rows
-from swm.reporting.compare_charts import MOST_BARS, differences_chart, scores_chart, scores_grid
+from swm.reporting.compare import compare, documents_of, flat_rows
 from swm.reporting.figures import cost_lines, lines
 from swm.reporting.glossary import TERMS, TITLES
 from swm.reporting.headline import headline
-from swm.reporting.heatmaps import similarity_heatmap
-from swm.reporting.html import figure_html, template_environment
-from swm.reporting.judged import judged
+from swm.reporting.html import template_environment
+from swm.reporting.judged import judged_over_seeds
 from swm.reporting.key_figures import key_figures, timed_in
-from swm.reporting.names import row_name
+from swm.reporting.names import row_name, stage_of
+from swm.reporting.numbers import MISSING
+from swm.reporting.pictures import intervals_picture, loss_picture, map_picture
 from swm.reporting.preview import plan_view
 from swm.reporting.row import Row
+from swm.reporting.seeds import SEED
 from swm.reporting.verdict import in_short
+from swm.similarity.measure import in_words
 from swm.workspace.experiments import Experiment
-from swm.workspace.runs import BASELINE, Run
+from swm.workspace.runs import Run
 from swm.workspace.units import gib
 
 MOST_COLUMNS = 8  # more models than this are the lines of the table, not its columns
-MANY = 12  # with more models, only the one that the report leads with has charts of its differences
-Charts = tuple[str, list[go.Figure]]  # a title, and the figures below it, side by side
 
 
 def write_report(experiment: Experiment, file: Path) -> None:
@@ -52,13 +53,9 @@ def write_report(experiment: Experiment, file: Path) -> None:
     replace_file(file, report_html(experiment).encode())
 
 
-def report_html(experiment: Experiment, charts: bool = True) -> str:
-    """The report as HTML: results before and after, plans, similarity, scores, caveats, commands.
-
-    Args:
-        charts: with charts, which take plotly's script with them, five megabytes.
-    """
-    flat = flat_rows(judged(compare(experiment)))
+def report_html(experiment: Experiment) -> str:
+    """The report as HTML: the result in one scroll, then tables, pictures, caveats and commands as an appendix."""
+    flat = judged_over_seeds(experiment, {row.key for row in flat_rows(compare(experiment))})
     runs = [run for run in experiment.runs() if not run.is_baseline]
     return (
         template_environment()
@@ -72,17 +69,14 @@ def report_html(experiment: Experiment, charts: bool = True) -> str:
             costs_of_merging=cost_lines(flat),
             terms=[(TITLES[name], text) for name, text in TERMS.items()],
             names=[row_name(row) for row in flat],
-            lines=lines(flat),
+            lines=[(label, cells) for label, cells in lines(flat) if {*cells} != {MISSING}],
             many=len(flat) > MOST_COLUMNS,
             plans=[
                 (run.name, run.source, plan_view(run.plan, experiment.model_facts))
                 for run in runs
-                if not run.merges_nothing
+                if not run.merges_nothing and SEED not in run.name
             ],
-            charts=[
-                (title, [figure_html(figure, first=place == n == 0) for n, figure in enumerate(figures)])
-                for place, (title, figures) in enumerate(_charts(experiment, flat) if charts else [])
-            ],
+            pictures=list(_pictures(experiment, flat)),
             costs=[(run.name, cost) for run in runs if (cost := _cost(run))],
             samples=[(row_name(row), row.samples) for row in flat if row.samples],
             conditions=next((c for run in experiment.runs() if (c := (run.scores() or {}).get("conditions"))), None),
@@ -93,29 +87,47 @@ def report_html(experiment: Experiment, charts: bool = True) -> str:
     )
 
 
-def _charts(experiment: Experiment, flat: list[Row]) -> list[Charts]:
-    """The similarity map, accuracies, differences and losses."""
-    measured = [row for row in flat if row.scores]
-    metric = next(iter(experiment.metrics_measured()), None)
-    similarity = experiment.similarity(metric) if metric else None
-    runs = [run for run in experiment.runs() if not run.is_baseline]
-    charts: list[Charts] = []
-    if similarity:
-        shown = flat[headline(flat)].run if len(flat) > 1 else BASELINE  # the same as on the first screen
-        windows = experiment.run(shown).plan.windows
-        title = f"Similarity of all layer pairs ({metric}){f', windows of {shown} outlined' if windows else ''}"
-        charts.append((title, [similarity_heatmap(similarity["matrix"], str(metric), windows)]))
-    if measured:
-        names = [row_name(row) for row in measured]
-        if len(measured) > MOST_BARS:
-            title = "Zero-shot accuracy, %, coloured by the difference from the control, or else the original"
-            charts.append((title, [scores_grid(measured, names, reference_rows(measured, flat))]))
-        else:
-            charts.append(("Zero-shot accuracy with 95 % intervals", [scores_chart(measured, names)]))
-        charts += _differences(measured, measured if len(measured) <= MANY else [flat[headline(flat)]])
-    healed = [run for run in runs if run.stage == "recovered"]
-    charts += [(f"Loss while healing {run.name}", [loss_chart(run.events())]) for run in healed]
-    return charts
+def _pictures(experiment: Experiment, flat: list[Row]) -> Iterator[tuple[str, list[Markup], str]]:
+    """The similarity map, and of the run on the first screen its differences and losses: title, pictures, command."""
+    swm = f"python -m swm {{}} {experiment.name}"
+    row = flat[headline(flat)] if len(flat) > 1 else None
+    if metric := next(iter(experiment.metrics_measured()), None):
+        windows = row.windows if row else ()
+        outlined = f", windows of {row.run} outlined" if row and windows else ""
+        title = f"Similarity of all layer pairs ({in_words(metric)}), 0 dark to 1 bright{outlined}"
+        matrix = (experiment.similarity(metric) or {})["matrix"]
+        yield title, [map_picture(matrix, windows)], swm.format("measure")
+    reference = next((other for other in flat if row and _is_reference(row, other)), None)
+    if row and reference and row.scores and reference.scores and len(row.seeds) < 2:
+        answers = documents_of(reference), documents_of(row)
+        forms = ((ACCURACY, 100.0, "points"), (CHOICE_LOGPROB, 1.0, "nats"))
+        found = [
+            intervals_picture(results, scale, unit)
+            for score, scale, unit in forms
+            if (results := paired(*answers, score))
+        ]
+        title = f"{row_name(row)} compared with {row_name(reference)}: accuracy and choice log-probability"
+        yield title, found, swm.format("compare")
+    if row and row.stage == "recovered" and (picture := loss_picture(experiment.run(row.run).events())):
+        title = f"Loss while healing {row.run}: training (line), held out (dots)"
+        yield title, [picture], f"{swm.format('recover')} {row.run}"
+
+
+def _is_reference(row: Row, other: Row) -> bool:
+    """Whether a row is what another one is compared with."""
+    return bool(row.compared_with and row.compared_with.reference == row_name(replace(other, seeds=())))
+
+
+def _spoken(row: Row, flat: list[Row]) -> dict[str, Any] | None:
+    """How the original, the merged and the healed model continue a prompt, the first that merging changed."""
+    before = next((other for other in flat if other.run == row.run and other.stage == "merged" != row.stage), None)
+    models = [("original", flat[0]), *([("merged", before)] if before else []), (stage_of(row), row)]
+    said = [(title, {sample["prompt"]: sample["answer"] for sample in model.samples}) for title, model in models]
+    prompts = [prompt for prompt in said[0][1] if all(prompt in answers for _, answers in said)]
+    changed = [prompt for prompt in prompts if said[0][1][prompt] != said[1][1][prompt]]
+    for prompt in (*changed, *prompts):
+        return {"prompt": prompt, "answers": [(title, answers[prompt] or "(ends here)") for title, answers in said]}
+    return None
 
 
 def _slide(experiment: Experiment, flat: list[Row]) -> dict[str, Any] | None:
@@ -134,6 +146,7 @@ def _slide(experiment: Experiment, flat: list[Row]) -> dict[str, Any] | None:
         "cost": cost,
         "plan": plan,
         "figures": figures,
+        "spoken": _spoken(row, flat),
         "limits": _limits(experiment, row),
     }
 
@@ -165,19 +178,3 @@ def _cost(run: Run) -> list[str]:
     if size := run.settings.get("merge", {}).get("size_bytes"):
         costs.append(f"{gib(size)} on disk")
     return costs
-
-
-def _differences(measured: list[Row], shown: list[Row]) -> list[Charts]:
-    """Charts of the shown rows' differences from their control, or else the original, over the same documents."""
-    by_name = {row_name(row): row for row in measured}
-    charts = []
-    for row in shown:
-        against = row.compared_with
-        if not against or against.reference not in by_name or not against.scores:
-            continue
-        reference = by_name[against.reference]
-        answers = documents_of(reference), documents_of(row)
-        compared = [results for score in (ACCURACY, CHOICE_LOGPROB) if (results := paired(*answers, score))]
-        title = f"{row_name(row)} compared with {row_name(reference)}, 95 % intervals"
-        charts.append((title, [differences_chart(results) for results in compared]))
-    return charts

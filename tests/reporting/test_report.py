@@ -41,7 +41,7 @@ def test_the_first_screen_says_in_everyday_words_what_was_lost():
 def test_report_needs_no_network(experiment):
     html = report_html(experiment)
     assert not re.search(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"']?(?:https?:)?//", html)
-    assert html.count("Plotly.newPlot") == 2
+    assert len(html) < 1_000_000
     assert html.count("data-plan=") == 2  # on the first screen, and that of each run
 
 
