@@ -162,6 +162,7 @@ def _add_showing(add: Add) -> None:
     command = add("repeat", "Repeat a run from its recipe.json, in a new experiment.", "FILE")
     command.add_argument("--name", help="name of the new experiment (default: the recipe's)")
     command = add("answer", "Continue a prompt with a run's model.", "EXP", "RUN")
+    command.add_argument("more", nargs="*", metavar="RUN", help="runs that answer next, with the original loaded once")
     command.add_argument("--prompt", required=True, help="text to continue")
     command.add_argument("--tokens", type=int, default=64, help="maximum number of tokens to generate (64)")
     for name, help_text in (("cancel", "Cancel the job"), ("delete", "Delete all files")):

@@ -15,12 +15,14 @@ from swm.cli.watched import watched
 from swm.disk.files import APP_FOLDER, demo_experiment
 from swm.disk.names import read_only_message
 from swm.errors import ExperimentError, SettingsError, printable
-from swm.jobs.child import cancel
+from swm.jobs.child import END, NEXT, cancel
 from swm.progress import no_progress
 from swm.workspace.experiments import Experiment
 from swm.workspace.housekeeping import check_idle_above, delete, rename
 from swm.workspace.people import child_environment
 from swm.workspace.runs import Run
+
+UNMARKED = str.maketrans("", "", END + NEXT)  # what a model writes holds no marks
 
 
 def run_compare(options: argparse.Namespace) -> Result:
@@ -70,22 +72,33 @@ def run_export(options: argparse.Namespace) -> Result:
 
 
 def run_answer(options: argparse.Namespace) -> Result:
-    """Result of `swm answer`: the run's continuation of a prompt, printed as it is generated."""
-    run = Experiment.open(options.exp).run(options.run)
+    """Result of `swm answer`: the runs' continuations of a prompt, printed as they are generated.
+
+    Where several runs answer and no person reads, each answer ends with END, its speed and NEXT.
+    """
+    experiment, names = Experiment.open(options.exp), [options.run, *options.more]
     if not options.prompt:
         raise SettingsError("The prompt is empty. Write a few words to continue.")
     from swm.evaluation.answers import Answer
-    from swm.stages.loading import load_run
+    from swm.stages.ask import models_of
 
-    answer = Answer(*load_run(run))
-    pieces = []
-    for piece in answer.pieces(options.prompt, options.tokens):
-        pieces.append(piece)
+    several, read = len(names) > 1, sys.stdout.isatty()
+    found = []
+    for run, model, tokenizer in models_of(experiment, names):
+        answer, pieces = Answer(model, tokenizer), []
+        if several and read and not options.json:
+            print(f"\n{run.name}:")
+        for piece in answer.pieces(options.prompt, options.tokens):
+            pieces.append(piece)
+            if not options.json:
+                print(printable(piece) if read else piece.translate(UNMARKED), end="", flush=True)
         if not options.json:
-            print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
-    if not options.json:
-        print(f"\n{answer.speed}", file=sys.stderr)
-    return {"run": run.name, "prompt": options.prompt, "answer": "".join(pieces), "speed": answer.speed}, ""
+            if several and not read:
+                print(f"{END}{answer.speed}{NEXT}", end="", flush=True)
+            else:
+                print(f"\n{answer.speed}", file=sys.stderr)
+        found.append({"run": run.name, "prompt": options.prompt, "answer": "".join(pieces), "speed": answer.speed})
+    return ({"answers": found} if several else found[0]), ""
 
 
 def run_app(options: argparse.Namespace) -> Result:

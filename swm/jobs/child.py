@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,6 +29,8 @@ from swm.workspace.experiments import Experiment
 from swm.workspace.people import child_environment, person, record
 from swm.workspace.state import State, this_process
 from swm.workspace.tracked import job_lock
+
+END, NEXT = "\x1f", "\x1e"  # in the output of several runs' answers: after an answer, and after its speed
 
 
 def start(target: Target, stage: str, arguments: Sequence[str]) -> int:
@@ -135,6 +138,26 @@ def call(arguments: Sequence[str], timeout_seconds: float = 900) -> Any:
     if done.returncode:
         raise JobError("\n".join(done.stderr.strip().splitlines()[-3:]) or f"Exit code {done.returncode}, no message.")
     return json.loads(done.stdout)
+
+
+def stream_answers(experiment: str, runs: Sequence[str], prompt: str, tokens: int) -> Iterator[tuple[int, str, bool]]:
+    """What the runs' models answer, from one child process: place of the run, a piece of its answer, and whether that
+    is instead a line on its speed, which comes last.
+
+    Raises:
+        JobError: with the command's own message when it fails.
+    """
+    arguments = ["answer", experiment, *runs, "--prompt", prompt, "--tokens", str(tokens)]
+    speeds: list[str] = []
+    place, ended = 0, False
+    for text in stream(arguments, speeds.append):
+        for piece in re.split(f"([{END}{NEXT}])", text):
+            if piece in (END, NEXT):
+                place, ended = place + (piece == NEXT), piece == END
+            elif piece and place < len(runs):  # the command ends with a line break
+                yield place, piece, ended
+    if len(runs) == 1 and speeds:
+        yield 0, speeds[-1], True
 
 
 def stream(arguments: Sequence[str], on_end: Callable[[str], None] | None = None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,3 +64,8 @@ BUNDLED = {
         },
     )
 }
+
+
+def is_bundled_here(name: str) -> bool:
+    """Whether it is a bundled model whose package is installed."""
+    return name in BUNDLED and importlib.util.find_spec(BUNDLED[name].package) is not None

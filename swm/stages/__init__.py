@@ -1,6 +1,7 @@
 """One file for each stage: read the experiment or run, call the engine, write the result.
 
 - answer_plans: what the model of each plan writes after the sample prompts
+- ask: models of several runs for a typed prompt
 - control: the control of a healed run
 - create: creates an experiment after checking its model and text
 - demo: the demo: the whole pipeline on the bundled model
