@@ -14,7 +14,7 @@ from pages.shared.frame import (
     start_page,
 )
 from pages.shared.known import offer_smaller, show_known_plans, windows_of
-from pages.shared.live import hand_key, live_preview, opening_threshold, path_and_view, remember_shown
+from pages.shared.live import hand_key, live_preview, path_and_view, remember_shown
 from pages.shared.navigation import next_step, number_from_address, set_address
 from pages.shared.tables import trace_table
 from pages.shared.target import DOORS, Found, forget_edits, plan_notes, target_plan
@@ -122,7 +122,7 @@ def threshold_door(experiment: Experiment, place: Any) -> tuple[str, ThresholdPa
     )
     if depth in depths:
         st.session_state["preview_threshold"] = path.plan_with_layers(depth).inside
-    usual = opening_threshold(path)
+    usual = view["opening"]
     threshold = st.session_state.get("preview_threshold")
     if threshold is None and (threshold := number_from_address("threshold", usual, 0.0001, 1.0)) != usual:
         st.session_state["preview_threshold"] = threshold

@@ -110,14 +110,17 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         "Perplexities above 20 times the original's are only in the table."
         f"{speed if any(row.latency_ms for row in rows) else ''}{seeds_note(rows)}"
     )
-    if (against := _chosen_method(rows, f"studies_against_{experiment.name}_{kind}")) is not None:
+    numbers = st.expander("All numbers")
+    with numbers:
+        against = _chosen_method(rows, f"studies_against_{experiment.name}_{kind}")
+    if against is not None:
         rows = rows_of(experiment, names, against)
-    show_findings(experiment, rows, names)
-    show_table(study_table(rows), method=st.column_config.Column(width=215))
-    with st.expander("In words"):
+    with numbers:
+        show_table(study_table(rows), method=st.column_config.Column(width=215))
         st.markdown("\n\n".join(f"**{plain(row_name(row))}** · {plain(str(row.verdict))}" for row in rows))
-    if conditions := conditions_of(rows):
-        st.caption(plain(conditions))
+        if conditions := conditions_of(rows):
+            st.caption(plain(conditions))
+    show_findings(experiment, rows, names)
     st.download_button(
         "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
     )

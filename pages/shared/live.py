@@ -29,7 +29,8 @@ def _path_and_view(
 ) -> tuple[ThresholdPath, dict[str, Any]]:
     path = kept_path(_experiment, rule) or ThresholdPath(_experiment.layer_count, rule)
     answers = kept_answers(_experiment, rule)
-    return path, path_view(path, _experiment.model_facts, _experiment.cost(), answers)
+    view = path_view(path, _experiment.model_facts, _experiment.cost(), answers)
+    return path, {**view, "opening": opening_threshold(path)}
 
 
 def layers_picture(plan: MergePlan, facts: dict[str, Any], key: str) -> None:
@@ -47,8 +48,8 @@ def current_windows(experiment: Experiment) -> tuple[Window, ...]:
     windows: tuple[Window, ...] | None = st.session_state.get(f"preview_shown_{experiment.name}")
     if windows is not None:
         return windows
-    path, _ = path_and_view(experiment, DEFAULT_RULE)
-    step = path.plan_at(opening_threshold(path))
+    path, view = path_and_view(experiment, DEFAULT_RULE)
+    step = path.plan_at(view["opening"])
     return step.plan.windows if step else ()
 
 
