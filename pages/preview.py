@@ -219,6 +219,10 @@ with shown_errors():
         unasked = any(plan["answers"] is None for plan in view["plans"])
         if path.covered() < 0.999 or step is None or (unasked and not experiment.read_only):
             searching = search_controls(experiment, rule, min(path.low, threshold), threshold, path)
+        if step and step.plan.windows and step.perplexity is None and not experiment.read_only:
+            measure = ["plan", experiment.name, *windows_arguments(windows_of(step.plan)), "--rule", rule]
+            if not experiment.state().active:
+                start_button("Measure this plan", experiment, "plan", measure, "preview_measure_this", primary=False)
         if step and not step.plan.windows:
             st.info("No neighbouring layers are this similar. Lower the threshold to merge some.")
         if step and step.plan.windows:

@@ -46,6 +46,6 @@ with shown_errors():
         html = cached_report(str(experiment.folder), changed)
     with st.container(key="report_preview"):
         st.iframe(html, height=900)
-    st.subheader("Commands to reproduce these results", anchor=False)
-    st.code("\n".join(commands(experiment)), language="bash", wrap_lines=True)
+    with st.expander("Commands to reproduce these results"):
+        st.code("\n".join(commands(experiment)), language="bash", wrap_lines=True)
 command_line("report", experiment.name, "--output", f"{experiment.name}.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -126,7 +127,8 @@ def _spoken(row: Row, flat: list[Row]) -> dict[str, Any] | None:
     prompts = [prompt for prompt in said[0][1] if all(prompt in answers for _, answers in said)]
     changed = [prompt for prompt in prompts if said[0][1][prompt] != said[1][1][prompt]]
     for prompt in (*changed, *prompts):
-        return {"prompt": prompt, "answers": [(title, answers[prompt] or "(ends here)") for title, answers in said]}
+        lines = [(title, re.sub(r"\s*\n\s*", "\n", answers[prompt].strip())) for title, answers in said]
+        return {"prompt": prompt, "answers": [(title, text or "(ends here)") for title, text in lines]}
     return None
 
 

@@ -138,7 +138,8 @@ def conclusion(rows: Sequence[Row], figure_of: str) -> str:
     paper = next((each for each in others if each[3].method == DEFAULT_RULE), None)
     beside = f"; the paper's search: {_said(figure_of, sign * paper[0], original[0])}" if paper else ""
     return (
-        f"{names}{same_words} {verb}{healed} {ahead}: with {layers} layers {_subject(figure_of)} "
+        f"{names}{same_words} {verb}{healed} {ahead}: with {layers} layers, {'their' if same else 'its'} "
+        f"{_subject(figure_of)} is "
         f"{_said(figure_of, sign * best[0], original[0])}{doubt}{beside}."
     )
 

@@ -465,6 +465,19 @@ def test_preview_opens_on_the_smallest_plan_that_loses_little_else_on_the_one_th
     assert opened("pages/preview.py").query_params.get("threshold") in (None, [])  # what it opens on is no choice
 
 
+def test_the_plan_on_the_slider_can_be_measured_until_it_is(study, no_demo):
+    def offered():
+        return [
+            button.label for button in opened("pages/preview.py", threshold="0.75").button if "Measure" in button.label
+        ]
+
+    assert offered() == ["Measure this plan"]
+    path = kept_path(study, "rdsc")
+    path.perplexities = {(): 30.0, path.plan_at(0.75).plan.windows: 40.0}
+    save_path(study, path)
+    assert offered() == []
+
+
 def test_home_names_the_method_beside_the_papers_with_as_many_layers(study, no_demo):
     path = kept_path(study, "rdsc")
     path.perplexities = {(): 30.0, **{step.plan.windows: 90.0 for step in path.intervals() if step.plan.windows}}

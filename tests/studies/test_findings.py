@@ -83,8 +83,8 @@ def cell(method, layers, value, reach=0.1, stage="merged"):
 def test_the_conclusion_names_who_is_ahead_how_often_and_the_papers_loss():
     rows = [cell("original", 30, 10.0), cell("sleb", 24, 15.0), cell("rdsc", 24, 40.0), cell("best", 24, 12.0)]
     assert conclusion(rows, "squad") == (
-        "Beam search, fitted (best) is ahead at every depth: with 24 layers perplexity on SQuAD 1.20 times the "
-        "original's; the paper's search: 4.00 times the original's."
+        "Beam search, fitted (best) is ahead at every depth: with 24 layers, its perplexity on SQuAD is 1.20 times "
+        "the original's; the paper's search: 4.00 times the original's."
     )
     rows += [cell("sleb", 20, 20.0), cell("best", 20, 20.1), cell("sleb", 18, 30.0), cell("best", 18, 50.0)]
     said = conclusion(rows, "squad")
@@ -105,8 +105,8 @@ def test_the_conclusion_is_of_the_score_shown_and_calls_one_model_one():
     same = (Window(3, 9),)
     rows = [scored("original", 0.5, layers=30), scored("sleb", 0.45), scored("best", 0.47, same)]
     assert conclusion(rows, "accuracy") == (
-        "Beam search, fitted (best) is ahead after healing at every depth: with 24 layers average accuracy 47.0 % "
-        "(original: 50.0 %)."
+        "Beam search, fitted (best) is ahead after healing at every depth: with 24 layers, its average accuracy is "
+        "47.0 % (original: 50.0 %)."
     )
     twice = conclusion([*rows, scored("angular", 0.47, same)], "accuracy")
     assert twice.startswith("Beam search, fitted (best) and Deeper layers (angular) (the same model) are ahead")
