@@ -90,14 +90,19 @@ def report_html(experiment: Experiment) -> str:
 
 def _pictures(experiment: Experiment, flat: list[Row]) -> Iterator[tuple[str, list[Markup], str]]:
     """The similarity map, and of the run on the first screen its differences and losses: title, pictures, command."""
-    swm = f"python -m swm {{}} {experiment.name}"
+    listed = commands(experiment)
+
+    def command(stage: str, run: str = "") -> str:
+        found = (line for line in listed if f" {stage} " in line and f" {run}" in line)
+        return next(found, "")
+
     row = flat[headline(flat)] if len(flat) > 1 else None
     if metric := next(iter(experiment.metrics_measured()), None):
         windows = row.windows if row else ()
         outlined = f", windows of {row.run} outlined" if row and windows else ""
         title = f"Similarity of all layer pairs ({in_words(metric)}), 0 dark to 1 bright{outlined}"
         matrix = (experiment.similarity(metric) or {})["matrix"]
-        yield title, [map_picture(matrix, windows)], swm.format("measure")
+        yield title, [map_picture(matrix, windows)], command("measure")
     reference = next((other for other in flat if row and _is_reference(row, other)), None)
     if row and reference and row.scores and reference.scores and len(row.seeds) < 2:
         answers = documents_of(reference), documents_of(row)
@@ -108,10 +113,10 @@ def _pictures(experiment: Experiment, flat: list[Row]) -> Iterator[tuple[str, li
             if (results := paired(*answers, score))
         ]
         title = f"{row_name(row)} compared with {row_name(reference)}: accuracy and choice log-probability"
-        yield title, found, swm.format("compare")
+        yield title, found, command("compare")
     if row and row.stage == "recovered" and (picture := loss_picture(experiment.run(row.run).events())):
         title = f"Loss while healing {row.run}: training (line), held out (dots)"
-        yield title, [picture], f"{swm.format('recover')} {row.run}"
+        yield title, [picture], command("recover", row.run)
 
 
 def _is_reference(row: Row, other: Row) -> bool:

@@ -7,6 +7,7 @@ from html import unescape
 import pytest
 
 from swm.errors import ExperimentError
+from swm.reporting.commands import commands
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.headline import headline
 from swm.reporting.html import template_environment
@@ -94,6 +95,16 @@ def test_the_map_outlines_the_windows_of_the_run_on_the_first_screen():
     first = next(run.name for run in experiment.runs() if not run.is_baseline)
     assert name != first
     assert f"windows of {name} outlined" in report_html(experiment)
+
+
+@pytest.mark.parametrize("example", ["example-demo", "example-healing"])
+def test_each_picture_has_a_command_that_repeats_it(example):
+    experiment = Experiment.open(example)
+    sections = re.findall(r'<section class="charts">.*?</section>', report_html(experiment), re.DOTALL)
+    assert len(sections) >= 2
+    for section in sections:
+        (command,) = re.findall(r"<code>(.*?)</code>", section)
+        assert command in commands(experiment)
 
 
 def test_no_line_ends_within_a_figure():
