@@ -113,7 +113,7 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     numbers = st.expander("All numbers")
     with numbers:
         against = _chosen_method(rows, f"studies_against_{experiment.name}_{kind}")
-    if against is not None:
+    if against not in {None, *(row.against_method for row in rows)}:
         rows = rows_of(experiment, names, against)
     with numbers:
         show_table(study_table(rows), method=st.column_config.Column(width=215))

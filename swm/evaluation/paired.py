@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 NOISE = 0.05
 FEWEST_DOCUMENTS = 30  # per task; no verdict with fewer
@@ -59,7 +59,8 @@ def paired(
 
     Args:
         first, second: answers as from `Run.documents`: by task, rows with `id` and `correct`, and `log_likelihoods` for
-            continuous scores. Documents that only one of them saw, or that have no such score, are ignored.
+            continuous scores; or as from `scored`. Documents that only one of them saw, or that have no such score, are
+            ignored.
         tasks: only these.
 
     Source: McNemar 1947, exact form (binomial on the documents that changed), with the matching exact interval (Clopper
@@ -110,13 +111,12 @@ def _changes_by_task(
     first: dict[str, Any], second: dict[str, Any], score: str, tasks: Collection[str] | None
 ) -> Iterator[tuple[str, list[float]]]:
     """Each task with the changes of its documents' scores; without tasks that have too few of them."""
-    for task, rows in first.get("tasks", {}).items():
+    for task, answers in first.get("tasks", {}).items():
         if tasks is not None and task not in tasks:
             continue
-        pairs = _pairs(rows, second.get("tasks", {}).get(task, []))
-        values = [(value_of(a, score), value_of(b, score)) for a, b in pairs]
+        one, other = (_by_id(side, score) for side in (answers, second.get("tasks", {}).get(task, [])))
         # means over runs carry rounding errors
-        changes = [round(b - a, 9) for a, b in values if a is not None and b is not None]
+        changes = [round(other[name] - value, 9) for name, value in one.items() if name in other]
         if len(changes) > (score != ACCURACY):
             yield task, changes
 
@@ -125,22 +125,28 @@ def value_of(row: dict[str, Any], score: str) -> float | None:
     """A document's score; None if the model's answer to it has no such score."""
     if score == ACCURACY:
         return float(row["correct"])
-    if score in row or not row.get("log_likelihoods"):
-        return row.get(score)
+    if not row.get("log_likelihoods"):
+        return None
     if score == CHOICE_LOGPROB:
         return choice_logprob(row["log_likelihoods"], row["answer"])
     return bits_per_byte(row["log_likelihoods"][row["answer"]], row["bytes"]) if row.get("bytes") else None
 
 
 def scored(answers: dict[str, Any]) -> dict[str, Any]:
-    """The same answers as documents and their scores alone, for `paired` and `mean_answers`: so that answers which are
-    compared many times are scored once."""
-    return {"tasks": {task: [_scores(row) for row in rows] for task, rows in answers.get("tasks", {}).items()}}
+    """Under `tasks`, by task and score, the value of each document by its `id`: what `paired` and `mean_answers` take
+    as well, so that answers which are compared many times are scored once."""
+    return {
+        "tasks": {
+            task: {score: _by_id(rows, score) for score in SCORES} for task, rows in answers.get("tasks", {}).items()
+        }
+    }
 
 
-def _scores(row: dict[str, Any]) -> dict[str, Any]:
-    scores = {score: value_of(row, score) for score in SCORES[1:]}
-    return {"id": row["id"], "correct": row["correct"], **{name: v for name, v in scores.items() if v is not None}}
+def _by_id(answers: Any, score: str) -> dict[Any, float]:
+    """The value of each document of a task that has one: of rows, or as `scored` found it."""
+    if isinstance(answers, dict):
+        return cast(dict[Any, float], answers[score])
+    return {row["id"]: value for row in answers if (value := value_of(row, score)) is not None}
 
 
 def log_perplexity_ratio(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, float, float]:
@@ -194,31 +200,24 @@ def mean_perplexity(entries: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def mean_answers(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The answers of several runs, averaged for each document; those of a single run unchanged.
+    """The scores of several runs as from `scored`, averaged for each document; the answers of a single run unchanged.
 
     Args:
         runs: as for `paired`; documents that not every run saw are ignored.
     """
     if len(runs) == 1:
         return runs[0]
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for task, rows in runs[0].get("tasks", {}).items():
-        others = [{row["id"]: row for row in run.get("tasks", {}).get(task, [])} for run in runs[1:]]
-        tasks[task] = [
-            _mean_row([row, *(other[row["id"]] for other in others)])
-            for row in rows
-            if all(row["id"] in other for other in others)
-        ]
+    tasks = {}
+    for task in runs[0].get("tasks", {}):
+        answers = [run.get("tasks", {}).get(task, []) for run in runs]
+        tasks[task] = {score: _mean([_by_id(each, score) for each in answers]) for score in SCORES}
     return {"tasks": tasks}
 
 
-def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    mean = {"id": rows[0]["id"], "correct": math.fsum(row["correct"] for row in rows) / len(rows)}
-    for score in SCORES[1:]:
-        values = [value for row in rows if (value := value_of(row, score)) is not None]
-        if len(values) == len(rows):
-            mean[score] = math.fsum(values) / len(values)
-    return mean
+def _mean(values: Sequence[dict[Any, float]]) -> dict[Any, float]:
+    """The mean of the documents that all of them have."""
+    shared = [name for name in values[0] if all(name in each for each in values[1:])]
+    return {name: math.fsum(each[name] for each in values) / len(values) for name in shared}
 
 
 def _whole(changes: Sequence[float]) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from swm.errors import ExperimentError
-from swm.evaluation.paired import CHOICE_LOGPROB, SCORES
+from swm.evaluation.paired import CHOICE_LOGPROB, SCORES, scored
 from swm.evaluation.task_names import CHANCE
 from swm.reporting.names import ORIGINAL, healed_by, row_name, text_name
 from swm.reporting.row import Perplexity, Range, Row, TaskScore
@@ -117,8 +119,25 @@ def reference_rows(rows: Sequence[Row], everything: Sequence[Row]) -> list[Row]:
 
 def documents_of(row: Row) -> dict[str, Any]:
     """The answers behind a row's scores, as in `documents.json`."""
+    run, before = _run_of(row)
+    return run.documents(before_recovery=before)
+
+
+def scores_of(row: Row) -> dict[str, Any]:
+    """The scores of the answers behind a row's, as from `scored`; read again only once they were written again."""
+    run, before = _run_of(row)
+    return _scored(str(run.experiment.folder), run.name, before, run.documents_changed(before))
+
+
+@lru_cache(maxsize=128)
+def _scored(folder: str, run: str, before_recovery: bool, _changed: int) -> dict[str, Any]:
+    return scored(Experiment(Path(folder)).run(run).documents(before_recovery))
+
+
+def _run_of(row: Row) -> tuple[Run, bool]:
+    """The run behind a row, and whether the row is of its model before recovery."""
     run = Experiment.open(row.experiment).run(row.run)
-    return run.documents(before_recovery=row.stage == "merged" and run.stage == "recovered")
+    return run, row.stage == "merged" and run.stage == "recovered"
 
 
 def flat_rows(rows: Sequence[Row]) -> list[Row]:

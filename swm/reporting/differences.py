@@ -20,10 +20,9 @@ from swm.evaluation.paired import (
     mean_difference,
     mean_perplexity,
     paired,
-    scored,
     student,
 )
-from swm.reporting.compare import documents_key, documents_of, same_text
+from swm.reporting.compare import documents_key, same_text, scores_of
 from swm.reporting.names import row_name, text_name
 from swm.reporting.row import Change, Differences, Ratio, Row
 
@@ -63,7 +62,7 @@ def measured(rows: Sequence[Row]) -> Measured | None:
     if not any(row.scores or row.perplexities for row in rows):
         return None
     seeds = tuple(row.seed for row in rows if row.seed is not None)
-    answers = tuple(scored(documents_of(row)) for row in rows)
+    answers = tuple(scores_of(row) for row in rows)
     return Measured(row_name(rows[0]), answers, tuple(row.perplexities for row in rows), seeds, tuple(rows))
 
 

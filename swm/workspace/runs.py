@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from swm.disk.files import clean_up, matching, write_json
+from swm.disk.files import clean_up, matching, write_json, written_at
 from swm.errors import ExperimentError, PlanError, SettingsError, UnknownNameError
 from swm.plan import MergePlan
 from swm.workspace.reading import checked_file, once_for_each_writing, uninstalled_message
@@ -158,9 +158,17 @@ class Run(Tracked):
 
         Older files hold the rows themselves, without log-likelihoods.
         """
-        name = f"documents{'-merged' if before_recovery else ''}.json"
+        name = self._documents(before_recovery)
         tasks = (self.read(name) or {}).get("tasks", {})
         return {"tasks": {task: self._answers(name, entry) for task, entry in tasks.items()}} if tasks else {}
+
+    def documents_changed(self, before_recovery: bool = False) -> int:
+        """When the answers of `documents` were last written, in nanoseconds; 0 if there are none."""
+        return written_at(self.folder / self._documents(before_recovery))
+
+    @staticmethod
+    def _documents(before_recovery: bool) -> str:
+        return f"documents{'-merged' if before_recovery else ''}.json"
 
     def _answers(self, name: str, entry: Any) -> list[dict[str, Any]]:
         if isinstance(entry, list):

@@ -130,18 +130,16 @@ def test_the_mean_of_runs_is_that_of_each_document_which_all_of_them_saw():
         answers(boolq={2: 1.0, 1: 1.0, 3: 0.0}, piqa={1: 0.0}),
         answers(boolq={1: 0.0, 2: 1.0, 3: 0.0, 5: 1.0}, arc={1: 1.0}),
     ]
+    nothing: dict[str, dict[int, float]] = {"choice_logprob": {}, "bits_per_byte": {}}
     assert mean_answers(runs) == {
         "tasks": {
-            "boolq": [
-                {"id": 1, "correct": pytest.approx(2 / 3)},
-                {"id": 2, "correct": pytest.approx(2 / 3)},
-                {"id": 3, "correct": pytest.approx(1 / 3)},
-            ],
-            "piqa": [],  # the third run has no such task
+            "boolq": {"accuracy": pytest.approx({1: 2 / 3, 2: 2 / 3, 3: 1 / 3}), **nothing},
+            "piqa": {"accuracy": {}, **nothing},  # the third run has no such task
         }
     }
     assert mean_answers([{}, runs[0]]) == {"tasks": {}}
-    assert mean_answers([runs[0], {}])["tasks"] == {"boolq": [], "piqa": []}
+    assert mean_answers([runs[0], {}])["tasks"] == {task: {"accuracy": {}, **nothing} for task in ("boolq", "piqa")}
+    assert mean_answers([*map(scored, runs)]) == mean_answers(runs)
 
 
 def test_a_task_of_means_has_students_error_in_the_average_of_tasks():

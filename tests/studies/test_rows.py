@@ -15,6 +15,7 @@ from swm.reporting.numbers import points
 from swm.settings import ExperimentSettings, preset_settings
 from swm.studies.rows import study_rows
 from swm.workspace.experiments import Experiment
+from swm.workspace.runs import Run
 from tests.reporting.test_compare import FACTS, scores
 
 
@@ -126,4 +127,20 @@ def test_answers_of_several_seeds_are_shares_over_what_all_answered():
     first, second = answered(1, 0, 1), answered(1, 1)
     assert mean_answers([first]) is first
     found = mean_answers([first, second])["tasks"]["boolq"]
-    assert found == [{"id": "0", "correct": 1.0}, {"id": "1", "correct": 0.5}]
+    assert found["accuracy"] == {"0": 1.0, "1": 0.5}
+
+
+def test_answers_are_read_once_for_a_study_and_again_once_they_were_written_again(experiment, monkeypatch):
+    for seed, name in ((1, "best-4"), (2, "best-4-seed-2")):
+        healed(experiment, name, "best", seed, found=(20.0, 0.5, 0.7), correct=(1, 1, 0, 0))
+    run = healed(experiment, "sleb-4", "sleb", 1, found=(40.0, 0.5, 0.5), correct=(0, 0, 0, 1))
+    reads = []
+    read = Run.documents
+    monkeypatch.setattr(Run, "documents", lambda run, *rest: (reads.append((run.name, *rest)), read(run, *rest))[1])
+    sleb = study_rows(experiment)[-1]
+    study_rows(experiment, "sleb")
+    assert sorted(reads) == sorted({*reads})
+    assert len(reads) == 6  # the original, three healed models, and two before healing: both seeds merge the same
+    run.save("documents", answered(1, 1, 1, 1))
+    again = study_rows(experiment)[-1]
+    assert again.difference["difference"] > sleb.difference["difference"]

@@ -109,7 +109,8 @@ def test_columns_that_do_not_fit_are_refused(change):
 
 def test_a_question_without_a_length_has_no_bits_per_byte():
     _, run = experiment()
-    run.save_documents({"boolq": [{name: value for name, value in ROW.items() if name != "bytes"}] * 2})
+    row = {name: value for name, value in ROW.items() if name != "bytes"}
+    run.save_documents({"boolq": [row, {**row, "id": "another"}]})
     (one,) = paired(run.documents(), run.documents(), "choice_logprob")
     assert one.difference == 0
     assert paired(run.documents(), run.documents(), "bits_per_byte") == []
