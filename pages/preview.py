@@ -27,7 +27,7 @@ from swm.reporting.names import text_name
 from swm.reporting.preview import plan_view
 from swm.search.kept_path import kept_answers, outdated_path
 from swm.search.threshold_path import PlanAt, ThresholdPath, known_similarity
-from swm.settings import SAMPLE_PROMPTS, SAMPLE_TOKENS
+from swm.settings import LEAST_THRESHOLD, SAMPLE_PROMPTS, SAMPLE_TOKENS
 from swm.workspace.estimate import about, path_seconds
 from swm.workspace.experiments import Experiment
 
@@ -124,7 +124,7 @@ def threshold_door(experiment: Experiment, place: Any) -> tuple[str, ThresholdPa
         st.session_state["preview_threshold"] = path.plan_with_layers(depth).inside
     usual = view["opening"]
     threshold = st.session_state.get("preview_threshold")
-    if threshold is None and (threshold := number_from_address("threshold", usual, 0.0001, 1.0)) != usual:
+    if threshold is None and (threshold := number_from_address("threshold", usual, LEAST_THRESHOLD, 1.0)) != usual:
         st.session_state["preview_threshold"] = threshold
     set_address(threshold="" if threshold == usual else str(threshold))  # not rounded: an interval can end anywhere
     return rule, path, view, threshold

@@ -31,7 +31,7 @@ from swm.registry import MERGE_RULES
 from swm.reporting.commands import run_commands, width_arguments, windows_arguments
 from swm.reporting.glossary import title_of
 from swm.search.kept_path import kept_path
-from swm.settings import DEFAULT_THRESHOLD, RecoverySettings
+from swm.settings import DEFAULT_THRESHOLD, LEAST_THRESHOLD, RecoverySettings
 from swm.workspace.estimate import about, estimate_run
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE, Run
@@ -117,8 +117,9 @@ def which_windows(form: Form, place: Any, initial: Any) -> tuple[float, str, str
         initial: what the fields begin with, by name: of a duplicated run, or of the address.
     """
     rules = list(MERGE_RULES)
+    check_address("merge_by", rules, "merge rule")
     initial_rule = initial.get("merge_by") if initial.get("merge_by") in MERGE_RULES else DEFAULT_RULE
-    tuned = number_from_address("merge_at", DEFAULT_THRESHOLD, 0.01, 1.0)
+    tuned = number_from_address("merge_at", DEFAULT_THRESHOLD, LEAST_THRESHOLD, 1.0)
     windows = place.text_input(
         "Windows",
         initial.get("windows", "")[:400],
@@ -131,7 +132,7 @@ def which_windows(form: Form, place: Any, initial: Any) -> tuple[float, str, str
     if not windows.strip():
         threshold = number(
             "Or the threshold of a search",
-            0.01,
+            LEAST_THRESHOLD,
             1.0,
             tuned,
             place=place,

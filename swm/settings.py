@@ -15,6 +15,7 @@ LARGE_VOCABULARY = 4 * VOCABULARY_SAMPLE  # tokens from which on it is sampled
 PLAN_BUDGET = 400  # number of plans that a planner with a budget tries
 CACHE_TOKENS = 4096  # of which a memory target counts the keys and values
 DEFAULT_THRESHOLD = 0.9  # that a search begins with
+LEAST_THRESHOLD = 0.0001  # that a page takes
 PRECISIONS = ("auto", "exact", "bfloat16")  # of a search; exact is the model's own dtype
 SKIPPED_TOKENS = 4  # first tokens of each text that similarity leaves out: their huge norms drown all others
 SAMPLE_PROMPTS = (

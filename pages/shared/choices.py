@@ -24,6 +24,8 @@ def named_choice(
         titles: of the options by name.
         default: a name; without it the first.
     """
+    if not {key, f"kept_{key}"} & {*st.session_state}:
+        check_address(key, list(titles), "choice")
     if st.session_state.get(key) not in titles:
         kept = (st.query_params.get(key), st.session_state.get(f"kept_{key}"), default, next(iter(titles)))
         st.session_state[key] = next(name for name in kept if name in titles)
