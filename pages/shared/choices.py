@@ -25,7 +25,7 @@ def named_choice(
         default: a name; without it the first.
     """
     if not {key, f"kept_{key}"} & {*st.session_state}:
-        check_address(key, list(titles), "choice")
+        check_address(key, list(titles), f"choice under “{label}”")
     if st.session_state.get(key) not in titles:
         kept = (st.query_params.get(key), st.session_state.get(f"kept_{key}"), default, next(iter(titles)))
         st.session_state[key] = next(name for name in kept if name in titles)

@@ -129,7 +129,7 @@ def scores_of(row: Row) -> dict[str, Any]:
     return _scored(str(run.experiment.folder), run.name, before, run.documents_changed(before))
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=64)
 def _scored(folder: str, run: str, before_recovery: bool, _changed: int) -> dict[str, Any]:
     return scored(Experiment(Path(folder)).run(run).documents(before_recovery))
 

@@ -888,7 +888,10 @@ def test_an_address_that_names_what_is_not_there_says_so(shown, page):
         ("run?experiment=example-demo&run=zzz", "The address names zzz, but there is no such run here."),
         ("compare?experiment=example-demo&runs=zzz", "The address names zzz, but there is no such run here."),
         ("preview?experiment=example-demo&threshold=7", "The address has threshold 7: use 0.0001 to 1. 0.9"),
-        ("preview?experiment=example-demo&rule=zzz", "The address names zzz, but there is no such choice here."),
+        (
+            "preview?experiment=example-demo&rule=zzz",
+            "The address names zzz, but there is no such choice under “Merge rule” here.",
+        ),
         (
             "run?experiment=example-demo&run=new%20run&merge_by=zzz",
             "The address names zzz, but there is no such merge rule here.",
