@@ -49,6 +49,7 @@ def new_run(experiment: Experiment, count: int) -> None:
     """The form of a new run: its settings, what it will need, and the button that starts it."""
     forget_old_entries(experiment)
     template, form = st.session_state.get("run_template", {}), Form("run")
+    check_address("merge_by", list(MERGE_RULES), "merge rule")
     top = st.container()  # the layers and the action stand above the settings that they follow from
     with st.container(border=True):
         left, right = st.columns(2, gap="large")
@@ -117,7 +118,6 @@ def which_windows(form: Form, place: Any, initial: Any) -> tuple[float, str, str
         initial: what the fields begin with, by name: of a duplicated run, or of the address.
     """
     rules = list(MERGE_RULES)
-    check_address("merge_by", rules, "merge rule")
     initial_rule = initial.get("merge_by") if initial.get("merge_by") in MERGE_RULES else DEFAULT_RULE
     tuned = number_from_address("merge_at", DEFAULT_THRESHOLD, LEAST_THRESHOLD, 1.0)
     windows = place.text_input(

@@ -904,6 +904,13 @@ def test_an_address_that_names_what_is_not_there_says_so(shown, page):
         page.goto("about:blank")
 
 
+def test_the_label_of_a_disabled_button_can_be_seen(shown, page):
+    page.goto(f"{shown}/run?experiment=example-demo&run=new%20run")
+    ready(page)
+    label = page.locator("[data-testid=stBaseButton-primary]:disabled p").first
+    assert label.evaluate("each => getComputedStyle(each).color") != "rgb(255, 255, 255)"
+
+
 def test_the_demo_flag_opens_one_experiment_read_only(page, tmp_path):
     with running_app(arguments=("--demo", "demo")) as (address, _):
         page.goto(f"{address}/experiment")
