@@ -137,7 +137,7 @@ def which_windows(form: Form, place: Any, initial: Any) -> tuple[float, str, str
             tuned,
             place=place,
             step=0.001,
-            format="%.3f",
+            format="%.4f",
             key="run_threshold",
             persist_state="session",
             help=THRESHOLD,

@@ -19,6 +19,7 @@ from swm.reporting.row import Row, TaskScore, percent_interval
 ERROR_BAR = "rgba(90,98,112,1)"
 MOST_BARS = 6  # more models than this are unreadable as bars side by side
 MOST_NAMES = 12  # more names than this cover each other beside points
+NAME_SIZE = 0.22, 0.06  # of a name, as a share of the width and height that the points cover
 LINE_HEIGHT = 22  # pixels for a model's line
 NOTHING = "#dfe3ea"  # opaque, so that plotly can choose a legible colour for the text on it
 
@@ -124,6 +125,22 @@ def _speed_span(row: Row, speed: float) -> tuple[float, float]:
     return (row.speedup["low"], row.speedup["high"]) if row.speedup else (speed, speed)
 
 
+def _apart(points: Sequence[_Point]) -> list[_Point]:
+    """Those whose names would not lie on the name of an earlier one."""
+    reach = [max(ends) - min(ends) for ends in zip(*((p.speed, p.score[0]) for p in points), strict=True)]
+    apart: list[_Point] = []
+    for point in points:
+        near = (
+            abs(point.speed - other.speed) <= NAME_SIZE[0] * reach[0]
+            and abs(point.score[0] - other.score[0]) <= NAME_SIZE[1] * reach[1]
+            and point.side == other.side
+            for other in apart
+        )
+        if not any(near):
+            apart.append(point)
+    return apart
+
+
 def score_against_speed(
     rows: Sequence[Row], names: Sequence[str], groups: Sequence[str] = (), colours: Sequence[str] = ()
 ) -> go.Figure:
@@ -136,7 +153,7 @@ def score_against_speed(
     points = _points(rows, names, colours)
     front = sorted(point for point in points if not any(other.beats(point) for other in points))
     middle = sum(point.speed for point in points) / max(1, len(points))  # names go to the side with more room
-    named = front if len(points) > MOST_NAMES else points
+    named = _apart(front if len(points) > MOST_NAMES else [*front, *(p for p in points if p not in front)])
     figure = go.Figure()
     figure.add_scatter(
         x=[point.speed for point in front],

@@ -293,3 +293,25 @@ def test_a_study_of_perplexity_alone_is_compared():
             assert digits == (2 if factor < 100 else 0)
             assert float(number) == pytest.approx(factor, abs=0.501 * 10.0**-digits)
     assert [button.proto.label for button in test.get("download_button")] == ["Download all runs as CSV"]
+
+
+@pytest.mark.parametrize("name", ["example-demo", "example-study", "example-methods"])
+def test_no_name_in_the_chart_of_score_against_speed_lies_on_another(name):
+    """Each name is a box of 14 by 7 pixels a letter, in a chart of 1,000 by 250 pixels; whichever eight are chosen."""
+    rows = flat_rows(compare(Experiment.open(name)))
+    for first in range(max(1, len(rows) - 7)):
+        some = rows[first : first + 8]
+        points = score_against_speed(some, [row_name(row) for row in some]).data[1]
+        wide, high = (max(ends) - min(ends) or 1 for ends in (points.x, points.y))
+        shown = [
+            (1000 * x / wide, 250 * y / high, where, text)
+            for x, y, where, text in zip(points.x, points.y, points.textposition, points.text, strict=True)
+            if text
+        ]
+        assert shown
+        for (x, y, where, text), (other_x, other_y, other_where, other) in itertools.combinations(shown, 2):
+            begins_left = text if x < other_x else other
+            ends_right = other if x < other_x else text
+            length = 7 * len(begins_left if where.endswith("right") else ends_right)
+            covers = where == other_where and abs(x - other_x) < length and abs(y - other_y) < 14
+            assert not covers, (text, other)
