@@ -11,16 +11,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
-import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
-from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from swm.models.hooks import hooked
+from swm.evaluation.token_tree import TokenTree, only_at, tree_mask
 from swm.models.processes import gathered, own_part
 
 Request = tuple[tuple[str, str], list[int], list[int]]
@@ -28,51 +25,6 @@ Result = tuple[float, bool]
 BATCH_TOKENS = {"cpu": 512, "cuda": 4096}  # with padding; logits of 4096 tokens over 150,000 words take 2.5 GB
 TREE_TOKENS = 4096  # larger questions go to lm-eval's own class: the mask grows quadratically
 logger = logging.getLogger(__name__)
-
-
-class _Question:
-    """A question's choices as a tree of tokens, in which shared beginnings are stored once.
-
-    Attributes:
-        first: tokens of the first choice.
-        tokens: token ids of the tree's nodes.
-        parents: for each node, the index of the previous token; -1 at the beginning; always an earlier index.
-        depths: for each node, its position in the text.
-        scored: for each request, its index, the nodes that predict its continuation, and the continuation.
-    """
-
-    def __init__(self, context: str) -> None:
-        self.context = context
-        self.first: list[int] = []
-        self.tokens: list[int] = []
-        self.parents: list[int] = []
-        self.depths: list[int] = []
-        self.scored: list[tuple[int, list[int], list[int]]] = []
-        self._nodes: dict[tuple[int, int], int] = {}  # (parent, token) -> node
-
-    def add(self, index: int, tokens: list[int], continuation: list[int]) -> None:
-        """Add a choice: all its tokens but the last, and the continuation to score."""
-        self.first = self.first or tokens
-        node, path = -1, []
-        for depth, token in enumerate(tokens):
-            node, parent = self._nodes.setdefault((node, token), len(self.tokens)), node
-            if node == len(self.tokens):
-                self.tokens.append(token)
-                self.parents.append(parent)
-                self.depths.append(depth)
-            path.append(node)
-        self.scored.append((index, path[-len(continuation) :], continuation))
-
-    @property
-    def hardness(self) -> tuple[bool, int]:
-        """Whether the tree branches (if not, any causal model handles it), and its number of tokens."""
-        return len(self.tokens) > max(self.depths) + 1, len(self.tokens)
-
-    def takes(self, context: str, tokens: list[int]) -> bool:
-        """Whether a request belongs to this question: it has the same context, or shares half of the tokens."""
-        pairs = zip(self.first, tokens, strict=False)
-        common = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.first), len(tokens)))
-        return context == self.context or 2 * common >= min(len(self.first), len(tokens))
 
 
 class SharedContextLM(HFLM):
@@ -119,8 +71,8 @@ class SharedContextLM(HFLM):
             self.on_progress(len(requests), len(requests))
         return [results[index] for index in range(len(requests))]
 
-    def _questions(self, requests: list[Request]) -> Iterator[_Question]:
-        question: _Question | None = None
+    def _questions(self, requests: list[Request]) -> Iterator[TokenTree]:
+        question: TokenTree | None = None
         for index, ((text, _), context, continuation) in enumerate(requests):
             if len(continuation) > self.max_length:
                 continue
@@ -129,12 +81,12 @@ class SharedContextLM(HFLM):
             if question is None or not question.takes(text, tokens):
                 if question:
                     yield question
-                question = _Question(text)
+                question = TokenTree(text)
             question.add(index, tokens, continuation)
         if question:
             yield question
 
-    def _takes_trees(self, question: _Question, requests: list[Request]) -> bool:
+    def _takes_trees(self, question: TokenTree, requests: list[Request]) -> bool:
         """Whether the choice that branches off last scores the same as on its own; logs the reason once if not."""
         index, _, _ = max(question.scored, key=lambda choice: choice[1][-1])
         expected, _ = super()._loglikelihood_tokens([requests[index]], disable_tqdm=True)[0]
@@ -151,7 +103,7 @@ class SharedContextLM(HFLM):
         self._longest = 0
         return False
 
-    def _scored(self, batch: list[_Question]) -> Iterator[tuple[int, Result]]:
+    def _scored(self, batch: list[TokenTree]) -> Iterator[tuple[int, Result]]:
         longest = max(len(question.tokens) for question in batch)
         ids, positions = (
             torch.tensor([values + [0] * (longest - len(values)) for values in rows], device=self.device)
@@ -159,8 +111,8 @@ class SharedContextLM(HFLM):
         )
         scored = [(row, *choice) for row, question in enumerate(batch) for choice in question.scored]
         places = torch.tensor([row * longest + node for row, _, nodes, _ in scored for node in nodes])
-        with _only_at(self.model.get_output_embeddings(), places):
-            mask = _mask(batch, longest).to(self.device, self.model.dtype)
+        with only_at(self.model.get_output_embeddings(), places):
+            mask = tree_mask(batch, longest).to(self.device, self.model.dtype)
             logits = self.model(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits[0]
         parts = logits.split([len(nodes) for _, _, nodes, _ in scored])
         for (_, index, _, continuation), part in zip(scored, parts, strict=True):
@@ -170,27 +122,7 @@ class SharedContextLM(HFLM):
             yield index, (float(log_probabilities.gather(1, target[:, None]).sum()), greedy)
 
 
-@contextmanager
-def _only_at(head: nn.Module, places: Tensor) -> Iterator[None]:
-    """The head gets only these places of (rows x length), as one row."""
-    chosen = lambda module, args: (args[0].flatten(0, 1)[places.to(args[0].device)][None],)  # noqa: E731
-    with hooked([head.register_forward_pre_hook(chosen)]):
-        yield
-
-
-def _mask(batch: list[_Question], longest: int) -> Tensor:
-    """Additive attention mask, shape (rows, 1, longest, longest): each token attends to its ancestors and itself."""
-    sees = np.zeros((len(batch), longest, longest), dtype=bool)
-    sees[:, range(longest), range(longest)] = True  # padding sees itself
-    for row, question in zip(sees, batch, strict=True):
-        for node, parent in enumerate(question.parents):
-            if parent >= 0:
-                row[node] |= row[parent]
-    low = torch.finfo(torch.float16).min
-    return torch.zeros(sees.shape).masked_fill_(torch.from_numpy(~sees), low)[:, None]
-
-
-def _batches(questions: list[_Question], tokens: int) -> Iterator[list[_Question]]:
+def _batches(questions: list[TokenTree], tokens: int) -> Iterator[list[TokenTree]]:
     """Batches of questions of similar size, longest first, with at most `tokens` tokens each, padding included."""
     while questions:
         fit = max(1, tokens // len(questions[0].tokens))

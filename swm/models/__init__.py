@@ -7,6 +7,7 @@
 - known: the bundled models, and the families that tests cover
 - layer_facts: what a config says about individual layers, and how to rewrite it when some are removed
 - layer_pattern: the families in which llama.cpp takes a layer's kind from its place
+- layer_parts: the two parts of a layer, by the names of their weights
 - layer_outputs: the output of every layer in one forward pass, through hooks
 - load: loads models and tokenizers; facts about a model before it is loaded
 - locate: from a name to a local folder with safetensors and a checked config

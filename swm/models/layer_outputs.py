@@ -49,9 +49,9 @@ def layer_outputs(model: PreTrainedModel, tokens: Tensor) -> tuple[Tensor, Tenso
     return first[0], torch.stack(outputs)
 
 
-def run_decoder(model: PreTrainedModel, tokens: Tensor) -> None:
+def run_decoder(model: PreTrainedModel, tokens: Tensor, **more: Tensor) -> None:
     """One forward pass without the output head: its logits are not needed here."""
-    model.base_model(input_ids=tokens, use_cache=False)
+    model.base_model(input_ids=tokens, use_cache=False, **more)
 
 
 def hidden_of(result: Any) -> Tensor:

@@ -41,6 +41,8 @@ class Replay:
         fast: matrix products in bfloat16 (autocast); the hidden states stay in the model's own dtype.
         part: maximum number of texts per forward pass here; None for all.
         lean: store hidden states in a memory-mapped file, which the system can drop from memory when it runs short.
+        positions: of the tokens in their texts, of the same shape, where a row holds several texts: see
+            `evaluation.packs`. Then only this one batch can be run.
 
     Attributes:
         reference: final hidden state, after the final norm, shape (texts, length, width).
@@ -58,8 +60,10 @@ class Replay:
         fast: bool = False,
         part: int | None = None,
         lean: bool = False,
+        positions: Tensor | None = None,
     ) -> None:
         check_tokens(tokens)
+        self._placed = {} if positions is None else {"position_ids": positions}
         self._model, self._tokens, self._fast, self._lean = model, tokens, fast, lean
         self.layers = find_decoder(model).layers
         self._offloaded = is_offloaded(model)
@@ -207,7 +211,7 @@ class Replay:
         handles = [h for layer in self.layers for h in layer_hooks(layer, before, after)]
         handles += [m.register_forward_hook(follow) for m in parent.children() if m is not self.layers]
         with hooked(handles), self._precision():
-            run_decoder(self._model, self._tokens[rows])
+            run_decoder(self._model, self._tokens[rows], **self._placed)
         if len(calls) != len(self.layers) or output is None:
             raise ModelError(
                 f"{type(self._model).__name__} called layers {len(calls)} times but has {len(self.layers)}: it skips "
@@ -235,7 +239,7 @@ class Replay:
 
         with forward_replaced(self.layers, pass_on), self._precision(), self._head_cut(vocabulary):
             tokens = self._tokens[torch.arange(len(hidden)) % len(self._tokens)]
-            logits: Tensor = self._model(input_ids=tokens, use_cache=False).logits
+            logits: Tensor = self._model(input_ids=tokens, use_cache=False, **self._placed).logits
         return logits
 
     @contextmanager
@@ -272,7 +276,7 @@ class Replay:
             return self._as_layer_result(hidden)
 
         with forward_replaced(self.layers, pass_on), self._precision():
-            run_decoder(self._model, tokens)
+            run_decoder(self._model, tokens, **self._placed)
         return inputs[0], calls
 
     def _as_layer_result(self, hidden: Tensor) -> Any:

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from swm.evaluation.cost import decode_cost
 from swm.evaluation.generation import keeps_cache
+from swm.models.layer_parts import part_weights
 from swm.models.offload import is_offloaded, weights_of
 from swm.models.processes import is_first, world_size
 from swm.models.replay import Replay
@@ -23,7 +24,6 @@ from swm.stages.loading import calibration_of, check_text, conditions_for, load_
 from swm.texts.documents import text_hash
 from swm.workspace.experiments import Experiment
 
-MLPS = ("mlp", "feed_forward", "block_sparse_moe", "ffn", "fc2")  # what families call the part after the attention
 PART_TOKENS = 1024  # in one forward pass
 
 
@@ -98,10 +98,10 @@ def parts_influence(model: PreTrainedModel, tokens: Tensor, skip_tokens: int = 0
         skip_tokens: number of first tokens of each text to leave out.
 
     Returns:
-        Two of shape (layers,), float64; None if a layer has no part with a name in MLPS.
+        Two of shape (layers,), float64; None if a layer has no part with a usual name.
     """
     replay = Replay(model, tokens, keep_every=4, part=max(1, PART_TOKENS // tokens.shape[1]))
-    names = [_mlp_weights(layer) for layer in replay.layers]
+    names = [part_weights(layer, "mlp") for layer in replay.layers]
     if not all(names):
         return None
     rows = torch.arange(len(tokens)).split(max(1, PART_TOKENS // tokens.shape[1]))
@@ -118,9 +118,3 @@ def parts_influence(model: PreTrainedModel, tokens: Tensor, skip_tokens: int = 0
                 sums[step, index] += (1 - (unit[step] * unit[step + 1]).sum(-1).double()).sum().cpu()
     attention, mlp = sums / (len(tokens) * (tokens.shape[1] - skip_tokens))
     return attention, mlp
-
-
-def _mlp_weights(layer: nn.Module) -> list[str]:
-    """Names of the parameters of the layer's MLP, relative to the layer."""
-    prefixes = tuple(f"{name}." for name, _ in layer.named_children() if name in MLPS)
-    return [name for name in weights_of(layer) if name.startswith(prefixes)] if prefixes else []
