@@ -1,4 +1,4 @@
-"""What can be chosen by name: merge rules, planners, similarity metrics, texts, export formats.
+"""What can be chosen by name: merge rules, planners, similarity metrics, texts, abilities, export formats.
 
 Each entry is one file in its registry's package and registers itself there. An installed package adds its own through
 the entry point group `swm.plugins`: each entry point names a module that registers on import. Files that register
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from swm.planners.request import PlanRequest
     from swm.progress import Progress
     from swm.texts.example import Example
+    from swm.texts.requests import Request
     from swm.workspace.runs import Run
 
 PLUGINS = "swm.plugins"
@@ -150,7 +151,7 @@ class _Plugins:
             try:
                 plugin.load()
             except Exception as error:  # somebody else's code, which must not take this program down
-                for registry in (MERGE_RULES, PLANNERS, METRICS, TEXTS, EXPORT_FORMATS):
+                for registry in (MERGE_RULES, PLANNERS, METRICS, TEXTS, ABILITIES, EXPORT_FORMATS):
                     registry.forget_plugin(plugin.name)
                 log.warning(
                     "Plugin %s (%s) was left out, because it failed: %s: %s Update or uninstall it.",
@@ -201,6 +202,7 @@ class Planner:
         tokens_read: how many tokens the whole model reads at most, given (layers of the model, layers left, budget,
             tokens of the calibration text), from which the time is estimated; None if that depends on the model.
         samples: its losses are estimated from a sample of a large vocabulary, see `search.vocabulary`.
+        keeps: tries plans, which it can judge by abilities instead of by perplexity.
         halves: so quick that it also chooses on each half of the text, which shows how much depends on the text.
     """
 
@@ -213,6 +215,7 @@ class Planner:
     least_budget: Callable[[int, int], int] | None = None
     tokens_read: Callable[[int, int, int, int], float] | None = None
     samples: bool = False
+    keeps: bool = False
     halves: bool = False
 
 
@@ -259,6 +262,27 @@ class TextSource:
 
 
 @dataclass(frozen=True)
+class Ability:
+    """Something that a model can do, measured by requests.
+
+    Attributes:
+        group: one of ABILITY_GROUPS, with which abilities are shown together.
+        requests: all of them; those of one group of documents never serve two purposes.
+        quick: belongs to the quick look.
+    """
+
+    name: str
+    title: str
+    help: str
+    group: str
+    requests: Callable[[], Sequence[Request]]
+    quick: bool = False
+
+
+ABILITY_GROUPS = ("knowledge", "context", "reasoning", "code", "own")
+
+
+@dataclass(frozen=True)
 class ExportFormat:
     """A format for exporting a run: a text, which pages also offer for download, or files written to disk.
 
@@ -287,4 +311,5 @@ MERGE_RULES: Registry[MergeRule] = Registry("merge rule", "swm.merging.rules", f
 PLANNERS: Registry[Planner] = Registry("planner", "swm.planners", first="best")
 METRICS: Registry[Metric] = Registry("similarity metric", "swm.similarity.metrics", first="cka")
 TEXTS: Registry[TextSource] = Registry("text", "swm.texts.sources", first="lambada")
+ABILITIES: Registry[Ability] = Registry("ability", "swm.texts.abilities", first="facts")
 EXPORT_FORMATS: Registry[ExportFormat] = Registry("export format", "swm.reporting.formats", first="transformers")

@@ -25,6 +25,7 @@ SAMPLE_PROMPTS = (
 )
 SAMPLE_TOKENS = 32  # that each prompt is continued by
 GGUF_TYPES = ("F16", "Q8_0", "BF16", "F32", "Q5_1", "Q5_0", "Q4_1", "Q4_0")  # that can be written, the default first
+QUICK_REQUESTS, USUAL_REQUESTS, KEPT_REQUESTS = 10, 40, 24  # of an ability: quick look, usual, to judge each plan by
 PERPLEXITY_TEXTS = ("lambada", "squad")  # the default texts
 
 
@@ -132,6 +133,7 @@ class SearchOptions:
         minutes: about how long it may try instead; the plan then depends on the machine.
         keep_period: leave layers of the kinds that llama.cpp takes them for by their place; no effect on families
             without such a pattern.
+        keep: abilities that plans are judged by, with their weights, instead of by perplexity: "code=2,reading=1".
     """
 
     rule: str | None = None
@@ -139,6 +141,7 @@ class SearchOptions:
     budget: int = PLAN_BUDGET
     minutes: float | None = None
     keep_period: bool = False
+    keep: str = ""
 
 
 UNSAID = {"quantization": "none", "answers": "given", "train": "adapters"}  # of runs older than these settings

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from swm.errors import SettingsError
-from swm.registry import MERGE_RULES, METRICS
+from swm.registry import MERGE_RULES, METRICS, PLANNERS
 from swm.search.walk import check_threshold
 from swm.studies.grids import OF_RUNS
 from swm.workspace.targets import loss_from
@@ -48,6 +48,9 @@ def _check_search(options: argparse.Namespace, given: dict[str, Any]) -> None:
         raise SettingsError(f"--planner chooses the layers itself, as --{other} does. Give one of the two.")
     if options.keep_period and not options.planner:
         raise SettingsError("--keep-period needs --planner: the threshold decides alone. Add --planner.")
+    if "keep" in given and not (options.planner and PLANNERS[options.planner].keeps):
+        able = ", ".join(name for name, each in PLANNERS.items() if each.keeps)
+        raise SettingsError(f"--keep needs a planner that tries plans: --planner {able}. Choose one of these.")
     if options.precision != "auto" and options.windows is not None:
         raise SettingsError("--precision applies to a search, but --windows needs none. Remove --precision.")
 

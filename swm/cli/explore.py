@@ -10,10 +10,12 @@ from swm.cli.plans import Result, chosen_plan, measured_plan, own_experiment, re
 from swm.cli.watched import progress_bar, watched
 from swm.disk.names import check_new, is_shipped
 from swm.plan import MergePlan, Window, layers_at
+from swm.progress import share_of
 from swm.registry import MERGE_RULES
-from swm.settings import SKIPPED_TOKENS, ExperimentSettings
+from swm.settings import QUICK_REQUESTS, SKIPPED_TOKENS, USUAL_REQUESTS, ExperimentSettings
 from swm.similarity.measure import Measure
 from swm.workspace.experiments import Experiment, list_experiments
+from swm.workspace.runs import BASELINE
 
 
 def run_models(options: argparse.Namespace) -> Result:
@@ -98,6 +100,38 @@ def _measured(experiment: Experiment, measures: list[Measure]) -> dict[str, Any]
         return first
 
 
+def run_abilities(options: argparse.Namespace) -> Result:
+    """Result of `swm abilities`: what each layer does, or what a run lost against the original."""
+    from swm.reporting.abilities import ability_map, conclusion, is_clear, percent, profile, verdict
+    from swm.stages.abilities import map_abilities, profile_run
+    from swm.texts.ability_names import chosen_abilities
+    from swm.texts.requests import ability_title
+
+    experiment = own_experiment(options.exp)
+    names = chosen_abilities(options.abilities)
+    usual = QUICK_REQUESTS if options.abilities == "quick" else USUAL_REQUESTS
+    count = usual if options.requests is None else options.requests
+    if options.run:
+        run, original = experiment.run(options.run), experiment.run(BASELINE)
+        with watched(run, "abilities") as progress:
+            before = profile_run(original, names, count, share_of(progress, 0, 0.5))
+            after = profile_run(run, names, count, share_of(progress, 0.5, 1))
+        rises = profile(before, after)
+        lines = [f"{ability_title(name):20} {percent(rise)}" for name, rise in rises.items()]
+        lines.append("Rise in bits per byte of the right answer against the original, with 95 % intervals.")
+        return {"run": run.name, "rises": rises}, "\n".join([*lines, *filter(None, [verdict(rises)])])
+    with watched(experiment, "abilities") as progress:
+        data = map_abilities(experiment, names, count, progress, parts=options.parts, precision=options.precision)
+    found = ability_map(data, experiment.layer_count)
+    lines = [f"{'without layer':20} " + " ".join(f"{layer:>4}" for layer in range(found.layers))]
+    for name in found.abilities:
+        values = (f"{100 * rise['value']:+.0f}" if is_clear(rise) else "·" for rise in found.rises[name])
+        lines.append(f"{ability_title(name):20} " + " ".join(f"{value:>4}" for value in values))
+    lines.append("Rise in bits per byte of the right answer, in %; a dot where the 95 % interval contains 0.")
+    result = {"rises": found.rises, "requests": found.requests, "conclusion": conclusion(found)}
+    return result, "\n".join([*lines, *filter(None, [conclusion(found)])])
+
+
 def run_search(options: argparse.Namespace) -> Result:
     """Result of `swm search`: the plan for every interval of thresholds."""
     from swm.stages.search import search_path
@@ -136,6 +170,7 @@ def run_plan(options: argparse.Namespace) -> Result:
     experiment = Experiment.open(options.exp)
     if options.windows is not None or options.planner:
         data = measured_plan(experiment, options)
+        from swm.reporting.abilities import kept_sentence
         from swm.reporting.finalists import finalists_sentence, halves_sentence
 
         plan = MergePlan.from_dict(data)
@@ -146,7 +181,8 @@ def run_plan(options: argparse.Namespace) -> Result:
         )
         if MERGE_RULES[plan.rule].needs_text and plan.windows and not data.get("fitted_in_full"):
             text += " Layers are fitted quickly for that; merging fits them on more text, so its model differs."
-        return data, " ".join(filter(None, [text, finalists_sentence(data.get("finalists")), halves_sentence(data)]))
+        said = (finalists_sentence(data.get("finalists")), halves_sentence(data), kept_sentence(data))
+        return data, " ".join(filter(None, [text, *said]))
     step = chosen_plan(experiment, options)
     text = (
         f"{step.plan.layers_left} of {step.plan.layer_count} layers; windows {windows_text(step.plan)}; similarity "

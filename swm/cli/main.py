@@ -14,7 +14,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from swm.cli.check import check_options
-from swm.cli.explore import run_create, run_estimate, run_list, run_measure, run_models, run_plan, run_search
+from swm.cli.explore import (
+    run_abilities,
+    run_create,
+    run_estimate,
+    run_list,
+    run_measure,
+    run_models,
+    run_plan,
+    run_search,
+)
 from swm.cli.make import (
     run_all,
     run_control,
@@ -45,7 +54,20 @@ from swm.models.processes import is_first, world_size
 
 # Commands that a cluster runs, if there is one.
 SENT = (
-    *("measure", "search", "plan", "merge", "recover", "evaluate", "time", "run", "control", "study", "sweep"),
+    *(
+        "measure",
+        "abilities",
+        "search",
+        "plan",
+        "merge",
+        "recover",
+        "evaluate",
+        "time",
+        "run",
+        "control",
+        "study",
+        "sweep",
+    ),
     *("demo", "export", "repeat", "answer"),
 )
 SPEED = re.compile(r"\n\d+ tokens: the first after [^\n]*\s*\Z")
@@ -147,6 +169,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "list": run_list,
     "create": run_create,
     "measure": run_measure,
+    "abilities": run_abilities,
     "search": run_search,
     "plan": run_plan,
     "merge": run_merge,

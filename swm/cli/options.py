@@ -12,7 +12,7 @@ from swm.checked import choices
 from swm.disk.names import EXAMPLE
 from swm.errors import SettingsError
 from swm.plan import DEFAULT_RULE, WIDTH_METHODS
-from swm.registry import EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS
+from swm.registry import ABILITIES, ABILITY_GROUPS, EXPORT_FORMATS, MERGE_RULES, METRICS, PLANNERS, TEXTS
 from swm.settings import (
     CACHE_TOKENS,
     DEFAULT_THRESHOLD,
@@ -70,6 +70,13 @@ def _add_exploring(add: Add) -> None:
         default="",
         help="text to use instead of the experiment's, or the prompts of a task, as in task:boolq",
     )
+    command = add("abilities", "Show what each layer does: how much worse the model answers without it.", "EXP")
+    command.add_argument("run", nargs="?", metavar="RUN", help="show what this run's model lost instead")
+    _add_abilities(command)
+    command.add_argument(
+        "--parts", action="store_true", help="also without each layer's attention and MLP: thrice as long"
+    )
+    _add_precision(command)
     command = add("search", "Find the plan for every threshold; resumes where it stopped.", "EXP")
     command.add_argument("--rule", default=DEFAULT_RULE, help=MERGE_RULES.help_text())
     command.add_argument("--from", dest="low", type=float, default=0.5, help="lowest threshold of interest (0.5)")
@@ -240,9 +247,25 @@ def _add_plan(command: argparse.ArgumentParser, required: bool = True) -> None:
         "SmolLM3; no effect on others)"
     )
     command.add_argument("--keep-period", action="store_true", help=period)
+    keep = (
+        "let --planner judge plans by abilities instead of by perplexity, as in code,reading or code=2,reading=1; see "
+        "swm abilities --help"
+    )
+    command.add_argument("--keep", metavar="ABILITIES", help=keep)
     rules = f"{', '.join(MERGE_RULES)} (default: {DEFAULT_RULE}, or the planner's own)"
     command.add_argument("--rule", help=rules)
     _add_precision(command)
+
+
+def _add_abilities(command: argparse.ArgumentParser) -> None:
+    names = ", ".join(f"{name}: {ability.help}" for name, ability in ABILITIES.items())
+    groups = ", ".join(ABILITY_GROUPS[:-1])
+    help_text = (
+        f"quick (six of them), all, or comma-separated: groups ({groups}), abilities ({names}), or a .jsonl file of "
+        "your own with prompt and answer in each line (quick)"
+    )
+    command.add_argument("--abilities", default="quick", help=help_text)
+    command.add_argument("--requests", type=int, help="requests for each ability (quick: 10, others: 40)")
 
 
 def _add_precision(command: argparse.ArgumentParser) -> None:

@@ -57,6 +57,7 @@ def measured_plan(experiment: Experiment, options: argparse.Namespace, brief: bo
             budget=PLAN_BUDGET if options.budget is None else options.budget,
             minutes=options.minutes,
             keep_period=options.keep_period,
+            keep=options.keep or "",
         )
         planned = partial(plan_by, experiment, options.planner, how=how, brief=brief)
         if options.within is None:

@@ -305,6 +305,24 @@ def mean_interval(values: Sequence[float]) -> dict[str, float] | None:
     return {"value": math.fsum(values) / len(values), "low": low, "high": high}
 
 
+def relative_rise(before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
+    """By how much a mean rose, as a share of what it was, with its 95 % interval over the documents of both.
+
+    A ratio estimate: the interval is Student's, of what each document deviates from the common rise, so that the mean
+    before is uncertain, too (Cochran 1977, section 6.4).
+
+    Args:
+        before, after: positive values of the same two or more documents, such as bits per byte.
+
+    Returns:
+        `value`, `low`, `high`, and `documents`.
+    """
+    n, mean = len(before), math.fsum(before) / len(before)
+    rise = math.fsum(after) / n / mean - 1
+    low, high, _ = student([rise + (b - (1 + rise) * a) / mean for a, b in zip(before, after, strict=True)])
+    return {"value": rise, "low": low, "high": high, "documents": n}
+
+
 def student(values: Sequence[float]) -> tuple[float, float, float]:
     """Student's 95 % interval of the mean of two or more values, and the p-value of the t test against a mean of 0."""
     from scipy.special import stdtr, stdtrit  # scipy.stats would take a second to import

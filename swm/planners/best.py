@@ -79,6 +79,7 @@ def _chosen(request: PlanRequest, plans: list[MergePlan], how: str | None, start
     from swm.merging.apply import apply_plan
     from swm.merging.fit import apply_fitted_plan
 
+    kept = request.kept
     merged_on = request.fit_tokens(FIT_TOKENS)
     rows, held_out = _parted(merged_on, request.fit_tokens(FIT_TOKENS * 4 // 3))
     fitting, found = share_of(request.progress, SEARCHED, 1), []
@@ -90,6 +91,8 @@ def _chosen(request: PlanRequest, plans: list[MergePlan], how: str | None, start
 
     def measured(some: list[MergePlan]) -> list[tuple[dict[str, Any], float]]:
         smaller = (made(plan, rows) for plan in some)
+        if kept:
+            return [({"value": kept.rise_of(each)}, perplexity(each, request.tokens)["value"]) for each in smaller]
         return [(perplexity(each, held_out), perplexity(each, request.tokens)["value"]) for each in smaller]
 
     for done in range(0, len(plans), world_size()):
@@ -146,7 +149,7 @@ def _against(chosen: int, plans: Sequence[MergePlan], perplexities: Sequence[dic
             ratio, low, high = (math.exp(end) for end in log_perplexity_ratio(perplexities[chosen], entry))
             merged = {"windows": plan.to_dict()["windows"], "rule": plan.rule}
             others.append({**merged, "ratio": ratio, "low": low, "high": high})
-    return {"texts": perplexities[chosen]["texts"], "others": sorted(others, key=lambda other: other["ratio"])}
+    return {"texts": perplexities[chosen].get("texts", 0), "others": sorted(others, key=lambda other: other["ratio"])}
 
 
 def _rival_drops(request: PlanRequest, start: float) -> tuple[list[frozenset[int]], list[str]]:
@@ -217,6 +220,7 @@ PLANNERS.register(
         whole_model=True,
         least_budget=least_budget,
         tokens_read=tokens_read,
+        keeps=True,
         samples=True,
     )
 )

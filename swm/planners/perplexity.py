@@ -26,5 +26,6 @@ PLANNERS.register(
         "Shortened LLaMA by perplexity, arXiv:2402.02834",
         find,
         tokens_read=lambda layer_count, layers, budget, tokens: layer_count * tokens,
+        keeps=True,
     )
 )

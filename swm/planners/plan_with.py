@@ -54,6 +54,9 @@ def plan_with(
         _check_single_process()
     else:
         check_budget(planner, options.get("budget", PLAN_BUDGET), count, layers)
+    if options.get("kept") and not method.keeps:
+        able = ", ".join(name for name, each in PLANNERS.items() if each.keeps)
+        raise SettingsError(f"Planner {planner} tries no plans, so it cannot keep abilities. Choose one of: {able}.")
     kinds, built = (placed_kinds(model.config) if keep_period else []) or fixed_kinds(model), kinds_of(model)
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     given.setdefault("fit_tokens", lambda token_count: tokens)

@@ -10,13 +10,14 @@ from swm.plan import Needed
 from swm.planners.drops import DropLoss
 from swm.planners.needed import describable
 from swm.progress import Progress, no_progress
-from swm.search.tried import SAMPLED, Losses
+from swm.search.tried import RISE, SAMPLED, Losses
 from swm.settings import PLAN_BUDGET
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from swm.evaluation.kept_abilities import KeptAbilities
     from swm.merging.merged_layer import MergedLayer
     from swm.plan import MergePlan, Window
     from swm.search.vocabulary import VocabularySample
@@ -39,6 +40,8 @@ class PlanOptions(TypedDict, total=False):
             other plan `windows`, `rule` and its perplexity against the chosen one's, `ratio` with its 95 % interval
             `low` and `high` over these texts; `perplexity`, the chosen plan's on the calibration text; and `left_out`,
             the planners whose plans would have been tried with more time.
+        kept: abilities that plans are judged by, instead of by perplexity, for planners that try plans; and `keep`, how
+            losses by them are called.
         progress: called with the plans tried so far; may raise to stop.
     """
 
@@ -49,6 +52,8 @@ class PlanOptions(TypedDict, total=False):
     needed: Needed | None
     losses: Losses
     finalists: dict[str, Any]
+    kept: KeptAbilities | None
+    keep: str
     progress: Progress
 
 
@@ -81,6 +86,8 @@ class PlanRequest:
     sample: VocabularySample | None = None
     seconds: float | None = None
     finalists: dict[str, Any] = field(default_factory=dict)
+    kept: KeptAbilities | None = None
+    keep: str = ""
     progress: Progress = no_progress
     fragile: bool = False
 
@@ -90,7 +97,9 @@ class PlanRequest:
         return self.layer_count - self.layers
 
     def loss(self, kind: str, make: Callable[[Window], MergedLayer] | None = None) -> DropLoss:
-        """The loss on the calibration text of the model without some layers, with those that are known already.
+        """The loss on the calibration text, or the rise of kept abilities, of the model without some layers.
+
+        Those that are known already are not computed again.
 
         Args:
             kind: `dropped`, or the rule that `make` makes merged layers by, `fit` or `scale`: in bfloat16, if `fast`.
@@ -101,7 +110,11 @@ class PlanRequest:
         conditions = f"{kind} in bfloat16" if fast else kind
         if self.sample:
             conditions += f", {len(self.sample.tokens)} {SAMPLED}"
-        compute = PlanLoss(self.model, self.tokens, make, fast, self.sample)
+        if self.kept:
+            conditions = f"{conditions.partition(',')[0]}, {RISE} {self.keep}"
+            compute = self.kept.loss(self.model, make, fast)
+        else:
+            compute = PlanLoss(self.model, self.tokens, make, fast, self.sample)
         rule = None if kind == "dropped" else kind
         return DropLoss(compute, self.layer_count, rule, self.losses.setdefault(conditions, {}), self.possible)
 

@@ -33,5 +33,6 @@ PLANNERS.register(
         "SLEB, arXiv:2402.09025",
         find,
         tokens_read=tokens_read,
+        keeps=True,
     )
 )

@@ -1,5 +1,7 @@
 """What is shown: the table of runs, charts, the preview's data, the HTML report, exported models.
 
+- abilities: what each layer does, in numbers and in a sentence
+- ability_charts: figures of abilities by layer, and of what models lost
 - charts: plotly figures for pages and report
 - compare_charts: plotly figures that compare models
 - commands: the commands that reproduce an experiment or a run

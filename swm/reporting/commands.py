@@ -99,6 +99,7 @@ def _search(run: Run) -> list[str]:
         return []
     searched = [word for key in ("budget", "minutes") if key in how for word in (f"--{key}", f"{how[key]:g}")]
     searched += ["--keep-period"] if how.get("keep_period") else []
+    searched += ["--keep", how["keep"]] if how.get("keep") else []
     return [_command("plan", name, "--planner", planner, *target, *searched)]
 
 

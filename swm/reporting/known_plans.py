@@ -18,7 +18,7 @@ from swm.reporting.names import text_name
 from swm.reporting.palette import method_colour
 from swm.reporting.preview import expected_speedup
 from swm.search.kept_path import kept_path
-from swm.search.tried import SAMPLED, TriedPlans
+from swm.search.tried import RISE, SAMPLED, TriedPlans
 from swm.workspace.experiments import Experiment
 from swm.workspace.targets import weights_of
 
@@ -102,7 +102,7 @@ def best_tried(experiment: Experiment) -> list[tuple[MergePlan, float, bool]]:
     found: dict[int, tuple[bool, float, list[int], str]] = {}
     for kind, losses in TriedPlans(experiment).losses.items():
         rule = kind.split(" ")[0].rstrip(",")
-        for layers, loss in losses.items() if rule in MERGE_RULES else ():
+        for layers, loss in losses.items() if rule in MERGE_RULES and RISE not in kind else ():
             if layers <= {*range(1, experiment.layer_count)}:
                 one = (SAMPLED in kind, loss, sorted(layers), rule)
                 found[len(layers)] = min(found.get(len(layers), one), one)

@@ -60,19 +60,20 @@ def planned_with(
     counts: Sequence[int],
     keep_period: bool,
     serves: Callable[[MergePlan], bool],
+    keep: str = "",
 ) -> Known:
     """A planner's plan with the first of these numbers of layers that it has been found with, if its size serves."""
     for layers in counts:
-        data = experiment.planned(planner, layers)
+        data = experiment.planned(planner, layers, keep)
         if data and data.get("keep_period", False) == keep_period and serves(MergePlan.from_dict(data)):
             return _planned(data), ""
     return None, NOT_SEARCHED
 
 
-def planned_within(experiment: Experiment, planner: str, factor: float, keep_period: bool) -> Known:
+def planned_within(experiment: Experiment, planner: str, factor: float, keep_period: bool, keep: str = "") -> Known:
     """A planner's smallest plan found within `factor` times the original's perplexity."""
     plans = [data for data in experiment.plans_found() if data["planner"] == planner]
-    plans = [data for data in plans if data.get("keep_period", False) == keep_period]
+    plans = [data for data in plans if data.get("keep_period", False) == keep_period and data.get("keep", "") == keep]
     found = {MergePlan.from_dict(data).layers_left: data for data in plans}
     within = [n for n, data in found.items() if data["perplexity"] <= factor * data["perplexity_original"]]
     least = min(within, default=experiment.layer_count)

@@ -43,6 +43,7 @@ class PlanLoss:
         part = max(1, PART_TOKENS // tokens.shape[1])
         self._tokens = tokens.to(model.device)
         self._replay = Replay(model, self._tokens, keep_every=4, fast=fast, part=part)
+        self._layers = self._replay.layers
         self._rows = torch.arange(len(tokens)).split(part)
         self._make = make
         self._sample = sample
@@ -50,7 +51,7 @@ class PlanLoss:
     @torch.no_grad()
     def __call__(self, plan: MergePlan) -> float:
         """The loss; infinite if windows cannot be merged or the model overflows."""
-        layers = self._replay.layers
+        layers = self._layers
         if not all(can_merge(layers, window, plan.rule) for window in plan.windows):
             return math.inf
         make = self._make or (lambda window: merge_window(layers, window, plan.rule))

@@ -17,6 +17,7 @@ FILE = "tried.json"
 VERSION = 1  # raised when losses change: of rule fit as well
 EVERY = 10.0  # seconds between writings
 SAMPLED = "tokens of the vocabulary"  # in the kind of losses that are estimated from so many
+RISE = "rise of"  # in the kind of what is no loss on the text, but a rise of abilities
 Losses = dict[str, dict[frozenset[int], float]]
 
 

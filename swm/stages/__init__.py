@@ -1,5 +1,6 @@
 """One file for each stage: read the experiment or run, call the engine, write the result.
 
+- abilities: what each layer does, and what a run's model lost
 - answer_plans: what the model of each plan writes after the sample prompts
 - ask: models of several runs for a typed prompt
 - control: the control of a healed run

@@ -23,9 +23,11 @@ from swm.registry import MERGE_RULES, PLANNERS
 from swm.search.kept_path import kept_answers
 from swm.search.tried import TriedPlans
 from swm.settings import PLAN_BUDGET, SearchOptions
+from swm.stages.abilities import kept_abilities, rises_of_plan
 from swm.stages.loading import calibration_of, fit_tokens_of, load_original
 from swm.stages.measure_plan import measure_plan
 from swm.stages.search import Loaded, bench_for, measure_perplexities, path_to_extend
+from swm.texts.ability_names import whole_keep
 from swm.workspace.experiments import PLANS_VERSION, SEARCHED_BY, Experiment
 
 log = logging.getLogger(__name__)
@@ -60,8 +62,9 @@ def plan_by(
     if not how.minutes:
         check_budget(planner, how.budget, experiment.layer_count, layers)
     kinds = placed_kinds(load_config(experiment.settings.model)) if how.keep_period else []
-    asked = _Asked(experiment, planner, layers, how.precision, _searched_by(planner, how, bool(kinds)), brief)
-    data = agreed(experiment.planned(planner, layers))
+    keep = whole_keep(how.keep) if how.keep else ""
+    asked = _Asked(experiment, planner, layers, how.precision, _searched_by(planner, how, bool(kinds), keep), brief)
+    data = agreed(experiment.planned(planner, layers, keep))
     if data is None or not asked.is_answered_by(data):
         data = _found_plan(asked, progress)
     elif not (brief or experiment.read_only) and not agreed(_has_answers(experiment, data)):
@@ -77,12 +80,12 @@ def plan_by(
     return data
 
 
-def _searched_by(planner: str, how: SearchOptions, keep_period: bool) -> dict[str, Any]:
+def _searched_by(planner: str, how: SearchOptions, keep_period: bool, keep: str) -> dict[str, Any]:
     """What a saved plan says of its search: two plans of the same planner and depth can differ by it."""
     found: dict[str, Any] = {"keep_period": True} if keep_period else {}
     if PLANNERS[planner].least_budget:
         found |= {"minutes": how.minutes} if how.minutes else {"budget": how.budget}
-    return found
+    return found | ({"keep": keep} if keep else {})
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,12 @@ class _Asked:
     def takes_halves(self) -> bool:
         """Whether the planner also chooses on each half of the text."""
         several = self.experiment.settings.count > 1
-        return PLANNERS[self.planner].halves and self.layers < self.experiment.layer_count and several
+        return (
+            PLANNERS[self.planner].halves
+            and "keep" not in self.how
+            and self.layers < self.experiment.layer_count
+            and several
+        )
 
     def is_answered_by(self, data: dict[str, Any]) -> bool:
         """Whether a saved plan was searched in this way, and everything about it is known."""
@@ -124,6 +132,7 @@ def _found_plan(asked: _Asked, progress: Progress) -> dict[str, Any]:
     tokens, tried, minutes = calibration_of(experiment, tokenizer), TriedPlans(experiment), how.get("minutes")
     tried.losses = agreed(tried.losses)
     finalists: dict[str, Any] = {}
+    keep = how.get("keep", "")
     halves = asked.takes_halves
     first = share_of(progress, 0, 0.5) if halves else progress
     named = share_of(lambda done, total, text: first(done, total, f"{planner}: {text}"), 0, SEARCHING)
@@ -139,6 +148,8 @@ def _found_plan(asked: _Asked, progress: Progress) -> dict[str, Any]:
         keep_period="keep_period" in how,
         seconds=60 * minutes if minutes else None,
         needed=experiment.model_facts.get("needed_layers"),
+        kept=kept_abilities(model, tokenizer, keep, fast) if keep else None,
+        keep=keep,
     )
     choosing = time.time()
     try:
@@ -159,6 +170,8 @@ def _found_plan(asked: _Asked, progress: Progress) -> dict[str, Any]:
     if full := finalists.pop("perplexity", None):  # of the layers as they will be merged
         data |= {"perplexity": full, "fitted_in_full": MERGE_RULES[plan.rule].needs_text}
     data |= {"finalists": finalists} if finalists else {}
+    if keep and not asked.brief:
+        data["kept"] = rises_of_plan(experiment, plan, keep, (model, tokenizer), share_of(first, SEARCHING, 1))
     _keep(experiment, planner, layers, data)
     if halves:
         data["halves"] = _chosen_on_halves(experiment, choose, tokens, (model, tokenizer), progress)

@@ -30,10 +30,11 @@ def divided(grouped: Iterable[tuple[str, str]], calibration: bool) -> Iterator[s
     Args:
         grouped: (group, document) pairs; one group never serves two purposes.
     """
-    return (document for group, document in distinct(grouped) if _is_calibration(group) == calibration)
+    return (document for group, document in distinct(grouped) if is_calibration(group) == calibration)
 
 
-def _is_calibration(group: str) -> bool:
+def is_calibration(group: str) -> bool:
+    """The side of a text's split that a group is on: four tenths are for calibration."""
     return hashlib.sha256(group.encode()).digest()[0] % 10 < 4
 
 

@@ -51,6 +51,7 @@ ONE_PLAN_RUNS, PATH_RUNS = 11, 560  # layer runs of a search per layer of the mo
 PATH_PLANS = 2  # different plans of a path per layer of the model, each of which answers the sample prompts
 MEASURE_RUNS = 7  # forward passes of a measurement: similarity, and the influence of attention and MLP
 TIMED_TURNS = 16  # generations of each model: 9 to compare, and larger batches that take as long as 7
+REQUEST_BEGIN, REQUEST_TOKENS = 200, 80  # tokens: of an ability's solved examples, and of one request
 START_SECONDS = 5  # of a job, before it loads a model
 RECENT_RATES = 5  # jobs whose rates are kept
 BACKWARD = 4  # cost of a training step in forward passes; 3.8 measured with LoRA
@@ -282,6 +283,25 @@ def path_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, tokens: int
     load = START_SECONDS + facts["size_bytes"] / LOADING_BYTES_PER_SECOND
     answers = PATH_PLANS * facts["layers"] * _answers_seconds(cost)
     return float(load + PATH_RUNS * tokens / _fast_rate(cost) + answers)
+
+
+def ability_tokens(abilities: int, count: int) -> int:
+    """About how many tokens so many requests of each ability have."""
+    return abilities * (REQUEST_BEGIN + count * REQUEST_TOKENS)
+
+
+def ability_seconds(
+    facts: dict[str, Any], cost: dict[str, Any] | None, abilities: int, count: int, parts: bool = False
+) -> float | None:
+    """About how long it takes to leave out each layer in turn; None if the machine's speed is not known.
+
+    Half of all layers run for each that is left out, on what requests add to their common beginning.
+    """
+    if not cost or "forward_tokens_per_second" not in cost:
+        return None
+    tokens = ability_tokens(abilities, count)
+    passes = 1 + facts["layers"] / 2 * (3 if parts else 1)
+    return START_SECONDS + tokens * passes / _fast_rate(cost)
 
 
 def planner_seconds(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,8 @@ from swm.workspace.runs import BASELINE, Run
 from swm.workspace.shared_home import names_locked
 from swm.workspace.tracked import Tracked
 
-SEARCHED_BY = ("budget", "minutes", "keep_period")  # entries of a saved plan: how it was searched
+SEARCHED_BY = ("budget", "minutes", "keep_period", "keep")  # entries of a saved plan: how it was searched
+KEPT = "-keeps-"  # in the name of a plan's file
 PLANS_VERSION = 3  # raised when planners change: plans of other versions are computed again
 
 
@@ -153,9 +155,16 @@ class Experiment(Tracked):
         """Rules that have a threshold path; without those of plugins that are not installed."""
         return sorted(file.stem for file in matching(self.folder, "path/*.json") if file.stem in MERGE_RULES)
 
-    def planned(self, planner: str, layers: int) -> dict[str, Any] | None:
-        """A planner's saved plan with `layers` layers; None if there is none, or it is outdated."""
-        data = self.read(f"plans/{planner}-{layers}.json")
+    def planned(self, planner: str, layers: int, keep: str = "") -> dict[str, Any] | None:
+        """A planner's saved plan with `layers` layers; None if there is none, or it is outdated.
+
+        Args:
+            keep: the abilities that it was judged by, see `SearchOptions`.
+        """
+        return self._plan_in(_plan_file(planner, layers, keep))
+
+    def _plan_in(self, file: str) -> dict[str, Any] | None:
+        data = self.read(file)
         if not data or data.get("version") != PLANS_VERSION:
             return None
         return data if data.get("text_hash", "") in ("", self.text_hash) else None
@@ -163,12 +172,18 @@ class Experiment(Tracked):
     def plans_found(self) -> list[dict[str, Any]]:
         """Every planner's saved plans that are not outdated, by planner, the deepest first."""
         here = [(name, n) for name in PLANNERS for n in range(self.layer_count + 1)]
-        return [data for name, n in here if (data := self.planned(name, n))]
+        return [data for name, n in here for data in self._all_planned(name, n)]
+
+    def _all_planned(self, planner: str, layers: int) -> list[dict[str, Any]]:
+        """The plan judged by perplexity, then those judged by abilities."""
+        kept = sorted(f"plans/{file.name}" for file in matching(self.folder, f"plans/{planner}-{layers}{KEPT}*.json"))
+        files = (_plan_file(planner, layers), *kept)
+        return [data for file in files if (data := self._plan_in(file))]
 
     def save_planned(self, planner: str, layers: int, data: dict[str, Any]) -> None:
         """Write a planner's plan."""
         self.check_writable()
-        write_json(self.folder / "plans" / f"{planner}-{layers}.json", data)
+        write_json(self.folder / _plan_file(planner, layers, data.get("keep", "")), data)
 
     def study(self, kind: str) -> dict[str, Any] | None:
         """The last pass of a study: its grid, and the cells that failed."""
@@ -283,10 +298,16 @@ class Experiment(Tracked):
         """The saved plan of `method`, by default of any planner, that has the same windows."""
         windows = plan.to_dict()["windows"]
         for planner in [method] if method else PLANNERS:
-            data = self.planned(planner, plan.layers_left)
-            if data and windows and [list(pair) for pair in data["windows"]] == windows:
-                return data
+            for data in self._all_planned(planner, plan.layers_left) if windows else ():
+                if [list(pair) for pair in data["windows"]] == windows:
+                    return data
         return {"planner": method} if method else None
+
+
+def _plan_file(planner: str, layers: int, keep: str = "") -> str:
+    """Where a planner's plan is saved; the abilities that it keeps are hashed, because they can be files' paths."""
+    mark = f"{KEPT}{hashlib.sha256(keep.encode()).hexdigest()[:12]}" if keep else ""
+    return f"plans/{planner}-{layers}{mark}.json"
 
 
 def list_experiments() -> tuple[list[Experiment], list[str]]:

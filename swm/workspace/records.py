@@ -13,6 +13,7 @@ from swm.checked import Record, explained
 from swm.errors import ExperimentError
 from swm.settings import ExperimentSettings, RecoverySettings
 from swm.workspace.result_records import (
+    AbilitiesFile,
     AnswersFile,
     CostFile,
     DocumentsFile,
@@ -157,6 +158,7 @@ FILES: dict[str, Any] = {
     **dict.fromkeys(("timing.json", "timing-merged.json"), TimingFile),
     **dict.fromkeys(("llama_cpp.json", "llama_cpp-merged.json"), LlamaCppFile),
     **dict.fromkeys(("documents.json", "documents-merged.json"), DocumentsFile),
+    **dict.fromkeys(("abilities.json", "abilities-merged.json"), AbilitiesFile),
     "questions": QuestionsFile,
     "state.json": StateFile,
     "similarity": SimilarityFile,

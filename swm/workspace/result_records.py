@@ -321,6 +321,8 @@ class PlannedFile(Record):
     budget: int = 0
     minutes: float = 0.0
     keep_period: bool = False
+    keep: str = ""
+    kept: Free = Field(default_factory=dict)
     version: int = 0
     text_hash: str = ""
     scoring: str = ""
@@ -335,3 +337,35 @@ class TriedFile(Record):
     version: int
     text_hash: str
     losses: dict[str, dict[Annotated[str, Field(pattern=r"^\d+(,\d+)*$")], float]]
+
+
+class AbilityScores(Record):
+    """Of each request: bits per byte of the right answer; and where it has choices, the log-probability of the right
+    one and the index of the one picked."""
+
+    bits: list[float]
+    choice: list[float | None] = Field(default_factory=list)
+    picked: list[int | None] = Field(default_factory=list)
+
+
+class AbilityEntry(Record):
+    """Requests of an ability, and how well they were answered, by what was left out."""
+
+    ids: list[str]
+    scores: dict[str, AbilityScores]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> AbilityEntry:
+        sizes = [(len(s.bits), len(s.choice or s.bits), len(s.picked or s.bits)) for s in self.scores.values()]
+        if any(size != len(self.ids) for one in sizes for size in one):
+            raise ValueError("the scores are not as many as the requests")
+        return self
+
+
+class AbilitiesFile(Record):
+    """abilities.json, of an experiment or a run."""
+
+    version: int
+    precision: str
+    abilities: dict[str, AbilityEntry]
+    conditions: Conditions

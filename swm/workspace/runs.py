@@ -25,7 +25,7 @@ T = TypeVar("T")
 BASELINE = "baseline"
 
 
-RESULTS = ("scores", "documents", "timing", "llama_cpp")
+RESULTS = ("scores", "documents", "timing", "llama_cpp", "abilities")
 
 
 KEPT_ADAPTER = "adapter-before"  # adapter of the current healed model, kept while it is healed again

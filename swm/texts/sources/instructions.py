@@ -13,13 +13,15 @@ from swm.texts.example import Example
 from swm.texts.sources import coqa
 
 QUESTIONS = 2  # per passage
+SHORT_QUESTIONS = {"social": 400, "commonsense": 300}  # the first ones of each validation split
 
 
 @cache
 def examples(purpose: str) -> tuple[Example, ...]:
     """All examples, in the order of their data sets."""
     # Mostly passages: short questions alone teach only their format and raise perplexity on everything else.
-    short = [*islice(_social_examples(), 400), *islice(_commonsense_examples(), 300)]
+    social, commonsense = SHORT_QUESTIONS.values()
+    short = [*islice(_social_examples(), social), *islice(_commonsense_examples(), commonsense)]
     return (*_coqa_examples(), *_drop_examples(), *_sciq_examples(), *short)
 
 
