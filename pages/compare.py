@@ -6,6 +6,7 @@ import streamlit as st
 from pages.shared.choices import check_address, named_choice
 from pages.shared.filters import GROUPS, OWN, filtered, group_colours, group_of
 from pages.shared.frame import command_line, require_experiment, shown_errors, start_page
+from pages.shared.lost import show_lost
 from pages.shared.navigation import next_step, set_address
 from pages.shared.paired import show_paired
 from pages.shared.plain import plain
@@ -220,6 +221,7 @@ if costs := cost_lines(flat, pinned != AUTOMATIC):
         "or anything in the interval."
     )
 
+show_lost(labels, judged_label)
 with st.expander("All measurements"):
     differing = st.toggle(
         "Differences only",

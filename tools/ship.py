@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 KEPT = (
     "experiment.json",
     "cost.json",
+    "abilities.json",
     "similarity/*.json",
     "path/*.json",
     "answers/*.json",
@@ -31,7 +32,7 @@ KEPT = (
     "runs/*/run.json",
     "runs/*/events.jsonl",
 )
-RESULTS = ("scores.json", "scores-merged.json", "timing.json", "timing-merged.json", "llama_cpp.json")
+RESULTS = ("scores.json", "scores-merged.json", "timing.json", "timing-merged.json", "llama_cpp.json", "abilities.json")
 ANSWERS = ("documents.json", "documents-merged.json")
 
 
@@ -55,8 +56,18 @@ def main() -> None:
     print(f"{target}: {size / 2**20:.2f} MiB")
 
 
+def shorter(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What pages show of events: the learning rate where it is highest, all else of each step."""
+    rates = [event.get("learning_rate", 0.0) for event in events]
+    highest = rates.index(max(rates)) if rates else 0
+    return [
+        short({name: value for name, value in event.items() if name != "learning_rate" or place == highest})
+        for place, event in enumerate(events)
+    ]
+
+
 def short(event: dict[str, Any]) -> dict[str, Any]:
-    """What charts show of an event, with five digits of each number and its time to a hundredth of a second."""
+    """An event with five digits of each number and its time to a hundredth of a second."""
     digits = {name: round(value, 2) if name == "time" else float(f"{value:.5g}")
               for name, value in event.items() if isinstance(value, float)}  # fmt: skip
     return {name: digits.get(name, value) for name, value in event.items() if name != "grad_norm"}
@@ -78,7 +89,7 @@ def copy(source: Path, target: Path) -> None:
                 write_json(place, read_json(file))
             else:
                 place.parent.mkdir(parents=True, exist_ok=True)
-                events = [short(json.loads(line)) for line in file.read_text().splitlines()]
+                events = shorter([json.loads(line) for line in file.read_text().splitlines()])
                 place.write_text("".join(json.dumps(event, separators=(",", ":")) + "\n" for event in events))
     for name in ANSWERS:
         for file in sorted(source.glob(f"runs/*/{name}")):
@@ -93,10 +104,19 @@ def six_digits(number: str) -> float:
     return float(f"{float(number):.6g}")
 
 
+def rounded_up(number: str) -> float:
+    """Eight decimals, so that what reached a threshold still does."""
+    rounded = round(float(number), 8)
+    return rounded if rounded >= float(number) else round(rounded + 1e-8, 8)
+
+
+DIGITS = {"similarity": six_digits, "path": rounded_up, "abilities.json": lambda number: round(float(number), 3)}
+
+
 def compact(folder: Path) -> None:
-    """Write every JSON file without line breaks, which nobody reads by eye, and maps with six digits."""
+    """Write every JSON file without line breaks, which nobody reads by eye, and maps and paths with fewer digits."""
     for file in folder.rglob("*.json"):
-        digits = six_digits if file.parent.name == "similarity" else None
+        digits = DIGITS.get(file.name) or DIGITS.get(file.parent.name)
         content = json.loads(file.read_text(encoding="utf-8"), parse_float=digits)
         file.write_text(json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -41,6 +41,7 @@ STEPS = (
     ("pages/compare.py", "Compare", "Scores, perplexity, speed and size before and after"),
 )
 ROOMS = (
+    ("pages/abilities.py", "Abilities", "See what each layer does", ":material/psychology:"),
     ("pages/studies.py", "Studies", "Every method at several depths, on this model", ":material/query_stats:"),
     ("pages/sweeps.py", "Sweeps", "Many runs from one file", ":material/playlist_play:"),
     ("pages/playground.py", "Playground", "Try one prompt on up to three models", ":material/chat:"),

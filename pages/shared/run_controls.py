@@ -66,6 +66,7 @@ def _actions(run: Run) -> dict[str, list[str]]:
         "Merge": ["merge", *name, *plan_arguments(run.plan)],
         "Resume healing" if unfinished else "Heal with LoRA": ["recover", *name, *heal, *again],
         "Evaluate": ["evaluate", *name, *limit],
+        "Measure abilities": ["abilities", *name, "--abilities", "all"],
         "Measure speed": ["time", *name],
         IN_LLAMA_CPP: ["time", *name, "--client", "llama.cpp"],
         REMAINING: ["run", *name, *(["--no-recovery"] if _stays_unhealed(run) else heal), *limit],

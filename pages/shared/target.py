@@ -14,13 +14,16 @@ from pages.shared.live import hand_key
 from pages.shared.plain import plain
 from swm.errors import PlanError
 from swm.plan import MergePlan
-from swm.registry import MERGE_RULES, PLANNERS, as_sentence
+from swm.registry import ABILITIES, MERGE_RULES, PLANNERS, as_sentence
+from swm.reporting.abilities import GROUP_TITLES, kept_sentence
 from swm.reporting.finalists import finalists_sentence, halves_sentence, text_matters
 from swm.reporting.names import text_name
 from swm.reporting.preview import WITHIN
 from swm.search.known_target import Found, Known, planned_with, planned_within, walk_with, walk_within
-from swm.settings import CACHE_TOKENS, FIT_TOKENS
-from swm.workspace.estimate import about, path_seconds, planner_seconds
+from swm.settings import CACHE_TOKENS, FIT_TOKENS, KEPT_REQUESTS
+from swm.texts.ability_names import whole_keep
+from swm.texts.requests import kept_requests
+from swm.workspace.estimate import ability_tokens, about, path_seconds, planner_seconds
 from swm.workspace.experiments import Experiment
 from swm.workspace.targets import (
     LAYERS,
@@ -80,6 +83,7 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
     st.caption(as_sentence(PLANNERS[method].help) if method in PLANNERS else "Merges where the output changes least.")
     kinds = experiment.model_facts.get("layer_kinds")
     keep = bool(kinds) and method in PLANNERS and kind != LOSS and _keeps_period(experiment)
+    abilities = _kept(experiment) if method in PLANNERS and PLANNERS[method].keeps else []
     layers = None if kind == LOSS else layers_for(experiment, kind, value)
     if kind != LOSS and layers is None:
         st.warning(_cannot(experiment, kind))
@@ -92,6 +96,7 @@ def target_plan(experiment: Experiment) -> tuple[Found | None, list[str]]:
         st.caption(f"At most {layers} of {experiment.layer_count} layers meet this target.{fits}")
     arguments = ["plan", experiment.name, *(["--planner", method] if method in PLANNERS else [])]
     arguments += [OPTIONS[kind][0], f"{value:.10g}{OPTIONS[kind][1]}", *(["--keep-period"] if keep else [])]
+    arguments += ["--keep", ",".join(abilities)] if abilities else []
     found, missing = _known(experiment, kind, method, value, layers, arguments)
     _say_missing(experiment, method, layers, arguments, found, missing)
     return found, arguments
@@ -108,7 +113,8 @@ def _say_missing(
         st.caption(f"This method has no plan with more than {found.plan.layers_left} layers that meets the target.")
     if missing and not state.active:
         st.info(missing)
-        st.caption(_time(experiment, method, layers))
+        kept = whole_keep(arguments[-1]).count("=") if "--keep" in arguments else 0
+        st.caption(_time(experiment, method, layers, kept))
         start_button("Find the plan", experiment, "plan", arguments, "target_find")
     elif missing and state.stage != "plan":
         st.caption("Another job of this experiment runs. The search can start when it has ended.")
@@ -121,18 +127,24 @@ def _known(
 ) -> Known:
     """The target's plan as far as it is known, and what is missing; `arguments` of the command that searches it."""
     walked, keep, state = method not in PLANNERS, "--keep-period" in arguments, experiment.state()
+    kept = whole_keep(arguments[arguments.index("--keep") + 1]) if "--keep" in arguments else ""
     if layers is None:
-        return walk_within(experiment, value) if walked else planned_within(experiment, method, value, keep)
+        return walk_within(experiment, value) if walked else planned_within(experiment, method, value, keep, kept)
     serves = partial(meets, experiment.model_facts, kind, value * UNITS.get(kind, 1.0))
     answered = state.status == "done" and list(state.command) == arguments  # by the search that was asked for
     fewest = LEAST_LAYERS if kind != LAYERS and (walked or answered) else layers
     counts = range(layers, fewest - 1, -1)
-    return walk_with(experiment, counts, serves) if walked else planned_with(experiment, method, counts, keep, serves)
+    return (
+        walk_with(experiment, counts, serves)
+        if walked
+        else planned_with(experiment, method, counts, keep, serves, kept)
+    )
 
 
-def _time(experiment: Experiment, method: str, layers: int | None) -> str:
-    """How long the search will take."""
-    facts, cost, tokens = experiment.model_facts, experiment.cost(), experiment.settings.token_count
+def _time(experiment: Experiment, method: str, layers: int | None, kept: int) -> str:
+    """How long the search will take; it reads the requests of `kept` abilities, if any, instead of the text."""
+    facts, cost = experiment.model_facts, experiment.cost()
+    tokens = ability_tokens(kept, KEPT_REQUESTS) if kept else experiment.settings.token_count
     if method not in PLANNERS:
         seconds = path_seconds(facts, cost, tokens)
         return f"The search takes {about(seconds)}." if seconds else ""
@@ -237,6 +249,25 @@ def _cannot(experiment: Experiment, kind: str) -> str:
     return f"Not even two layers meet this target. Choose a smaller model{' or a lower precision' * (kind == MEMORY)}."
 
 
+def _kept(experiment: Experiment) -> list[str]:
+    """Abilities that plans are judged by instead of by perplexity."""
+    titles = {name: f"all of {group.lower()}" for name, group in GROUP_TITLES.items() if name != "own"}
+    titles |= {name: each.title for name, each in ABILITIES.items()}
+    titles |= {str(path): path.name for path in kept_requests()}
+    chosen: list[str] = st.multiselect(
+        "Keep",
+        list(titles),
+        format_func=lambda name: titles.get(name, name),
+        key="target_abilities",
+        placeholder="what the smaller model has to do; empty: judged by perplexity",
+        on_change=forget_edits,
+        args=(experiment,),
+        help="The method then judges each plan by how much worse its model answers these requests. What it gives up "
+        "is measured on other requests.",
+    )
+    return chosen
+
+
 def _keeps_period(experiment: Experiment) -> bool:
     """The choice to find only plans that llama.cpp can run."""
     return st.checkbox(
@@ -268,15 +299,16 @@ def plan_notes(experiment: Experiment, plan: MergePlan) -> None:
             f"llama.cpp cannot run this plan: it takes a layer's kind from its place, and layers {some} of the smaller "
             f"model would be of another kind. Choose **{DOORS['target']}** and **{KEEP}** above for others."
         )
-    saved = [experiment.planned(planner, plan.layers_left) for planner in PLANNERS]
+    saved = [data for data in experiment.plans_found() if MergePlan.from_dict(data) == plan]
     for data in saved:
-        if data and MergePlan.from_dict(data) == plan:
-            if said := finalists_sentence(data.get("finalists")):
-                st.caption(said)
-            if said := halves_sentence(data):
-                (st.warning if text_matters(data) else st.caption)(said)
+        if said := kept_sentence(data):
+            st.markdown(f"**{plain(said)}**")
+        if said := finalists_sentence(data.get("finalists")):
+            st.caption(said)
+        if said := halves_sentence(data):
+            (st.warning if text_matters(data) else st.caption)(said)
     if MERGE_RULES[plan.rule].needs_text:
-        full = any(data and data.get("fitted_in_full") and MergePlan.from_dict(data) == plan for data in saved)
+        full = any(data.get("fitted_in_full") for data in saved)
         st.caption(
             f"{'Words' if full else 'Perplexity and words'} are of merged layers made from little text. The merged "
             f"model takes {FIT_TOKENS:,} tokens, so {'they' if full else 'its numbers'} differ."

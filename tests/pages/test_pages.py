@@ -1013,3 +1013,54 @@ def test_a_click_that_carries_the_address_before_the_last_change_is_no_link(stud
     test.query_params["experiment"] = "study"  # the browser's Back
     test.run()
     assert test.sidebar.selectbox[0].value == "study"
+
+
+def test_the_abilities_of_the_demo_are_told_in_a_sentence_that_its_file_bears_out():
+    test = opened("pages/abilities.py", experiment="example-demo")
+    (sentence,) = [each.value for each in test.markdown if each.value.startswith("**Layers ")]
+    first, last, needed, spared = re.match(
+        r"\*\*Layers (\d+)-(\d+) carry (.+) \(.* and are hardly needed for (.+) \(", sentence
+    ).groups()
+    entries = Experiment.open("example-demo").read("abilities.json")["abilities"]
+    rises = {}
+    for name in (needed, spared):
+        scores = entries[name]["scores"]
+        original = sum(scores["original"]["bits"])
+        rises[name] = [sum(scores[f"{layer}"]["bits"]) / original - 1 for layer in range(int(first), int(last) + 1)]
+    assert max(rises[spared]) < min(rises[needed]) / 3
+    assert max(rises[spared]) < 0.15
+    (figure,) = test.get("plotly_chart")
+    heat = json.loads(figure.proto.spec)["data"][0]
+    assert len(heat["y"]) >= 12
+
+
+def test_preview_finds_the_plan_that_keeps_an_ability_and_says_what_it_gives_up(study):
+    rises = {"facts": {"value": 0.02, "low": -0.01, "high": 0.05}, "reading": {"value": 0.4, "low": 0.3, "high": 0.5}}
+    numbers = {"similarity": 0.5, "perplexity": 9.0, "perplexity_original": 8.0, "seconds": 1.0}
+    plan = MergePlan(6, (Window(2, 3),), "keep_first")
+    kept = {"keep": "facts=1", "kept": rises, "planner": "sleb", "version": 3}
+    study.save_planned("sleb", 5, {**plan.to_dict(), **numbers, **kept})
+    query = {"experiment": "study", "preview_door": "target", "target_method": "sleb", "target_layers_study": "5"}
+    test = opened("pages/preview.py", **query)
+    assert not any("Chosen to keep" in each.value for each in test.markdown)
+    (keep,) = [each for each in test.multiselect if each.label == "Keep"]
+    keep.set_value(["facts"]).run()
+    said = " ".join(each.value for each in test.markdown).replace("\\", "")
+    assert "Chosen to keep facts +2 % [-1, +5] bits" in said
+    assert "gives up most of reading +40 % [+30, +50]" in said
+
+
+def test_compare_says_what_a_run_keeps_and_what_it_loses(study):
+    conditions = {"dtype": "float32", "device": "cpu", "versions": {}}
+
+    def answers(**bits):
+        entries = {name: {"ids": ["a", "b", "c"], "scores": {"model": {"bits": each}}} for name, each in bits.items()}
+        return {"version": 1, "precision": "exact", "conditions": conditions, "abilities": entries}
+
+    assert not any("keeps and what it loses" in each.value for each in opened("pages/compare.py").subheader)
+    study.run("baseline").save("abilities", answers(facts=[1.0, 1.1, 0.9], reading=[1.0, 1.1, 0.9]))
+    study.run("first").save("abilities", answers(facts=[1.01, 1.09, 0.9], reading=[1.5, 1.7, 1.3]))
+    test = opened("pages/compare.py", experiment="study")
+    assert any("keeps and what it loses" in each.value for each in test.subheader)
+    said = " ".join(each.value for each in test.markdown).replace("\\", "")
+    assert re.search(r"first.* keeps facts \(\+0 % \[.*\]\), loses reading: \+50 % \[", said)
