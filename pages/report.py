@@ -20,12 +20,14 @@ def cached_report(folder: str, changed: list[tuple[str, int]]) -> str:
 
 experiment = require_experiment(start_page("Report", "Download the results as one HTML file that opens offline."))
 with shown_errors():
-    changed = experiment.results_changed()
-    st.download_button(
+    with st.spinner("Building the report"):
+        html = cached_report(str(experiment.folder), experiment.results_changed())
+    st.download_button(  # the text itself: a click while one that is made later is replaced would be lost
         "Download the report (HTML)",
-        lambda: cached_report(str(experiment.folder), changed),
+        html,
         f"{experiment.name}.html",
         "text/html",
+        on_click="ignore",
         key="report_html",
         type="primary",
         icon=":material/download:",
@@ -42,8 +44,6 @@ with shown_errors():
         if run.state().stage == "export":
             st.caption(run.name)
             job_panel(run)
-    with st.spinner("Building the report"):
-        html = cached_report(str(experiment.folder), changed)
     with st.container(key="report_preview"):
         st.iframe(html, height=900)
     with st.expander("Commands to reproduce these results"):

@@ -122,7 +122,12 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
             st.caption(plain(conditions))
     show_findings(experiment, rows, names)
     st.download_button(
-        "Download as CSV", lambda: csv_text(rows), f"{experiment.name}-study.csv", "text/csv", key="studies_csv"
+        "Download as CSV",
+        csv_text(rows),
+        f"{experiment.name}-study.csv",
+        "text/csv",
+        on_click="ignore",
+        key="studies_csv",
     )
     return True
 

@@ -75,7 +75,9 @@ table = st.dataframe(
 selected = table["selection"]["rows"]
 if selected and cells[selected[0]].row and st.button("Open this run's experiment", icon=":material/arrow_forward:"):
     go_to("pages/compare.py", cells[selected[0]].experiment)
-st.download_button("Download as CSV", lambda: csv_text(scored), f"{sweep.name}-sweep.csv", "text/csv", key="sweeps_csv")
+st.download_button(
+    "Download as CSV", csv_text(scored), f"{sweep.name}-sweep.csv", "text/csv", on_click="ignore", key="sweeps_csv"
+)
 job_panel(sweep, version=lambda: sum(state in ENDED for state in sweep.states().values()))
 for name, reason in sweep.failures().items():
     st.caption(plain(f"{name}: {reason}"))

@@ -51,9 +51,10 @@ def new_sweep() -> None:
             st.code(text, language="yaml", wrap_lines=True)
             st.download_button(
                 "Download this file",
-                lambda: text,
+                text,
                 f"{grid['name'] or 'sweep'}.yaml",
                 "application/yaml",
+                on_click="ignore",
                 key="sweep_file",
             )
         with right:

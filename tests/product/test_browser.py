@@ -501,7 +501,7 @@ def test_the_threshold_goes_along_to_the_run_page(shown, page):
     page.get_by_role("link", name="Merge these layers").click()
     page.wait_for_url("**/run*")
     ready(page)
-    assert page.get_by_label("Or the threshold of a search", exact=True).input_value() == "0.920"
+    assert page.get_by_label("Or the threshold of a search", exact=True).input_value() == "0.9200"
     page.get_by_role("link", name="Preview", exact=True).click()
     page.wait_for_url("**/preview*")
     page.wait_for_selector("text=The same plan holds")
