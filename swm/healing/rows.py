@@ -12,6 +12,8 @@ from swm.settings import RecoverySettings
 from swm.texts.example import Example
 from swm.texts.tokens import end_token, leading_tokens, packed_rows, token_ids
 
+FIRST_EXAMPLES = 64  # that a check reads first; twice as many each time until they are enough
+
 
 def training_rows(
     tokenizer: PreTrainedTokenizerBase, examples: list[Example], settings: RecoverySettings
@@ -25,13 +27,30 @@ def training_rows(
         TextError: if there are too few sequences for the held-out ones and one batch.
     """
     rows = rows_of(tokenizer, examples, settings)
-    if len(rows) < settings.held_out + settings.batch:
+    if not _enough(rows, settings):
         raise TextError(
             f"The recovery text is too short: it gives {len(rows)} sequences of {settings.length} tokens, but "
             f"{settings.held_out} are held out and a batch needs {settings.batch}. Choose a longer text or lower "
             "--length, --batch or --held-out."
         )
     return rows
+
+
+def check_rows(tokenizer: PreTrainedTokenizerBase, examples: list[Example], settings: RecoverySettings) -> None:
+    """Raise the error of `training_rows`, without reading more examples than show that there is none.
+
+    More examples never give fewer sequences.
+    """
+    count = FIRST_EXAMPLES
+    while count < len(examples):
+        if _enough(rows_of(tokenizer, examples[:count], settings), settings):
+            return
+        count *= 2
+    training_rows(tokenizer, examples, settings)
+
+
+def _enough(rows: list[dict[str, list[int]]], settings: RecoverySettings) -> bool:
+    return len(rows) >= settings.held_out + settings.batch
 
 
 def rows_of(

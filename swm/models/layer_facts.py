@@ -63,7 +63,7 @@ def facts_for(model: PreTrainedModel, kept: Sequence[int]) -> Facts:
 @lru_cache(maxsize=64)
 def _facts_found(build: _Build, kept: tuple[int, ...]) -> Facts | str:
     """The facts, or why there are none: found once, because building models for it is what takes time."""
-    before = _layers_of(build, {})
+    before = _original_layers(build)
     count, targets = len(before), [before[layer] for layer in kept]
     entries = _entries(build.config)
     facts: Facts = {name: [value[i] for i in kept] for name, value in entries.items() if _is_list(value, count)}
@@ -103,7 +103,7 @@ def kinds_of(model: PreTrainedModel) -> list[int]:
 
 @lru_cache(maxsize=64)
 def _kinds_found(build: _Build) -> list[int]:
-    layers = _layers_of(build, {})
+    layers = _original_layers(build)
     return [next(i for i, one in enumerate(layers) if _alike(one, layer, i, n)) for n, layer in enumerate(layers)]
 
 
@@ -184,6 +184,12 @@ def _matching_layers(build: _Build, facts: Facts, targets: Sequence[Signature], 
     if len(built) != len(targets):
         return -1
     return sum(_alike(a, b, new, old) for new, (a, b, old) in enumerate(zip(built, targets, kept, strict=True)))
+
+
+@lru_cache(maxsize=8)
+def _original_layers(build: _Build) -> list[Signature]:
+    """The layers of the model itself, which every plan is compared with."""
+    return _layers_of(build, {})
 
 
 def _layers_of(build: _Build, facts: Facts) -> list[Signature]:

@@ -17,7 +17,7 @@ from swm.errors import ExperimentError, SettingsError, TextError
 from swm.healing.lora import check_adapts, check_shared, recover, recover_in_four_bits, teacher_of
 from swm.healing.own_answers import check_prompts
 from swm.healing.quantized import check_quantizes, fold_adapter
-from swm.healing.rows import training_rows
+from swm.healing.rows import check_rows
 from swm.healing.trainer import OnStep
 from swm.merging.fit import solving_bytes
 from swm.models.decoder import check_length
@@ -57,7 +57,7 @@ def check_recovery(experiment: Experiment, settings: RecoverySettings, plan: Mer
     check_quantizes(settings)
     check_adapts(skeleton(config, name), settings)
     examples = recovery_examples(settings.texts, settings.seed)
-    training_rows(tokenizer, examples, settings)
+    check_rows(tokenizer, examples, settings)
     if settings.answers == "original":
         check_prompts(examples)
     return examples

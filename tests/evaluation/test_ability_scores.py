@@ -13,7 +13,8 @@ from swm.models.decoder import find_decoder
 from swm.plan import dropped_plan
 from swm.texts.ability_names import weights_in
 from swm.texts.requests import Request
-from tests.conftest import tiny_model
+from tests.conftest import quickly, tiny_model
+from tests.product.test_families import UNLIKE_FAMILIES
 from tests.reference import families, scoring
 
 UNLIKE = {"gemma2", "falcon"}  # their attention caps logits, or is the family's own code: it cannot be replaced
@@ -64,7 +65,7 @@ def left_out(model, layer, part):
     return next(child for name, child in module.named_children() if name in names).register_forward_hook(zeros)
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@quickly("family", families.FAMILIES, (*UNLIKE_FAMILIES, "gemma3_text", "opt"))
 def test_scores_without_each_layer_are_those_of_plain_forward_passes(family):
     """Windows of four tokens, grouped heads, experts, positions learned or rotated: with beginnings shared or not."""
     model = families.tiny_model(family, layers=4, seed=2)

@@ -7,7 +7,9 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from swm.healing.rows import training_rows
+from swm.errors import TextError
+from swm.healing import rows as rows_module
+from swm.healing.rows import check_rows, training_rows
 from swm.texts.example import Example
 from tests.conftest import WORDS
 from tests.healing.lora_cases import SMALL
@@ -59,3 +61,32 @@ def test_recovery_text_begins_as_the_family_begins_every_text(bos_tokenizer, exa
                 : 16 - len(bos_tokenizer(examples[0].prompt).input_ids)
             ]
         )
+
+
+@pytest.mark.parametrize("loss_on", ["text", "response"])
+def test_a_check_reads_no_more_of_the_text_than_it_needs_and_refuses_what_training_refuses(
+    tokenizer, monkeypatch, loss_on
+):
+    read = []
+
+    def counted(tokenizer, examples, settings):
+        read.append(len(examples))
+        return rows_of(tokenizer, examples, settings)
+
+    rows_of = rows_module.rows_of
+    monkeypatch.setattr(rows_module, "rows_of", counted)
+    examples = [Example(f"{n} and", f" then {n + 1}") for n in range(1000)]
+    settings = dataclasses.replace(SMALL, loss_on=loss_on, length=16)
+    check_rows(tokenizer, examples, settings)
+    assert 0 < sum(read) < 1000
+    whole = len(rows_of(tokenizer, examples, settings))
+    for held_out in (whole - settings.batch, whole - settings.batch + 1, 5000):
+        asked = dataclasses.replace(settings, held_out=held_out)
+        errors = []
+        for each in (check_rows, training_rows):
+            try:
+                each(tokenizer, examples, asked)
+            except TextError as error:
+                errors.append(str(error))
+        assert len(errors) == (0 if held_out + settings.batch <= whole else 2)
+        assert len({*errors}) < 2

@@ -14,8 +14,8 @@ from swm.models.one_layer import OneLayer
 from swm.models.replay import Replay
 from swm.plan import MergePlan, Window, dropped_plan
 from swm.search.window_score import WindowScorer
-from tests.conftest import tiny_model
-from tests.product.test_families import FAMILIES, LAYERS, made
+from tests.conftest import quickly, tiny_model
+from tests.product.test_families import FAMILIES, LAYERS, UNLIKE_FAMILIES, made
 
 
 def texts(count, length=24, seed=0):
@@ -117,7 +117,7 @@ def test_a_window_fitted_while_searching_is_the_one_fitted_in_a_model(room, monk
     assert scorer.score((), window) > WindowScorer(model, texts(3, seed=3), "keep_first").score((), window)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@quickly("family", FAMILIES, UNLIKE_FAMILIES)
 def test_every_family_is_fitted_in_bfloat16_as_well(family):
     model, plan, fresh = made(family), MergePlan(LAYERS, (Window(2, 3),), "fit"), texts(6, seed=4)
     exact, fast = (apply_fitted_plan(model, plan, texts(200), fast=fast) for fast in (False, True))

@@ -45,6 +45,7 @@ FAMILIES = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
+UNLIKE_FAMILIES = ("llama", "gemma2", "gpt2", "falcon", "qwen3_moe")  # where one of a kind is enough
 
 
 def made(family):

