@@ -12,6 +12,7 @@ from swm.disk.files import demo_experiment
 from swm.jobs.child import stream_answers
 from swm.models.known import is_bundled_here
 from swm.plan import DEFAULT_RULE
+from swm.reporting.abilities import lost_words
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.headline import headline
 from swm.reporting.names import row_name
@@ -33,7 +34,7 @@ MODES = {"live": "live", "recorded": "recorded"}
 def show_recorded(experiment: Experiment, rows: list[Row]) -> None:
     """Answers that the models gave when they were evaluated."""
     answers = {row_name(row): {sample["prompt"]: sample["answer"] for sample in row.samples} for row in rows}
-    layers = {row_name(row): row.layers for row in rows}
+    by_name = {row_name(row): row for row in rows}
     colours = {row_name(row): colour for row, colour in zip(rows, row_colours(rows, paler=False), strict=True)}
     prompts = list(dict.fromkeys(prompt for known in answers.values() for prompt in known))
     prompt = st.pills(
@@ -59,12 +60,14 @@ def show_recorded(experiment: Experiment, rows: list[Row]) -> None:
     for column, name in zip(st.columns(max(1, len(chosen)), gap="medium"), chosen, strict=False):
         with column.container(border=True, height="stretch"):
             model_heading(name, colours[name])
-            st.caption(f"{layers[name]} of {experiment.layer_count} layers")
+            st.caption(f"{by_name[name].layers} of {experiment.layer_count} layers")
             answer = answers[name].get(prompt)
             if answer is None:
                 st.caption("No answer was recorded.")
             else:
                 st.markdown(marked(answer, None if name == names[0] else original))
+            if said := lost_words(by_name[name]):
+                st.caption(plain(said))
     st.caption(
         "Recorded when each model was evaluated: always the most likely next token, without a chat template. Marked "
         "from the first word that differs from the original's answer."

@@ -25,10 +25,10 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-import swm.settings
+from swm.evaluation import answers
 from tests import warm
 
-swm.settings.SAMPLE_TOKENS = 8  # of a recorded answer: it is the same code for 32, which each scored run would wait for
+answers.SAMPLE_TOKENS = 8  # of a recorded answer: it is the same code for 32, which each scored run would wait for
 WEIGHT_RULES = ("rdsc", "replace", "mean", "keep_first", "keep_last")  # those that need no text
 WORDS = (
     "the old house stood near a river and nobody had lived there for many years . children said that a light was seen "

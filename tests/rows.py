@@ -18,3 +18,10 @@ NOTHING = {
 def a_row(**known):
     """A row of which this is known, and nothing else."""
     return Row(**{**NOTHING, **known})
+
+
+def ability_answers(**bits):
+    """What a run's abilities.json holds when its model needed these bits per byte for three requests of each."""
+    entries = {name: {"ids": ["a", "b", "c"], "scores": {"model": {"bits": each}}} for name, each in bits.items()}
+    conditions = {"dtype": "float32", "device": "cpu", "versions": {}}
+    return {"version": 1, "precision": "exact", "conditions": conditions, "abilities": entries}

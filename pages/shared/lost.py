@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import streamlit as st
 
 from pages.shared.plain import plain
-from swm.reporting.abilities import profile, verdict
+from swm.reporting.abilities import lost_words, profile_of
 from swm.reporting.ability_charts import profile_chart
 from swm.reporting.palette import row_colours
 from swm.reporting.row import Row
-from swm.workspace.experiments import Experiment
-from swm.workspace.runs import BASELINE
 
-FILE, BEFORE = "abilities.json", "abilities-merged.json"
 MOST_MODELS = 6
 
 
@@ -25,12 +21,12 @@ def show_lost(rows: Mapping[str, Row], judged: str) -> None:
     Args:
         rows: by label.
     """
-    profiles = {label: found for label, row in rows.items() if (found := _profile(row))}
+    profiles = {label: found for label, row in rows.items() if (found := profile_of(row))}
     if not profiles:
         return
     st.subheader("What it keeps and what it loses", anchor=False)
-    if judged in profiles and (said := verdict(profiles[judged])):
-        st.markdown(f"**{plain(judged)}** {plain(said)}.")
+    if judged in profiles and (said := lost_words(rows[judged])):
+        st.markdown(f"**{plain(judged)}.** {plain(said)}")
     shown = {judged: profiles[judged]} if judged in profiles else {}
     shown |= {label: found for label, found in profiles.items() if label not in shown}
     shown = dict(list(shown.items())[:MOST_MODELS])
@@ -45,14 +41,3 @@ def show_lost(rows: Mapping[str, Row], judged: str) -> None:
         "95 % intervals over requests."
         + (f" {len(profiles) - len(shown)} more models are not drawn." if len(profiles) > len(shown) else "")
     )
-
-
-def _profile(row: Row) -> dict[str, Any]:
-    """A model's rises against its experiment's original; empty if one of the two was not measured."""
-    experiment = Experiment.open(row.experiment)
-    before, run = experiment.run(BASELINE).read(FILE), experiment.run(row.run)
-    if not before or run.is_baseline:
-        return {}
-    healed_later = row.stage == "merged" and run.stage == "recovered"
-    after = run.read(BEFORE if healed_later else FILE)
-    return profile(before, after) if after else {}

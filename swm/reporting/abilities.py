@@ -9,8 +9,12 @@ from typing import Any, NamedTuple
 
 from swm.evaluation.paired import relative_rise
 from swm.registry import ABILITIES, ABILITY_GROUPS
+from swm.reporting.row import Row
 from swm.texts.requests import MOST, ability_title, request_key, requests_of
+from swm.workspace.experiments import Experiment
+from swm.workspace.runs import BASELINE
 
+FILE, BEFORE_HEALING = "abilities.json", "abilities-merged.json"
 LAYER, ATTENTION, MLP = PARTS = ("layer", "attention", "mlp")
 GROUP_TITLES = {
     "knowledge": "Knowledge",
@@ -173,6 +177,27 @@ def profile(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Ri
         if len(shared) > 1:
             found[ability] = relative_rise([one[key] for key in shared], [other[key] for key in shared])
     return found
+
+
+def profile_of(row: Row, against: str = BASELINE) -> dict[str, Rise]:
+    """The rises of a row's model against a run of its experiment; empty if one of the two was not measured."""
+    if row.run == against:
+        return {}
+    experiment = Experiment.open(row.experiment)
+    run, before = experiment.run(row.run), experiment.run(against).read(FILE)
+    healed_later = row.stage == "merged" and run.stage == "recovered"
+    after = run.read(BEFORE_HEALING if healed_later else FILE)
+    return profile(before, after) if before and after else {}
+
+
+def lost_words(row: Row) -> str:
+    """What a row's model keeps and loses against the original, and a healed one against its control; or empty."""
+    if not (against_original := verdict(profile_of(row))):
+        return ""
+    control = verdict(profile_of(row, row.control_run)) if row.stage == "recovered" and row.control_run else ""
+    return f"Against the original, it {against_original}" + (
+        f"; against its control, it {control}." if control else "."
+    )
 
 
 def _bits(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -30,13 +30,16 @@ def commands(experiment: Experiment) -> list[str]:
     lines = create_commands(experiment)
     for name in experiment.metrics_measured():
         lines.append(_command("measure", own_name(experiment), *_measure_options(experiment.similarity(name) or {})))
+    lines += _abilities_commands(experiment.read("abilities.json"), own_name(experiment))
     runs = experiment.runs()
     served = {control.name: run.name for run in reversed(runs) if (control := _own_control(run))}  # the first such run
     for run in runs:
         if run.name not in served:
             lines += run_commands(run)
     lines += [_command("control", own_name(experiment), name) for name in sorted(served.values())]
-    return [*dict.fromkeys(lines), _command("compare", own_name(experiment))]  # several runs can be of one search
+    # Several runs can be of one search; abilities are measured by the same command before healing and after it.
+    once = [line for n, line in enumerate(lines) if " plan " not in line or line not in lines[:n]]
+    return [*once, _command("compare", own_name(experiment))]
 
 
 def _own_control(run: Run) -> Run | None:
@@ -66,15 +69,27 @@ def run_commands(run: Run) -> list[str]:
     if not run.is_baseline:
         lines += _search(run)
         lines.append(_command("merge", *name, *plan_arguments(run.plan)))
+        lines += _abilities_commands(run.read("abilities-merged.json"), *name)
     if "recovery" in settings:
         lines.append(_command("recover", *name, *recovery_arguments(settings["recovery"])))
     if options := _evaluation(run):
         lines.append(_command("evaluate", *name, *options))
+    lines += _abilities_commands(run.read("abilities.json"), *name)
     if run.timing() and not run.is_baseline:
         lines.append(_command("time", *name))
     if (there := run.in_llama_cpp()) and not run.is_baseline:
         lines.append(_command("time", *name, "--client", "llama.cpp", "--type", there["type"]))
     return lines
+
+
+def _abilities_commands(measured: dict[str, Any] | None, *of: str) -> list[str]:
+    """The command that asks as many requests of the same abilities; none where nothing was measured."""
+    if not measured or not measured["abilities"]:
+        return []
+    entries = measured["abilities"]
+    most = max(len(entry["ids"]) for entry in entries.values())
+    parts = ["--parts"] if any("0 mlp" in entry["scores"] for entry in entries.values()) else []
+    return [_command("abilities", *of, "--abilities", ",".join(entries), "--requests", str(most), *parts)]
 
 
 def page_commands(experiment: Experiment, arguments: Sequence[Sequence[str]]) -> list[str]:

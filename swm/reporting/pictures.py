@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 from plotly.colors import sample_colorscale
 
-from swm.evaluation.paired import Paired
 from swm.plan import Window
 from swm.reporting.palette import BETTER, WINDOW_COLOURS, WORSE
 
@@ -44,23 +43,32 @@ def map_picture(matrix: Sequence[Sequence[float]], windows: Sequence[Window] = (
     return _svg(left + 421, 444, parts)
 
 
-def intervals_picture(results: Sequence[Paired], scale: float, unit: str) -> Markup:
-    """A difference and its 95 % interval for each task, and a line at 0: blue better, orange worse, grey undecided."""
-    rows = [(each, scale * each.difference, scale * each.low, scale * each.high) for each in results]
-    reach = 1.05 * max(abs(end) for _, _, low, high in rows for end in (low, high)) or 1.0
+class Interval(NamedTuple):
+    """A difference with the ends of its 95 % interval, and what it means: "better", "worse" or neither."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    verdict: str
+
+
+def intervals_picture(intervals: Sequence[Interval], unit: str) -> Markup:
+    """Differences with their intervals, and a line at 0: blue better, orange worse, grey undecided."""
+    reach = 1.05 * max(abs(end) for each in intervals for end in (each.low, each.high)) or 1.0
     left, width, step = 130, 300, 22
 
     def x(value: float) -> float:
         return left + width * (value + reach) / (2 * reach)
 
-    height = step * len(rows)
+    height = step * len(intervals)
     parts = [f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{height}" stroke="{GREY}"/>']
-    for place, (each, value, low, high) in enumerate(rows):
+    for place, each in enumerate(intervals):
         y = step * (place + 0.5)
         colour = {"better": BETTER, "worse": WORSE}.get(each.verdict, GREY)
-        parts.append(_text(left - 10, y + 4, each.task, "end"))
-        parts.append(f'<path d="M{x(low):.1f},{y}H{x(high):.1f}" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<circle cx="{x(value):.1f}" cy="{y}" r="4" fill="{colour}"/>')
+        parts.append(_text(left - 10, y + 4, each.label, "end"))
+        parts.append(f'<path d="M{x(each.low):.1f},{y}H{x(each.high):.1f}" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<circle cx="{x(each.value):.1f}" cy="{y}" r="4" fill="{colour}"/>')
     for end, anchor in ((-reach, "start"), (0.0, "middle"), (reach, "end")):
         parts.append(_text(x(end), height + 16, f"{end:+.2g}" if end else f"0 {unit}", anchor))
     return _svg(left + width + 8, height + 22, parts)

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from swm import __version__
 from swm.disk.files import disk_errors, replace_file
 from swm.errors import ExperimentError, printable
-from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, paired
+from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, Paired, paired
+from swm.reporting.abilities import Rise, is_clear, lost_words, profile_of
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, documents_of, flat_rows
 from swm.reporting.figures import cost_lines, lines
@@ -25,12 +26,13 @@ from swm.reporting.judged import judged_over_seeds
 from swm.reporting.key_figures import key_figures, timed_in
 from swm.reporting.names import row_name, stage_of
 from swm.reporting.numbers import MISSING
-from swm.reporting.pictures import intervals_picture, loss_picture, map_picture
+from swm.reporting.pictures import Interval, intervals_picture, loss_picture, map_picture
 from swm.reporting.preview import plan_view
 from swm.reporting.row import Row
 from swm.reporting.seeds import SEED
 from swm.reporting.verdict import in_short
 from swm.similarity.measure import in_words
+from swm.texts.requests import ability_title
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import Run
 from swm.workspace.units import gib
@@ -108,15 +110,31 @@ def _pictures(experiment: Experiment, flat: list[Row]) -> Iterator[tuple[str, li
         answers = documents_of(reference), documents_of(row)
         forms = ((ACCURACY, 100.0, "points"), (CHOICE_LOGPROB, 1.0, "nats"))
         found = [
-            intervals_picture(results, scale, unit)
+            intervals_picture([_of_task(each, scale) for each in results], unit)
             for score, scale, unit in forms
             if (results := paired(*answers, score))
         ]
         title = f"{row_name(row)} compared with {row_name(reference)}: accuracy and choice log-probability"
         yield title, found, command("compare")
+    if row and (rises := profile_of(row)):
+        picture = intervals_picture([_of_ability(*each) for each in rises.items()], "%")
+        title = f"What {row_name(row)} keeps and loses: rise in bits per byte of the right answer against the original"
+        yield title, [picture], command("abilities", row.run)
     if row and row.stage == "recovered" and (picture := loss_picture(experiment.run(row.run).events())):
         title = f"Loss while healing {row.run}: training (line), held out (dots)"
         yield title, [picture], command("recover", row.run)
+
+
+def _of_task(result: Paired, scale: float) -> Interval:
+    value, low, high = scale * result.difference, scale * result.low, scale * result.high
+    return Interval(result.task, value, low, high, result.verdict)
+
+
+def _of_ability(name: str, rise: Rise) -> Interval:
+    """The rise of an ability's bits, in percent."""
+    value, low, high = (100 * rise[end] for end in ("value", "low", "high"))
+    verdict = "" if not is_clear(rise) else "worse" if value > 0 else "better"
+    return Interval(ability_title(name), value, low, high, verdict)
 
 
 def _is_reference(row: Row, other: Row) -> bool:
@@ -151,6 +169,7 @@ def _slide(experiment: Experiment, flat: list[Row]) -> dict[str, Any] | None:
         "gained": gained,
         "short": in_short(row),
         "cost": cost,
+        "lost": lost_words(row),
         "plan": plan,
         "figures": figures,
         "spoken": _spoken(row, flat),

@@ -21,7 +21,7 @@ from swm.models.load import fast_format
 from swm.plan import MergePlan
 from swm.progress import Progress, no_progress, share_of
 from swm.registry import ABILITIES, MERGE_RULES
-from swm.reporting.abilities import profile
+from swm.reporting.abilities import FILE, profile
 from swm.settings import KEPT_REQUESTS, USUAL_REQUESTS
 from swm.stages.loading import conditions_for, fit_tokens_of, load_original, load_run
 from swm.texts.ability_names import weights_in
@@ -29,7 +29,6 @@ from swm.texts.requests import MOST, Purpose, Request, ability_title, request_ke
 from swm.workspace.experiments import Experiment
 from swm.workspace.runs import BASELINE, Run
 
-FILE = "abilities.json"
 VERSION = 1  # raised when requests or their scores change
 MODEL = "model"  # the variant of a run's profile; of a map, "original", then "0", "0 attention", "0 mlp", "1", ...
 ORIGINAL = "original"

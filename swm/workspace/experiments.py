@@ -226,8 +226,9 @@ class Experiment(Tracked):
         return readable, broken
 
     def results_changed(self) -> list[tuple[str, int]]:
-        """Every result file of its runs and every similarity map, and when it was last written."""
-        found = (*matching(self.folder, "runs/*/*.json"), *matching(self.folder, "similarity/*.json"))
+        """Every file of results, and when it was last written."""
+        where = ("runs/*/*.json", "similarity/*.json", "abilities.json")
+        found = (file for pattern in where for file in matching(self.folder, pattern))
         files = (f"{file.relative_to(self.folder)}" for file in found)
         return sorted((file, self.changed(file)) for file in files)
 

@@ -28,6 +28,7 @@ from tests.jobs.test_child import wait_for
 from tests.pages.test_words import unmarked
 from tests.reporting.test_compare import FACTS, scores
 from tests.reporting.test_judged import scored
+from tests.rows import ability_answers
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "pages").glob("*.py"))
@@ -1050,17 +1051,19 @@ def test_preview_finds_the_plan_that_keeps_an_ability_and_says_what_it_gives_up(
     assert "gives up most of reading +40 % [+30, +50]" in said
 
 
-def test_compare_says_what_a_run_keeps_and_what_it_loses(study):
-    conditions = {"dtype": "float32", "device": "cpu", "versions": {}}
-
-    def answers(**bits):
-        entries = {name: {"ids": ["a", "b", "c"], "scores": {"model": {"bits": each}}} for name, each in bits.items()}
-        return {"version": 1, "precision": "exact", "conditions": conditions, "abilities": entries}
-
+def test_pages_say_what_a_run_keeps_and_what_it_loses(study):
     assert not any("keeps and what it loses" in each.value for each in opened("pages/compare.py").subheader)
-    study.run("baseline").save("abilities", answers(facts=[1.0, 1.1, 0.9], reading=[1.0, 1.1, 0.9]))
-    study.run("first").save("abilities", answers(facts=[1.01, 1.09, 0.9], reading=[1.5, 1.7, 1.3]))
+    same = [1.0, 1.1, 0.9]
+    study.run("baseline").save("abilities", ability_answers(facts=same, reading=same))
+    study.run("first").save("abilities", ability_answers(facts=[1.01, 1.09, 0.9], reading=[1.5, 1.7, 1.3]))
     test = opened("pages/compare.py", experiment="study")
     assert any("keeps and what it loses" in each.value for each in test.subheader)
     said = " ".join(each.value for each in test.markdown).replace("\\", "")
-    assert re.search(r"first.* keeps facts \(\+0 % \[.*\]\), loses reading: \+50 % \[", said)
+    words = r"Against the original, it keeps facts \(\+0 % \[.*\]\), loses reading: \+50 % \[[^;]*\] bits\."
+    assert re.search(f"first.* {words}", said)
+    for name in ("baseline", "first"):
+        run = study.run(name)
+        run.save("scores", {**run.scores(), "samples": [{"prompt": "The", "answer": f" {name}"}]})
+    recorded = opened("pages/playground.py", experiment="study", playground_mode="recorded")
+    captions = [each.value.replace("\\", "") for each in recorded.caption]
+    assert len([each for each in captions if re.fullmatch(words, each)]) == 1

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plotly.colors import sample_colorscale, unlabel_rgb
 
-from swm.evaluation.paired import Paired
 from swm.plan import Window
 from swm.reporting.palette import BETTER, WORSE
-from swm.reporting.pictures import intervals_picture, loss_picture, map_picture
+from swm.reporting.pictures import Interval, intervals_picture, loss_picture, map_picture
 
 
 def parts(picture, tag):
@@ -43,24 +42,20 @@ def test_windows_are_outlined_where_their_layers_are():
     assert places == [(34 + 105, 105, 210), (34, 315, 105)]
 
 
-def compared(task, difference, low, high, p):
-    return Paired(task, 100, difference, low, high, p, 1, 2, 100)
-
-
 def test_differences_lie_in_proportion_and_have_the_colour_of_their_verdict():
     rows = [
-        compared("a<b", -0.04, -0.06, -0.02, 0.01),
-        compared("b", 0.01, -0.01, 0.03, 0.4),
-        compared("c", 0.05, 0.04, 0.06, 0.0),
+        Interval("a<b", -4.0, -6.0, -2.0, "worse"),
+        Interval("b", 1.0, -1.0, 3.0, "no difference"),
+        Interval("c", 5.0, 4.0, 6.0, "better"),
     ]
-    picture = intervals_picture(rows, 100.0, "points")
+    picture = intervals_picture(rows, "points")
     zero = float(parts(picture, "line")[0]["x1"])
     dots, paths = parts(picture, "circle"), parts(picture, "path")
     step = (float(dots[2]["cx"]) - zero) / 5.0  # pixels for each point
     for row, dot, path in zip(rows, dots, paths, strict=True):
         low, high = map(float, re.fullmatch(r"M([\d.]+),[\d.]+H([\d.]+)", path["d"]).groups())
-        found = [(x - zero) / step / 100 for x in (float(dot["cx"]), low, high)]
-        assert found == pytest.approx([row.difference, row.low, row.high], abs=0.0006)
+        found = [(x - zero) / step for x in (float(dot["cx"]), low, high)]
+        assert found == pytest.approx([row.value, row.low, row.high], abs=0.06)
     assert [dot["fill"] for dot in dots][::2] == [WORSE, BETTER]
     assert dots[1]["fill"] not in (WORSE, BETTER)
     assert [text["text"] for text in parts(picture, "text")][:3] == ["a<b", "b", "c"]  # escaped

@@ -2,11 +2,14 @@
 
 import os
 import re
+from dataclasses import asdict
 from html import unescape
 
 import pytest
 
 from swm.errors import ExperimentError
+from swm.plan import MergePlan
+from swm.reporting.abilities import profile_of
 from swm.reporting.commands import commands
 from swm.reporting.compare import compare, flat_rows
 from swm.reporting.headline import headline
@@ -15,10 +18,11 @@ from swm.reporting.judged import judged
 from swm.reporting.key_figures import key_figures
 from swm.reporting.report import report_html, write_report
 from swm.reporting.verdict import in_short
-from swm.settings import ExperimentSettings
+from swm.settings import ExperimentSettings, preset_settings
 from swm.workspace.experiments import Experiment
 from tests.reporting.report_cases import EVIL
-from tests.reporting.test_compare import FACTS
+from tests.reporting.test_compare import FACTS, scores
+from tests.rows import a_row, ability_answers
 
 UNBROKEN = "\u00a0"
 
@@ -105,6 +109,34 @@ def test_each_picture_has_a_command_that_repeats_it(example):
     for section in sections:
         (command,) = re.findall(r"<code>(.*?)</code>", section)
         assert command in commands(experiment)
+
+
+def test_what_a_run_keeps_and_loses_is_said_against_the_original_and_its_control(experiment):
+    run, control = experiment.run("first"), experiment.create_run("control", MergePlan(6))
+    healed = {"merge": {"parameters": 800}, "recovery": asdict(preset_settings("quick", steps=80))}
+    for each in (run, control):
+        each.remember(**healed)
+        each.save("scores", scores(50.0, 0.5, 0.6))
+    same = [1.0, 1.1, 0.9]
+    experiment.run("baseline").save("abilities", ability_answers(logic=same, reading=same))
+    assert "Against the original, it" not in report_html(experiment)
+    run.save("abilities", ability_answers(logic=[1.01, 1.09, 0.9], reading=[1.5, 1.7, 1.3]))
+    run.save("abilities-merged", ability_answers(logic=[3.0, 3.1, 2.9], reading=[2.0, 2.1, 1.9]))
+    said = r"Against the original, it keeps logic \(\+0 % \[.*?\]\), loses reading: \+50 % \[[^;]*?\] bits"
+    assert re.search(rf"{said}\.</p>", first_screen(experiment))
+    control.save("abilities", ability_answers(logic=[0.5, 0.6, 0.4], reading=[1.5, 1.7, 1.3]))
+    against = r"; against its control, it keeps reading \(\+0 % \[.*?\]\), loses logic: \+100 % \[.*?\] bits\.</p>"
+    assert re.search(said + against, first_screen(experiment))
+    merged = profile_of(a_row(experiment="study", run="first", stage="merged"))
+    assert merged["reading"]["value"] == pytest.approx(1.0)
+    html = report_html(experiment)
+    section = re.search(r'<section class="charts">\s*<h2>What first.*?</section>', html, re.DOTALL)[0]
+    assert all(title in section for title in ("Logic", "Reading"))
+    (command,) = re.findall(r"<code>(.*?)</code>", section)
+    assert command == "python -m swm abilities study first --abilities logic,reading --requests 3"
+    lines = commands(experiment)
+    of_first = [line.split()[3] for line in lines if " study first" in line and " control " not in line]
+    assert of_first == ["merge", "abilities", "recover", "evaluate", "abilities"]
 
 
 def test_no_line_ends_within_a_figure():

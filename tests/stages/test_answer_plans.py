@@ -13,8 +13,9 @@ from tests.conftest import tiny_model
 
 
 @pytest.fixture
-def searched(swm, model_folder, text_file):
-    """Experiment `e` on a tiny Llama of 4 layers, searched with rule mean."""
+def searched(swm, model_folder, text_file, monkeypatch):
+    """Experiment `e` on a tiny Llama of 4 layers, searched with rule mean; answers as long as usual."""
+    monkeypatch.setattr("swm.evaluation.answers.SAMPLE_TOKENS", SAMPLE_TOKENS)
     for command in (
         ("create", "e", "--model", model_folder, "--texts", text_file, "--count", "3", "--length", "32"),
         ("search", "e", "--rule", "mean", "--from", "0.1"),

@@ -43,8 +43,7 @@ PLAN = MergePlan(10, (Window(2, 4),))
 LEFT = (8 * 100_000 + 1_000_000) / 2_000_000  # of reading with all predictions: 8 of 10 layers, and the whole head
 
 
-def test_seconds_follow_from_the_tokens_and_the_rates(tmp_path, monkeypatch):
-    monkeypatch.setattr("swm.workspace.estimate.SAMPLE_TOKENS", 32)
+def test_seconds_follow_from_the_tokens_and_the_rates(tmp_path):
     recovery = preset_settings("quick", steps=30, batch=4, length=100, save_every=30, held_out=3)
     found = estimate_run(FACTS, COST, PLAN, recovery, 10, tmp_path)
     # 30 x 4 x 100 tokens, four forward passes each at 3000 a second, and two held-out passes of 3 x 100 forward only;
