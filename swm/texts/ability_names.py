@@ -42,7 +42,10 @@ def weights_in(keep: str) -> dict[str, float]:
         except ValueError:
             value = math.nan
         if not 0 < value <= 1000:
-            raise SettingsError(f"--keep {part}: the weight must be a number above 0, as in code=2. Correct it.")
+            raise SettingsError(
+                f"--keep {part}: the weight must be a number above 0, as in code=2. "
+                "Correct it, or rename the file if = is part of its path."
+            )
         if name in found:
             raise SettingsError(f"--keep names {name} twice. Name it once.")
         found[name] = value

@@ -17,7 +17,7 @@ from swm.errors import SettingsError
 from swm.jobs.child import cancel
 from swm.plan import MergePlan, Window
 from swm.search.kept_path import kept_path
-from swm.settings import ExperimentSettings, preset_settings
+from swm.settings import SAMPLE_TOKENS, ExperimentSettings, preset_settings
 from swm.stages.create import create_experiment
 from swm.stages.merge import merge_run
 from swm.stages.recover import recover_run
@@ -99,6 +99,7 @@ def both(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("both")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SWM_HOME", str(folder / "home"))
+        patch.setattr("swm.evaluation.answers.SAMPLE_TOKENS", SAMPLE_TOKENS)  # as the processes that are launched write
         tiny_model().save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         text = written_text(folder / "text.txt")
