@@ -19,6 +19,7 @@ from pages.shared.plain import plain
 from pages.shared.tables import decided_table, show_table, study_table, survival_table, windows_text
 from swm.evaluation.paired import ACCURACY, CHOICE_LOGPROB, SCORES
 from swm.registry import METRICS
+from swm.reporting.ability_charts import profiles_heatmap
 from swm.reporting.figures import conditions_of, csv_text
 from swm.reporting.glossary import TERMS, TITLES, help_for, method_name
 from swm.reporting.heatmaps import similarity_heatmap
@@ -28,6 +29,7 @@ from swm.reporting.study_charts import depths_chart, ranks_chart, staircase_char
 from swm.search.kept_path import kept_path
 from swm.settings import SKIPPED_TOKENS
 from swm.similarity.measure import Measure
+from swm.studies.abilities import abilities_conclusion, profiles_csv, profiles_of
 from swm.studies.findings import conclusion, pairs_decided, threshold_conclusion
 from swm.studies.grid_files import grid_of, grid_text, grid_yaml
 from swm.studies.grids import KINDS, OF_RUNS, Grid, ThresholdGrid, cells_of, parsed_grid
@@ -40,12 +42,14 @@ from swm.workspace.runs import BASELINE
 NAMES = {
     "methods": "Methods",
     "healing": "Healing",
+    "abilities": "Abilities",
     "width": "Depth and width",
     "thresholds": "Thresholds",
     "texts": "Task prompts",
 }
 KIND_HELP = "\n\n".join(f"**{NAMES[kind]}.** {text}" for kind, text in KINDS.items())
 EXAMPLES = dict.fromkeys(("methods", "thresholds", "texts"), "example-study") | {"healing": "example-healing"}
+MEAN = "Mean"
 FIGURES = {
     "lambada": "Perplexity, LAMBADA (novels)",
     "squad": "Perplexity, SQuAD (Wikipedia)",
@@ -130,6 +134,37 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
         key="studies_csv",
     )
     return True
+
+
+def show_profiles(experiment: Experiment, runs: set[str]) -> None:
+    """What each method keeps and gives up, where abilities were measured."""
+    profiles = profiles_of(experiment, runs)
+    if not profiles:
+        return
+    st.subheader("What each method keeps and gives up", anchor=False)
+    said = abilities_conclusion(profiles)
+    if said:
+        st.markdown(f"**{plain(said)}**")
+    several = len({each.row.layers for each in profiles}) > 1
+    shown = {
+        f"{each.name} · {each.row.layers} layers" if several else each.name: {MEAN: each.mean, **each.rises}
+        for each in profiles
+    }
+    st.plotly_chart(profiles_heatmap(shown, MEAN), key="studies_profiles", alt=said or "Rises by method and ability.")
+    st.caption(
+        "How many percent more bits per byte of the right answer than the original model, for each ability; the mean "
+        "weighs all abilities alike. Pale: the 95 % interval over requests contains 0. Hover over a cell for the "
+        "interval.",
+        help=TERMS["bits_per_byte"],
+    )
+    st.download_button(
+        "Download abilities as CSV",
+        profiles_csv(profiles),
+        f"{experiment.name}-study-abilities.csv",
+        "text/csv",
+        on_click="ignore",
+        key="studies_profiles_csv",
+    )
 
 
 def _chosen_method(rows: list[Row], key: str) -> str | None:

@@ -124,6 +124,7 @@ def run_control(options: argparse.Namespace) -> Result:
 def run_study(options: argparse.Namespace) -> Result:
     """Result of `swm study`: its rows, and what failed."""
     from swm.reporting.figures import csv_text
+    from swm.studies.abilities import abilities_conclusion, profiles_csv, profiles_of
     from swm.studies.rows import study_rows
     from swm.studies.run import run_study
 
@@ -140,7 +141,13 @@ def run_study(options: argparse.Namespace) -> Result:
     if options.kind not in OF_RUNS:
         return {"study": options.kind, "failed": failed}, f"Done: {KINDS[options.kind]}{failures}"
     rows = study_rows(experiment, options.against)
-    return {"study": options.kind, "failed": failed, "rows": [row.to_dict() for row in rows]}, csv_text(rows) + failures
+    data = {"study": options.kind, "failed": failed, "rows": [row.to_dict() for row in rows]}
+    profiles = profiles_of(experiment, [name for row in rows for name in row.runs])
+    if not Grid(**grid).abilities or not profiles:
+        return data, csv_text(rows) + failures
+    said = abilities_conclusion(profiles)
+    told = "\n\n".join(filter(None, [csv_text(rows), profiles_csv(profiles), said]))
+    return {**data, "profiles": [each.to_dict() for each in profiles], "conclusion": said}, told + failures
 
 
 def run_recover(options: argparse.Namespace) -> Result:

@@ -305,7 +305,7 @@ def mean_interval(values: Sequence[float]) -> dict[str, float] | None:
     return {"value": math.fsum(values) / len(values), "low": low, "high": high}
 
 
-def relative_rise(before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
+def relative_rise(before: Sequence[float], after: Sequence[float], among: int = 1) -> dict[str, float]:
     """By how much a mean rose, as a share of what it was, with its 95 % interval over the documents of both.
 
     A ratio estimate: the interval is Student's, of what each document deviates from the common rise, so that the mean
@@ -313,23 +313,28 @@ def relative_rise(before: Sequence[float], after: Sequence[float]) -> dict[str, 
 
     Args:
         before, after: positive values of the same two or more documents, such as bits per byte.
+        among: how many such intervals shall all be right with 95 % (Bonferroni).
 
     Returns:
         `value`, `low`, `high`, and `documents`.
     """
     n, mean = len(before), math.fsum(before) / len(before)
     rise = math.fsum(after) / n / mean - 1
-    low, high, _ = student([rise + (b - (1 + rise) * a) / mean for a, b in zip(before, after, strict=True)])
+    low, high, _ = student([rise + (b - (1 + rise) * a) / mean for a, b in zip(before, after, strict=True)], among)
     return {"value": rise, "low": low, "high": high, "documents": n}
 
 
-def student(values: Sequence[float]) -> tuple[float, float, float]:
-    """Student's 95 % interval of the mean of two or more values, and the p-value of the t test against a mean of 0."""
+def student(values: Sequence[float], among: int = 1) -> tuple[float, float, float]:
+    """Student's 95 % interval of the mean of two or more values, and the p-value of the t test against a mean of 0.
+
+    Args:
+        among: as for `relative_rise`.
+    """
     from scipy.special import stdtr, stdtrit  # scipy.stats would take a second to import
 
     n, mean = len(values), math.fsum(values) / len(values)
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1) / n)
-    reach = float(stdtrit(n - 1, 0.975)) * error
+    reach = float(stdtrit(n - 1, 1 - 0.025 / among)) * error
     return mean - reach, mean + reach, float(2 * stdtr(n - 1, -abs(mean) / error)) if error else float(mean == 0)
 
 

@@ -26,6 +26,7 @@ GROUP_TITLES = {
 MOST_OF_A_SENTENCE = 6  # neighbouring layers that the sentence speaks of together
 HARDLY = 0.15  # rise up to which an ability hardly needs layers
 Rise = dict[str, float]
+Answers = dict[str, dict[str, float]]  # by ability and request, bits per byte of the right answer
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,13 @@ def conclusion(found: AbilityMap) -> str:
 def _sentence(layers: str, most: str, least: str, rises: Mapping[str, Sequence[Rise]]) -> str:
     needed, spared = (100 * sum(rise["value"] for rise in rises[name]) / len(rises[name]) for name in (most, least))
     return (
-        f"{layers} carry {_low(most)} ({needed:+.0f} % bits without one of them) and are hardly needed for "
-        f"{_low(least)} ({spared:+.0f} %)."
+        f"{layers} carry {lower_title(most)} ({needed:+.0f} % bits without one of them) and are hardly needed for "
+        f"{lower_title(least)} ({spared:+.0f} %)."
     )
 
 
-def _low(ability: str) -> str:
+def lower_title(ability: str) -> str:
+    """What an ability is called inside a sentence."""
     title = ability_title(ability)
     return title if title == "Python" or ability not in ABILITIES else title[0].lower() + title[1:]
 
@@ -170,24 +172,40 @@ def profile(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Ri
     Args:
         before, after: what the two runs' abilities.json hold.
     """
+    return rises_of(_answers(before), _answers(after))
+
+
+def rises_of(before: Answers, after: Answers, among: int = 1) -> dict[str, Rise]:
+    """By ability, as in `profile`; `among` as for `relative_rise`."""
     found = {}
-    for ability in in_order([name for name in after["abilities"] if name in before["abilities"]]):
-        one, other = (_bits(data["abilities"][ability]) for data in (before, after))
+    for ability in in_order([name for name in after if name in before]):
+        one, other = before[ability], after[ability]
         shared = [key for key in one if key in other]
         if len(shared) > 1:
-            found[ability] = relative_rise([one[key] for key in shared], [other[key] for key in shared])
+            found[ability] = relative_rise([one[key] for key in shared], [other[key] for key in shared], among)
     return found
+
+
+def mean_rise(rises: Sequence[Rise]) -> Rise:
+    """The mean over abilities, whose requests are different ones."""
+    value = math.fsum(rise["value"] for rise in rises) / len(rises)
+    reach = math.hypot(*(rise["high"] - rise["value"] for rise in rises)) / len(rises)
+    return {"value": value, "low": value - reach, "high": value + reach}
+
+
+def answers_of(row: Row) -> Answers:
+    """What a row's model scored on each request; empty if it was not measured."""
+    run = Experiment.open(row.experiment).run(row.run)
+    healed_later = row.stage == "merged" and run.stage == "recovered"
+    return _answers(run.read(BEFORE_HEALING if healed_later else FILE) or {"abilities": {}})
 
 
 def profile_of(row: Row, against: str = BASELINE) -> dict[str, Rise]:
     """The rises of a row's model against a run of its experiment; empty if one of the two was not measured."""
     if row.run == against:
         return {}
-    experiment = Experiment.open(row.experiment)
-    run, before = experiment.run(row.run), experiment.run(against).read(FILE)
-    healed_later = row.stage == "merged" and run.stage == "recovered"
-    after = run.read(BEFORE_HEALING if healed_later else FILE)
-    return profile(before, after) if before and after else {}
+    before = Experiment.open(row.experiment).run(against).read(FILE) or {"abilities": {}}
+    return rises_of(_answers(before), answers_of(row))
 
 
 def lost_words(row: Row) -> str:
@@ -200,8 +218,11 @@ def lost_words(row: Row) -> str:
     )
 
 
-def _bits(entry: Mapping[str, Any]) -> dict[str, float]:
-    return dict(zip(entry["ids"], entry["scores"]["model"]["bits"], strict=True))
+def _answers(data: Mapping[str, Any]) -> Answers:
+    return {
+        ability: dict(zip(entry["ids"], entry["scores"]["model"]["bits"], strict=True))
+        for ability, entry in data["abilities"].items()
+    }
 
 
 def verdict(rises: Mapping[str, Rise]) -> str:
@@ -212,11 +233,11 @@ def verdict(rises: Mapping[str, Rise]) -> str:
         return ""
     worst = max(clear, key=lambda name: clear[name]["low"])
     best = min(rises, key=lambda name: rises[name]["high"])
-    lost = f"loses {_low(worst)}: {percent(clear[worst])} bits"
+    lost = f"loses {lower_title(worst)}: {percent(clear[worst])} bits"
     if best == worst or rises[best]["high"] >= clear[worst]["low"]:
         return lost
     kept = "keeps" if rises[best]["high"] < 0.1 or not is_clear(rises[best]) else "keeps more of"
-    return f"{kept} {_low(best)} ({percent(rises[best])}), {lost}"
+    return f"{kept} {lower_title(best)} ({percent(rises[best])}), {lost}"
 
 
 def kept_sentence(data: Mapping[str, Any]) -> str:
@@ -225,10 +246,11 @@ def kept_sentence(data: Mapping[str, Any]) -> str:
     if not rises:
         return ""
     names = [part.rpartition("=")[0] for part in data["keep"].split(",")]
-    kept = ", ".join(f"{_low(name)} {percent(rises[name])}" for name in names if name in rises)
+    kept = ", ".join(f"{lower_title(name)} {percent(rises[name])}" for name in names if name in rises)
     others = [name for name in rises if name not in names and is_clear(rises[name]) and rises[name]["value"] > 0]
     lost = ", ".join(
-        f"{_low(name)} {percent(rises[name])}" for name in sorted(others, key=lambda name: -rises[name]["value"])[:3]
+        f"{lower_title(name)} {percent(rises[name])}"
+        for name in sorted(others, key=lambda name: -rises[name]["value"])[:3]
     )
     text = f"Chosen to keep {kept} bits, on requests that it was not chosen by."
     return f"{text} It gives up most of {lost}." if lost else text

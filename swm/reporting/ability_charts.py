@@ -32,23 +32,12 @@ def abilities_heatmap(found: AbilityMap, windows: Sequence[Window] = (), what: s
     by_row = {row: name for name, row in rows.items()}
     heights = range(-max(map(abs, rows.values()), default=0), 1)
     figure = go.Figure()
-    ticks = [f"{100 * tick:+.0f} %" if tick else "0" for tick in TICKS[:-1]]
     figure.add_heatmap(
         x=layers,
         y=list(heights),
         z=[[_colour(r) for r in found.rises[by_row[y]]] if y in by_row else [None] * found.layers for y in heights],
-        zmin=-1,
-        zmax=1,
-        colorscale=[[0, BETTER], [0.5, "#f2f2f2"], [1, WORSE]],
         hoverinfo="skip",
-        xgap=1,
-        ygap=1,
-        colorbar={
-            "thickness": 10,
-            "outlinewidth": 0,
-            "tickvals": [_root(tick) for tick in TICKS],
-            "ticktext": [*ticks, "+100 % bits<br>or more"],
-        },
+        **_colours(),
     )
     figure.add_trace(_cells(found, rows, "" if what == "layer" else f"the {what} of "))
     bottom, top = heights[0] - 0.5, 0.5
@@ -64,6 +53,24 @@ def abilities_heatmap(found: AbilityMap, windows: Sequence[Window] = (), what: s
     return figure.update_layout(
         height=ROW * len(heights) + 60, margin={"l": 130, "r": 0, "t": 6, "b": 45}, dragmode=False
     )
+
+
+def _colours() -> dict[str, Any]:
+    """The colour scale of heat maps of rises, whose values are from `_colour`."""
+    ticks = [f"{100 * tick:+.0f} %" if tick else "0" for tick in TICKS[:-1]]
+    return {
+        "zmin": -1,
+        "zmax": 1,
+        "colorscale": [[0, BETTER], [0.5, "#f2f2f2"], [1, WORSE]],
+        "xgap": 1,
+        "ygap": 1,
+        "colorbar": {
+            "thickness": 10,
+            "outlinewidth": 0,
+            "tickvals": [_root(tick) for tick in TICKS],
+            "ticktext": [*ticks, "+100 % bits<br>or more"],
+        },
+    }
 
 
 def _cells(found: AbilityMap, rows: Mapping[str, int], of: str) -> go.Scatter:
@@ -146,3 +153,38 @@ def profile_chart(profiles: Mapping[str, Mapping[str, Rise]], colours: Sequence[
     )
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=titles, autorange="reversed")
     return figure.update_layout(margin={"l": 120})
+
+
+def profiles_heatmap(profiles: Mapping[str, Mapping[str, Rise]], mean: str) -> go.Figure:
+    """Models from top to bottom, abilities from left to right; each cell has its colour and its rise in percent.
+
+    Args:
+        profiles: by model, as from `reporting.abilities.profile`.
+        mean: the column that is a mean over the others; it comes first.
+    """
+    abilities = in_order(list(dict.fromkeys(name for found in profiles.values() for name in found if name != mean)))
+    columns, cells = [mean, *abilities], [*profiles.values()]
+    titles = [f"<b>{mean}</b>", *map(ability_title, abilities)]
+    shown = [[found.get(name) for name in columns] for found in cells]
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=list(range(len(columns))),
+        y=list(profiles),
+        z=[[_colour(rise) if rise else None for rise in line] for line in shown],
+        text=[[f"{100 * rise['value']:+,.0f}" if rise else "" for rise in line] for line in shown],
+        texttemplate="%{text}",
+        textfont={"size": 12},
+        customdata=[
+            [[title, percent(rise) if rise else ""] for title, rise in zip([mean, *titles[1:]], line, strict=True)]
+            for line in shown
+        ],
+        hovertemplate="%{y}<br>%{customdata[0]}: %{customdata[1]} bits<extra></extra>",
+        hoverongaps=False,
+        **_colours(),
+    )
+    plain = {"showgrid": False, "zeroline": False}
+    figure.update_xaxes(tickvals=list(range(len(columns))), ticktext=titles, side="top", tickangle=-40, **plain)
+    figure.update_yaxes(autorange="reversed", **plain)
+    return figure.update_layout(
+        height=ROW * len(cells) + 130, margin={"l": 190, "r": 0, "t": 110, "b": 10}, dragmode=False
+    )

@@ -58,7 +58,7 @@ def _mean_row(group: Sequence[Row]) -> tuple[Row, Sequence[Row]]:
     if len(group) < 2 or not first.perplexities:
         return row, group
     perplexities = {text: _mean_perplexity([row.perplexities[text] for row in group]) for text in first.perplexities}
-    averages = {name: _mean_interval([row.averages.get(name) for row in group]) for name in first.averages}
+    averages = {name: mean_interval([row.averages.get(name) for row in group]) for name in first.averages}
     errors = [row.average_stderr for row in group if row.average_stderr is not None]
     mean, error = _mean_score(by_seed, errors) if by_seed else (None, None)
     return replace(
@@ -76,7 +76,7 @@ def _mean_row(group: Sequence[Row]) -> tuple[Row, Sequence[Row]]:
 def _mean_of_task(scores: Sequence[TaskScore]) -> TaskScore:
     value, stderr = _mean_score([score["value"] for score in scores], [score["stderr"] for score in scores])
     entries: Any = {name: [score.get(name) for score in scores] for name in SCORES[1:]}
-    continuous: Any = {name: _mean_interval(found) for name, found in entries.items()}
+    continuous: Any = {name: mean_interval(found) for name, found in entries.items()}
     return {**scores[0], "value": value, "stderr": stderr, **continuous}
 
 
@@ -86,7 +86,7 @@ def _mean_score(values: Sequence[float], errors: Sequence[float]) -> tuple[float
     return statistics.fmean(values), math.hypot(over_documents, _error(values))
 
 
-def _mean_interval(entries: Sequence[Range | None]) -> Range | None:
+def mean_interval(entries: Sequence[Range | None]) -> Range | None:
     """The mean of a continuous score over seeds; None if a run lacks it."""
     known = [entry for entry in entries if entry]
     if len(known) < len(entries):

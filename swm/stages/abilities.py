@@ -21,7 +21,7 @@ from swm.models.load import fast_format
 from swm.plan import MergePlan
 from swm.progress import Progress, no_progress, share_of
 from swm.registry import ABILITIES, MERGE_RULES
-from swm.reporting.abilities import FILE, profile
+from swm.reporting.abilities import BEFORE_HEALING, FILE, profile
 from swm.settings import KEPT_REQUESTS, USUAL_REQUESTS
 from swm.stages.loading import conditions_for, fit_tokens_of, load_original, load_run
 from swm.texts.ability_names import weights_in
@@ -111,6 +111,18 @@ def profile_run(
     if not run.experiment.read_only:
         run.save("abilities", data)
     return data
+
+
+def has_profile(run: Run, abilities: Sequence[str], count: int, before_healing: bool = False) -> bool:
+    """Whether a run's model answered these requests, in the same precision as the original.
+
+    Args:
+        before_healing: asks about the merged model of a healed run.
+    """
+    data, original = run.read(BEFORE_HEALING if before_healing else FILE), run.experiment.run(BASELINE).read(FILE)
+    if not data or not original or data["version"] != VERSION or data["precision"] != original["precision"]:
+        return False
+    return not _lacking(copy.deepcopy(data), abilities, "reporting", count, [MODEL])
 
 
 def scores_of_model(

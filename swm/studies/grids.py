@@ -13,8 +13,10 @@ from swm.evaluation.task_names import Limit, parse_tasks
 from swm.plan import WHOLE_WIDTH, WidthCut, layers_at
 from swm.registry import MERGE_RULES, PLANNERS
 from swm.reporting.seeds import SEED
-from swm.settings import CACHE_TOKENS, SKIPPED_TOKENS, RecoverySettings, preset_settings
+from swm.settings import CACHE_TOKENS, SKIPPED_TOKENS, USUAL_REQUESTS, RecoverySettings, preset_settings
 from swm.similarity.measure import Measure
+from swm.texts.ability_names import chosen_abilities
+from swm.texts.requests import MOST
 from swm.workspace.controls import CONTROL
 from swm.workspace.experiments import Experiment
 from swm.workspace.targets import (
@@ -32,17 +34,25 @@ from swm.workspace.targets import (
 KINDS = {
     "methods": "All methods at several depths: perplexity, scores, speed (the paper's tables 1 and 2).",
     "healing": "Before and after LoRA at several depths (figure 4).",
+    "abilities": "What each method keeps and gives up at equal depth, and what healing brings back.",
     "width": "Score against depth, with width pruned as well, at equal parameter counts (figure 3).",
     "thresholds": "Layers left, perplexity and score against the threshold, for every merge rule (figure 5).",
     "texts": "Heat maps of the zero-shot tasks' prompts (figure 1).",
 }
-OF_RUNS = ("methods", "healing", "width")
+OF_RUNS = ("methods", "healing", "abilities", "width")
 Within = dict[str, dict[str, int]]  # by method and target, the layers of the smallest or largest plan that meets it
 Target = tuple[str, str, float]  # what it is called, its kind and its value
 
 
 def _tasks(value: Any) -> Any:
     return () if value == "none" else parse_tasks(value) if isinstance(value, str) else value
+
+
+def _abilities(value: Any) -> Any:
+    named = (
+        ",".join(value) if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value) else value
+    )
+    return () if named in {"none", ""} else tuple(chosen_abilities(named)) if isinstance(named, str) else value
 
 
 def _recovery(value: Any) -> Any:
@@ -53,6 +63,7 @@ def _recovery(value: Any) -> Any:
 
 
 Tasks = Annotated[Many[str], convert(_tasks)]
+Abilities = Annotated[Many[str], convert(_abilities)]
 Recovery = Annotated[RecoverySettings, convert(_recovery)]
 
 
@@ -97,6 +108,8 @@ class Grid:
         lora_alone: methods in `heal` whose merged layers are not fitted before LoRA, as in their papers.
         seeds: seeds with which each method in `heal` is healed; its row has the means. Empty for `recovery`'s own seed.
         control: whether the original model is healed in the same way, once for each seed, if any method is healed.
+        abilities: what is asked of each model, before healing and after, as from `chosen_abilities`.
+        requests: of each ability.
     """
 
     planners: Many[str]
@@ -118,6 +131,8 @@ class Grid:
     lora_alone: Many[str] = ()
     seeds: Many[int] = ()
     control: bool = True
+    abilities: Abilities = ()
+    requests: Annotated[int, Between(2, MOST)] = USUAL_REQUESTS
 
     def __post_init__(self) -> None:
         for planner in self.planners:

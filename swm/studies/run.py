@@ -17,6 +17,7 @@ from swm.progress import Progress, no_progress, part_of
 from swm.registry import PLANNERS
 from swm.search.threshold_path import SEARCH_VERSION
 from swm.settings import PERPLEXITY_TEXTS, RecoverySettings
+from swm.stages.abilities import has_profile, profile_run
 from swm.stages.evaluate import evaluate_run
 from swm.stages.loading import load_original
 from swm.stages.measure import measure_cost, measure_experiment
@@ -131,7 +132,8 @@ def _plan_key(score: dict[str, Any]) -> tuple[str, str]:
 def _study_runs(experiment: Experiment, kind: str, grid: Grid, progress: Progress) -> dict[str, str]:
     failed = _find_depths(experiment, kind, grid, progress)
     cells = cells_of(experiment, kind, grid)
-    _score(experiment.run(BASELINE), grid, part_of(progress, 0, len(cells) + 1, "original"))
+    original = experiment.run(BASELINE)
+    _score(original, _with_own_tasks(original, grid), part_of(progress, 0, len(cells) + 1, "original"))
     for place, cell in enumerate(cells, 1):
         try:
             _run_cell(experiment, cell, grid, part_of(progress, place, len(cells) + 1, cell.run))
@@ -205,6 +207,7 @@ def _layers_meeting(
 def _run_cell(experiment: Experiment, cell: Cell, grid: Grid, progress: Progress) -> None:
     """Merge, score, heal, score again: whatever is missing or belongs to another grid."""
     run = _planned(experiment, cell, progress)
+    grid = _with_own_tasks(run, grid)
     recovery = cell.recovery or recipe_of(run).recovery  # a run healed by another grid stays healed
     begin = _has_to_begin(run, grid, recovery, cell.method != CONTROL)
     if not begin and _is_scored(run, grid) and (run.stage == "recovered" or not recovery):
@@ -229,8 +232,8 @@ def _has_to_begin(run: Run, grid: Grid, recovery: RecoverySettings | None, needs
     if run.stage == "merged":
         return not run.has_model and not _is_scored(run, grid)
     if run.stage == "recovered":
-        unscored = needs_scores_before and not _fits(run.scores_before_recovery(), grid)
-        return recovery != recipe_of(run).recovery or unscored
+        scored = _fits(run.scores_before_recovery(), grid) and _is_profiled(run, grid, before_healing=True)
+        return recovery != recipe_of(run).recovery or (needs_scores_before and not scored)
     return True
 
 
@@ -264,6 +267,20 @@ def _score(run: Run, grid: Grid, progress: Progress) -> None:
         evaluate_run(run, grid.tasks, grid.limit, progress)
     if grid.time and not _is_study_control(run) and not take_timing(run):
         time_run(run, progress=progress)
+    if not _is_profiled(run, grid):
+        profile_run(run, grid.abilities, grid.requests, progress)
+
+
+def _with_own_tasks(run: Run, grid: Grid) -> Grid:
+    """The grid; if it has no tasks, with those that the run has scores of, so that they stay as they are."""
+    scores = run.scores() or run.scores_before_recovery()
+    if grid.tasks or not scores or not scores["tasks"]:
+        return grid
+    return replace(grid, tasks=tuple(scores["tasks"]), limit=scores["limit"])
+
+
+def _is_profiled(run: Run, grid: Grid, before_healing: bool = False) -> bool:
+    return not grid.abilities or has_profile(run, grid.abilities, grid.requests, before_healing)
 
 
 def _is_study_control(run: Run) -> bool:
@@ -273,7 +290,8 @@ def _is_study_control(run: Run) -> bool:
 
 def _is_scored(run: Run, grid: Grid) -> bool:
     """Whether it has all results that the grid requires; copies the timing of an equal run."""
-    return _fits(run.scores(), grid) and (not grid.time or _is_study_control(run) or take_timing(run))
+    timed = not grid.time or _is_study_control(run) or take_timing(run)
+    return timed and _fits(run.scores(), grid) and _is_profiled(run, grid)
 
 
 def _fits(scores: dict[str, Any] | None, grid: Grid) -> bool:

@@ -11,7 +11,7 @@ from swm.reporting.glossary import method_name
 from swm.settings import preset_settings
 from swm.studies.grids import Grid, TextsGrid, ThresholdGrid
 from swm.workspace.controls import CONTROL
-from swm.workspace.estimate import estimate_run, path_seconds, planner_seconds, stage_needs
+from swm.workspace.estimate import estimate_run, path_seconds, planner_seconds, profile_seconds, stage_needs
 
 
 def whole_study_seconds(
@@ -51,7 +51,7 @@ def study_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, grid: Grid
             total -= needs.seconds.get("time", 0)
         else:
             timed.add(shape)
-        total += needs.total_seconds
+        total += needs.total_seconds + evaluations * profile_seconds(facts, cost, len(grid.abilities), grid.requests)
     return total
 
 

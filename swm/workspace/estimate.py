@@ -304,6 +304,14 @@ def ability_seconds(
     return START_SECONDS + tokens * passes / _fast_rate(cost)
 
 
+def profile_seconds(facts: dict[str, Any], cost: dict[str, Any] | None, abilities: int, count: int) -> float:
+    """About how long a model takes to answer requests of abilities; 0 if there are none, or nothing was timed."""
+    if not abilities or not cost or "forward_tokens_per_second" not in cost:
+        return 0.0
+    loading = START_SECONDS + facts["size_bytes"] / LOADING_BYTES_PER_SECOND
+    return float(loading + ability_tokens(abilities, count) / _fast_rate(cost))
+
+
 def planner_seconds(
     facts: dict[str, Any], cost: dict[str, Any] | None, tokens: int, planner: str, layers: int
 ) -> float | None:
