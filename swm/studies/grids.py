@@ -49,10 +49,11 @@ def _tasks(value: Any) -> Any:
 
 
 def _abilities(value: Any) -> Any:
-    named = (
-        ",".join(value) if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value) else value
-    )
-    return () if named in {"none", ""} else tuple(chosen_abilities(named)) if isinstance(named, str) else value
+    if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
+        value = ",".join(value) or "none"
+    if not isinstance(value, str):
+        return value
+    return () if value == "none" else tuple(chosen_abilities(value))
 
 
 def _recovery(value: Any) -> Any:

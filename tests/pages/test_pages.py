@@ -977,6 +977,23 @@ def test_studies_open_on_one_that_was_made_also_after_another_experiment_is_chos
     assert asked.segmented_control(key="studies_kind").value == "thresholds"
 
 
+def test_studies_show_what_each_method_keeps_and_gives_up(study, no_demo):
+    study.run("baseline").save("abilities", ability_answers(facts=[1.0, 1.1, 0.9], reading=[1.0, 1.0, 1.2]))
+    for method, windows, facts in (("sleb", (Window(1, 2),), 1.2), ("random", (Window(2, 3),), 1.9)):
+        run = study.create_run(f"{method}-5", MergePlan(6, windows, "keep_first"), method=method)
+        run.remember(merge={"parameters": 90, "size_bytes": 360})
+        run.save("scores", scores(30.0, 0.5, 0.5))
+        run.save("abilities", ability_answers(facts=[facts, facts + 0.1, facts - 0.1], reading=[1.5, 1.5, 1.7]))
+    grid = {"planners": ["sleb", "random"], "rules": [], "ratios": [0.17], "tasks": "none", "heal": [], "limit": 3}
+    grid |= {"abilities": "facts,reading", "requests": 3, "recovery": {"preset": "quick"}}
+    study.save_study("abilities", {"grid": grid, "failed": {}})
+    test = opened("pages/studies.py", experiment="study", studies_kind="abilities")
+    assert "What each method keeps and gives up" in [head.value for head in test.subheader]
+    assert any("With 5 layers, SLEB keeps most: +35 %" in text.value for text in test.markdown)
+    (csv,) = [button for button in test.get("download_button") if "abilities" in button.proto.label]
+    assert csv
+
+
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "assets" / "experiments").glob("example-*")))
 def test_every_example_has_a_verdict_a_map_and_a_path(example):
     home = opened("app.py", experiment=example)

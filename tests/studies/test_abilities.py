@@ -8,7 +8,7 @@ from dataclasses import asdict
 import pytest
 from scipy import stats
 
-from swm.errors import SettingsError, TextError
+from swm.errors import SettingsError
 from swm.evaluation.paired import relative_rise, student
 from swm.models.load import load_model
 from swm.plan import MergePlan, Window
@@ -56,9 +56,7 @@ def test_profiles_are_what_plain_forward_passes_give_before_healing_and_after(ex
         assert len(expected) == 10
         assert entry["scores"]["model"]["bits"] == pytest.approx(expected, abs=0.02)
         means[file] = sum(expected) / sum(original["abilities"][str(mine)]["scores"]["model"]["bits"]) - 1
-    before, *healed = profiles_of(experiment, {"sleb-3", "control-4"})
-    control = next(each for each in healed if each.row.control)
-    after = next(each for each in healed if not each.row.control)
+    control, before, after = profiles_of(experiment, {"sleb-3", "control-4"})
     assert (before.name, after.name, control.name) == ("SLEB", "SLEB, healed", "original + LoRA")
     assert before.mean["value"] == pytest.approx(means["abilities-merged.json"], abs=2e-3)
     assert after.mean["value"] == pytest.approx(means["abilities.json"], abs=2e-3)
@@ -77,7 +75,7 @@ def test_nothing_is_asked_twice_and_more_requests_are(experiment, grid, monkeypa
 
     monkeypatch.setattr(run_module, "profile_run", profiled)
     run_study(experiment, "abilities", grid)
-    every = [("baseline", "baseline"), ("control-4", "recovered"), ("sleb-3", "merged"), ("sleb-3", "recovered")]
+    every = [("baseline", "original"), ("control-4", "recovered"), ("sleb-3", "merged"), ("sleb-3", "recovered")]
     assert asked == every
     asked.clear()
     run_study(experiment, "abilities", grid)
@@ -99,17 +97,17 @@ def test_a_study_without_tasks_keeps_those_of_another(experiment, grid):
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("change", "message"),
     [
-        ({"abilities": "chess"}, TextError, "chess"),
-        ({"abilities": 3}, SettingsError, "abilities must be a list"),
-        ({"abilities": [3]}, SettingsError, "abilities.0 must be text"),
-        ({"requests": 1}, SettingsError, "requests"),
-        ({"requests": "many"}, SettingsError, "requests must be"),
+        ({"abilities": "chess"}, "'chess' is not an ability"),
+        ({"abilities": 3}, "abilities must be a list"),
+        ({"abilities": [3]}, "abilities.0 must be text"),
+        ({"requests": 1}, "requests"),
+        ({"requests": "many"}, "requests must be"),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused(change, error, message):
-    with pytest.raises(error, match=message):
+def test_a_grid_that_cannot_be_is_refused(change, message):
+    with pytest.raises(SettingsError, match=message):
         parsed_grid("abilities", {**SMALL, **change})
 
 
@@ -141,8 +139,8 @@ def test_the_sentence_names_the_best_what_others_keep_better_and_what_comes_back
     assert abilities_conclusion(profiles) == (
         "With 24 layers, our own search keeps most: +40 % [+40, +41] bits on average over 2 abilities; next is SLEB "
         "+60 %. ShortGPT keeps reading better (+40 % instead of +60 %). Healing takes our own search from +40 % to "
-        "+14 % [+14, +15]; original, healed alike: -5 %. Most comes back of reading (+60 % to +10 %), least of facts "
-        "(+20 % to +18 %)."
+        "+15 % [+14, +15]; original, healed alike: -4 %. Most comes back of reading (+60 % to +10 %), least of facts "
+        "(+20 % to +19 %)."
     ).replace("our own search", profiles[0].method)
     alike = [model("best", facts=1.5, reading=1.5), model("sleb", facts=1.5, reading=1.5)]
     assert "cannot be told apart" in abilities_conclusion(alike)
@@ -191,6 +189,8 @@ def test_the_heat_map_shows_each_rise_in_its_cell():
     (trace,) = profiles_heatmap(
         {**profiles, "angular": {"facts": {"value": 0.01, "low": -0.1, "high": 0.2}}}, "Mean"
     ).data
-    shown = [dict(zip(trace.customdata[row, :, 0], trace.text[row], strict=True)) for row in (0, 1)]
+    shown = [
+        {cell[0]: text for cell, text in zip(trace.customdata[row], trace.text[row], strict=True)} for row in (0, 1)
+    ]
     assert shown == [{"Mean": "+40", "Facts": "", "Reading": "+1,250"}, {"Mean": "", "Facts": "+1", "Reading": ""}]
-    assert trace.y.tolist() if hasattr(trace.y, "tolist") else list(trace.y) == ["SLEB", "angular"]
+    assert list(trace.y) == ["SLEB", "angular"]

@@ -5,7 +5,7 @@ import pytest
 from swm.plan import MergePlan, Window
 from swm.studies.grids import Grid, TextsGrid, ThresholdGrid
 from swm.studies.times import study_seconds, whole_study_seconds
-from swm.workspace.estimate import estimate_run, path_seconds, planner_seconds
+from swm.workspace.estimate import ability_tokens, estimate_run, path_seconds, planner_seconds, profile_seconds
 from tests.reporting.test_compare import FACTS
 from tests.studies.run_cases import SMALL
 
@@ -31,6 +31,17 @@ def test_each_shape_is_timed_once(tmp_path):
         assert added == pytest.approx(
             2 * (5 + 2 * FACTS["size_bytes"] / (400 * 2**20) + 2 * 16 * 33 * token)
         )  # two depths
+
+
+def test_abilities_are_measured_before_healing_and_after(tmp_path):
+    one = profile_seconds(FACTS, COST, 3, 20)
+    assert one > 0
+    for heal, models in (([], 2), (["sleb"], 5)):  # two depths; healed, each of them twice, and the control
+        asked = {"abilities": "facts,logic,reading", "requests": 20}
+        added = seconds(tmp_path, heal=heal, **asked) - seconds(tmp_path, heal=heal)
+        assert added == pytest.approx(models * one)
+    more = ability_tokens(6, 20) - ability_tokens(3, 20)
+    assert profile_seconds(FACTS, COST, 6, 20) - one == pytest.approx(more / COST["training_tokens_per_second"])
 
 
 def test_without_rates_the_time_is_unknown(tmp_path):
