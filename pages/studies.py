@@ -82,15 +82,19 @@ def _of_calibration(experiment: Experiment, figure: str) -> str:
     return " Layers were chosen on text of this kind (other documents)." if figure == experiment.settings.texts else ""
 
 
-def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
-    """A chart of every method against depth, and the same numbers as a table; False if nothing was measured yet."""
+def show_runs(experiment: Experiment, kind: str, grid: Grid, place: Any) -> bool:
+    """A chart of every method against depth, and the same numbers as a table; False if nothing was measured yet.
+
+    Args:
+        place: where the choice of the figure goes.
+    """
     names = {BASELINE, *(cell.run for cell in cells_of(experiment, kind, grid))}
     rows = rows_of(experiment, names)
     measured = [name for name in FIGURES if any(_has(row, name) for row in rows)]
     healed = any(row.stage == "recovered" for row in rows)
     if len(rows) < 2 or not any(row.perplexities for row in rows) or (grid.heal and not healed):
         return False
-    figure_of = top.segmented_control(
+    figure_of = place.segmented_control(
         "Show",
         measured,
         format_func=FIGURES.get,
@@ -136,11 +140,12 @@ def show_runs(experiment: Experiment, kind: str, grid: Grid) -> bool:
     return True
 
 
-def show_profiles(experiment: Experiment, runs: set[str]) -> None:
-    """What each method keeps and gives up, where abilities were measured."""
+def show_profiles(experiment: Experiment, kind: str, grid: Grid) -> bool:
+    """What each method keeps and gives up, if the study asks for abilities; False if none was measured yet."""
+    runs = {cell.run for cell in cells_of(experiment, kind, grid)} if grid.abilities else ()
     profiles = profiles_of(experiment, runs)
     if not profiles:
-        return
+        return False
     st.subheader("What each method keeps and gives up", anchor=False)
     said = abilities_conclusion(profiles)
     if said:
@@ -165,6 +170,7 @@ def show_profiles(experiment: Experiment, runs: set[str]) -> None:
         on_click="ignore",
         key="studies_profiles_csv",
     )
+    return True
 
 
 def _chosen_method(rows: list[Row], key: str) -> str | None:
@@ -325,7 +331,8 @@ with shown_errors():
     last = experiment.study(kind)
     grid = grid_of(experiment, kind)
     if kind in OF_RUNS:
-        shown = show_runs(experiment, kind, Grid(**grid))
+        profiled = show_profiles(experiment, kind, Grid(**grid))
+        shown = show_runs(experiment, kind, Grid(**grid), st if profiled else top) or profiled
     elif kind == "thresholds":
         thresholds = ThresholdGrid(**grid)
         shown = show_thresholds(experiment, thresholds, thresholds.scores_in((last or {}).get("scores", [])))

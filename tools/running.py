@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def running_app(
         cwd=ROOT,
         stdout=log,
         stderr=log,
-        env={**os.environ, "STREAMLIT_SERVER_HEADLESS": "true", **environment},
+        env={**os.environ, "STREAMLIT_SERVER_HEADLESS": "true", "PYTHONFAULTHANDLER": "1", **environment},
     )
     address = f"http://127.0.0.1:{port}"
     try:
@@ -54,7 +55,12 @@ def running_app(
         yield address, app.pid
     finally:
         app.terminate()
-        app.wait(60)  # open pages and a busy machine make it slow to end
+        try:
+            app.wait(60)  # open pages and a busy machine make it slow to end
+        except subprocess.TimeoutExpired:
+            app.send_signal(signal.SIGABRT)  # its log then tells where each thread stands
+            app.wait(60)
+            raise
 
 
 def wait_for_answer(address: str, seconds: float = 60) -> None:

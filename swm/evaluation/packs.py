@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -107,6 +108,11 @@ class Pack:
             return None
         own = [self.shared + depth for tree in self.trees for depth in tree.depths]
         return torch.tensor([[*range(self.shared), *own]])
+
+    @cached_property
+    def groups(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The requests in groups of similar size, for attention; one pack is run without each layer."""
+        return list(_groups(self))
 
 
 def packs(requests: Sequence[Encoded], share: bool, tokens: int = PACK_TOKENS) -> Iterator[Pack]:
@@ -218,7 +224,7 @@ def attending(model: PreTrainedModel, pack: Pack) -> Iterator[None]:
 
 def _attention(pack: Pack) -> Callable[..., tuple[Tensor, None]]:
     """Attention of a pack: the beginning attends to itself, each request to the beginning and to its own ancestors."""
-    shared, groups = pack.shared or 0, list(_groups(pack))
+    shared, groups = pack.shared or 0, pack.groups
 
     def attend(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None = None, **more: Any

@@ -1,5 +1,6 @@
 """Grids of methods and depths, running them, their rows.
 
+- abilities: what each method keeps and gives up
 - findings: what the scores of a study can tell apart
 - grids: grids of methods and depths, declared in assets/studies.yaml
 - grid_files: files of grids: read, checked, written as YAML

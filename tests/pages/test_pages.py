@@ -985,7 +985,13 @@ def test_studies_show_what_each_method_keeps_and_gives_up(study, no_demo):
         run.save("scores", scores(30.0, 0.5, 0.5))
         run.save("abilities", ability_answers(facts=[facts, facts + 0.1, facts - 0.1], reading=[1.5, 1.5, 1.7]))
     grid = {"planners": ["sleb", "random"], "rules": [], "ratios": [0.17], "tasks": "none", "heal": [], "limit": 3}
-    grid |= {"abilities": "facts,reading", "requests": 3, "recovery": {"preset": "quick"}}
+    grid |= {
+        "keep_models": False,
+        "abilities": "facts,reading",
+        "requests": 3,
+        "recovery": {"preset": "quick"},
+        "time": False,
+    }
     study.save_study("abilities", {"grid": grid, "failed": {}})
     test = opened("pages/studies.py", experiment="study", studies_kind="abilities")
     assert "What each method keeps and gives up" in [head.value for head in test.subheader]

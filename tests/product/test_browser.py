@@ -46,9 +46,12 @@ pytestmark = pytest.mark.browser
 @contextmanager
 def quiet_app(folder):
     """Address of an app that says nothing while it runs."""
-    with (folder / "app.log").open("wb") as log, running_app(log) as (address, _):
-        yield address
-    said = (folder / "app.log").read_text()
+    try:
+        with (folder / "app.log").open("wb") as log, running_app(log) as (address, _):
+            yield address
+    finally:
+        said = (folder / "app.log").read_text()
+        print(said)
     assert "Traceback" not in said
     assert "Warning" not in said
 
