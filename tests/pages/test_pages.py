@@ -995,7 +995,7 @@ def test_studies_show_what_each_method_keeps_and_gives_up(study, no_demo):
     study.save_study("abilities", {"grid": grid, "failed": {}})
     test = opened("pages/studies.py", experiment="study", studies_kind="abilities")
     assert "What each method keeps and gives up" in [head.value for head in test.subheader]
-    assert any("With 5 layers, SLEB keeps most: +35 %" in text.value for text in test.markdown)
+    assert any("With 5 layers, SLEB keeps most: +33 %" in text.value for text in test.markdown)
     (csv,) = [button for button in test.get("download_button") if "abilities" in button.proto.label]
     assert csv
 
