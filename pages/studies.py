@@ -150,9 +150,12 @@ def show_profiles(experiment: Experiment, kind: str, grid: Grid) -> bool:
     said = abilities_conclusion(profiles)
     if said:
         st.markdown(f"**{plain(said)}**")
-    several = len({each.row.layers for each in profiles}) > 1
+    several = len({each.row.layers for each in profiles if not each.row.control}) > 1
     shown = {
-        f"{each.name} · {each.row.layers} layers" if several else each.name: {MEAN: each.mean, **each.rises}
+        f"{each.name} · {each.row.layers} layers" if several and not each.row.control else each.name: {
+            MEAN: each.mean,
+            **each.rises,
+        }
         for each in profiles
     }
     st.plotly_chart(profiles_heatmap(shown, MEAN), key="studies_profiles", alt=said or "Rises by method and ability.")

@@ -173,7 +173,7 @@ def profiles_heatmap(profiles: Mapping[str, Mapping[str, Rise]], mean: str) -> g
         z=[[_colour(rise) if rise else None for rise in line] for line in shown],
         text=[[f"{100 * rise['value']:+,.0f}" if rise else "" for rise in line] for line in shown],
         texttemplate="%{text}",
-        textfont={"size": 12},
+        textfont={"size": 12, "color": "#1a1a1a"},
         customdata=[
             [[title, percent(rise) if rise else ""] for title, rise in zip([mean, *titles[1:]], line, strict=True)]
             for line in shown

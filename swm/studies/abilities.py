@@ -57,14 +57,17 @@ class Profile(NamedTuple):
 
 
 def profiles_of(experiment: Experiment, runs: Collection[str]) -> list[Profile]:
-    """The models of a study's runs whose abilities were measured, most layers first, the least mean rise first."""
+    """The models of a study's runs whose abilities were measured: most layers first, the least mean rise first; the
+    controls last."""
     found = []
     for row, group in study_groups(experiment):
         by_seed = [rises for each in group if (rises := profile_of(each))] if {*runs} & {*row.runs} else []
         if by_seed:
             answers = [answers_of(each) for each in group]
             found.append(Profile(row, _over_seeds(by_seed), _mean_answers(answers)))
-    return sorted(found, key=lambda each: (-each.row.layers, each.row.stage == "recovered", each.mean["value"]))
+    return sorted(
+        found, key=lambda each: (each.row.control, -each.row.layers, each.row.stage == "recovered", each.mean["value"])
+    )
 
 
 def _over_seeds(by_seed: Sequence[dict[str, Rise]]) -> dict[str, Rise]:
@@ -109,7 +112,9 @@ def abilities_conclusion(profiles: Sequence[Profile]) -> str:
     control = next((each for each in profiles if each.row.control), None)
     for before in alike:
         healed = (each for each in profiles if each.row.stage == "recovered" and before.row.run in each.row.runs)
-        said += [_brought_back(before, after, control) for after in healed]
+        if after := next(healed, None):  # of the best method that was healed
+            said.append(_brought_back(before, after, control))
+            break
     return " ".join(filter(None, said))
 
 

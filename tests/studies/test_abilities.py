@@ -56,7 +56,7 @@ def test_profiles_are_what_plain_forward_passes_give_before_healing_and_after(ex
         assert len(expected) == 10
         assert entry["scores"]["model"]["bits"] == pytest.approx(expected, abs=0.02)
         means[file] = sum(expected) / sum(original["abilities"][str(mine)]["scores"]["model"]["bits"]) - 1
-    control, before, after = profiles_of(experiment, {"sleb-3", "control-4"})
+    before, after, control = profiles_of(experiment, {"sleb-3", "control-4"})
     assert (before.name, after.name, control.name) == ("SLEB", "SLEB, healed", "original + LoRA")
     assert before.mean["value"] == pytest.approx(means["abilities-merged.json"], abs=2e-3)
     assert after.mean["value"] == pytest.approx(means["abilities.json"], abs=2e-3)
